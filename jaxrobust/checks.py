@@ -1,0 +1,124 @@
+"""Checks of arguments at the public edge: each error names what was wrong and what would be right.
+
+Static facts (names, shapes, types) can be checked while tracing. Values are checked only where they
+are known: a traced value passes, because nothing can be said about it yet.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    """Raises ValueError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"`{name}` must be one of {tuple(allowed)}, got {value!r}.")
+
+
+def number(
+    name: str,
+    value: Any,
+    *,
+    minimum: float = -math.inf,
+    maximum: float = math.inf,
+    above: float = -math.inf,
+) -> None:
+    """Raises unless `value` is a finite number in [minimum, maximum] and greater than `above`.
+
+    Only Python and numpy numbers are looked at; placeholders and traced values pass.
+
+    Raises:
+      TypeError: A string, a bool, None or a container.
+      ValueError: Out of range, infinite or NaN.
+    """
+    if isinstance(value, bool | str | bytes | list | tuple | dict) or value is None:
+        raise TypeError(f"`{name}` must be a number, got {value!r}.")
+    if not isinstance(value, int | float | np.number):
+        return
+    if not (math.isfinite(value) and minimum <= value <= maximum and value > above):
+        if math.isfinite(above):
+            bound = f"a number above {above:g}"
+        elif math.isfinite(minimum) and math.isfinite(maximum):
+            bound = f"in [{minimum:g}, {maximum:g}]"
+        elif math.isfinite(minimum):
+            bound = f"a finite number of at least {minimum:g}"
+        else:
+            bound = "a finite number"
+        raise ValueError(f"`{name}` must be {bound}, got {value!r}.")
+
+
+def integer(name: str, value: Any, *, minimum: int) -> None:
+    """Raises unless `value` is an integer of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"`{name}` must be an integer, got {value!r}.")
+    if value < minimum:
+        raise ValueError(f"`{name}` must be at least {minimum}, got {value}.")
+
+
+def images_and_labels(images: Any, labels: Any) -> None:
+    """Checks the shapes and types of a batch; no values, so it may run while tracing.
+
+    Args:
+      images: floating [B, H, W, C].
+      labels: integer [B].
+
+    Raises:
+      TypeError: Integer images or fractional labels.
+      ValueError: Wrong rank, or lengths that differ.
+    """
+    for name, value in (("images", images), ("labels", labels)):
+        if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+            raise TypeError(f"`{name}` must be an array, got {type(value).__name__}.")
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise TypeError(
+            f"`images` must be floating point in [0, 1], got {images.dtype}; "
+            "divide uint8 images by 255."
+        )
+    if images.ndim != 4:
+        raise ValueError(f"`images` must be [B, H, W, C], got shape {tuple(images.shape)}.")
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"`labels` must be integers, got {labels.dtype}.")
+    if labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"`labels` must have shape {tuple(images.shape[:1])} to match `images`, "
+            f"got {tuple(labels.shape)}."
+        )
+
+
+def value_range(images: Any) -> None:
+    """Raises ValueError unless every pixel is in [0, 1]. Reads values: host only.
+
+    Args:
+      images: floating, any shape.
+    """
+    low, high = float(jnp.min(images)), float(jnp.max(images))
+    if not (0.0 <= low and high <= 1.0):
+        raise ValueError(
+            f"`images` must lie in [0, 1], got values in [{low:g}, {high:g}]. Normalisation belongs "
+            "in the classifier (`Classifier(mean=..., std=...)`), so that epsilon is in pixel units."
+        )
+
+
+def label_range(name: str, labels: Any, num_classes: int) -> None:
+    """Raises ValueError unless every label is in 0 .. num_classes - 1. Reads values: host only.
+
+    Args:
+      name: The argument's name, for the message.
+      labels: integer, any shape.
+      num_classes: K.
+    """
+    low, high = int(jnp.min(labels)), int(jnp.max(labels))
+    if low < 0 or high >= num_classes:
+        raise ValueError(
+            f"`{name}` must lie in 0 .. {num_classes - 1} for {num_classes} classes, "
+            f"got values in {low} .. {high}."
+        )
+
+
+def is_traced() -> bool:
+    """Whether this code runs under a JAX transformation, where values are not known."""
+    return isinstance(jnp.zeros(()), jax.core.Tracer)

@@ -1,0 +1,71 @@
+"""The one place that knows compiler options and platforms."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+
+from jaxrobust import checks
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# jaxlib 0.10 sends CPU convolutions to a fusion library that runs them on one core (PGD through a
+# small network: 4 times slower). The library is kept for what it is good at.
+_CPU_OPTIONS = {
+    "xla_cpu_experimental_ynn_fusion_type": (
+        "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+    )
+}
+
+
+@functools.cache
+def compiler_options() -> dict[str, str]:
+    """XLA options for the default backend; empty where none help or this jaxlib knows none.
+
+    An option that jaxlib does not know is an error in the first compilation that uses it, so a
+    trivial program tries it once.
+    """
+    if jax.default_backend() != "cpu":
+        return {}
+    try:
+        jax.jit(lambda x: x, compiler_options=_CPU_OPTIONS).lower(0.0).compile()
+    except Exception:  # the class of the error differs between jaxlib releases
+        return {}
+    return _CPU_OPTIONS
+
+
+def jit(function: F, **jit_options: Any) -> F:
+    """`jax.jit` with this machine's compiler options, chosen at the first call.
+
+    Compiler options belong to the outermost jit only: called while another function is being
+    traced, the result is an ordinary nested jit.
+
+    Args:
+      function: To compile.
+      **jit_options: Passed to `jax.jit`.
+
+    Returns:
+      The compiled function; `.lower(...)` lowers it with the same options.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> float(jit(lambda x: x + 1)(jnp.float32(1)))
+      2.0
+    """
+    nested = jax.jit(function, **jit_options)
+
+    @functools.cache
+    def outermost() -> Any:
+        return jax.jit(function, compiler_options=compiler_options(), **jit_options)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        compiled = nested if checks.is_traced() else outermost()
+        return compiled(*args, **kwargs)
+
+    def lower(*args: Any, **kwargs: Any) -> Any:
+        return outermost().lower(*args, **kwargs)
+
+    call.lower = lower  # type: ignore[attr-defined]
+    return call  # type: ignore[return-value]
