@@ -1,0 +1,57 @@
+"""Attacks on any function from images to logits.
+
+    result = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=40)(key, logits_fn, images, labels)
+
+Attacks are frozen dataclasses: they compare, hash, and serialise by `to_dict` and `from_dict`.
+"""
+
+import dataclasses
+from typing import Any
+
+from jaxrobust import checks
+from jaxrobust.attacks.projected_gradient import BIM, FGSM, PGD
+from jaxrobust.types import Attack, AttackResult
+
+ATTACKS: dict[str, type] = {"FGSM": FGSM, "BIM": BIM, "PGD": PGD}
+
+
+def to_dict(attack: Attack) -> dict[str, Any]:
+    """The attack as a JSON-ready dict: its name and its hyper-parameters.
+
+    Example:
+      >>> to_dict(FGSM(epsilon=0.5))
+      {'name': 'FGSM', 'epsilon': 0.5, 'norm': 'linf', 'targeted': False}
+    """
+    fields = {
+        field.name: getattr(attack, field.name)
+        for field in dataclasses.fields(attack)  # type: ignore[arg-type]
+    }
+    plain = {k: v if isinstance(v, str | bool | int) else float(v) for k, v in fields.items()}
+    return {"name": type(attack).__name__, **plain}
+
+
+def from_dict(description: dict[str, Any]) -> Attack:
+    """The attack that `to_dict` described.
+
+    Args:
+      description: {"name": one of ATTACKS, hyper-parameters that differ from the defaults}.
+
+    Raises:
+      ValueError: An unknown name, or a value out of range.
+      TypeError: A hyper-parameter that the attack does not have.
+
+    Example:
+      >>> from_dict({"name": "FGSM", "epsilon": 0.5}) == FGSM(epsilon=0.5)
+      True
+    """
+    fields = dict(description)
+    name = fields.pop("name", None)
+    checks.one_of("name", name, tuple(ATTACKS))
+    allowed = [field.name for field in dataclasses.fields(ATTACKS[name])]
+    for field in fields:
+        if field not in allowed:
+            raise TypeError(f"{name} has no `{field}`; it has {', '.join(allowed)}.")
+    return ATTACKS[name](**fields)
+
+
+__all__ = ["ATTACKS", "BIM", "FGSM", "PGD", "Attack", "AttackResult", "from_dict", "to_dict"]

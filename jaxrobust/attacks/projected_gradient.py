@@ -1,0 +1,202 @@
+"""FGSM, BIM and PGD: steps along the gradient of the cross-entropy inside a ball.
+
+With L the cross-entropy of the true class y and d the steepest direction of the norm (the sign of the
+gradient for linf, the gradient over its length for l2):
+
+    FGSM       x' = clip( x + epsilon * d(grad L(x, y)) )
+    BIM, PGD   x_(t+1) = clip( x + project( x_t + step_size * d(grad L(x_t, y)) - x ) )
+
+clip is to [0, 1], project to the ball of radius epsilon. BIM starts at the image, PGD at a random
+point of the ball. A targeted attack descends the cross-entropy of the class to reach instead.
+
+References:
+  FGSM: Goodfellow, Shlens, Szegedy, "Explaining and Harnessing Adversarial Examples", ICLR 2015,
+  section 4, https://arxiv.org/abs/1412.6572
+  BIM: Kurakin, Goodfellow, Bengio, "Adversarial Examples in the Physical World", ICLR 2017 workshop,
+  section 2.2, https://arxiv.org/abs/1607.02533
+  PGD: Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018,
+  equation 2, https://arxiv.org/abs/1706.06083
+"""
+
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust import checks, losses, norms
+from jaxrobust.attacks import engine
+from jaxrobust.types import Array, Evaluation
+
+
+class State(NamedTuple):
+    """One image under attack.
+
+    Attributes:
+      original: [H, W, C].
+      label: int32 scalar, the class to leave or to reach.
+      point: [H, W, C], where the attack stands.
+    """
+
+    original: Array
+    label: Array
+    point: Array
+
+
+def _static(default: Any) -> Any:
+    """A field that is part of the compiled program instead of an argument of it."""
+    return dataclasses.field(default=default, metadata={"static": True})
+
+
+def _start_at_image(attack: Any, key: Array, image: Array, label: Array) -> State:
+    return State(image, label, image)
+
+
+def _ask(attack: Any, state: State) -> Array:
+    return state.point
+
+
+def _objective(attack: Any, logits: Array, state: State) -> Array:
+    loss = losses.cross_entropy(logits, state.label)
+    return -loss if attack.targeted else loss
+
+
+def _projected_step(attack: Any, state: State, evaluation: Evaluation) -> State:
+    direction = norms.steepest(evaluation.gradient, attack.norm)
+    moved = state.point + attack.step_size * direction
+    perturbation = norms.project(moved - state.original, attack.epsilon, attack.norm)
+    return state._replace(point=jnp.clip(state.original + perturbation, 0.0, 1.0))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FGSM:
+    """Fast gradient sign method: one step of size epsilon.
+
+    The point returned is that of the formula even where the image itself was already misclassified.
+
+    Attributes:
+      epsilon: Radius in pixel units, not negative.
+      norm: "linf" or "l2" (the gradient over its length instead of its sign).
+      targeted: Whether labels name the class to reach.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), jnp.full(len(x), 1.9)], axis=1)
+      >>> result = FGSM(epsilon=0.25)(
+      ...     jax.random.key(0), logits_fn, jnp.full((1, 2, 2, 1), 0.5), jnp.array([0])
+      ... )
+      >>> result.images.ravel().tolist(), bool(result.success[0])
+      ([0.25, 0.25, 0.25, 0.25], True)
+    """
+
+    epsilon: float = 8 / 255
+    norm: str = _static("linf")
+    targeted: bool = _static(False)
+
+    num_steps: ClassVar[int] = 1
+    num_restarts: ClassVar[int] = 1
+    keep: ClassVar[str] = "last"
+    uses_gradient: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        checks.number("epsilon", self.epsilon, minimum=0.0)
+        checks.one_of("norm", self.norm, norms.NORMS)
+
+    __call__ = engine.attack_batch
+    init = _start_at_image
+    ask = _ask
+    objective = _objective
+
+    def tell(self, state: State, evaluation: Evaluation) -> State:
+        """The step."""
+        step = self.epsilon * norms.steepest(evaluation.gradient, self.norm)
+        return state._replace(point=jnp.clip(state.original + step, 0.0, 1.0))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class BIM:
+    """Basic iterative method: FGSM in small steps from the image itself, projected onto the ball.
+
+    Attributes:
+      epsilon: Radius in pixel units, not negative.
+      step_size: Length of a step in pixel units, not negative.
+      num_steps: At least 1.
+      norm: "linf" or "l2".
+      targeted: Whether labels name the class to reach.
+      keep: "best" returns the best point seen, "last" the last one, as the paper does.
+    """
+
+    epsilon: float = 8 / 255
+    step_size: float = 2 / 255
+    num_steps: int = _static(10)
+    norm: str = _static("linf")
+    targeted: bool = _static(False)
+    keep: str = _static("best")
+
+    num_restarts: ClassVar[int] = 1
+    uses_gradient: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check_steps(self)
+
+    __call__ = engine.attack_batch
+    init = _start_at_image
+    ask = _ask
+    objective = _objective
+    tell = _projected_step
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PGD:
+    """Projected gradient descent: BIM from a random point of the ball.
+
+    Attributes:
+      epsilon: Radius in pixel units, not negative.
+      step_size: Length of a step in pixel units, not negative.
+      num_steps: At least 1.
+      norm: "linf" or "l2".
+      targeted: Whether labels name the class to reach.
+      random_start: Whether the first point is drawn uniformly from the ball; False is BIM.
+      num_restarts: How many random starts; the best point of all is kept.
+      keep: "best" returns the best point seen, "last" the last one.
+    """
+
+    epsilon: float = 8 / 255
+    step_size: float = 2 / 255
+    num_steps: int = _static(10)
+    norm: str = _static("linf")
+    targeted: bool = _static(False)
+    random_start: bool = _static(True)
+    num_restarts: int = _static(1)
+    keep: str = _static("best")
+
+    uses_gradient: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check_steps(self)
+        checks.integer("num_restarts", self.num_restarts, minimum=1)
+        if self.num_restarts > 1 and not self.random_start:
+            raise ValueError("`num_restarts` above 1 needs `random_start=True`: all would be equal.")
+
+    __call__ = engine.attack_batch
+    ask = _ask
+    objective = _objective
+    tell = _projected_step
+
+    def init(self, key: Array, image: Array, label: Array) -> State:
+        """A random point of the ball, clipped to [0, 1]."""
+        if not self.random_start:
+            return _start_at_image(self, key, image, label)
+        noise = norms.uniform_in_ball(key, image.shape, self.epsilon, self.norm)
+        return State(image, label, jnp.clip(image + noise, 0.0, 1.0))
+
+
+def _check_steps(attack: Any) -> None:
+    checks.number("epsilon", attack.epsilon, minimum=0.0)
+    checks.number("step_size", attack.step_size, minimum=0.0)
+    checks.integer("num_steps", attack.num_steps, minimum=1)
+    checks.one_of("norm", attack.norm, norms.NORMS)
+    checks.one_of("keep", attack.keep, ("best", "last"))

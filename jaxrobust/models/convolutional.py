@@ -1,0 +1,89 @@
+"""The networks of the two Sports-10 reports: an MLP and two plain convolutional networks."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+
+from jaxrobust import ops
+from jaxrobust.models.layers import (
+    ConvBlock,
+    DenseBlock,
+    batch_norm,
+    flatten,
+    global_average,
+    he_fan_in,
+)
+from jaxrobust.types import Array
+
+
+class MLP(nn.Module):
+    """Dense layers with BatchNorm and ReLU on the flattened image (Sports-10 report A).
+
+    Attributes:
+      num_classes: K.
+      widths: Of the hidden layers.
+    """
+
+    num_classes: int = 10
+    widths: Sequence[int] = (512, 256, 64)
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> Array:
+        """Normalised images float32 [B, H, W, C] -> logits [B, K]."""
+        features = flatten(images)
+        for index, width in enumerate(self.widths):
+            features = DenseBlock(width, name=f"block_{index}")(features, train)
+        return nn.Dense(self.num_classes, name="head")(features)
+
+
+class CNN(nn.Module):
+    """Five convolutions, three poolings, global average, BatchNorm, one dense layer (report A).
+
+    Attributes:
+      num_classes: K.
+      widths: Of the five convolutions; the image is halved after the second, fourth and fifth.
+    """
+
+    num_classes: int = 10
+    widths: Sequence[int] = (32, 32, 64, 64, 128)
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> Array:
+        """Normalised images float32 [B, H, W, C], H and W multiples of 8 -> logits [B, K]."""
+        features = images
+        for index, width in enumerate(self.widths):
+            features = ConvBlock(width, use_bias=True, name=f"block_{index}")(features, train)
+            if index in (1, 3, 4):
+                features = ops.max_pool(features)
+        features = batch_norm(train, name="head_bn")(global_average(features))
+        return nn.Dense(self.num_classes, name="head")(features)
+
+
+class SimpleCNN(nn.Module):
+    """Three convolutions, each followed by pooling, and two dense layers with dropout (report B).
+
+    Attributes:
+      num_classes: K.
+      widths: Of the convolutions; max pooling after each but the last, average pooling there.
+      hidden_width: Of the dense layer.
+    """
+
+    num_classes: int = 10
+    widths: Sequence[int] = (32, 64, 128)
+    hidden_width: int = 256
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> Array:
+        """Normalised images float32 [B, H, W, C], H and W multiples of 8 -> logits [B, K].
+
+        In training it needs the PRNG stream "dropout".
+        """
+        features = images
+        last = len(self.widths) - 1
+        for index, width in enumerate(self.widths):
+            features = ConvBlock(width, use_bias=True, name=f"block_{index}")(features, train)
+            features = ops.max_pool(features) if index < last else ops.average_pool(features)
+        features = nn.Dropout(0.5, deterministic=not train)(flatten(features))
+        hidden = nn.Dense(self.hidden_width, kernel_init=he_fan_in, name="hidden")(features)
+        features = nn.Dropout(0.3, deterministic=not train)(nn.relu(hidden))
+        return nn.Dense(self.num_classes, name="head")(features)

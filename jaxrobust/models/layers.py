@@ -1,0 +1,125 @@
+"""The layers that the networks are made of."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxrobust import ops
+from jaxrobust.types import Array
+
+# PyTorch's BatchNorm: epsilon 1e-5; its momentum .1 is flax's .9.
+_BATCH_NORM = {"momentum": 0.9, "epsilon": 1e-5}
+
+# PyTorch's default for convolutions and dense layers is uniform(+-1/sqrt(fan_in)), a variance of
+# 1/(3 fan_in); the ReLU networks here start from He's 2/fan_out or 2/fan_in instead.
+he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+he_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
+
+
+class ConvBlock(nn.Module):
+    """Convolution, BatchNorm, an optional residual, ReLU.
+
+    In training these are four operations. With frozen statistics BatchNorm is an affine map, so it is
+    folded into the kernel and the whole block is one operation whose gradient by its input is cheap:
+    what an attack on a frozen network spends its time on.
+
+    The parameters are `conv/kernel` (`conv/bias`), `bn/scale`, `bn/bias`; the statistics `bn/mean`,
+    `bn/var`.
+
+    Attributes:
+      features: C_out.
+      kernel_size: Rows and columns.
+      strides: Of rows and columns.
+      padding: Zeros at each edge. An explicit number, because "SAME" pads stride-2 convolutions on
+        the other side than PyTorch does.
+      use_bias: Whether the convolution has a bias (BatchNorm's makes it redundant).
+      relu: Whether the block ends in a ReLU.
+    """
+
+    features: int
+    kernel_size: tuple[int, int] = (3, 3)
+    strides: tuple[int, int] = (1, 1)
+    padding: int = 1
+    use_bias: bool = False
+    relu: bool = True
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False, residual: Array | None = None) -> Array:
+        """Applies the block.
+
+        Args:
+          images: float32 [B, H, W, C_in].
+          train: Normalise by the batch's statistics and update the running ones.
+          residual: [B, H', W', features], added before the ReLU.
+
+        Returns:
+          float32 [B, H', W', features].
+        """
+        padding = ((self.padding, self.padding), (self.padding, self.padding))
+        if not train and not self.is_initializing():
+            kernel, bias = self._folded()
+            if self.relu:
+                return ops.convolution_bias_relu(
+                    images, kernel, bias, residual, self.strides, padding
+                )
+            outputs = ops.convolution(images, kernel, self.strides, padding) + bias
+            return outputs if residual is None else outputs + residual
+        outputs = nn.Conv(
+            self.features,
+            self.kernel_size,
+            self.strides,
+            padding,
+            use_bias=self.use_bias,
+            kernel_init=he_fan_out,
+            conv_general_dilated=ops.conv_general_dilated,
+            name="conv",
+        )(images)
+        outputs = batch_norm(train, name="bn")(outputs)
+        if residual is not None:
+            outputs = outputs + residual
+        return nn.relu(outputs) if self.relu else outputs
+
+    def _folded(self) -> tuple[Array, Array]:
+        """The kernel and bias of the convolution that equals convolution and BatchNorm together."""
+        params, statistics = self.variables["params"], self.variables["batch_stats"]["bn"]
+        factor = params["bn"]["scale"] * jax.lax.rsqrt(statistics["var"] + _BATCH_NORM["epsilon"])
+        mean = statistics["mean"]
+        if self.use_bias:
+            mean = mean - params["conv"]["bias"]
+        return params["conv"]["kernel"] * factor, params["bn"]["bias"] - mean * factor
+
+
+class DenseBlock(nn.Module):
+    """Dense, BatchNorm, ReLU.
+
+    Attributes:
+      features: Width of the output.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, inputs: Array, train: bool = False) -> Array:
+        """Applies the block to float32 [B, N]; returns float32 [B, features]."""
+        outputs = nn.Dense(self.features, kernel_init=he_fan_in, name="dense")(inputs)
+        return nn.relu(batch_norm(train, name="bn")(outputs))
+
+
+def batch_norm(train: bool, name: str) -> nn.BatchNorm:
+    """BatchNorm with PyTorch's constants.
+
+    Args:
+      train: Normalise by the batch's statistics and update the running ones.
+      name: The layer's name.
+    """
+    return nn.BatchNorm(use_running_average=not train, name=name, **_BATCH_NORM)
+
+
+def flatten(images: Array) -> Array:
+    """[B, H, W, C] -> [B, H * W * C], channels fastest."""
+    return images.reshape(images.shape[0], -1)
+
+
+def global_average(images: Array) -> Array:
+    """[B, H, W, C] -> [B, C], the mean over positions."""
+    return jnp.mean(images, axis=(1, 2))

@@ -1,0 +1,16 @@
+"""Operations with forms that are fast on the CPU, exact everywhere."""
+
+from jaxrobust.ops.convolution import (
+    conv_general_dilated,
+    convolution,
+    convolution_bias_relu,
+)
+from jaxrobust.ops.pooling import average_pool, max_pool
+
+__all__ = [
+    "average_pool",
+    "conv_general_dilated",
+    "convolution",
+    "convolution_bias_relu",
+    "max_pool",
+]

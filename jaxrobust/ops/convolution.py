@@ -1,0 +1,297 @@
+"""Convolutions whose input gradient is fast on the CPU.
+
+Attacks live on the gradient of a frozen network by its input. XLA's own input gradient of a
+convolution runs 4 to 9 times slower inside `lax.scan` than outside it on the CPU, so each kernel
+shape that the models use has a form of its own here, chosen while tracing. On other platforms, and
+for every other shape, the gradient is XLA's. The gradient by the weights is always XLA's; a program
+that does not use it does not compute it.
+
+Layout: images NHWC, kernels HWIO. These functions have a custom reverse-mode rule, so they cannot
+be differentiated in forward mode (`jax.jvp`).
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxrobust.types import Array
+
+Pair = tuple[int, int]
+Padding = tuple[Pair, Pair]
+_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+
+def _convolve(
+    images: Array, kernel: Array, strides: Pair, padding: Padding | str, groups: int = 1
+) -> Array:
+    return lax.conv_general_dilated(
+        images, kernel, strides, padding, dimension_numbers=_DIMENSIONS, feature_group_count=groups
+    )
+
+
+def _rotated(kernel: Array) -> Array:
+    """The kernel turned by 180 degrees with inputs and outputs exchanged."""
+    return kernel[::-1, ::-1].swapaxes(2, 3)
+
+
+def interleave(phases: Sequence[Sequence[Array]]) -> Array:
+    """Merges [2][2] images [B, H, W, C] into one [B, 2H, 2W, C]: phases[i][j] at rows 2h + i,
+    columns 2w + j.
+    """
+    rows = [jnp.stack(row, axis=3).reshape(_widened(row[0], 2)) for row in phases]
+    batch, height, width, channels = rows[0].shape
+    return jnp.stack(rows, axis=2).reshape(batch, 2 * height, width, channels)
+
+
+def _widened(image: Array, factor: int) -> tuple[int, int, int, int]:
+    batch, height, width, channels = image.shape
+    return batch, height, factor * width, channels
+
+
+def _input_gradient_plain(
+    cotangent: Array, kernel: Array, shape: tuple[int, ...], strides: Pair, padding: Padding
+) -> Array:
+    """XLA's own input gradient. shape: of the input, [B, H, W, C_in]."""
+    zeros = jnp.zeros(shape, cotangent.dtype)
+    _, pull_back = jax.vjp(lambda x: _convolve(x, kernel, strides, padding), zeros)
+    return pull_back(cotangent)[0]
+
+
+def _gradient_by_patches(cotangent: Array, kernel: Array, padding: Padding) -> Array:
+    """Stride 1, few input channels: one matrix product, then the patches are added up (col2im)."""
+    rows, columns, inputs, outputs = kernel.shape
+    (top, bottom), (left, right) = padding
+    batch, height, width, _ = cotangent.shape
+    weights = kernel.transpose(3, 0, 1, 2).reshape(outputs, rows * columns * inputs)
+    patches = jnp.dot(cotangent.reshape(-1, outputs), weights)
+    patches = patches.reshape(batch, height, width, rows * columns * inputs)
+    total = jnp.zeros((), cotangent.dtype)
+    for i in range(rows):
+        for j in range(columns):
+            position = (i * columns + j) * inputs
+            patch = patches[..., position : position + inputs]
+            # Output (h, w) came from input (h + i - top, w + j - left).
+            total = total + lax.pad(
+                patch,
+                jnp.zeros((), patch.dtype),
+                (
+                    (0, 0, 0),
+                    (i - top, rows - 1 - i - bottom, 0),
+                    (j - left, columns - 1 - j - right, 0),
+                    (0, 0, 0),
+                ),
+            )
+    return total
+
+
+def _gradient_by_phases(cotangent: Array, kernel: Array) -> Array:
+    """Stride 2, 3x3, padding 1, even size: y[i] = sum_k w[k] x[2i + k - 1] read backwards.
+
+    dx[2m] = w[1] dy[m] and dx[2m + 1] = w[2] dy[m] + w[0] dy[m + 1], in rows and in columns: four
+    small dense convolutions instead of one over a gradient that is three quarters zeros.
+    """
+    weights = kernel.swapaxes(2, 3)
+    after = jnp.pad(cotangent, ((0, 0), (0, 1), (0, 1), (0, 0)))
+    taps = {0: (slice(1, 2), slice(0, -1)), 1: (slice(None, None, -2), slice(None))}
+    phases = []
+    for row_taps, rows in taps.values():
+        phases.append(
+            [
+                _convolve(
+                    after[:, rows, columns], weights[row_taps, column_taps], (1, 1), "VALID"
+                )
+                for column_taps, columns in taps.values()
+            ]
+        )
+    return interleave(phases)
+
+
+def _gradient_pointwise(cotangent: Array, kernel: Array, strides: Pair) -> Array:
+    """1x1 kernel: a matrix product, spread over the positions that the stride visited."""
+    gradient = jnp.dot(cotangent, kernel[0, 0].T)
+    if strides == (2, 2):
+        zeros = jnp.zeros_like(gradient)
+        gradient = interleave([[gradient, zeros], [zeros, zeros]])
+    return gradient
+
+
+def _input_gradient_fast(
+    cotangent: Array, kernel: Array, shape: tuple[int, ...], strides: Pair, padding: Padding
+) -> Array | None:
+    """The CPU form for this shape, or None where there is none."""
+    rows, columns, inputs, _ = kernel.shape
+    even = shape[1] % 2 == 0 and shape[2] % 2 == 0
+    if (rows, columns) == (1, 1) and padding == ((0, 0), (0, 0)):
+        if strides == (1, 1) or (strides == (2, 2) and even):
+            return _gradient_pointwise(cotangent, kernel, strides)
+        return None
+    if strides == (1, 1):
+        if inputs <= 4:
+            return _gradient_by_patches(cotangent, kernel, padding)
+        (top, bottom), (left, right) = padding
+        opposite = (
+            (rows - 1 - top, rows - 1 - bottom),
+            (columns - 1 - left, columns - 1 - right),
+        )
+        return _convolve(cotangent, _rotated(kernel), (1, 1), opposite)
+    if (rows, columns, strides) == (3, 3, (2, 2)) and padding == ((1, 1), (1, 1)) and even:
+        return _gradient_by_phases(cotangent, kernel)
+    return None
+
+
+def _input_gradient(
+    cotangent: Array, kernel: Array, shape: tuple[int, ...], strides: Pair, padding: Padding
+) -> Array:
+    plain = functools.partial(
+        _input_gradient_plain, shape=shape, strides=strides, padding=padding
+    )
+
+    def fast(cotangent: Array, kernel: Array) -> Array:
+        gradient = _input_gradient_fast(cotangent, kernel, shape, strides, padding)
+        return plain(cotangent, kernel) if gradient is None else gradient
+
+    return lax.platform_dependent(cotangent, kernel, cpu=fast, default=plain)
+
+
+def _kernel_gradient(
+    cotangent: Array, images: Array, kernel: Array, strides: Pair, padding: Padding
+) -> Array:
+    _, pull_back = jax.vjp(lambda w: _convolve(images, w, strides, padding), kernel)
+    return pull_back(cotangent)[0]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def convolution(images: Array, kernel: Array, strides: Pair, padding: Padding) -> Array:
+    """A two-dimensional convolution (cross-correlation, as in every deep learning library).
+
+    Args:
+      images: [B, H, W, C_in].
+      kernel: [rows, columns, C_in, C_out].
+      strides: Of rows and columns.
+      padding: ((top, bottom), (left, right)) zeros.
+
+    Returns:
+      [B, H', W', C_out].
+
+    Example:
+      >>> image, kernel = jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1))
+      >>> convolution(image, kernel, (1, 1), ((1, 1), (1, 1)))[0, :2, :2, 0].tolist()
+      [[4.0, 6.0], [6.0, 9.0]]
+    """
+    return _convolve(images, kernel, strides, padding)
+
+
+def _convolution_forward(
+    images: Array, kernel: Array, strides: Pair, padding: Padding
+) -> tuple[Array, Any]:
+    return _convolve(images, kernel, strides, padding), (images, kernel)
+
+
+def _convolution_backward(
+    strides: Pair, padding: Padding, saved: Any, cotangent: Array
+) -> tuple[Array, Array]:
+    images, kernel = saved
+    return (
+        _input_gradient(cotangent, kernel, images.shape, strides, padding),
+        _kernel_gradient(cotangent, images, kernel, strides, padding),
+    )
+
+
+convolution.defvjp(_convolution_forward, _convolution_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def convolution_bias_relu(
+    images: Array,
+    kernel: Array,
+    bias: Array,
+    residual: Array | None,
+    strides: Pair,
+    padding: Padding,
+) -> Array:
+    """relu(convolution + bias + residual) as one operation.
+
+    Its gradient needs the output alone to know where the ReLU was open, so neither the convolution's
+    nor the sum's value is kept.
+
+    Args:
+      images: [B, H, W, C_in].
+      kernel: [rows, columns, C_in, C_out].
+      bias: [C_out].
+      residual: [B, H', W', C_out] to add before the ReLU, or None.
+      strides: Of rows and columns.
+      padding: ((top, bottom), (left, right)) zeros.
+
+    Returns:
+      [B, H', W', C_out], not negative.
+    """
+    outputs = _convolve(images, kernel, strides, padding) + bias
+    if residual is not None:
+        outputs = outputs + residual
+    return jnp.maximum(outputs, 0)
+
+
+def _fused_forward(
+    images: Array,
+    kernel: Array,
+    bias: Array,
+    residual: Array | None,
+    strides: Pair,
+    padding: Padding,
+) -> tuple[Array, Any]:
+    outputs = convolution_bias_relu(images, kernel, bias, residual, strides, padding)
+    return outputs, (images, kernel, residual is not None, outputs)
+
+
+def _fused_backward(
+    strides: Pair, padding: Padding, saved: Any, cotangent: Array
+) -> tuple[Array, Array, Array, Array | None]:
+    images, kernel, has_residual, outputs = saved
+    cotangent = jnp.where(outputs > 0, cotangent, jnp.zeros((), cotangent.dtype))
+    return (
+        _input_gradient(cotangent, kernel, images.shape, strides, padding),
+        _kernel_gradient(cotangent, images, kernel, strides, padding),
+        jnp.sum(cotangent, axis=(0, 1, 2)),
+        cotangent if has_residual else None,
+    )
+
+
+convolution_bias_relu.defvjp(_fused_forward, _fused_backward)
+
+
+def conv_general_dilated(
+    lhs: Array,
+    rhs: Array,
+    window_strides: Sequence[int],
+    padding: Any,
+    **options: Any,
+) -> Array:
+    """`convolution` under the signature of `jax.lax.conv_general_dilated`, for `flax.linen.Conv`.
+
+    Args:
+      lhs: Images [B, H, W, C_in].
+      rhs: Kernel [rows, columns, C_in / groups, C_out].
+      window_strides: Of rows and columns.
+      padding: Pairs of zeros, or "SAME" or "VALID".
+      **options: The rest of the signature. Groups, dilations and other layouts go to
+        `jax.lax.conv_general_dilated` unchanged.
+
+    Returns:
+      [B, H', W', C_out].
+    """
+    dilated = any(
+        factor != 1
+        for name in ("lhs_dilation", "rhs_dilation")
+        for factor in (options.get(name) or ())
+    )
+    if dilated or options.get("feature_group_count", 1) != 1 or lhs.ndim != 4:
+        return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
+    (top, bottom), (left, right) = padding
+    rows, columns = window_strides
+    return convolution(lhs, rhs, (rows, columns), ((top, bottom), (left, right)))
