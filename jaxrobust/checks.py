@@ -95,6 +95,8 @@ def value_range(images: Any) -> None:
     Args:
       images: floating, any shape.
     """
+    if not images.size:
+        return
     low, high = float(jnp.min(images)), float(jnp.max(images))
     if not (0.0 <= low and high <= 1.0):
         raise ValueError(
@@ -111,6 +113,8 @@ def label_range(name: str, labels: Any, num_classes: int) -> None:
       labels: integer, any shape.
       num_classes: K.
     """
+    if not labels.size:
+        return
     low, high = int(jnp.min(labels)), int(jnp.max(labels))
     if low < 0 or high >= num_classes:
         raise ValueError(

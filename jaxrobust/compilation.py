@@ -69,3 +69,22 @@ def jit(function: F, **jit_options: Any) -> F:
 
     call.lower = lower  # type: ignore[attr-defined]
     return call  # type: ignore[return-value]
+
+
+def as_argument(function: Callable[..., Any]) -> Any:
+    """The function in a form that may be an argument of compiled code.
+
+    A callable pytree of arrays (a Classifier, a `jax.tree_util.Partial`) stays what it is: its arrays
+    are arguments, so other weights compile nothing anew. A plain function becomes a constant of the
+    compiled code, which is compiled once for each function.
+
+    Args:
+      function: Any callable.
+
+    Raises:
+      TypeError: It cannot be called.
+    """
+    if not callable(function):
+        raise TypeError(f"`logits_fn` must be callable, got {type(function).__name__}.")
+    is_leaf = jax.tree_util.all_leaves([function])
+    return jax.tree_util.Partial(function) if is_leaf else function

@@ -10,7 +10,6 @@ going to a pruned variant compiles nothing.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,18 +44,15 @@ def attack_batch(
       ValueError: Shapes that do not fit; images outside [0, 1] and labels outside 0 .. K - 1 where
         the values are known, which is everywhere but under a transformation.
     """
-    if not callable(logits_fn):
-        raise TypeError(f"`logits_fn` must be callable, got {type(logits_fn).__name__}.")
     images, labels = jnp.asarray(images), jnp.asarray(labels)
     checks.images_and_labels(images, labels)
     if not checks.is_traced():
-        if images.size:
-            checks.value_range(images)
+        checks.value_range(images)
     keys = fold_keys(key, jnp.arange(images.shape[0]))
-    return _compiled_run(
+    return compiled_run(
         as_arrays(attack),
         keys,
-        as_argument(logits_fn),
+        compilation.as_argument(logits_fn),
         images.astype(jnp.float32),
         labels.astype(jnp.int32),
     )
@@ -78,12 +74,6 @@ def fold_keys(key: Array, indices: Array) -> Array:
 def as_arrays(attack: Attack) -> Attack:
     """The attack with float32 leaves, so that 8/255 and an array of it share compiled code."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), attack)
-
-
-def as_argument(logits_fn: LogitsFn) -> Any:
-    """A callable that may be passed to a compiled function: itself if it is a pytree of arrays."""
-    is_leaf = jax.tree_util.all_leaves([logits_fn])
-    return jax.tree_util.Partial(logits_fn) if is_leaf else logits_fn
 
 
 def run(
@@ -122,7 +112,7 @@ def run(
     )
 
 
-_compiled_run = compilation.jit(run)
+compiled_run = compilation.jit(run)
 
 
 def craft(

@@ -1,11 +1,11 @@
 """Operations with forms that are fast on the CPU, exact everywhere."""
 
-from jaxrobust.ops.convolution import (
+from jaxrobust.ops.conv import (
     conv_general_dilated,
     convolution,
     convolution_bias_relu,
 )
-from jaxrobust.ops.pooling import average_pool, max_pool
+from jaxrobust.ops.pool import average_pool, max_pool
 
 __all__ = [
     "average_pool",

@@ -7,7 +7,7 @@ silently wrong: XLA on the CPU then returns false gradients behind a convolution
 import jax
 import jax.numpy as jnp
 
-from jaxrobust.ops.convolution import interleave
+from jaxrobust.ops.conv import interleave
 from jaxrobust.types import Array
 
 

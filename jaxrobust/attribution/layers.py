@@ -1,0 +1,89 @@
+"""The layers of a linen network from outside: their names, and a handle on their outputs.
+
+The network is not changed. While it runs, flax tells an interceptor of every layer that is called;
+the interceptor sees the output and may add to it. So this works for any function that calls a linen
+module somewhere inside.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxrobust.types import Array, LogitsFn
+
+
+def layer_shapes(logits_fn: LogitsFn, image_shape: tuple[int, int, int]) -> dict[str, tuple]:
+    """The layers that run when an image is classified, in the order in which they finish.
+
+    Args:
+      logits_fn: Images [B, H, W, C] -> logits [B, K], calling a linen module.
+      image_shape: (H, W, C).
+
+    Returns:
+      {path: shape of the output for one image, without the batch}, paths like
+      "stage_0_block_0/conv_1". A layer that fused computation skips is not in it.
+
+    Example:
+      >>> import flax.linen as nn, jax, jax.numpy as jnp
+      >>> dense = nn.Sequential([lambda x: x.reshape(len(x), -1), nn.Dense(3)])
+      >>> variables = dense.init(jax.random.key(0), jnp.zeros((1, 2, 2, 1)))
+      >>> layer_shapes(lambda x: dense.apply(variables, x), (2, 2, 1))
+      {'layers_1': (3,)}
+    """
+    shapes: dict[str, tuple] = {}
+
+    def record(path: str, output: Array) -> Array:
+        shapes[path] = output.shape[1:]
+        return output
+
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    # A function of its own for every call: a cached trace would run no interceptor.
+    jax.eval_shape(lambda x: _intercepted(logits_fn, x, record), images)
+    return shapes
+
+
+def activation_and_gradient(
+    logits_fn: LogitsFn, image: Array, label: Array, layer: str, shape: tuple[int, ...]
+) -> tuple[Array, Array]:
+    """A layer's output for one image, and the gradient of the label's logit by that output.
+
+    Args:
+      logits_fn: Images [B, H, W, C] -> logits [B, K].
+      image: [H, W, C].
+      label: int32 scalar.
+      layer: A path of `layer_shapes`. A layer that is called more than once: its last call.
+      shape: Of the layer's output, without the batch.
+
+    Returns:
+      (activation, gradient), both of that shape.
+    """
+
+    def logit(delta: Array) -> tuple[Array, Array]:
+        outputs: list[Array] = []
+
+        def add_delta(path: str, output: Array) -> Array:
+            if path != layer:
+                return output
+            outputs.append(output)
+            return output + delta[None]
+
+        logits = _intercepted(logits_fn, image[None], add_delta)
+        return logits[0, label], outputs[-1][0]
+
+    gradient, activation = jax.grad(logit, has_aux=True)(jnp.zeros(shape, jnp.float32))
+    return activation, gradient
+
+
+def _intercepted(
+    logits_fn: LogitsFn, images: Array, look: Callable[[str, Array], Array]
+) -> Array:
+    def interceptor(call: Callable, args: tuple, kwargs: dict, context: object) -> object:
+        output = call(*args, **kwargs)
+        path = "/".join(context.module.path)  # type: ignore[attr-defined]
+        named = path and context.method_name == "__call__"  # type: ignore[attr-defined]
+        return look(path, output) if named and isinstance(output, jax.Array) else output
+
+    with nn.intercept_methods(interceptor):
+        return logits_fn(images)

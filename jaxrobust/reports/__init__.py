@@ -1,0 +1,10 @@
+"""Reports: one self-contained HTML file, drawn from a result.json alone.
+
+`python -m jaxrobust.reports results/<experiment>/<run>/result.json` writes report.html beside it.
+matplotlib, pillow and jinja2 load when a report is written, not when this package is imported.
+"""
+
+from jaxrobust.reports.html import write_report
+from jaxrobust.reports.pictures import decode_array
+
+__all__ = ["decode_array", "write_report"]

@@ -1,0 +1,223 @@
+"""From a checked result to what the template prints: groups, figures, tiles and heat tables."""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jaxrobust.reports import figures, formatting
+from jaxrobust.reports.gallery import explanation_groups, gallery_groups
+from jaxrobust.reports.naming import class_name, grouped, titled
+
+# More rows than a reader looks at only make the page slow; the rest stays in result.json.
+_MAX_RECORDS = 200
+_MAX_LOGITS = 20
+
+
+def build_context(result: dict[str, Any]) -> dict[str, Any]:
+    """Everything that the template needs.
+
+    Args:
+      result: As `read_result` returns it: checked, optional lists present.
+
+    Returns:
+      The variables of report.html.j2.
+    """
+    names, models, attacks = result["data"]["class_names"], result["models"], result["attacks"]
+    looks = _looks(result)
+    return {
+        "result": result,
+        "looks": looks,
+        "key_figures": [(model, _strongest(model["name"], attacks)) for model in models],
+        "training": _training(models, looks),
+        "confusion": [
+            (model["name"], _confusion(names, model["evaluation"]["confusion_matrix"]))
+            for model in models
+            if model["evaluation"]["confusion_matrix"]
+        ],
+        "per_class": _per_class(models),
+        "attacks": grouped(attacks, "model"),
+        "attack_figures": _attack_figures(attacks, looks),
+        "curves": _curves(result["curves"], looks),
+        "transfer": [(transfer, _transfer(transfer)) for transfer in result["transfer"]],
+        "explanations": list(explanation_groups(result["explanations"], names)),
+        "gallery": list(gallery_groups(result["gallery"], names)),
+        "records": [
+            (attack, [_record(record, names) for record in attack["records"][:_MAX_RECORDS]])
+            for attack in attacks
+            if attack["records"]
+        ],
+        "settings": list(_flat(result["config"])),
+        "environment": list(_flat(result["environment"])),
+    }
+
+
+def _looks(result: dict[str, Any]) -> dict[str, figures.Series]:
+    """One colour and marker for each model, the same in every figure."""
+    mentioned = [model["name"] for model in result["models"]]
+    for section in ("attacks", "curves"):
+        mentioned += [item["model"] for item in result[section]]
+    return {name: figures.series(index) for index, name in enumerate(dict.fromkeys(mentioned))}
+
+
+def _strongest(model: str, attacks: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The attack that leaves `model` the least accuracy, of those that measured it."""
+    measured = [
+        attack
+        for attack in attacks
+        if attack["model"] == model
+        and attack.get("robust_accuracy")
+        and formatting.finite(attack["robust_accuracy"]["rate"])
+    ]
+    return min(measured, key=lambda attack: attack["robust_accuracy"]["rate"], default=None)
+
+
+def _training(
+    models: Sequence[dict[str, Any]], looks: dict[str, figures.Series]
+) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(model, its panels) for each model with epochs to draw; a panel is (quantity, SVG)."""
+    losses = _recorded(models, "loss")
+    top = 1.05 * max(losses, default=1.0) or 1.0
+    drawn = []
+    for index, model in enumerate(models):
+        panels = [
+            (
+                quantity,
+                figures.training(
+                    model["training"]["epochs"],
+                    quantity,
+                    looks[model["name"]],
+                    f"training-{index}-{quantity}",
+                    top,
+                ),
+            )
+            for quantity in ("loss", "accuracy")
+            if _recorded([model], quantity)
+        ]
+        if panels:
+            drawn.append((model["name"], panels))
+    return drawn
+
+
+def _recorded(models: Sequence[dict[str, Any]], quantity: str) -> list[float]:
+    values = [
+        epoch.get(f"{part}_{quantity}")
+        for model in models
+        for epoch in model["training"]["epochs"]
+        for part in ("train", "validation")
+    ]
+    return [value for value in values if value is not None and formatting.finite(value)]
+
+
+def _confusion(names: Sequence[str], matrix: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    rows = []
+    for index, counts in enumerate(matrix):
+        known = [count if formatting.finite(count) else 0 for count in counts]
+        total = sum(known)
+        cells = [
+            {
+                "text": formatting.number(count, 0),
+                "detail": "",
+                "share": value / total if total else 0.0,
+                "diagonal": column == index,
+            }
+            for column, (count, value) in enumerate(zip(counts, known, strict=True))
+        ]
+        rows.append((class_name(names, index), cells))
+    width = max(len(counts) for counts in matrix)
+    return {"columns": [class_name(names, index) for index in range(width)], "rows": rows}
+
+
+def _transfer(transfer: dict[str, Any]) -> dict[str, Any]:
+    models = transfer["models"]
+    rows = [
+        (
+            class_name(models, row),
+            [
+                {
+                    "text": formatting.rate_value(rate),
+                    "detail": formatting.rate_interval(rate),
+                    "share": rate["rate"] if formatting.finite(rate["rate"]) else 0.0,
+                    "diagonal": row == column,
+                }
+                for column, rate in enumerate(rates)
+            ],
+        )
+        for row, rates in enumerate(transfer["rates"])
+    ]
+    return {"columns": models, "rows": rows}
+
+
+def _per_class(models: Sequence[dict[str, Any]]) -> list[tuple[str, Any, list[Any]]]:
+    """(class, support, scores of each model) for each class that any model has."""
+    tables = [{row["class"]: row for row in model["evaluation"]["per_class"]} for model in models]
+    classes = dict.fromkeys(name for table in tables for name in table)
+    return [
+        (
+            name,
+            next(table[name]["support"] for table in tables if name in table),
+            [table.get(name) for table in tables],
+        )
+        for name in classes
+    ]
+
+
+def _attack_figures(
+    attacks: Sequence[dict[str, Any]], looks: dict[str, figures.Series]
+) -> list[tuple[str, str]]:
+    drawn = []
+    for key, title in (("robust_accuracy", "Robust accuracy"), ("success", "Success rate")):
+        groups: dict[str, list[tuple[figures.Series, dict[str, Any]]]] = {}
+        for attack in attacks:
+            if attack.get(key):
+                label = titled(attack["label"], attack.get("target"))
+                groups.setdefault(label, []).append((looks[attack["model"]], attack[key]))
+        if groups:
+            drawn.append((title, figures.intervals(groups, f"attacks-{key}")))
+    return drawn
+
+
+def _curves(
+    curves: Sequence[dict[str, Any]], looks: dict[str, figures.Series]
+) -> list[tuple[str, list[dict[str, Any]], str]]:
+    return [
+        (
+            label,
+            same_attack,
+            figures.epsilon_curves(
+                [(looks[curve["model"]], curve["points"]) for curve in same_attack],
+                f"curve-{index}",
+            ),
+        )
+        for index, (label, same_attack) in enumerate(grouped(curves, "label"))
+    ]
+
+
+def _record(record: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {
+        **record,
+        "clean": _logits(record["clean_logits"], names),
+        "adversarial": _logits(record["adversarial_logits"], names),
+    }
+
+
+def _logits(logits: Sequence[Any], names: Sequence[str]) -> str:
+    """All logits in the order of the classes, or the five largest by name where they are many."""
+    if len(logits) <= _MAX_LOGITS:
+        return "  ".join(formatting.number(value, 2) for value in logits)
+    known = [(value, index) for index, value in enumerate(logits) if formatting.finite(value)]
+    largest = sorted(known, key=lambda pair: -pair[0])[:5]
+    return ", ".join(
+        f"{class_name(names, index)} {formatting.number(value, 2)}" for value, index in largest
+    )
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested settings as rows: `attack.epsilon`, 0.03."""
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        elif value is None or (isinstance(value, float) and not formatting.finite(value)):
+            yield f"{prefix}{key}", formatting.DASH
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            yield f"{prefix}{key}", text

@@ -1,0 +1,96 @@
+"""Numbers as text: what a report writes for rates, confidences, sizes and what is missing."""
+
+import math
+from typing import Any
+
+DASH = "\N{EN DASH}"
+_MINUS = "\N{MINUS SIGN}"
+_SPACE = "\N{NO-BREAK SPACE}"
+
+
+def finite(value: Any) -> bool:
+    """Whether `value` is a number that can be shown: not None, NaN, infinite or a bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def number(value: Any, decimals: int = 3) -> str:
+    """A number with fixed decimals, so that a column of them lines up.
+
+    Example:
+      >>> number(0.5), number(1234567, 0), number(None), number(-0.000001)
+      ('0.500', '1,234,567', '–', '−1.0e−06')
+    """
+    if not finite(value):
+        return DASH
+    # What rounds to nothing is not nothing: 0.000 would say that an attack changed no pixel.
+    tiny = value != 0 and abs(value) < 0.5 * 10.0**-decimals
+    text = f"{value:.1e}" if tiny else f"{value:,.{decimals}f}"
+    return text.replace("-", _MINUS)
+
+
+def seconds(value: Any) -> str:
+    """A duration in seconds, about three digits of it.
+
+    Example:
+      >>> seconds(0.25), seconds(12.34), seconds(1234.5)
+      ('0.25', '12.3', '1,234')
+    """
+    if not finite(value):
+        return DASH
+    return number(value, 2 if value < 1 else 1 if value < 100 else 0)
+
+
+def confidence(value: Any) -> str:
+    r"""A probability as a whole percentage that never claims a certainty it does not have.
+
+    Example:
+      >>> confidence(0.874), confidence(0.9999), confidence(1e-9)
+      ('87\xa0%', '>\xa099\xa0%', '<\xa01\xa0%')
+    """
+    if not finite(value):
+        return DASH
+    percent = 100 * value
+    if 99.5 <= percent < 100:
+        return f">{_SPACE}99{_SPACE}%"
+    if 0 < percent < 0.5:
+        return f"<{_SPACE}1{_SPACE}%"
+    return f"{percent:.0f}{_SPACE}%"
+
+
+def _decimals(rate: dict[str, Any]) -> int:
+    """As many decimals as the sample supports: below 1,000 images one image is a tenth or more."""
+    value, n = rate["rate"], rate["n"]
+    decimals = 1 if finite(n) and n >= 1000 else 0
+    # 498 of 500 must not read as 100 %, nor 2 of 500 as 0 %.
+    while 0 < value < 1 and decimals < 4 and float(f"{100 * value:.{decimals}f}") in (0, 100):
+        decimals += 1
+    return decimals
+
+
+def rate_value(rate: dict[str, Any] | None) -> str:
+    r"""The percentage of a RATE, or a dash.
+
+    Example:
+      >>> rate_value({"count": 498, "n": 500, "rate": 0.996, "low": 0.985, "high": 0.999})
+      '99.6\xa0%'
+    """
+    if rate is None or not finite(rate["rate"]):
+        return DASH
+    return f"{100 * rate['rate']:.{_decimals(rate)}f}{_SPACE}%"
+
+
+def rate_interval(rate: dict[str, Any] | None) -> str:
+    r"""The 95 % interval and the sample size of a RATE, in brackets; empty where there is no rate.
+
+    Example:
+      >>> rate_interval({"count": 41, "n": 50, "rate": 0.82, "low": 0.692, "high": 0.902})
+      '(69–90, n\xa0=\xa050)'
+    """
+    if rate is None:
+        return ""
+    size = f"n{_SPACE}={_SPACE}{number(rate['n'], 0)}"
+    if not all(finite(rate[key]) for key in ("rate", "low", "high")):
+        return f"({size})"
+    decimals = _decimals(rate)
+    low, high = (f"{100 * rate[key]:.{decimals}f}" for key in ("low", "high"))
+    return f"({low}{DASH}{high}, {size})"

@@ -1,0 +1,590 @@
+"""The report says what result.json says, harms nobody, and complains clearly."""
+# ruff: noqa: RUF001  (en dashes and minus signs are what a report prints)
+
+import base64
+import itertools
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxrobust.reports import decode_array, write_report
+from jaxrobust.reports.__main__ import main
+from jaxrobust.reports.formatting import confidence, number, rate_interval, rate_value, seconds
+from jaxrobust.reports.pictures import data_uri, heat, overlay, perturbation, to_rgb
+
+EVIL = "<script>alert('x')</script>"
+NAMES = ["cat", EVIL, "$\\frac"]
+RATE = {"count": 41, "n": 50, "rate": 0.82, "low": 0.692, "high": 0.902}
+NO_RATE = {"count": 0, "n": 0, "rate": math.nan, "low": None, "high": None}
+SECTIONS = {
+    "attacks": {"attacks", "records"},
+    "transfer": {"transfer"},
+    "explanations": {"explanations"},
+    "gallery": {"gallery"},
+    "curves": {"curves"},
+}
+
+
+def encode(array):
+    data = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+    return {"dtype": str(array.dtype), "shape": list(array.shape), "base64": data}
+
+
+def make_model(name):
+    epochs = [
+        {
+            "epoch": epoch,
+            "train_loss": 2 / epoch,
+            "train_accuracy": 0.2 * epoch,
+            "validation_loss": None if epoch == 2 else 2.5 / epoch,
+            "validation_accuracy": math.nan if epoch == 2 else 0.15 * epoch,
+            "learning_rate": 0.001,
+        }
+        for epoch in (1, 2, 3)
+    ]
+    scores = {"precision": 0.71, "recall": 0.61, "f1": 0.66}
+    return {
+        "name": name,
+        "description": f"the {name}",
+        "num_parameters": 141610,
+        "training": {"seconds_per_epoch": 1.25, "epochs": epochs},
+        "evaluation": {
+            "accuracy": RATE,
+            "loss": 0.734,
+            "confusion_matrix": [[13, 4, 0], [0, 17, 0], [1, 0, 15]],
+            "per_class": [{"class": label, **scores, "support": 17} for label in NAMES],
+            "macro": scores,
+        },
+    }
+
+
+def make_attack(model, label, robust_rate, target=None):
+    record = {
+        "index": 7,
+        "label": 0,
+        "attacked": True,
+        "success": True,
+        "clean_prediction": 0,
+        "adversarial_prediction": 1,
+        "clean_confidence": 0.9,
+        "adversarial_confidence": 0.9999,
+        "clean_logits": [3.25, -1.5, math.nan],
+        "adversarial_logits": [0.5, 4.75, 0.0],
+        "l2": 0.8125,
+        "linf": 0.03,
+        "num_steps": 2,
+    }
+    attack = {
+        "name": "PGD",
+        "label": label,
+        "parameters": {"epsilon": 0.03},
+        "model": model,
+        "success": RATE,
+        "robust_accuracy": {"count": 0, "n": 50, "rate": robust_rate, "low": 0.0, "high": 0.3},
+        "mean_l2": 1.234,
+        "mean_linf": 0.0288,
+        "mean_confidence": 0.93,
+        "median_steps": 3.0,
+        "records": [record],
+    }
+    if target:
+        attack |= {"target": target, "robust_accuracy": None}
+        record["target"] = NAMES.index(target)
+    return attack
+
+
+def make_result():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    adversarial = np.clip(image / np.float32(255) + np.float32(0.05), 0, 1).astype(np.float32)
+    one_map = encode(rng.random((8, 8), dtype=np.float32))
+    prediction = {"index": 7, "label": 0, "prediction": 0, "confidence": 0.9, "saliency": one_map}
+    example = {
+        **prediction,
+        "attack": "PGD",
+        "success": True,
+        "adversarial_prediction": 1,
+        "adversarial_confidence": 0.97,
+        "l2": 1.4,
+        "linf": 0.05,
+        "num_steps": 3,
+        "image": encode(image),
+        "adversarial": encode(adversarial),
+        "adversarial_saliency": one_map,
+    }
+    cams = {"grad_cam": one_map, "adversarial_grad_cam": one_map}
+    explanation = {**prediction, "class": "cat", "image": encode(image)}
+    return {
+        "format": 1,
+        "experiment": "tiny",
+        "title": f"A study of {EVIL}",
+        "summary": ["The first paragraph.", "The second paragraph."],
+        "config": {"train": {"batch_size": 32}, "resume": None, "note": EVIL},
+        "seed": 3,
+        "environment": {"jaxrobust": "0.1.0", "device": "a cpu", "commit": None},
+        "timings": {"train cnn": 12.34},
+        "data": {
+            "name": "pets",
+            "class_names": NAMES,
+            "num_train": 1593,
+            "num_test": 50,
+            "image_shape": [8, 8, 3],
+            "skipped_files": ["broken.jpg"],
+        },
+        "models": [make_model("mlp"), make_model("cnn")],
+        "attacks": [
+            make_attack("mlp", "FGSM", 0.2),
+            make_attack("cnn", "FGSM", 0.24),
+            make_attack("cnn", "PGD, linf 0.03", 0.08),
+            make_attack("cnn", "PGD, linf 0.03", None, target="cat"),
+        ],
+        "transfer": [
+            {"label": "PGD", "models": ["mlp", "cnn"], "rates": [[RATE, RATE], [NO_RATE, RATE]]}
+        ],
+        "explanations": [
+            {**explanation, "model": "mlp"},
+            {**explanation, "model": "cnn", "layer": "conv5", "grad_cam": one_map, "prediction": 2},
+        ],
+        "gallery": [{**example, "model": "mlp"}, {**example, **cams, "model": "cnn", "target": 1}],
+        "curves": [
+            {
+                "model": "cnn",
+                "label": "PGD",
+                "points": [
+                    {"epsilon": 0.0, "robust_accuracy": RATE},
+                    {"epsilon": 0.01, "robust_accuracy": NO_RATE},
+                    {"epsilon": 0.02, "robust_accuracy": RATE},
+                ],
+            }
+        ],
+    }
+
+
+class Page(HTMLParser):
+    """What a test asks of a report: its tags, its ids, and the words of each section."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.words, self.section = [], [], {}, None
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append((tag, attributes))
+        if tag not in ("meta", "link", "img", "br"):
+            self.open.append(tag)
+        if tag == "section":
+            self.section = attributes["id"]
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+        if tag in ("td", "th"):
+            self.handle_data(" ")
+
+    def handle_data(self, data):
+        if self.open[-1:] != ["style"]:
+            self.words[self.section] = self.words.get(self.section, "") + data
+
+    def text(self, section):
+        return " ".join(self.words[section].replace("\xa0", " ").split())
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    def sections(self):
+        return {attributes["id"] for attributes in self.all("section")}
+
+
+def report(tmp_path, result):
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(result))
+    return write_report(path).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return report(tmp_path_factory.mktemp("run"), make_result())
+
+
+@pytest.fixture(scope="module")
+def page(text):
+    return Page(text)
+
+
+def test_the_markup_is_well_formed_and_the_contents_lead_somewhere(page):
+    assert page.open == []
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = [a["href"][1:] for a in page.all("a")]
+    assert set(targets) == page.sections()
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+
+
+def test_every_section_is_there(page):
+    always = {"key-figures", "data", "models", "training", "confusion", "classes", "run"}
+    assert page.sections() == always.union(*SECTIONS.values())
+
+
+def test_nothing_is_fetched(text, page):
+    assert "http:" not in text and "https:" not in text and "@import" not in text
+    assert page.all("script") == [] and page.all("iframe") == []
+    for _, attributes in page.tags:
+        for name in ("src", "href", "xlink:href"):
+            assert attributes.get(name, "#").startswith(("#", "data:"))
+    assert all(address.startswith("#") for address in re.findall(r"url\(([^)]*)\)", text))
+    policies = [m["content"] for m in page.all("meta") if "http-equiv" in m]
+    assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+
+
+def test_text_from_the_result_is_escaped(text, page):
+    assert "<script" not in text
+    assert EVIL in page.text(None)
+    assert EVIL in page.text("confusion")
+    assert "$\\frac" in page.text("classes")
+
+
+def test_labels_in_figures_are_escaped(tmp_path):
+    result = make_result()
+    result["attacks"][0]["label"] = EVIL
+    text = report(tmp_path, result)
+    assert "<script" not in text and Page(text).open == []
+
+
+def test_numbers_are_those_of_the_result(page):
+    assert "82 % accuracy (69–90, n = 50)" in page.text("key-figures")
+    models = page.text("models")
+    assert "141,610" in models and "82 % (69–90, n = 50) 0.734 0.660 3 1.2" in models
+    assert "cat 17 0.71 0.61 0.66 0.71 0.61 0.66" in page.text("classes")
+    assert "PGD, linf 0.03 82 % (69–90, n = 50) 8 % (0–30, n = 50) 1.234 0.0288 93 % 3.0" in (
+        page.text("attacks")
+    )
+    assert "PGD, linf 0.03, target cat 82 % (69–90, n = 50) – 1.234" in page.text("attacks")
+    assert "mlp 82 %(69–90, n = 50) 82 %" in page.text("transfer")
+    assert "0.0100 – (n = 0)" in page.text("curves")
+    assert "cat 13 4 0" in page.text("confusion")
+
+
+def test_the_strongest_attack_is_the_one_that_leaves_least(page):
+    figures = page.text("key-figures")
+    assert "20 % robust accuracy (0–30, n = 50) under FGSM" in figures
+    assert "8 % robust accuracy (0–30, n = 50) under PGD, linf 0.03" in figures
+    assert "24 %" not in figures
+
+
+def test_records_show_predictions_and_logits(page):
+    records = page.text("records")
+    assert f"7 cat cat 90 % {EVIL} > 99 % yes yes 0.812 0.0300 2" in records
+    assert "3.25 −1.50 –" in records and "0.50 4.75 0.00" in records
+
+
+def test_gallery_and_explanations_have_their_tiles(page):
+    tiles = page.all("img")
+    # Explanations: 2 of the MLP, 3 of the CNN. Gallery: 5 and 7.
+    assert len(tiles) == 2 + 3 + 5 + 7
+    assert all(tile["alt"] and tile["loading"] == "lazy" for tile in tiles)
+    assert all(tile["class"] == "pixelated" and tile["width"] == "8" for tile in tiles)
+    gallery = page.text("gallery")
+    assert "perturbation× 10.0" in gallery and "mlp: PGD 1 of 1 shown succeeded" in gallery
+    assert f"cnn: PGD, target {EVIL}" in gallery
+    assert gallery.count("Grad-CAM") == 1 + 2  # the caption, and the tiles of the CNN alone
+    assert "Grad-CAM at layer conv5" in page.text("explanations")
+
+
+def test_only_the_first_gallery_group_is_open(text):
+    gallery = text[text.index('<section id="gallery">') : text.index('<section id="records">')]
+    assert re.findall(r"<details[^>]*>", gallery) == [
+        '<details class="group" open>',
+        '<details class="group">',
+    ]
+
+
+def test_settings_environment_and_timings_are_listed(page):
+    run = page.text("run")
+    assert "train.batch_size 32" in run and "resume –" in run and "note " + EVIL in run
+    assert "train cnn 12.3" in run and "Commit–" in run and "device a cpu" in run
+
+
+def test_the_same_result_gives_the_same_bytes(tmp_path, text):
+    """In another process, under other settings of matplotlib and another hash seed."""
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(make_result()))
+    (tmp_path / "matplotlibrc").write_text("font.size: 30\nlines.linewidth: 9\n")
+    environment = os.environ | {"PYTHONHASHSEED": "7", "MATPLOTLIBRC": str(tmp_path)}
+    subprocess.run(
+        [sys.executable, "-m", "jaxrobust.reports", str(path)],
+        check=True,
+        env=environment,
+        cwd=Path(__file__).parents[1],
+    )
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == text
+
+
+@pytest.mark.parametrize("key", SECTIONS)
+@pytest.mark.parametrize("how", ["absent", "null", "empty"])
+def test_a_section_that_is_not_there_is_left_out(tmp_path, page, key, how):
+    result = make_result()
+    if how == "absent":
+        del result[key]
+    else:
+        result[key] = None if how == "null" else []
+    assert page.sections() - Page(report(tmp_path, result)).sections() == SECTIONS[key]
+
+
+def test_a_model_without_epochs_has_no_training_curves(tmp_path):
+    result = make_result()
+    for model in result["models"]:
+        model["training"] = {"seconds_per_epoch": None, "epochs": []}
+    result["models"][0]["evaluation"]["loss"] = math.nan
+    page = Page(report(tmp_path, result))
+    assert "training" not in page.sections()
+    assert "(69–90, n = 50) – 0.660 0 –" in page.text("models")
+
+
+def without_numbers(value, missing):
+    """The result with every number that may be missing gone."""
+    if isinstance(value, dict):
+        kept = {"index", "label", "target", "epoch", "shape", "image_shape", "format"}
+        return {
+            key: inner
+            if key in kept or key.endswith("prediction")
+            else without_numbers(inner, missing)
+            for key, inner in value.items()
+        }
+    if isinstance(value, list):
+        return [without_numbers(inner, missing) for inner in value]
+    return missing if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+@pytest.mark.parametrize("missing", [None, math.nan, math.inf])
+def test_missing_numbers_are_dashes(tmp_path, missing):
+    page = Page(report(tmp_path, without_numbers(make_result(), missing)))
+    assert "– accuracy" in page.text("key-figures")
+    assert "cat – – – – – – –" in page.text("classes")
+    for section in page.sections():
+        assert not re.search(r"\b(nan|NaN|inf|Infinity|None|null)\b", page.text(section))
+
+
+def test_grey_images_are_drawn(tmp_path):
+    result = make_result()
+    grey = np.full((8, 8, 1), 128, np.uint8)
+    for item in result["explanations"] + result["gallery"]:
+        item["image"] = encode(grey)
+    for item in result["gallery"]:
+        item["adversarial"] = encode((grey / 255).astype(np.float32))
+    assert "perturbationnone" in Page(report(tmp_path, result)).text("gallery")
+
+
+def test_long_records_are_cut_and_say_so(tmp_path):
+    result = make_result()
+    result["attacks"][0]["records"] *= 201
+    assert "201 images, the first 200 shown" in Page(report(tmp_path, result)).text("records")
+
+
+def test_no_such_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere/result\.json: there is no such file"):
+        write_report(tmp_path / "nowhere" / "result.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "must hold an object"),
+        ("{}", "`format` must be 1, got None"),
+        ('{"format": 2}', "`format` must be 1, got 2"),
+        ('{"format": 1}', "`experiment` is missing"),
+    ],
+)
+def test_a_file_that_is_no_result(tmp_path, content, message):
+    path = tmp_path / "result.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        write_report(path)
+    assert str(path) in str(caught.value)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("attacks", 1, "success", "low"), ..., "`attacks[1].success.low` is missing"),
+        (("models", 0, "evaluation"), ..., "`models[0].evaluation` is missing"),
+        (("models", 0, "evaluation"), None, "`models[0].evaluation` must be an object, got None"),
+        (("models", 0, "num_parameters"), "many", "`models[0].num_parameters` must be a number"),
+        (("gallery", 0, "success"), 1, "`gallery[0].success` must be true or false, got 1"),
+        (("data", "class_names"), "cat", "`data.class_names` must be a list, got 'cat'"),
+        (("title",), 3, "`title` must be text, got 3"),
+        (
+            ("gallery", 0, "image", "dtype"),
+            "int8",
+            "`gallery[0].image`: `dtype` must be one of ('uint8', 'float32'), got 'int8'",
+        ),
+        (("explanations", 1, "image", "shape"), [8, 24], "`explanations[1].image` must be [H, W"),
+        (
+            ("gallery", 1, "grad_cam", "shape"),
+            [4, 16],
+            "`gallery[1].grad_cam` must have shape (8, 8), got (4, 16)",
+        ),
+    ],
+)
+def test_a_result_with_something_wrong_names_the_place(tmp_path, place, value, message):
+    result = json.loads(json.dumps(make_result()))  # a copy that shares nothing
+    inner = result
+    for key in place[:-1]:
+        inner = inner[key]
+    if value is ...:
+        del inner[place[-1]]
+    else:
+        inner[place[-1]] = value
+    with pytest.raises(ValueError, match=re.escape(message)):
+        report(tmp_path, result)
+
+
+def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
+    report(tmp_path, make_result())
+    before = (tmp_path / "report.html").read_bytes()
+
+    def refuse(self, target):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(OSError, match="disk full"):
+        report(tmp_path, make_result() | {"title": "another"})
+    assert (tmp_path / "report.html").read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"result.json", "report.html"}
+
+
+def test_command_line(tmp_path, capsys):
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(make_result()))
+    output = tmp_path / "new" / "page.html"
+    assert main([str(path), "--output", str(output)]) == 0
+    assert capsys.readouterr().out.strip() == str(output) and output.is_file()
+    assert main([str(tmp_path / "other.json")]) == 2
+    assert "other.json: there is no such file" in capsys.readouterr().err
+
+
+def test_the_import_is_cheap():
+    code = (
+        "import sys, jaxrobust.reports; "
+        "print([m for m in ('matplotlib', 'jinja2', 'PIL') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_arrays_are_decoded(dtype):
+    array = np.arange(24).reshape(2, 3, 4).astype(dtype)
+    decoded = decode_array(encode(array))
+    assert decoded.dtype == array.dtype
+    np.testing.assert_array_equal(decoded, array)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": "float64"}, "`dtype` must be one of"),
+        ({"shape": [3]}, "must hold 3 bytes for uint8 of shape (3,), got 2"),
+        ({"shape": [-1, -2]}, "must hold 2 bytes for uint8 of shape (-1, -2)"),
+        ({"base64": "A?=="}, "`base64` cannot be decoded"),
+    ],
+)
+def test_arrays_that_cannot_be_decoded(change, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        decode_array(encode(np.zeros(2, np.uint8)) | change)
+
+
+def test_the_perturbation_fills_the_range_around_grey():
+    image = np.full((1, 3, 1), 100, np.uint8)
+    adversarial = (image / 255 + np.array([[[-0.02], [0.0], [0.01]]])).astype(np.float32)
+    picture, factor = perturbation(image, adversarial)
+    assert factor == pytest.approx(25, rel=1e-4)
+    np.testing.assert_array_equal(picture[0, :, 0], [0, 128, 191])
+    unchanged, none = perturbation(image, image)
+    assert none is None and np.all(unchanged == 128)
+
+
+def test_maps_are_stretched_to_their_own_range():
+    values = np.array([[0.0, 1.0], [2.0, 4.0]], np.float32)
+    np.testing.assert_array_equal(heat(values), heat(3 + 10 * values))
+    coloured = heat(values).astype(int).sum(-1)
+    assert coloured[0, 0] < coloured[0, 1] < coloured[1, 0] < coloured[1, 1]
+    flat = heat(np.full((2, 2), 5.0, np.float32))
+    np.testing.assert_array_equal(flat, np.broadcast_to(heat(values)[0, 0], (2, 2, 3)))
+    with_nan = heat(np.array([[np.nan, 0.0], [2.0, 4.0]], np.float32))
+    np.testing.assert_array_equal(with_nan[1], heat(values)[1])
+
+
+def test_the_overlay_covers_only_where_the_map_is_high():
+    image = np.full((1, 2, 3), 90, np.uint8)
+    picture = overlay(image, np.array([[0.0, 1.0]], np.float32))
+    np.testing.assert_allclose(picture[0, 0], [90, 90, 90], atol=1)
+    assert picture[0, 1, 0] > 150 and picture[0, 1, 2] < 90  # the yellow end of viridis
+
+
+def test_pngs_keep_every_pixel():
+    import io
+
+    from PIL import Image
+
+    pixels = np.random.default_rng(1).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    prefix, data = data_uri(pixels).split(",")
+    assert prefix == "data:image/png;base64"
+    decoded = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+    np.testing.assert_array_equal(decoded, pixels)
+    floats = to_rgb(np.array([[[0.0], [0.5], [2.0], [np.nan]]], np.float32))
+    np.testing.assert_array_equal(floats[0, :, 2], [0, 128, 255, 0])
+
+
+@pytest.mark.parametrize(
+    ("n", "count", "expected"),
+    [
+        (50, 41, "82 %"),
+        (50, 50, "100 %"),
+        (50, 0, "0 %"),
+        (500, 498, "99.6 %"),
+        (500, 2, "0.4 %"),
+        (10000, 8231, "82.3 %"),
+        (10000, 9999, "99.99 %"),
+    ],
+)
+def test_rates_show_what_the_sample_supports(n, count, expected):
+    rate = {"count": count, "n": n, "rate": count / n, "low": 0.1, "high": 0.9}
+    assert rate_value(rate).replace("\xa0", " ") == expected
+    assert f"n = {n:,})" in rate_interval(rate).replace("\xa0", " ")
+
+
+def test_numbers_are_written_for_readers():
+    assert number(-0.5, 1) == "−0.5" and number(0.0, 2) == "0.00"
+    assert number(2e-7, 3) == "2.0e−07"
+    assert seconds(0.123) == "0.12" and seconds(7200) == "7,200"
+    assert [confidence(x).replace("\xa0", " ") for x in (0, 0.004, 0.5, 0.999, 1)] == [
+        "0 %",
+        "< 1 %",
+        "50 %",
+        "> 99 %",
+        "100 %",
+    ]
+    for show in (number, seconds, confidence):
+        assert show(None) == show(math.nan) == show(-math.inf) == "–"
