@@ -1,0 +1,11 @@
+"""Data sets in memory, and their augmentation inside jit.
+
+`load` gives a `Dataset`: two splits of uint8 images with their labels. Put a split on the device
+once, then index, convert to [0, 1] and augment there: nothing on the host keeps up with that.
+"""
+
+from jaxrobust.data import augment
+from jaxrobust.data.dataset import Dataset, SkippedFile, Split
+from jaxrobust.data.loading import NAMES, load
+
+__all__ = ["NAMES", "Dataset", "SkippedFile", "Split", "augment", "load"]

@@ -1,0 +1,98 @@
+"""What `load` returns: a data set that is small enough to sit in memory, decoded."""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+
+class SkippedFile(NamedTuple):
+    """A file that is not in the data set, because it cannot be read as an image.
+
+    Attributes:
+      file: Its path below the data set's folder, such as "train/golf/17.jpg".
+      reason: What is wrong with it.
+    """
+
+    file: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """Images and their labels, in a fixed order.
+
+    Attributes:
+      images: uint8 [N, H, W, C], read-only.
+      labels: int32 [N], indices into the data set's `class_names`; read-only.
+      files: N names that tell the images apart: "<class>/<file>" below the split's folder.
+
+    Raises:
+      TypeError: `images` are not uint8 or `labels` are not integers.
+      ValueError: The shapes or lengths do not fit together.
+
+    Example:
+      >>> split = Split(np.zeros((2, 8, 8, 3), np.uint8), np.array([0, 1]), ("a/1.png", "b/1.png"))
+      >>> len(split)
+      2
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    files: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != np.uint8:
+            raise TypeError(f"`images` must be uint8, got {self.images.dtype}.")
+        if self.images.ndim != 4:
+            raise ValueError(f"`images` must be [N, H, W, C], got shape {self.images.shape}.")
+        if not np.issubdtype(self.labels.dtype, np.integer):
+            raise TypeError(f"`labels` must be integers, got {self.labels.dtype}.")
+        if self.labels.shape != self.images.shape[:1] or len(self.files) != len(self.labels):
+            raise ValueError(
+                f"`images`, `labels` and `files` must have one length, got {len(self.images)}, "
+                f"labels of shape {self.labels.shape} and {len(self.files)}."
+            )
+        # Views, so that freezing them leaves the caller's own arrays writeable.
+        images, labels = self.images.view(), self.labels.astype(np.int32)
+        images.flags.writeable = labels.flags.writeable = False
+        object.__setattr__(self, "images", images)
+        object.__setattr__(self, "labels", labels)
+        object.__setattr__(self, "files", tuple(self.files))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set for classification, decoded.
+
+    Attributes:
+      name: The name it was loaded by.
+      train: The split to learn from.
+      test: The split to measure on, and on nothing else: take a validation split from `train`.
+      class_names: K names; label k means `class_names[k]`.
+      mean: float32 [C], of pixel values in [0, 1], for the classifier's normalisation.
+      std: float32 [C], likewise.
+      skipped_files: The damaged files that were left out; empty unless that was asked for.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+    mean: np.ndarray
+    std: np.ndarray
+    skipped_files: tuple[SkippedFile, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are: K."""
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of every image in both splits."""
+        height, width, channels = self.train.images.shape[1:]
+        return height, width, channels

@@ -1,0 +1,117 @@
+"""An image folder, decoded: from the cache where it has not changed since."""
+
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxrobust.data import cache, pictures, records
+from jaxrobust.data.dataset import SkippedFile, Split
+from jaxrobust.data.folder import ImageFolder
+
+# Counts up whenever the same files would decode to other pixels, or the cache's layout changes.
+_VERSION = 1
+
+
+class Decoded(NamedTuple):
+    """The content of an image folder.
+
+    Attributes:
+      train: The train split, without the damaged files.
+      test: The test split, likewise.
+      damaged: The files that could not be read, with the reasons.
+    """
+
+    train: Split
+    test: Split
+    damaged: tuple[SkippedFile, ...]
+
+
+def decode(
+    folder: ImageFolder,
+    image_size: int | None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Decoded:
+    """Decodes an image folder, or reads what an earlier call decoded.
+
+    Args:
+      folder: The listing; names, sizes and times tell whether the cache still holds.
+      image_size: Side in pixels; None keeps the images' own size, which must then be one.
+      cache_dir: See `cache.folder`.
+
+    Returns:
+      The splits, and the files that are damaged.
+
+    Raises:
+      OSError: The cache cannot be written, or a file cannot be read.
+      ValueError: No `image_size`, and sizes that differ.
+    """
+    place = cache.folder(cache_dir)
+    path = place / f"{folder.root.name[:50]}-{cache.key(_identity(folder, image_size))}.npz"
+    arrays = cache.read(path)
+    if arrays is None:
+        arrays = _decode_files(folder, image_size, place)
+        cache.write(path, arrays)
+    images, labels, files = arrays["images"], arrays["labels"], arrays["files"].tolist()
+    train_end = int(arrays["train_end"])
+    return Decoded(
+        train=Split(images[:train_end], labels[:train_end], files[:train_end]),
+        test=Split(images[train_end:], labels[train_end:], files[train_end:]),
+        damaged=tuple(SkippedFile(*row) for row in json.loads(str(arrays["damaged"]))),
+    )
+
+
+def _identity(folder: ImageFolder, image_size: int | None) -> list[object]:
+    import PIL
+
+    # Pillow's version, because another JPEG library may round otherwise.
+    version = (_VERSION, PIL.__version__)
+    return [version, str(folder.root), folder.test_split, folder.train, folder.test, image_size]
+
+
+def _decode_files(
+    folder: ImageFolder, image_size: int | None, place: Path
+) -> dict[str, np.ndarray]:
+    files = [*folder.train, *folder.test]
+    names = [f"train/{file.name}" for file in folder.train]
+    names += [f"{folder.test_split}/{file.name}" for file in folder.test]
+    paths = [folder.root / name for name in names]
+    reasons = {i: file.problem for i, file in enumerate(files) if file.problem is not None}
+    openable = [i for i in range(len(files)) if i not in reasons]
+
+    images = None  # all of them, allocated once the first has told the size
+    kept: list[int] = []
+    with cache.scratch(place) as scratch:
+        for position, content in records.contents([paths[i] for i in openable], scratch):
+            index = openable[position]
+            try:
+                image = pictures.decode(content, image_size)
+            except pictures.DamagedImageError as error:
+                reasons[index] = str(error)
+                continue
+            if images is None:
+                images = np.empty((len(openable), *image.shape), np.uint8)
+            elif image.shape != images.shape[1:]:
+                (height, width), first = image.shape[:2], images.shape[1:]
+                raise ValueError(
+                    f"The images differ in size: {str(paths[kept[0]])!r} has {first[1]}x{first[0]} "
+                    f"pixels, {str(paths[index])!r} {width}x{height}. Give `image_size`, to which "
+                    "all are then resized."
+                )
+            images[len(kept)] = image
+            kept.append(index)
+    if images is None:
+        raise ValueError(
+            f"No file in {str(folder.root)!r} can be read as an image, among them "
+            f"{str(paths[0])!r}: {reasons[0]}."
+        )
+    damaged = [(names[i], reasons[i]) for i in sorted(reasons)]
+    return {
+        "images": images[: len(kept)],
+        "labels": np.array([files[i].label for i in kept], np.int32),
+        "files": np.array([files[i].name for i in kept], np.str_),
+        "train_end": np.array(sum(i < len(folder.train) for i in kept)),
+        "damaged": np.array(json.dumps(damaged)),
+    }

@@ -1,0 +1,172 @@
+"""`load`: the data sets, by name."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from jaxrobust import checks
+from jaxrobust.data import decoding, folder
+from jaxrobust.data.dataset import Dataset, Split
+
+NAMES = ("digits", "sports10", "image_folder")
+
+# ImageNet's, which the studies of Sports-10 and most pretrained networks normalise with.
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_TEST_SPLITS = ("test", "valid", "val")
+
+
+def load(
+    name: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    image_size: int | None = None,
+    *,
+    test_split: str | None = None,
+    skip_damaged: bool = False,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Dataset:
+    """Loads a data set into memory, decoded.
+
+    - "digits": scikit-learn's 1,797 handwritten digits. They come with scikit-learn: no files, no
+      network. 8x8 gray pixels of 17 levels, as RGB of `image_size` (32). Every fifth image, counted
+      through the classes one after the other, is in the test split: 1,437 and 360 images. Mean and
+      standard deviation are those of the train split: 0.310 and 0.349 at 32 pixels.
+    - "sports10": photographs of ten sports, at 32 pixels unless `image_size` says otherwise. Its
+      test split is the folder "valid", as in the studies that use it.
+    - "image_folder": any `<data_dir>/<split>/<class>/<image>`, of the images' own size unless
+      `image_size` is given.
+
+    Photographs are resized with Pillow's bicubic filter (not cropped: one that is not square is
+    squeezed) and carry ImageNet's mean and standard deviation. Classes and files are in the order
+    of their names. Hidden files are ignored, and so are files that lie outside the class folders.
+    What is decoded once is cached, and decoded anew when a file's name, size or time changes.
+
+    Args:
+      name: One of `NAMES`.
+      data_dir: The folder that holds the splits; for "sports10" also one with a folder "sports10"
+        that does. Not used for "digits".
+      image_size: Side of the images in pixels, at least 1; None for the defaults above.
+      test_split: The folder of the test split. None: the one of "test", "valid" and "val" that is
+        there; for "sports10", "valid" before the others.
+      skip_damaged: Leave out files that are no readable image, and list them in the result's
+        `skipped_files`, rather than raise an error.
+      cache_dir: Where decoded images are kept. None: $JAXROBUST_CACHE, else
+        $XDG_CACHE_HOME/jaxrobust, else ~/.cache/jaxrobust.
+
+    Returns:
+      The data set.
+
+    Raises:
+      TypeError: `image_size` is not an integer.
+      FileNotFoundError: `data_dir` or a split in it does not exist.
+      OSError: The cache cannot be written to.
+      ValueError: An unknown name, no `data_dir` where one is needed, a `test_split` that is "train"
+        or could be one of several folders, classes that are empty or in one split only, damaged
+        files, or images that differ in size while no `image_size` is given.
+
+    Example:
+      >>> digits = load("digits")
+      >>> digits.train.images.shape, len(digits.test), digits.num_classes
+      ((1437, 32, 32, 3), 360, 10)
+    """
+    if name not in NAMES:
+        raise ValueError(
+            f"`name` must be one of {NAMES}, got {name!r}. A folder of images is loaded by "
+            'load("image_folder", data_dir=...).'
+        )
+    if image_size is not None:
+        checks.integer("image_size", image_size, minimum=1)
+    if name == "digits":
+        return _digits(32 if image_size is None else int(image_size))
+
+    root = _root(name, data_dir)
+    if test_split is None:
+        test_split = _find_test_split(name, root)
+    elif test_split == "train":
+        raise ValueError("`test_split` must be another folder than 'train'.")
+    if name == "sports10" and image_size is None:
+        image_size = 32
+    listing = folder.scan(root, test_split)
+    decoded = decoding.decode(listing, None if image_size is None else int(image_size), cache_dir)
+    if decoded.damaged and not skip_damaged:
+        shown = "".join(f"\n  {root / file}: {reason}" for file, reason in decoded.damaged[:5])
+        more = "\n  ..." if len(decoded.damaged) > 5 else ""
+        raise ValueError(
+            f"{len(decoded.damaged)} file(s) cannot be read as images:{shown}{more}\n"
+            "Repair or remove them, or pass skip_damaged=True to leave them out."
+        )
+    for split_name, split in (("train", decoded.train), (test_split, decoded.test)):
+        for label in set(range(len(listing.class_names))) - set(split.labels.tolist()):
+            empty = root / split_name / listing.class_names[label]
+            raise ValueError(f"The class folder {str(empty)!r} holds no readable image.")
+    return Dataset(
+        name=name,
+        train=decoded.train,
+        test=decoded.test,
+        class_names=listing.class_names,
+        mean=np.array(_IMAGENET_MEAN, np.float32),
+        std=np.array(_IMAGENET_STD, np.float32),
+        skipped_files=decoded.damaged,
+    )
+
+
+def _root(name: str, data_dir: str | os.PathLike[str] | None) -> Path:
+    test = "valid" if name == "sports10" else "test"
+    layout = f"<data_dir>/train/<class>/<image> and <data_dir>/{test}/<class>/<image>"
+    if data_dir is None:
+        raise ValueError(
+            f"{name!r} needs `data_dir`, a folder with its images placed as {layout}. Nothing is "
+            "downloaded; data/README.md says more."
+        )
+    root = Path(data_dir).expanduser().absolute()
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"`data_dir` must be an existing folder with the images of {name!r} placed as "
+            f"{layout}, got {str(root)!r}."
+        )
+    return root / name if name == "sports10" and (root / name).is_dir() else root
+
+
+def _find_test_split(name: str, root: Path) -> str:
+    found = [split for split in _TEST_SPLITS if (root / split).is_dir()]
+    if name == "sports10" and "valid" in found:
+        return "valid"
+    if len(found) > 1 and name != "sports10":
+        raise ValueError(
+            f"{str(root)!r} holds more than one folder that could be the test split: {found}. "
+            "Name one as `test_split`."
+        )
+    return found[0] if found else _TEST_SPLITS[0]  # the listing then says that it is missing
+
+
+def _digits(image_size: int) -> Dataset:
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    gray = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+    side = (image_size, image_size)
+    resized = [Image.fromarray(g).resize(side, Image.Resampling.BICUBIC) for g in gray]
+    images = np.repeat(np.stack([np.asarray(r) for r in resized])[..., None], 3, axis=-1)
+    labels = bunch.target.astype(np.int32)
+
+    # A rule rather than a random number generator: it can be read, and repeated anywhere.
+    in_test = np.zeros(len(labels), bool)
+    in_test[np.argsort(labels, kind="stable")[::5]] = True
+
+    def split(rows: np.ndarray) -> Split:
+        files = tuple(f"{labels[row]}/{row:04d}" for row in np.flatnonzero(rows))
+        return Split(images[rows], labels[rows], files)
+
+    train = split(~in_test)
+    pixels = train.images / np.float32(255)
+    return Dataset(
+        name="digits",
+        train=train,
+        test=split(in_test),
+        class_names=tuple(str(digit) for digit in range(10)),
+        mean=pixels.mean((0, 1, 2), dtype=np.float64).astype(np.float32),
+        std=pixels.std((0, 1, 2), dtype=np.float64).astype(np.float32),
+    )

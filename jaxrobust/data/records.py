@@ -1,0 +1,81 @@
+"""Files through tensorflow-datasets, without TensorFlow and without a network.
+
+A builder copies the files' bytes into ArrayRecord shards, from which they are read back as a random
+access data source. Neither step decodes anything: that is what would need TensorFlow or OpenCV.
+"""
+
+import contextlib
+import functools
+import io
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# Two threads that redirect the output at once may restore each other's.
+_OUTPUT_LOCK = threading.Lock()
+
+
+@functools.cache
+def _builder_class() -> Any:
+    """The builder; in a function, because its base class is slow to import."""
+    import tensorflow_datasets as tfds
+
+    class ImageFiles(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore
+        """Encoded images, numbered in the order in which their paths were given."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def __init__(self, paths: Sequence[Path], **kwargs: Any) -> None:
+            self._paths = paths
+            super().__init__(**kwargs)
+
+        def _info(self) -> Any:
+            features = {
+                "image": tfds.features.Image(),
+                "index": tfds.features.Scalar(dtype=np.int64),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=tfds.features.FeaturesDict(features),
+                disable_shuffling=True,
+            )
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            del dl_manager  # nothing is downloaded
+            return {"files": self._generate_examples()}
+
+        def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+            for index, path in enumerate(self._paths):
+                yield index, {"image": path.read_bytes(), "index": index}
+
+    return ImageFiles
+
+
+def contents(paths: Sequence[Path], folder: Path) -> Iterator[tuple[int, bytes]]:
+    """Copies files into ArrayRecord shards and reads them back.
+
+    Args:
+      paths: The files, in any number.
+      folder: An existing, empty folder for the shards.
+
+    Yields:
+      A position in `paths` and the bytes of the file there, in the order of `paths`.
+    """
+    if not paths:  # a builder that generates nothing is an error
+        return
+    import tensorflow_datasets as tfds
+
+    builder = _builder_class()(paths, data_dir=folder, file_format="array_record")
+    config = tfds.download.DownloadConfig(
+        try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP
+    )
+    # It announces a download and draws progress bars for what is a copy of local files.
+    quiet = io.StringIO()
+    with _OUTPUT_LOCK, contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+        builder.download_and_prepare(download_config=config)
+    skip = {"image": tfds.decode.SkipDecoding()}
+    for example in builder.as_data_source(split="files", decoders=skip):
+        yield int(example["index"]), example["image"]

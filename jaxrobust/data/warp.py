@@ -1,0 +1,101 @@
+"""Flip, crop, rotation, zoom and translation of an image, in one bilinear warp.
+
+Points are measured from the image's centre, in pixels, x to the right and y down. A warp is a
+matrix that says where each pixel of the result comes from, so that any number of geometric changes
+costs one matrix, one gather, and one interpolation: the image is blurred once.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust.types import Array
+
+
+def matrix(
+    *,
+    crop_size: tuple[Array | float, Array | float] = (1.0, 1.0),
+    crop_centre: tuple[Array | float, Array | float] = (0.0, 0.0),
+    flip: Array | bool = False,
+    rotation: Array | float = 0.0,
+    zoom: Array | float = 1.0,
+    translation: tuple[Array | float, Array | float] = (0.0, 0.0),
+) -> Array:
+    """The warp that crops, then flips, then rotates and zooms about the centre, then translates.
+
+    Args:
+      crop_size: Width and height of the part that is blown up to the whole, in (0, 1] of the
+        image's.
+      crop_centre: Where the middle of that part lies: x and y, in pixels from the image's centre.
+      flip: Whether left and right change places.
+      rotation: Counter-clockwise, in degrees.
+      zoom: Above 0; above 1 things get bigger.
+      translation: To the right and down, in pixels.
+
+    Returns:
+      float32 [2, 3]: takes a point (x, y, 1) of the result to a point of the image.
+
+    Example:
+      >>> matrix(zoom=2.0, translation=(4.0, 2.0)).tolist()
+      [[0.5, -0.0, -2.0], [0.0, 0.5, -1.0]]
+    """
+    # Written out: a product of matrices would run at reduced precision on some accelerators, and
+    # here a thousandth is a visible part of a pixel.
+    angle = jnp.deg2rad(jnp.asarray(rotation, jnp.float32))
+    cos, sin = jnp.cos(angle) / zoom, jnp.sin(angle) / zoom
+    x, y = translation
+    mirror = jnp.where(flip, -1.0, 1.0) * crop_size[0]
+    rows = (
+        (mirror * cos, -mirror * sin, mirror * (y * sin - x * cos) + crop_centre[0]),
+        (
+            crop_size[1] * sin,
+            crop_size[1] * cos,
+            crop_centre[1] - crop_size[1] * (x * sin + y * cos),
+        ),
+    )
+    return jnp.stack([jnp.stack([jnp.asarray(v, jnp.float32) for v in row]) for row in rows])
+
+
+def warp(image: Array, matrix: Array) -> Array:
+    """Warps an image, with bilinear interpolation and black outside.
+
+    As Pillow's `Image.transform(..., AFFINE, resample=BILINEAR)`: a pixel has an area, so what lies
+    up to half a pixel beyond the outermost centres takes the outermost value, and what lies
+    further out is 0, the fill of torchvision's rotations.
+
+    Args:
+      image: floating [H, W, C].
+      matrix: floating [2, 3], from `matrix`.
+
+    Returns:
+      [H, W, C], of the image's type.
+
+    Example:
+      >>> image = jnp.arange(4.0).reshape(2, 2, 1)
+      >>> image[..., 0].tolist(), warp(image, matrix(flip=True))[..., 0].tolist()
+      ([[0.0, 1.0], [2.0, 3.0]], [[1.0, 0.0], [3.0, 2.0]])
+    """
+    height, width, channels = image.shape
+    x = jnp.arange(width) - (width - 1) / 2
+    y = jnp.arange(height)[:, None] - (height - 1) / 2
+    source_x = matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2] + (width - 1) / 2
+    source_y = matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2] + (height - 1) / 2
+    inside = (source_x >= -0.5) & (source_x < width - 0.5)
+    inside &= (source_y >= -0.5) & (source_y < height - 0.5)
+
+    # Both neighbours of a point exist even on the last row and column, where the second has all the
+    # weight; one row or column alone is doubled.
+    image = jnp.pad(image, ((0, int(height == 1)), (0, int(width == 1)), (0, 0)), mode="edge")
+    source_x = jnp.clip(source_x, 0, width - 1)
+    source_y = jnp.clip(source_y, 0, height - 1)
+    left = jnp.clip(jnp.floor(source_x), 0, image.shape[1] - 2)
+    top = jnp.clip(jnp.floor(source_y), 0, image.shape[0] - 2)
+
+    def neighbours(row: Array, column: Array) -> Array:
+        return jax.lax.dynamic_slice(image, (row, column, 0), (2, 2, channels))
+
+    # One gather of 2x2 pixels: on CPU up to twice as fast as four gathers of one.
+    patches = jax.vmap(jax.vmap(neighbours))(top.astype(jnp.int32), left.astype(jnp.int32))
+    down, right = (source_y - top)[..., None, None], (source_x - left)[..., None]
+    rows = patches[..., 0, :, :] + down * (patches[..., 1, :, :] - patches[..., 0, :, :])
+    values = rows[..., 0, :] + right * (rows[..., 1, :] - rows[..., 0, :])
+    return jnp.where(inside[..., None], values, 0).astype(image.dtype)

@@ -1,0 +1,154 @@
+"""The pictures of a report as data: images with their saliency and Grad-CAM, clean and attacked."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust import attribution
+from jaxrobust.evaluation.classification import as_float, logits, softmax
+from jaxrobust.evaluation.results import encode_array
+from jaxrobust.evaluation.robustness import AttackReport, label
+from jaxrobust.types import LogitsFn
+
+
+def has_spatial_layer(logits_fn: LogitsFn, image_shape: tuple[int, int, int]) -> bool:
+    """Whether Grad-CAM can explain the network: some layer's output has more than one pixel."""
+    shapes = attribution.layer_shapes(logits_fn, image_shape).values()
+    return any(len(shape) == 3 and shape[0] * shape[1] > 1 for shape in shapes)
+
+
+def explanations(
+    logits_fn: LogitsFn,
+    images: Any,
+    labels: Any,
+    indices: Sequence[int],
+    *,
+    model: str,
+    class_names: Sequence[str],
+    layer: str | None = None,
+) -> list[dict[str, Any]]:
+    """Images with what the prediction hangs on (docs/result_format.md, EXPLANATION).
+
+    The class explained is the predicted one, right or wrong.
+
+    Args:
+      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K].
+      images: uint8, or floating in [0, 1], [N, H, W, C].
+      labels: int [N].
+      indices: Which of them.
+      model: The model's name.
+      class_names: K names.
+      layer: Of Grad-CAM; None takes the last spatial one, or leaves Grad-CAM out if none is.
+    """
+    if len(indices) == 0:
+        return []
+    chosen = as_float(images)[list(indices)]
+    probabilities = softmax(logits(logits_fn, chosen))
+    maps = _maps(logits_fn, chosen, probabilities.argmax(axis=1), layer)
+    entries = []
+    for position, index in enumerate(indices):
+        true = int(np.asarray(labels)[index])
+        entry = {
+            "model": model,
+            "class": class_names[true],
+            "index": int(index),
+            "label": true,
+            "prediction": int(probabilities[position].argmax()),
+            "confidence": float(probabilities[position].max()),
+            "image": encode_array(_as_bytes(chosen[position])),
+        }
+        entry |= {name: encode_array(values[position]) for name, values in maps.items()}
+        entries.append(entry)
+    return entries
+
+
+def gallery(
+    logits_fn: LogitsFn,
+    report: AttackReport,
+    indices: Sequence[int],
+    *,
+    model: str,
+    layer: str | None = None,
+) -> list[dict[str, Any]]:
+    """Images before and after an attack, with maps of both (docs/result_format.md, EXAMPLE).
+
+    The class explained is the predicted one, before and after.
+
+    Args:
+      logits_fn: The model that was attacked.
+      report: Of the attack.
+      indices: Which images.
+      model: The model's name.
+      layer: Of Grad-CAM; None takes the last spatial one, or leaves Grad-CAM out if none is.
+    """
+    if len(indices) == 0:
+        return []
+    rows = list(indices)
+    clean_maps = _maps(logits_fn, report.clean_images[rows], report.clean_predictions[rows], layer)
+    maps = _maps(logits_fn, report.images[rows], report.predictions[rows], layer)
+    clean, adversarial = softmax(report.clean_logits), softmax(report.logits)
+    entries = []
+    for position, index in enumerate(rows):
+        entry = {
+            "model": model,
+            "attack": label(report.attack),
+            "index": int(index),
+            "label": int(report.labels[index]),
+            "success": bool(report.success[index]),
+            "prediction": int(report.clean_predictions[index]),
+            "confidence": float(clean[index].max()),
+            "adversarial_prediction": int(report.predictions[index]),
+            "adversarial_confidence": float(adversarial[index].max()),
+            "l2": float(report.l2[index]),
+            "linf": float(report.linf[index]),
+            "num_steps": int(report.num_steps[index]),
+            "image": encode_array(_as_bytes(report.clean_images[index])),
+            "adversarial": encode_array(report.images[index]),
+        }
+        if report.targets is not None:
+            entry["target"] = int(report.targets[index])
+        entry |= {name: encode_array(values[position]) for name, values in clean_maps.items()}
+        entry |= {
+            f"adversarial_{name}": encode_array(values[position]) for name, values in maps.items()
+        }
+        entries.append(entry)
+    return entries
+
+
+def right_and_wrong(
+    predictions: np.ndarray, labels: np.ndarray, num_classes: int
+) -> list[tuple[int, int]]:
+    """Classes that the model has both right and wrong, with an image of each.
+
+    Args:
+      predictions: int [N].
+      labels: int [N].
+      num_classes: How many classes at most.
+
+    Returns:
+      (index of an image that is right, index of one that is wrong) for each class found, in the order
+      of the classes.
+    """
+    pairs = []
+    for k in np.unique(labels):
+        right = np.flatnonzero((labels == k) & (predictions == k))
+        wrong = np.flatnonzero((labels == k) & (predictions != k))
+        if len(right) and len(wrong):
+            pairs.append((int(right[0]), int(wrong[0])))
+    return pairs[:num_classes]
+
+
+def _maps(
+    logits_fn: LogitsFn, images: np.ndarray, classes: np.ndarray, layer: str | None
+) -> dict[str, np.ndarray]:
+    pixels, labels = jnp.asarray(images), jnp.asarray(classes)
+    maps = {"saliency": np.asarray(attribution.saliency(logits_fn, pixels, labels))}
+    if layer is not None or has_spatial_layer(logits_fn, images.shape[1:]):
+        maps["grad_cam"] = np.asarray(attribution.grad_cam(logits_fn, pixels, labels, layer))
+    return maps
+
+
+def _as_bytes(image: np.ndarray) -> np.ndarray:
+    return np.rint(image * 255).astype(np.uint8)

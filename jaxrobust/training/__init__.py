@@ -1,0 +1,22 @@
+"""Training of image classifiers, clean or adversarial, that survives being killed."""
+
+from jaxrobust.training.checkpoint import load_variables, save_variables
+from jaxrobust.training.config import TrainConfig
+from jaxrobust.training.fitting import FitResult, fit
+from jaxrobust.training.optimizers import make_optimizer, make_schedule
+from jaxrobust.training.state import TrainState, create_state
+from jaxrobust.training.step import eval_step, train_step
+
+__all__ = [
+    "FitResult",
+    "TrainConfig",
+    "TrainState",
+    "create_state",
+    "eval_step",
+    "fit",
+    "load_variables",
+    "make_optimizer",
+    "make_schedule",
+    "save_variables",
+    "train_step",
+]

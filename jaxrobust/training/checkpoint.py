@@ -1,0 +1,209 @@
+"""Orbax checkpoints of a run (its latest and its best epoch) and files of finished models.
+
+Only this module imports Orbax, and only when a function here is called. Saves are synchronous: when
+`save` returns, the checkpoint is on the disk under its final name. A process killed during a save
+leaves a temporary folder, which the next start removes, and the previous checkpoint, which is
+whole.
+"""
+
+import importlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrobust.training import fingerprint
+from jaxrobust.types import PyTree
+
+
+def _orbax() -> Any:
+    """Orbax's v1 interface, wherever this release keeps it."""
+    try:
+        return importlib.import_module("orbax.checkpoint.v1")
+    except ModuleNotFoundError:
+        return importlib.import_module("orbax.checkpoint.experimental.v1")
+
+
+class RunCheckpoints:
+    """The checkpoints of one training run, under one directory; a context manager.
+
+    Two are kept: the latest, and the one with the lowest score (the earliest among equals). Both
+    carry the JSON `metadata` that they were saved with.
+
+    Args:
+      directory: Made if it is not there.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]):
+        ocp = _orbax()
+        keep = ocp.training.preservation_policies
+        self._checkpointer = ocp.training.Checkpointer(
+            Path(directory).absolute(),
+            # "As often as asked": by default Orbax skips saves while one is under way.
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=keep.AnyPreservationPolicy(
+                [
+                    keep.LatestN(1),
+                    # Sorted upwards, the last one is kept.
+                    keep.BestN(
+                        get_metric_fn=lambda metrics: (-metrics["score"], -metrics["epoch"]),
+                        n=1,
+                        keep_checkpoints_without_metrics=False,
+                    ),
+                ]
+            ),
+            cleanup_tmp_directories=True,
+        )
+
+    def __enter__(self) -> "RunCheckpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._checkpointer.close()
+
+    @property
+    def directory(self) -> Path:
+        """Where the checkpoints are."""
+        return Path(self._checkpointer.directory)
+
+    @property
+    def latest_step(self) -> int | None:
+        """The step of the latest checkpoint; None if there is none."""
+        latest = self._checkpointer.latest
+        return None if latest is None else int(latest.step)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The steps of all checkpoints, ascending."""
+        return tuple(int(checkpoint.step) for checkpoint in self._checkpointer.checkpoints)
+
+    def save(
+        self, step: int, tree: PyTree, metadata: Mapping[str, Any], score: float | None, epoch: int
+    ) -> None:
+        """Saves a checkpoint and deletes those no longer kept; does nothing if `step` is saved.
+
+        Args:
+          step: Its number, above that of the latest.
+          tree: Arrays.
+          metadata: JSON.
+          score: Lower is better. None for a checkpoint that must not count as the best.
+          epoch: Decides between equal scores: the earlier one.
+        """
+        if step == self.latest_step:
+            return
+        metrics = None if score is None else {"score": score, "epoch": epoch}
+        self._checkpointer.save(
+            step, _flatten(tree), metrics=metrics, custom_metadata=dict(metadata)
+        )
+
+    def metadata(self, step: int) -> dict[str, Any]:
+        """What `save` was given as metadata."""
+        return dict(self._checkpointer.metadata(step).custom_metadata)
+
+    def restore(self, step: int, template: PyTree) -> PyTree:
+        """The tree saved at `step`.
+
+        Args:
+          step: One of `steps`.
+          template: A tree of arrays, or of shapes (`jax.eval_shape`), of the same structure.
+
+        Returns:
+          A tree like `template`, of JAX arrays.
+
+        Raises:
+          ValueError: The checkpoint holds other names, shapes or types than `template`.
+        """
+        expected = {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+            for name, leaf in _flatten(template).items()
+        }
+        saved = self._checkpointer.metadata(step).metadata
+        different = fingerprint.differences(_described(saved), _described(expected))
+        if different:
+            raise ValueError(
+                f"The checkpoint {self._checkpointer.directory / str(step)} does not fit the model "
+                "or the optimizer: " + "; ".join(different) + "."
+            )
+        # Where to put the arrays is said here: a checkpoint may come from another device.
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        abstract = {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
+            for name, leaf in expected.items()
+        }
+        restored = self._checkpointer.load(step, abstract)
+        treedef = jax.tree.structure(template)
+        return jax.tree.unflatten(treedef, [restored[name] for name in expected])
+
+
+def save_variables(
+    path: str | os.PathLike[str], variables: PyTree, metadata: Mapping[str, Any]
+) -> None:
+    """Saves a finished model, to be loaded without building its network first.
+
+    Args:
+      path: A directory that does not exist, or holds such a model, which is replaced.
+      variables: Nested dicts of arrays: {"params": ..., "batch_stats": ...}.
+      metadata: JSON; what is needed to build the network again, such as its name, sizes, number of
+        classes, mean, std and class names.
+
+    Raises:
+      ValueError: `path` exists and is not a saved model: it is left alone.
+      TypeError: A leaf that is not an array.
+
+    Example:
+      >>> import tempfile
+      >>> import jax.numpy as jnp
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     save_variables(f"{folder}/m", {"params": {"bias": jnp.ones(2)}}, {"model": "mlp"})
+      ...     variables, metadata = load_variables(f"{folder}/m")
+      >>> variables["params"]["bias"].tolist(), metadata
+      ([1.0, 1.0], {'model': 'mlp'})
+    """
+    ocp, target = _orbax(), Path(path).absolute()
+    for name, leaf in _flatten(variables).items():
+        if not isinstance(leaf, jax.Array | np.ndarray):
+            raise TypeError(f"`variables` must hold arrays, got {type(leaf).__name__} at {name}.")
+    if target.exists() and not ocp.is_orbax_checkpoint(target):
+        raise ValueError(f"`path` {target} exists and is not a saved model; not overwritten.")
+    ocp.save(target, variables, overwrite=True, custom_metadata=dict(metadata))
+
+
+def load_variables(path: str | os.PathLike[str]) -> tuple[PyTree, dict[str, Any]]:
+    """Loads a model that `save_variables` saved.
+
+    Args:
+      path: Its directory.
+
+    Returns:
+      (variables, metadata).
+
+    Raises:
+      FileNotFoundError: No such directory.
+      ValueError: The directory is not a saved model.
+    """
+    ocp, source = _orbax(), Path(path).absolute()
+    if not source.exists():
+        raise FileNotFoundError(f"No saved model at {source}.")
+    if not ocp.is_orbax_checkpoint(source):
+        raise ValueError(f"`path` {source} is not a saved model.")
+    saved = ocp.metadata(source)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), saved.metadata
+    )
+    return ocp.load(source, abstract), dict(saved.custom_metadata)
+
+
+def _flatten(tree: PyTree) -> dict[str, Any]:
+    """Leaves by their path: a flat dict has no None or tuple for Orbax to stumble on."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _described(leaves: Mapping[str, Any]) -> dict[str, str]:
+    return {name: f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}" for name, leaf in leaves.items()}

@@ -1,0 +1,90 @@
+"""Descriptions by which a run recognises its own checkpoints.
+
+A run that starts again must not go on from the checkpoint of other settings or other data. So all
+that decides its result is described as JSON, written beside the checkpoints, and compared.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+
+def describe(value: Any) -> Any:
+    """A JSON description of a model, an attack, a function or data, the same in every process.
+
+    `repr` would not do: it prints the addresses of functions and leaves out most of an array.
+
+    Args:
+      value: A dataclass (linen modules are), a function, a `functools.partial`, numbers, strings,
+        arrays and containers of these. Of a function only the name is known, of any other object
+        only the class: changes inside either are not seen.
+
+    Returns:
+      Dicts, lists, strings, numbers, booleans and None. Of an array its type, shape and SHA-256.
+
+    Example:
+      >>> describe({"f": len, "sizes": (3, 4)})
+      {'f': 'builtins.len', 'sizes': [3, 4]}
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): describe(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [describe(item) for item in value]
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        array = np.ascontiguousarray(value)
+        if np.ndim(value) == 0:
+            return array.reshape(()).item()
+        digest = hashlib.sha256(array.data).hexdigest()
+        return f"{array.dtype.name}{list(array.shape)} sha256 {digest}"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        # Where a linen module hangs is no setting of it.
+        ignored = ("parent", "name") if isinstance(value, nn.Module) else ()
+        fields = {
+            field.name: describe(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if field.name not in ignored
+        }
+        return {"type": _qualified(type(value)), **fields}
+    if hasattr(value, "func") and hasattr(value, "keywords"):
+        return {
+            "function": describe(value.func),
+            "arguments": describe(value.args),
+            "keywords": describe(value.keywords),
+        }
+    return _qualified(value if hasattr(value, "__qualname__") else type(value))
+
+
+def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """What differs between two JSON objects, as "path: ..., now ..."; at most 8 and their number.
+
+    Example:
+      >>> differences({"config": {"seed": 0, "epochs": 2}}, {"config": {"seed": 1, "epochs": 2}})
+      ['config.seed was 0, is now 1']
+    """
+    before, now = _leaves(saved), _leaves(current)
+    found = []
+    for path in sorted(before.keys() | now.keys()):
+        old, new = before.get(path, "absent"), now.get(path, "absent")
+        if old != new:
+            found.append(f"{path} was {old}, is now {new}")
+    return [*found[:8], f"and {len(found) - 8} more"] if len(found) > 8 else found
+
+
+def _leaves(value: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not value:
+        return {path: value}
+    found: dict[str, Any] = {}
+    for key, child in value.items():
+        found |= _leaves(child, f"{path}.{key}" if path else str(key))
+    return found
+
+
+def _qualified(value: Any) -> str:
+    return f"{value.__module__}.{value.__qualname__}"

@@ -1,0 +1,273 @@
+"""`fit`: the public edge of training. It checks, assembles and hands over to the loop."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust import checks, compilation
+from jaxrobust.models import Classifier
+from jaxrobust.training import fingerprint, loop
+from jaxrobust.training.checkpoint import RunCheckpoints
+from jaxrobust.training.config import TrainConfig
+from jaxrobust.training.data import Examples, on_device
+from jaxrobust.training.history import Row, best_epoch, is_finished
+from jaxrobust.training.interrupt import catch_interrupt
+from jaxrobust.training.logs import Display, RunLog, write_json
+from jaxrobust.training.optimizers import make_optimizer, make_schedule
+from jaxrobust.training.programs import compile_programs, zero_totals
+from jaxrobust.training.state import TrainState, create_state
+from jaxrobust.training.step import Augment, train_step
+from jaxrobust.types import Attack, Masks, PyTree
+
+SETTINGS = "settings.json"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """What a training run came to.
+
+    Attributes:
+      state: After the last epoch.
+      variables: Of the last epoch; the moving average if one was kept.
+      best_variables: Of the best epoch on the validation set; without one, of the last epoch.
+      best_epoch: Counted from 1.
+      history: One row per epoch, as in log.jsonl: epoch, step, train_loss, train_accuracy,
+        validation_loss, validation_accuracy, learning_rate, gradient_norm.
+      timings: One row per epoch, as in timings.jsonl: epoch, train_seconds, validation_seconds,
+        checkpoint_seconds. Epochs in which the run was killed may be short or absent.
+    """
+
+    state: TrainState
+    variables: PyTree
+    best_variables: PyTree
+    best_epoch: int
+    history: tuple[Row, ...]
+    timings: tuple[Row, ...]
+
+    @property
+    def seconds_per_epoch(self) -> float | None:
+        """Median of the training time of an epoch, so compiling does not count; None if unknown."""
+        seconds = [row["train_seconds"] for row in self.timings]
+        return statistics.median(seconds) if seconds else None
+
+
+def fit(
+    model: nn.Module,
+    train: tuple[Any, Any],
+    config: TrainConfig,
+    *,
+    run_dir: str | os.PathLike[str] | None = None,
+    mean: Any = 0.0,
+    std: Any = 1.0,
+    validation: tuple[Any, Any] | None = None,
+    augment: Augment | None = None,
+    attack: Attack | None = None,
+    variables: PyTree | None = None,
+    masks: Masks | None = None,
+    checkpoint_every: int = 1,
+    progress: bool = True,
+    tensorboard: bool = False,
+) -> FitResult:
+    """Trains a network, from where an interrupted run of the same settings left off.
+
+    The run directory holds `settings.json`, `log.jsonl` (the same, bit for bit, however often the
+    run was killed), `timings.jsonl` and `checkpoints/`, the latest and the best. Started again, a
+    finished run returns its result without training. On a GPU, results are only repeatable, and so
+    a resumed run only equal to an undisturbed one, with XLA_FLAGS=--xla_gpu_deterministic_ops=true.
+
+    Ctrl-C finishes the step, saves a checkpoint and raises KeyboardInterrupt; the same call goes on
+    with the next step. A second Ctrl-C stops at once and loses what came after the last checkpoint.
+
+    Args:
+      model: A linen module, `model(images, train=False)` on normalised images -> logits [B, K],
+        with "params" and perhaps "batch_stats", and the generator "dropout" if it needs one.
+      train: (images [N, H, W, C], uint8 or floating in [0, 1]; integer labels [N]).
+      config: The settings.
+      run_dir: Where the run lives. None: nowhere; it cannot be resumed.
+      mean: [C] or a scalar, of pixel values in [0, 1].
+      std: [C] or a scalar.
+      validation: As `train`; evaluated after each epoch, clean, each example once. Needed for early
+        stopping and the plateau schedule.
+      augment: (key, images float32 [B, H, W, C] in [0, 1]) -> images.
+      attack: For adversarial training; its last point replaces each image.
+      variables: To start from, for fine-tuning. None: the model's own initial ones.
+      masks: The parameters' structure with boolean leaves; False keeps a parameter at 0.
+      checkpoint_every: Epochs between checkpoints, besides the last one and every new best. A run
+        that is killed repeats what came after the last. It changes no result.
+      progress: Whether to show a bar on a terminal, and a line per epoch.
+      tensorboard: Whether to write `tensorboard/` too.
+
+    Returns:
+      The result.
+
+    Raises:
+      TypeError: An argument of the wrong type.
+      ValueError: An argument out of range, or a run directory of other settings or data.
+      FloatingPointError: The loss or the gradient is no longer finite. Earlier epochs remain saved.
+      KeyboardInterrupt: Ctrl-C.
+      ImportError: `tensorboard` without tensorboardX.
+
+    Example:
+      >>> import flax.linen as nn
+      >>> import numpy as np
+      >>> class Linear(nn.Module):
+      ...     @nn.compact
+      ...     def __call__(self, images, train=False):
+      ...         return nn.Dense(2)(images.reshape(len(images), -1))
+      >>> images = np.repeat(np.uint8([0, 255]), 8).reshape(16, 1, 1, 1)
+      >>> config = TrainConfig(num_epochs=3, batch_size=8, optimizer="sgd", learning_rate=1.0)
+      >>> result = fit(Linear(), (images, np.repeat([0, 1], 8)), config, progress=False)
+      >>> result.history[-1]["train_accuracy"]
+      1.0
+    """
+    checks.integer("checkpoint_every", checkpoint_every, minimum=1)
+    train_set = on_device("train", train)
+    validation_set = None
+    if validation is not None:
+        validation_set = on_device("validation", validation, train_set.images.shape[1:])
+    _check_sizes(config, train_set, validation_set, mean, std)
+
+    init_key, order_key, step_key = jax.random.split(jax.random.key(config.seed), 3)
+    image = jnp.zeros((1, *train_set.images.shape[1:]), jnp.float32)
+    start = compilation.jit(model.init)(init_key, image) if variables is None else variables
+    num_classes = jax.eval_shape(model.apply, start, image).shape[-1]
+    checks.label_range("train labels", train_set.labels, num_classes)
+    if validation_set is not None:
+        checks.label_range("validation labels", validation_set.labels, num_classes)
+    if masks is not None:
+        start = dict(start) | {"params": _masked(start["params"], masks)}
+    optimizer = make_optimizer(config)
+    state = create_state(start, optimizer, average=config.ema_decay is not None)
+
+    settings = {
+        "config": dataclasses.asdict(config),
+        "model": model,
+        "mean": mean,
+        "std": std,
+        "augment": augment,
+        "attack": attack,
+        "train": train_set._asdict(),
+        "validation": None if validation_set is None else validation_set._asdict(),
+        "variables": variables,
+        "masks": masks,
+    }
+    steps_per_epoch = len(train_set.labels) // config.batch_size
+    step = functools.partial(
+        train_step,
+        apply_fn=model.apply,
+        optimizer=optimizer,
+        schedule=make_schedule(config, steps_per_epoch),
+        mean=mean,
+        std=std,
+        augment=augment,
+        attack=attack,
+        label_smoothing=config.label_smoothing,
+        ema_decay=config.ema_decay,
+        masks=masks,
+    )
+    apply_fn: Any = model.apply
+
+    def classify(variables: PyTree) -> Classifier:
+        return Classifier(apply_fn, variables, mean, std)
+
+    with contextlib.ExitStack() as stack:
+        directory = Path(run_dir or stack.enter_context(tempfile.TemporaryDirectory()))
+        _claim(directory, fingerprint.describe(settings))
+        checkpoints = stack.enter_context(RunCheckpoints(directory / CHECKPOINTS))
+        position = loop.restore(checkpoints, loop.Position(state, zero_totals(), ()))
+        unfinished = not is_finished(config, position.history)
+        log = stack.enter_context(
+            RunLog(directory, position.history, tensorboard=tensorboard and unfinished)
+        )
+        if unfinished:
+            position = loop.train(
+                position,
+                config,
+                compile_programs(
+                    step,
+                    classify,
+                    state,
+                    train_set,
+                    validation_set,
+                    config.batch_size,
+                    order_key,
+                    step_key,
+                ),
+                checkpoints,
+                log,
+                stack.enter_context(Display(progress, config.num_epochs, steps_per_epoch)),
+                stack.enter_context(catch_interrupt()),
+                steps_per_epoch=steps_per_epoch,
+                checkpoint_every=checkpoint_every,
+            )
+        best = best_epoch(config, position.history) or len(position.history)
+        best_state = position.state
+        if best < len(position.history):
+            best_state = loop.restore_step(checkpoints, position, best * steps_per_epoch).state
+        return FitResult(
+            state=position.state,
+            variables=position.state.evaluated,
+            best_variables=best_state.evaluated,
+            best_epoch=best,
+            history=position.history,
+            timings=tuple(log.timings),
+        )
+
+
+def _check_sizes(
+    config: TrainConfig, train: Examples, validation: Examples | None, mean: Any, std: Any
+) -> None:
+    count, channels = train.images.shape[0], train.images.shape[-1]
+    if config.batch_size > count:
+        raise ValueError(
+            f"`batch_size` must be at most the {count} training images, got {config.batch_size}."
+        )
+    if config.needs_validation and validation is None:
+        raise ValueError(
+            '`validation` is needed by schedule "plateau" and by `early_stopping_patience`.'
+        )
+    for name, value in (("mean", mean), ("std", std)):
+        shape = np.shape(value)
+        if shape not in ((), (channels,)):
+            raise ValueError(f"`{name}` must be a scalar or [{channels}], got shape {shape}.")
+    if not np.all(np.asarray(std) > 0):
+        raise ValueError(f"`std` must be above 0, got {std}.")
+
+
+def _masked(params: PyTree, masks: Masks) -> PyTree:
+    structure: Any = jax.tree.structure(params)
+    if jax.tree.structure(masks) != structure:
+        raise ValueError("`masks` must have the structure of the parameters.")
+    return jax.tree.map(lambda mask, leaf: jnp.where(mask, leaf, 0), masks, params)
+
+
+def _claim(directory: Path, settings: dict[str, Any]) -> None:
+    """Makes `directory` this run's own, or raises ValueError if it belongs to another."""
+    path = directory / SETTINGS
+    if path.exists():
+        changed = fingerprint.differences(json.loads(path.read_text(encoding="utf-8")), settings)
+        if changed:
+            raise ValueError(
+                f"`run_dir` {directory} holds a run of other settings: {'; '.join(changed)}. "
+                "Use another directory, or delete this one to train anew."
+            )
+    elif (directory / CHECKPOINTS).exists():
+        raise ValueError(
+            f"`run_dir` {directory} holds checkpoints but no {SETTINGS} to say of what. "
+            "Use another directory, or delete this one to train anew."
+        )
+    else:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(path, settings)

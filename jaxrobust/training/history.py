@@ -1,0 +1,88 @@
+"""Decisions that follow from the epochs so far: the best one, the plateau, when to stop.
+
+They are computed from the log's rows each time instead of being kept as counters, so a run that was
+killed decides what it would have decided: there is no counter that could be lost or out of step.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from jaxrobust.training.config import TrainConfig
+
+# Of PyTorch's ReduceLROnPlateau: an improvement is a tenth of a per mille of the best value.
+PLATEAU_THRESHOLD = 1e-4
+
+Row = dict[str, Any]
+
+
+def scores(config: TrainConfig, history: Sequence[Row]) -> list[float]:
+    """The monitored figure of every epoch, turned so that lower is better; [] if there is none."""
+    sign = -1.0 if config.monitor == "validation_accuracy" else 1.0
+    return [sign * row[config.monitor] for row in history if config.monitor in row]
+
+
+def best_epoch(config: TrainConfig, history: Sequence[Row]) -> int | None:
+    """The first epoch (counted from 1) that no other one beats; None without validation.
+
+    Example:
+      >>> best_epoch(TrainConfig(), [{"validation_loss": loss} for loss in (2.0, 1.0, 1.0)])
+      2
+    """
+    values = scores(config, history)
+    return 1 + values.index(min(values)) if values else None
+
+
+def plateau_scale(values: Sequence[float], factor: float, patience: int) -> float:
+    """What the plateau schedule has multiplied the learning rate by after these epochs.
+
+    As PyTorch's ReduceLROnPlateau with its defaults: an epoch is better if it is below the best one
+    by one part in 10,000; after more than `patience` epochs in a row that are not, the learning
+    rate is lowered and the count begins anew. (PyTorch's floor of 1e-8 under a change is left out.)
+
+    Args:
+      values: One per epoch, lower is better.
+      factor: In (0, 1).
+      patience: At least 0.
+
+    Returns:
+      A power of `factor`.
+
+    Example:
+      >>> plateau_scale([1.0, 1.0, 1.0, 1.0], factor=0.5, patience=1)
+      0.5
+    """
+    best, bad_epochs, scale = math.inf, 0, 1.0
+    for value in values:
+        # The allowance is relative to the size of the best value: a negative one (an accuracy
+        # turned round) must be beaten too, not merely approached.
+        if best == math.inf or value < best - PLATEAU_THRESHOLD * abs(best):
+            best, bad_epochs = value, 0
+        else:
+            bad_epochs += 1
+        if bad_epochs > patience:
+            scale, bad_epochs = scale * factor, 0
+    return scale
+
+
+def learning_rate_scale(config: TrainConfig, history: Sequence[Row]) -> float:
+    """What the next epoch's learning rate is multiplied by: 1 unless the schedule is "plateau"."""
+    if config.schedule != "plateau":
+        return 1.0
+    return plateau_scale(scores(config, history), config.plateau_factor, config.plateau_patience)
+
+
+def is_finished(config: TrainConfig, history: Sequence[Row]) -> bool:
+    """Whether all epochs are done or early stopping ends the run.
+
+    Example:
+      >>> config = TrainConfig(early_stopping_patience=2)
+      >>> [is_finished(config, [{"validation_loss": x} for x in xs]) for xs in ([1, 2], [1, 2, 2])]
+      [False, True]
+    """
+    if len(history) >= config.num_epochs:
+        return True
+    best = best_epoch(config, history)
+    if config.early_stopping_patience is None or best is None:
+        return False
+    return len(history) - best >= config.early_stopping_patience

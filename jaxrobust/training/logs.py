@@ -1,0 +1,172 @@
+"""What a run writes down as it goes (JSON lines, TensorBoard) and what it shows on the screen."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file such that a kill leaves the old file or the new one, never half of it."""
+    _replace(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Replaces a JSON-lines file by `rows`; a kill leaves the old file or the new one."""
+    _replace(path, "".join(json.dumps(dict(row)) + "\n" for row in rows))
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Adds a row to a JSON-lines file; a kill may leave half a row, which `read_rows` skips."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(dict(row)) + "\n")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file; [] if there is none.
+
+    A last line without its end was being written when the process was killed: it is left out.
+    """
+    if not path.exists():
+        return []
+    *lines, _ = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines]
+
+
+def _replace(path: Path, text: str) -> None:
+    unfinished = path.with_name(path.name + ".tmp")
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def summary_writer(directory: Path, next_epoch: int) -> Any:
+    """A TensorBoard writer that hides what an interrupted run wrote from `next_epoch` on.
+
+    Raises:
+      ImportError: tensorboardX is not installed.
+    """
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            "`tensorboard=True` needs tensorboardX: pip install 'jaxrobust[tensorboard]'"
+        ) from error
+    return SummaryWriter(str(directory), purge_step=next_epoch)
+
+
+class RunLog:
+    """log.jsonl, timings.jsonl and TensorBoard's files of a run; a context manager.
+
+    At the start the files are cut back to `history`: what was logged after the checkpoint from
+    which a killed run goes on will be logged again.
+
+    Args:
+      directory: The run's.
+      history: The rows of log.jsonl so far, from the checkpoint.
+      tensorboard: Whether to write `tensorboard/` too.
+
+    Attributes:
+      timings: The rows of timings.jsonl.
+    """
+
+    def __init__(self, directory: Path, history: Sequence[Row], *, tensorboard: bool):
+        self._log, self._timings = directory / "log.jsonl", directory / "timings.jsonl"
+        self.timings = [row for row in read_rows(self._timings) if row["epoch"] <= len(history)]
+        write_rows(self._log, history)
+        write_rows(self._timings, self.timings)
+        self._writer = None
+        if tensorboard:
+            self._writer = summary_writer(directory / "tensorboard", len(history) + 1)
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def write(self, row: Row, timing: Row) -> None:
+        """Adds an epoch.
+
+        Args:
+          row: Of log.jsonl: values that are the same in every run.
+          timing: Of timings.jsonl.
+        """
+        append_row(self._log, row)
+        append_row(self._timings, timing)
+        self.timings.append(dict(timing))
+        if self._writer is not None:
+            for name, value in row.items():
+                if name != "epoch":
+                    self._writer.add_scalar(name, value, row["epoch"])
+            self._writer.flush()
+
+
+class Display:
+    """A progress bar over the steps of an epoch and a line after each; a context manager.
+
+    The bar is drawn on a terminal only; elsewhere (a file, a job's output) there are the lines
+    alone. All goes to the standard error: the standard output is the script's.
+
+    Args:
+      enabled: False shows nothing.
+      num_epochs: E.
+      steps_per_epoch: N.
+    """
+
+    def __init__(self, enabled: bool, num_epochs: int, steps_per_epoch: int):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+        self._num_epochs = num_epochs
+        # A wide console where no terminal says otherwise: a line of the log is not to be broken.
+        width = None if sys.stderr.isatty() else 200
+        self._console = Console(stderr=True, quiet=not enabled, width=width, highlight=False)
+        self._progress = Progress(
+            "{task.description}",
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not (enabled and self._console.is_terminal),
+        )
+        self._task = self._progress.add_task("", total=steps_per_epoch)
+
+    def __enter__(self) -> "Display":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def start_epoch(self, epoch: int, done: int) -> None:
+        """Shows epoch `epoch` (from 1) with `done` of its steps taken."""
+        name = f"epoch {epoch}/{self._num_epochs}"
+        self._progress.reset(self._task, description=name, completed=done)
+
+    def advance(self) -> None:
+        """One more step."""
+        self._progress.advance(self._task)
+
+    def end_epoch(self, row: Row, seconds: float) -> None:
+        """A line with what the epoch came to."""
+        parts = [f"epoch {row['epoch']}/{self._num_epochs}"]
+        for name in ("train", "validation"):
+            if f"{name}_loss" in row:
+                loss, accuracy = row[f"{name}_loss"], row[f"{name}_accuracy"]
+                parts.append(f"{name} loss {loss:.4f} accuracy {accuracy:.2%}")
+        parts.append(f"learning rate {row['learning_rate']:.3g}")
+        parts.append(f"{seconds:.1f} s")
+        self.say("  ".join(parts))
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the bar."""
+        self._console.print(text, markup=False, soft_wrap=True)

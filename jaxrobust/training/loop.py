@@ -1,0 +1,200 @@
+"""The training loop: one compiled step, called from Python.
+
+Why not a whole epoch in `lax.scan`: inside it XLA's CPU convolution gradients are slower, no bar
+could move, and Ctrl-C would have to wait for the end of the epoch. A call of the compiled step
+costs some tens of microseconds and waits for nothing; the host waits for the device once an epoch,
+to read the sums.
+"""
+
+import dataclasses
+import math
+import time
+from typing import NamedTuple, NoReturn
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust.training import history as decisions
+from jaxrobust.training.checkpoint import RunCheckpoints
+from jaxrobust.training.config import TrainConfig
+from jaxrobust.training.history import Row
+from jaxrobust.training.interrupt import Interrupt
+from jaxrobust.training.logs import Display, RunLog
+from jaxrobust.training.programs import Programs, zero_totals
+from jaxrobust.training.state import TrainState
+from jaxrobust.training.step import Metrics
+
+
+class Position(NamedTuple):
+    """Where a run is: all that a checkpoint holds, and all that it takes to go on bit for bit.
+
+    Attributes:
+      state: After `state.step` steps, the first of them those of the finished epochs.
+      totals: Metrics of the steps of the unfinished epoch; of none between epochs.
+      history: The log's rows of the finished epochs.
+    """
+
+    state: TrainState
+    totals: Metrics
+    history: tuple[Row, ...]
+
+
+def restore(checkpoints: RunCheckpoints, start: Position) -> Position:
+    """The position of the latest checkpoint; `start` if there is none."""
+    step = checkpoints.latest_step
+    return start if step is None else restore_step(checkpoints, start, step)
+
+
+def restore_step(checkpoints: RunCheckpoints, like: Position, step: int) -> Position:
+    """The position saved at `step`, with the structure of `like`."""
+    state, totals = checkpoints.restore(step, (like.state, like.totals))
+    return Position(state, totals, tuple(checkpoints.metadata(step)["history"]))
+
+
+def train(
+    position: Position,
+    config: TrainConfig,
+    programs: Programs,
+    checkpoints: RunCheckpoints,
+    log: RunLog,
+    display: Display,
+    interrupt: Interrupt,
+    *,
+    steps_per_epoch: int,
+    checkpoint_every: int,
+) -> Position:
+    """Trains until the run is finished.
+
+    The checkpoint is saved before the log's row is written. Killed in between, the run finds its
+    history in the checkpoint and writes the log anew from it.
+
+    Args:
+      position: Where to start.
+      config: The settings.
+      programs: The compiled step and its company.
+      checkpoints: Where to save.
+      log: What is written.
+      display: What is shown.
+      interrupt: Looked at after every step.
+      steps_per_epoch: At least 1.
+      checkpoint_every: Epochs between checkpoints, besides the best and the last.
+
+    Returns:
+      The position at the end.
+
+    Raises:
+      FloatingPointError: A figure of an epoch is not finite.
+      KeyboardInterrupt: On request, after saving.
+    """
+    state, totals, history = position
+    while not decisions.is_finished(config, history):
+        epoch = len(history) + 1
+        started = time.perf_counter()
+        state, totals = _train_epoch(
+            state, totals, config, history, programs, display, interrupt, steps_per_epoch
+        )
+        if interrupt.requested and int(state.step) < epoch * steps_per_epoch:
+            _save(checkpoints, config, Position(state, totals, history))
+            _stop(display, checkpoints, epoch, int(state.step) % steps_per_epoch)
+        row: Row = {"epoch": epoch, "step": epoch * steps_per_epoch}
+        row |= _training_figures(jax.device_get(totals), steps_per_epoch, config.batch_size)
+        trained = time.perf_counter()
+        if programs.evaluate is not None:
+            sums = jax.device_get(programs.evaluate(state.evaluated))
+            row["validation_loss"] = float(sums["loss"]) / int(sums["count"])
+            row["validation_accuracy"] = int(sums["correct"]) / int(sums["count"])
+        _check_finite(row, config, checkpoints)
+        validated = time.perf_counter()
+
+        history, totals = (*history, row), zero_totals()
+        if (
+            epoch % checkpoint_every == 0
+            or decisions.best_epoch(config, history) == epoch
+            or decisions.is_finished(config, history)
+            or interrupt.requested
+        ):
+            _save(checkpoints, config, Position(state, totals, history))
+        saved = time.perf_counter()
+        log.write(
+            row,
+            {
+                "epoch": epoch,
+                "train_seconds": trained - started,
+                "validation_seconds": validated - trained,
+                "checkpoint_seconds": saved - validated,
+            },
+        )
+        display.end_epoch(row, saved - started)
+        if interrupt.requested and not decisions.is_finished(config, history):
+            _stop(display, checkpoints, epoch + 1, 0)
+    return Position(state, totals, history)
+
+
+def _train_epoch(
+    state: TrainState,
+    totals: Metrics,
+    config: TrainConfig,
+    history: tuple[Row, ...],
+    programs: Programs,
+    display: Display,
+    interrupt: Interrupt,
+    steps_per_epoch: int,
+) -> tuple[TrainState, Metrics]:
+    """The rest of an epoch, or as much of it as Ctrl-C leaves."""
+    scale = jnp.float32(decisions.learning_rate_scale(config, history))
+    state = dataclasses.replace(state, learning_rate_scale=scale)
+    order = programs.order(len(history))
+    done = int(state.step) - len(history) * steps_per_epoch
+    display.start_epoch(len(history) + 1, done)
+    for _ in range(done, steps_per_epoch):
+        if interrupt.requested:
+            break
+        state, totals = programs.train_batch(state, totals, order)
+        display.advance()
+    return state, totals
+
+
+def _training_figures(totals: Metrics, num_steps: int, batch_size: int) -> Row:
+    return {
+        "train_loss": float(totals["loss"]) / num_steps,
+        "train_accuracy": int(totals["correct"]) / (num_steps * batch_size),
+        "learning_rate": float(totals["learning_rate"]),
+        "gradient_norm": float(totals["gradient_norm"]) / num_steps,
+    }
+
+
+def _check_finite(row: Row, config: TrainConfig, checkpoints: RunCheckpoints) -> None:
+    broken = [f"{name} is {value}" for name, value in row.items() if not math.isfinite(value)]
+    if not broken:
+        return
+    kept = "no epoch was saved"
+    if checkpoints.latest_step is not None:
+        kept = f"the checkpoints in {checkpoints.directory} are from before it"
+    raise FloatingPointError(
+        f"Training diverged in epoch {row['epoch']}: {', '.join(broken)}; {kept}. Try a lower "
+        f"`learning_rate` (it was {row['learning_rate']:g}), `gradient_clip=1.0` or "
+        "`warmup_epochs`, and check `mean` and `std`."
+    )
+
+
+def _save(checkpoints: RunCheckpoints, config: TrainConfig, position: Position) -> None:
+    """Saves a position; it may count as the best only if it is the end of an epoch."""
+    state, totals, history = position
+    scores = decisions.scores(config, history)
+    between_epochs = bool(history) and history[-1]["step"] == int(state.step)
+    checkpoints.save(
+        int(state.step),
+        (state, totals),
+        {"history": list(history)},
+        score=scores[-1] if scores and between_epochs else None,
+        epoch=len(history),
+    )
+
+
+def _stop(display: Display, checkpoints: RunCheckpoints, epoch: int, step: int) -> NoReturn:
+    message = (
+        f"Interrupted in epoch {epoch} after {step} of its steps; saved in "
+        f"{checkpoints.directory}. To go on, run the same command again."
+    )
+    display.say(message)
+    raise KeyboardInterrupt(message)
