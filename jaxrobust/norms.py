@@ -72,7 +72,9 @@ def steepest(gradient: Array, order: str) -> Array:
     return scaled / jnp.maximum(norm(scaled, "l2"), 1e-12)
 
 
-def uniform_in_ball(key: Array, shape: tuple[int, ...], epsilon: Array | float, order: str) -> Array:
+def uniform_in_ball(
+    key: Array, shape: tuple[int, ...], epsilon: Array | float, order: str
+) -> Array:
     """A point drawn uniformly from the ball of radius epsilon around zero.
 
     In l2 the radius is epsilon * u^(1/d) for d values: epsilon * u would crowd the centre.

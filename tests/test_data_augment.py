@@ -114,7 +114,7 @@ def test_rotation_agrees_with_pillow(angle):
     np.testing.assert_allclose(rotated, np.asarray(expected), atol=1.5)
 
 
-def test_everything_at_once_agrees_with_pillow():
+def test_any_matrix_agrees_with_pillow():
     image = uint8_image()
     height, width, _ = image.shape
     move = warp.matrix(
@@ -138,14 +138,32 @@ def test_everything_at_once_agrees_with_pillow():
     np.testing.assert_allclose(warped, np.asarray(expected), atol=1.5)
 
 
-def test_steps_are_crop_flip_rotation_translation():
-    """In that order: one warp equals the chain of single ones, where they are exact."""
+def test_steps_are_crop_flip_rotation_zoom_translation():
+    """In that order: the matrix undoes the steps, the last one first."""
+    cos, sin = np.cos(np.radians(20.0)), np.sin(np.radians(20.0))
+    crop = np.array([[1 / 0.8, 0, -1.0 / 0.8], [0, 1 / 0.7, 0.5 / 0.7], [0, 0, 1]])
+    flip = np.diag([-1, 1, 1])
+    rotation = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]])  # y points down
+    zoom = np.diag([1.1, 1.1, 1])
+    translation = np.array([[1, 0, 3.0], [0, 1, -2.0], [0, 0, 1]])
+    move = warp.matrix(
+        crop_size=(0.8, 0.7),
+        crop_centre=(1.0, -0.5),
+        flip=True,
+        rotation=20.0,
+        zoom=1.1,
+        translation=(3.0, -2.0),
+    )
+    expected = np.linalg.inv(translation @ zoom @ rotation @ flip @ crop)[:2]
+    np.testing.assert_allclose(move, expected, atol=1e-5)
+
+
+def test_one_warp_equals_the_chain_of_exact_ones():
     image = jax.random.uniform(KEY, (8, 8, 3))
-    chained = image[:, ::-1]
-    chained = np.rot90(chained)
-    chained = np.pad(chained, ((0, 0), (2, 0), (0, 0)))[:, :8]
-    move = warp.matrix(flip=True, rotation=90.0, translation=(2.0, 0.0))
-    np.testing.assert_allclose(warp_image(image, move), chained, atol=1e-5)
+    chained = np.rot90(image[:, ::-1])
+    chained = np.pad(chained, ((1, 0), (2, 0), (0, 0)))[:8, :8]
+    result = warped(image, flip=True, rotation=90.0, translation=(2.0, 1.0))
+    np.testing.assert_allclose(result, chained, atol=1e-5)
 
 
 # Colours, in closed form and against Pillow.

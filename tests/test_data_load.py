@@ -173,8 +173,9 @@ def test_resizing_is_pillows_bicubic(root):
 
 
 def test_names_are_sorted_as_strings(root):
-    picture(9).save(root / "train" / "cat" / "10.png")
-    assert load(root).train.files[2:] == ("cat/0.png", "cat/1.png", "cat/10.png")
+    for name in ("10.png", "2.png"):
+        picture(9).save(root / "train" / "cat" / name)
+    assert load(root).train.files[2:] == ("cat/0.png", "cat/1.png", "cat/10.png", "cat/2.png")
 
 
 def test_hidden_files_and_files_beside_classes_are_ignored(root):

@@ -1,10 +1,16 @@
 """Trains a small network in child processes that kill themselves at given moments.
 
 Called by test_training_resume.py: python training_kill.py RUN_DIR MOMENT... prints the children's
-exit statuses as JSON. A moment is "step:N" (after N steps of this process), "save:N:SECONDS" (so long
-after its N-th save began), "log:N" (between its N-th save and the log's row), "half:N" (in the middle
-of the N-th row), "delete:N" (before an old checkpoint's N-th file is deleted), "interrupt:N" (Ctrl-C
-after N steps) or "end".
+exit statuses as JSON. The moments, all counted in the child itself:
+
+    step:N          after N steps
+    save:N:SECONDS  so long after its N-th save began
+    commit:N        in its N-th save, before the checkpoint gets its final name
+    delete:N        before the N-th file of an old checkpoint is deleted
+    log:N           after its N-th save, before the log's row
+    half:N          in the middle of its N-th row
+    interrupt:N     Ctrl-C after N steps
+    end             never
 """
 
 import json
@@ -107,17 +113,20 @@ def arm(moment):
             kill()
 
         before_call(logs, "append_row", 2 * int(numbers[0]) - 1, write_half)
-    elif kind == "delete":
+    elif kind in ("commit", "delete"):
         count = int(numbers[0])
 
-        def on_remove(event, arguments):
+        def on_event(event, arguments):
             nonlocal count
-            if event == "os.remove" and "checkpoints" in str(arguments[0]):
+            # Only shutil.rmtree, by which old checkpoints go, removes files by directory handle.
+            is_delete = event == "os.remove" and arguments[1] != -1
+            is_commit = event == "os.rename" and Path(arguments[0]).parent.name == "checkpoints"
+            if is_delete if kind == "delete" else is_commit:
                 count -= 1
                 if count == 0:
                     kill()
 
-        sys.addaudithook(on_remove)
+        sys.addaudithook(on_event)
 
 
 def child(directory, moment):

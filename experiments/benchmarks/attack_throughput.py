@@ -120,7 +120,10 @@ def compare(config: Config, model: str, batch_size: int, path: Path) -> dict:
         "ratio": seconds["torchattacks"] / seconds["jaxrobust"],
         "ratio_range": [min(ratios), max(ratios)],
         "first_call_seconds": compile_seconds,
-        "success": {"jaxrobust": ours_runs[-1]["success"], "torchattacks": theirs_runs[-1]["success"]},
+        "success": {
+            "jaxrobust": ours_runs[-1]["success"],
+            "torchattacks": theirs_runs[-1]["success"],
+        },
         "versions": versions,
     }
 

@@ -115,9 +115,7 @@ def run(
 compiled_run = compilation.jit(run)
 
 
-def craft(
-    attack: Attack, key: Array, logits_fn: LogitsFn, images: Array, labels: Array
-) -> Array:
+def craft(attack: Attack, key: Array, logits_fn: LogitsFn, images: Array, labels: Array) -> Array:
     """The attack's last point, without judging any: what adversarial training needs. Pure.
 
     It saves the forward pass of the final judgement, and ignores restarts.

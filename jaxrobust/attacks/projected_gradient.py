@@ -179,7 +179,9 @@ class PGD:
         _check_steps(self)
         checks.integer("num_restarts", self.num_restarts, minimum=1)
         if self.num_restarts > 1 and not self.random_start:
-            raise ValueError("`num_restarts` above 1 needs `random_start=True`: all would be equal.")
+            raise ValueError(
+                "`num_restarts` above 1 needs `random_start=True`: all would be equal."
+            )
 
     __call__ = engine.attack_batch
     ask = _ask

@@ -76,9 +76,7 @@ def activation_and_gradient(
     return activation, gradient
 
 
-def _intercepted(
-    logits_fn: LogitsFn, images: Array, look: Callable[[str, Array], Array]
-) -> Array:
+def _intercepted(logits_fn: LogitsFn, images: Array, look: Callable[[str, Array], Array]) -> Array:
     def interceptor(call: Callable, args: tuple, kwargs: dict, context: object) -> object:
         output = call(*args, **kwargs)
         path = "/".join(context.module.path)  # type: ignore[attr-defined]

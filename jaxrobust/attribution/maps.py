@@ -88,9 +88,7 @@ def _saliency(logits_fn: LogitsFn, images: Array, labels: Array | None) -> Array
 
 
 @functools.partial(compilation.jit, static_argnames="layer")
-def _grad_cam(
-    logits_fn: LogitsFn, images: Array, labels: Array | None, layer: str | None
-) -> Array:
+def _grad_cam(logits_fn: LogitsFn, images: Array, labels: Array | None, layer: str | None) -> Array:
     height, width = images.shape[1:3]
     layer, shape = _spatial_layer(layer_shapes(logits_fn, images.shape[1:]), layer)
 

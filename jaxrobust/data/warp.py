@@ -43,14 +43,10 @@ def matrix(
     angle = jnp.deg2rad(jnp.asarray(rotation, jnp.float32))
     cos, sin = jnp.cos(angle) / zoom, jnp.sin(angle) / zoom
     x, y = translation
-    mirror = jnp.where(flip, -1.0, 1.0) * crop_size[0]
+    across, down = jnp.where(flip, -1.0, 1.0) * crop_size[0], crop_size[1]
     rows = (
-        (mirror * cos, -mirror * sin, mirror * (y * sin - x * cos) + crop_centre[0]),
-        (
-            crop_size[1] * sin,
-            crop_size[1] * cos,
-            crop_centre[1] - crop_size[1] * (x * sin + y * cos),
-        ),
+        (across * cos, -across * sin, across * (y * sin - x * cos) + crop_centre[0]),
+        (down * sin, down * cos, crop_centre[1] - down * (x * sin + y * cos)),
     )
     return jnp.stack([jnp.stack([jnp.asarray(v, jnp.float32) for v in row]) for row in rows])
 

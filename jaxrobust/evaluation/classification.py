@@ -32,9 +32,7 @@ def as_float(images: Any) -> np.ndarray:
     return images.astype(np.float32)
 
 
-def padded_batches(
-    num_images: int, batch_size: int
-) -> Iterator[tuple[np.ndarray, int]]:
+def padded_batches(num_images: int, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
     """Indices of batches of one size: the last is filled up with its last index.
 
     One size means one compilation; what the filling computes is thrown away.

@@ -208,9 +208,7 @@ def records(report: AttackReport) -> list[dict[str, Any]]:
     return rows
 
 
-def summarise(
-    report: AttackReport, model: str, class_names: Sequence[str]
-) -> dict[str, Any]:
+def summarise(report: AttackReport, model: str, class_names: Sequence[str]) -> dict[str, Any]:
     """The attack as it goes into result.json (docs/result_format.md, ATTACK).
 
     Args:

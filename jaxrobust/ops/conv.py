@@ -101,9 +101,7 @@ def _gradient_by_phases(cotangent: Array, kernel: Array) -> Array:
     for row_taps, rows in taps.values():
         phases.append(
             [
-                _convolve(
-                    after[:, rows, columns], weights[row_taps, column_taps], (1, 1), "VALID"
-                )
+                _convolve(after[:, rows, columns], weights[row_taps, column_taps], (1, 1), "VALID")
                 for column_taps, columns in taps.values()
             ]
         )
@@ -146,9 +144,7 @@ def _input_gradient_fast(
 def _input_gradient(
     cotangent: Array, kernel: Array, shape: tuple[int, ...], strides: Pair, padding: Padding
 ) -> Array:
-    plain = functools.partial(
-        _input_gradient_plain, shape=shape, strides=strides, padding=padding
-    )
+    plain = functools.partial(_input_gradient_plain, shape=shape, strides=strides, padding=padding)
 
     def fast(cotangent: Array, kernel: Array) -> Array:
         gradient = _input_gradient_fast(cotangent, kernel, shape, strides, padding)

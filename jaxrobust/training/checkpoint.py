@@ -6,9 +6,12 @@ leaves a temporary folder, which the next start removes, and the previous checkp
 whole.
 """
 
+import contextlib
+import functools
 import importlib
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,18 @@ def _orbax() -> Any:
         return importlib.import_module("orbax.checkpoint.experimental.v1")
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Holds back Orbax's warnings of what is expected here: remains of a killed save or deletion."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 class RunCheckpoints:
     """The checkpoints of one training run, under one directory; a context manager.
 
@@ -40,7 +55,8 @@ class RunCheckpoints:
     def __init__(self, directory: str | os.PathLike[str]):
         ocp = _orbax()
         keep = ocp.training.preservation_policies
-        self._checkpointer = ocp.training.Checkpointer(
+        checkpointer = functools.partial(
+            ocp.training.Checkpointer,
             Path(directory).absolute(),
             # "As often as asked": by default Orbax skips saves while one is under way.
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
@@ -57,6 +73,8 @@ class RunCheckpoints:
             ),
             cleanup_tmp_directories=True,
         )
+        with _quiet():
+            self._checkpointer = checkpointer()
 
     def __enter__(self) -> "RunCheckpoints":
         return self
@@ -95,9 +113,10 @@ class RunCheckpoints:
         if step == self.latest_step:
             return
         metrics = None if score is None else {"score": score, "epoch": epoch}
-        self._checkpointer.save(
-            step, _flatten(tree), metrics=metrics, custom_metadata=dict(metadata)
-        )
+        with _quiet():
+            self._checkpointer.save(
+                step, _flatten(tree), metrics=metrics, custom_metadata=dict(metadata)
+            )
 
     def metadata(self, step: int) -> dict[str, Any]:
         """What `save` was given as metadata."""

@@ -74,6 +74,7 @@ def fit(
     validation: tuple[Any, Any] | None = None,
     augment: Augment | None = None,
     attack: Attack | None = None,
+    validation_attack: Attack | None = None,
     variables: PyTree | None = None,
     masks: Masks | None = None,
     checkpoint_every: int = 1,
@@ -98,10 +99,12 @@ def fit(
       run_dir: Where the run lives. None: nowhere; it cannot be resumed.
       mean: [C] or a scalar, of pixel values in [0, 1].
       std: [C] or a scalar.
-      validation: As `train`; evaluated after each epoch, clean, each example once. Needed for early
+      validation: As `train`; evaluated after each epoch, each example once. Needed for early
         stopping and the plateau schedule.
       augment: (key, images float32 [B, H, W, C] in [0, 1]) -> images.
       attack: For adversarial training; its last point replaces each image.
+      validation_attack: Likewise for the validation images, so that the best epoch is the most
+        robust one: of a long adversarial training that is not the last. None: they stay clean.
       variables: To start from, for fine-tuning. None: the model's own initial ones.
       masks: The parameters' structure with boolean leaves; False keeps a parameter at 0.
       checkpoint_every: Epochs between checkpoints, besides the last one and every new best. A run
@@ -118,6 +121,10 @@ def fit(
       FloatingPointError: The loss or the gradient is no longer finite. Earlier epochs remain saved.
       KeyboardInterrupt: Ctrl-C.
       ImportError: `tensorboard` without tensorboardX.
+
+    References:
+      Rice, Wong and Kolter, "Overfitting in adversarially robust deep learning", ICML 2020,
+      https://arxiv.org/abs/2002.11569 (why `validation_attack`).
 
     Example:
       >>> import flax.linen as nn
@@ -141,15 +148,20 @@ def fit(
 
     init_key, order_key, step_key = jax.random.split(jax.random.key(config.seed), 3)
     image = jnp.zeros((1, *train_set.images.shape[1:]), jnp.float32)
-    start = compilation.jit(model.init)(init_key, image) if variables is None else variables
-    num_classes = jax.eval_shape(model.apply, start, image).shape[-1]
+    optimizer = make_optimizer(config)
+
+    def initial_state() -> TrainState:
+        start = compilation.jit(model.init)(init_key, image) if variables is None else variables
+        if masks is not None:
+            start = dict(start) | {"params": _masked(start["params"], masks)}
+        return create_state(start, optimizer, average=config.ema_decay is not None)
+
+    # Shapes alone: a run that goes on, or is finished, needs no initial weights.
+    template = jax.eval_shape(initial_state)
+    num_classes = jax.eval_shape(model.apply, template.variables, image).shape[-1]
     checks.label_range("train labels", train_set.labels, num_classes)
     if validation_set is not None:
         checks.label_range("validation labels", validation_set.labels, num_classes)
-    if masks is not None:
-        start = dict(start) | {"params": _masked(start["params"], masks)}
-    optimizer = make_optimizer(config)
-    state = create_state(start, optimizer, average=config.ema_decay is not None)
 
     settings = {
         "config": dataclasses.asdict(config),
@@ -158,6 +170,7 @@ def fit(
         "std": std,
         "augment": augment,
         "attack": attack,
+        "validation_attack": validation_attack,
         "train": train_set._asdict(),
         "validation": None if validation_set is None else validation_set._asdict(),
         "variables": variables,
@@ -186,7 +199,9 @@ def fit(
         directory = Path(run_dir or stack.enter_context(tempfile.TemporaryDirectory()))
         _claim(directory, fingerprint.describe(settings))
         checkpoints = stack.enter_context(RunCheckpoints(directory / CHECKPOINTS))
-        position = loop.restore(checkpoints, loop.Position(state, zero_totals(), ()))
+        position = loop.restore(checkpoints, template) or loop.Position(
+            initial_state(), zero_totals(), ()
+        )
         unfinished = not is_finished(config, position.history)
         log = stack.enter_context(
             RunLog(directory, position.history, tensorboard=tensorboard and unfinished)
@@ -198,12 +213,13 @@ def fit(
                 compile_programs(
                     step,
                     classify,
-                    state,
+                    template,
                     train_set,
                     validation_set,
                     config.batch_size,
                     order_key,
                     step_key,
+                    validation_attack,
                 ),
                 checkpoints,
                 log,
@@ -215,7 +231,7 @@ def fit(
         best = best_epoch(config, position.history) or len(position.history)
         best_state = position.state
         if best < len(position.history):
-            best_state = loop.restore_step(checkpoints, position, best * steps_per_epoch).state
+            best_state = loop.restore_step(checkpoints, template, best * steps_per_epoch).state
         return FitResult(
             state=position.state,
             variables=position.state.evaluated,

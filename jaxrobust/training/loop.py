@@ -13,6 +13,7 @@ from typing import NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrobust.training import history as decisions
 from jaxrobust.training.checkpoint import RunCheckpoints
@@ -39,15 +40,15 @@ class Position(NamedTuple):
     history: tuple[Row, ...]
 
 
-def restore(checkpoints: RunCheckpoints, start: Position) -> Position:
-    """The position of the latest checkpoint; `start` if there is none."""
+def restore(checkpoints: RunCheckpoints, template: TrainState) -> Position | None:
+    """The position of the latest checkpoint, None if there is none; `template` gives the shapes."""
     step = checkpoints.latest_step
-    return start if step is None else restore_step(checkpoints, start, step)
+    return None if step is None else restore_step(checkpoints, template, step)
 
 
-def restore_step(checkpoints: RunCheckpoints, like: Position, step: int) -> Position:
-    """The position saved at `step`, with the structure of `like`."""
-    state, totals = checkpoints.restore(step, (like.state, like.totals))
+def restore_step(checkpoints: RunCheckpoints, template: TrainState, step: int) -> Position:
+    """The position saved at `step`; `template` gives the shapes."""
+    state, totals = checkpoints.restore(step, (template, zero_totals()))
     return Position(state, totals, tuple(checkpoints.metadata(step)["history"]))
 
 
@@ -158,7 +159,8 @@ def _training_figures(totals: Metrics, num_steps: int, batch_size: int) -> Row:
     return {
         "train_loss": float(totals["loss"]) / num_steps,
         "train_accuracy": int(totals["correct"]) / (num_steps * batch_size),
-        "learning_rate": float(totals["learning_rate"]),
+        # By way of the shortest decimal: 0.03, not 0.029999999329447746.
+        "learning_rate": float(str(np.float32(totals["learning_rate"]))),
         "gradient_norm": float(totals["gradient_norm"]) / num_steps,
     }
 

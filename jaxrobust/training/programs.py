@@ -11,7 +11,7 @@ from jaxrobust.models import Classifier
 from jaxrobust.training.data import Examples, batch_at, padded_batch_at, shuffled
 from jaxrobust.training.state import TrainState
 from jaxrobust.training.step import Metrics, eval_step
-from jaxrobust.types import Array, PyTree
+from jaxrobust.types import Array, Attack, PyTree
 
 
 class Programs(NamedTuple):
@@ -48,6 +48,7 @@ def compile_programs(
     batch_size: int,
     order_key: Array,
     step_key: Array,
+    validation_attack: Attack | None = None,
 ) -> Programs:
     """Compiles what the loop needs.
 
@@ -60,6 +61,7 @@ def compile_programs(
       batch_size: At most the size of `train`.
       order_key: Folded with the epoch for its order.
       step_key: Folded with the step for whatever is random in it.
+      validation_attack: For the validation images.
     """
     count = train.labels.shape[0]
     steps_per_epoch = count // batch_size
@@ -84,7 +86,9 @@ def compile_programs(
         train_batch=lambda state, totals, order: compiled_train(
             state, totals, order, train, step_key
         ),
-        evaluate=_compile_evaluation(classify, state, validation, batch_size),
+        evaluate=_compile_evaluation(
+            classify, state, validation, batch_size, validation_attack, step_key
+        ),
     )
 
 
@@ -93,15 +97,20 @@ def _compile_evaluation(
     state: TrainState,
     examples: Examples | None,
     batch_size: int,
+    attack: Attack | None,
+    key: Array,
 ) -> Callable[[PyTree], Metrics] | None:
     if examples is None:
         return None
 
     def evaluate_batch(
-        variables: PyTree, totals: Metrics, index: Array, examples: Examples
+        variables: PyTree, totals: Metrics, index: Array, examples: Examples, key: Array
     ) -> Metrics:
         batch, valid = padded_batch_at(examples, index, batch_size)
-        return jax.tree.map(jnp.add, totals, eval_step(classify(variables), batch, valid))
+        # The same key in every epoch: figures are compared between epochs, so luck is held fixed.
+        key = jax.random.fold_in(key, index)
+        sums = eval_step(classify(variables), batch, valid, attack=attack, key=key)
+        return jax.tree.map(jnp.add, totals, sums)
 
     zeros = {
         "loss": jnp.zeros((), jnp.float32),
@@ -110,14 +119,14 @@ def _compile_evaluation(
     }
     compiled: Any = (
         compilation.jit(evaluate_batch)
-        .lower(state.evaluated, zeros, jnp.int32(0), examples)  # type: ignore[attr-defined]
+        .lower(state.evaluated, zeros, jnp.int32(0), examples, key)  # type: ignore[attr-defined]
         .compile()
     )
 
     def evaluate(variables: PyTree) -> Metrics:
         totals = zeros
         for index in range(-(-examples.labels.shape[0] // batch_size)):
-            totals = compiled(variables, totals, jnp.int32(index), examples)
+            totals = compiled(variables, totals, jnp.int32(index), examples, key)
         return totals
 
     return evaluate

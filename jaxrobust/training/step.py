@@ -133,7 +133,12 @@ def train_step(
 
 
 def eval_step(
-    logits_fn: LogitsFn, batch: tuple[Array, Array], valid: Array | None = None
+    logits_fn: LogitsFn,
+    batch: tuple[Array, Array],
+    valid: Array | None = None,
+    *,
+    attack: Attack | None = None,
+    key: Array | None = None,
 ) -> Metrics:
     """Sums over a batch of what validation reports.
 
@@ -141,9 +146,14 @@ def eval_step(
       logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K], such as a Classifier.
       batch: (images [B, H, W, C], uint8 or floating in [0, 1]; labels int [B]).
       valid: bool [B]; rows that are False (padding) do not count. None: all count.
+      attack: Its last point replaces each image.
+      key: A PRNG key, needed by the attack.
 
     Returns:
       {"loss": sum of the cross-entropies, "correct": int32 count, "count": int32}, scalars.
+
+    Raises:
+      ValueError: An attack without a key.
 
     Example:
       >>> batch = jnp.zeros((2, 1, 1, 1), jnp.uint8), jnp.array([0, 1])
@@ -153,7 +163,12 @@ def eval_step(
     images, labels = batch
     if valid is None:
         valid = jnp.ones(labels.shape, bool)
-    logits = logits_fn(to_unit_range(images))
+    images = to_unit_range(images)
+    if attack is not None:
+        if key is None:
+            raise ValueError("`key` is needed by `attack`.")
+        images = engine.craft(attack, key, logits_fn, images, labels)
+    logits = logits_fn(images)
     loss = jax.vmap(losses.cross_entropy)(logits, labels)
     return {
         "loss": jnp.sum(jnp.where(valid, loss, 0.0)),

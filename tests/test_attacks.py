@@ -1,0 +1,348 @@
+"""One table of attacks feeds the invariants; closed forms and the reference network follow."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrobust import attacks, norms
+from jaxrobust.attacks import BIM, FGSM, PGD, engine
+from jaxrobust.models import Classifier
+
+ATTACKS = {
+    "fgsm": FGSM(0.1),
+    "fgsm-l2": FGSM(0.5, norm="l2"),
+    "fgsm-targeted": FGSM(0.1, targeted=True),
+    "bim": BIM(0.1, 0.03, 5),
+    "bim-l2-last": BIM(0.5, 0.2, 5, norm="l2", keep="last"),
+    "pgd": PGD(0.1, 0.03, 5),
+    "pgd-l2": PGD(0.5, 0.2, 5, norm="l2"),
+    "pgd-targeted": PGD(0.1, 0.03, 5, targeted=True),
+    "pgd-last": PGD(0.1, 0.03, 5, keep="last"),
+    "pgd-restarts": PGD(0.1, 0.03, 3, num_restarts=3),
+    "pgd-no-random-start": PGD(0.1, 0.03, 5, random_start=False),
+}
+TOLERANCE = 1e-6  # float32 differences of numbers up to 1
+NUM_CLASSES = 3
+
+
+def two_layers(variables, images):
+    hidden = jnp.tanh(images.reshape(len(images), -1) @ variables["first"])
+    return hidden @ variables["second"]
+
+
+def classifier(seed: int = 0) -> Classifier:
+    first, second = jax.random.split(jax.random.key(seed))
+    variables = {
+        "first": jax.random.normal(first, (4 * 4 * 2, 8)),
+        "second": jax.random.normal(second, (8, NUM_CLASSES)),
+    }
+    return Classifier(two_layers, variables, np.full(2, 0.5), np.full(2, 0.5))
+
+
+def batch(size: int = 6):
+    """Images with pixels at both ends of the range, and the classes the classifier sees in them."""
+    images = jax.random.uniform(jax.random.key(1), (size, 4, 4, 2), minval=-0.1, maxval=1.1)
+    images = jnp.clip(images, 0, 1)
+    return images, jnp.argmax(classifier()(images), axis=1)
+
+
+@pytest.fixture(params=ATTACKS)
+def attack(request):
+    return ATTACKS[request.param]
+
+
+def run(attack, key=0, logits_fn=None, images=None, labels=None):
+    default_images, default_labels = batch()
+    images = default_images if images is None else images
+    labels = default_labels if labels is None else labels
+    if attack.targeted:
+        labels = (labels + 1) % NUM_CLASSES
+    return attack(jax.random.key(key), logits_fn or classifier(), images, labels)
+
+
+def distances(images, originals, norm):
+    return jax.vmap(lambda d: norms.norm(d, norm))(images - originals)
+
+
+def test_stays_in_the_ball_and_in_the_box(attack):
+    images, _ = batch()
+    result = run(attack)
+    assert float(distances(result.images, images, attack.norm).max()) <= attack.epsilon + TOLERANCE
+    assert 0 <= float(result.images.min()) and float(result.images.max()) <= 1
+    assert float(distances(result.images, images, attack.norm).min()) > 0
+
+
+def test_epsilon_zero_is_the_identity(attack):
+    images, _ = batch()
+    result = run(dataclasses.replace(attack, epsilon=0.0))
+    np.testing.assert_allclose(result.images, images, atol=1e-7)
+
+
+def test_success_recomputes_from_the_images(attack):
+    _, labels = batch()
+    result = run(attack)
+    predictions = jnp.argmax(classifier()(result.images), axis=1)
+    if attack.targeted:
+        expected = predictions == (labels + 1) % NUM_CLASSES
+    else:
+        expected = predictions != labels
+    np.testing.assert_array_equal(result.success, expected)
+
+
+def test_same_key_same_result(attack):
+    first, second = run(attack, key=3), run(attack, key=3)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_random_start_depends_on_the_key():
+    pgd = dataclasses.replace(ATTACKS["pgd-last"], num_steps=1)
+    assert not np.array_equal(run(pgd, key=0).images, run(pgd, key=1).images)
+
+
+def test_does_not_depend_on_the_batch(attack):
+    images, labels = batch()
+    whole = run(attack)
+    part = run(attack, images=images[:2], labels=labels[:2])
+    np.testing.assert_allclose(part.images, whole.images[:2], atol=TOLERANCE)
+    np.testing.assert_array_equal(part.success, whole.success[:2])
+    np.testing.assert_array_equal(part.num_steps, whole.num_steps[:2])
+
+
+def test_a_nan_row_spoils_no_other_row(attack):
+    images, _ = batch()
+
+    def sometimes_nan(x):
+        # The second image's rows of logits and gradients are NaN.
+        logits = classifier()(x)
+        return logits.at[1].set(jnp.nan * logits[1])
+
+    clean, spoilt = run(attack), run(attack, logits_fn=sometimes_nan)
+    others = np.array([0, 2, 3, 4, 5])
+    np.testing.assert_allclose(spoilt.images[others], clean.images[others], atol=TOLERANCE)
+    np.testing.assert_array_equal(spoilt.success[others], clean.success[others])
+    assert not bool(spoilt.success[1])
+    np.testing.assert_allclose(spoilt.images[1], images[1], atol=attack.epsilon + TOLERANCE)
+
+
+def test_compiled_equals_uncompiled(attack):
+    compiled = run(attack)
+    with jax.disable_jit():
+        plain = run(attack)
+    # Rounding differs, and each of several steps builds on the one before.
+    np.testing.assert_allclose(compiled.images, plain.images, atol=10 * TOLERANCE)
+    np.testing.assert_array_equal(compiled.success, plain.success)
+
+
+def test_one_compilation_for_all_epsilons_and_weights(attack):
+    traces = []
+
+    def counted(variables, images):
+        traces.append(images.shape)
+        return two_layers(variables, images)
+
+    def counting(seed):
+        return dataclasses.replace(classifier(seed), apply_fn=counted)
+
+    run(attack, logits_fn=counting(0))
+    first = len(traces)
+    assert first > 0
+    for epsilon in (0.0, 0.05, np.float32(0.2), jnp.float32(0.3)):
+        run(dataclasses.replace(attack, epsilon=epsilon), logits_fn=counting(1))
+    assert len(traces) == first
+
+
+def test_runs_inside_a_users_jit(attack):
+    images, labels = batch()
+    aims = (labels + 1) % NUM_CLASSES if attack.targeted else labels
+    inside = jax.jit(lambda key, c, x, y: attack(key, c, x, y))
+    result = inside(jax.random.key(0), classifier(), images, aims)
+    np.testing.assert_allclose(result.images, run(attack).images, atol=TOLERANCE)
+
+
+def test_json_round_trip_comparison_and_hash(attack):
+    text = json.dumps(attacks.to_dict(attack))
+    again = attacks.from_dict(json.loads(text))
+    assert again == attack and hash(again) == hash(attack)
+    assert dataclasses.replace(attack, epsilon=0.7) != attack
+
+
+def test_counts_queries_and_gradients(attack):
+    result = run(attack)
+    starts = attack.num_restarts
+    np.testing.assert_array_equal(result.num_queries, starts * (attack.num_steps + 1))
+    np.testing.assert_array_equal(result.num_gradients, starts * attack.num_steps)
+    assert int(result.num_steps.max()) <= starts * attack.num_steps
+
+
+def test_craft_is_the_last_point(attack):
+    images, labels = batch()
+    aims = (labels + 1) % NUM_CLASSES if attack.targeted else labels
+    if attack.num_restarts > 1 or (isinstance(attack, PGD) and attack.random_start):
+        # The engine folds the restart into the key; without a random start keys do not matter.
+        attack = dataclasses.replace(attack, num_restarts=1, random_start=False)
+    points = engine.craft(attack, jax.random.key(0), classifier(), images, aims)
+    if isinstance(attack, FGSM):
+        expected = run(attack).images
+    else:
+        expected = run(dataclasses.replace(attack, keep="last")).images
+    np.testing.assert_allclose(points, expected, atol=TOLERANCE)
+
+
+# Closed forms: a linear classifier with two classes, whose margin falls by |w|_1 * step in linf and
+# by |w|_2 * step in l2 as long as no pixel meets the edge of the box.
+
+WEIGHTS = np.array([[[0.3, -0.2], [0.5, 0.1]], [[-0.4, 0.2], [0.1, -0.6]]], np.float32)
+
+
+def linear(margin):
+    """Logits [margin + w (x - .5), 0] on images [2, 2, 2] around .5."""
+
+    def logits_fn(images):
+        scores = margin + jnp.sum((images - 0.5) * WEIGHTS, axis=(1, 2, 3))
+        return jnp.stack([scores, jnp.zeros_like(scores)], axis=1)
+
+    return logits_fn
+
+
+CENTRE, ZERO = jnp.full((1, 2, 2, 2), 0.5), jnp.array([0])
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda norm: FGSM(0.2, norm),
+        lambda norm: BIM(0.2, 0.05, 10, norm),
+        lambda norm: PGD(0.2, 0.05, 60, norm),
+    ],
+    ids=["fgsm", "bim", "pgd"],
+)
+def test_linear_classifier_ends_in_the_corner(make, norm):
+    direction = np.sign(WEIGHTS) if norm == "linf" else WEIGHTS / np.linalg.norm(WEIGHTS)
+    result = make(norm)(jax.random.key(0), linear(5.0), CENTRE, ZERO)
+    np.testing.assert_allclose(result.images[0], 0.5 - 0.2 * direction, atol=2e-5)
+
+
+def test_targeted_goes_the_other_way():
+    result = BIM(0.2, 0.05, 10, targeted=True)(jax.random.key(0), linear(5.0), CENTRE, ZERO)
+    np.testing.assert_allclose(result.images[0], 0.5 + 0.2 * np.sign(WEIGHTS), atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4])
+def test_steps_to_first_success(steps):
+    margin = (steps - 0.5) * 0.05 * np.abs(WEIGHTS).sum()
+    result = BIM(0.4, 0.05, 8)(jax.random.key(0), linear(margin), CENTRE, ZERO)
+    assert bool(result.success[0]) and int(result.num_steps[0]) == steps
+
+
+def test_steps_are_all_of_them_where_none_fools():
+    result = BIM(0.4, 0.05, 8)(jax.random.key(0), linear(5.0), CENTRE, ZERO)
+    assert not bool(result.success[0]) and int(result.num_steps[0]) == 8
+
+
+def test_steps_are_zero_where_the_start_already_fools():
+    result = BIM(0.1, 0.05, 3)(jax.random.key(0), linear(-1.0), CENTRE, ZERO)
+    assert bool(result.success[0]) and int(result.num_steps[0]) == 0
+
+
+def test_best_point_is_kept_where_the_last_is_worse():
+    """A classifier that is fooled at a distance of .1 only, with a slope that leads on past it."""
+
+    def shell(images):
+        moved = jnp.mean(0.5 - images, axis=(1, 2, 3))
+        nearby = jnp.abs(jax.lax.stop_gradient(moved) - 0.1) < 0.02
+        return jnp.stack([2.0 - moved, jnp.where(nearby, 3.0, 0.0)], axis=1)
+
+    settings = {"epsilon": 0.4, "step_size": 0.05, "num_steps": 5}
+    best = BIM(**settings)(jax.random.key(0), shell, CENTRE, ZERO)
+    last = BIM(**settings, keep="last")(jax.random.key(0), shell, CENTRE, ZERO)
+    assert bool(best.success[0]) and int(best.num_steps[0]) == 2
+    np.testing.assert_allclose(best.images, 0.4, atol=1e-6)
+    assert not bool(last.success[0])
+    np.testing.assert_allclose(last.images, 0.25, atol=1e-6)
+
+
+def test_restarts_never_lose():
+    one = PGD(0.1, 0.03, 3)
+    many = dataclasses.replace(one, num_restarts=4)
+    first, all_of_them = run(one, key=5), run(many, key=5)
+    assert np.all(np.asarray(all_of_them.success) >= np.asarray(first.success))
+
+
+def test_l2_start_fills_the_ball():
+    """The radius of a uniform point in d dimensions is u^(1/d): its median is .5^(1/d)."""
+    draw = jax.vmap(lambda key: norms.uniform_in_ball(key, (4, 4, 2), 2.0, "l2"))
+    points = draw(jax.random.split(jax.random.key(0), 4000))
+    radii = np.asarray(distances(points, 0.0, "l2")) / 2
+    assert radii.max() <= 1 + TOLERANCE
+    np.testing.assert_allclose(np.median(radii), 0.5 ** (1 / 32), atol=3e-3)
+    np.testing.assert_allclose(points.mean(axis=0), 0.0, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    "make, error, message",
+    [
+        (lambda: PGD(epsilon=-1.0), ValueError, "`epsilon` must be a finite number of at least 0"),
+        (lambda: PGD(epsilon="1"), TypeError, "`epsilon` must be a number, got '1'"),
+        (lambda: PGD(step_size=float("nan")), ValueError, "`step_size`"),
+        (lambda: PGD(num_steps=0), ValueError, "`num_steps` must be at least 1, got 0"),
+        (lambda: PGD(num_steps=2.5), TypeError, "`num_steps` must be an integer, got 2.5"),
+        (lambda: FGSM(norm="l3"), ValueError, r"`norm` must be one of \('linf', 'l2'\), got 'l3'"),
+        (lambda: BIM(keep="worst"), ValueError, "`keep` must be one of"),
+        (lambda: PGD(num_restarts=2, random_start=False), ValueError, "all would be equal"),
+        (lambda: attacks.from_dict({"name": "CW2"}), ValueError, "`name` must be one of"),
+        (lambda: attacks.from_dict({"name": "FGSM", "steps": 1}), TypeError, "FGSM has no `steps`"),
+    ],
+)
+def test_wrong_settings(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"images": jnp.zeros((2, 4, 4, 2), jnp.uint8)}, TypeError, "divide uint8 images by 255"),
+        ({"images": jnp.full((2, 4, 4, 2), 1.5)}, ValueError, r"`images` must lie in \[0, 1\]"),
+        ({"images": jnp.full((2, 4, 4, 2), jnp.nan)}, ValueError, r"must lie in \[0, 1\]"),
+        ({"images": jnp.zeros((2, 4, 4))}, ValueError, r"must be \[B, H, W, C\]"),
+        ({"labels": jnp.zeros(3, int)}, ValueError, r"`labels` must have shape \(2,\)"),
+        ({"labels": jnp.zeros(2)}, TypeError, "`labels` must be integers"),
+        ({"logits_fn": 3}, TypeError, "`logits_fn` must be callable, got int"),
+        ({"logits_fn": lambda x: x.sum()}, ValueError, r"must return \[B, K\]"),
+    ],
+)
+def test_wrong_input(change, error, message):
+    arguments = {
+        "key": jax.random.key(0),
+        "logits_fn": classifier(),
+        "images": jnp.zeros((2, 4, 4, 2)),
+        "labels": jnp.zeros(2, int),
+    }
+    with pytest.raises(error, match=message):
+        FGSM()(**(arguments | change))
+
+
+def test_reference_network(reference, reference_classifier):
+    """PGD fools all 41 that are right, and turns at least 36 of 45 others into basketball."""
+    images = jnp.asarray(reference["images"], jnp.float32) / 255
+    labels = jnp.asarray(reference["labels"], jnp.int32)
+    right = np.asarray(jnp.argmax(reference_classifier(images), 1) == labels)
+    others = np.asarray(labels) != 1
+
+    def successes(attack, aims, counted):
+        result = attack(jax.random.key(0), reference_classifier, images, aims)
+        assert float(jnp.abs(result.images - images).max()) <= 0.03 + TOLERANCE
+        return int(np.asarray(result.success)[counted].sum())
+
+    pgd = successes(PGD(0.03, 0.01, 40), labels, right)
+    assert pgd == right.sum() == 41
+    assert successes(FGSM(0.03), labels, right) <= pgd
+    aims = jnp.ones_like(labels)
+    targeted = successes(PGD(0.03, 0.01, 40, targeted=True), aims, others)
+    assert targeted >= 36
+    assert successes(FGSM(0.03, targeted=True), aims, others) <= targeted

@@ -1,0 +1,150 @@
+"""Networks: sizes, the Classifier, imported weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrobust import compilation, evaluation, models
+
+COUNTS = {"mlp": 1_723_466, "cnn": 141_610, "simple_cnn": 620_810, "resnet_small": 2_777_674}
+IMAGES = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+
+
+def test_every_model_is_counted():
+    assert set(COUNTS) == set(models.MODELS)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameter_count_and_output_shape(name):
+    network = models.create(name)
+    variables = jax.eval_shape(network.init, jax.random.key(0), IMAGES)
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == COUNTS[name]
+    assert jax.eval_shape(network.apply, variables, IMAGES).shape == (2, 10)
+    seven = models.create(name, num_classes=7)
+    variables = jax.eval_shape(seven.init, jax.random.key(0), IMAGES)
+    assert jax.eval_shape(seven.apply, variables, IMAGES).shape == (2, 7)
+
+
+# simple_cnn's training pass is random (dropout); its blocks are those of cnn.
+@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet_small"])
+def test_folded_evaluation_equals_batch_norm(name):
+    """With the batch's own statistics stored, evaluation gives what training gives."""
+    widths = {"mlp": (16, 8), "cnn": (8, 8, 8, 8, 8), "resnet_small": (8, 8, 8)}
+    network = models.create(name, widths=widths[name])
+    images = jax.random.normal(jax.random.key(0), (8, 16, 16, 3))
+    variables = network.init(jax.random.key(1), images)
+
+    @jax.jit
+    def update(variables):
+        logits, updated = network.apply(
+            variables,
+            images,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        return logits, variables | updated
+
+    for _ in range(200):  # a moving average with momentum .9 has converged to 1e-9
+        logits, variables = update(variables)
+    np.testing.assert_allclose(network.apply(variables, images), logits, atol=1e-4)
+
+
+def test_create_returns_one_object_for_one_network():
+    assert models.create("cnn") is models.create("cnn", 10)
+    assert models.create("cnn", widths=[8] * 5) is models.create("cnn", widths=(8,) * 5)
+
+
+def test_create_errors():
+    with pytest.raises(ValueError, match=r"`name` must be one of .*'cnn'.* got 'vgg'"):
+        models.create("vgg")
+    with pytest.raises(TypeError, match="`depth` is no size of 'cnn'; it has widths"):
+        models.create("cnn", depth=3)
+    with pytest.raises(ValueError, match="`num_classes` must be at least 2, got 1"):
+        models.create("cnn", num_classes=1)
+    with pytest.raises(ValueError, match="one entry for each of the 3 stages"):
+        network = models.create("resnet_small", widths=(8, 8))
+        jax.eval_shape(network.init, jax.random.key(0), IMAGES)
+
+
+def test_reference_logits(reference, reference_classifier):
+    images = jnp.asarray(reference["images"], jnp.float32) / 255
+    logits = compilation.jit(lambda c, x: c(x))(reference_classifier, images)
+    np.testing.assert_allclose(logits, reference["logits"], atol=1e-4)
+    assert int((jnp.argmax(logits, 1) == reference["labels"]).sum()) == 41
+
+
+def test_reference_on_the_photographs(shared, reference, reference_classifier):
+    from jaxrobust import data
+
+    dataset = data.load("sports10", shared / "data" / "sports10")
+    logits = evaluation.logits(reference_classifier, dataset.test.images)
+    np.testing.assert_allclose(logits, reference["logits"], atol=1e-4)
+    assert int((logits.argmax(1) == dataset.test.labels).sum()) == 41
+
+
+def torch_state_dict(name: str) -> dict[str, np.ndarray]:
+    """Random weights under PyTorch's names, with its shapes, made from the layouts."""
+    from jaxrobust.models.torch_weights import LAYOUTS
+
+    network = models.create(name)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), IMAGES)
+    generator = np.random.default_rng(0)
+    state = {}
+    for layer in LAYOUTS[name]:
+        tree = shapes["params"]
+        for part in layer.ours.split("/"):
+            tree = tree[part]
+        if layer.kind == "bn":
+            for suffix in ("weight", "bias", "running_mean", "running_var"):
+                state[f"{layer.theirs}.{suffix}"] = generator.random(tree["scale"].shape)
+            state[f"{layer.theirs}.num_batches_tracked"] = np.int64(7)
+            continue
+        kernel = tree["kernel"].shape
+        order = (3, 2, 0, 1) if len(kernel) == 4 else (1, 0)
+        state[f"{layer.theirs}.weight"] = generator.normal(size=[kernel[i] for i in order])
+        if "bias" in tree:
+            state[f"{layer.theirs}.bias"] = generator.normal(size=tree["bias"].shape)
+    return state
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_from_torch_fills_every_variable(name):
+    variables = models.from_torch(name, torch_state_dict(name))
+    network = models.create(name)
+    expected = jax.eval_shape(network.init, jax.random.key(0), IMAGES)
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, expected)
+
+
+def test_from_torch_reorders_the_rows_behind_a_flatten():
+    state = torch_state_dict("mlp")
+    variables = models.from_torch("mlp", state)
+    image = np.random.default_rng(1).normal(size=(32, 32, 3)).astype(np.float32)
+    theirs = state["layers.0.weight"] @ image.transpose(2, 0, 1).ravel() + state["layers.0.bias"]
+    dense = variables["params"]["block_0"]["dense"]
+    np.testing.assert_allclose(
+        image.ravel() @ dense["kernel"] + dense["bias"], theirs, rtol=1e-3, atol=1e-3
+    )
+
+
+def test_from_torch_lists_what_is_wrong():
+    state = torch_state_dict("cnn")
+    del state["features.0.bias"], state["classifier.3.weight"]
+    state["extra"] = np.zeros(3)
+    with pytest.raises(ValueError, match="3 problems") as error:
+        models.from_torch("cnn", state)
+    for part in ("missing features.0.bias", "missing classifier.3.weight", "unexpected extra"):
+        assert part in str(error.value)
+    state = torch_state_dict("cnn")
+    state["features.3.weight"] = np.zeros((32, 16, 3, 3))
+    with pytest.raises(ValueError, match=r"features.3.weight .*\(3, 3, 16, 32\).*\(3, 3, 32, 32\)"):
+        models.from_torch("cnn", state)
+
+
+def test_classifier_takes_its_normalisation_in_any_form():
+    apply_fn = lambda variables, x: x.sum((1, 2)) * variables  # noqa: E731
+    images = jnp.full((1, 2, 2, 3), 0.5)
+    for mean, std in ((0.5, 0.25), (np.full(3, 0.5), np.full(3, 0.25))):
+        classifier = models.Classifier(apply_fn, jnp.float32(2), mean, std)
+        np.testing.assert_allclose(classifier(images), 0.0)
+        np.testing.assert_allclose(classifier(images + 0.25), np.full((1, 3), 8.0))

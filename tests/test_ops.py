@@ -1,0 +1,196 @@
+"""Every fast form against the plain one and against finite differences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jaxrobust import compilation, models, ops
+
+CONVOLUTIONS = [
+    # rows, C_in, C_out, stride, padding, size
+    (3, 3, 8, 1, 1, 8),
+    (3, 8, 16, 1, 1, 8),
+    (5, 8, 4, 1, 2, 8),
+    (3, 8, 4, 1, 0, 8),
+    (3, 8, 16, 2, 1, 8),
+    (3, 8, 16, 2, 1, 7),  # odd: the plain form
+    (1, 8, 16, 1, 0, 8),
+    (1, 8, 16, 2, 0, 8),
+    (1, 8, 16, 2, 0, 7),
+]
+
+
+def plain_convolution(images, kernel, strides, padding):
+    return lax.conv_general_dilated(
+        images, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def plain_fused(images, kernel, bias, residual, strides, padding):
+    outputs = plain_convolution(images, kernel, strides, padding) + bias
+    return jax.nn.relu(outputs if residual is None else outputs + residual)
+
+
+def plain_max_pool(images):
+    window, pad = (1, 2, 2, 1), "VALID"
+    return lax.reduce_window(images, -jnp.inf, lax.max, window, window, pad)
+
+
+def plain_average_pool(images):
+    window = (1, 2, 2, 1)
+    return lax.reduce_window(images, 0.0, lax.add, window, window, "VALID") / 4
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+    """To 1e-5 of the largest value: what float32 sums of some hundred terms can promise."""
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        scale = max(1.0, float(jnp.max(jnp.abs(b))))
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale)
+
+
+def in_scan(function):
+    """The function inside a lax.scan, where XLA lays data out differently."""
+
+    def looped(*arguments):
+        def body(carry, _):
+            return function(*arguments), None
+
+        start = jax.tree.map(jnp.zeros_like, jax.eval_shape(function, *arguments))
+        return lax.scan(body, start, length=2)[0]
+
+    return looped
+
+
+def convolution_case(rows, inputs, outputs, stride, padding, size):
+    keys = jax.random.split(jax.random.key(0), 4)
+    images = jax.random.normal(keys[0], (3, size, size, inputs))
+    kernel = jax.random.normal(keys[1], (rows, rows, inputs, outputs)) / rows
+    strides, pads = (stride, stride), ((padding, padding), (padding, padding))
+    shape = jax.eval_shape(lambda x, w: plain_convolution(x, w, strides, pads), images, kernel)
+    cotangent = jax.random.normal(keys[2], shape.shape)
+    return images, kernel, cotangent, strides, pads, keys[3]
+
+
+@pytest.mark.parametrize("loop", [lambda f: f, in_scan], ids=["plain", "scan"])
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
+def test_convolution_gradients_equal_plain(case, loop):
+    images, kernel, cotangent, strides, pads, _ = convolution_case(*case)
+
+    def gradients(function):
+        def loss(x, w):
+            return jnp.sum(function(x, w, strides, pads) * cotangent)
+
+        return compilation.jit(loop(jax.value_and_grad(loss, (0, 1))))(images, kernel)
+
+    assert_close(gradients(ops.convolution), gradients(plain_convolution))
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("case", CONVOLUTIONS[:2] + CONVOLUTIONS[4:5], ids=str)
+def test_fused_gradients_equal_plain(case, residual):
+    images, kernel, cotangent, strides, pads, key = convolution_case(*case)
+    bias = jax.random.normal(key, kernel.shape[-1:])
+    added = jax.random.normal(jax.random.key(9), cotangent.shape) if residual else None
+
+    def gradients(function):
+        def loss(x, w, b, r):
+            return jnp.sum(function(x, w, b, r, strides, pads) * cotangent)
+
+        return compilation.jit(in_scan(jax.value_and_grad(loss, (0, 1, 2, 3))))(
+            images, kernel, bias, added
+        )
+
+    assert_close(gradients(ops.convolution_bias_relu), gradients(plain_fused))
+
+
+@pytest.mark.parametrize(
+    "fast, plain",
+    [(ops.max_pool, plain_max_pool), (ops.average_pool, plain_average_pool)],
+    ids=["max", "average"],
+)
+def test_pool_behind_a_convolution_equals_plain(fast, plain):
+    # Behind a convolution and inside a loop: where a reshape view gave false gradients.
+    images, kernel, _, strides, pads, key = convolution_case(3, 8, 16, 1, 1, 8)
+    weights = jax.random.normal(key, (3, 4, 4, 16))
+
+    def gradients(pool, convolution):
+        def loss(x):
+            return jnp.sum(pool(convolution(x, kernel, strides, pads)) * weights)
+
+        return compilation.jit(in_scan(jax.value_and_grad(loss)))(images)
+
+    assert_close(gradients(fast, ops.convolution), gradients(plain, plain_convolution))
+
+
+def test_max_pool_gives_the_gradient_of_a_tie_to_the_first():
+    gradient = jax.grad(lambda x: jnp.sum(ops.max_pool(x)))(jnp.zeros((1, 4, 4, 1)))
+    expected = np.zeros((4, 4))
+    expected[::2, ::2] = 1
+    np.testing.assert_array_equal(gradient[0, :, :, 0], expected)
+
+
+def test_gradients_equal_finite_differences_in_float64():
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.key(0), 5)
+        images = jax.random.normal(keys[0], (2, 8, 8, 4), jnp.float64)
+        wide = jax.random.normal(keys[1], (3, 3, 4, 6), jnp.float64) / 3
+        down = jax.random.normal(keys[2], (3, 3, 6, 4), jnp.float64) / 3
+        point = jax.random.normal(keys[3], (1, 1, 6, 4), jnp.float64)
+        one, none = ((1, 1), (1, 1)), ((0, 0), (0, 0))
+
+        def network(x):
+            hidden = ops.convolution_bias_relu(x, wide, jnp.full(6, 0.1), None, (1, 1), one)
+            shortcut = ops.convolution(hidden, point, (2, 2), none)
+            hidden = ops.convolution_bias_relu(hidden, down, jnp.zeros(4), shortcut, (2, 2), one)
+            return jnp.sum(jnp.sin(ops.max_pool(hidden))) + jnp.sum(ops.average_pool(x) ** 2)
+
+        direction = jax.random.normal(keys[4], images.shape, jnp.float64)
+        slope = jnp.vdot(jax.grad(network)(images), direction)
+        h = 1e-6
+        difference = (network(images + h * direction) - network(images - h * direction)) / (2 * h)
+        np.testing.assert_allclose(slope, difference, rtol=1e-7)
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_input_gradients_of_the_networks_equal_plain_ones(name, monkeypatch):
+    widths = {"mlp": (16, 8), "cnn": (8, 8, 16, 16, 16), "simple_cnn": (8, 16, 16)}
+    network = models.create(name, widths=widths.get(name, (8, 16, 16)))
+    images = jax.random.uniform(jax.random.key(0), (2, 16, 16, 3))
+    variables = network.init(jax.random.key(1), images)
+    # Statistics of a trained network, so that folding them matters.
+    variables = jax.tree.map(lambda leaf: leaf + 0.1, variables)
+
+    def gradients():
+        loss = lambda x: jnp.sum(network.apply(variables, x) ** 2)  # noqa: E731
+        return compilation.jit(in_scan(jax.value_and_grad(loss)))(images)
+
+    fast = gradients()
+    for operation, plain in {
+        "convolution": plain_convolution,
+        "convolution_bias_relu": plain_fused,
+        "max_pool": plain_max_pool,
+        "average_pool": plain_average_pool,
+    }.items():
+        monkeypatch.setattr(ops, operation, plain)
+    assert_close(fast, gradients())
+
+
+@pytest.mark.parametrize("pool", [ops.max_pool, ops.average_pool])
+def test_pool_of_an_odd_size_is_an_error(pool):
+    with pytest.raises(ValueError, match=r"even H and W, got shape \(1, 5, 4, 1\)"):
+        pool(jnp.zeros((1, 5, 4, 1)))
+
+
+def test_linen_hook_passes_other_convolutions_on():
+    images, kernel = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 1, 4))
+    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": 4}
+    actual = ops.conv_general_dilated(images, kernel, (1, 1), "SAME", **options)
+    expected = lax.conv_general_dilated(images, kernel, (1, 1), "SAME", **options)
+    np.testing.assert_array_equal(actual, expected)
+    same = ops.conv_general_dilated(images, jnp.ones((3, 3, 4, 2)), (2, 2), "SAME")
+    expected = lax.conv_general_dilated(
+        images, jnp.ones((3, 3, 4, 2)), (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_array_equal(same, expected)

@@ -1,0 +1,303 @@
+"""`fit` from end to end in this process: what it returns, writes, refuses and resumes."""
+
+import dataclasses
+import json
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrobust.training import TrainConfig, fit, load_variables, logs, save_variables
+from jaxrobust.training import step as step_module
+from jaxrobust.training.checkpoint import RunCheckpoints
+
+
+class Linear(nn.Module):
+    num_classes: int = 2
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return nn.Dense(self.num_classes)(images.reshape(len(images), -1))
+
+
+def examples(count, seed=0):
+    """Images whose brightness is their class."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 2, count)
+    images = random.integers(0, 100, (count, 2, 2, 1)) + 120 * labels[:, None, None, None]
+    return images.astype(np.uint8), labels
+
+
+TRAIN, VALIDATION = examples(20), examples(10, seed=1)
+CONFIG = TrainConfig(num_epochs=3, batch_size=6, learning_rate=0.1)
+
+
+def quick_fit(config=CONFIG, train=TRAIN, **arguments):
+    return fit(Linear(), train, config, mean=0.5, std=0.25, progress=False, **arguments)
+
+
+def same(left, right):
+    return jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b)), left, right))
+
+
+def test_learns_logs_and_returns_at_once_when_called_again(tmp_path):
+    traces = []
+
+    def augment(key, images):
+        traces.append(images.shape)
+        return images
+
+    config = dataclasses.replace(CONFIG, num_epochs=6)
+    arguments = {"run_dir": tmp_path, "validation": VALIDATION, "augment": augment}
+    result = quick_fit(config, **arguments)
+    assert traces == [(6, 2, 2, 1)]  # one compilation for all epochs
+    assert result.history[-1]["validation_accuracy"] == 1.0
+    assert [row["epoch"] for row in result.history] == [1, 2, 3, 4, 5, 6]
+    assert int(result.state.step) == result.history[-1]["step"] == 6 * 3
+    assert result.seconds_per_epoch > 0 and len(result.timings) == 6
+    assert logs.read_rows(tmp_path / "log.jsonl") == list(result.history)
+    assert list(result.history[0]) == [
+        "epoch",
+        "step",
+        "train_loss",
+        "train_accuracy",
+        "learning_rate",
+        "gradient_norm",
+        "validation_loss",
+        "validation_accuracy",
+    ]
+    log = (tmp_path / "log.jsonl").read_bytes()
+    again = quick_fit(config, **arguments)
+    assert len(traces) == 1  # nothing was even traced
+    assert same(again.state, result.state) and again.history == result.history
+    assert same(again.best_variables, result.best_variables)
+    assert (tmp_path / "log.jsonl").read_bytes() == log
+
+
+def test_validation_figures_are_those_of_the_returned_variables():
+    result = quick_fit(validation=VALIDATION)
+    images = (VALIDATION[0] / 255 - 0.5) / 0.25
+    logits = Linear().apply(result.variables, jnp.float32(images))
+    losses = -jax.nn.log_softmax(logits)[jnp.arange(10), VALIDATION[1]]
+    np.testing.assert_allclose(result.history[-1]["validation_loss"], losses.mean(), rtol=1e-5)
+
+
+def test_best_variables_are_those_of_the_best_epoch(tmp_path):
+    # Far too fast to converge: the last epoch is not the best one.
+    config = dataclasses.replace(CONFIG, optimizer="sgd", learning_rate=30.0, num_epochs=4)
+    result = quick_fit(config, run_dir=tmp_path, validation=VALIDATION)
+    losses = [row["validation_loss"] for row in result.history]
+    best = 1 + int(np.argmin(losses))
+    assert result.best_epoch == best < 4
+    shorter = quick_fit(
+        dataclasses.replace(config, num_epochs=best), validation=VALIDATION, checkpoint_every=9
+    )
+    assert same(result.best_variables, shorter.variables)
+    with RunCheckpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.steps == (3 * best, 12)
+
+
+def test_early_stopping_and_plateau(tmp_path):
+    # The validation labels are wrong, so that the loss rises from the first epoch on.
+    wrong = (VALIDATION[0], 1 - VALIDATION[1])
+    config = dataclasses.replace(
+        CONFIG,
+        num_epochs=20,
+        early_stopping_patience=3,
+        schedule="plateau",
+        plateau_patience=0,
+        plateau_factor=0.1,
+    )
+    result = quick_fit(config, validation=wrong, run_dir=tmp_path)
+    losses = [row["validation_loss"] for row in result.history]
+    assert losses == sorted(losses)
+    assert len(result.history) == 4 and result.best_epoch == 1
+    assert [row["learning_rate"] for row in result.history] == pytest.approx([0.1, 0.1, 0.01, 1e-3])
+
+
+def test_stops_on_nan_and_keeps_what_was_saved(tmp_path):
+    def poison(key, images):
+        return jnp.where(jax.random.uniform(key) < 0.3, jnp.nan, images)
+
+    # Which epoch meets the first NaN depends on the keys alone; seed 0 has a finite first epoch.
+    config = dataclasses.replace(CONFIG, num_epochs=30)
+    with pytest.raises(FloatingPointError, match=r"diverged in epoch \d+: train_loss is nan"):
+        quick_fit(config, run_dir=tmp_path, augment=poison)
+    rows = logs.read_rows(tmp_path / "log.jsonl")
+    assert rows
+    with RunCheckpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step == rows[-1]["step"]
+
+
+def test_adversarial_training_attacks_every_batch(monkeypatch):
+    def hide(attack, key, logits_fn, images, labels):
+        return jnp.full_like(images, attack)
+
+    monkeypatch.setattr(step_module.engine, "craft", hide)
+    blind = quick_fit(dataclasses.replace(CONFIG, num_epochs=6), attack=0.5)
+    seeing = quick_fit(dataclasses.replace(CONFIG, num_epochs=6))
+    assert blind.history[-1]["train_loss"] > 0.6  # constant images: nothing to learn
+    assert seeing.history[-1]["train_loss"] < 0.4
+
+
+def test_validation_may_be_attacked(monkeypatch):
+    monkeypatch.setattr(
+        step_module.engine, "craft", lambda attack, key, logits_fn, images, labels: 1 - images
+    )
+    config = dataclasses.replace(CONFIG, num_epochs=6)
+    attacked = quick_fit(config, validation=VALIDATION, validation_attack="inverts")
+    clean = quick_fit(config, validation=VALIDATION)
+    inverted = quick_fit(config, validation=(255 - VALIDATION[0], VALIDATION[1]))
+    assert same(attacked.variables, clean.variables)
+    assert attacked.history[-1]["validation_loss"] == pytest.approx(
+        inverted.history[-1]["validation_loss"], rel=1e-5
+    )
+    assert attacked.history[-1]["validation_accuracy"] < 0.2
+    assert clean.history[-1]["validation_accuracy"] == 1.0
+
+
+def test_fine_tuning_keeps_masked_weights_at_zero():
+    variables = Linear().init(jax.random.key(0), jnp.zeros((1, 2, 2, 1)))
+    masks = {"Dense_0": {"kernel": jnp.array([[True, False]] * 4), "bias": jnp.ones(2, bool)}}
+    result = quick_fit(variables=variables, masks=masks)
+    kernel = result.variables["params"]["Dense_0"]["kernel"]
+    assert np.all(kernel[:, 1] == 0) and np.all(kernel[:, 0] != 0)
+    assert np.all(variables["params"]["Dense_0"]["kernel"] != 0)  # the caller's own are untouched
+    with pytest.raises(ValueError, match="`masks`"):
+        quick_fit(variables=variables, masks={"Dense_0": {"kernel": True}})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"config": dataclasses.replace(CONFIG, learning_rate=0.2)},
+            "config.learning_rate was 0.1",
+        ),
+        ({"train": examples(20, seed=5)}, "train.images was"),
+        ({"validation": VALIDATION}, "validation"),
+        ({"augment": lambda key, images: images}, "augment was None"),
+    ],
+    ids=["config", "data", "validation", "augment"],
+)
+def test_refuses_the_run_directory_of_other_settings(tmp_path, change, words):
+    quick_fit(run_dir=tmp_path)
+    before = (tmp_path / "log.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=words):
+        quick_fit(run_dir=tmp_path, **change)
+    assert (tmp_path / "log.jsonl").read_bytes() == before
+
+
+def test_refuses_checkpoints_of_unknown_origin(tmp_path):
+    quick_fit(run_dir=tmp_path)
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(ValueError, match=r"no settings\.json"):
+        quick_fit(run_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"train": (TRAIN[0][:0], TRAIN[1][:0])}, ValueError, "`train` is empty"),
+        ({"train": (TRAIN[0], TRAIN[1][:5])}, ValueError, "`train` labels must have shape"),
+        ({"train": (TRAIN[0], TRAIN[1] + 1)}, ValueError, "`train labels` must lie in 0 .. 1"),
+        ({"train": (TRAIN[0], TRAIN[1] / 1)}, TypeError, "must be integers"),
+        ({"train": (TRAIN[0] * 1.0, TRAIN[1])}, ValueError, "must lie in"),
+        ({"train": TRAIN[0]}, TypeError, "must be a pair"),
+        ({"validation": (VALIDATION[0][:, :1], VALIDATION[1])}, ValueError, "as in `train`"),
+        ({"config": TrainConfig(batch_size=21)}, ValueError, "at most the 20 training images"),
+        ({"config": TrainConfig(batch_size=2, schedule="plateau")}, ValueError, "`validation`"),
+        (
+            {"config": TrainConfig(batch_size=2, early_stopping_patience=2)},
+            ValueError,
+            "`validation`",
+        ),
+        ({"checkpoint_every": 0}, ValueError, "`checkpoint_every`"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(tmp_path, arguments, error, words):
+    with pytest.raises(error, match=words):
+        quick_fit(run_dir=tmp_path / "run", **arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_mean_and_std_must_fit_the_channels():
+    with pytest.raises(ValueError, match="`mean`"):
+        fit(Linear(), TRAIN, CONFIG, mean=(0.1, 0.2), std=1.0)
+    with pytest.raises(ValueError, match="`std`"):
+        fit(Linear(), TRAIN, CONFIG, std=0.0)
+
+
+def test_checkpoint_names_what_differs(tmp_path):
+    with RunCheckpoints(tmp_path) as checkpoints:
+        tree = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+        checkpoints.save(1, tree, {"note": [1]}, score=0.5, epoch=1)
+        assert checkpoints.metadata(1) == {"note": [1]}
+        wider = {"kernel": jnp.ones((2, 4)), "scale": jnp.ones(3)}
+        with pytest.raises(ValueError, match=r"kernel was float32\[2, 3\], is now float32\[2, 4\]"):
+            checkpoints.restore(1, wider)
+
+
+def test_checkpoints_keep_the_latest_and_the_first_best(tmp_path):
+    with RunCheckpoints(tmp_path) as checkpoints:
+        for step, score in enumerate([3.0, 2.0, 2.0, 5.0], start=1):
+            checkpoints.save(step, {"x": jnp.float32(step)}, {}, score=score, epoch=step)
+        checkpoints.save(5, {"x": jnp.float32(5)}, {}, score=None, epoch=4)
+    with RunCheckpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps == (2, 5)
+        assert float(checkpoints.restore(2, {"x": jnp.float32(0)})["x"]) == 2
+
+
+def test_finished_models_round_trip(tmp_path):
+    variables = {"params": {"a": {"kernel": jnp.arange(6.0).reshape(2, 3)}}, "batch_stats": {}}
+    metadata = {"model": "mlp", "widths": [3, 4], "mean": [0.1, 0.2, 0.3], "class_names": ["é"]}
+    save_variables(tmp_path / "model", variables, metadata)
+    save_variables(tmp_path / "model", variables, metadata | {"seed": 2})
+    loaded, found = load_variables(tmp_path / "model")
+    assert found == metadata | {"seed": 2}
+    assert same(loaded["params"], variables["params"])
+    with pytest.raises(ValueError, match="not overwritten"):
+        save_variables(tmp_path, variables, metadata)
+    with pytest.raises(FileNotFoundError):
+        load_variables(tmp_path / "missing")
+    with pytest.raises(TypeError, match="must hold arrays"):
+        save_variables(tmp_path / "other", {"params": 3}, {})
+
+
+def test_rows_round_trip_and_half_a_row_is_dropped(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    assert logs.read_rows(path) == []
+    rows = [{"epoch": 1, "loss": 0.1 + 0.2}, {"epoch": 2, "loss": 1e-30}]
+    logs.write_rows(path, rows[:1])
+    logs.append_row(path, rows[1])
+    assert logs.read_rows(path) == rows
+    with path.open("a") as file:
+        file.write('{"epoch": 3, "lo')
+    assert logs.read_rows(path) == rows
+
+
+def test_tensorboard_is_written_or_the_missing_package_is_named(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboardX")
+    quick_fit(run_dir=tmp_path / "a", tensorboard=True)
+    assert list((tmp_path / "a" / "tensorboard").glob("events*"))
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(ImportError, match=r"jaxrobust\[tensorboard\]"):
+        quick_fit(run_dir=tmp_path / "b", tensorboard=True)
+
+
+def test_progress_is_a_line_per_epoch_where_there_is_no_terminal(capsys):
+    fit(Linear(), TRAIN, CONFIG)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.strip().splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
+
+
+def test_settings_file_is_json_without_addresses(tmp_path):
+    quick_fit(run_dir=tmp_path, augment=lambda key, images: images)
+    text = (tmp_path / "settings.json").read_text()
+    assert json.loads(text)["config"]["num_epochs"] == 3
+    assert "0x" not in text
