@@ -123,6 +123,11 @@ def label_range(name: str, labels: Any, num_classes: int) -> None:
         )
 
 
-def is_traced() -> bool:
-    """Whether this code runs under a JAX transformation, where values are not known."""
-    return isinstance(jnp.zeros(()), jax.core.Tracer)
+def is_traced(*values: Any) -> bool:
+    """Whether this code is being traced, or one of the values is: then values are not known.
+
+    Args:
+      *values: Pytrees. Under `jax.grad` alone only what is differentiated is traced.
+    """
+    leaves = [jnp.zeros(()), *jax.tree.leaves(values)]
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)

@@ -61,7 +61,7 @@ def jit(function: F, **jit_options: Any) -> F:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        compiled = nested if checks.is_traced() else outermost()
+        compiled = nested if checks.is_traced(args, kwargs) else outermost()
         return compiled(*args, **kwargs)
 
     def lower(*args: Any, **kwargs: Any) -> Any:

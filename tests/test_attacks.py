@@ -217,7 +217,7 @@ CENTRE, ZERO = jnp.full((1, 2, 2, 2), 0.5), jnp.array([0])
     [
         lambda norm: FGSM(0.2, norm),
         lambda norm: BIM(0.2, 0.05, 10, norm),
-        lambda norm: PGD(0.2, 0.05, 60, norm),
+        lambda norm: PGD(0.2, 0.05, 60, norm, keep="last"),
     ],
     ids=["fgsm", "bim", "pgd"],
 )

@@ -46,7 +46,7 @@ def attack_batch(
     """
     images, labels = jnp.asarray(images), jnp.asarray(labels)
     checks.images_and_labels(images, labels)
-    if not checks.is_traced():
+    if not checks.is_traced(images):
         checks.value_range(images)
     keys = fold_keys(key, jnp.arange(images.shape[0]))
     return compiled_run(

@@ -1,0 +1,108 @@
+"""Imports point down only, and importing the package stays cheap."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "jaxrobust"
+# docs/architecture.md draws this: a layer may import those below it, and none beside it.
+LAYERS = [
+    {"reports"},
+    {"evaluation", "training"},
+    {"attacks", "attribution", "data", "models", "pruning"},
+    {"ops"},
+    {"norms", "losses"},
+    {"types", "checks", "compilation", "_version"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+# Heavy or optional packages and the only places that may import them.
+ALLOWED = {
+    "tensorflow_datasets": {"data"},
+    "array_record": {"data"},
+    "PIL": {"data", "reports"},
+    "matplotlib": {"reports"},
+    "jinja2": {"reports"},
+    "orbax": {"training"},
+    "optax": {"training"},
+    "sklearn": {"data", "evaluation"},
+    "flax": {"models", "attribution", "training"},
+    "rich": {"training", "evaluation"},
+    "tyro": {"evaluation"},
+    "tensorboardX": {"training"},
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def part(path: Path) -> str:
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            names.add(node.module)
+            if node.module == "jaxrobust":
+                names |= {f"jaxrobust.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    here = part(path)
+    if here == "__init__":
+        return
+    for name in imported(path):
+        root, *rest = name.split(".")
+        if root == "jaxrobust" and rest and rest[0] in LEVEL and rest[0] != here:
+            assert LEVEL[rest[0]] > LEVEL[here] or {here, rest[0]} <= LAYERS[-1], (
+                f"{path.name} in {here} imports {name}, which is not below it"
+            )
+        if root == "experiments":
+            raise AssertionError(f"{path.name} imports an experiment")
+        if root in ALLOWED:
+            assert here in ALLOWED[root], f"{path.name} in {here} imports {root}"
+
+
+def test_every_part_has_its_layer():
+    assert {part(path) for path in FILES} - {"__init__"} <= set(LEVEL)
+
+
+def test_no_experiment_is_imported_by_another():
+    for path in (PACKAGE.parent / "experiments").rglob("*.py"):
+        assert not any(name.startswith("experiments") for name in imported(path)), path
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Top-level modules that a fresh interpreter has loaded after the statement."""
+    code = f"import sys; {statement}; print(' '.join({{m.split('.')[0] for m in sys.modules}}))"
+    return set(subprocess.check_output([sys.executable, "-c", code], text=True).split())
+
+
+def test_importing_loads_nothing_but_jax_and_numpy():
+    extra = loaded_by("import jaxrobust") - loaded_by("import jax")
+    assert extra == {"jaxrobust"}
+
+
+def test_attacking_ones_own_model_loads_nothing_else():
+    statement = "import jax.numpy as jnp, jax, jaxrobust.attacks as a; "
+    statement += "a.FGSM()(jax.random.key(0), lambda x: x.mean((1, 2)), jnp.ones((1,4,4,3)), "
+    statement += "jnp.array([0]))"
+    assert not set(ALLOWED) & loaded_by(statement)
+
+
+def test_all_names_resolve():
+    import jaxrobust
+
+    for name in jaxrobust.__all__:
+        assert getattr(jaxrobust, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'attack'"):
+        jaxrobust.attack  # noqa: B018

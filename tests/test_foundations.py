@@ -1,0 +1,97 @@
+"""Norms, losses, checks and compilation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxrobust import checks, compilation, losses, norms
+
+FLOATS = st.floats(-10, 10, width=32)
+PERTURBATIONS = st.lists(FLOATS, min_size=12, max_size=12).map(
+    lambda values: jnp.asarray(values, jnp.float32).reshape(2, 2, 3)
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(PERTURBATIONS, st.floats(0, 5, width=32), st.sampled_from(norms.NORMS))
+def test_projection_is_inside_idempotent_and_nearest(perturbation, epsilon, order):
+    projected = norms.project(perturbation, epsilon, order)
+    assert float(norms.norm(projected, order)) <= epsilon * (1 + 1e-5) + 1e-6
+    np.testing.assert_allclose(norms.project(projected, epsilon, order), projected, rtol=1e-5)
+    if float(norms.norm(perturbation, order)) <= epsilon * (1 - 1e-5):
+        np.testing.assert_allclose(projected, perturbation, rtol=1e-6)
+    # The nearest point of a convex set sees every other one at an angle of at least 90 degrees.
+    other = norms.project(jnp.ones_like(perturbation), epsilon, order)
+    angle = jnp.vdot(perturbation - projected, other - projected)
+    assert float(angle) <= 1e-3
+
+
+@settings(max_examples=40, deadline=None)
+@given(PERTURBATIONS, st.sampled_from(norms.NORMS))
+def test_steepest_has_unit_norm_and_the_dual_norm_as_slope(gradient, order):
+    direction = norms.steepest(gradient, order)
+    if float(jnp.abs(gradient).max()) == 0:
+        np.testing.assert_array_equal(direction, 0)
+        return
+    np.testing.assert_allclose(norms.norm(direction, order), 1.0, rtol=1e-5)
+    dual = norms.norm(gradient, {"linf": "l1", "l2": "l2"}[order])
+    np.testing.assert_allclose(jnp.vdot(gradient, direction), dual, rtol=1e-4)
+
+
+def test_steepest_of_a_tiny_gradient_is_not_zero():
+    direction = norms.steepest(jnp.full((1, 1, 4), 1e-25, jnp.float32), "l2")
+    np.testing.assert_allclose(direction, 0.5, rtol=1e-5)
+
+
+def test_unknown_norm():
+    with pytest.raises(ValueError, match=r"one of \('linf', 'l2', 'l1'\), got 'l3'"):
+        norms.norm(jnp.zeros((1, 1, 1)), "l3")
+
+
+def test_margin_masks_negative_logits():
+    logits = jnp.array([-5.0, -7.0, -6.0])
+    assert float(losses.margin(logits, 0)) == 1.0
+    assert float(losses.margin(logits, 1)) == -2.0
+
+
+def test_cross_entropy_of_large_logits_is_finite():
+    np.testing.assert_allclose(losses.cross_entropy(jnp.array([1e4, 0.0]), 1), 1e4)
+
+
+def test_numbers():
+    checks.number("a", 0.5, minimum=0, maximum=1)
+    checks.number("a", object(), minimum=0)  # a placeholder says nothing yet
+    for value in (True, None, "1", [1.0]):
+        with pytest.raises(TypeError, match="`a` must be a number"):
+            checks.number("a", value)
+    for value in (-0.1, 1.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"`a` must be in \[0, 1\]"):
+            checks.number("a", value, minimum=0, maximum=1)
+    with pytest.raises(ValueError, match="`a` must be a number above 0, got 0"):
+        checks.number("a", 0, above=0.0)
+
+
+def test_compiled_function_works_inside_another():
+    double = compilation.jit(lambda x: 2 * x)
+    assert float(double(jnp.float32(2))) == 4
+    assert float(jax.jit(lambda x: double(x) + 1)(jnp.float32(2))) == 5
+    np.testing.assert_array_equal(jax.vmap(double)(jnp.arange(3)), [0, 2, 4])
+    assert float(jax.grad(double)(1.0)) == 2
+
+
+def test_options_that_jaxlib_does_not_know_are_left_out(monkeypatch):
+    monkeypatch.setattr(compilation, "_CPU_OPTIONS", {"xla_no_such_option": "1"})
+    assert compilation.compiler_options.__wrapped__() == {}
+
+
+def test_lowering_uses_the_options():
+    compiled = compilation.jit(lambda x: x + 1).lower(jnp.float32(1)).compile()
+    assert float(compiled(jnp.float32(1))) == 2
+
+
+def test_is_traced():
+    assert not checks.is_traced()
+    assert jax.jit(lambda x: jnp.asarray(checks.is_traced()))(0)
