@@ -1,0 +1,1 @@
+"""Experiments: one script per study, run as `python -m experiments.<name>`."""

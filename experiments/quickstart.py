@@ -64,7 +64,7 @@ def main(config: Config) -> Path:
     )
 
     classifiers, entries = {}, []
-    for name, attack in (("standard", None), ("robust", training_attack)):
+    for name, teacher in (("standard", None), ("robust", training_attack)):
         with stages(f"train {name}"):
             fitted = training.fit(
                 network,
@@ -78,12 +78,12 @@ def main(config: Config) -> Path:
                 run_dir=folder / f"train_{name}",
                 mean=digits.mean,
                 std=digits.std,
-                attack=attack,
+                attack=teacher,
             )
         classifiers[name] = models.Classifier(
             network.apply, fitted.variables, digits.mean, digits.std
         )
-        how = "clean images" if attack is None else f"images under PGD-{config.train_steps}"
+        how = "clean images" if teacher is None else f"images under PGD-{config.train_steps}"
         entries.append(
             evaluation.model_entry(
                 name,

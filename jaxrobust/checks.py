@@ -98,7 +98,7 @@ def value_range(images: Any) -> None:
     if not images.size:
         return
     low, high = float(jnp.min(images)), float(jnp.max(images))
-    if not (0.0 <= low and high <= 1.0):
+    if not (low >= 0.0 and high <= 1.0):
         raise ValueError(
             f"`images` must lie in [0, 1], got values in [{low:g}, {high:g}]. Normalisation belongs "
             "in the classifier (`Classifier(mean=..., std=...)`), so that epsilon is in pixel units."

@@ -52,11 +52,16 @@ class Attack(Protocol):
       uses_gradient: False for attacks that need only the logits.
     """
 
-    num_steps: int
-    num_restarts: int
-    targeted: bool
-    keep: str
-    uses_gradient: bool
+    @property
+    def num_steps(self) -> int: ...  # noqa: D102
+    @property
+    def num_restarts(self) -> int: ...  # noqa: D102
+    @property
+    def targeted(self) -> bool: ...  # noqa: D102
+    @property
+    def keep(self) -> str: ...  # noqa: D102
+    @property
+    def uses_gradient(self) -> bool: ...  # noqa: D102
 
     def init(self, key: Array, image: Array, label: Array) -> PyTree:
         """The state before the first step. image [H, W, C], label an int32 scalar."""

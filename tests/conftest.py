@@ -9,7 +9,6 @@ import pytest
 from jaxrobust import models
 
 
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fast tests first: a broken change should show in seconds."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)

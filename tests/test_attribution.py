@@ -100,7 +100,9 @@ def test_layers_are_listed_in_order(tiny):
 def test_wrong_layers(tiny):
     network, variables, images = tiny
     classifier = Classifier(network.apply, variables)
-    with pytest.raises(ValueError, match=r"'conv7' is no layer of the network; .* conv \[6, 6, 4\]"):
+    with pytest.raises(
+        ValueError, match=r"'conv7' is no layer of the network; .* conv \[6, 6, 4\]"
+    ):
         attribution.grad_cam(classifier, images, layer="conv7")
     with pytest.raises(ValueError, match=r"'head' has no output of \[H, W, C\]"):
         attribution.grad_cam(classifier, images, layer="head")

@@ -184,7 +184,9 @@ def brighter(by):
 def test_transfer_by_hand():
     others = {"plain": CLASSIFIER, "near": brighter(0.02), "far": brighter(0.04)}
     found = {
-        name: evaluation.attack_dataset(FGSM(0.05), logits_fn, IMAGES, LABELS, key=jax.random.key(0))
+        name: evaluation.attack_dataset(
+            FGSM(0.05), logits_fn, IMAGES, LABELS, key=jax.random.key(0)
+        )
         for name, logits_fn in others.items()
     }
     counts = [

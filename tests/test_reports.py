@@ -1,5 +1,4 @@
 """The report says what result.json says, harms nobody, and complains clearly."""
-# ruff: noqa: RUF001  (en dashes and minus signs are what a report prints)
 
 import base64
 import itertools

@@ -1,0 +1,1 @@
+"""Benchmarks: timings against peers, never asserted in tests."""

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from jaxrobust import compilation, models
+from jaxrobust import compilation, evaluation, models
 from jaxrobust.attacks import PGD
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -73,12 +73,13 @@ def compare(config: Config, model: str, batch_size: int, path: Path) -> dict:
         text=True,
         env={**os.environ, "OMP_PROC_BIND": "close"},
     )
-    assert peer.stdin and peer.stdout
+    to_peer, from_peer = peer.stdin, peer.stdout
+    assert to_peer is not None and from_peer is not None  # both are pipes
 
     def ask(line: str) -> dict:
-        peer.stdin.write(line + "\n")
-        peer.stdin.flush()
-        return json.loads(peer.stdout.readline())
+        to_peer.write(line + "\n")
+        to_peer.flush()
+        return json.loads(from_peer.readline())
 
     versions = ask(json.dumps(settings))
     data = np.load(path)
@@ -100,11 +101,12 @@ def compare(config: Config, model: str, batch_size: int, path: Path) -> dict:
         return {"seconds": seconds, "success": float(jnp.mean(result.success))}
 
     compile_seconds = ours()["seconds"]
-    theirs_runs, ours_runs = [ask("run")][:0], []
+    ask("run")  # theirs warms up too
+    theirs_runs, ours_runs = [], []
     for _ in range(config.rounds):
         theirs_runs.append(ask("run"))
         ours_runs.append(ours())
-    peer.stdin.close()
+    to_peer.close()
     peer.wait()
     seconds = {
         "jaxrobust": statistics.median(run["seconds"] for run in ours_runs),
@@ -145,7 +147,7 @@ def main(config: Config) -> None:
         )
     config.output.parent.mkdir(parents=True, exist_ok=True)
     document = {
-        "environment": {},
+        "environment": evaluation.environment(),
         "compiler_options": compilation.compiler_options(),
         "rows": rows,
     }

@@ -88,7 +88,8 @@ def main() -> None:
     settings = json.loads(sys.stdin.readline())
     torch.manual_seed(0)
     torch.set_num_threads(settings["num_threads"])
-    network = {"simple_cnn": SimpleCNN, "resnet_small": ResNetSmall}[settings["model"]]()
+    networks: dict[str, type[nn.Module]] = {"simple_cnn": SimpleCNN, "resnet_small": ResNetSmall}
+    network = networks[settings["model"]]()
     # Running statistics away from 0 and 1, so that a wrong import shows.
     network.train()
     with torch.no_grad():

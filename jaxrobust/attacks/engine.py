@@ -134,7 +134,7 @@ def craft(attack: Attack, key: Array, logits_fn: LogitsFn, images: Array, labels
     keys = fold_keys(key, jnp.arange(images.shape[0]))
 
     def step(states: PyTree, _: None) -> tuple[PyTree, None]:
-        _, evaluation = evaluate(attack, logits_fn, states)
+        evaluation = evaluate(attack, logits_fn, states)[1]
         return jax.vmap(attack.tell)(states, evaluation), None
 
     states = jax.vmap(attack.init)(keys, images, labels)

@@ -61,8 +61,13 @@ def _objective(attack: Any, logits: Array, state: State) -> Array:
     return -loss if attack.targeted else loss
 
 
+def _gradient(evaluation: Evaluation) -> Array:
+    assert evaluation.gradient is not None  # the engine differentiates where `uses_gradient` is set
+    return evaluation.gradient
+
+
 def _projected_step(attack: Any, state: State, evaluation: Evaluation) -> State:
-    direction = norms.steepest(evaluation.gradient, attack.norm)
+    direction = norms.steepest(_gradient(evaluation), attack.norm)
     moved = state.point + attack.step_size * direction
     perturbation = norms.project(moved - state.original, attack.epsilon, attack.norm)
     return state._replace(point=jnp.clip(state.original + perturbation, 0.0, 1.0))
@@ -110,7 +115,7 @@ class FGSM:
 
     def tell(self, state: State, evaluation: Evaluation) -> State:
         """The step."""
-        step = self.epsilon * norms.steepest(evaluation.gradient, self.norm)
+        step = self.epsilon * norms.steepest(_gradient(evaluation), self.norm)
         return state._replace(point=jnp.clip(state.original + step, 0.0, 1.0))
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxrobust.types import Array, LogitsFn
 
 
-def layer_shapes(logits_fn: LogitsFn, image_shape: tuple[int, int, int]) -> dict[str, tuple]:
+def layer_shapes(logits_fn: LogitsFn, image_shape: tuple[int, ...]) -> dict[str, tuple]:
     """The layers that run when an image is classified, in the order in which they finish.
 
     Args:

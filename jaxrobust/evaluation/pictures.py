@@ -13,7 +13,7 @@ from jaxrobust.evaluation.robustness import AttackReport, label
 from jaxrobust.types import LogitsFn
 
 
-def has_spatial_layer(logits_fn: LogitsFn, image_shape: tuple[int, int, int]) -> bool:
+def has_spatial_layer(logits_fn: LogitsFn, image_shape: tuple[int, ...]) -> bool:
     """Whether Grad-CAM can explain the network: some layer's output has more than one pixel."""
     shapes = attribution.layer_shapes(logits_fn, image_shape).values()
     return any(len(shape) == 3 and shape[0] * shape[1] > 1 for shape in shapes)

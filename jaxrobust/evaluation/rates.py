@@ -19,7 +19,7 @@ class Rate(TypedDict):
 
 
 def rate(count: int, n: int) -> Rate:
-    """count / n with its 95 % Wilson interval.
+    """Count / n with its 95 % Wilson interval.
 
     Args:
       count: Successes, 0 .. n.

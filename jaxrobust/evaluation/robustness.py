@@ -1,7 +1,7 @@
 """How a classifier stands up to an attack: success rates with a record of every image."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -47,17 +47,17 @@ class AttackReport:
 
     @property
     def clean_predictions(self) -> np.ndarray:
-        """int [N]."""
+        """Int [N]."""
         return self.clean_logits.argmax(axis=1)
 
     @property
     def predictions(self) -> np.ndarray:
-        """int [N], on the adversarial images."""
+        """Int [N], on the adversarial images."""
         return self.logits.argmax(axis=1)
 
     @property
     def attacked(self) -> np.ndarray:
-        """bool [N]: the images that the success rate is of.
+        """Bool [N]: the images that the success rate is of.
 
         Untargeted, those that the classifier has right when clean: one that is wrong already proves
         nothing. Targeted, those that are not of the target class.
@@ -68,7 +68,7 @@ class AttackReport:
 
     @property
     def success(self) -> np.ndarray:
-        """bool [N]: the adversarial image is taken for another class, or for the target."""
+        """Bool [N]: the adversarial image is taken for another class, or for the target."""
         finite = ~np.isnan(self.logits).any(axis=1)
         if self.targets is not None:
             return (self.predictions == self.targets) & finite
@@ -76,12 +76,12 @@ class AttackReport:
 
     @property
     def l2(self) -> np.ndarray:
-        """float [N], norms of the perturbations in pixel units."""
+        """Float [N], norms of the perturbations in pixel units."""
         return np.sqrt(((self.images - self.clean_images) ** 2).sum(axis=(1, 2, 3)))
 
     @property
     def linf(self) -> np.ndarray:
-        """float [N], norms of the perturbations in pixel units."""
+        """Float [N], norms of the perturbations in pixel units."""
         return np.abs(self.images - self.clean_images).max(axis=(1, 2, 3))
 
 
@@ -252,7 +252,7 @@ def label(attack: Attack) -> str:
 
 
 def transfer_matrix(
-    logits_fns: dict[str, LogitsFn], reports: dict[str, AttackReport], batch_size: int = 256
+    logits_fns: Mapping[str, LogitsFn], reports: Mapping[str, AttackReport], batch_size: int = 256
 ) -> dict[str, Any]:
     """How far adversarial images made on one model fool another (docs/result_format.md, TRANSFER).
 

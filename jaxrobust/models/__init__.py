@@ -1,7 +1,7 @@
 """Networks, the Classifier around them, and import of PyTorch weights."""
 
+import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +12,7 @@ from jaxrobust.models.convolutional import CNN, MLP, SimpleCNN
 from jaxrobust.models.residual import ResNet
 from jaxrobust.models.torch_weights import from_torch
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
+MODELS: dict[str, type[nn.Module]] = {
     "mlp": MLP,
     "cnn": CNN,
     "simple_cnn": SimpleCNN,
@@ -49,7 +49,7 @@ def create(name: str, num_classes: int = 10, **sizes: Any) -> nn.Module:
     """
     checks.one_of("name", name, tuple(MODELS))
     checks.integer("num_classes", num_classes, minimum=2)
-    fields = [field for field in MODELS[name].__dataclass_fields__ if field not in _NOT_SIZES]
+    fields = [f.name for f in dataclasses.fields(MODELS[name]) if f.name not in _NOT_SIZES]
     for size in sizes:
         if size not in fields:
             raise TypeError(f"`{size}` is no size of {name!r}; it has {', '.join(fields)}.")

@@ -35,7 +35,7 @@ class Classifier:
       [[8.0]]
     """
 
-    apply_fn: Callable[[PyTree, Array], Array] = dataclasses.field(metadata={"static": True})
+    apply_fn: Callable[..., Any] = dataclasses.field(metadata={"static": True})
     variables: PyTree
     mean: Any = 0.0
     std: Any = 1.0

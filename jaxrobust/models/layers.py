@@ -8,7 +8,7 @@ from jaxrobust import ops
 from jaxrobust.types import Array
 
 # PyTorch's BatchNorm: epsilon 1e-5; its momentum .1 is flax's .9.
-_BATCH_NORM = {"momentum": 0.9, "epsilon": 1e-5}
+_MOMENTUM, _EPSILON = 0.9, 1e-5
 
 # PyTorch's default for convolutions and dense layers is uniform(+-1/sqrt(fan_in)), a variance of
 # 1/(3 fan_in); the ReLU networks here start from He's 2/fan_out or 2/fan_in instead.
@@ -82,7 +82,7 @@ class ConvBlock(nn.Module):
     def _folded(self) -> tuple[Array, Array]:
         """The kernel and bias of the convolution that equals convolution and BatchNorm together."""
         params, statistics = self.variables["params"], self.variables["batch_stats"]["bn"]
-        factor = params["bn"]["scale"] * jax.lax.rsqrt(statistics["var"] + _BATCH_NORM["epsilon"])
+        factor = params["bn"]["scale"] * jax.lax.rsqrt(statistics["var"] + _EPSILON)
         mean = statistics["mean"]
         if self.use_bias:
             mean = mean - params["conv"]["bias"]
@@ -112,7 +112,9 @@ def batch_norm(train: bool, name: str) -> nn.BatchNorm:
       train: Normalise by the batch's statistics and update the running ones.
       name: The layer's name.
     """
-    return nn.BatchNorm(use_running_average=not train, name=name, **_BATCH_NORM)
+    return nn.BatchNorm(
+        use_running_average=not train, momentum=_MOMENTUM, epsilon=_EPSILON, name=name
+    )
 
 
 def flatten(images: Array) -> Array:

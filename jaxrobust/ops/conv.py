@@ -39,8 +39,9 @@ def _rotated(kernel: Array) -> Array:
 
 
 def interleave(phases: Sequence[Sequence[Array]]) -> Array:
-    """Merges [2][2] images [B, H, W, C] into one [B, 2H, 2W, C]: phases[i][j] at rows 2h + i,
-    columns 2w + j.
+    """Merges [2][2] images [B, H, W, C] into one [B, 2H, 2W, C].
+
+    phases[i][j] goes to the rows 2h + i and the columns 2w + j.
     """
     rows = [jnp.stack(row, axis=3).reshape(_widened(row[0], 2)) for row in phases]
     batch, height, width, channels = rows[0].shape
