@@ -12,9 +12,10 @@ Expected numbers: cnn at least 82 % of the 50 test images on the mean of 5 seeds
 fools every network on every image that it has right.
 
 Source: the two Sports-10 reports that the project reproduces, A (mlp, cnn; 58 and 82 % reported) and
-B (simple_cnn, resnet_small; 68 and 72 %). Their recipes, except for one thing: both choose the epoch
-or the learning rate by the test images. Here the schedule is fixed beforehand and the test images
-decide nothing.
+B (simple_cnn, resnet_small; 68 and 72 %). Both choose the epoch or the learning rate by the test
+images. Here schedules are fixed beforehand and the test images decide nothing: they are drawn beside
+the training curve, and the weights are those of the last epoch. The augmentation and the numbers of
+epochs are the reports'; the cnn is trained by SGD with averaged weights instead of AdamW.
 """
 
 import dataclasses
@@ -28,7 +29,18 @@ from jaxrobust import data, evaluation, models, reports, training
 from jaxrobust.attacks import FGSM, PGD
 
 MLP = training.TrainConfig(num_epochs=30, schedule="cosine", weight_decay=1e-5)
-CNN = training.TrainConfig(num_epochs=60, schedule="cosine", weight_decay=1e-4)
+# Chosen among four recipes by the accuracy on every fifth training photograph, held out: AdamW as in the
+# report 75 %, AdamW at 3e-3 with averaged weights 79 % (77 % with smoothed labels), this one 79 %.
+CNN = training.TrainConfig(
+    num_epochs=60,
+    optimizer="sgd",
+    nesterov=True,
+    learning_rate=0.05,
+    weight_decay=5e-4,
+    schedule="cosine",
+    label_smoothing=0.1,
+    ema_decay=0.998,
+)
 REPORT_B = training.TrainConfig(num_epochs=50, optimizer="adam", schedule="cosine")
 RECIPES = {
     "mlp": (MLP, data.augment.SPORTS10_A),
@@ -175,6 +187,7 @@ def _train(
                 run_dir=folder / f"train_{name}_seed{seed}",
                 mean=dataset.mean,
                 std=dataset.std,
+                validation=(test.images, test.labels),  # drawn, and used for nothing
                 augment=augment,
             )
         classifier = models.Classifier(network.apply, fitted.variables, dataset.mean, dataset.std)

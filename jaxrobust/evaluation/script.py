@@ -128,7 +128,7 @@ def result_header(
             "num_train": len(dataset.train),
             "num_test": len(dataset.test),
             "image_shape": list(dataset.image_shape),
-            "skipped_files": [list(skipped) for skipped in dataset.skipped_files],
+            "skipped_files": [f"{file}: {reason}" for file, reason in dataset.skipped_files],
         },
     }
 

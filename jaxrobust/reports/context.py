@@ -1,6 +1,7 @@
 """From a checked result to what the template prints: groups, figures, tiles and heat tables."""
 
 import json
+import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ def build_context(result: dict[str, Any]) -> dict[str, Any]:
         "result": result,
         "looks": looks,
         "key_figures": [(model, _strongest(model["name"], attacks)) for model in models],
+        "seeds": [_seeds(model) for model in models if len(model.get("seeds") or ()) > 1],
         "training": _training(models, looks),
         "confusion": [
             (model["name"], _confusion(names, model["evaluation"]["confusion_matrix"]))
@@ -69,6 +71,18 @@ def _strongest(model: str, attacks: Sequence[dict[str, Any]]) -> dict[str, Any] 
         and formatting.finite(attack["robust_accuracy"]["rate"])
     ]
     return min(measured, key=lambda attack: attack["robust_accuracy"]["rate"], default=None)
+
+
+def _seeds(model: dict[str, Any]) -> dict[str, Any]:
+    """A model trained with several seeds: each accuracy, their mean and standard deviation."""
+    rates = [row["accuracy"]["rate"] for row in model["seeds"]]
+    known = [rate for rate in rates if rate is not None]
+    return {
+        "name": model["name"],
+        "rows": model["seeds"],
+        "mean": statistics.mean(known) if known else None,
+        "deviation": statistics.stdev(known) if len(known) > 1 else None,
+    }
 
 
 def _training(

@@ -46,6 +46,7 @@ _MODEL = {
     "name": _TEXT,
     "description?": _TEXT,
     "num_parameters": _NUMBER,
+    "seeds?": [{"seed": _INTEGER, "accuracy": _RATE}],
     "training": {"seconds_per_epoch": _NUMBER, "epochs": [_EPOCH]},
     "evaluation": {
         "accuracy": _RATE,

@@ -7,7 +7,6 @@ whole.
 """
 
 import contextlib
-import functools
 import importlib
 import logging
 import os
@@ -32,7 +31,7 @@ def _orbax() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Holds back Orbax's warnings of what is expected here: remains of a killed save or deletion."""
+    """Holds back Orbax's warnings of what is expected: remains of a killed save or deletion."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -55,26 +54,25 @@ class RunCheckpoints:
     def __init__(self, directory: str | os.PathLike[str]):
         ocp = _orbax()
         keep = ocp.training.preservation_policies
-        checkpointer = functools.partial(
-            ocp.training.Checkpointer,
-            Path(directory).absolute(),
-            # "As often as asked": by default Orbax skips saves while one is under way.
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=keep.AnyPreservationPolicy(
-                [
-                    keep.LatestN(1),
-                    # Sorted upwards, the last one is kept.
-                    keep.BestN(
-                        get_metric_fn=lambda metrics: (-metrics["score"], -metrics["epoch"]),
-                        n=1,
-                        keep_checkpoints_without_metrics=False,
-                    ),
-                ]
-            ),
-            cleanup_tmp_directories=True,
+        policy = keep.AnyPreservationPolicy(
+            [
+                keep.LatestN(1),
+                # Sorted upwards, the last one is kept.
+                keep.BestN(
+                    get_metric_fn=lambda metrics: (-metrics["score"], -metrics["epoch"]),
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                ),
+            ]
         )
         with _quiet():
-            self._checkpointer = checkpointer()
+            self._checkpointer = ocp.training.Checkpointer(
+                Path(directory).absolute(),
+                # Whenever asked: by default Orbax skips a save while another is under way.
+                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+                preservation_policy=policy,
+                cleanup_tmp_directories=True,
+            )
 
     def __enter__(self) -> "RunCheckpoints":
         return self

@@ -24,6 +24,10 @@ def catch_interrupt() -> Iterator[Interrupt]:
     An exception at any line could strike while the state is being donated to a compiled step, when
     no whole state exists that could be saved. Outside the main thread, where Python delivers no
     signals, and where SIGINT is ignored (a background job), nothing changes.
+
+    Raises:
+      KeyboardInterrupt: On leaving, if a request came too late for the loop to answer: it must not
+        be lost on the script, which may have more to do.
     """
     interrupt = Interrupt()
     if (
@@ -43,3 +47,8 @@ def catch_interrupt() -> Iterator[Interrupt]:
         yield interrupt
     finally:
         signal.signal(signal.SIGINT, previous)
+    if interrupt.requested:
+        raise KeyboardInterrupt(
+            "Interrupted; this training run is finished and saved. "
+            "To go on, run the same command again."
+        )

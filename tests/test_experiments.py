@@ -1,0 +1,119 @@
+"""The experiment scripts as a user runs them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+CLASSES = ["basketball", "golf", "tennis"]
+
+
+def command(module: str, *options: object) -> list[str]:
+    return [sys.executable, "-m", f"experiments.{module}", *map(str, options)]
+
+
+def run(module: str, *options: object) -> subprocess.CompletedProcess:
+    return subprocess.run(command(module, *options), cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory) -> Path:
+    """Three classes of noisy colours: small enough to train on in a moment."""
+    folder = tmp_path_factory.mktemp("photographs")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 14), ("valid", 4)):
+        for k, name in enumerate(CLASSES):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = generator.integers(0, 120, (40, 40, 3))
+                pixels[..., k] += 100
+                path = folder / split / name / f"{i}.jpg"
+                Image.fromarray(pixels.astype(np.uint8)).save(path, quality=95)
+    return folder
+
+
+@pytest.mark.slow
+def test_quickstart_quick(tmp_path):
+    done = run("quickstart", "--quick", "--results-dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "quickstart" / "default"
+    result = json.loads((folder / "result.json").read_text())
+    assert [model["name"] for model in result["models"]] == ["standard", "robust"]
+    assert len(result["attacks"]) == 4 and len(result["gallery"]) == 12
+    assert "Report:" in done.stdout and (folder / "report.html").stat().st_size > 10_000
+
+    again = run("quickstart", "--quick", "--epsilon", 0.2, "--results-dir", tmp_path)
+    assert again.returncode == 2
+    assert "another configuration (epsilon: 0.15 there, 0.2 here)" in again.stderr
+    assert json.loads((folder / "result.json").read_text()) == result
+
+
+@pytest.mark.slow
+def test_sports10_quick_stopped_and_continued(tmp_path, photographs):
+    """Ctrl-C in mid-training, then the same command: the end is that of an unbroken run."""
+    options = ["--data-dir", photographs, "--quick", "--models", "mlp", "cnn", "--num-seeds", 2]
+    whole = run("sports10", *options, "--results-dir", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+
+    stopped = subprocess.Popen(
+        command("sports10", *options, "--results-dir", tmp_path / "parts"),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    log = tmp_path / "parts" / "sports10" / "default" / "train_mlp_seed0" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
+        assert stopped.poll() is None, stopped.stderr.read()
+        time.sleep(0.02)
+    stopped.send_signal(signal.SIGINT)
+    out, err = stopped.communicate(timeout=120)
+    assert stopped.returncode == 130, err
+    assert "run the same command again" in out + err
+
+    again = run("sports10", *options, "--results-dir", tmp_path / "parts")
+    assert again.returncode == 0, again.stderr
+    results = [
+        json.loads((tmp_path / name / "sports10" / "default" / "result.json").read_text())
+        for name in ("whole", "parts")
+    ]
+    for section in ("attacks", "transfer", "explanations", "gallery", "curves"):
+        assert results[0][section] == results[1][section], section
+    models = results[1]["models"]
+    assert [row["seed"] for row in models[0]["seeds"]] == [0, 1]
+    assert {attack["model"] for attack in results[1]["attacks"]} == {"mlp", "cnn"}
+    assert {attack.get("target") for attack in results[1]["attacks"]} == {None, "basketball"}
+    report = (tmp_path / "parts" / "sports10" / "default" / "report.html").read_text()
+    assert "over 2 seeds" in report
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--data-dir", "no/such/folder"], "`data_dir` must be an existing folder"),
+        (["--models", "vgg"], "`models` must be different names out of"),
+        (["--target", "chess"], "`target` must be one of ('basketball', 'golf', 'tennis')"),
+        (["--run", "../else"], "`run` must be a plain name"),
+    ],
+)
+def test_sports10_errors_are_one_line(options, message, photographs, tmp_path):
+    if "--data-dir" not in options:
+        options = ["--data-dir", photographs, *options]
+    done = run("sports10", *options, "--results-dir", tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "sports10").exists()
+
+
+def test_help_explains_the_script():
+    done = run("sports10", "--help")
+    assert done.returncode == 0 and "--num-seeds" in done.stdout and os.linesep in done.stdout
