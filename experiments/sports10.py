@@ -29,8 +29,8 @@ from jaxrobust import data, evaluation, models, reports, training
 from jaxrobust.attacks import FGSM, PGD
 
 MLP = training.TrainConfig(num_epochs=30, schedule="cosine", weight_decay=1e-5)
-# Chosen among four recipes by the accuracy on every fifth training photograph, held out: AdamW as in the
-# report 75 %, AdamW at 3e-3 with averaged weights 79 % (77 % with smoothed labels), this one 79 %.
+# Chosen among four recipes by the accuracy on every fifth training photograph, held out: AdamW as in
+# the report 75 %, AdamW at 3e-3 with averaged weights 79 % (77 % with smoothed labels), this 79 %.
 CNN = training.TrainConfig(
     num_epochs=60,
     optimizer="sgd",
