@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxrobust import data, evaluation, models, reports, training
+from jaxrobust import data, evaluation, files, models, reports, training
 from jaxrobust.attacks import FGSM, PGD
 
 
@@ -54,7 +54,7 @@ def main(config: Config) -> Path:
     if config.quick:
         config = dataclasses.replace(config, num_epochs=2, num_steps=10, train_steps=3)
     folder = evaluation.run_folder(config.results_dir, "quickstart", config.run)
-    evaluation.claim_run(folder, evaluation.configuration(config))
+    files.claim(folder, evaluation.configuration(config))
     stages = evaluation.Stages()
     digits = data.load("digits")
     test = digits.test
@@ -144,7 +144,7 @@ def main(config: Config) -> Path:
         "gallery": gallery,
         "curves": curves,
     }
-    evaluation.write_json(folder / "result.json", result)
+    files.write_json(folder / "result.json", result)
     path = reports.write_report(folder / "result.json")
     for sentence in result["summary"]:
         print(sentence)

@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrobust import data, evaluation, models, reports, training
+from jaxrobust import data, evaluation, files, models, reports, training
 from jaxrobust.attacks import FGSM, PGD
 
 MLP = training.TrainConfig(num_epochs=30, schedule="cosine", weight_decay=1e-5)
@@ -105,7 +105,7 @@ def main(config: Config) -> Path:
     dataset = data.load("sports10", config.data_dir, skip_damaged=config.skip_damaged)
     if config.target not in dataset.class_names:
         raise ValueError(f"`target` must be one of {dataset.class_names}, got {config.target!r}.")
-    evaluation.claim_run(folder, evaluation.configuration(config))
+    files.claim(folder, evaluation.configuration(config))
     stages = evaluation.Stages()
 
     classifiers, entries = {}, []
@@ -160,7 +160,7 @@ def main(config: Config) -> Path:
         "gallery": gallery,
         "curves": curves,
     }
-    evaluation.write_json(folder / "result.json", result)
+    files.write_json(folder / "result.json", result)
     path = reports.write_report(folder / "result.json")
     for sentence in result["summary"]:
         print(sentence)

@@ -18,6 +18,7 @@ _SUBPACKAGES = (
     "compilation",
     "data",
     "evaluation",
+    "files",
     "losses",
     "models",
     "norms",

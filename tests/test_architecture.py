@@ -15,7 +15,7 @@ LAYERS = [
     {"attacks", "attribution", "data", "models", "pruning"},
     {"ops"},
     {"norms", "losses"},
-    {"types", "checks", "compilation", "_version"},
+    {"types", "checks", "compilation", "files", "_version"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Heavy or optional packages and the only places that may import them.

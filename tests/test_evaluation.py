@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from jaxrobust import evaluation
+from jaxrobust import evaluation, files
 from jaxrobust.attacks import BIM, FGSM, PGD
 from jaxrobust.evaluation import results
 from jaxrobust.models import Classifier
@@ -228,10 +228,10 @@ def test_arrays_survive_json(dtype):
 
 def test_write_json_replaces_nan_and_leaves_no_partial_file(tmp_path):
     path = tmp_path / "result.json"
-    evaluation.write_json(path, {"a": float("nan"), "b": [float("inf"), 1.5]})
+    files.write_json(path, {"a": float("nan"), "b": [float("inf"), 1.5]})
     assert json.loads(path.read_text()) == {"a": None, "b": [None, 1.5]}
     with pytest.raises(TypeError):
-        evaluation.write_json(path, {"a": object()})
+        files.write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": None, "b": [None, 1.5]}
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
 
@@ -244,11 +244,11 @@ class Settings:
 
 def test_a_run_is_not_overwritten_by_another_configuration(tmp_path):
     folder = tmp_path / "experiment" / "run"
-    evaluation.claim_run(folder, evaluation.configuration(Settings()))
-    evaluation.claim_run(folder, evaluation.configuration(Settings()))
-    with pytest.raises(ValueError, match=r"another configuration \(epsilon: 0.1 there, 0.2 here\)"):
-        evaluation.claim_run(folder, evaluation.configuration(Settings(epsilon=0.2)))
-    assert json.loads((folder / "config.json").read_text())["epsilon"] == 0.1
+    files.claim(folder, evaluation.configuration(Settings()))
+    files.claim(folder, evaluation.configuration(Settings()))
+    with pytest.raises(ValueError, match="run of other settings: epsilon was 0.1, is now 0.2"):
+        files.claim(folder, evaluation.configuration(Settings(epsilon=0.2)))
+    assert json.loads((folder / "settings.json").read_text())["epsilon"] == 0.1
 
 
 def test_run_names_stay_inside_the_results_folder(tmp_path):

@@ -52,7 +52,7 @@ def test_quickstart_quick(tmp_path):
 
     again = run("quickstart", "--quick", "--epsilon", 0.2, "--results-dir", tmp_path)
     assert again.returncode == 2
-    assert "another configuration (epsilon: 0.15 there, 0.2 here)" in again.stderr
+    assert "a run of other settings: epsilon was 0.15, is now 0.2" in again.stderr
     assert json.loads((folder / "result.json").read_text()) == result
 
 

@@ -4,11 +4,9 @@ from jaxrobust.evaluation.classification import evaluate, logits
 from jaxrobust.evaluation.pictures import explanations, gallery, right_and_wrong
 from jaxrobust.evaluation.rates import Rate, rate
 from jaxrobust.evaluation.results import (
-    claim_run,
     configuration,
     encode_array,
     environment,
-    write_json,
 )
 from jaxrobust.evaluation.robustness import (
     AttackReport,
@@ -33,7 +31,6 @@ __all__ = [
     "Rate",
     "Stages",
     "attack_dataset",
-    "claim_run",
     "configuration",
     "encode_array",
     "environment",
@@ -53,5 +50,4 @@ __all__ = [
     "success_rate",
     "summarise",
     "transfer_matrix",
-    "write_json",
 ]

@@ -1,10 +1,10 @@
 """The report: a result.json becomes one HTML file that needs nothing but a browser."""
 
-import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
+from jaxrobust import files
 from jaxrobust.reports import formatting
 from jaxrobust.reports.context import build_context
 from jaxrobust.reports.naming import class_name, titled
@@ -35,14 +35,7 @@ def write_report(
     path = Path(result_path)
     text = _render(read_result(path))
     target = path.with_name("report.html") if output is None else Path(output)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        temporary.replace(target)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+    files.replace_text(target, text)
     return target
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrobust.training import fingerprint
+from jaxrobust import files
 from jaxrobust.types import PyTree
 
 
@@ -138,7 +138,7 @@ class RunCheckpoints:
             for name, leaf in _flatten(template).items()
         }
         saved = self._checkpointer.metadata(step).metadata
-        different = fingerprint.differences(_described(saved), _described(expected))
+        different = files.differences(_described(saved), _described(expected))
         if different:
             raise ValueError(
                 f"The checkpoint {self._checkpointer.directory / str(step)} does not fit the model "

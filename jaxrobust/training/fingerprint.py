@@ -61,30 +61,5 @@ def describe(value: Any) -> Any:
     return _qualified(value if hasattr(value, "__qualname__") else type(value))
 
 
-def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """What differs between two JSON objects, as "path: ..., now ..."; at most 8 and their number.
-
-    Example:
-      >>> differences({"config": {"seed": 0, "epochs": 2}}, {"config": {"seed": 1, "epochs": 2}})
-      ['config.seed was 0, is now 1']
-    """
-    before, now = _leaves(saved), _leaves(current)
-    found = []
-    for path in sorted(before.keys() | now.keys()):
-        old, new = before.get(path, "absent"), now.get(path, "absent")
-        if old != new:
-            found.append(f"{path} was {old}, is now {new}")
-    return [*found[:8], f"and {len(found) - 8} more"] if len(found) > 8 else found
-
-
-def _leaves(value: Any, path: str = "") -> dict[str, Any]:
-    if not isinstance(value, Mapping) or not value:
-        return {path: value}
-    found: dict[str, Any] = {}
-    for key, child in value.items():
-        found |= _leaves(child, f"{path}.{key}" if path else str(key))
-    return found
-
-
 def _qualified(value: Any) -> str:
     return f"{value.__module__}.{value.__qualname__}"

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 import statistics
 import tempfile
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import checks, compilation
+from jaxrobust import checks, compilation, files
 from jaxrobust.models import Classifier
 from jaxrobust.training import fingerprint, loop
 from jaxrobust.training.checkpoint import RunCheckpoints
@@ -23,14 +22,13 @@ from jaxrobust.training.config import TrainConfig
 from jaxrobust.training.data import Examples, on_device
 from jaxrobust.training.history import Row, best_epoch, is_finished
 from jaxrobust.training.interrupt import catch_interrupt
-from jaxrobust.training.logs import Display, RunLog, write_json
+from jaxrobust.training.logs import Display, RunLog
 from jaxrobust.training.optimizers import make_optimizer, make_schedule
 from jaxrobust.training.programs import compile_programs, zero_totals
 from jaxrobust.training.state import TrainState, create_state
 from jaxrobust.training.step import Augment, train_step
 from jaxrobust.types import Attack, Masks, PyTree
 
-SETTINGS = "settings.json"
 CHECKPOINTS = "checkpoints"
 
 
@@ -271,19 +269,9 @@ def _masked(params: PyTree, masks: Masks) -> PyTree:
 
 def _claim(directory: Path, settings: dict[str, Any]) -> None:
     """Makes `directory` this run's own, or raises ValueError if it belongs to another."""
-    path = directory / SETTINGS
-    if path.exists():
-        changed = fingerprint.differences(json.loads(path.read_text(encoding="utf-8")), settings)
-        if changed:
-            raise ValueError(
-                f"`run_dir` {directory} holds a run of other settings: {'; '.join(changed)}. "
-                "Use another directory, or delete this one to train anew."
-            )
-    elif (directory / CHECKPOINTS).exists():
+    if (directory / CHECKPOINTS).exists() and not (directory / files.SETTINGS).exists():
         raise ValueError(
-            f"`run_dir` {directory} holds checkpoints but no {SETTINGS} to say of what. "
+            f"`run_dir` {directory} holds checkpoints but no {files.SETTINGS} to say of what. "
             "Use another directory, or delete this one to train anew."
         )
-    else:
-        directory.mkdir(parents=True, exist_ok=True)
-        write_json(path, settings)
+    files.claim(directory, settings)

@@ -1,23 +1,19 @@
 """What a run writes down as it goes (JSON lines, TensorBoard) and what it shows on the screen."""
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxrobust import files
+
 Row = Mapping[str, Any]
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file such that a kill leaves the old file or the new one, never half of it."""
-    _replace(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Replaces a JSON-lines file by `rows`; a kill leaves the old file or the new one."""
-    _replace(path, "".join(json.dumps(dict(row)) + "\n" for row in rows))
+    files.replace_text(path, "".join(json.dumps(dict(row)) + "\n" for row in rows))
 
 
 def append_row(path: Path, row: Row) -> None:
@@ -35,15 +31,6 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return []
     *lines, _ = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines]
-
-
-def _replace(path: Path, text: str) -> None:
-    unfinished = path.with_name(path.name + ".tmp")
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
 
 
 def summary_writer(directory: Path, next_epoch: int) -> Any:

@@ -1,0 +1,102 @@
+"""Files of runs: written whole or not at all, in folders that belong to one configuration."""
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+SETTINGS = "settings.json"
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a text file such that a kill leaves the old file or the new one, never half of it.
+
+    Args:
+      path: In any folder; the folder is made where it is missing.
+      text: The new content.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The process's number, so that two processes writing at once do not share the partial file.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            partial.unlink()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON by `replace_text`. NaN and infinities become null: JSON has no word for them.
+
+    Raises:
+      TypeError: A value that JSON cannot hold; an existing file is left as it was.
+    """
+    replace_text(path, json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def claim(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Makes a folder the own of these settings, or recognises that it already is.
+
+    Args:
+      folder: Of a run; made where it is missing. The settings are kept in its settings.json.
+      settings: JSON values: all that decides the run's result.
+
+    Raises:
+      ValueError: The folder belongs to other settings. What is in it stays as it is; the message names
+        what differs.
+    """
+    path = folder / SETTINGS
+    if not path.exists():
+        write_json(path, settings)
+        return
+    # Through JSON, so that a tuple equals the list that it was saved as.
+    changed = differences(
+        json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(settings))
+    )
+    if changed:
+        raise ValueError(
+            f"{folder} holds a run of other settings: {'; '.join(changed)}. "
+            "Use another folder (another `run` name), or delete this one to start anew."
+        )
+
+
+def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """What differs between two JSON objects; at most 8 entries and the number of the others.
+
+    Example:
+      >>> differences({"config": {"seed": 0, "epochs": 2}}, {"config": {"seed": 1, "epochs": 2}})
+      ['config.seed was 0, is now 1']
+    """
+    before, now = _leaves(saved), _leaves(current)
+    found = []
+    for path in sorted(before.keys() | now.keys()):
+        old, new = before.get(path, "absent"), now.get(path, "absent")
+        if old != new:
+            found.append(f"{path} was {old}, is now {new}")
+    return [*found[:8], f"and {len(found) - 8} more"] if len(found) > 8 else found
+
+
+def _leaves(value: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not value:
+        return {path: value}
+    found: dict[str, Any] = {}
+    for key, child in value.items():
+        found |= _leaves(child, f"{path}.{key}" if path else str(key))
+    return found
