@@ -265,10 +265,18 @@ def test_best_point_is_kept_where_the_last_is_worse():
 
 
 def test_restarts_never_lose():
-    one = PGD(0.1, 0.03, 3)
-    many = dataclasses.replace(one, num_restarts=4)
-    first, all_of_them = run(one, key=5), run(many, key=5)
-    assert np.all(np.asarray(all_of_them.success) >= np.asarray(first.success))
+    for keep in ("best", "last"):
+        one = PGD(0.1, 0.03, 3, keep=keep)
+        first = run(one, key=5)
+        all_of_them = run(dataclasses.replace(one, num_restarts=4), key=5)
+        assert np.all(np.asarray(all_of_them.success) >= np.asarray(first.success))
+        # Among points that fool equally, the one of the highest loss of the true class.
+        _, labels = batch()
+        losses_of = jax.vmap(lambda z, y: jax.nn.logsumexp(z) - z[y])
+        before, after = (
+            losses_of(classifier()(result.images), labels) for result in (first, all_of_them)
+        )
+        assert np.all(np.asarray(after - before) >= -1e-5)
 
 
 def test_l2_start_fills_the_ball():

@@ -245,14 +245,12 @@ def judge(
     value = evaluation.value if evaluation.value.ndim == 1 else jnp.max(evaluation.value, axis=1)
     if attack.keep == "closest":
         value = -jnp.sqrt(jnp.sum((points - originals) ** 2, axis=(1, 2, 3)))
-    if attack.keep == "last":
-        better = jnp.full_like(fooling, is_last) & ~jnp.any(jnp.isnan(points), axis=(1, 2, 3))
-        fooling &= is_last
-    else:
-        # Lexicographic: fooling first, then the rank. A NaN rank compares false and is never kept.
-        better = (fooling & ~progress.success) | (
-            (fooling == progress.success) & (value > progress.rank)
-        )
+    # Lexicographic: fooling first, then the rank. A NaN rank compares false and is never kept.
+    better = (fooling & ~progress.success) | (
+        (fooling == progress.success) & (value > progress.rank)
+    )
+    if attack.keep == "last" and not is_last:
+        fooling, better = jnp.zeros_like(fooling), jnp.zeros_like(better)
     wide = better[:, None, None, None]
     return dataclasses.replace(
         progress,
