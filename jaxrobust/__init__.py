@@ -24,6 +24,7 @@ _SUBPACKAGES = (
     "norms",
     "ops",
     "reports",
+    "studies",
     "training",
     "types",
 )

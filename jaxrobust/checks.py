@@ -37,18 +37,20 @@ def number(
     """
     if isinstance(value, bool | str | bytes | list | tuple | dict) or value is None:
         raise TypeError(f"`{name}` must be a number, got {value!r}.")
+    if isinstance(value, jax.Array | np.ndarray) and value.ndim == 0 and not is_traced(value):
+        value = value.item()
     if not isinstance(value, int | float | np.number):
         return
     if not (math.isfinite(value) and minimum <= value <= maximum and value > above):
-        if math.isfinite(above):
-            bound = f"a number above {above:g}"
-        elif math.isfinite(minimum) and math.isfinite(maximum):
-            bound = f"in [{minimum:g}, {maximum:g}]"
-        elif math.isfinite(minimum):
-            bound = f"a finite number of at least {minimum:g}"
-        else:
-            bound = "a finite number"
-        raise ValueError(f"`{name}` must be {bound}, got {value!r}.")
+        bounds = [
+            f"{words} {bound:g}"
+            for words, bound in (("above", above), ("at least", minimum), ("at most", maximum))
+            if math.isfinite(bound)
+        ]
+        raise ValueError(
+            f"`{name}` must be a finite number{' ' * bool(bounds)}{' and '.join(bounds)}, "
+            f"got {value!r}."
+        )
 
 
 def integer(name: str, value: Any, *, minimum: int) -> None:

@@ -61,8 +61,15 @@ def jit(function: F, **jit_options: Any) -> F:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        compiled = nested if checks.is_traced(args, kwargs) else outermost()
-        return compiled(*args, **kwargs)
+        if checks.is_traced(args, kwargs):
+            return nested(*args, **kwargs)
+        try:
+            return outermost()(*args, **kwargs)
+        except ValueError as error:
+            # Under jax.grad with the traced value in a closure, only jax itself can tell.
+            if "compiler_options" not in str(error):
+                raise
+            return nested(*args, **kwargs)
 
     def lower(*args: Any, **kwargs: Any) -> Any:
         return outermost().lower(*args, **kwargs)
@@ -88,3 +95,28 @@ def as_argument(function: Callable[..., Any]) -> Any:
         raise TypeError(f"`logits_fn` must be callable, got {type(function).__name__}.")
     is_leaf = jax.tree_util.all_leaves([function])
     return jax.tree_util.Partial(function) if is_leaf else function
+
+
+def logits_shape(function: Any, images: Any) -> tuple[int, ...]:
+    """The shape of a classifier's logits, without computing any; traced once for each shape.
+
+    Args:
+      function: From `as_argument`.
+      images: Floating [B, H, W, C], of which only shape and type matter.
+
+    Returns:
+      (B, K).
+
+    Raises:
+      ValueError: Logits that are not [B, K] with K of at least 2.
+    """
+    shape = tuple(_call.eval_shape(function, images).shape)
+    if len(shape) != 2 or shape[0] != images.shape[0] or shape[1] < 2:
+        raise ValueError(
+            f"`logits_fn` must return [B, K] = [{images.shape[0]}, K] with K of at least 2, "
+            f"got shape {shape}."
+        )
+    return shape
+
+
+_call = jax.jit(lambda function, images: function(images))

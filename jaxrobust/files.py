@@ -51,25 +51,35 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def claim(folder: Path, settings: Mapping[str, Any]) -> None:
+def claim(folder: Path, settings: Mapping[str, Any], *, in_use: bool) -> None:
     """Makes a folder the own of these settings, or recognises that it already is.
+
+    What killed processes left half written in it is removed.
 
     Args:
       folder: Of a run; made where it is missing. The settings are kept in its settings.json.
       settings: JSON values: all that decides the run's result.
+      in_use: Whether the folder holds anything that was computed. If not, it is free for any
+        settings: a run that failed at its first step must not block the corrected one.
 
     Raises:
-      ValueError: The folder belongs to other settings. What is in it stays as it is; the message names
-        what differs.
+      ValueError: The folder belongs to other settings, or to unknown ones. What is in it stays as it
+        is; the message names what differs.
     """
     path = folder / SETTINGS
-    if not path.exists():
+    for partial in folder.glob(".*.partial"):
+        partial.unlink(missing_ok=True)
+    if not in_use:
         write_json(path, settings)
         return
+    if not path.exists():
+        raise ValueError(
+            f"{folder} holds results but no {SETTINGS} to say of what. Use another folder, or delete "
+            "this one to start anew."
+        )
     # Through JSON, so that a tuple equals the list that it was saved as.
-    changed = differences(
-        json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(settings))
-    )
+    current = json.loads(json.dumps(_finite(settings)))
+    changed = differences(json.loads(path.read_text(encoding="utf-8")), current)
     if changed:
         raise ValueError(
             f"{folder} holds a run of other settings: {'; '.join(changed)}. "

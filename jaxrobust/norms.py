@@ -6,9 +6,11 @@ Everything here is for one perturbation [H, W, C]; vmap for a batch.
 import jax
 import jax.numpy as jnp
 
+from jaxrobust import checks
 from jaxrobust.types import Array
 
 NORMS = ("linf", "l2")
+"""The norms that attacks are bounded by; `norm` measures l1 too."""
 
 
 def norm(perturbation: Array, order: str) -> Array:
@@ -28,13 +30,12 @@ def norm(perturbation: Array, order: str) -> Array:
       >>> float(norm(jnp.array([[[3.0, -4.0]]]), "l2"))
       5.0
     """
+    checks.one_of("norm", order, ("linf", "l2", "l1"))
     if order == "linf":
         return jnp.max(jnp.abs(perturbation))
     if order == "l2":
         return jnp.sqrt(jnp.sum(perturbation**2))
-    if order == "l1":
-        return jnp.sum(jnp.abs(perturbation))
-    raise ValueError(f"`norm` must be one of ('linf', 'l2', 'l1'), got {order!r}.")
+    return jnp.sum(jnp.abs(perturbation))
 
 
 def project(perturbation: Array, epsilon: Array | float, order: str) -> Array:
@@ -47,7 +48,11 @@ def project(perturbation: Array, epsilon: Array | float, order: str) -> Array:
 
     Returns:
       [H, W, C].
+
+    Raises:
+      ValueError: An unknown order.
     """
+    checks.one_of("norm", order, NORMS)
     if order == "linf":
         return jnp.clip(perturbation, -epsilon, epsilon)
     length = norm(perturbation, "l2")
@@ -64,7 +69,11 @@ def steepest(gradient: Array, order: str) -> Array:
 
     Returns:
       [H, W, C].
+
+    Raises:
+      ValueError: An unknown order.
     """
+    checks.one_of("norm", order, NORMS)
     if order == "linf":
         return jnp.sign(gradient)
     # The largest magnitude is taken out first: the square of 1e-23 is zero in float32.
@@ -87,12 +96,16 @@ def uniform_in_ball(
 
     Returns:
       float32 [H, W, C].
+
+    Raises:
+      ValueError: An unknown order.
     """
+    checks.one_of("norm", order, NORMS)
     if order == "linf":
-        return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) * epsilon
+        return jax.random.uniform(key, shape, jnp.float32, -1.0, 1.0) * epsilon
     key_direction, key_radius = jax.random.split(key)
-    direction = steepest(jax.random.normal(key_direction, shape), "l2")
+    direction = steepest(jax.random.normal(key_direction, shape, jnp.float32), "l2")
     size = 1
     for extent in shape:
         size *= extent
-    return direction * epsilon * jax.random.uniform(key_radius) ** (1 / size)
+    return direction * epsilon * jax.random.uniform(key_radius, (), jnp.float32) ** (1 / size)

@@ -77,7 +77,7 @@ class Attack(Protocol):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class AttackResult:
     """What an attack found, for a batch of B images.
 

@@ -1,12 +1,16 @@
 """What tests share: real data and reference values, where they are."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jaxrobust import models
+
+# Decoded images of tests do not belong into the user's cache. Scripts under test inherit it.
+os.environ.setdefault("JAXROBUST_CACHE", tempfile.mkdtemp(prefix="jaxrobust-tests-"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

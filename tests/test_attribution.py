@@ -112,6 +112,36 @@ def test_wrong_layers(tiny):
         attribution.grad_cam(mlp_classifier, images)
 
 
+def test_a_network_that_is_already_compiled(tiny):
+    network, variables, images = tiny
+    expected = attribution.grad_cam(Classifier(network.apply, variables), images)
+    compiled = jax.jit(lambda x: network.apply(variables, x))
+    compiled(images[:1])  # jax now has it in its cache
+    np.testing.assert_allclose(attribution.grad_cam(compiled, images), expected, atol=1e-6)
+
+
+class Twice(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        layer = nn.Conv(2, (3, 3), name="conv")
+        return layer(layer(images)).mean((1, 2))
+
+
+def test_a_layer_that_is_called_twice(tiny):
+    images = tiny[2]
+    network = Twice()
+    classifier = Classifier(network.apply, network.init(jax.random.key(0), images))
+    with pytest.raises(ValueError, match="'conv' is called 2 times"):
+        attribution.grad_cam(classifier, images, layer="conv")
+
+
+def test_default_layer_can_be_asked_for(tiny):
+    network, variables, _ = tiny
+    classifier = Classifier(network.apply, variables)
+    assert attribution.default_layer(classifier, (6, 6, 2)) == "relu"
+    assert attribution.default_layer(lambda x: x.mean((1, 2)), (6, 6, 2)) is None
+
+
 def test_wrong_input(tiny):
     network, variables, images = tiny
     classifier = Classifier(network.apply, variables)
@@ -119,6 +149,11 @@ def test_wrong_input(tiny):
         attribution.saliency(classifier, jnp.zeros((1, 6, 6, 2), jnp.uint8))
     with pytest.raises(ValueError, match=r"`labels` must have shape \(5,\)"):
         attribution.saliency(classifier, images, jnp.zeros(3, int))
+    for function in (attribution.saliency, attribution.grad_cam):
+        with pytest.raises(ValueError, match=r"`labels` must lie in 0 .. 2 for 3 classes"):
+            function(classifier, images, jnp.full(5, 3))
+        with pytest.raises(ValueError, match=r"`images` must lie in \[0, 1\]"):
+            function(classifier, images * 255)
 
 
 def test_other_weights_compile_nothing(tiny):

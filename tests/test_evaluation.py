@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from jaxrobust import evaluation, files
+from jaxrobust import evaluation, files, studies
 from jaxrobust.attacks import BIM, FGSM, PGD
-from jaxrobust.evaluation import results
 from jaxrobust.models import Classifier
+from jaxrobust.studies import results
 
 
 @given(st.integers(0, 400), st.integers(1, 400))
@@ -27,7 +27,7 @@ def test_wilson_interval_equals_scipy(count, n):
 
 def test_rate_of_nothing_and_of_nonsense():
     assert evaluation.rate(0, 0)["rate"] is None
-    with pytest.raises(ValueError, match=r"`count` must be in \[0, 3\], got 4"):
+    with pytest.raises(ValueError, match="`count` must be .* at least 0 and at most 3, got 4"):
         evaluation.rate(4, 3)
 
 
@@ -168,6 +168,11 @@ def test_progress_is_told():
         (FGSM(), {"targets": 1}, "`targets` must be given for a targeted attack and for no other"),
         (FGSM(targeted=True), {}, "`targets` must be given for a targeted attack"),
         (FGSM(targeted=True), {"targets": 3}, r"`targets` must lie in 0 .. 2"),
+        (
+            FGSM(targeted=True),
+            {"targets": [1, 2]},
+            r"`targets` must be one class or of shape \(7,\)",
+        ),
         (FGSM(), {"batch_size": 0}, "`batch_size` must be at least 1"),
     ],
 )
@@ -201,18 +206,67 @@ def test_transfer_by_hand():
     assert counts[2] == [(0, 0), (0, 0), (0, 0)]
     with pytest.raises(ValueError, match="`reports` must be for the models"):
         evaluation.transfer_matrix(others, {"plain": found["plain"]})
+    with pytest.raises(ValueError, match="one attack and the same images; 'far' is not"):
+        other = dataclasses.replace(found["far"], attack=FGSM(0.1))
+        evaluation.transfer_matrix(others, found | {"far": other})
 
 
-def test_right_and_wrong_pairs():
-    predictions, labels = np.array([0, 1, 1, 2, 2]), np.array([0, 0, 1, 2, 1])
-    assert evaluation.right_and_wrong(predictions, labels, 3) == [(0, 1), (2, 4)]
-    assert evaluation.right_and_wrong(predictions, labels, 1) == [(0, 1)]
+def test_right_and_wrong_are_explained_first():
+    predictions, labels = np.array([0, 1, 1, 2, 2, 3]), np.array([0, 0, 1, 2, 1, 3])
+    assert studies.right_and_wrong(predictions, labels, 2) == [0, 1, 2, 4]
+    assert studies.right_and_wrong(predictions, labels, 3) == [0, 1, 2, 4, 3]
+
+
+def test_spread_over_the_true_positions():
+    mask = np.array([0, 1, 1, 1, 0, 1, 1], bool)
+    assert studies.spread(mask, 3) == [1, 3, 6]
+    assert studies.spread(mask, 9) == [1, 2, 3, 5, 6]
+    assert studies.spread(mask, 0) == []
+
+
+def test_curve_keeps_the_step_in_proportion_and_ends_at_the_clean_accuracy():
+    curve = evaluation.robustness_curve(
+        BIM(0.05, 0.01, 6),
+        CLASSIFIER,
+        IMAGES,
+        LABELS,
+        [0.0, 0.05, 0.5],
+        key=jax.random.key(0),
+        model="m",
+    )
+    counts = [point["robust_accuracy"]["count"] for point in curve["points"]]
+    assert counts == [6, 3, 0]
+    assert curve["label"] == "BIM, 6 steps"
+    with pytest.raises(ValueError, match="`attack.epsilon` must be a finite number above 0"):
+        evaluation.robustness_curve(
+            FGSM(0.0), CLASSIFIER, IMAGES, LABELS, [0.1], key=jax.random.key(0), model="m"
+        )
+
+
+def test_nan_logits_are_neither_right_nor_a_success():
+    def broken(variables, images):
+        logits = brightness(variables, images)
+        return jnp.where(images.mean((1, 2, 3))[:, None] > 0.8, jnp.nan, logits)
+
+    classifier = Classifier(broken, jnp.float32(10))
+    clean = evaluation.evaluate(classifier, IMAGES, LABELS)
+    assert clean["accuracy"]["count"] == 5  # of six, .9 has no prediction
+    report = evaluation.attack_dataset(
+        BIM(0.05, 0.01, 6), classifier, IMAGES, LABELS, key=jax.random.key(0)
+    )
+    assert not report.success[-1] and not report.attacked[-1]
+    assert evaluation.robust_accuracy(report)["count"] == 2
+
+
+def test_loss_of_a_confident_error_is_not_capped():
+    logits_fn = lambda x: jnp.tile(jnp.array([[200.0, 0.0]]), (len(x), 1))  # noqa: E731
+    assert evaluation.evaluate(logits_fn, grey(0.5), np.array([1]))["loss"] == 200.0
 
 
 def test_environment_names_versions_device_and_commit():
-    environment = evaluation.environment()
+    environment = studies.environment()
     assert environment["jax"] == jax.__version__
-    assert environment["device"].startswith("cpu")
+    assert environment["device"].startswith(jax.default_backend())
     json.dumps(environment)
 
 
@@ -221,7 +275,7 @@ def test_arrays_survive_json(dtype):
     from jaxrobust import reports
 
     array = (np.arange(24).reshape(2, 3, 4)[:, ::-1] * 3).astype(dtype)
-    again = reports.decode_array(json.loads(json.dumps(evaluation.encode_array(array))))
+    again = reports.decode_array(json.loads(json.dumps(studies.encode_array(array))))
     np.testing.assert_array_equal(again, array)
     assert again.dtype == dtype
 
@@ -243,17 +297,25 @@ class Settings:
 
 
 def test_a_run_is_not_overwritten_by_another_configuration(tmp_path):
-    folder = tmp_path / "experiment" / "run"
-    files.claim(folder, evaluation.configuration(Settings()))
-    files.claim(folder, evaluation.configuration(Settings()))
+    folder = studies.open_run(tmp_path, "experiment", "run", Settings())
+    # Nothing was computed yet: a corrected configuration may take the folder over.
+    studies.open_run(tmp_path, "experiment", "run", Settings(epsilon=0.3))
+    studies.open_run(tmp_path, "experiment", "run", Settings())
+    files.write_json(folder / "result.json", {})
+    (folder / ".result.json.1.partial").write_text("{")
+    studies.open_run(tmp_path, "experiment", "run", Settings())
+    assert not (folder / ".result.json.1.partial").exists()
     with pytest.raises(ValueError, match="run of other settings: epsilon was 0.1, is now 0.2"):
-        files.claim(folder, evaluation.configuration(Settings(epsilon=0.2)))
+        studies.open_run(tmp_path, "experiment", "run", Settings(epsilon=0.2))
     assert json.loads((folder / "settings.json").read_text())["epsilon"] == 0.1
+    (folder / "settings.json").unlink()
+    with pytest.raises(ValueError, match="holds results but no settings.json"):
+        studies.open_run(tmp_path, "experiment", "run", Settings())
 
 
 def test_run_names_stay_inside_the_results_folder(tmp_path):
     with pytest.raises(ValueError, match="`run` must be a plain name"):
-        evaluation.run_folder(tmp_path, "quickstart", "../other")
+        studies.open_run(tmp_path, "quickstart", "../other", Settings())
 
 
 def test_commit_is_none_outside_of_a_checkout(monkeypatch, tmp_path):

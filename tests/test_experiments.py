@@ -102,6 +102,7 @@ def test_sports10_quick_stopped_and_continued(tmp_path, photographs):
         (["--data-dir", "no/such/folder"], "`data_dir` must be an existing folder"),
         (["--models", "vgg"], "`models` must be different names out of"),
         (["--target", "chess"], "`target` must be one of ('basketball', 'golf', 'tennis')"),
+        (["--num-steps", 0], "`num_steps` must be at least 1, got 0"),
         (["--run", "../else"], "`run` must be a plain name"),
     ],
 )

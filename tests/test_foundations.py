@@ -49,6 +49,13 @@ def test_steepest_of_a_tiny_gradient_is_not_zero():
 def test_unknown_norm():
     with pytest.raises(ValueError, match=r"one of \('linf', 'l2', 'l1'\), got 'l3'"):
         norms.norm(jnp.zeros((1, 1, 1)), "l3")
+    for function in (
+        lambda order: norms.project(jnp.ones((1, 1, 1)), 1.0, order),
+        lambda order: norms.steepest(jnp.ones((1, 1, 1)), order),
+        lambda order: norms.uniform_in_ball(jax.random.key(0), (1, 1, 1), 1.0, order),
+    ):
+        with pytest.raises(ValueError, match=r"one of \('linf', 'l2'\), got 'l1'"):
+            function("l1")
 
 
 def test_margin_masks_negative_logits():
@@ -68,9 +75,11 @@ def test_numbers():
         with pytest.raises(TypeError, match="`a` must be a number"):
             checks.number("a", value)
     for value in (-0.1, 1.1, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=r"`a` must be in \[0, 1\]"):
+        with pytest.raises(
+            ValueError, match="`a` must be a finite number at least 0 and at most 1"
+        ):
             checks.number("a", value, minimum=0, maximum=1)
-    with pytest.raises(ValueError, match="`a` must be a number above 0, got 0"):
+    with pytest.raises(ValueError, match="`a` must be a finite number above 0, got 0"):
         checks.number("a", 0, above=0.0)
 
 
@@ -80,6 +89,9 @@ def test_compiled_function_works_inside_another():
     assert float(jax.jit(lambda x: double(x) + 1)(jnp.float32(2))) == 5
     np.testing.assert_array_equal(jax.vmap(double)(jnp.arange(3)), [0, 2, 4])
     assert float(jax.grad(double)(1.0)) == 2
+    # The traced value is in the closure: neither the arguments nor new arrays show it.
+    in_closure = jax.grad(lambda p: compilation.jit(lambda x: p * x)(jnp.float32(3)))
+    assert float(in_closure(1.0)) == 3
 
 
 def test_options_that_jaxlib_does_not_know_are_left_out(monkeypatch):
@@ -87,9 +99,13 @@ def test_options_that_jaxlib_does_not_know_are_left_out(monkeypatch):
     assert compilation.compiler_options.__wrapped__() == {}
 
 
-def test_lowering_uses_the_options():
-    compiled = compilation.jit(lambda x: x + 1).lower(jnp.float32(1)).compile()
-    assert float(compiled(jnp.float32(1))) == 2
+def test_lowering_and_calling_use_the_options(monkeypatch):
+    wrong = {"xla_no_such_option": "1"}
+    monkeypatch.setattr(compilation, "compiler_options", lambda: wrong)
+    with pytest.raises(Exception, match="xla_no_such_option"):
+        compilation.jit(lambda x: x + 1).lower(jnp.float32(1)).compile()
+    with pytest.raises(Exception, match="xla_no_such_option"):
+        compilation.jit(lambda x: x + 1)(jnp.float32(1))
 
 
 def test_is_traced():

@@ -60,6 +60,10 @@ def test_create_errors():
         models.create("vgg")
     with pytest.raises(TypeError, match="`depth` is no size of 'cnn'; it has widths"):
         models.create("cnn", depth=3)
+    with pytest.raises(TypeError, match="`widths` must be a sequence of integers, got 64"):
+        models.create("mlp", widths=64)
+    with pytest.raises(ValueError, match="`widths` must be at least 1, got 0"):
+        models.create("mlp", widths=(8, 0))
     with pytest.raises(ValueError, match="`num_classes` must be at least 2, got 1"):
         models.create("cnn", num_classes=1)
     with pytest.raises(ValueError, match="one entry for each of the 3 stages"):
@@ -137,6 +141,7 @@ def test_from_torch_lists_what_is_wrong():
         assert part in str(error.value)
     state = torch_state_dict("cnn")
     state["features.3.weight"] = np.zeros((32, 16, 3, 3))
+    del state["features.0.bias"]
     with pytest.raises(ValueError, match=r"features.3.weight .*\(3, 3, 16, 32\).*\(3, 3, 32, 32\)"):
         models.from_torch("cnn", state)
 

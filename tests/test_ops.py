@@ -1,5 +1,6 @@
 """Every fast form against the plain one and against finite differences."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -181,6 +182,28 @@ def test_input_gradients_of_the_networks_equal_plain_ones(name, monkeypatch):
 def test_pool_of_an_odd_size_is_an_error(pool):
     with pytest.raises(ValueError, match=r"even H and W, got shape \(1, 5, 4, 1\)"):
         pool(jnp.zeros((1, 5, 4, 1)))
+
+
+def test_linen_hook_respects_layout_and_precision():
+    images, kernel = jnp.ones((1, 4, 8, 8)), jnp.ones((3, 3, 4, 2))
+    options = {"dimension_numbers": ("NCHW", "HWIO", "NCHW")}
+    actual = ops.conv_general_dilated(images, kernel, (1, 1), "SAME", **options)
+    expected = lax.conv_general_dilated(images, kernel, (1, 1), "SAME", **options)
+    np.testing.assert_array_equal(actual, expected)
+    asked = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "precision": lax.Precision.HIGHEST}
+    text = str(
+        jax.make_jaxpr(lambda x, w: ops.conv_general_dilated(x, w, (1, 1), "SAME", **asked))(
+            jnp.ones((1, 8, 8, 4)), kernel
+        )
+    )
+    assert "HIGHEST" in text
+
+
+def test_linen_uses_the_fast_form():
+    layer = nn.Conv(2, (3, 3), conv_general_dilated=ops.conv_general_dilated)
+    images = jnp.ones((1, 8, 8, 4))
+    variables = layer.init(jax.random.key(0), images)
+    assert "custom_vjp" in str(jax.make_jaxpr(lambda x: layer.apply(variables, x))(images))
 
 
 def test_linen_hook_passes_other_convolutions_on():

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrobust.attacks import PGD
+from jaxrobust.models import Classifier
 from jaxrobust.training import TrainConfig, fit, load_variables, logs, save_variables
 from jaxrobust.training import step as step_module
 from jaxrobust.training.checkpoint import RunCheckpoints
@@ -194,7 +196,7 @@ def test_refuses_the_run_directory_of_other_settings(tmp_path, change, words):
 def test_refuses_checkpoints_of_unknown_origin(tmp_path):
     quick_fit(run_dir=tmp_path)
     (tmp_path / "settings.json").unlink()
-    with pytest.raises(ValueError, match=r"no settings\.json"):
+    with pytest.raises(ValueError, match=r"no settings\.json to say of what"):
         quick_fit(run_dir=tmp_path)
 
 
@@ -301,3 +303,52 @@ def test_settings_file_is_json_without_addresses(tmp_path):
     text = (tmp_path / "settings.json").read_text()
     assert json.loads(text)["config"]["num_epochs"] == 3
     assert "0x" not in text
+
+
+def test_adversarial_training_with_a_real_attack(tmp_path):
+    """One feature is strong and fragile, the other weak and beyond the attack's reach.
+
+    Clean training leans on the first; under PGD it is worthless, and only the second is left.
+    """
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 2, 256)
+    sign = 2 * labels - 1
+    fragile = 0.5 + 0.1 * sign  # always right, and flipped by epsilon .2
+    sturdy = 0.5 + 0.4 * sign * np.where(
+        generator.random(256) < 0.9, 1, -1
+    )  # right for nine in ten
+    images = np.stack([fragile, sturdy], axis=1).reshape(256, 1, 2, 1).astype(np.float32)
+    config = TrainConfig(num_epochs=12, batch_size=32, learning_rate=0.1)
+    attack = PGD(epsilon=0.2, step_size=0.05, num_steps=8)
+
+    def train(name, teacher):
+        return fit(
+            Linear(),
+            (images, labels),
+            config,
+            mean=0.5,
+            std=0.25,
+            attack=teacher,
+            run_dir=tmp_path / name,
+            progress=False,
+        )
+
+    def accuracies(result):
+        classifier = Classifier(Linear().apply, result.variables, 0.5, 0.25)
+        found = attack(jax.random.key(1), classifier, jnp.asarray(images), jnp.asarray(labels))
+        clean = (jnp.argmax(classifier(images), axis=1) == labels).mean()
+        return float(clean), 1 - float(found.success.mean())
+
+    standard, robust = accuracies(train("standard", None)), accuracies(train("robust", attack))
+    assert standard[0] > 0.99 and standard[1] < 0.05
+    assert robust[1] > 0.85
+    # The attack is one of the run's settings, and the same one finds the finished run again.
+    again = train("robust", attack)
+    assert accuracies(again) == robust
+    with pytest.raises(ValueError, match=r"attack.epsilon was 0.2, is now 0.1"):
+        train("robust", dataclasses.replace(attack, epsilon=0.1))
+
+
+def test_a_targeted_attack_cannot_train():
+    with pytest.raises(ValueError, match="`attack` must be untargeted"):
+        quick_fit(attack=PGD(targeted=True))

@@ -24,9 +24,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
-from jaxrobust import compilation, evaluation, models
+from jaxrobust import compilation, files, models, studies
 from jaxrobust.attacks import PGD
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -79,7 +78,10 @@ def compare(config: Config, model: str, batch_size: int, path: Path) -> dict:
     def ask(line: str) -> dict:
         to_peer.write(line + "\n")
         to_peer.flush()
-        return json.loads(from_peer.readline())
+        answer = from_peer.readline()
+        if not answer:
+            raise RuntimeError(f"{config.peer_python} stopped; its own words are above.")
+        return json.loads(answer)
 
     versions = ask(json.dumps(settings))
     data = np.load(path)
@@ -145,15 +147,14 @@ def main(config: Config) -> None:
             f"({row['ratio_range'][0]:.2f} to {row['ratio_range'][1]:.2f} over {config.rounds} rounds; "
             f"first call {row['first_call_seconds']:.1f} s)"
         )
-    config.output.parent.mkdir(parents=True, exist_ok=True)
     document = {
-        "environment": evaluation.environment(),
+        "environment": studies.environment(),
         "compiler_options": compilation.compiler_options(),
         "rows": rows,
     }
-    config.output.write_text(json.dumps(document, indent=2) + "\n")
+    files.write_json(config.output, document)
     print(f"Written to {config.output}.")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    studies.run_script(main, Config)

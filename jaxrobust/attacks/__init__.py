@@ -26,8 +26,14 @@ def to_dict(attack: Attack) -> dict[str, Any]:
         field.name: getattr(attack, field.name)
         for field in dataclasses.fields(attack)  # type: ignore[arg-type]
     }
-    plain = {k: v if isinstance(v, str | bool | int) else float(v) for k, v in fields.items()}
-    return {"name": type(attack).__name__, **plain}
+    return {"name": type(attack).__name__, **{k: _plain(v) for k, v in fields.items()}}
+
+
+def _plain(value: Any) -> Any:
+    """The value for JSON: numpy's and jax's scalars as Python's, tuples as lists."""
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value.item() if hasattr(value, "item") else value
 
 
 def from_dict(description: dict[str, Any]) -> Attack:

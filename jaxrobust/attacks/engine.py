@@ -46,16 +46,14 @@ def attack_batch(
     """
     images, labels = jnp.asarray(images), jnp.asarray(labels)
     checks.images_and_labels(images, labels)
-    if not checks.is_traced(images):
+    function = compilation.as_argument(logits_fn)
+    images = images.astype(jnp.float32)
+    num_classes = compilation.logits_shape(function, images)[1]
+    if not checks.is_traced(images, labels):
         checks.value_range(images)
+        checks.label_range("labels", labels, num_classes)
     keys = fold_keys(key, jnp.arange(images.shape[0]))
-    return compiled_run(
-        as_arrays(attack),
-        keys,
-        compilation.as_argument(logits_fn),
-        images.astype(jnp.float32),
-        labels.astype(jnp.int32),
-    )
+    return compiled_run(as_arrays(attack), keys, function, images, labels.astype(jnp.int32))
 
 
 def fold_keys(key: Array, indices: Array) -> Array:
@@ -131,7 +129,8 @@ def craft(attack: Attack, key: Array, logits_fn: LogitsFn, images: Array, labels
       float32 [B, H, W, C] in [0, 1], without a gradient towards anything that came in.
     """
     checks.images_and_labels(images, labels)
-    keys = fold_keys(key, jnp.arange(images.shape[0]))
+    # Restart 0's keys, so that this is the last point of `run`.
+    keys = jax.vmap(jax.random.fold_in, (0, None))(fold_keys(key, jnp.arange(len(images))), 0)
 
     def step(states: PyTree, _: None) -> tuple[PyTree, None]:
         evaluation = evaluate(attack, logits_fn, states)[1]
@@ -160,11 +159,6 @@ def evaluate(
 
     def objectives(points: Array) -> tuple[Array, Array]:
         logits = logits_fn(points)
-        if logits.ndim != 2 or logits.shape[0] != points.shape[0]:
-            raise ValueError(
-                f"`logits_fn` must return [B, K] = [{points.shape[0]}, K], "
-                f"got shape {tuple(logits.shape)}."
-            )
         return jax.vmap(attack.objective)(logits, states), logits
 
     if not (with_gradient and attack.uses_gradient):
@@ -183,7 +177,7 @@ def evaluate(
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Progress:
     """The best point of each of B lanes so far, and what it took.
 
@@ -245,12 +239,14 @@ def judge(
     value = evaluation.value if evaluation.value.ndim == 1 else jnp.max(evaluation.value, axis=1)
     if attack.keep == "closest":
         value = -jnp.sqrt(jnp.sum((points - originals) ** 2, axis=(1, 2, 3)))
+    # Above the -inf that stands for nothing yet, and float32 whatever the classifier computes in.
+    value = jnp.maximum(value, jnp.finfo(jnp.float32).min).astype(jnp.float32)
     # Lexicographic: fooling first, then the rank. A NaN rank compares false and is never kept.
     better = (fooling & ~progress.success) | (
         (fooling == progress.success) & (value > progress.rank)
     )
     if attack.keep == "last" and not is_last:
-        fooling, better = jnp.zeros_like(fooling), jnp.zeros_like(better)
+        better = jnp.zeros_like(better)
     wide = better[:, None, None, None]
     return dataclasses.replace(
         progress,

@@ -63,7 +63,8 @@ def _objective(attack: Any, logits: Array, state: State) -> Array:
 
 def _gradient(evaluation: Evaluation) -> Array:
     assert evaluation.gradient is not None  # the engine differentiates where `uses_gradient` is set
-    return evaluation.gradient
+    # One NaN would be the end of its row: the point would be NaN ever after.
+    return jnp.where(jnp.isnan(evaluation.gradient), 0.0, evaluation.gradient)
 
 
 def _projected_step(attack: Any, state: State, evaluation: Evaluation) -> State:

@@ -53,11 +53,14 @@ def activation_and_gradient(
       logits_fn: Images [B, H, W, C] -> logits [B, K].
       image: [H, W, C].
       label: int32 scalar.
-      layer: A path of `layer_shapes`. A layer that is called more than once: its last call.
+      layer: A path of `layer_shapes`.
       shape: Of the layer's output, without the batch.
 
     Returns:
       (activation, gradient), both of that shape.
+
+    Raises:
+      ValueError: A layer that is called more than once: it has no one output.
     """
 
     def logit(delta: Array) -> tuple[Array, Array]:
@@ -70,7 +73,12 @@ def activation_and_gradient(
             return output + delta[None]
 
         logits = _intercepted(logits_fn, image[None], add_delta)
-        return logits[0, label], outputs[-1][0]
+        if len(outputs) != 1:
+            raise ValueError(
+                f"`layer` {layer!r} is called {len(outputs)} times for one image; choose a layer "
+                "that is called once."
+            )
+        return logits[0, label], outputs[0][0]
 
     gradient, activation = jax.grad(logit, has_aux=True)(jnp.zeros(shape, jnp.float32))
     return activation, gradient
@@ -83,5 +91,6 @@ def _intercepted(logits_fn: LogitsFn, images: Array, look: Callable[[str, Array]
         named = path and context.method_name == "__call__"  # type: ignore[attr-defined]
         return look(path, output) if named and isinstance(output, jax.Array) else output
 
-    with nn.intercept_methods(interceptor):
+    # Without jit: a network compiled before would be taken from jax's cache, and no layer be called.
+    with nn.intercept_methods(interceptor), jax.disable_jit():
         return logits_fn(images)

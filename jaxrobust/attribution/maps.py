@@ -23,7 +23,7 @@ def saliency(logits_fn: LogitsFn, images: Array, labels: Array | None = None) ->
 
     Raises:
       TypeError: Integer images, fractional labels.
-      ValueError: Shapes that do not fit.
+      ValueError: Shapes that do not fit, images outside [0, 1], labels outside 0 .. K - 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -35,8 +35,7 @@ def saliency(logits_fn: LogitsFn, images: Array, labels: Array | None = None) ->
       Simonyan, Vedaldi, Zisserman, "Deep Inside Convolutional Networks", 2013, section 3.1,
       https://arxiv.org/abs/1312.6034
     """
-    images, labels = _checked(images, labels)
-    return _saliency(compilation.as_argument(logits_fn), images, labels)
+    return _saliency(*_checked(logits_fn, images, labels))
 
 
 def grad_cam(
@@ -57,23 +56,49 @@ def grad_cam(
 
     Raises:
       TypeError: Integer images, fractional labels.
-      ValueError: Shapes that do not fit; a layer that does not exist or has no [H', W', C'] output.
-        The message lists those that do.
+      ValueError: Shapes that do not fit, images outside [0, 1], labels outside 0 .. K - 1; a layer
+        that does not exist, has no [H', W', C'] output or is called twice. The message lists those
+        that will do.
 
     References:
       Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
       Localization", ICCV 2017, equations 1 and 2, https://arxiv.org/abs/1610.02391
     """
-    images, labels = _checked(images, labels)
-    return _grad_cam(compilation.as_argument(logits_fn), images, labels, layer)
+    return _grad_cam(*_checked(logits_fn, images, labels), layer)
 
 
-def _checked(images: Array, labels: Array | None) -> tuple[Array, Array | None]:
+def default_layer(logits_fn: LogitsFn, image_shape: tuple[int, ...]) -> str | None:
+    """The layer that `grad_cam` takes by default: the last one of more than one pixel.
+
+    Args:
+      logits_fn: Images [B, H, W, C] -> logits [B, K].
+      image_shape: (H, W, C).
+
+    Returns:
+      Its path, or None for a network that has no such layer.
+    """
+    return _last_spatial(layer_shapes(logits_fn, image_shape))
+
+
+def _last_spatial(shapes: dict[str, tuple[int, ...]]) -> str | None:
+    large = [p for p, shape in shapes.items() if len(shape) == 3 and shape[0] * shape[1] > 1]
+    return large[-1] if large else None
+
+
+def _checked(
+    logits_fn: LogitsFn, images: Array, labels: Array | None
+) -> tuple[LogitsFn, Array, Array | None]:
     images = jnp.asarray(images)
     if labels is not None:
         labels = jnp.asarray(labels)
     checks.images_and_labels(images, jnp.zeros(images.shape[:1], int) if labels is None else labels)
-    return images.astype(jnp.float32), labels
+    function, images = compilation.as_argument(logits_fn), images.astype(jnp.float32)
+    num_classes = compilation.logits_shape(function, images)[1]
+    if not checks.is_traced(images, labels):
+        checks.value_range(images)
+        if labels is not None:
+            checks.label_range("labels", labels, num_classes)
+    return function, images, labels
 
 
 @compilation.jit
@@ -109,13 +134,12 @@ def _spatial_layer(
     """The layer asked for, or the last spatial one, with its shape."""
     spatial = {path: shape for path, shape in shapes.items() if len(shape) == 3}
     if layer is None:
-        large = [path for path, shape in spatial.items() if shape[0] * shape[1] > 1]
-        if not large:
+        layer = _last_spatial(shapes)
+        if layer is None:
             raise ValueError(
                 "The network has no layer with an output of [H, W, C], which Grad-CAM needs; "
                 f"its layers are {', '.join(shapes) or 'none that flax knows of'}."
             )
-        layer = large[-1]
     if layer not in spatial:
         described = ", ".join(f"{path} {list(shape)}" for path, shape in spatial.items())
         reason = "has no output of [H, W, C]" if layer in shapes else "is no layer of the network"

@@ -35,8 +35,8 @@ def load(
       standard deviation are those of the train split: 0.310 and 0.349 at 32 pixels.
     - "sports10": photographs of ten sports, at 32 pixels unless `image_size` says otherwise. Its
       test split is the folder "valid", as in the studies that use it.
-    - "image_folder": any `<data_dir>/<split>/<class>/<image>`, of the images' own size unless
-      `image_size` is given.
+    - "image_folder", or simply the folder's path: any `<data_dir>/<split>/<class>/<image>`, of the
+      images' own size unless `image_size` is given.
 
     Photographs are resized with Pillow's bicubic filter (not cropped: one that is not square is
     squeezed) and carry ImageNet's mean and standard deviation. Classes and files are in the order
@@ -44,7 +44,7 @@ def load(
     What is decoded once is cached, and decoded anew when a file's name, size or time changes.
 
     Args:
-      name: One of `NAMES`.
+      name: One of `NAMES`, or the path of a folder of images.
       data_dir: The folder that holds the splits; for "sports10" also one with a folder "sports10"
         that does. Not used for "digits".
       image_size: Side of the images in pixels, at least 1; None for the defaults above.
@@ -71,10 +71,11 @@ def load(
       >>> digits.train.images.shape, len(digits.test), digits.num_classes
       ((1437, 32, 32, 3), 360, 10)
     """
+    if name not in NAMES and data_dir is None and Path(name).expanduser().is_dir():
+        name, data_dir = "image_folder", name
     if name not in NAMES:
         raise ValueError(
-            f"`name` must be one of {NAMES}, got {name!r}. A folder of images is loaded by "
-            'load("image_folder", data_dir=...).'
+            f"`name` must be one of {NAMES}, or the path of a folder of images, got {name!r}."
         )
     if image_size is not None:
         checks.integer("image_size", image_size, minimum=1)

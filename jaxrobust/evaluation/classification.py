@@ -1,6 +1,5 @@
 """How well a classifier does on clean images: logits, accuracy, per-class figures."""
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,6 +10,9 @@ import numpy as np
 from jaxrobust import checks, compilation
 from jaxrobust.evaluation.rates import rate
 from jaxrobust.types import LogitsFn
+
+Progress = Callable[[int, int], None]
+"""Called with (images done, images in all) as a long evaluation goes on."""
 
 
 def as_float(images: Any) -> np.ndarray:
@@ -50,7 +52,7 @@ def padded_batches(num_images: int, batch_size: int) -> Iterator[tuple[np.ndarra
         yield np.minimum(indices, num_images - 1), min(batch_size, num_images - start)
 
 
-@functools.partial(compilation.jit)
+@compilation.jit
 def _forward(logits_fn: LogitsFn, images: jax.Array) -> jax.Array:
     return logits_fn(images)
 
@@ -74,6 +76,18 @@ def logits(logits_fn: LogitsFn, images: Any, batch_size: int = 256) -> np.ndarra
         for indices, count in padded_batches(len(images), batch_size)
     ]
     return np.concatenate(rows) if rows else np.zeros((0, 0), np.float32)
+
+
+def predictions(values: np.ndarray) -> np.ndarray:
+    """Classes from logits [N, K]: int [N]; -1, which is never right, where a logit is NaN."""
+    return np.where(np.isnan(values).any(axis=1), -1, values.argmax(axis=1))
+
+
+def cross_entropies(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Cross-entropies [N] in nats, from logits [N, K] and labels [N]."""
+    largest = values.max(axis=1)
+    normaliser = largest + np.log(np.exp(values - largest[:, None]).sum(axis=1))
+    return normaliser - values[np.arange(len(labels)), labels]
 
 
 def softmax(values: np.ndarray) -> np.ndarray:
@@ -101,15 +115,19 @@ def evaluate(
     Returns:
       {"accuracy": a rate, "loss": mean cross-entropy in nats, "confusion_matrix": [K][K] counts with
       true classes as rows, "per_class": [{"class", "precision", "recall", "f1", "support"}],
-      "macro": {"precision", "recall", "f1"}}. A precision without predictions is 0.
+      "macro": {"precision", "recall", "f1"}}. A precision without predictions is 0. An image with NaN
+      logits has no prediction: it counts as wrong and is in no column of the matrix.
 
     Raises:
+      TypeError: Labels that are no integers.
       ValueError: No images, lengths that differ, labels or class names that do not fit K.
     """
     # Imported here: scikit-learn takes longer to load than jax.
     from sklearn import metrics
 
     labels = np.asarray(labels)
+    if not np.issubdtype(labels.dtype, np.integer) and labels.size:
+        raise TypeError(f"`labels` must be integers, got {labels.dtype}.")
     if len(labels) == 0 or len(labels) != len(images):
         raise ValueError(
             f"`labels` must have one entry for each image and at least one, got {len(labels)} labels "
@@ -121,10 +139,10 @@ def evaluate(
     names = [str(i) for i in range(num_classes)] if class_names is None else list(class_names)
     if len(names) != num_classes:
         raise ValueError(f"`class_names` must have {num_classes} names, got {len(names)}.")
-    predictions = values.argmax(axis=1)
+    predicted = predictions(values)
     classes = np.arange(num_classes)
     precision, recall, f1, support = metrics.precision_recall_fscore_support(
-        labels, predictions, labels=classes, zero_division=0.0
+        labels, predicted, labels=classes, zero_division=0.0
     )
     per_class = [
         {
@@ -136,11 +154,10 @@ def evaluate(
         }
         for k in classes
     ]
-    losses = -np.log(softmax(values)[np.arange(len(labels)), labels] + 1e-30)
     return {
-        "accuracy": rate(int((predictions == labels).sum()), len(labels)),
-        "loss": float(losses.mean()),
-        "confusion_matrix": metrics.confusion_matrix(labels, predictions, labels=classes).tolist(),
+        "accuracy": rate(int((predicted == labels).sum()), len(labels)),
+        "loss": float(cross_entropies(values, labels).mean()),
+        "confusion_matrix": metrics.confusion_matrix(labels, predicted, labels=classes).tolist(),
         "per_class": per_class,
         "macro": {
             "precision": float(precision.mean()),
@@ -148,7 +165,3 @@ def evaluate(
             "f1": float(f1.mean()),
         },
     }
-
-
-Progress = Callable[[int, int], None]
-"""Called with (images done, images in all) as a long evaluation goes on."""

@@ -1,6 +1,7 @@
 """How a classifier stands up to an attack: success rates with a record of every image."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from jaxrobust.evaluation.rates import Rate, rate
 from jaxrobust.types import Attack, LogitsFn
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class AttackReport:
     """One attack on N images: host arrays, from which every figure is computed.
 
@@ -45,17 +46,17 @@ class AttackReport:
     logits: np.ndarray
     num_steps: np.ndarray
 
-    @property
+    @functools.cached_property
     def clean_predictions(self) -> np.ndarray:
         """Int [N]."""
         return self.clean_logits.argmax(axis=1)
 
-    @property
+    @functools.cached_property
     def predictions(self) -> np.ndarray:
         """Int [N], on the adversarial images."""
         return self.logits.argmax(axis=1)
 
-    @property
+    @functools.cached_property
     def attacked(self) -> np.ndarray:
         """Bool [N]: the images that the success rate is of.
 
@@ -66,7 +67,7 @@ class AttackReport:
             return self.targets != self.labels
         return self.clean_predictions == self.labels
 
-    @property
+    @functools.cached_property
     def success(self) -> np.ndarray:
         """Bool [N]: the adversarial image is taken for another class, or for the target."""
         finite = ~np.isnan(self.logits).any(axis=1)
@@ -74,12 +75,12 @@ class AttackReport:
             return (self.predictions == self.targets) & finite
         return (self.predictions != self.labels) & finite
 
-    @property
+    @functools.cached_property
     def l2(self) -> np.ndarray:
         """Float [N], norms of the perturbations in pixel units."""
         return np.sqrt(((self.images - self.clean_images) ** 2).sum(axis=(1, 2, 3)))
 
-    @property
+    @functools.cached_property
     def linf(self) -> np.ndarray:
         """Float [N], norms of the perturbations in pixel units."""
         return np.abs(self.images - self.clean_images).max(axis=(1, 2, 3))
@@ -115,6 +116,7 @@ def attack_dataset(
       AttackReport.
 
     Raises:
+      TypeError: Labels or targets that are no integers.
       ValueError: Labels, targets or images out of range or of the wrong shape; a targeted attack
         without targets, or targets for an untargeted one. All before anything is computed.
     """
@@ -129,14 +131,13 @@ def attack_dataset(
             "`targets` must be given for a targeted attack and for no other, got "
             f"{'targets' if targets is not None else 'none'} with targeted={attack.targeted}."
         )
-    clean_logits = logits(logits_fn, clean, batch_size)
-    num_classes = clean_logits.shape[1]
+    function = compilation.as_argument(logits_fn)
+    num_classes = compilation.logits_shape(function, clean[:1])[1]
     checks.label_range("labels", labels, num_classes)
     aims = labels
     if targets is not None:
-        targets = aims = np.broadcast_to(np.asarray(targets), labels.shape)
-        checks.label_range("targets", targets, num_classes)
-    function = compilation.as_argument(logits_fn)
+        targets = aims = _targets(targets, labels, num_classes)
+    clean_logits = logits(logits_fn, clean, batch_size)
     arrays = engine.as_arrays(attack)
     found, steps = [], []
     for indices, count in padded_batches(len(clean), batch_size):
@@ -164,6 +165,18 @@ def attack_dataset(
     )
 
 
+def _targets(targets: Any, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    array = np.asarray(targets)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise TypeError(f"`targets` must be integers, got {array.dtype}.")
+    if array.shape not in ((), labels.shape):
+        raise ValueError(
+            f"`targets` must be one class or of shape {labels.shape}, got shape {array.shape}."
+        )
+    checks.label_range("targets", array, num_classes)
+    return np.broadcast_to(array, labels.shape)
+
+
 def success_rate(report: AttackReport) -> Rate:
     """Successes among the images attacked (`AttackReport.attacked`)."""
     attacked = report.attacked
@@ -178,7 +191,7 @@ def robust_accuracy(report: AttackReport) -> Rate:
     """
     if report.targets is not None:
         raise ValueError("`robust_accuracy` is defined for untargeted attacks, got a targeted one.")
-    standing = report.attacked & ~report.success
+    standing = report.attacked & (report.predictions == report.labels)
     return rate(int(standing.sum()), len(report.labels))
 
 
@@ -223,7 +236,7 @@ def summarise(report: AttackReport, model: str, class_names: Sequence[str]) -> d
     confidence = softmax(report.logits).max(axis=1)
     summary: dict[str, Any] = {
         "name": name,
-        "label": label(report.attack),
+        "label": attack_label(report.attack),
         "parameters": description,
         "model": model,
         "success": success_rate(report),
@@ -241,14 +254,17 @@ def summarise(report: AttackReport, model: str, class_names: Sequence[str]) -> d
     return summary
 
 
-def label(attack: Attack) -> str:
+def attack_label(attack: Attack) -> str:
     """A short name for tables: "PGD, linf 0.03, 40 steps"."""
-    words = [f"{attack.norm} {attack.epsilon:.3g}"]  # type: ignore[attr-defined]
+    words = [type(attack).__name__]
+    norm, epsilon = getattr(attack, "norm", None), getattr(attack, "epsilon", None)
+    if norm is not None:
+        words.append(norm if epsilon is None else f"{norm} {epsilon:.3g}")
     if attack.num_steps > 1:
         words.append(f"{attack.num_steps} steps")
     if attack.num_restarts > 1:
         words.append(f"{attack.num_restarts} restarts")
-    return ", ".join([type(attack).__name__, *words])
+    return ", ".join(words)
 
 
 def transfer_matrix(
@@ -262,30 +278,41 @@ def transfer_matrix(
       batch_size: Images at a time.
 
     Returns:
-      {"label", "models", "rates"}; rates[source][target] is the share of images that fool the target
-      among those that succeeded on the source and that the target has right when clean (targeted: the
-      share that the target takes for the target class, among those that succeeded on the source).
+      {"label", "models", "rates"}. rates[source][target] is of the images that succeeded on the source
+      and that the target has right when clean: the share that it has wrong. Of a targeted attack: of
+      those that succeeded on the source and that the target does not take for the target class when
+      clean, the share that it does.
 
     Raises:
-      ValueError: Models and reports that do not match.
+      ValueError: No models, models and reports that do not match, or reports of different attacks or
+        images.
     """
-    if list(logits_fns) != list(reports):
+    if not logits_fns or list(logits_fns) != list(reports):
         raise ValueError(
-            f"`reports` must be for the models {list(logits_fns)}, got {list(reports)}."
+            f"`reports` must be for the models {list(logits_fns)}, at least one, got {list(reports)}."
         )
+    first = next(iter(reports.values()))
+    for name, report in reports.items():
+        same = report.attack == first.attack and np.array_equal(report.labels, first.labels)
+        if not same or not np.array_equal(report.clean_images, first.clean_images):
+            raise ValueError(
+                f"`reports` must be of one attack and the same images; {name!r} is not."
+            )
     rates = []
     for source in reports.values():
         row = []
         for name, logits_fn in logits_fns.items():
-            values = logits(logits_fn, source.images, batch_size)
             shown = dataclasses.replace(
-                source, logits=values, clean_logits=reports[name].clean_logits
+                source,
+                logits=logits(logits_fn, source.images, batch_size),
+                clean_logits=reports[name].clean_logits,
             )
             counted = source.success & source.attacked & shown.attacked
+            if source.targets is not None:
+                counted &= shown.clean_predictions != source.targets
             row.append(rate(int((shown.success & counted).sum()), int(counted.sum())))
         rates.append(row)
-    first = next(iter(reports.values()))
-    return {"label": label(first.attack), "models": list(reports), "rates": rates}
+    return {"label": attack_label(first.attack), "models": list(reports), "rates": rates}
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -1,63 +1,10 @@
 """Networks, the Classifier around them, and import of PyTorch weights."""
 
-import dataclasses
-import functools
-from typing import Any
-
-import flax.linen as nn
-
-from jaxrobust import checks
 from jaxrobust.models.classifier import Classifier
 from jaxrobust.models.convolutional import CNN, MLP, SimpleCNN
 from jaxrobust.models.residual import ResNet
 from jaxrobust.models.torch_weights import from_torch
-
-MODELS: dict[str, type[nn.Module]] = {
-    "mlp": MLP,
-    "cnn": CNN,
-    "simple_cnn": SimpleCNN,
-    "resnet_small": ResNet,
-}
-
-
-@functools.cache
-def _create(name: str, num_classes: int, sizes: tuple[tuple[str, Any], ...]) -> nn.Module:
-    return MODELS[name](num_classes=num_classes, **dict(sizes))
-
-
-def create(name: str, num_classes: int = 10, **sizes: Any) -> nn.Module:
-    """The network called `name`, without weights.
-
-    The same arguments give the very same object, so code compiled for one Classifier of a network
-    serves all of them.
-
-    Args:
-      name: "mlp", "cnn", "simple_cnn" or "resnet_small".
-      num_classes: K, at least 2.
-      **sizes: Constructor fields of the network, `widths` for all of them: see its class.
-
-    Returns:
-      A linen module: `module.init(key, images)["params"]`, `module.apply(variables, images)`.
-
-    Raises:
-      ValueError: An unknown name.
-      TypeError: A size that this network does not have.
-
-    Example:
-      >>> create("cnn", widths=(8, 8, 16, 16, 32)).widths
-      (8, 8, 16, 16, 32)
-    """
-    checks.one_of("name", name, tuple(MODELS))
-    checks.integer("num_classes", num_classes, minimum=2)
-    fields = [f.name for f in dataclasses.fields(MODELS[name]) if f.name not in _NOT_SIZES]
-    for size in sizes:
-        if size not in fields:
-            raise TypeError(f"`{size}` is no size of {name!r}; it has {', '.join(fields)}.")
-    frozen = {k: tuple(v) if isinstance(v, list) else v for k, v in sizes.items()}
-    return _create(name, num_classes, tuple(sorted(frozen.items())))
-
-
-_NOT_SIZES = ("num_classes", "parent", "name")
+from jaxrobust.models.zoo import MODELS, create
 
 __all__ = [
     "CNN",

@@ -11,7 +11,7 @@ from jaxrobust.types import Array, PyTree
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Classifier:
     """Images float32 [B, H, W, C] in [0, 1] -> logits float32 [B, K], in evaluation mode.
 

@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import checks
+from jaxrobust.models.zoo import create
 from jaxrobust.types import PyTree
 
 
@@ -94,7 +96,8 @@ def from_torch(name: str, state_dict: Mapping[str, Any]) -> PyTree:
     with `shortcut` for "resnet_small".
 
     Args:
-      name: "mlp", "cnn", "simple_cnn" or "resnet_small", with the sizes that `create` gives it.
+      name: "mlp", "cnn", "simple_cnn" or "resnet_small", of default sizes for images of 32x32x3; any
+        number of classes.
       state_dict: PyTorch's names to arrays (numpy, or anything that numpy can read).
 
     Returns:
@@ -110,21 +113,24 @@ def from_torch(name: str, state_dict: Mapping[str, Any]) -> PyTree:
         for key, value in state_dict.items()
         if not key.endswith("num_batches_tracked")
     }
+    expected = _expected(name, arrays)
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
     problems, seen = [], set()
     for layer in LAYOUTS[name]:
-        for suffix, collection, leaf, ndim in _leaves(layer):
-            key = f"{layer.theirs}.{suffix}"
+        for suffix, collection, leaf in _leaves(layer):
+            key, path = f"{layer.theirs}.{suffix}", (collection, *layer.ours.split("/"), leaf)
             seen.add(key)
             if key not in arrays:
                 problems.append(f"missing {key}")
-            elif arrays[key].ndim != ndim:
-                problems.append(f"{key} has shape {arrays[key].shape}, expected {ndim} dimensions")
-            else:
-                value = _converted(arrays[key], layer)
-                _place(variables[collection], f"{layer.ours}/{leaf}", value)
+                continue
+            value = _converted(arrays[key], layer)
+            if value.shape != expected[path]:
+                problems.append(
+                    f"{key} of shape {arrays[key].shape} becomes {'/'.join(path)} of shape "
+                    f"{value.shape}, expected {expected[path]}"
+                )
+            _place(variables, path, value)
     problems += [f"unexpected {key}" for key in sorted(set(arrays) - seen)]
-    problems = problems or _wrong_shapes(name, variables)
     if problems:
         raise ValueError(
             f"The state dict does not fit {name!r}; {len(problems)} problems:\n  "
@@ -133,17 +139,29 @@ def from_torch(name: str, state_dict: Mapping[str, Any]) -> PyTree:
     return {collection: tree for collection, tree in variables.items() if tree}
 
 
-def _leaves(layer: Layer) -> list[tuple[str, str, str, int]]:
-    """(PyTorch's suffix, our collection, our leaf, dimensions) of every array of a layer."""
+def _expected(name: str, arrays: Mapping[str, np.ndarray]) -> dict[tuple[str, ...], tuple]:
+    """The shape of each of our leaves by its path; the number of classes is read off the head."""
+    head = arrays.get(f"{LAYOUTS[name][-1].theirs}.weight")
+    num_classes = 10 if head is None or head.ndim != 2 or len(head) < 2 else len(head)
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    shapes = jax.eval_shape(create(name, num_classes).init, jax.random.key(0), images)
+    return {
+        tuple(entry.key for entry in path): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
+    }
+
+
+def _leaves(layer: Layer) -> list[tuple[str, str, str]]:
+    """(PyTorch's suffix, our collection, our leaf) of every array of a layer."""
     if layer.kind == "bn":
         return [
-            ("weight", "params", "scale", 1),
-            ("bias", "params", "bias", 1),
-            ("running_mean", "batch_stats", "mean", 1),
-            ("running_var", "batch_stats", "var", 1),
+            ("weight", "params", "scale"),
+            ("bias", "params", "bias"),
+            ("running_mean", "batch_stats", "mean"),
+            ("running_var", "batch_stats", "var"),
         ]
-    kernel = ("weight", "params", "kernel", 4 if layer.kind == "conv" else 2)
-    return [kernel, ("bias", "params", "bias", 1)] if layer.bias else [kernel]
+    kernel = ("weight", "params", "kernel")
+    return [kernel, ("bias", "params", "bias")] if layer.bias else [kernel]
 
 
 def _converted(array: np.ndarray, layer: Layer) -> jnp.ndarray:
@@ -157,36 +175,8 @@ def _converted(array: np.ndarray, layer: Layer) -> jnp.ndarray:
     return jnp.asarray(array, jnp.float32)
 
 
-def _place(tree: dict[str, Any], path: str, value: jnp.ndarray) -> None:
-    *parents, leaf = path.split("/")
+def _place(tree: dict[str, Any], path: tuple[str, ...], value: jnp.ndarray) -> None:
+    *parents, leaf = path
     for parent in parents:
         tree = tree.setdefault(parent, {})
     tree[leaf] = value
-
-
-def _wrong_shapes(name: str, variables: PyTree) -> list[str]:
-    """Leaves whose shape differs from the network's own (classes are read off the head)."""
-    import jax
-
-    from jaxrobust import models
-
-    num_classes = variables["params"]["head"]["kernel"].shape[1]
-    module = models.create(name, num_classes)
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    expected = jax.eval_shape(module.init, jax.random.key(0), images)
-    theirs = {
-        f"{collection}/{layer.ours}/{leaf}": f"{layer.theirs}.{suffix}"
-        for layer in LAYOUTS[name]
-        for suffix, collection, leaf, _ in _leaves(layer)
-    }
-    problems = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(expected):
-        value = variables
-        for entry in path:
-            value = value[entry.key]
-        if value.shape != leaf.shape:
-            key = "/".join(entry.key for entry in path)
-            problems.append(
-                f"{theirs[key]} becomes {key} of shape {value.shape}, expected {leaf.shape}"
-            )
-    return problems

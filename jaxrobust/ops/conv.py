@@ -2,8 +2,8 @@
 
 Attacks live on the gradient of a frozen network by its input. XLA's own input gradient of a
 convolution runs 4 to 9 times slower inside `lax.scan` than outside it on the CPU, so each kernel
-shape that the models use has a form of its own here, chosen while tracing. On other platforms, and
-for every other shape, the gradient is XLA's. The gradient by the weights is always XLA's; a program
+shape that the models use has a form of its own here, for the CPU. On other platforms, and for every
+other shape, the gradient is XLA's. The gradient by the weights is always XLA's; a program
 that does not use it does not compute it.
 
 Layout: images NHWC, kernels HWIO. These functions have a custom reverse-mode rule, so they cannot
@@ -274,21 +274,38 @@ def conv_general_dilated(
       rhs: Kernel [rows, columns, C_in / groups, C_out].
       window_strides: Of rows and columns.
       padding: Pairs of zeros, or "SAME" or "VALID".
-      **options: The rest of the signature. Groups, dilations and other layouts go to
-        `jax.lax.conv_general_dilated` unchanged.
+      **options: The rest of the signature. With groups, dilation, another layout or precision, the
+        call goes to `jax.lax.conv_general_dilated` as it is.
 
     Returns:
       [B, H', W', C_out].
     """
-    dilated = any(
-        factor != 1
-        for name in ("lhs_dilation", "rhs_dilation")
-        for factor in (options.get(name) or ())
-    )
-    if dilated or options.get("feature_group_count", 1) != 1 or lhs.ndim != 4:
+    changed = {
+        name: value
+        for name, value in options.items()
+        if value is not None and _PLAIN_OPTIONS.get(name) != _plain(value)
+    }
+    if changed or lhs.ndim != 4:
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
     (top, bottom), (left, right) = padding
     rows, columns = window_strides
     return convolution(lhs, rhs, (rows, columns), ((top, bottom), (left, right)))
+
+
+# What `flax.linen.Conv` passes for an ordinary two-dimensional convolution.
+_PLAIN_OPTIONS = {
+    "lhs_dilation": (1, 1),
+    "rhs_dilation": (1, 1),
+    "dimension_numbers": _DIMENSIONS,
+    "feature_group_count": 1,
+    "batch_group_count": 1,
+}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, lax.ConvDimensionNumbers):
+        spec = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), _DIMENSIONS)
+        return _DIMENSIONS if value == spec else value
+    return tuple(value) if isinstance(value, list | tuple) else value

@@ -1,11 +1,12 @@
-"""Pooling over 2x2 windows with gradients that are fast on the CPU.
+"""Pooling over 2x2 windows with gradients that are fast on the CPU, and XLA's own elsewhere.
 
-Windows are read through strided slices. A reshape to [B, H/2, 2, W/2, 2, C] would be shorter, and is
-silently wrong: XLA on the CPU then returns false gradients behind a convolution.
+On the CPU windows are read through strided slices. A reshape to [B, H/2, 2, W/2, 2, C] would be
+shorter, and is silently wrong: behind a convolution XLA on the CPU then returns false gradients.
 """
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxrobust.ops.conv import interleave
 from jaxrobust.types import Array
@@ -43,8 +44,16 @@ def max_pool(images: Array) -> Array:
       [3.0]
     """
     _check_even(images)
+    return lax.platform_dependent(images, cpu=_max_of_corners, default=_plain_max)
+
+
+def _max_of_corners(images: Array) -> Array:
     first, second, third, fourth = _corners(images)
     return jnp.maximum(jnp.maximum(first, second), jnp.maximum(third, fourth))
+
+
+def _plain_max(images: Array) -> Array:
+    return lax.reduce_window(images, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
 
 
 def _max_forward(images: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -54,6 +63,16 @@ def _max_forward(images: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _max_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array]:
     images, largest = saved
+
+    def plain(images: Array, _: Array, cotangent: Array) -> Array:
+        return jax.vjp(_plain_max, images)[1](cotangent)[0]
+
+    return (
+        lax.platform_dependent(images, largest, cotangent, cpu=_share_among_corners, default=plain),
+    )
+
+
+def _share_among_corners(images: Array, largest: Array, cotangent: Array) -> Array:
     shares = []
     remaining = cotangent
     zero = jnp.zeros((), cotangent.dtype)
@@ -61,7 +80,7 @@ def _max_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array]:
         here = corner == largest
         shares.append(jnp.where(here, remaining, zero))
         remaining = jnp.where(here, zero, remaining)
-    return (interleave([shares[:2], shares[2:]]),)
+    return interleave([shares[:2], shares[2:]])
 
 
 max_pool.defvjp(_max_forward, _max_backward)
@@ -85,7 +104,16 @@ def average_pool(images: Array) -> Array:
       [1.5]
     """
     _check_even(images)
-    return sum(_corners(images)[1:], start=_corners(images)[0]) / 4
+    return lax.platform_dependent(images, cpu=_mean_of_corners, default=_plain_mean)
+
+
+def _mean_of_corners(images: Array) -> Array:
+    first, second, third, fourth = _corners(images)
+    return (first + second + third + fourth) / 4
+
+
+def _plain_mean(images: Array) -> Array:
+    return lax.reduce_window(images, 0.0, lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID") / 4
 
 
 def _average_forward(images: Array) -> tuple[Array, None]:
@@ -93,6 +121,7 @@ def _average_forward(images: Array) -> tuple[Array, None]:
 
 
 def _average_backward(_: None, cotangent: Array) -> tuple[Array]:
+    # The same on every platform: each pixel has a quarter of its window's.
     share = cotangent / 4
     return (interleave([[share, share], [share, share]]),)
 

@@ -6,6 +6,7 @@ that decides its result is described as JSON, written beside the checkpoints, an
 
 import dataclasses
 import hashlib
+import importlib.metadata
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,6 +60,11 @@ def describe(value: Any) -> Any:
             "keywords": describe(value.keywords),
         }
     return _qualified(value if hasattr(value, "__qualname__") else type(value))
+
+
+def versions() -> dict[str, str]:
+    """The packages whose release may change a result in its last bit."""
+    return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")}
 
 
 def _qualified(value: Any) -> str:

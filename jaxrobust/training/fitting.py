@@ -55,6 +55,15 @@ class FitResult:
     timings: tuple[Row, ...]
 
     @property
+    def seconds(self) -> float:
+        """Of all epochs that were timed, over all the processes that took part."""
+        return sum(
+            row[name]
+            for row in self.timings
+            for name in ("train_seconds", "validation_seconds", "checkpoint_seconds")
+        )
+
+    @property
     def seconds_per_epoch(self) -> float | None:
         """Median of the training time of an epoch, so compiling does not count; None if unknown."""
         seconds = [row["train_seconds"] for row in self.timings]
@@ -100,7 +109,8 @@ def fit(
       validation: As `train`; evaluated after each epoch, each example once. Needed for early
         stopping and the plateau schedule.
       augment: (key, images float32 [B, H, W, C] in [0, 1]) -> images.
-      attack: For adversarial training; its last point replaces each image.
+      attack: For adversarial training, untargeted; its last point replaces each image. Restarts and
+        `keep` do not matter: no point is judged.
       validation_attack: Likewise for the validation images, so that the best epoch is the most
         robust one: of a long adversarial training that is not the last. None: they stay clean.
       variables: To start from, for fine-tuning. None: the model's own initial ones.
@@ -164,8 +174,10 @@ def fit(
     settings = {
         "config": dataclasses.asdict(config),
         "model": model,
-        "mean": mean,
-        "std": std,
+        # In one form: .5, (.5, .5, .5) and an array of it are the same setting.
+        "mean": np.asarray(mean, np.float32).tolist(),
+        "std": np.asarray(std, np.float32).tolist(),
+        "versions": fingerprint.versions(),
         "augment": augment,
         "attack": attack,
         "validation_attack": validation_attack,
@@ -195,7 +207,8 @@ def fit(
 
     with contextlib.ExitStack() as stack:
         directory = Path(run_dir or stack.enter_context(tempfile.TemporaryDirectory()))
-        _claim(directory, fingerprint.describe(settings))
+        started = any((directory / CHECKPOINTS).glob("*"))
+        files.claim(directory, fingerprint.describe(settings), in_use=started)
         checkpoints = stack.enter_context(RunCheckpoints(directory / CHECKPOINTS))
         position = loop.restore(checkpoints, template) or loop.Position(
             initial_state(), zero_totals(), ()
@@ -265,13 +278,3 @@ def _masked(params: PyTree, masks: Masks) -> PyTree:
     if jax.tree.structure(masks) != structure:
         raise ValueError("`masks` must have the structure of the parameters.")
     return jax.tree.map(lambda mask, leaf: jnp.where(mask, leaf, 0), masks, params)
-
-
-def _claim(directory: Path, settings: dict[str, Any]) -> None:
-    """Makes `directory` this run's own, or raises ValueError if it belongs to another."""
-    if (directory / CHECKPOINTS).exists() and not (directory / files.SETTINGS).exists():
-        raise ValueError(
-            f"`run_dir` {directory} holds checkpoints but no {files.SETTINGS} to say of what. "
-            "Use another directory, or delete this one to train anew."
-        )
-    files.claim(directory, settings)

@@ -11,7 +11,7 @@ from jaxrobust.types import Array, PyTree
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TrainState:
     """The state between two training steps: all that a run needs to go on.
 

@@ -72,7 +72,7 @@ def train_step(
       on, in training mode, before the step.
 
     Raises:
-      ValueError: A moving average in the state but no `ema_decay`, or the reverse.
+      ValueError: A moving average in the state but no `ema_decay`, or the reverse; a targeted attack.
 
     References:
       Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018,
@@ -80,6 +80,7 @@ def train_step(
     """
     if (state.average is None) != (ema_decay is None):
         raise ValueError("`ema_decay` and a state with a moving average need each other.")
+    _check_attack(attack)
     images, labels = batch
     augment_key, attack_key, dropout_key = jax.random.split(key, 3)
     images = to_unit_range(images)
@@ -153,7 +154,7 @@ def eval_step(
       {"loss": sum of the cross-entropies, "correct": int32 count, "count": int32}, scalars.
 
     Raises:
-      ValueError: An attack without a key.
+      ValueError: An attack without a key; a targeted attack.
 
     Example:
       >>> batch = jnp.zeros((2, 1, 1, 1), jnp.uint8), jnp.array([0, 1])
@@ -167,6 +168,7 @@ def eval_step(
     if attack is not None:
         if key is None:
             raise ValueError("`key` is needed by `attack`.")
+        _check_attack(attack)
         images = engine.craft(attack, key, logits_fn, images, labels)
     logits = logits_fn(images)
     loss = jax.vmap(losses.cross_entropy)(logits, labels)
@@ -175,6 +177,13 @@ def eval_step(
         "correct": jnp.sum(valid & (jnp.argmax(logits, -1) == labels), dtype=jnp.int32),
         "count": jnp.sum(valid, dtype=jnp.int32),
     }
+
+
+def _check_attack(attack: Attack | None) -> None:
+    if getattr(attack, "targeted", False):
+        raise ValueError(
+            "`attack` must be untargeted: aimed at the true labels, it would make the task easier."
+        )
 
 
 def to_unit_range(images: Array) -> Array:

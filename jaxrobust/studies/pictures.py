@@ -7,16 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import attribution
-from jaxrobust.evaluation.classification import as_float, logits, softmax
-from jaxrobust.evaluation.results import encode_array
-from jaxrobust.evaluation.robustness import AttackReport, label
+from jaxrobust.evaluation import AttackReport, attack_label, logits
+from jaxrobust.evaluation.classification import as_float, softmax
+from jaxrobust.studies.results import encode_array
 from jaxrobust.types import LogitsFn
-
-
-def has_spatial_layer(logits_fn: LogitsFn, image_shape: tuple[int, ...]) -> bool:
-    """Whether Grad-CAM can explain the network: some layer's output has more than one pixel."""
-    shapes = attribution.layer_shapes(logits_fn, image_shape).values()
-    return any(len(shape) == 3 and shape[0] * shape[1] > 1 for shape in shapes)
 
 
 def explanations(
@@ -46,6 +40,7 @@ def explanations(
         return []
     chosen = as_float(images)[list(indices)]
     probabilities = softmax(logits(logits_fn, chosen))
+    layer = layer or attribution.default_layer(logits_fn, chosen.shape[1:])
     maps = _maps(logits_fn, chosen, probabilities.argmax(axis=1), layer)
     entries = []
     for position, index in enumerate(indices):
@@ -59,6 +54,8 @@ def explanations(
             "confidence": float(probabilities[position].max()),
             "image": encode_array(_as_bytes(chosen[position])),
         }
+        if layer is not None:
+            entry["layer"] = layer
         entry |= {name: encode_array(values[position]) for name, values in maps.items()}
         entries.append(entry)
     return entries
@@ -86,6 +83,7 @@ def gallery(
     if len(indices) == 0:
         return []
     rows = list(indices)
+    layer = layer or attribution.default_layer(logits_fn, report.images.shape[1:])
     clean_maps = _maps(logits_fn, report.clean_images[rows], report.clean_predictions[rows], layer)
     maps = _maps(logits_fn, report.images[rows], report.predictions[rows], layer)
     clean, adversarial = softmax(report.clean_logits), softmax(report.logits)
@@ -93,7 +91,7 @@ def gallery(
     for position, index in enumerate(rows):
         entry = {
             "model": model,
-            "attack": label(report.attack),
+            "attack": attack_label(report.attack),
             "index": int(index),
             "label": int(report.labels[index]),
             "success": bool(report.success[index]),
@@ -117,27 +115,38 @@ def gallery(
     return entries
 
 
-def right_and_wrong(
-    predictions: np.ndarray, labels: np.ndarray, num_classes: int
-) -> list[tuple[int, int]]:
-    """Classes that the model has both right and wrong, with an image of each.
+def right_and_wrong(predictions: np.ndarray, labels: np.ndarray, num_classes: int) -> list[int]:
+    """Images to explain: of each of some classes one that the model has right and one it has wrong.
 
     Args:
       predictions: int [N].
       labels: int [N].
-      num_classes: How many classes at most.
+      num_classes: Of how many classes. Those with both kinds of image come first; where they are too
+        few, classes follow that the model has all right or all wrong, with one image each.
 
     Returns:
-      (index of an image that is right, index of one that is wrong) for each class found, in the order
-      of the classes.
+      Indices of images, class by class.
     """
-    pairs = []
+    chosen = []
     for k in np.unique(labels):
         right = np.flatnonzero((labels == k) & (predictions == k))
         wrong = np.flatnonzero((labels == k) & (predictions != k))
-        if len(right) and len(wrong):
-            pairs.append((int(right[0]), int(wrong[0])))
-    return pairs[:num_classes]
+        chosen.append([int(found[0]) for found in (right, wrong) if len(found)])
+    chosen.sort(key=lambda images: -len(images))
+    return [index for images in chosen[:num_classes] for index in images]
+
+
+def spread(mask: np.ndarray, count: int) -> list[int]:
+    """So many of the True positions, spread evenly, so that all classes get their turn.
+
+    Args:
+      mask: bool [N].
+      count: How many at most.
+    """
+    positions = np.flatnonzero(mask)
+    if len(positions) <= count:
+        return positions.tolist()
+    return positions[np.linspace(0, len(positions) - 1, count).round().astype(int)].tolist()
 
 
 def _maps(
@@ -145,7 +154,7 @@ def _maps(
 ) -> dict[str, np.ndarray]:
     pixels, labels = jnp.asarray(images), jnp.asarray(classes)
     maps = {"saliency": np.asarray(attribution.saliency(logits_fn, pixels, labels))}
-    if layer is not None or has_spatial_layer(logits_fn, images.shape[1:]):
+    if layer is not None:
         maps["grad_cam"] = np.asarray(attribution.grad_cam(logits_fn, pixels, labels, layer))
     return maps
 

@@ -1,0 +1,26 @@
+"""What the experiment scripts share: a command line, timed stages, result.json and its pictures."""
+
+from jaxrobust.studies.pictures import explanations, gallery, right_and_wrong, spread
+from jaxrobust.studies.results import (
+    configuration,
+    encode_array,
+    environment,
+    model_entry,
+    result_header,
+)
+from jaxrobust.studies.script import Stages, open_run, run_script
+
+__all__ = [
+    "Stages",
+    "configuration",
+    "encode_array",
+    "environment",
+    "explanations",
+    "gallery",
+    "model_entry",
+    "open_run",
+    "result_header",
+    "right_and_wrong",
+    "run_script",
+    "spread",
+]

@@ -1,0 +1,146 @@
+"""result.json: where an experiment's numbers go, with what is needed to make them again."""
+
+import base64
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrobust._version import __version__
+from jaxrobust.evaluation import evaluate
+from jaxrobust.types import LogitsFn
+
+FORMAT = 1
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device and commit: what a figure depends on besides its configuration."""
+    versions = {name: _version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
+    device = jax.devices()[0]
+    return {
+        "jaxrobust": __version__,
+        "python": platform.python_version(),
+        **versions,
+        "platform": platform.platform(),
+        "device": f"{device.platform}: {device.device_kind}",
+        "num_devices": jax.device_count(),
+        "num_cpus": os.cpu_count(),
+        "commit": _commit(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the source tree, marked where files differ from it; None outside of one."""
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def encode_array(array: Any) -> dict[str, Any]:
+    """An array for JSON: {"dtype", "shape", "base64"}, little endian, C order."""
+    array = np.ascontiguousarray(array)
+    little = array.astype(array.dtype.newbyteorder("<"))
+    return {
+        "dtype": array.dtype.name,
+        "shape": list(array.shape),
+        "base64": base64.b64encode(little.tobytes()).decode(),
+    }
+
+
+def configuration(config: Any) -> dict[str, Any]:
+    """A configuration dataclass as JSON values, paths in one spelling.
+
+    Left out is what decides where results go and not what they are: `results_dir` and `run`.
+    """
+    fields = {
+        name: str(value.expanduser().resolve()) if isinstance(value, Path) else value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in ("results_dir", "run")
+    }
+    return json.loads(json.dumps(fields, default=str))
+
+
+def model_entry(
+    name: str,
+    logits_fn: LogitsFn,
+    images: Any,
+    labels: Any,
+    class_names: Sequence[str],
+    *,
+    params: Any,
+    history: Sequence[dict[str, Any]] = (),
+    seconds_per_epoch: float | None = None,
+    description: str | None = None,
+) -> dict[str, Any]:
+    """A model as it goes into result.json (docs/result_format.md, MODEL).
+
+    Args:
+      name: Of the model.
+      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K].
+      images: Of the test split, uint8 [N, H, W, C].
+      labels: int [N].
+      class_names: K names.
+      params: Its parameters, which are counted.
+      history: One row per epoch, of training.
+      seconds_per_epoch: Of training.
+      description: A sentence on how it was trained.
+    """
+    entry: dict[str, Any] = {
+        "name": name,
+        "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "training": {"seconds_per_epoch": seconds_per_epoch, "epochs": [dict(r) for r in history]},
+        "evaluation": evaluate(logits_fn, images, labels, class_names),
+    }
+    if description is not None:
+        entry["description"] = description
+    return entry
+
+
+def result_header(
+    experiment: str, title: str, config: Any, seed: int, dataset: Any
+) -> dict[str, Any]:
+    """The part of result.json that every experiment has.
+
+    Args:
+      experiment: Its name.
+      title: Of the report.
+      config: The configuration dataclass.
+      seed: The run's seed.
+      dataset: A `jaxrobust.data.Dataset`.
+    """
+    return {
+        "format": FORMAT,
+        "experiment": experiment,
+        "title": title,
+        "config": configuration(config),
+        "seed": seed,
+        "environment": environment(),
+        "data": {
+            "name": dataset.name,
+            "class_names": list(dataset.class_names),
+            "num_train": len(dataset.train),
+            "num_test": len(dataset.test),
+            "image_shape": list(dataset.image_shape),
+            "skipped_files": [f"{file}: {reason}" for file, reason in dataset.skipped_files],
+        },
+    }

@@ -1,0 +1,106 @@
+"""What the engine promises to attacks of other kinds than those that exist: toy ones."""
+
+import dataclasses
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust.attacks import engine
+
+IMAGES = jnp.full((2, 2, 2, 1), 0.5)
+LABELS = jnp.array([0, 0])
+
+
+def logits_fn(images):
+    """Class 1 from a mean of .7 upwards, class 2 from .3 downwards."""
+    mean = images.mean((1, 2, 3))
+    return jnp.stack([jnp.zeros_like(mean), mean - 0.7, 0.3 - mean], axis=1)
+
+
+class State(NamedTuple):
+    image: jax.Array
+    step: jax.Array
+    seen: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Walk:
+    """Asks about given brightnesses one after the other; needs no gradient."""
+
+    levels: tuple[float, ...] = (0.95, 0.8, 0.2, 0.5)
+    keep: str = dataclasses.field(default="closest", metadata={"static": True})
+
+    num_steps: ClassVar[int] = 3
+    num_restarts: ClassVar[int] = 1
+    targeted: ClassVar[bool] = False
+    uses_gradient: ClassVar[bool] = False
+
+    __call__ = engine.attack_batch
+
+    def init(self, key, image, label):
+        return State(image, jnp.int32(0), jnp.float32(0))
+
+    def ask(self, state):
+        return jnp.full_like(state.image, jnp.stack(self.levels)[state.step])
+
+    def objective(self, logits, state):
+        return logits[1]
+
+    def tell(self, state, evaluation):
+        assert evaluation.gradient is None
+        return state._replace(step=state.step + 1)
+
+
+def test_an_attack_without_gradients_costs_none_and_keeps_the_closest():
+    result = Walk()(jax.random.key(0), logits_fn, IMAGES, LABELS)
+    # .95, .8 and .2 fool; .8 and .2 are .3 away, and .8 came first. .5 is closest and fools nobody.
+    np.testing.assert_allclose(result.images, 0.8, atol=1e-6)
+    assert result.success.all()
+    np.testing.assert_array_equal(result.num_steps, 0)
+    np.testing.assert_array_equal(result.num_queries, 4)
+    np.testing.assert_array_equal(result.num_gradients, 0)
+
+
+def test_best_and_last_of_the_same_walk():
+    best = Walk(keep="best")(jax.random.key(0), logits_fn, IMAGES, LABELS)
+    np.testing.assert_allclose(best.images, 0.95, atol=1e-6)
+    last = Walk(keep="last")(jax.random.key(0), logits_fn, IMAGES, LABELS)
+    np.testing.assert_allclose(last.images, 0.5, atol=1e-6)
+    assert not last.success.any()
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AllLogits:
+    """Wants the gradient of every logit, as DeepFool does; remembers them in its state."""
+
+    num_steps: ClassVar[int] = 1
+    num_restarts: ClassVar[int] = 1
+    targeted: ClassVar[bool] = False
+    keep: ClassVar[str] = "last"
+    uses_gradient: ClassVar[bool] = True
+
+    def init(self, key, image, label):
+        return image
+
+    def ask(self, state):
+        return state
+
+    def objective(self, logits, state):
+        return logits
+
+    def tell(self, state, evaluation):
+        return state
+
+
+def test_k_objectives_give_k_gradients():
+    points, evaluation = engine.evaluate(AllLogits(), logits_fn, IMAGES)
+    np.testing.assert_array_equal(points, IMAGES)
+    assert evaluation.value.shape == (2, 3)
+    assert evaluation.gradient.shape == (2, 3, 2, 2, 1)
+    # The mean of four pixels: a quarter each.
+    for k, slope in enumerate((0.0, 0.25, -0.25)):
+        np.testing.assert_allclose(evaluation.gradient[:, k], slope, atol=1e-6)
