@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxrobust import checks, data, evaluation, files, models, reports, studies, training
+from jaxrobust import checks, data, evaluation, models, studies, training
 from jaxrobust.attacks import FGSM, PGD
 from jaxrobust.types import Attack
 
@@ -148,10 +148,7 @@ def main(config: Config) -> Path:
         "gallery": gallery,
         "curves": curves,
     }
-    files.write_json(folder / "result.json", result)
-    path = reports.write_report(folder / "result.json")
-    print("\n".join([*result["summary"], f"Report: {path}"]))
-    return path
+    return studies.finish(folder, result)
 
 
 def _summary(config: Config, entries: list[dict], attack_entries: list[dict]) -> list[str]:

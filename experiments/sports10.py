@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrobust import checks, data, evaluation, files, models, reports, studies, training
+from jaxrobust import checks, data, evaluation, models, studies, training
 from jaxrobust.attacks import FGSM, PGD
 from jaxrobust.types import Attack
 
@@ -171,10 +171,7 @@ def main(config: Config) -> Path:
         "gallery": gallery,
         "curves": curves,
     }
-    files.write_json(folder / "result.json", result)
-    path = reports.write_report(folder / "result.json")
-    print("\n".join([*result["summary"], f"Report: {path}"]))
-    return path
+    return studies.finish(folder, result)
 
 
 def _train(

@@ -61,6 +61,24 @@ def integer(name: str, value: Any, *, minimum: int) -> None:
         raise ValueError(f"`{name}` must be at least {minimum}, got {value}.")
 
 
+def float_images(images: Any) -> None:
+    """Raises unless `images` is a floating array [B, H, W, C]; reads no values.
+
+    Raises:
+      TypeError: No array, or one of integers.
+      ValueError: Wrong rank.
+    """
+    if not hasattr(images, "shape") or not hasattr(images, "dtype"):
+        raise TypeError(f"`images` must be an array, got {type(images).__name__}.")
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise TypeError(
+            f"`images` must be floating point in [0, 1], got {images.dtype}; "
+            "divide uint8 images by 255."
+        )
+    if images.ndim != 4:
+        raise ValueError(f"`images` must be [B, H, W, C], got shape {tuple(images.shape)}.")
+
+
 def images_and_labels(images: Any, labels: Any) -> None:
     """Checks the shapes and types of a batch; no values, so it may run while tracing.
 
@@ -72,16 +90,9 @@ def images_and_labels(images: Any, labels: Any) -> None:
       TypeError: Integer images or fractional labels.
       ValueError: Wrong rank, or lengths that differ.
     """
-    for name, value in (("images", images), ("labels", labels)):
-        if not hasattr(value, "shape") or not hasattr(value, "dtype"):
-            raise TypeError(f"`{name}` must be an array, got {type(value).__name__}.")
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise TypeError(
-            f"`images` must be floating point in [0, 1], got {images.dtype}; "
-            "divide uint8 images by 255."
-        )
-    if images.ndim != 4:
-        raise ValueError(f"`images` must be [B, H, W, C], got shape {tuple(images.shape)}.")
+    float_images(images)
+    if not hasattr(labels, "shape") or not hasattr(labels, "dtype"):
+        raise TypeError(f"`labels` must be an array, got {type(labels).__name__}.")
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"`labels` must be integers, got {labels.dtype}.")
     if labels.shape != images.shape[:1]:

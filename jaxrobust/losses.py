@@ -4,7 +4,6 @@ Never averaged here: rows of a batch must not depend on each other (a NaN row sp
 """
 
 import jax
-import jax.numpy as jnp
 
 from jaxrobust.types import Array
 
@@ -24,19 +23,3 @@ def cross_entropy(logits: Array, label: Array) -> Array:
       0.6931
     """
     return jax.nn.logsumexp(logits) - logits[label]
-
-
-def margin(logits: Array, label: Array) -> Array:
-    """The label's logit less the largest other one: positive where the prediction is right.
-
-    The label is masked with -inf; masking by multiplication is wrong for negative logits.
-
-    Args:
-      logits: [K], K of at least 2.
-      label: An integer scalar in 0 .. K - 1.
-
-    Returns:
-      A scalar.
-    """
-    others = jnp.where(jnp.arange(logits.shape[-1]) == label, -jnp.inf, logits)
-    return logits[label] - jnp.max(others)

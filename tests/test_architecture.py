@@ -10,7 +10,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "jaxrobust"
 # docs/architecture.md draws this: a layer may import those below it, and none beside it.
 LAYERS = [
-    {"reports", "studies"},
+    {"studies"},
+    {"reports"},
     {"evaluation", "training"},
     {"attacks", "attribution", "data", "models", "pruning"},
     {"ops"},

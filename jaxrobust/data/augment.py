@@ -102,13 +102,7 @@ class Augmentation:
           ValueError: Images that are not [B, H, W, C]; a saturation or hue, and images of neither 1
             nor 3 channels.
         """
-        if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise TypeError(
-                f"`images` must be floating point in [0, 1], got {images.dtype}; "
-                "divide uint8 images by 255."
-            )
-        if images.ndim != 4:
-            raise ValueError(f"`images` must be [B, H, W, C], got shape {tuple(images.shape)}.")
+        checks.float_images(images)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(images)))
         return jax.vmap(self._one)(keys, images)
 

@@ -8,7 +8,7 @@ from jaxrobust.studies.results import (
     model_entry,
     result_header,
 )
-from jaxrobust.studies.script import Stages, open_run, run_script
+from jaxrobust.studies.script import Stages, finish, open_run, run_script
 
 __all__ = [
     "Stages",
@@ -16,6 +16,7 @@ __all__ = [
     "encode_array",
     "environment",
     "explanations",
+    "finish",
     "gallery",
     "model_entry",
     "open_run",

@@ -16,9 +16,8 @@ import numpy as np
 
 from jaxrobust._version import __version__
 from jaxrobust.evaluation import evaluate
+from jaxrobust.reports.reading import FORMAT
 from jaxrobust.types import LogitsFn
-
-FORMAT = 1
 
 
 def environment() -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jaxrobust import files
+from jaxrobust import files, reports
 from jaxrobust.studies.results import configuration
 
 Config = TypeVar("Config")
@@ -72,6 +72,22 @@ def open_run(results_dir: Path, experiment: str, run: str, config: Any) -> Path:
     in_use = (folder / "result.json").exists() or any(folder.glob("*/checkpoints/*"))
     files.claim(folder, configuration(config), in_use=in_use)
     return folder
+
+
+def finish(folder: Path, result: dict[str, Any]) -> Path:
+    """Writes result.json and the report, and prints the summary.
+
+    Args:
+      folder: Of the run.
+      result: docs/result_format.md.
+
+    Returns:
+      The report's path.
+    """
+    files.write_json(folder / "result.json", result)
+    path = reports.write_report(folder / "result.json")
+    print("\n".join([*result["summary"], f"Report: {path}"]))
+    return path
 
 
 class Stages:
