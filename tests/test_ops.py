@@ -217,3 +217,17 @@ def test_linen_hook_passes_other_convolutions_on():
         images, jnp.ones((3, 3, 4, 2)), (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
     np.testing.assert_array_equal(same, expected)
+
+
+def test_other_platforms_get_plain_operations():
+    """Lowered for a GPU, which takes none: the fast forms are for the CPU alone."""
+    network = models.create("cnn", widths=(8, 8, 16, 16, 16))
+    images = jnp.zeros((2, 16, 16, 3))
+    variables = network.init(jax.random.key(0), images)
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(network.apply(variables, x) ** 2)))
+
+    def lowered(platform):
+        return jax.export.export(gradient, platforms=[platform])(images).mlir_module()
+
+    assert "select_and_scatter" in lowered("cuda")
+    assert "select_and_scatter" not in lowered("cpu")
