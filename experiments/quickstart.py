@@ -92,7 +92,7 @@ def main(config: Config) -> Path:
                 std=digits.std,
                 attack=teacher,
             )
-        stages.seconds[f"train {name}"] = fitted.seconds
+        stages.count_resumed(f"train {name}", fitted.seconds)
         classifier = models.Classifier(network.apply, fitted.variables, digits.mean, digits.std)
         classifiers[name] = classifier
         how = (
@@ -108,7 +108,8 @@ def main(config: Config) -> Path:
                 params=fitted.variables["params"],
                 history=fitted.history,
                 seconds_per_epoch=fitted.seconds_per_epoch,
-                description=f"simple_cnn, trained on {how}",
+                description=f"simple_cnn, trained on {how} (8x8 digits, enlarged, in 3 channels)",
+                attack=teacher,
             )
         )
 
@@ -158,11 +159,11 @@ def _summary(config: Config, entries: list[dict], attack_entries: list[dict]) ->
         clean = entry["evaluation"]["accuracy"]
         strongest = [a for a in attack_entries if a["model"] == entry["name"]][-1]
         robust = strongest["robust_accuracy"]
+        rate, low, high = (f"{100 * robust[part]:.1f}" for part in ("rate", "low", "high"))
         sentences.append(
-            f"The {entry['name']} network has {clean['rate']:.1%} of {clean['n']} clean test images "
-            f"right and {robust['rate']:.1%} (95 % interval {robust['low']:.1%} to "
-            f"{robust['high']:.1%}) when PGD with {config.num_steps} steps may change every pixel by "
-            f"up to {config.epsilon:g}."
+            f"The {entry['name']} network has {100 * clean['rate']:.1f} % of the {clean['n']} test "
+            f"images right, and {rate} % (95 % interval {low} to {high} %) when PGD with "
+            f"{config.num_steps} steps may change every pixel by up to {config.epsilon:g}."
         )
     return sentences
 

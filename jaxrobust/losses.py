@@ -19,6 +19,7 @@ def cross_entropy(logits: Array, label: Array) -> Array:
       A scalar, in nats.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> round(float(cross_entropy(jnp.array([0.0, 0.0]), 1)), 4)
       0.6931
     """

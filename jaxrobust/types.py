@@ -95,3 +95,6 @@ class AttackResult:
     num_steps: Array
     num_queries: Array
     num_gradients: Array
+
+    def __repr__(self) -> str:
+        return f"AttackResult({len(self.success)} images)"

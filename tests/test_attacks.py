@@ -324,8 +324,9 @@ def test_l2_start_fills_the_ball():
         (
             lambda: PGD(epsilon=-1.0),
             ValueError,
-            "`epsilon` must be a finite number at least 0, got -1",
+            "`epsilon` must be a finite number at least 0 and at most 1, got -1",
         ),
+        (lambda: PGD(epsilon=8), ValueError, "`epsilon` must be .* at most 1, got 8"),
         (lambda: PGD(epsilon="1"), TypeError, "`epsilon` must be a number, got '1'"),
         (lambda: PGD(step_size=float("nan")), ValueError, "`step_size`"),
         (lambda: PGD(num_steps=0), ValueError, "`num_steps` must be at least 1, got 0"),

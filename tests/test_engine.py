@@ -6,6 +6,7 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxrobust.attacks import engine
 
@@ -104,3 +105,30 @@ def test_k_objectives_give_k_gradients():
     # The mean of four pixels: a quarter each.
     for k, slope in enumerate((0.0, 0.25, -0.25)):
         np.testing.assert_allclose(evaluation.gradient[:, k], slope, atol=1e-6)
+
+
+def test_points_are_held_inside_the_box():
+    result = Walk(levels=(0.5, 7.0, 0.5, -3.0), keep="best")(
+        jax.random.key(0), logits_fn, IMAGES, LABELS
+    )
+    np.testing.assert_array_equal(result.images, 1.0)
+
+
+def test_an_unfinished_attack_is_told_what_it_lacks():
+    @dataclasses.dataclass(frozen=True)
+    class Half:
+        num_steps: int = 3
+        __call__ = engine.attack_batch
+
+        def init(self, key, image, label):
+            return image
+
+    with pytest.raises(TypeError, match=r"Half is no attack: it lacks num_restarts, .* ask, "):
+        Half()(jax.random.key(0), logits_fn, IMAGES, LABELS)
+
+    @dataclasses.dataclass(frozen=True)
+    class Unregistered(Walk):
+        pass
+
+    with pytest.raises(TypeError, match="register_dataclass above its @dataclass"):
+        Unregistered()(jax.random.key(0), logits_fn, IMAGES, LABELS)

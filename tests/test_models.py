@@ -146,6 +146,14 @@ def test_from_torch_lists_what_is_wrong():
         models.from_torch("cnn", state)
 
 
+def test_classifier_refuses_bytes_and_single_images():
+    classifier = models.Classifier(lambda variables, x: x, None)
+    with pytest.raises(TypeError, match="divide uint8 images by 255"):
+        classifier(np.zeros((1, 4, 4, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"must be \[B, H, W, C\], got shape \(4, 4, 3\)"):
+        classifier(jnp.zeros((4, 4, 3)))
+
+
 def test_classifier_takes_its_normalisation_in_any_form():
     apply_fn = lambda variables, x: x.sum((1, 2)) * variables  # noqa: E731
     images = jnp.full((1, 2, 2, 3), 0.5)

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -38,3 +39,15 @@ def test_files_that_the_readme_names_exist():
         assert (ROOT / name).exists(), name
     for module in re.findall(r"python -m (experiments[\w.]+)", README):
         assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
+
+
+def test_attack_of_the_architecture_document_runs_as_written():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    scope = {"__name__": "example"}
+    exec(code, scope)
+    logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), jnp.full(len(x), 8.0)], axis=1)  # noqa: E731
+    images = jnp.full((2, 4, 4, 1), 0.52)
+    result = scope["MIFGSM"]()(jax.random.key(0), logits_fn, images, jnp.array([0, 0]))
+    assert result.success.all()
+    assert float(abs(result.images - images).max()) <= 8 / 255 + 1e-6

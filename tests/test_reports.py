@@ -286,7 +286,7 @@ def test_the_strongest_attack_is_the_one_that_leaves_least(page):
 
 def test_records_show_predictions_and_logits(page):
     records = page.text("records")
-    assert f"7 cat cat 90 % {EVIL} > 99 % yes yes 0.812 0.0300 2" in records
+    assert f"7 cat cat (90 %) {EVIL} (> 99 %) yes yes 0.812 0.0300 2" in records
     assert "3.25 −1.50 –" in records and "0.50 4.75 0.00" in records
 
 

@@ -40,10 +40,12 @@ def attack_batch(
       AttackResult, all fields [B, ...].
 
     Raises:
-      TypeError: Integer images, fractional labels, a logits_fn that cannot be called.
+      TypeError: Integer images, fractional labels, a logits_fn that cannot be called, an attack that
+        lacks a part of `jaxrobust.types.Attack` or is no pytree.
       ValueError: Shapes that do not fit; images outside [0, 1] and labels outside 0 .. K - 1 where
         the values are known, which is everywhere but under a transformation.
     """
+    _check_attack(attack)
     images, labels = jnp.asarray(images), jnp.asarray(labels)
     checks.images_and_labels(images, labels)
     function = compilation.as_argument(logits_fn)
@@ -54,6 +56,26 @@ def attack_batch(
         checks.label_range("labels", labels, num_classes)
     keys = fold_keys(key, jnp.arange(images.shape[0]))
     return compiled_run(as_arrays(attack), keys, function, images, labels.astype(jnp.int32))
+
+
+def _check_attack(attack: Attack) -> None:
+    """Says what an attack of one's own still lacks."""
+    name = type(attack).__name__
+    missing = [part for part in _PARTS if not hasattr(attack, part)]
+    if missing:
+        raise TypeError(
+            f"{name} is no attack: it lacks {', '.join(missing)} (docs/architecture.md)."
+        )
+    if jax.tree_util.all_leaves([attack]):
+        raise TypeError(
+            f"{name} must be a pytree: put @jax.tree_util.register_dataclass above its @dataclass."
+        )
+
+
+_PARTS = (
+    *("num_steps", "num_restarts", "targeted", "keep", "uses_gradient"),
+    *("init", "ask", "objective", "tell"),
+)
 
 
 def fold_keys(key: Array, indices: Array) -> Array:
@@ -138,7 +160,12 @@ def craft(attack: Attack, key: Array, logits_fn: LogitsFn, images: Array, labels
 
     states = jax.vmap(attack.init)(keys, images, labels)
     states, _ = jax.lax.scan(step, states, length=attack.num_steps)
-    return jax.lax.stop_gradient(jax.vmap(attack.ask)(states))
+    return jax.lax.stop_gradient(_ask(attack, states))
+
+
+def _ask(attack: Attack, states: PyTree) -> Array:
+    """The points asked about, held inside [0, 1] whatever the attack does."""
+    return jnp.clip(jax.vmap(attack.ask)(states), 0.0, 1.0)
 
 
 def evaluate(
@@ -155,7 +182,7 @@ def evaluate(
     Returns:
       (points [B, H, W, C], Evaluation with fields [B, ...]).
     """
-    points = jax.vmap(attack.ask)(states)
+    points = _ask(attack, states)
 
     def objectives(points: Array) -> tuple[Array, Array]:
         logits = logits_fn(points)

@@ -19,6 +19,7 @@ References:
 """
 
 import dataclasses
+import math
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -82,7 +83,7 @@ class FGSM:
     The point returned is that of the formula even where the image itself was already misclassified.
 
     Attributes:
-      epsilon: Radius in pixel units, not negative.
+      epsilon: Radius in pixel units, not negative; for linf at most 1.
       norm: "linf" or "l2" (the gradient over its length instead of its sign).
       targeted: Whether labels name the class to reach.
 
@@ -106,8 +107,7 @@ class FGSM:
     uses_gradient: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        checks.number("epsilon", self.epsilon, minimum=0.0)
-        checks.one_of("norm", self.norm, norms.NORMS)
+        _check_ball(self)
 
     __call__ = engine.attack_batch
     init = _start_at_image
@@ -126,7 +126,7 @@ class BIM:
     """Basic iterative method: FGSM in small steps from the image itself, projected onto the ball.
 
     Attributes:
-      epsilon: Radius in pixel units, not negative.
+      epsilon: Radius in pixel units, not negative; for linf at most 1.
       step_size: Length of a step in pixel units, not negative.
       num_steps: At least 1.
       norm: "linf" or "l2".
@@ -160,7 +160,7 @@ class PGD:
     """Projected gradient descent: BIM from a random point of the ball.
 
     Attributes:
-      epsilon: Radius in pixel units, not negative.
+      epsilon: Radius in pixel units, not negative; for linf at most 1.
       step_size: Length of a step in pixel units, not negative.
       num_steps: At least 1.
       norm: "linf" or "l2".
@@ -202,9 +202,15 @@ class PGD:
         return State(image, label, jnp.clip(image + noise, 0.0, 1.0))
 
 
+def _check_ball(attack: Any) -> None:
+    checks.one_of("norm", attack.norm, norms.NORMS)
+    # Pixels go from 0 to 1: a larger linf epsilon is one that was meant for 0 to 255.
+    largest = 1.0 if attack.norm == "linf" else math.inf
+    checks.number("epsilon", attack.epsilon, minimum=0.0, maximum=largest)
+
+
 def _check_steps(attack: Any) -> None:
-    checks.number("epsilon", attack.epsilon, minimum=0.0)
+    _check_ball(attack)
     checks.number("step_size", attack.step_size, minimum=0.0)
     checks.integer("num_steps", attack.num_steps, minimum=1)
-    checks.one_of("norm", attack.norm, norms.NORMS)
     checks.one_of("keep", attack.keep, ("best", "last"))

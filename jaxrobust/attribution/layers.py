@@ -25,6 +25,9 @@ def layer_shapes(logits_fn: LogitsFn, image_shape: tuple[int, ...]) -> dict[str,
       {path: shape of the output for one image, without the batch}, paths like
       "stage_0_block_0/conv_1". A layer that fused computation skips is not in it.
 
+    Raises:
+      ValueError: An image_shape of other than three numbers.
+
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp
       >>> dense = nn.Sequential([lambda x: x.reshape(len(x), -1), nn.Dense(3)])
@@ -32,6 +35,8 @@ def layer_shapes(logits_fn: LogitsFn, image_shape: tuple[int, ...]) -> dict[str,
       >>> layer_shapes(lambda x: dense.apply(variables, x), (2, 2, 1))
       {'layers_1': (3,)}
     """
+    if len(image_shape) != 3:
+        raise ValueError(f"`image_shape` must be (H, W, C), got {image_shape!r}.")
     shapes: dict[str, tuple] = {}
 
     def record(path: str, output: Array) -> Array:

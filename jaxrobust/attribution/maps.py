@@ -138,7 +138,11 @@ def _spatial_layer(
         if layer is None:
             raise ValueError(
                 "The network has no layer with an output of [H, W, C], which Grad-CAM needs; "
-                f"its layers are {', '.join(shapes) or 'none that flax knows of'}."
+                + (
+                    f"its layers are {', '.join(shapes)}."
+                    if shapes
+                    else "it calls no linen module."
+                )
             )
     if layer not in spatial:
         described = ", ".join(f"{path} {list(shape)}" for path, shape in spatial.items())

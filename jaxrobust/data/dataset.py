@@ -63,6 +63,9 @@ class Split:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __repr__(self) -> str:
+        return f"Split({len(self)} images of {self.images.shape[1:]})"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:

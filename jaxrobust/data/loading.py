@@ -96,7 +96,8 @@ def load(
         more = "\n  ..." if len(decoded.damaged) > 5 else ""
         raise ValueError(
             f"{len(decoded.damaged)} file(s) cannot be read as images:{shown}{more}\n"
-            "Repair or remove them, or pass skip_damaged=True to leave them out."
+            "Repair or remove them, or pass skip_damaged=True (an experiment: --skip-damaged) to leave "
+            "them out."
         )
     for split_name, split in (("train", decoded.train), (test_split, decoded.test)):
         for label in set(range(len(listing.class_names))) - set(split.labels.tolist()):

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxrobust import checks
 from jaxrobust.types import Array, PyTree
 
 
@@ -41,7 +42,13 @@ class Classifier:
     std: Any = 1.0
 
     def __call__(self, images: Array) -> Array:
-        """Images float32 [B, H, W, C] in [0, 1] -> logits float32 [B, K]."""
+        """Images float32 [B, H, W, C] in [0, 1] -> logits float32 [B, K].
+
+        Raises:
+          TypeError: Integer images: divide uint8 by 255 first.
+          ValueError: Images that are not [B, H, W, C].
+        """
+        checks.float_images(images)
         # An explicit float32: Python's floats would make another type of leaf than an array does.
         mean, std = jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32)
         return self.apply_fn(self.variables, (images - mean) / std)

@@ -91,9 +91,9 @@ def from_torch(name: str, state_dict: Mapping[str, Any]) -> PyTree:
 
     Convolutions go from OIHW to HWIO, dense layers are transposed, BatchNorm's weight, bias and
     running statistics become scale, bias, mean and var. `num_batches_tracked` is left out. The
-    layouts expected are those of `LAYOUTS`: `features`/`classifier` Sequentials for "cnn" and
-    "simple_cnn", a Sequential `layers` for "mlp", torchvision-style `conv1`, `layer1.0.conv1`, `fc`
-    with `shortcut` for "resnet_small".
+    layouts expected are those of `jaxrobust.models.torch_weights.LAYOUTS`: Sequentials `features` and
+    `classifier` for "cnn" and "simple_cnn", a Sequential `layers` for "mlp", torchvision-style
+    `conv1`, `layer1.0.conv1`, `fc` with `shortcut` for "resnet_small".
 
     Args:
       name: "mlp", "cnn", "simple_cnn" or "resnet_small", of default sizes for images of 32x32x3; any

@@ -31,6 +31,10 @@ def build_context(result: dict[str, Any]) -> dict[str, Any]:
         "key_figures": [(model, _strongest(model["name"], attacks)) for model in models],
         "seeds": [_seeds(model) for model in models if len(model.get("seeds") or ()) > 1],
         "training": _training(models, looks),
+        "has_validation": any(
+            "validation_loss" in epoch for model in models for epoch in model["training"]["epochs"]
+        ),
+        "any_attacked": any(model["training"].get("attack") for model in models),
         "confusion": [
             (model["name"], _confusion(names, model["evaluation"]["confusion_matrix"]))
             for model in models
@@ -70,6 +74,8 @@ def _strongest(model: str, attacks: Sequence[dict[str, Any]]) -> dict[str, Any] 
         and attack.get("robust_accuracy")
         and formatting.finite(attack["robust_accuracy"]["rate"])
     ]
+    # Among equals the last one: studies list their attacks from weak to strong.
+    measured.reverse()
     return min(measured, key=lambda attack: attack["robust_accuracy"]["rate"], default=None)
 
 
@@ -108,7 +114,9 @@ def _training(
             if _recorded([model], quantity)
         ]
         if panels:
-            drawn.append((model["name"], panels))
+            attack = model["training"].get("attack")
+            title = f"{model['name']} under {attack}" if attack else model["name"]
+            drawn.append((title, panels))
     return drawn
 
 

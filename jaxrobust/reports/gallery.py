@@ -95,10 +95,12 @@ def _example(item: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     amplified = (
         "none" if factor is None else f"\N{MULTIPLICATION SIGN} {formatting.number(factor, 1)}"
     )
-    before = f"{class_name(names, item['prediction'])} {formatting.confidence(item['confidence'])}"
+    before = (
+        f"{class_name(names, item['prediction'])} ({formatting.confidence(item['confidence'])})"
+    )
     after = (
         f"{class_name(names, item['adversarial_prediction'])} "
-        f"{formatting.confidence(item['adversarial_confidence'])}"
+        f"({formatting.confidence(item['adversarial_confidence'])})"
     )
 
     def explained(prefix: str, source: np.ndarray) -> list[dict[str, Any]]:

@@ -47,7 +47,7 @@ _MODEL = {
     "description?": _TEXT,
     "num_parameters": _NUMBER,
     "seeds?": [{"seed": _INTEGER, "accuracy": _RATE}],
-    "training": {"seconds_per_epoch": _NUMBER, "epochs": [_EPOCH]},
+    "training": {"seconds_per_epoch": _NUMBER, "attack?": _TEXT, "epochs": [_EPOCH]},
     "evaluation": {
         "accuracy": _RATE,
         "loss": _NUMBER,

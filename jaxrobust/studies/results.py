@@ -15,9 +15,9 @@ import jax
 import numpy as np
 
 from jaxrobust._version import __version__
-from jaxrobust.evaluation import evaluate
+from jaxrobust.evaluation import attack_label, evaluate
 from jaxrobust.reports.reading import FORMAT
-from jaxrobust.types import LogitsFn
+from jaxrobust.types import Attack, LogitsFn
 
 
 def environment() -> dict[str, Any]:
@@ -29,7 +29,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         **versions,
         "platform": platform.platform(),
-        "device": f"{device.platform}: {device.device_kind}",
+        "device": " ".join(dict.fromkeys([device.platform, device.device_kind])),
         "num_devices": jax.device_count(),
         "num_cpus": os.cpu_count(),
         "commit": _commit(),
@@ -90,6 +90,7 @@ def model_entry(
     history: Sequence[dict[str, Any]] = (),
     seconds_per_epoch: float | None = None,
     description: str | None = None,
+    attack: Attack | None = None,
 ) -> dict[str, Any]:
     """A model as it goes into result.json (docs/result_format.md, MODEL).
 
@@ -103,6 +104,7 @@ def model_entry(
       history: One row per epoch, of training.
       seconds_per_epoch: Of training.
       description: A sentence on how it was trained.
+      attack: That the training images were under, if any.
     """
     entry: dict[str, Any] = {
         "name": name,
@@ -110,6 +112,8 @@ def model_entry(
         "training": {"seconds_per_epoch": seconds_per_epoch, "epochs": [dict(r) for r in history]},
         "evaluation": evaluate(logits_fn, images, labels, class_names),
     }
+    if attack is not None:
+        entry["training"]["attack"] = attack_label(attack)
     if description is not None:
         entry["description"] = description
     return entry

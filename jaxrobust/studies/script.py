@@ -1,6 +1,7 @@
 """The frame of an experiment script: its command line, its folder, its stages."""
 
 import contextlib
+import os
 import sys
 import time
 import traceback
@@ -28,11 +29,15 @@ def run_script(main: Callable[[Config], Any], config_type: type[Config]) -> None
     import tyro
 
     try:
-        main(tyro.cli(config_type, description=sys.modules[main.__module__].__doc__))
+        module = sys.modules[main.__module__]
+        name = getattr(module.__spec__, "name", None) or "script"
+        main(tyro.cli(config_type, prog=f"python -m {name}", description=module.__doc__))
     except KeyboardInterrupt as interrupt:
         words = str(interrupt) or "Interrupted. To go on, run the same command again."
         print(f"\n{words}", file=sys.stderr, flush=True)
-        sys.exit(130)
+        sys.stdout.flush()
+        # Not sys.exit: interrupted while it compiles, XLA crashes as the interpreter takes it down.
+        os._exit(130)
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
         if not _is_ours(error):
             raise
@@ -99,6 +104,10 @@ class Stages:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+
+    def count_resumed(self, name: str, seconds: float) -> None:
+        """Counts what earlier processes spent on a stage: `seconds`, where that is the more."""
+        self.seconds[name] = max(self.seconds[name], seconds)
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[Callable[[int, int], None]]:

@@ -7,7 +7,8 @@ that decides its result is described as JSON, written beside the checkpoints, an
 import dataclasses
 import hashlib
 import importlib.metadata
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -60,6 +61,25 @@ def describe(value: Any) -> Any:
             "keywords": describe(value.keywords),
         }
     return _qualified(value if hasattr(value, "__qualname__") else type(value))
+
+
+def program(function: Callable[..., Any], *arguments: Any) -> str:
+    """A digest of what a function computes: other code gives another one, other names do not.
+
+    Constants that the function closes over are not seen, only their shapes.
+
+    Args:
+      function: Any that JAX can trace.
+      *arguments: Arrays or their shapes (`jax.ShapeDtypeStruct`), in pytrees.
+
+    Example:
+      >>> x = jax.ShapeDtypeStruct((2,), np.float32)
+      >>> program(lambda a: a + 1, x) == program(lambda b: b + 1, x) != program(lambda a: a + 2, x)
+      True
+    """
+    text = str(jax.make_jaxpr(function)(*arguments))
+    # Functions inside (of a custom gradient, say) are printed with their addresses.
+    return hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", text).encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:

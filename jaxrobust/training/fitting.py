@@ -27,7 +27,7 @@ from jaxrobust.training.optimizers import make_optimizer, make_schedule
 from jaxrobust.training.programs import compile_programs, zero_totals
 from jaxrobust.training.state import TrainState, create_state
 from jaxrobust.training.step import Augment, train_step
-from jaxrobust.types import Attack, Masks, PyTree
+from jaxrobust.types import Array, Attack, Masks, PyTree
 
 CHECKPOINTS = "checkpoints"
 
@@ -178,6 +178,7 @@ def fit(
         "mean": np.asarray(mean, np.float32).tolist(),
         "std": np.asarray(std, np.float32).tolist(),
         "versions": fingerprint.versions(),
+        "programs": _programs(model, augment, template.variables, train_set.images.shape),
         "augment": augment,
         "attack": attack,
         "validation_attack": validation_attack,
@@ -217,6 +218,11 @@ def fit(
         log = stack.enter_context(
             RunLog(directory, position.history, tensorboard=tensorboard and unfinished)
         )
+        display = stack.enter_context(Display(progress, config.num_epochs, steps_per_epoch))
+        if not unfinished:
+            display.say(f"Trained before: the result is that of {directory}.")
+        elif int(position.state.step):
+            display.say(f"Going on after step {int(position.state.step)}, from {directory}.")
         if unfinished:
             position = loop.train(
                 position,
@@ -234,7 +240,7 @@ def fit(
                 ),
                 checkpoints,
                 log,
-                stack.enter_context(Display(progress, config.num_epochs, steps_per_epoch)),
+                display,
                 stack.enter_context(catch_interrupt()),
                 steps_per_epoch=steps_per_epoch,
                 checkpoint_every=checkpoint_every,
@@ -251,6 +257,24 @@ def fit(
             history=position.history,
             timings=tuple(log.timings),
         )
+
+
+def _programs(
+    model: nn.Module, augment: Augment | None, variables: PyTree, shape: tuple[int, ...]
+) -> dict[str, str | None]:
+    """Digests of what the network and the augmentation compute: names alone would hide an edit."""
+    images = jax.ShapeDtypeStruct((2, *shape[1:]), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def forward(variables: PyTree, images: Array, key: Array) -> Any:
+        return model.apply(
+            variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key}
+        )
+
+    return {
+        "model": fingerprint.program(forward, variables, images, key),
+        "augment": None if augment is None else fingerprint.program(augment, key, images),
+    }
 
 
 def _check_sizes(

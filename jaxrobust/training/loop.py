@@ -96,7 +96,7 @@ def train(
         )
         if interrupt.requested and int(state.step) < epoch * steps_per_epoch:
             _save(checkpoints, config, Position(state, totals, history))
-            _stop(display, checkpoints, epoch, int(state.step) % steps_per_epoch)
+            _stop(checkpoints, epoch, int(state.step) % steps_per_epoch)
         row: Row = {"epoch": epoch, "step": epoch * steps_per_epoch}
         row |= _training_figures(jax.device_get(totals), steps_per_epoch, config.batch_size)
         trained = time.perf_counter()
@@ -127,7 +127,7 @@ def train(
         )
         display.end_epoch(row, saved - started)
         if interrupt.requested and not decisions.is_finished(config, history):
-            _stop(display, checkpoints, epoch + 1, 0)
+            _stop(checkpoints, epoch + 1, 0)
     return Position(state, totals, history)
 
 
@@ -193,10 +193,9 @@ def _save(checkpoints: RunCheckpoints, config: TrainConfig, position: Position) 
     )
 
 
-def _stop(display: Display, checkpoints: RunCheckpoints, epoch: int, step: int) -> NoReturn:
+def _stop(checkpoints: RunCheckpoints, epoch: int, step: int) -> NoReturn:
     message = (
         f"Interrupted in epoch {epoch} after {step} of its steps; saved in "
         f"{checkpoints.directory}. To go on, run the same command again."
     )
-    display.say(message)
     raise KeyboardInterrupt(message)
