@@ -214,7 +214,7 @@ def _train(
                 params=fitted.variables["params"],
                 history=fitted.history,
                 seconds_per_epoch=fitted.seconds_per_epoch,
-                description="the curve called validation is of the test images, and decides nothing",
+                description=f"{len(fitted.history)} epochs of {recipe.optimizer}",
             )
             training.save_variables(
                 folder / f"model_{name}",
@@ -291,6 +291,10 @@ def _summary(config: Config, entries: list[dict], attack_entries: list[dict]) ->
         sentences.append(
             f"{text}. At epsilon {config.epsilon:g} attacks succeed on: {', '.join(parts)}."
         )
+    sentences.append(
+        "No setting and no epoch was chosen by the test photographs: the weights are those of the last "
+        "epoch, and the curves called validation, which are of the test photographs, decided nothing."
+    )
     return sentences
 
 
