@@ -1,7 +1,6 @@
 """What tests share: real data and reference values, where they are."""
 
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +8,16 @@ import pytest
 
 from jaxrobust import models
 
-# Decoded images of tests do not belong into the user's cache. Scripts under test inherit it.
-os.environ.setdefault("JAXROBUST_CACHE", tempfile.mkdtemp(prefix="jaxrobust-tests-"))
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fast tests first: a broken change should show in seconds."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Decoded images of tests stay out of the user's cache; scripts under test inherit this."""
+    os.environ["JAXROBUST_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
