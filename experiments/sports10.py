@@ -9,7 +9,7 @@ with Ctrl-C, the same command goes on. --quick shrinks the training to see that 
 Expected time on 2 cores, for each seed: mlp 15 seconds, cnn 2 minutes, simple_cnn 1, resnet_small 15.
 
 Expected numbers: mlp 56 % and cnn 85 % of the 50 test images on the mean of 5 seeds; PGD at epsilon
-0.03 fools the convolutional networks on every image that they have right.
+0.03 fools cnn and resnet_small on every image that they have right.
 
 Source: the two Sports-10 reports that the project reproduces, A (mlp, cnn; 58 and 82 % reported) and
 B (simple_cnn, resnet_small; 68 and 72 %). Both choose the epoch or the learning rate by the test

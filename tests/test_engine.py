@@ -3,12 +3,14 @@
 import dataclasses
 from typing import ClassVar, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrobust.attacks import engine
+from jaxrobust import compilation
+from jaxrobust.attacks import PGD, engine
 
 IMAGES = jnp.full((2, 2, 2, 1), 0.5)
 LABELS = jnp.array([0, 0])
@@ -132,3 +134,15 @@ def test_an_unfinished_attack_is_told_what_it_lacks():
 
     with pytest.raises(TypeError, match="register_dataclass above its @dataclass"):
         Unregistered()(jax.random.key(0), logits_fn, IMAGES, LABELS)
+
+
+def test_microbatches_change_nothing(monkeypatch):
+    images = jax.random.uniform(jax.random.key(0), (12, 2, 2, 1))
+    labels = jnp.zeros(12, jnp.int32)
+    keys = engine.fold_keys(jax.random.key(1), jnp.arange(12))
+    attack = PGD(0.2, 0.05, 4, num_restarts=2)
+    whole = engine.run(attack, keys, logits_fn, images, labels)
+    for size in (3, 4, 5, None):  # 5 does not divide 12
+        monkeypatch.setattr(compilation, "microbatch_size", lambda size=size: size)
+        parts = engine.run_in_microbatches(attack, keys, logits_fn, images, labels)
+        chex.assert_trees_all_close(parts, whole, atol=1e-6)

@@ -23,15 +23,18 @@ def test_section_has_one_block_of_one_command(title):
     assert len(blocks[0].strip().splitlines()) == 1
 
 
-def test_attack_example_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", section("Attack your own model"), flags=re.S)
+def test_attack_examples_run():
+    codes = re.findall(r"```python\n(.*?)```", section("Attack your own model"), flags=re.S)
+    assert len(codes) == 2
     scope = {
         "logits_fn": lambda x: jnp.stack([x.sum((1, 2, 3)), jnp.full(len(x), 8.0)], axis=1),
         "images": jnp.full((2, 4, 4, 1), 0.52),
         "labels": jnp.array([0, 0]),
     }
-    exec(code, scope)
+    for code in codes:
+        exec(code, scope)
     assert scope["result"].success.all()
+    assert scope["evaluation"].success_rate(scope["report"])["count"] == 2
 
 
 def test_files_that_the_readme_names_exist():

@@ -132,7 +132,24 @@ def run(
     )
 
 
-compiled_run = compilation.jit(run)
+def run_in_microbatches(
+    attack: Attack, keys: Array, logits_fn: LogitsFn, images: Array, labels: Array
+) -> AttackResult:
+    """`run`, a few images at a time where this machine is faster so; arguments and result as there.
+
+    Rows do not depend on each other, so this changes no result (but for rounding).
+    """
+    size, total = compilation.microbatch_size(), images.shape[0]
+    if size is None or total <= size or total % size:
+        return run(attack, keys, logits_fn, images, labels)
+    parts = jax.tree.map(
+        lambda leaf: leaf.reshape(total // size, size, *leaf.shape[1:]), (keys, images, labels)
+    )
+    results = jax.lax.map(lambda part: run(attack, part[0], logits_fn, *part[1:]), parts)
+    return jax.tree.map(lambda leaf: leaf.reshape(total, *leaf.shape[2:]), results)
+
+
+compiled_run = compilation.jit(run_in_microbatches)
 
 
 def craft(attack: Attack, key: Array, logits_fn: LogitsFn, images: Array, labels: Array) -> Array:
