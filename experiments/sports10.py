@@ -13,9 +13,9 @@ Expected numbers: mlp 56 % and cnn 85 % of the 50 test images on the mean of 5 s
 
 Source: the two Sports-10 reports that the project reproduces, A (mlp, cnn; 58 and 82 % reported) and
 B (simple_cnn, resnet_small; 68 and 72 %). Both choose the epoch or the learning rate by the test
-images. Here schedules are fixed beforehand and the test images decide nothing: they are drawn beside
-the training curve, and the weights are those of the last epoch. The augmentation and the numbers of
-epochs are the reports'; the cnn is trained by SGD with averaged weights instead of AdamW.
+images. Here no run looks at them: they are drawn beside the training curve, and the weights are those
+of the last epoch. (The cnn's recipe was not chosen blind; see its comment.) The augmentation and the
+numbers of epochs are the reports'; the cnn is trained by SGD with averaged weights, not AdamW.
 """
 
 import dataclasses
@@ -30,8 +30,11 @@ from jaxrobust.attacks import FGSM, PGD
 from jaxrobust.types import Attack
 
 MLP = training.TrainConfig(num_epochs=30, schedule="cosine", weight_decay=1e-5)
-# Chosen among four recipes by the accuracy on every fifth training photograph, held out: AdamW as in
-# the report 75 %, AdamW at 3e-3 with averaged weights 79 % (77 % with smoothed labels), this 79 %.
+# One of four recipes tried with every fifth training photograph held out (319, one seed): AdamW as in
+# the report 75.2 %, AdamW at 3e-3 with averaged weights 78.7 % (77.1 % with smoothed labels), this
+# 79.3 %: two photographs ahead, which is a tie. The test accuracies (82, 80, 76, 88 %) were in view,
+# and the search began because AdamW at 2e-3 had 78 % of the test photographs. So these had a part in
+# the choice, and this network's figure on them is optimistic by an unknown amount.
 CNN = training.TrainConfig(
     num_epochs=60,
     optimizer="sgd",
@@ -292,8 +295,9 @@ def _summary(config: Config, entries: list[dict], attack_entries: list[dict]) ->
             f"{text}. At epsilon {config.epsilon:g} attacks succeed on: {', '.join(parts)}."
         )
     sentences.append(
-        "No setting and no epoch was chosen by the test photographs: the weights are those of the last "
-        "epoch, and the curves called validation, which are of the test photographs, decided nothing."
+        "The weights are those of the last epoch; the curves called validation are of the test "
+        "photographs and decided nothing in this run. The cnn's recipe was found with the test "
+        "accuracy in view, so its figure may be optimistic."
     )
     return sentences
 

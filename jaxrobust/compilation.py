@@ -38,8 +38,8 @@ def compiler_options() -> dict[str, str]:
 def microbatch_size() -> int | None:
     """How many images at a time an attack works on; None for all at once.
 
-    On the CPU the activations of a few images stay in the cache: PGD on a small residual network is
-    5 % faster in microbatches of 32 than of 64.
+    On the CPU fewer activations compete for the cache. Measured on a noisy machine, 32 against 64
+    images of a small residual network: 6 % faster in two comparisons, 9 % slower in a third.
     """
     return 32 if jax.default_backend() == "cpu" else None
 

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import os
@@ -43,8 +44,13 @@ def _version(package: str) -> str | None:
         return None
 
 
+@functools.cache
 def _commit() -> str | None:
-    """The commit of the source tree, marked where files differ from it; None outside of one."""
+    """The commit of the source tree, marked where files differ from it; None outside of one.
+
+    Remembered from the first call, which `open_run` makes: at the end of a long run the tree may
+    have moved on from the code that is running.
+    """
     folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
         return None

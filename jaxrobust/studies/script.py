@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jaxrobust import files, reports
-from jaxrobust.studies.results import configuration
+from jaxrobust.studies.results import configuration, environment
 
 Config = TypeVar("Config")
 
@@ -74,6 +74,7 @@ def open_run(results_dir: Path, experiment: str, run: str, config: Any) -> Path:
     if not run or Path(run).name != run:
         raise ValueError(f"`run` must be a plain name, got {run!r}.")
     folder = results_dir / experiment / run
+    environment()  # reads the commit now, before the tree can change under the run
     in_use = (folder / "result.json").exists() or any(folder.glob("*/checkpoints/*"))
     files.claim(folder, configuration(config), in_use=in_use)
     return folder
