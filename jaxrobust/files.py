@@ -4,32 +4,46 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 SETTINGS = "settings.json"
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Writes a text file such that a kill leaves the old file or the new one, never half of it.
+@contextlib.contextmanager
+def replace(path: Path) -> Iterator[BinaryIO]:
+    """A file to write such that a kill leaves the old one or the new one, never half of it.
 
     Args:
       path: In any folder; the folder is made where it is missing.
-      text: The new content.
+
+    Yields:
+      An open binary file, which takes the name `path` when the block ends without an error.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The process's number, so that two processes writing at once do not share the partial file.
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with partial.open("wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
     finally:
         with contextlib.suppress(FileNotFoundError):
             partial.unlink()
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a text file, UTF-8, by `replace`.
+
+    Args:
+      path: In any folder; the folder is made where it is missing.
+      text: The new content.
+    """
+    with replace(path) as file:
+        file.write(text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -321,15 +321,15 @@ def test_run_names_stay_inside_the_results_folder(tmp_path):
 def test_commit_is_none_outside_of_a_checkout(monkeypatch, tmp_path):
     inside = tmp_path / "a" / "b" / "c.py"
     monkeypatch.setattr(results, "__file__", str(inside))
-    assert results._commit.__wrapped__() is None
+    assert results.commit.__wrapped__() is None
 
 
 def test_the_commit_is_that_of_the_start_of_a_run(monkeypatch, tmp_path):
-    results._commit.cache_clear()
+    results.commit.cache_clear()
     studies.open_run(tmp_path, "experiment", "run", Settings())
     before = studies.environment()["commit"]
     monkeypatch.setattr(
         results, "__file__", str(tmp_path / "a" / "b" / "c.py")
     )  # the tree has moved
-    assert results._commit.__wrapped__() is None
+    assert results.commit.__wrapped__() is None
     assert studies.environment()["commit"] == before

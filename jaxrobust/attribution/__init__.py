@@ -1,6 +1,47 @@
-"""Attribution: what in an image a network's answer hangs on."""
+"""Attribution: what in an image a network's answer hangs on, and whether such a map can be trusted."""
 
-from jaxrobust.attribution.layers import layer_shapes
-from jaxrobust.attribution.maps import default_layer, grad_cam, saliency
+from jaxrobust.attribution.agreement import map_shift, rank_correlation
+from jaxrobust.attribution.class_activation import (
+    eigen_cam,
+    grad_cam,
+    grad_cam_plus_plus,
+    hires_cam,
+    layer_cam,
+    score_cam,
+)
+from jaxrobust.attribution.faithfulness import deletion_curve, insertion_curve, random_maps
+from jaxrobust.attribution.gradients import (
+    input_x_gradient,
+    integrated_gradients,
+    saliency,
+    smooth_grad,
+)
+from jaxrobust.attribution.layers import default_layer, layer_shapes
+from jaxrobust.attribution.methods import METHODS, NEEDS_LAYER, SIGNED
+from jaxrobust.attribution.occlusion import occlusion
+from jaxrobust.attribution.randomisation import cascading_randomisation
 
-__all__ = ["default_layer", "grad_cam", "layer_shapes", "saliency"]
+__all__ = [
+    "METHODS",
+    "NEEDS_LAYER",
+    "SIGNED",
+    "cascading_randomisation",
+    "default_layer",
+    "deletion_curve",
+    "eigen_cam",
+    "grad_cam",
+    "grad_cam_plus_plus",
+    "hires_cam",
+    "input_x_gradient",
+    "insertion_curve",
+    "integrated_gradients",
+    "layer_cam",
+    "layer_shapes",
+    "map_shift",
+    "occlusion",
+    "random_maps",
+    "rank_correlation",
+    "saliency",
+    "score_cam",
+    "smooth_grad",
+]

@@ -49,6 +49,69 @@ def layer_shapes(logits_fn: LogitsFn, image_shape: tuple[int, ...]) -> dict[str,
     return shapes
 
 
+def default_layer(logits_fn: LogitsFn, image_shape: tuple[int, ...]) -> str | None:
+    """The layer that class activation maps take by default: the last one of more than one pixel.
+
+    Args:
+      logits_fn: Images [B, H, W, C] -> logits [B, K].
+      image_shape: (H, W, C).
+
+    Returns:
+      Its path, or None for a network that has no such layer.
+    """
+    return _last_spatial(layer_shapes(logits_fn, image_shape))
+
+
+def spatial_layer(
+    shapes: dict[str, tuple[int, ...]], layer: str | None
+) -> tuple[str, tuple[int, ...]]:
+    """The layer asked for, or the last spatial one, with its shape.
+
+    Args:
+      shapes: From `layer_shapes`.
+      layer: A path, or None.
+
+    Returns:
+      (path, (H, W, C)).
+
+    Raises:
+      ValueError: No such layer, or one whose output is not [H, W, C]; the message lists those that
+        will do.
+    """
+    spatial = {path: shape for path, shape in shapes.items() if len(shape) == 3}
+    if layer is None:
+        layer = _last_spatial(shapes)
+        if layer is None:
+            raise ValueError(
+                "The network has no layer with an output of [H, W, C], which class activation maps "
+                "need; "
+                + (
+                    f"its layers are {', '.join(shapes)}."
+                    if shapes
+                    else "it calls no linen module."
+                )
+            )
+    if layer not in spatial:
+        described = ", ".join(f"{path} {list(shape)}" for path, shape in spatial.items())
+        reason = "has no output of [H, W, C]" if layer in shapes else "is no layer of the network"
+        raise ValueError(f"`layer` {layer!r} {reason}; choose one of: {described}.")
+    return layer, spatial[layer]
+
+
+def activation(logits_fn: LogitsFn, image: Array, layer: str) -> Array:
+    """A layer's output for one image, without a gradient.
+
+    Args:
+      logits_fn: Images [B, H, W, C] -> logits [B, K].
+      image: [H, W, C].
+      layer: A path of `layer_shapes`.
+
+    Raises:
+      ValueError: A layer that is called more than once: it has no one output.
+    """
+    return _logits_and_activation(logits_fn, image, layer, jnp.zeros(()))[1]
+
+
 def activation_and_gradient(
     logits_fn: LogitsFn, image: Array, label: Array, layer: str, shape: tuple[int, ...]
 ) -> tuple[Array, Array]:
@@ -69,24 +132,37 @@ def activation_and_gradient(
     """
 
     def logit(delta: Array) -> tuple[Array, Array]:
-        outputs: list[Array] = []
+        logits, output = _logits_and_activation(logits_fn, image, layer, delta)
+        return logits[label], output
 
-        def add_delta(path: str, output: Array) -> Array:
-            if path != layer:
-                return output
-            outputs.append(output)
-            return output + delta[None]
+    gradient, output = jax.grad(logit, has_aux=True)(jnp.zeros(shape, jnp.float32))
+    return output, gradient
 
-        logits = _intercepted(logits_fn, image[None], add_delta)
-        if len(outputs) != 1:
-            raise ValueError(
-                f"`layer` {layer!r} is called {len(outputs)} times for one image; choose a layer "
-                "that is called once."
-            )
-        return logits[0, label], outputs[0][0]
 
-    gradient, activation = jax.grad(logit, has_aux=True)(jnp.zeros(shape, jnp.float32))
-    return activation, gradient
+def _last_spatial(shapes: dict[str, tuple[int, ...]]) -> str | None:
+    large = [p for p, shape in shapes.items() if len(shape) == 3 and shape[0] * shape[1] > 1]
+    return large[-1] if large else None
+
+
+def _logits_and_activation(
+    logits_fn: LogitsFn, image: Array, layer: str, delta: Array
+) -> tuple[Array, Array]:
+    """The logits [K] with delta added to the layer's output, and that output before."""
+    outputs: list[Array] = []
+
+    def add_delta(path: str, output: Array) -> Array:
+        if path != layer:
+            return output
+        outputs.append(output)
+        return output + delta[None]
+
+    logits = _intercepted(logits_fn, image[None], add_delta)
+    if len(outputs) != 1:
+        raise ValueError(
+            f"`layer` {layer!r} is called {len(outputs)} times for one image; choose a layer "
+            "that is called once."
+        )
+    return logits[0], outputs[0][0]
 
 
 def _intercepted(logits_fn: LogitsFn, images: Array, look: Callable[[str, Array], Array]) -> Array:

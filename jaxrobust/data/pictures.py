@@ -5,6 +5,8 @@ white, gray, palette and CMYK as RGB, and of an animation the first frame.
 """
 
 import io
+import os
+from pathlib import Path
 
 import numpy as np
 
@@ -54,3 +56,24 @@ def decode(data: bytes, image_size: int | None = None) -> np.ndarray:
         raise DamagedImageError("not an image") from None
     except Exception as error:  # Pillow's plugins raise whatever their parsers run into
         raise DamagedImageError(f"{type(error).__name__}: {error}") from error
+
+
+def read_image(path: str | os.PathLike[str], image_size: int | None = None) -> np.ndarray:
+    """Reads an image file as `load` does: the pixels that a trained network expects.
+
+    Args:
+      path: Of the file, in any format that Pillow reads.
+      image_size: Side of the result in pixels, resized with the bicubic filter; None keeps the
+        picture's own size.
+
+    Returns:
+      uint8 [H, W, 3].
+
+    Raises:
+      FileNotFoundError: No such file.
+      DamagedImageError: A ValueError: not an image, cut short, or of more than 8 bits a channel.
+    """
+    try:
+        return decode(Path(path).read_bytes(), image_size)
+    except DamagedImageError as error:
+        raise DamagedImageError(f"{os.fspath(path)}: {error}") from None

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -265,54 +265,6 @@ def attack_label(attack: Attack) -> str:
     if attack.num_restarts > 1:
         words.append(f"{attack.num_restarts} restarts")
     return ", ".join(words)
-
-
-def transfer_matrix(
-    logits_fns: Mapping[str, LogitsFn], reports: Mapping[str, AttackReport], batch_size: int = 256
-) -> dict[str, Any]:
-    """How far adversarial images made on one model fool another (docs/result_format.md, TRANSFER).
-
-    Args:
-      logits_fns: {name: images -> logits}, the models shown the images.
-      reports: {name: AttackReport}, the same attack on each of them over the same images.
-      batch_size: Images at a time.
-
-    Returns:
-      {"label", "models", "rates"}. rates[source][target] is of the images that succeeded on the source
-      and that the target has right when clean: the share that it has wrong. Of a targeted attack: of
-      those that succeeded on the source and that the target does not take for the target class when
-      clean, the share that it does.
-
-    Raises:
-      ValueError: No models, models and reports that do not match, or reports of different attacks or
-        images.
-    """
-    if not logits_fns or list(logits_fns) != list(reports):
-        raise ValueError(
-            f"`reports` must be for the models {list(logits_fns)}, at least one, got {list(reports)}."
-        )
-    first = next(iter(reports.values()))
-    for name, report in reports.items():
-        same = report.attack == first.attack and np.array_equal(report.labels, first.labels)
-        if not same or not np.array_equal(report.clean_images, first.clean_images):
-            raise ValueError(
-                f"`reports` must be of one attack and the same images; {name!r} is not."
-            )
-    rates = []
-    for source in reports.values():
-        row = []
-        for name, logits_fn in logits_fns.items():
-            shown = dataclasses.replace(
-                source,
-                logits=logits(logits_fn, source.images, batch_size),
-                clean_logits=reports[name].clean_logits,
-            )
-            counted = source.success & source.attacked & shown.attacked
-            if source.targets is not None:
-                counted &= shown.clean_predictions != source.targets
-            row.append(rate(int((shown.success & counted).sum()), int(counted.sum())))
-        rates.append(row)
-    return {"label": attack_label(first.attack), "models": list(reports), "rates": rates}
 
 
 def _mean(values: np.ndarray) -> float | None:

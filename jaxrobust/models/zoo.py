@@ -8,12 +8,13 @@ import flax.linen as nn
 import numpy as np
 
 from jaxrobust import checks
-from jaxrobust.models.convolutional import CNN, MLP, SimpleCNN
+from jaxrobust.models.convolutional import CNN, MLP, PhotoCNN, SimpleCNN
 from jaxrobust.models.residual import ResNet
 
 MODELS: dict[str, type[nn.Module]] = {
     "mlp": MLP,
     "cnn": CNN,
+    "photo_cnn": PhotoCNN,
     "simple_cnn": SimpleCNN,
     "resnet_small": ResNet,
 }
@@ -31,7 +32,7 @@ def create(name: str, num_classes: int = 10, **sizes: Any) -> nn.Module:
     serves all of them.
 
     Args:
-      name: "mlp", "cnn", "simple_cnn" or "resnet_small".
+      name: One of `MODELS`.
       num_classes: K, at least 2.
       **sizes: Constructor fields of the network, `widths` for all of them: see its class.
 

@@ -5,12 +5,14 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from jaxrobust.reports import figures, formatting
+from jaxrobust.reports import figures, formatting, sections
 from jaxrobust.reports.gallery import explanation_groups, gallery_groups
+from jaxrobust.reports.looks import assign
 from jaxrobust.reports.naming import class_name, grouped, titled
+from jaxrobust.reports.outline import anchors, chapters
 
 # More rows than a reader looks at only make the page slow; the rest stays in result.json.
-_MAX_RECORDS = 200
+_MAX_RECORDS, _MAX_ALL_RECORDS = 200, 5000
 _MAX_LOGITS = 20
 
 
@@ -24,8 +26,9 @@ def build_context(result: dict[str, Any]) -> dict[str, Any]:
       The variables of report.html.j2.
     """
     names, models, attacks = result["data"]["class_names"], result["models"], result["attacks"]
-    looks = _looks(result)
-    return {
+    looks = assign(result)
+    most = min(_MAX_RECORDS, _MAX_ALL_RECORDS // max(1, len(attacks)))
+    context = {
         "result": result,
         "looks": looks,
         "key_figures": [(model, _strongest(model["name"], attacks)) for model in models],
@@ -48,21 +51,15 @@ def build_context(result: dict[str, Any]) -> dict[str, Any]:
         "explanations": list(explanation_groups(result["explanations"], names)),
         "gallery": list(gallery_groups(result["gallery"], names)),
         "records": [
-            (attack, [_record(record, names) for record in attack["records"][:_MAX_RECORDS]])
+            (attack, [_record(record, names) for record in attack["records"][:most]])
             for attack in attacks
             if attack["records"]
         ],
         "settings": list(_flat(result["config"])),
         "environment": list(_flat(result["environment"])),
     }
-
-
-def _looks(result: dict[str, Any]) -> dict[str, figures.Series]:
-    """One colour and marker for each model, the same in every figure."""
-    mentioned = [model["name"] for model in result["models"]]
-    for section in ("attacks", "curves"):
-        mentioned += [item["model"] for item in result[section]]
-    return {name: figures.series(index) for index, name in enumerate(dict.fromkeys(mentioned))}
+    outline = chapters(result, context, [sections.draw(item, looks) for item in result["sections"]])
+    return context | {"chapters": outline, "anchors": anchors(outline)}
 
 
 def _strongest(model: str, attacks: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
@@ -192,7 +189,8 @@ def _attack_figures(
         for attack in attacks:
             if attack.get(key):
                 label = titled(attack["label"], attack.get("target"))
-                groups.setdefault(label, []).append((looks[attack["model"]], attack[key]))
+                value = {**attack[key], "value": attack[key]["rate"]}
+                groups.setdefault(label, []).append((looks[attack["model"]], value))
         if groups:
             drawn.append((title, figures.intervals(groups, f"attacks-{key}")))
     return drawn
@@ -201,17 +199,27 @@ def _attack_figures(
 def _curves(
     curves: Sequence[dict[str, Any]], looks: dict[str, figures.Series]
 ) -> list[tuple[str, list[dict[str, Any]], str]]:
+    x, y = {"title": "epsilon"}, {"title": "", "percent": True}
     return [
         (
             label,
             same_attack,
-            figures.epsilon_curves(
-                [(looks[curve["model"]], curve["points"]) for curve in same_attack],
-                f"curve-{index}",
-            ),
+            figures.lines([_curve(curve, looks) for curve in same_attack], x, y, f"curve-{index}"),
         )
         for index, (label, same_attack) in enumerate(grouped(curves, "label"))
     ]
+
+
+def _curve(
+    curve: dict[str, Any], looks: dict[str, figures.Series]
+) -> tuple[figures.Series, dict[str, Any]]:
+    points = [point for point in curve["points"] if formatting.finite(point["epsilon"])]
+    points.sort(key=lambda point: point["epsilon"])
+    rates = [point["robust_accuracy"] for point in points]
+    line: dict[str, Any] = {"x": [point["epsilon"] for point in points]}
+    line |= {"y": [rate["rate"] for rate in rates]}
+    line |= {key: [rate[key] for rate in rates] for key in ("low", "high")}
+    return looks[curve["model"]], line
 
 
 def _record(record: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -7,6 +7,8 @@ page's own font. The same input gives the same bytes.
 
 import contextlib
 import io
+import itertools
+import math
 import re
 import textwrap
 import warnings
@@ -15,7 +17,8 @@ from typing import Any, NamedTuple
 
 from jaxrobust.reports.formatting import finite
 
-NUM_SERIES = 8
+NUM_SERIES = 8  # colours
+NUM_LOOKS = NUM_SERIES**2  # colour and marker
 _MARKERS = "os^DvPX*"
 _GLYPHS = "●■▲◆▼✚✖★"
 
@@ -29,7 +32,7 @@ _WIDTH, _HEIGHT = 3.8, 2.5
 
 
 class Series(NamedTuple):
-    """How one model is drawn in every figure, and the same in HTML for the legend."""
+    """How one model or series is drawn in every figure, and the same in HTML for the legend."""
 
     colour: str
     marker: str
@@ -117,12 +120,15 @@ def training(
 
 
 @_settings()
-def intervals(groups: dict[str, list[tuple[Series, dict[str, Any]]]], name: str) -> str:
-    """Rates as dots with their intervals, one block for each label, one line for each model.
+def intervals(
+    groups: dict[str, list[tuple[Series, dict[str, Any]]]], name: str, percent: bool = True
+) -> str:
+    """Values as dots with their intervals, one block for each label, one line for each value.
 
     Args:
-      groups: Label -> (look, RATE) of each model.
+      groups: Label -> (look, {"value", "low", "high"}) of each model or series.
       name: As in `training`.
+      percent: Whether the values are shares, to be written as percentages.
 
     Returns:
       SVG text.
@@ -131,63 +137,146 @@ def intervals(groups: dict[str, list[tuple[Series, dict[str, Any]]]], name: str)
     labels = {label: textwrap.wrap(label, 54) or [""] for label in groups}
     heights = [line * (len(labels[label]) + len(rows)) + gap for label, rows in groups.items()]
     figure, axes = _axes(sum(heights) + 0.4)
-    y = 0.0
+    y, shown = 0.0, []
     for (label, rows), height in zip(groups.items(), heights, strict=True):
         for text in labels[label]:
             # Above its dots rather than left of them: a long label then costs no width.
             patch = {"facecolor": _PAPER, "edgecolor": "none", "pad": 1}
-            axes.text(0, y, text, color=_INK, va="center", ha="left", bbox=patch)
+            left = {"transform": axes.get_yaxis_transform(), "va": "center", "ha": "left"}
+            axes.text(0, y, text, color=_INK, bbox=patch, **left)
             y += line
-        for look, rate in rows:
-            if all(finite(rate[key]) for key in ("rate", "low", "high")):
-                axes.plot([rate["low"], rate["high"]], [y, y], color=look.colour, linewidth=1.6)
-                axes.plot(rate["rate"], y, color=look.colour, marker=look.marker, clip_on=False)
+        for look, item in rows:
+            if finite(item["value"]):
+                if finite(item["low"]) and finite(item["high"]):
+                    ends = [item["low"], item["high"]]
+                    axes.plot(ends, [y, y], color=look.colour, linewidth=1.6)
+                    shown += ends
+                axes.plot(item["value"], y, color=look.colour, marker=look.marker, clip_on=False)
+                shown.append(item["value"])
             y += line
         y += height - line * (len(labels[label]) + len(rows))
     axes.set_ylim(sum(heights) - gap / 2, -line)
     axes.set_yticks([])
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
-    _percent_axis(axes.xaxis)
+    _scale(axes.xaxis, shown, percent=percent, measured=True)
     return _svg(figure, name)
 
 
 @_settings()
-def epsilon_curves(lines: Sequence[tuple[Series, list[dict[str, Any]]]], name: str) -> str:
-    """Robust accuracy over epsilon with its 95 % band, one line for each model.
+def lines(
+    series: Sequence[tuple[Series, dict[str, Any]]],
+    x: dict[str, Any],
+    y: dict[str, Any],
+    name: str,
+) -> str:
+    """Lines with markers, and bands where there are intervals.
 
     Args:
-      lines: (look, points) of each model; a point is {"epsilon", "robust_accuracy": RATE}.
+      series: (look, {"x", "y", "low"?, "high"?, "dashed"?}) of each line, as in a chart of
+        docs/result_format.md. A point without a finite x and y, or that a logarithmic axis has no
+        place for, is left out.
+      x: {"title", "percent"?, "log"?} of the axis.
+      y: The same.
       name: As in `training`.
 
     Returns:
       SVG text.
     """
     figure, axes = _axes(_HEIGHT)
-    for look, all_points in lines:
-        points = [(p["epsilon"], p["robust_accuracy"]) for p in all_points if finite(p["epsilon"])]
-        points = sorted((p for p in points if finite(p[1]["rate"])), key=lambda point: point[0])
-        banded = [p for p in points if finite(p[1]["low"]) and finite(p[1]["high"])]
-        axes.fill_between(
-            [epsilon for epsilon, _ in banded],
-            [rate["low"] for _, rate in banded],
-            [rate["high"] for _, rate in banded],
-            color=look.colour,
-            alpha=0.16,
-            linewidth=0,
-        )
+    shown_x: list[float] = []
+    shown_y: list[float] = []
+    for look, item in series:
+        low, high = item.get("low") or item["y"], item.get("high") or item["y"]
+        points = [
+            point
+            for point in zip(item["x"], item["y"], low, high, strict=True)
+            if _has_place(point[0], x) and _has_place(point[1], y)
+        ]
+        if not points:
+            continue
+        banded = [point for point in points if _has_place(point[2], y) and finite(point[3])]
+        if item.get("low") and banded:
+            band = list(zip(*banded, strict=True))
+            axes.fill_between(band[0], *band[2:], color=look.colour, alpha=0.16, linewidth=0)
+            shown_y += [*band[2], *band[3]]
+        over, values, _, _ = zip(*points, strict=True)
         axes.plot(
-            [epsilon for epsilon, _ in points],
-            [rate["rate"] for _, rate in points],
+            over,
+            values,
             color=look.colour,
+            linestyle=(0, (4, 2)) if item.get("dashed") else "-",
             marker=look.marker,
             markersize=4,
+            markevery=max(1, len(points) // 12),  # more would cover the line
             clip_on=False,
         )
-    axes.set_xlabel("epsilon")
-    axes.locator_params(axis="x", nbins=6)
-    _percent_axis(axes.yaxis)
+        shown_x += over
+        shown_y += values
+    axes.set_xlabel(x["title"])
+    axes.set_ylabel(y["title"])
+    _scale(axes.xaxis, shown_x, percent=x.get("percent"), log=x.get("log"))
+    _scale(axes.yaxis, shown_y, percent=y.get("percent"), log=y.get("log"), measured=True)
     return _svg(figure, name)
+
+
+def _has_place(value: Any, axis: dict[str, Any]) -> bool:
+    return finite(value) and (value > 0 or not axis.get("log"))
+
+
+def _scale(
+    axis: Any,
+    values: Sequence[float],
+    *,
+    percent: bool | None = False,
+    log: bool | None = False,
+    measured: bool = False,
+) -> None:
+    """Limits and ticks of an axis; of measured shares it shows all, so that charts compare."""
+    from matplotlib import ticker
+
+    if measured and percent and not log and all(0 <= value <= 1 for value in values):
+        _percent_axis(axis)
+        return
+    axes = axis.axes
+    set_limits = axes.set_xlim if axis.axis_name == "x" else axes.set_ylim
+    if log:
+        (axes.set_xscale if axis.axis_name == "x" else axes.set_yscale)("log")
+        _log_ticks(axis, values)
+        axis.set_minor_locator(ticker.NullLocator())
+        axis.set_major_formatter(
+            lambda value, _: _plain(100 * value) + " %" if percent else _plain(value)
+        )
+        return
+    axis.set_major_locator(ticker.MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    # A small difference must not look large, unless there is nothing but small differences.
+    if measured and values and 0 <= 2 * min(values) <= max(values):
+        set_limits(0)
+    if percent:
+        axis.set_major_formatter(ticker.PercentFormatter(1, decimals=None, symbol=" %"))
+    elif max(values, default=0) >= 1e4:
+        axis.set_major_formatter("{x:,.0f}")
+    else:
+        axis.get_major_formatter().set_useOffset(False)
+        axis.get_major_formatter().set_scientific(False)
+
+
+def _log_ticks(axis: Any, values: Sequence[float]) -> None:
+    """Ticks where the values are, if they are few and apart; else at 1, 2, 5 or at powers of ten."""
+    from matplotlib import ticker
+
+    places = sorted(set(values))
+    span = math.log10(places[-1] / places[0]) if places else 0.0
+    gaps = [math.log10(after / before) for before, after in itertools.pairwise(places)]
+    if 1 < len(places) <= 10 and min(gaps) > 0.09 * span:
+        axis.set_major_locator(ticker.FixedLocator(places))
+    else:
+        axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if span < 2 else (1,)))
+
+
+def _plain(value: float) -> str:
+    # matplotlib writes powers in TeX, and text in a figure is never parsed.
+    return f"{value:,.0f}" if 1e4 <= value < 1e7 else f"{value:.3g}"
 
 
 def _axes(height: float) -> tuple[Any, Any]:

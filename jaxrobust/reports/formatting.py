@@ -1,6 +1,7 @@
 """Numbers as text: what a report writes for rates, confidences, sizes and what is missing."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 DASH = "\N{EN DASH}"
@@ -26,6 +27,36 @@ def number(value: Any, decimals: int = 3) -> str:
     tiny = value != 0 and abs(value) < 0.5 * 10.0**-decimals
     text = f"{value:.1e}" if tiny else f"{value:,.{decimals}f}"
     return text.replace("-", _MINUS)
+
+
+def measure(value: Any, decimals: int, percent: bool = False) -> str:
+    r"""A number with its decimals, or a share as a percentage.
+
+    Example:
+      >>> measure(0.25, 1, percent=True), measure(3.14159, 2)
+      ('25.0\xa0%', '3.14')
+    """
+    if percent and finite(value):
+        return f"{number(100 * value, decimals)}{_SPACE}%"
+    return number(value, decimals)
+
+
+def shared_decimals(values: Sequence[float], percent: bool = False) -> int:
+    """The decimals for numbers that stand in one column: as few as say all.
+
+    At most three digits of the largest, and one decimal of a percentage.
+
+    Example:
+      >>> shared_decimals([0.01, 0.25]), shared_decimals([2 / 3]), shared_decimals([1, 16])
+      (2, 3, 0)
+    """
+    scaled = [abs(100 * value if percent else value) for value in values]
+    largest = max(scaled, default=0.0)
+    most = 1 if percent or not largest else min(6, max(0, 2 - math.floor(math.log10(largest))))
+    for decimals in range(most):
+        if all(abs(value - round(value, decimals)) <= 1e-9 * largest for value in scaled):
+            return decimals
+    return most
 
 
 def seconds(value: Any) -> str:
@@ -79,8 +110,10 @@ def rate_value(rate: dict[str, Any] | None) -> str:
     return f"{100 * rate['rate']:.{_decimals(rate)}f}{_SPACE}%"
 
 
-def rate_interval(rate: dict[str, Any] | None) -> str:
+def rate_interval(rate: dict[str, Any] | None, with_size: bool = True) -> str:
     r"""The 95 % interval and the sample size of a RATE, in brackets; empty where there is no rate.
+
+    Where the sample size is said elsewhere, the interval is alone in the brackets.
 
     Example:
       >>> rate_interval({"count": 41, "n": 50, "rate": 0.82, "low": 0.692, "high": 0.902})
@@ -88,9 +121,14 @@ def rate_interval(rate: dict[str, Any] | None) -> str:
     """
     if rate is None:
         return ""
-    size = f"n{_SPACE}={_SPACE}{number(rate['n'], 0)}"
+    size = sample_size(rate)
     if not all(finite(rate[key]) for key in ("rate", "low", "high")):
-        return f"({size})"
+        return f"({size})" if with_size else ""
     decimals = _decimals(rate)
     low, high = (f"{100 * rate[key]:.{decimals}f}" for key in ("low", "high"))
-    return f"({low}{DASH}{high}, {size})"
+    return f"({low}{DASH}{high}, {size})" if with_size else f"({low}{DASH}{high})"
+
+
+def sample_size(rate: dict[str, Any]) -> str:
+    """The sample size of a RATE, as `n = 50`."""
+    return f"n{_SPACE}={_SPACE}{number(rate['n'], 0)}"

@@ -74,12 +74,12 @@ def _class(
 def _explanation(item: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     image = pictures.decode_array(item["image"])
     tiles = [
-        _tile(pictures.to_rgb(image), "image"),
-        _tile(pictures.heat(pictures.decode_array(item["saliency"])), "saliency"),
+        tile(pictures.to_rgb(image), "image"),
+        tile(pictures.heat(pictures.decode_array(item["saliency"])), "saliency"),
     ]
     if item.get("grad_cam"):
         grad_cam = pictures.decode_array(item["grad_cam"])
-        tiles.append(_tile(pictures.overlay(image, grad_cam), "Grad-CAM"))
+        tiles.append(tile(pictures.overlay(image, grad_cam), "Grad-CAM"))
     return {
         **item,
         "right": item["label"] == item["prediction"],
@@ -92,9 +92,6 @@ def _example(item: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     image = pictures.decode_array(item["image"])
     adversarial = pictures.decode_array(item["adversarial"])
     difference, factor = pictures.perturbation(image, adversarial)
-    amplified = (
-        "none" if factor is None else f"\N{MULTIPLICATION SIGN} {formatting.number(factor, 1)}"
-    )
     before = (
         f"{class_name(names, item['prediction'])} ({formatting.confidence(item['confidence'])})"
     )
@@ -104,24 +101,29 @@ def _example(item: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     )
 
     def explained(prefix: str, source: np.ndarray) -> list[dict[str, Any]]:
-        tiles = [_tile(pictures.heat(pictures.decode_array(item[f"{prefix}saliency"])), "saliency")]
+        tiles = [tile(pictures.heat(pictures.decode_array(item[f"{prefix}saliency"])), "saliency")]
         if item.get(f"{prefix}grad_cam"):
             grad_cam = pictures.decode_array(item[f"{prefix}grad_cam"])
-            tiles.append(_tile(pictures.overlay(source, grad_cam), "Grad-CAM"))
+            tiles.append(tile(pictures.overlay(source, grad_cam), "Grad-CAM"))
         return tiles
 
     return {
         **item,
-        "original": [_tile(pictures.to_rgb(image), "original", before), *explained("", image)],
-        "difference": _tile(difference, "perturbation", amplified),
+        "original": [tile(pictures.to_rgb(image), "original", before), *explained("", image)],
+        "difference": tile(difference, "perturbation", amplified(factor)),
         "attacked": [
-            _tile(pictures.to_rgb(adversarial), "adversarial", after),
+            tile(pictures.to_rgb(adversarial), "adversarial", after),
             *explained("adversarial_", adversarial),
         ],
     }
 
 
-def _tile(pixels: np.ndarray, title: str, text: str = "") -> dict[str, Any]:
+def amplified(factor: float | None) -> str:
+    """How strongly a perturbation is shown; None is that of two equal images."""
+    return "none" if factor is None else f"\N{MULTIPLICATION SIGN} {formatting.number(factor, 1)}"
+
+
+def tile(pixels: np.ndarray, title: str, text: str = "") -> dict[str, Any]:
     """A picture with its caption; `pixels` is uint8 [H, W, 3]."""
     height, width = pixels.shape[:2]
     return {

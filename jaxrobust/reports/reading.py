@@ -1,152 +1,146 @@
 """Reading a result.json: every complaint names the file, the place in it and what was wrong."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from jaxrobust.reports.pictures import decode_array
+from jaxrobust.reports.outline import PART, SECTION, check_outline
+from jaxrobust.reports.reading_blocks import VERDICT
+from jaxrobust.reports.schema import (
+    ANYTHING,
+    ARRAY,
+    BOOLEAN,
+    INTEGER,
+    MAPPING,
+    NUMBER,
+    RATE,
+    TEXT,
+    array_shape,
+    check,
+    check_image,
+    short,
+)
 
 FORMAT = 1
 
 
-class _Kind(NamedTuple):
-    """A leaf of the schema: what it is called and what passes."""
-
-    words: str
-    passes: Callable[[Any], bool]
-
-
-def _is_number(value: Any) -> bool:
-    # None is how JSON writes a number that could not be measured.
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-
-
-_TEXT = _Kind("text", lambda value: isinstance(value, str))
-_NUMBER = _Kind("a number or null", _is_number)
-_INTEGER = _Kind("an integer", lambda value: isinstance(value, int) and not isinstance(value, bool))
-_BOOLEAN = _Kind("true or false", lambda value: isinstance(value, bool))
-_MAPPING = _Kind("an object", lambda value: isinstance(value, dict))
-_ANYTHING = _Kind("anything", lambda value: True)
-
-# The format of docs/result_format.md: a dict lists keys ("?": may be absent or null), a list of one
-# says what every item is.
-_RATE = {"count": _NUMBER, "n": _NUMBER, "rate": _NUMBER, "low": _NUMBER, "high": _NUMBER}
-_ARRAY = {"dtype": _TEXT, "shape": [_INTEGER], "base64": _TEXT}
 _EPOCH = {
-    "epoch": _INTEGER,
-    "train_loss": _NUMBER,
-    "train_accuracy": _NUMBER,
-    "validation_loss?": _NUMBER,
-    "validation_accuracy?": _NUMBER,
-    "learning_rate": _NUMBER,
+    "epoch": INTEGER,
+    "train_loss": NUMBER,
+    "train_accuracy": NUMBER,
+    "validation_loss?": NUMBER,
+    "validation_accuracy?": NUMBER,
+    "learning_rate": NUMBER,
 }
-_SCORES = {"precision": _NUMBER, "recall": _NUMBER, "f1": _NUMBER}
+_SCORES = {"precision": NUMBER, "recall": NUMBER, "f1": NUMBER}
 _MODEL = {
-    "name": _TEXT,
-    "description?": _TEXT,
-    "num_parameters": _NUMBER,
-    "seeds?": [{"seed": _INTEGER, "accuracy": _RATE}],
-    "training": {"seconds_per_epoch": _NUMBER, "attack?": _TEXT, "epochs": [_EPOCH]},
+    "name": TEXT,
+    "description?": TEXT,
+    "num_parameters": NUMBER,
+    "seeds?": [{"seed": INTEGER, "accuracy": RATE}],
+    "training": {"seconds_per_epoch": NUMBER, "attack?": TEXT, "epochs": [_EPOCH]},
     "evaluation": {
-        "accuracy": _RATE,
-        "loss": _NUMBER,
-        "confusion_matrix": [[_NUMBER]],
-        "per_class": [{"class": _TEXT, **_SCORES, "support": _NUMBER}],
+        "accuracy": RATE,
+        "loss": NUMBER,
+        "confusion_matrix": [[NUMBER]],
+        "per_class": [{"class": TEXT, **_SCORES, "support": NUMBER}],
         "macro": _SCORES,
     },
 }
 _RECORD = {
-    "index": _INTEGER,
-    "label": _INTEGER,
-    "target?": _INTEGER,
-    "attacked": _BOOLEAN,
-    "success": _BOOLEAN,
-    "clean_prediction": _INTEGER,
-    "adversarial_prediction": _INTEGER,
-    "clean_confidence": _NUMBER,
-    "adversarial_confidence": _NUMBER,
-    "clean_logits": [_NUMBER],
-    "adversarial_logits": [_NUMBER],
-    "l2": _NUMBER,
-    "linf": _NUMBER,
-    "num_steps": _NUMBER,
+    "index": INTEGER,
+    "label": INTEGER,
+    "target?": INTEGER,
+    "attacked": BOOLEAN,
+    "success": BOOLEAN,
+    "clean_prediction": INTEGER,
+    "adversarial_prediction": INTEGER,
+    "clean_confidence": NUMBER,
+    "adversarial_confidence": NUMBER,
+    "clean_logits": [NUMBER],
+    "adversarial_logits": [NUMBER],
+    "l2": NUMBER,
+    "linf": NUMBER,
+    "num_steps": NUMBER,
 }
 _ATTACK = {
-    "name": _TEXT,
-    "label": _TEXT,
-    "parameters": _MAPPING,
-    "model": _TEXT,
-    "target?": _TEXT,
-    "success": _RATE,
-    "robust_accuracy?": _RATE,
-    "mean_l2": _NUMBER,
-    "mean_linf": _NUMBER,
-    "mean_confidence": _NUMBER,
-    "median_steps?": _NUMBER,
+    "name": TEXT,
+    "label": TEXT,
+    "parameters": MAPPING,
+    "model": TEXT,
+    "target?": TEXT,
+    "success": RATE,
+    "robust_accuracy?": RATE,
+    "mean_l2": NUMBER,
+    "mean_linf": NUMBER,
+    "mean_confidence": NUMBER,
+    "median_steps?": NUMBER,
     "records": [_RECORD],
 }
 _EXPLANATION = {
-    "model": _TEXT,
-    "class": _TEXT,
-    "index": _INTEGER,
-    "label": _INTEGER,
-    "prediction": _INTEGER,
-    "confidence": _NUMBER,
-    "layer?": _TEXT,
-    "image": _ARRAY,
-    "saliency": _ARRAY,
-    "grad_cam?": _ARRAY,
+    "model": TEXT,
+    "class": TEXT,
+    "index": INTEGER,
+    "label": INTEGER,
+    "prediction": INTEGER,
+    "confidence": NUMBER,
+    "layer?": TEXT,
+    "image": ARRAY,
+    "saliency": ARRAY,
+    "grad_cam?": ARRAY,
 }
 _EXAMPLE = {
-    "model": _TEXT,
-    "attack": _TEXT,
-    "index": _INTEGER,
-    "label": _INTEGER,
-    "target?": _INTEGER,
-    "success": _BOOLEAN,
-    "prediction": _INTEGER,
-    "confidence": _NUMBER,
-    "adversarial_prediction": _INTEGER,
-    "adversarial_confidence": _NUMBER,
-    "l2": _NUMBER,
-    "linf": _NUMBER,
-    "num_steps": _NUMBER,
-    "image": _ARRAY,
-    "adversarial": _ARRAY,
-    "saliency": _ARRAY,
-    "adversarial_saliency": _ARRAY,
-    "grad_cam?": _ARRAY,
-    "adversarial_grad_cam?": _ARRAY,
+    "model": TEXT,
+    "attack": TEXT,
+    "index": INTEGER,
+    "label": INTEGER,
+    "target?": INTEGER,
+    "success": BOOLEAN,
+    "prediction": INTEGER,
+    "confidence": NUMBER,
+    "adversarial_prediction": INTEGER,
+    "adversarial_confidence": NUMBER,
+    "l2": NUMBER,
+    "linf": NUMBER,
+    "num_steps": NUMBER,
+    "image": ARRAY,
+    "adversarial": ARRAY,
+    "saliency": ARRAY,
+    "adversarial_saliency": ARRAY,
+    "grad_cam?": ARRAY,
+    "adversarial_grad_cam?": ARRAY,
 }
 _RESULT = {
-    "experiment": _TEXT,
-    "title": _TEXT,
-    "summary": [_TEXT],
-    "config": _MAPPING,
-    "seed": _NUMBER,
-    "environment": _MAPPING,
-    "timings": _MAPPING,
+    "experiment": TEXT,
+    "title": TEXT,
+    "summary": [TEXT],
+    "config": MAPPING,
+    "seed": NUMBER,
+    "environment": MAPPING,
+    "timings": MAPPING,
     "data": {
-        "name": _TEXT,
-        "class_names": [_TEXT],
-        "num_train": _NUMBER,
-        "num_test": _NUMBER,
-        "image_shape": [_INTEGER],
-        "skipped_files?": [_ANYTHING],
+        "name": TEXT,
+        "class_names": [TEXT],
+        "num_train": NUMBER,
+        "num_test": NUMBER,
+        "image_shape": [INTEGER],
+        "skipped_files?": [ANYTHING],
     },
     "models": [_MODEL],
     "attacks?": [_ATTACK],
-    "transfer?": [{"label": _TEXT, "target?": _TEXT, "models": [_TEXT], "rates": [[_RATE]]}],
+    "transfer?": [{"label": TEXT, "target?": TEXT, "models": [TEXT], "rates": [[RATE]]}],
     "explanations?": [_EXPLANATION],
     "gallery?": [_EXAMPLE],
     "curves?": [
         {
-            "model": _TEXT,
-            "label": _TEXT,
-            "points": [{"epsilon": _NUMBER, "robust_accuracy": _RATE}],
+            "model": TEXT,
+            "label": TEXT,
+            "points": [{"epsilon": NUMBER, "robust_accuracy": RATE}],
         }
     ],
+    "verdicts?": [VERDICT],
+    "parts?": [PART],
+    "sections?": [SECTION],
 }
 
 
@@ -182,55 +176,26 @@ def read_result(path: Path) -> dict[str, Any]:
 
 def _check_result(result: Any) -> None:
     if not isinstance(result, dict):
-        raise ValueError(f"the file must hold an object, got {_short(result)}.")
+        raise ValueError(f"the file must hold an object, got {short(result)}.")
     if result.get("format") != FORMAT:
-        raise ValueError(f"`format` must be {FORMAT}, got {_short(result.get('format'))}.")
-    _check(result, _RESULT, "")
+        raise ValueError(f"`format` must be {FORMAT}, got {short(result.get('format'))}.")
+    check(result, _RESULT, "")
     for section in ("explanations", "gallery"):
         for position, item in enumerate(result.get(section) or []):
             _check_pictures(item, f"{section}[{position}]")
-
-
-def _check(value: Any, schema: Any, where: str) -> None:
-    """Raises ValueError, naming the place, unless `value` has the shape of `schema`."""
-    if isinstance(schema, _Kind):
-        if not schema.passes(value):
-            raise ValueError(f"`{where}` must be {schema.words}, got {_short(value)}.")
-    elif isinstance(schema, list):
-        if not isinstance(value, list):
-            raise ValueError(f"`{where}` must be a list, got {_short(value)}.")
-        for position, item in enumerate(value):
-            _check(item, schema[0], f"{where}[{position}]")
-    else:
-        if not isinstance(value, dict):
-            raise ValueError(f"`{where}` must be an object, got {_short(value)}.")
-        for key, inner in schema.items():
-            name = key.rstrip("?")
-            place = f"{where}.{name}" if where else name
-            if name not in value and not key.endswith("?"):
-                raise ValueError(f"`{place}` is missing.")
-            if not (key.endswith("?") and value.get(name) is None):
-                _check(value[name], inner, place)
+    check_outline(result)
 
 
 def _check_pictures(item: dict[str, Any], where: str) -> None:
     """Images must be [H, W, 1 or 3], and whatever is drawn beside them as large."""
-    shapes = {}
-    for key, value in item.items():
-        if isinstance(value, dict):
-            try:
-                shapes[key] = decode_array(value).shape
-            except ValueError as error:
-                raise ValueError(f"`{where}.{key}`: {error}") from error
+    shapes = {
+        key: array_shape(value, f"{where}.{key}")
+        for key, value in item.items()
+        if isinstance(value, dict)
+    }
     image = shapes["image"]
-    if len(image) != 3 or image[2] not in (1, 3) or 0 in image:
-        raise ValueError(f"`{where}.image` must be [H, W, 1] or [H, W, 3], got shape {image}.")
+    check_image(image, f"{where}.image")
     for key, shape in shapes.items():
         expected = image if key in ("image", "adversarial") else image[:2]
         if shape != expected:
             raise ValueError(f"`{where}.{key}` must have shape {expected}, got {shape}.")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,5 +1,6 @@
 """What the experiment scripts share: a command line, timed stages, result.json and its pictures."""
 
+from jaxrobust.studies import blocks
 from jaxrobust.studies.pictures import explanations, gallery, right_and_wrong, spread
 from jaxrobust.studies.results import (
     configuration,
@@ -12,6 +13,7 @@ from jaxrobust.studies.script import Stages, finish, open_run, run_script
 
 __all__ = [
     "Stages",
+    "blocks",
     "configuration",
     "encode_array",
     "environment",

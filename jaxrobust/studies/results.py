@@ -33,7 +33,7 @@ def environment() -> dict[str, Any]:
         "device": " ".join(dict.fromkeys([device.platform, device.device_kind])),
         "num_devices": jax.device_count(),
         "num_cpus": os.cpu_count(),
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
@@ -45,7 +45,7 @@ def _version(package: str) -> str | None:
 
 
 @functools.cache
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of the source tree, marked where files differ from it; None outside of one.
 
     Remembered from the first call, which `open_run` makes: at the end of a long run the tree may

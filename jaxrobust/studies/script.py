@@ -1,18 +1,22 @@
 """The frame of an experiment script: its command line, its folder, its stages."""
 
 import contextlib
+import json
 import os
+import re
 import sys
 import time
 import traceback
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from jaxrobust import files, reports
-from jaxrobust.studies.results import configuration, environment
+from jaxrobust.studies.results import commit, configuration, environment
 
 Config = TypeVar("Config")
+Progress = Callable[[int, int], None]
 
 
 def run_script(main: Callable[[Config], Any], config_type: type[Config]) -> None:
@@ -75,7 +79,9 @@ def open_run(results_dir: Path, experiment: str, run: str, config: Any) -> Path:
         raise ValueError(f"`run` must be a plain name, got {run!r}.")
     folder = results_dir / experiment / run
     environment()  # reads the commit now, before the tree can change under the run
-    in_use = (folder / "result.json").exists() or any(folder.glob("*/checkpoints/*"))
+    in_use = (folder / "result.json").exists() or any(
+        next(folder.glob(kept), None) for kept in ("*/checkpoints/*", "stages/*.json")
+    )
     files.claim(folder, configuration(config), in_use=in_use)
     return folder
 
@@ -97,21 +103,77 @@ def finish(folder: Path, result: dict[str, Any]) -> Path:
 
 
 class Stages:
-    """Stages of a long run: each is announced, timed and remembered.
+    """Stages of a long run: each is announced, timed and, where it has a result, kept on disk.
+
+    Args:
+      folder: Of the run. `remember` keeps results in its folder "stages", so that a run that was
+        killed goes on with the first stage that it had not finished.
 
     Attributes:
-      seconds: {stage: seconds}, for result.json.
+      seconds: {stage: seconds}, for result.json; those of earlier processes included.
+      commits: The commits of the code that computed the stages, in order of appearance.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = None if folder is None else folder / "stages"
         self.seconds: dict[str, float] = {}
+        self.commits: list[str | None] = []
+        self._open: list[dict[str, float]] = []  # of each open stage, the stages within it
 
     def count_resumed(self, name: str, seconds: float) -> None:
         """Counts what earlier processes spent on a stage: `seconds`, where that is the more."""
         self.seconds[name] = max(self.seconds[name], seconds)
+        for within in self._open:
+            within[name] = self.seconds[name]
+
+    def remember(self, name: str, compute: Callable[[Progress], Any]) -> Any:
+        """The result of a stage: read back where an earlier process finished it, else computed.
+
+        Args:
+          name: Of the stage, different from all others of the run.
+          compute: Takes a progress callback (done, total) and returns JSON values, or objects that
+            hold them; NaN and infinities become None.
+
+        Returns:
+          The result as JSON has it: tuples are lists, keys are strings, whether computed or read.
+
+        Raises:
+          ValueError: A name that the run has used already, or a result file that is not whole.
+        """
+        if name in self.seconds:
+            raise ValueError(
+                f"`name` must differ from other stages of the run, got {name!r} twice."
+            )
+        if self._folder is None:
+            raise ValueError("`remember` needs `Stages(folder)`, got no folder.")
+        path = self._folder / f"{_plain(name)}.json"
+        if path.exists():
+            print(f"{name}: done before", file=sys.stderr, flush=True)
+        else:
+            within: dict[str, float] = {}
+            self._open.append(within)
+            try:
+                with self(name) as progress:
+                    result = compute(progress)
+            finally:
+                self._open.pop()
+            facts = {"stage": name, "seconds": self.seconds[name], "within": within}
+            files.write_json(path, facts | {"commit": commit(), "result": result})
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            seconds, result = kept["within"] | {name: kept["seconds"]}, kept["result"]
+            same = kept["stage"] == name
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is no result of a stage; delete it to go on.") from error
+        if not same:
+            raise ValueError(f"{path} holds another stage; delete it to go on.")
+        self.seconds |= seconds
+        if kept["commit"] not in self.commits:
+            self.commits.append(kept["commit"])
+        return result
 
     @contextlib.contextmanager
-    def __call__(self, name: str) -> Iterator[Callable[[int, int], None]]:
+    def __call__(self, name: str) -> Iterator[Progress]:
         """Announces a stage and times what runs inside; yields a progress callback for it."""
         on_terminal = sys.stderr.isatty()
         print(f"{name} ...", file=sys.stderr, flush=True)
@@ -120,8 +182,18 @@ class Stages:
             if on_terminal and done < total:
                 print(f"\r\033[K{name}: {done}/{total}", file=sys.stderr, end="", flush=True)
 
-        start = time.perf_counter()
+        before, start = sum(self.seconds.values()), time.perf_counter()
         yield progress
-        self.seconds[name] = time.perf_counter() - start
-        before = "\r\033[K" if on_terminal else ""
-        print(f"{before}{name}: {self.seconds[name]:.1f} s", file=sys.stderr, flush=True)
+        # Without the stages inside of it, so that the seconds of all stages add up.
+        inner = sum(self.seconds.values()) - before
+        self.seconds[name] = max(0.0, time.perf_counter() - start - inner)
+        for within in self._open:
+            within[name] = self.seconds[name]
+        clear = "\r\033[K" if on_terminal else ""
+        print(f"{clear}{name}: {self.seconds[name]:.1f} s", file=sys.stderr, flush=True)
+
+
+def _plain(name: str) -> str:
+    """A stage's name as a file's: readable, and different for different names."""
+    words = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")
+    return f"{words[:60]}-{zlib.crc32(name.encode()):08x}"

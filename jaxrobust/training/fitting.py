@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import os
 import statistics
 import tempfile
@@ -14,19 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import checks, compilation, files
-from jaxrobust.models import Classifier
-from jaxrobust.training import fingerprint, loop
+from jaxrobust import checks, files
+from jaxrobust.training import fingerprint, loop, programs
 from jaxrobust.training.checkpoint import RunCheckpoints
 from jaxrobust.training.config import TrainConfig
 from jaxrobust.training.data import Examples, on_device
 from jaxrobust.training.history import Row, best_epoch, is_finished
 from jaxrobust.training.interrupt import catch_interrupt
 from jaxrobust.training.logs import Display, RunLog
-from jaxrobust.training.optimizers import make_optimizer, make_schedule
-from jaxrobust.training.programs import compile_programs, zero_totals
+from jaxrobust.training.optimizers import make_optimizer
 from jaxrobust.training.state import TrainState, create_state
-from jaxrobust.training.step import Augment, train_step
+from jaxrobust.training.step import Augment
 from jaxrobust.types import Array, Attack, Masks, PyTree
 
 CHECKPOINTS = "checkpoints"
@@ -159,7 +156,9 @@ def fit(
     optimizer = make_optimizer(config)
 
     def initial_state() -> TrainState:
-        start = compilation.jit(model.init)(init_key, image) if variables is None else variables
+        start = variables
+        if start is None:
+            start = programs.initial_variables(init_key, image, model=programs.Itself(model))
         if masks is not None:
             start = dict(start) | {"params": _masked(start["params"], masks)}
         return create_state(start, optimizer, average=config.ema_decay is not None)
@@ -188,31 +187,13 @@ def fit(
         "masks": masks,
     }
     steps_per_epoch = len(train_set.labels) // config.batch_size
-    step = functools.partial(
-        train_step,
-        apply_fn=model.apply,
-        optimizer=optimizer,
-        schedule=make_schedule(config, steps_per_epoch),
-        mean=mean,
-        std=std,
-        augment=augment,
-        attack=attack,
-        label_smoothing=config.label_smoothing,
-        ema_decay=config.ema_decay,
-        masks=masks,
-    )
-    apply_fn: Any = model.apply
-
-    def classify(variables: PyTree) -> Classifier:
-        return Classifier(apply_fn, variables, mean, std)
-
     with contextlib.ExitStack() as stack:
         directory = Path(run_dir or stack.enter_context(tempfile.TemporaryDirectory()))
         started = any((directory / CHECKPOINTS).glob("*"))
         files.claim(directory, fingerprint.describe(settings), in_use=started)
         checkpoints = stack.enter_context(RunCheckpoints(directory / CHECKPOINTS))
         position = loop.restore(checkpoints, template) or loop.Position(
-            initial_state(), zero_totals(), ()
+            initial_state(), programs.zero_totals(), ()
         )
         unfinished = not is_finished(config, position.history)
         log = stack.enter_context(
@@ -227,16 +208,14 @@ def fit(
             position = loop.train(
                 position,
                 config,
-                compile_programs(
-                    step,
-                    classify,
+                programs.compile_programs(
+                    programs.make_plan(model, augment, config, len(train_set.labels)),
+                    programs.make_constants(mean, std, masks, attack, validation_attack),
                     template,
                     train_set,
                     validation_set,
-                    config.batch_size,
                     order_key,
                     step_key,
-                    validation_attack,
                 ),
                 checkpoints,
                 log,

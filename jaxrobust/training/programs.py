@@ -1,17 +1,111 @@
-"""The compiled programs of a run. Each is compiled once, ahead of time, for one shape of batch."""
+"""The compiled programs of a run. Each is compiled once, ahead of time, for one shape of batch.
 
+A second run that differs in its seed, its data, its masks or the numbers of its attack alone finds them
+compiled: what such runs differ by is an argument.
+"""
+
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxrobust import compilation
+from jaxrobust.attacks import engine
 from jaxrobust.models import Classifier
+from jaxrobust.training.config import TrainConfig
 from jaxrobust.training.data import Examples, batch_at, padded_batch_at, shuffled
+from jaxrobust.training.optimizers import make_optimizer, make_schedule
 from jaxrobust.training.state import TrainState
-from jaxrobust.training.step import Metrics, eval_step
-from jaxrobust.types import Array, Attack, PyTree
+from jaxrobust.training.step import Augment, Metrics, eval_step, train_step
+from jaxrobust.types import Array, Attack, Masks, PyTree
+
+
+class Itself:
+    """A value that compiled code depends on: equal to itself alone, so that any value will do.
+
+    Attributes:
+      value: Of a class that need not be hashable.
+    """
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Itself) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return hash(id(self.value))
+
+
+class Plan(NamedTuple):
+    """What the programs of a run are compiled for.
+
+    Attributes:
+      model: The network.
+      augment: Of the training images, or None.
+      config: The settings, whose seed does not matter.
+      num_examples: Of the training set.
+    """
+
+    model: Itself
+    augment: Itself
+    config: TrainConfig
+    num_examples: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """How many batches fill an epoch."""
+        return self.num_examples // self.config.batch_size
+
+
+class Constants(NamedTuple):
+    """What stays the same for a run, as arguments of its programs.
+
+    Attributes:
+      mean: [C] or a scalar, of pixel values in [0, 1].
+      std: [C] or a scalar.
+      masks: The parameters' structure with boolean leaves, or None.
+      attack: On the training images, or None.
+      validation_attack: On the validation images, or None.
+    """
+
+    mean: Any
+    std: Any
+    masks: Masks | None
+    attack: Attack | None
+    validation_attack: Attack | None
+
+
+def make_plan(model: nn.Module, augment: Augment | None, config: TrainConfig, count: int) -> Plan:
+    """The plan of a run."""
+    return Plan(Itself(model), Itself(augment), dataclasses.replace(config, seed=0), count)
+
+
+def make_constants(
+    mean: Any,
+    std: Any,
+    masks: Masks | None,
+    attack: Attack | None,
+    validation_attack: Attack | None,
+) -> Constants:
+    """The constants of a run, all of their leaves arrays."""
+    return Constants(
+        jnp.asarray(mean, jnp.float32),
+        jnp.asarray(std, jnp.float32),
+        jax.tree.map(jnp.asarray, masks),
+        None if attack is None else engine.as_arrays(attack),
+        None if validation_attack is None else engine.as_arrays(validation_attack),
+    )
+
+
+@functools.partial(compilation.jit, static_argnames="model")
+def initial_variables(key: Array, image: Array, *, model: Itself) -> PyTree:
+    """A network's initial variables."""
+    return model.value.init(key, image)
 
 
 class Programs(NamedTuple):
@@ -40,93 +134,113 @@ def zero_totals() -> Metrics:
 
 
 def compile_programs(
-    step: Callable[[TrainState, tuple[Array, Array], Array], tuple[TrainState, Metrics]],
-    classify: Callable[[PyTree], Classifier],
+    plan: Plan,
+    constants: Constants,
     state: TrainState,
     train: Examples,
     validation: Examples | None,
-    batch_size: int,
     order_key: Array,
     step_key: Array,
-    validation_attack: Attack | None = None,
 ) -> Programs:
     """Compiles what the loop needs.
 
     Args:
-      step: (state, batch, key) -> (state, metrics), `train_step` with its settings.
-      classify: From variables to the function that validation evaluates.
+      plan: What to compile.
+      constants: Of the run.
       state: For its shapes alone.
       train: The training set.
       validation: The validation set.
-      batch_size: At most the size of `train`.
       order_key: Folded with the epoch for its order.
       step_key: Folded with the step for whatever is random in it.
-      validation_attack: For the validation images.
     """
-    count = train.labels.shape[0]
-    steps_per_epoch = count // batch_size
-
-    def train_batch(
-        state: TrainState, totals: Metrics, order: Array, examples: Examples, key: Array
-    ) -> tuple[TrainState, Metrics]:
-        batch = batch_at(examples, order, state.step % steps_per_epoch, batch_size)
-        state, metrics = step(state, batch, jax.random.fold_in(key, state.step))
-        sums = {name: totals[name] + metrics[name] for name in totals}
-        return state, sums | {"learning_rate": metrics["learning_rate"]}
-
-    order = compilation.jit(lambda key, epoch: shuffled(key, epoch, count))
-    example_order = order(order_key, jnp.int32(0))
-    compiled_train = (
-        compilation.jit(train_batch, donate_argnums=(0, 1))
-        .lower(state, zero_totals(), example_order, train, step_key)  # type: ignore[attr-defined]
-        .compile()
-    )
+    order = _order(order_key, jnp.int32(0), count=plan.num_examples)
+    compiled: Any = _train_batch.lower(  # type: ignore[attr-defined]
+        state, zero_totals(), order, train, step_key, constants, plan=plan
+    ).compile()
     return Programs(
-        order=lambda epoch: order(order_key, jnp.int32(epoch)),
-        train_batch=lambda state, totals, order: compiled_train(
-            state, totals, order, train, step_key
+        order=lambda epoch: _order(order_key, jnp.int32(epoch), count=plan.num_examples),
+        train_batch=lambda state, totals, order: compiled(
+            state, totals, order, train, step_key, constants
         ),
-        evaluate=_compile_evaluation(
-            classify, state, validation, batch_size, validation_attack, step_key
-        ),
+        evaluate=_compile_evaluation(plan, constants, state, validation, step_key),
     )
+
+
+@functools.partial(compilation.jit, static_argnames="count")
+def _order(key: Array, epoch: Array, *, count: int) -> Array:
+    return shuffled(key, epoch, count)
+
+
+@functools.partial(compilation.jit, static_argnames="plan", donate_argnums=(0, 1))
+def _train_batch(
+    state: TrainState,
+    totals: Metrics,
+    order: Array,
+    examples: Examples,
+    key: Array,
+    constants: Constants,
+    *,
+    plan: Plan,
+) -> tuple[TrainState, Metrics]:
+    config = plan.config
+    batch = batch_at(examples, order, state.step % plan.steps_per_epoch, config.batch_size)
+    state, metrics = train_step(
+        state,
+        batch,
+        jax.random.fold_in(key, state.step),
+        apply_fn=plan.model.value.apply,
+        optimizer=make_optimizer(config),
+        schedule=make_schedule(config, plan.steps_per_epoch),
+        mean=constants.mean,
+        std=constants.std,
+        augment=plan.augment.value,
+        attack=constants.attack,
+        label_smoothing=config.label_smoothing,
+        ema_decay=config.ema_decay,
+        masks=constants.masks,
+    )
+    sums = {name: totals[name] + metrics[name] for name in totals}
+    return state, sums | {"learning_rate": metrics["learning_rate"]}
+
+
+@functools.partial(compilation.jit, static_argnames="plan")
+def _evaluate_batch(
+    variables: PyTree,
+    totals: Metrics,
+    index: Array,
+    examples: Examples,
+    key: Array,
+    constants: Constants,
+    *,
+    plan: Plan,
+) -> Metrics:
+    batch, valid = padded_batch_at(examples, index, plan.config.batch_size)
+    # The same key in every epoch: figures are compared between epochs, so luck is held fixed.
+    key = jax.random.fold_in(key, index)
+    apply_fn: Any = plan.model.value.apply
+    classifier = Classifier(apply_fn, variables, constants.mean, constants.std)
+    sums = eval_step(classifier, batch, valid, attack=constants.validation_attack, key=key)
+    return jax.tree.map(jnp.add, totals, sums)
 
 
 def _compile_evaluation(
-    classify: Callable[[PyTree], Classifier],
-    state: TrainState,
-    examples: Examples | None,
-    batch_size: int,
-    attack: Attack | None,
-    key: Array,
+    plan: Plan, constants: Constants, state: TrainState, examples: Examples | None, key: Array
 ) -> Callable[[PyTree], Metrics] | None:
     if examples is None:
         return None
-
-    def evaluate_batch(
-        variables: PyTree, totals: Metrics, index: Array, examples: Examples, key: Array
-    ) -> Metrics:
-        batch, valid = padded_batch_at(examples, index, batch_size)
-        # The same key in every epoch: figures are compared between epochs, so luck is held fixed.
-        key = jax.random.fold_in(key, index)
-        sums = eval_step(classify(variables), batch, valid, attack=attack, key=key)
-        return jax.tree.map(jnp.add, totals, sums)
-
     zeros = {
         "loss": jnp.zeros((), jnp.float32),
         "correct": jnp.zeros((), jnp.int32),
         "count": jnp.zeros((), jnp.int32),
     }
-    compiled: Any = (
-        compilation.jit(evaluate_batch)
-        .lower(state.evaluated, zeros, jnp.int32(0), examples, key)  # type: ignore[attr-defined]
-        .compile()
-    )
+    compiled: Any = _evaluate_batch.lower(  # type: ignore[attr-defined]
+        state.evaluated, zeros, jnp.int32(0), examples, key, constants, plan=plan
+    ).compile()
 
     def evaluate(variables: PyTree) -> Metrics:
         totals = zeros
-        for index in range(-(-examples.labels.shape[0] // batch_size)):
-            totals = compiled(variables, totals, jnp.int32(index), examples, key)
+        for index in range(-(-examples.labels.shape[0] // plan.config.batch_size)):
+            totals = compiled(variables, totals, jnp.int32(index), examples, key, constants)
         return totals
 
     return evaluate

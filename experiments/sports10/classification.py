@@ -1,0 +1,331 @@
+"""Problem A: accuracy with its certainty, confusions, and what the answers rest on."""
+
+import dataclasses
+import functools
+from collections import Counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.sports10 import folds
+from experiments.sports10.networks import RECIPES
+from experiments.sports10.study import Study
+from jaxrobust import attribution, evaluation, studies
+from jaxrobust.evaluation.classification import predictions
+from jaxrobust.studies import blocks
+
+PART = "a"
+
+
+def model_entries(study: Study) -> list[dict[str, Any]]:
+    """Every network of the first seed as the report shows it, with the accuracy of all seeds."""
+    return [
+        study.stages.remember(f"evaluate {name}", functools.partial(_model_entry, study, name))
+        for name in study.config.models
+    ]
+
+
+def _model_entry(study: Study, name: str, _: Any) -> dict[str, Any]:
+    fitted, test = study.trained(name, study.config.seed), study.test(name)
+    entry = studies.model_entry(
+        name,
+        study.base(name),
+        test.images,
+        test.labels,
+        study.class_names,
+        params=fitted.variables["params"],
+        history=fitted.history,
+        seconds_per_epoch=fitted.seconds_per_epoch,
+        description=f"{len(fitted.history)} epochs of {study.recipe(name).optimizer}; "
+        + RECIPES[name].source,
+    )
+    accuracies = [
+        evaluation.evaluate(
+            study.classifier(name, study.trained(name, seed).variables), test.images, test.labels
+        )["accuracy"]
+        for seed in study.seeds_of(name)
+    ]
+    seeds = zip(study.seeds_of(name), accuracies, strict=True)
+    return entry | {"seeds": [{"seed": seed, "accuracy": accuracy} for seed, accuracy in seeds]}
+
+
+def sections(study: Study, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The sections of this part, in the order of the report."""
+    return [
+        _photographs(study),
+        _certainty(study, entries),
+        _confusions(entries),
+        study.stages.remember("attribution methods", lambda progress: _maps(study, progress)),
+    ]
+
+
+def _photographs(study: Study) -> dict[str, Any]:
+    dataset = study.dataset(study.config.models[0])
+    counts = np.bincount(dataset.train.labels, minlength=dataset.num_classes)
+    tests = np.bincount(dataset.test.labels, minlength=dataset.num_classes)
+    rows = [
+        [name, int(count), int(test)]
+        for name, count, test in zip(study.class_names, counts, tests, strict=True)
+    ]
+    least, most = int(counts.argmin()), int(counts.argmax())
+    text = (
+        f"Of the training photographs {study.class_names[most]} has the most ({counts[most]}) and "
+        f"{study.class_names[least]} the fewest ({counts[least]}). Report B names basketball (191) and "
+        "golf (131): its numbers are right, its classes are not."
+    )
+    return blocks.section(
+        "photographs",
+        "Photographs of each class",
+        [blocks.table(["Class", "Training", "Test"], rows, folded=True, title="Counts")],
+        part=PART,
+        text=[text],
+    )
+
+
+def _certainty(study: Study, entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Seeds, folds and paired tests: which differences between networks are real."""
+    found = {name: folds.outcomes(study, name) for name in study.folded}
+    rows, right = [], {}
+    for entry in entries:
+        name = entry["name"]
+        rates = [row["accuracy"]["rate"] for row in entry["seeds"]]
+        held_out: Any = None
+        if name in found:
+            right[name] = np.array(found[name]["right"]["dense"], bool)
+            held_out = evaluation.rate(int(right[name].sum()), len(right[name]))
+        rows.append(
+            [
+                name,
+                entry["num_parameters"],
+                entry["evaluation"]["accuracy"],
+                _estimate(np.array(rates)) if len(rates) > 1 else None,
+                ", ".join(f"{row['accuracy']['count']}" for row in entry["seeds"]),
+                held_out,
+            ]
+        )
+    study.facts["held out"] = {
+        name: evaluation.rate(int(values.sum()), len(values)) for name, values in right.items()
+    }
+    study.facts["tests"] = {entry["name"]: entry["seeds"] for entry in entries}
+    pairs = []
+    study.facts["pairs"] = []
+    names = list(right)
+    tests = [
+        (a, b, evaluation.mcnemar(right[a], right[b]))
+        for i, a in enumerate(names)
+        for b in names[i + 1 :]
+    ]
+    adjusted = evaluation.holm([test["p_value"] for _, _, test in tests]) if tests else []
+    for (a, b, test), p_value in zip(tests, adjusted, strict=True):
+        gap = evaluation.paired_difference(right[b], right[a])
+        better = b if gap["difference"] > 0 else a
+        study.facts["pairs"].append({"names": [a, b], "better": better, "p_value": p_value})
+        pairs.append(
+            [
+                f"{b} against {a}",
+                blocks.estimate(gap["difference"], gap["low"], gap["high"], 100),
+                test["only_b"],
+                test["only_a"],
+                p_value,
+                f"real: {better} is better" if p_value < 0.05 else "not shown to be real",
+            ]
+        )
+    return blocks.section(
+        "certainty",
+        "How sure the accuracies are",
+        [
+            blocks.table(
+                [
+                    "Network",
+                    blocks.column("Parameters", decimals=0),
+                    "Test, first seed",
+                    blocks.column("Test, mean of seeds", unit="%", decimals=1),
+                    "Right of the test set, seed by seed",
+                    f"Cross-validation, {study.config.num_folds} folds",
+                ],
+                rows,
+                "One test photograph of 50 is two points, so the interval of one accuracy spans about "
+                "20. The mean of the seeds has a 95 % Student interval: it says how much training "
+                "scatters, and not how much other photographs would. Cross-validation trains on four "
+                "fifths of the training photographs and counts the held-out fifth, each once.",
+            ),
+            blocks.table(
+                [
+                    "Networks",
+                    blocks.column("Difference", unit="points", decimals=1),
+                    "Only the first right",
+                    "Only the second right",
+                    blocks.column("p", decimals=4),
+                    "Verdict",
+                ],
+                pairs,
+                "Paired on the held-out photographs of the folds: exact McNemar tests with Holm's "
+                "correction for their number, and 95 % intervals of Newcombe.",
+            ),
+        ],
+        part=PART,
+    )
+
+
+def _confusions(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """The most frequent mistakes of each network."""
+    rows = []
+    for entry in entries:
+        matrix = entry["evaluation"]["confusion_matrix"]
+        names = [row["class"] for row in entry["evaluation"]["per_class"]]
+        wrong = Counter(
+            {
+                (names[i], names[j]): count
+                for i, counts in enumerate(matrix)
+                for j, count in enumerate(counts)
+                if i != j and count
+            }
+        )
+        shown = [f"{a} as {b} ({count})" for (a, b), count in wrong.most_common(4)]
+        rows.append([entry["name"], sum(wrong.values()), ", ".join(shown)])
+    return blocks.section(
+        "confusions",
+        "The most frequent mistakes",
+        [
+            blocks.table(
+                ["Network", "Wrong", "Most frequent"],
+                rows,
+                "Of the 50 test photographs; each class has five, so a mistake seen once or twice "
+                "says little about the class.",
+            )
+        ],
+        part=PART,
+    )
+
+
+def _maps(study: Study, progress: Any) -> dict[str, Any]:
+    """All methods of attribution on the network that we recommend: pictures and figures."""
+    name = study.config.models[-1]
+    classifier, test = study.base(name), study.test(name)
+    methods = {method: attribution.METHODS[method] for method in study.methods(name)}
+    images = jnp.asarray(test.images / np.float32(255))
+    predicted = jnp.asarray(predictions(evaluation.logits(classifier, test.images)))
+    steps = 5 if study.config.quick else 20
+    maps, scores = {}, {}
+    total = len(methods) + 2
+    for done, (method, function) in enumerate(methods.items(), start=1):
+        maps[method] = np.asarray(function(study.key, classifier, images, predicted))
+        scores[method] = _faithfulness(classifier, images, maps[method], predicted, steps)
+        progress(done, total)
+    control = attribution.random_maps(study.key, images.shape[:3])
+    scores["random"] = _faithfulness(classifier, images, control, predicted, steps)
+    rows = [_faithfulness_row(method, scores) for method in [*methods, "random"]]
+
+    chosen = studies.right_and_wrong(np.asarray(predicted), test.labels, num_classes=3)
+    grid = []
+    for index in chosen:
+        label = study.class_names[test.labels[index]]
+        said = study.class_names[int(predicted[index])]
+        tiles = [blocks.tile(test.images[index], title="image", text=said)]
+        tiles += [
+            blocks.tile(
+                test.images[index],
+                title=method.replace("_", " "),
+                values=maps[method][index],
+                style="heat" if method in _FINE else "overlay",
+            )
+            for method in methods
+        ]
+        verdict = "right" if said == label else "wrong"
+        grid.append((f"{label}, image {index}: {verdict}", tiles))
+
+    layers, lines = _cascade(study, name, images[: 2 if study.config.quick else 20])
+    return blocks.section(
+        "attribution",
+        "What the answers rest on, measured",
+        [
+            blocks.pictures(
+                grid,
+                f"Maps of {name} for the class that it names. Fine maps are bright where a pixel "
+                "matters; the others lie over the image in grey and cover what matters. Each map is "
+                "stretched to its own range.",
+                title="Every method on the same images",
+            ),
+            blocks.table(
+                [
+                    "Method",
+                    blocks.column("Deletion AUC", decimals=3, group="Lower is better"),
+                    blocks.column("against random", decimals=3, group="Lower is better"),
+                    blocks.column("Insertion AUC", decimals=3, group="Higher is better"),
+                    blocks.column("against random", decimals=3, group="Higher is better"),
+                ],
+                rows,
+                "The named class's probability as the pixels that a map ranks highest are deleted or "
+                f"inserted, averaged over {steps} steps and {len(images)} photographs, with 95 % "
+                "intervals; the differences to a random map are paired. A method whose interval "
+                "holds 0 points no better than chance.",
+                title="Deletion and insertion",
+            ),
+            blocks.chart(
+                "Cascading randomisation",
+                "layers randomised, from the output down",
+                "rank correlation with the trained network's map",
+                lines,
+                "A map that explains the network must change when the network's weights are "
+                "replaced by noise: a line that stays high belongs to a method that draws the image "
+                f"rather than the network. Layers in order: {', '.join(layers)}.",
+            ),
+        ],
+        part=PART,
+        text=[
+            "The reports describe their maps with adjectives (focused, diffuse, meaningful). These are "
+            "the figures for such words."
+        ],
+    )
+
+
+_FINE = ("saliency", "smooth_grad", "integrated_gradients", "input_x_gradient")
+_CASCADED = ("saliency", "integrated_gradients", "grad_cam", "hires_cam", "eigen_cam")
+
+
+def _faithfulness(
+    classifier: Any, images: jax.Array, maps: Any, labels: jax.Array, steps: int
+) -> dict[str, np.ndarray]:
+    curves = {
+        "deletion": attribution.deletion_curve(classifier, images, maps, labels, num_steps=steps),
+        "insertion": attribution.insertion_curve(classifier, images, maps, labels, num_steps=steps),
+    }
+    return {name: np.asarray(curve["auc"]) for name, curve in curves.items()}
+
+
+def _faithfulness_row(method: str, scores: dict[str, dict[str, np.ndarray]]) -> list[Any]:
+    row: list[Any] = [method.replace("_", " ")]
+    for kind in ("deletion", "insertion"):
+        values = scores[method][kind]
+        row.append(_estimate(values))
+        gap = values - scores["random"][kind]
+        row.append(None if method == "random" else _estimate(gap))
+    return row
+
+
+def _estimate(values: np.ndarray) -> Any:
+    """Their mean with its 95 % interval."""
+    found = evaluation.mean_interval(values[np.isfinite(values)].tolist())
+    return blocks.estimate(found["mean"], found["low"], found["high"])
+
+
+def _cascade(study: Study, name: str, images: jax.Array) -> tuple[list[str], list[dict[str, Any]]]:
+    """(layers, a line for each method) of the cascading randomisation."""
+    classifier = study.base(name)
+    lines, layers = [], []
+    chosen = [method for method in _CASCADED if method in study.methods(name)]
+    for method in chosen[:1] if study.config.quick else chosen:
+        found = attribution.cascading_randomisation(
+            study.key,
+            attribution.METHODS[method],
+            lambda variables: dataclasses.replace(classifier, variables=variables),
+            classifier.variables,
+            images,
+        )
+        layers = list(found["layers"])
+        correlations = np.asarray(found["rank_correlation"])
+        values = [_estimate(row) for row in correlations]
+        lines.append(blocks.line(method.replace("_", " "), list(range(1, len(values) + 1)), values))
+    return layers, lines

@@ -1,0 +1,390 @@
+"""What the stages of the study share: settings, photographs, trained networks, saved attacks."""
+
+import dataclasses
+import functools
+import json
+import re
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.sports10.networks import FINE_TUNING, RECIPES
+from jaxrobust import (
+    attacks,
+    attribution,
+    checks,
+    data,
+    evaluation,
+    models,
+    pruning,
+    studies,
+    training,
+)
+from jaxrobust.attacks import FGSM, PGD
+from jaxrobust.types import Attack
+
+OURS = "photo_cnn"  # the network that the study recommends, if it recommends any
+EPSILONS = (0.01, 0.03, 0.05, 0.1)  # source 001's
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings.
+
+    Attributes:
+      data_dir: The folder with train/<class>/*.jpg and valid/<class>/*.jpg.
+      models: Which networks: mlp, cnn, simple_cnn, resnet_small, photo_cnn.
+      num_seeds: The networks are trained with seed, seed + 1, ...; the first of them is explained and
+        attacked. Slow ones are trained less often: cnn three times, resnet_small once.
+      num_folds: Of the cross-validation on the training photographs (not of resnet_small).
+      seed: The first seed.
+      num_epochs: Of every network; by default as in its recipe.
+      sparsities: Fractions of the weights to prune, ascending.
+      epsilon: Radius of the linf ball of the main attacks, in pixel units.
+      step_size: Of PGD, in pixel units.
+      num_steps: Of PGD.
+      target: The class that targeted attacks aim at.
+      num_recorded: Examples of each attack in the gallery.
+      latency_runs: Measured runs of each latency.
+      run: Name of the run; results go to <results_dir>/sports10/<run>.
+      results_dir: Where results go.
+      quick: Two networks, two epochs, few steps: to see that everything runs.
+      skip_damaged: Leave damaged photographs out, and list them.
+    """
+
+    data_dir: Path
+    models: tuple[str, ...] = tuple(RECIPES)
+    num_seeds: int = 5
+    num_folds: int = 5
+    seed: int = 0
+    num_epochs: int | None = None
+    sparsities: tuple[float, ...] = (0.2, 0.5, 0.8)
+    epsilon: float = 0.03
+    step_size: float = 0.01
+    num_steps: int = 40
+    target: str = "basketball"
+    num_recorded: int = 10
+    latency_runs: int = 200
+    run: str = "default"
+    results_dir: Path = Path("results")
+    quick: bool = False
+    skip_damaged: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.models if name not in RECIPES]
+        if unknown or not self.models or len(set(self.models)) != len(self.models):
+            raise ValueError(
+                f"`models` must be different names out of {tuple(RECIPES)}, got {self.models}."
+            )
+        checks.integer("num_seeds", self.num_seeds, minimum=1)
+        checks.integer("num_folds", self.num_folds, minimum=2)
+        checks.integer("seed", self.seed, minimum=0)
+        checks.number("epsilon", self.epsilon, above=0.0, maximum=1.0)
+        checks.integer("num_recorded", self.num_recorded, minimum=0)
+        checks.integer("latency_runs", self.latency_runs, minimum=2)
+        if self.num_epochs is not None:
+            checks.integer("num_epochs", self.num_epochs, minimum=1)
+        for sparsity in self.sparsities:
+            checks.number("sparsities", sparsity, above=0.0, maximum=0.99)
+        if not self.sparsities or list(self.sparsities) != sorted(set(self.sparsities)):
+            raise ValueError(f"`sparsities` must ascend, got {self.sparsities}.")
+        PGD(self.epsilon, self.step_size, self.num_steps)  # checks its own settings
+
+
+class Study:
+    """One run: its settings, its folder, and everything that several stages need.
+
+    Args:
+      config: The settings.
+      folder: Of the run.
+    """
+
+    def __init__(self, config: Config, folder: Path, dataset: data.Dataset) -> None:
+        self.config, self.folder = config, folder
+        self.stages = studies.Stages(folder)
+        self.facts: dict[str, Any] = {}  # what the verdicts rest on
+        self._datasets = {dataset.image_shape[0]: self._cut(dataset)}
+
+    def section(
+        self, stage: str, compute: Callable[[Any], tuple[dict[str, Any], dict[str, Any]]]
+    ) -> dict[str, Any]:
+        """A section of the report that also has facts for the verdicts; computed once.
+
+        Args:
+          stage: Its name.
+          compute: Takes a progress callback and returns (the section, facts by name).
+        """
+
+        def both(progress: Any) -> dict[str, Any]:
+            section, facts = compute(progress)
+            return {"section": section, "facts": facts}
+
+        found = self.stages.remember(stage, both)
+        self.facts |= found["facts"]
+        return found["section"]
+
+    @property
+    def key(self) -> jax.Array:
+        """The key of whatever is random outside of training."""
+        return jax.random.key(self.config.seed)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """K names."""
+        return next(iter(self._datasets.values())).class_names
+
+    @property
+    def target(self) -> int:
+        """The class that targeted attacks aim at."""
+        return self.class_names.index(self.config.target)
+
+    @property
+    def seeds(self) -> range:
+        """Of the networks that are quick to train."""
+        return range(self.config.seed, self.config.seed + self.config.num_seeds)
+
+    def seeds_of(self, name: str) -> range:
+        """The seeds that a network is trained with."""
+        return self.seeds[: RECIPES[name].max_seeds]
+
+    @property
+    def folded(self) -> list[str]:
+        """The networks that are cross-validated."""
+        return [name for name in self.config.models if RECIPES[name].folds]
+
+    @property
+    def compressed(self) -> list[str]:
+        """The networks that are pruned."""
+        return list(self.config.models)
+
+    def methods(self, name: str) -> list[str]:
+        """The methods of attribution that a network allows: an MLP has no layer with pixels."""
+        layer = attribution.default_layer(self.base(name), self.dataset(name).image_shape)
+        needed = attribution.NEEDS_LAYER if layer is None else ()
+        found = [method for method in attribution.METHODS if method not in needed]
+        return found[::3] if self.config.quick else found
+
+    def dataset(self, name: str) -> data.Dataset:
+        """The photographs in the size that a network takes."""
+        size = RECIPES[name].image_size
+        if size not in self._datasets:
+            self._datasets[size] = self._cut(
+                data.load(
+                    "sports10", self.config.data_dir, size, skip_damaged=self.config.skip_damaged
+                )
+            )
+        return self._datasets[size]
+
+    def _cut(self, dataset: data.Dataset) -> data.Dataset:
+        """With --quick, every fifth training photograph."""
+        train = dataset.train
+        if not self.config.quick or len(train) < 500:
+            return dataset
+        cut = data.Split(train.images[::5], train.labels[::5], train.files[::5])
+        return dataclasses.replace(dataset, train=cut)
+
+    def test(self, name: str) -> data.Split:
+        """The 50 test photographs in the size that a network takes."""
+        return self.dataset(name).test
+
+    @property
+    def test_files(self) -> list[Path]:
+        """The files of the test photographs."""
+        root = self.config.data_dir.expanduser()
+        root = root / "sports10" if (root / "sports10").is_dir() else root
+        return [root / "valid" / file for file in next(iter(self._datasets.values())).test.files]
+
+    def classifier(self, name: str, variables: Any) -> models.Classifier:
+        """A network with weights."""
+        dataset = self.dataset(name)
+        network = models.create(RECIPES[name].model, dataset.num_classes)
+        return models.Classifier(network.apply, variables, dataset.mean, dataset.std)
+
+    def fit(
+        self,
+        name: str,
+        run: str,
+        config: training.TrainConfig,
+        *,
+        rows: np.ndarray | None = None,
+        validation: data.Split | None = None,
+        augment: Any = None,
+        **options: Any,
+    ) -> training.FitResult:
+        """Trains a network; a finished training is read back.
+
+        Args:
+          name: Of the recipe.
+          run: Of the training: a stage of the study, and a folder.
+          config: Of the training.
+          rows: Of the training photographs; None: all.
+          validation: Drawn beside the training curve, and used for nothing.
+          augment: Instead of the recipe's.
+          **options: Of `training.fit`.
+        """
+        dataset = self.dataset(name)
+        images, labels = dataset.train.images, dataset.train.labels
+        if rows is not None:
+            images, labels = images[rows], labels[rows]
+        with self.stages(run):
+            fitted = training.fit(
+                models.create(RECIPES[name].model, dataset.num_classes),
+                (images, labels),
+                dataclasses.replace(config, batch_size=min(config.batch_size, len(labels))),
+                run_dir=self.folder / "training" / plain(run),
+                mean=dataset.mean,
+                std=dataset.std,
+                validation=None if validation is None else (validation.images, validation.labels),
+                augment=augment or RECIPES[name].augment,
+                checkpoint_every=20,
+                **options,
+            )
+        self.stages.count_resumed(run, fitted.seconds)
+        return fitted
+
+    def recipe(self, name: str) -> training.TrainConfig:
+        """The settings of a network's training, with --num-epochs."""
+        config = RECIPES[name].config
+        return dataclasses.replace(config, num_epochs=self.config.num_epochs or config.num_epochs)
+
+    def fine_tuning(self, name: str) -> training.TrainConfig:
+        """The settings of a pruned network's fine-tuning."""
+        num_epochs = 1 if self.config.quick else RECIPES[name].fine_tuning_epochs
+        return dataclasses.replace(FINE_TUNING, num_epochs=num_epochs)
+
+    @functools.cache  # noqa: B019  (a study lives as long as its process)
+    def trained(self, name: str, seed: int) -> training.FitResult:
+        """A network trained with a seed."""
+        first = seed == self.config.seed
+        return self.fit(
+            name,
+            f"train {name}, seed {seed}",
+            dataclasses.replace(self.recipe(name), seed=seed),
+            validation=self.test(name) if first else None,
+        )
+
+    @functools.cache  # noqa: B019
+    def base(self, name: str) -> models.Classifier:
+        """The network of the first seed: the one explained and attacked."""
+        return self.classifier(name, self.trained(name, self.config.seed).variables)
+
+    @functools.cache  # noqa: B019
+    def fold_rows(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The rows (to train on, held out) of each fold."""
+        labels = next(iter(self._datasets.values())).train.labels
+        return data.stratified_folds(labels, self.config.num_folds, seed=self.config.seed)
+
+    @functools.cache  # noqa: B019
+    def pruned(self, name: str, sparsity: float, seed: int) -> tuple[Any, Any, Any]:
+        """(masks, variables just pruned, variables fine-tuned) of a network."""
+        return self.prune(
+            name, self.trained(name, seed).variables, sparsity, f"seed {seed}", seed=seed
+        )
+
+    def prune(
+        self,
+        name: str,
+        variables: Any,
+        sparsity: float,
+        words: str,
+        *,
+        seed: int,
+        rows: np.ndarray | None = None,
+    ) -> tuple[Any, Any, Any]:
+        """(masks, variables just pruned, variables fine-tuned) of any weights of a network."""
+        masks = pruning.global_magnitude(variables["params"], sparsity)
+        cut = dict(variables) | {"params": pruning.apply_masks(variables["params"], masks)}
+        fitted = self.fit(
+            name,
+            f"fine-tune {name} at {100 * sparsity:g} % sparsity, {words}",
+            dataclasses.replace(self.fine_tuning(name), seed=seed),
+            rows=rows,
+            variables=cut,
+            masks=masks,
+        )
+        return masks, cut, fitted.variables
+
+    def variants(self, name: str) -> dict[str, models.Classifier]:
+        """The first seed's network: dense, and fine-tuned at each sparsity."""
+        found = {"dense": self.base(name)}
+        for sparsity in self.config.sparsities:
+            tuned = self.pruned(name, sparsity, self.config.seed)[2]
+            found[percent(sparsity)] = self.classifier(name, tuned)
+        return found
+
+    def fgsm(self, epsilon: float | None = None, targeted: bool = False) -> FGSM:
+        """FGSM, at the main epsilon by default."""
+        return FGSM(epsilon or self.config.epsilon, targeted=targeted)
+
+    def pgd(self, epsilon: float | None = None, targeted: bool = False) -> PGD:
+        """PGD, at the main epsilon by default; the step keeps its proportion to epsilon."""
+        chosen = epsilon or self.config.epsilon
+        step_size = self.config.step_size * chosen / self.config.epsilon
+        return PGD(chosen, step_size, self.config.num_steps, targeted=targeted)
+
+    def attack(
+        self, attack: Attack, model: str, classifier: Any, split: data.Split
+    ) -> evaluation.AttackReport:
+        """Attacks a classifier on a split; crafted once, and read back from then on.
+
+        Args:
+          attack: What to run; a targeted one aims at the study's target.
+          model: The classifier's name, which with the attack's names the file.
+          classifier: Images -> logits.
+          split: Of its photographs.
+        """
+        aim = f" to {self.config.target}" if attack.targeted else ""
+        stage = f"{evaluation.attack_label(attack)}{aim} on {model}"
+        # A label rounds and leaves out: two attacks may share it.
+        settings = json.dumps(attacks.to_dict(attack), sort_keys=True)
+        name = f"{plain(stage)}-{zlib.crc32(settings.encode()):08x}.npz"
+        path = self.folder / "adversarial" / name
+        if path.exists():
+            return evaluation.load_attack(path)
+        with self.stages(stage) as progress:
+            report = evaluation.attack_dataset(
+                attack,
+                classifier,
+                split.images,
+                split.labels,
+                key=self.key,
+                targets=self.target if attack.targeted else None,
+                progress=progress,
+            )
+        evaluation.save_attack(path, report)
+        return report
+
+
+def percent(sparsity: float) -> str:
+    """A sparsity as a name: "80 %"."""
+    return f"{100 * sparsity:g} %"
+
+
+def plain(words: str) -> str:
+    """Words as a file's name.
+
+    Example:
+      >>> plain("PGD, linf 0.03, 40 steps on cnn at 20 %")
+      'pgd-linf-0.03-40-steps-on-cnn-at-20'
+    """
+    return re.sub(r"[^a-z0-9._]+", "-", words.lower()).strip("-.")
+
+
+def quick(config: Config) -> Config:
+    """The configuration that --quick stands for."""
+    chosen: Sequence[str] = [name for name in config.models if name in ("mlp", "simple_cnn", OURS)]
+    return dataclasses.replace(
+        config,
+        models=tuple(chosen) or config.models[:1],
+        num_seeds=min(config.num_seeds, 2),
+        num_folds=2,
+        num_epochs=2,
+        sparsities=(0.5, 0.8),
+        num_steps=5,
+        num_recorded=2,
+        latency_runs=10,
+    )

@@ -1,0 +1,173 @@
+"""Deletion and insertion: does the class's probability hang on the pixels that a map points at?"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust import checks, compilation
+from jaxrobust.attribution.arguments import checked, checked_maps, pixels_like
+from jaxrobust.types import Array, LogitsFn
+
+
+def deletion_curve(
+    logits_fn: LogitsFn,
+    images: Array,
+    maps: Array,
+    labels: Array,
+    *,
+    num_steps: int = 20,
+    baseline: float | Array = 0.5,
+) -> dict[str, Array]:
+    """The class's probability as the most important pixels are removed: a good map's falls fast.
+
+    Pixels of equal importance go in an order drawn once and the same for every map (by position, a
+    flat map would be removed from the top left): a flat map is a random one. The passes run one step
+    after another, each on the whole batch.
+
+    Args:
+      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. Any function.
+      images: float32 [B, H, W, C] in [0, 1].
+      maps: Floating [B, H, W]; larger is more important. Of a signed map the negative pixels go last;
+        pass `jnp.abs` of it to count them as important.
+      labels: int [B], the classes that were explained.
+      num_steps: Steps from all pixels to none, at least 1.
+      baseline: What takes a pixel's place, in [0, 1]: a number, a colour [C], an image [H, W, C], or
+        one for each image.
+
+    Returns:
+      {"fractions": float32 [num_steps + 1] of pixels removed, from 0 to 1, "probabilities": float32
+      [B, num_steps + 1], "auc": float32 [B]}, the area under the curve by the trapezoid rule: in
+      [0, 1], lower is better. An image whose map holds a NaN has NaN.
+
+    Raises:
+      TypeError: Integer images or maps, fractional labels or num_steps.
+      ValueError: Shapes that do not fit, images or baseline outside [0, 1], labels outside 0 .. K - 1,
+        num_steps below 1.
+
+    References:
+      Petsiuk, Das, Saenko, "RISE: Randomized Input Sampling for Explanation of Black-box Models",
+      BMVC 2018, section 4.2 (the causal metric), https://arxiv.org/abs/1806.07421
+    """
+    function, images, maps, labels = _arguments(logits_fn, images, maps, labels, num_steps)
+    removed = pixels_like("baseline", baseline, images)
+    return _curve(function, images, removed, maps, labels, int(num_steps))
+
+
+def insertion_curve(
+    logits_fn: LogitsFn,
+    images: Array,
+    maps: Array,
+    labels: Array,
+    *,
+    num_steps: int = 20,
+    baseline: float | Array | None = None,
+) -> dict[str, Array]:
+    """The class's probability as the most important pixels are shown: a good map's rises fast.
+
+    Args:
+      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. Any function.
+      images: float32 [B, H, W, C] in [0, 1].
+      maps: Floating [B, H, W]; larger is more important, ties as in `deletion_curve`.
+      labels: int [B], the classes that were explained.
+      num_steps: Steps from no pixels to all, at least 1.
+      baseline: What is there before a pixel is shown, as in `deletion_curve`; None blurs the image
+        with a standard deviation of a sixteenth of its shorter side (the paper blurs too, so that no
+        sharp edges appear that mean something by themselves).
+
+    Returns:
+      {"fractions": float32 [num_steps + 1] of pixels shown, from 0 to 1, "probabilities": float32
+      [B, num_steps + 1], "auc": float32 [B]}; a higher area is better. An image whose map holds a NaN
+      has NaN.
+
+    Raises:
+      TypeError: As `deletion_curve`.
+      ValueError: As `deletion_curve`.
+
+    References:
+      Petsiuk, Das, Saenko, "RISE: Randomized Input Sampling for Explanation of Black-box Models",
+      BMVC 2018, section 4.2 (the causal metric), https://arxiv.org/abs/1806.07421
+    """
+    function, images, maps, labels = _arguments(logits_fn, images, maps, labels, num_steps)
+    start = (
+        _blurred(images, min(images.shape[1:3]) / 16)
+        if baseline is None
+        else pixels_like("baseline", baseline, images)
+    )
+    return _curve(function, start, images, maps, labels, int(num_steps))
+
+
+def random_maps(key: Array, shape: tuple[int, ...]) -> Array:
+    """Maps that know nothing: the control that a map must beat.
+
+    Args:
+      key: A PRNG key; map i uses it folded with i.
+      shape: (B, H, W).
+
+    Returns:
+      float32 [B, H, W], uniform in [0, 1).
+
+    Raises:
+      ValueError: A shape of other than three numbers.
+
+    Example:
+      >>> import jax
+      >>> random_maps(jax.random.key(0), (2, 4, 4)).shape
+      (2, 4, 4)
+    """
+    if len(shape) != 3:
+        raise ValueError(f"`shape` must be (B, H, W), got {shape!r}.")
+    return jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), shape[1:]))(
+        jnp.arange(shape[0])
+    )
+
+
+def _arguments(
+    logits_fn: LogitsFn, images: Array, maps: Array, labels: Array, num_steps: int
+) -> tuple[LogitsFn, Array, Array, Array]:
+    checks.integer("num_steps", num_steps, minimum=1)
+    if labels is None:
+        raise TypeError("`labels` must be the classes that `maps` explain, got None.")
+    function, images, checked_labels = checked(logits_fn, images, labels)
+    assert checked_labels is not None  # they were not None
+    return function, images, checked_maps("maps", maps, images.shape[:3]), checked_labels
+
+
+@functools.partial(compilation.jit, static_argnames="num_steps")
+def _curve(
+    logits_fn: LogitsFn, start: Array, end: Array, maps: Array, labels: Array, num_steps: int
+) -> dict[str, Array]:
+    """The probability on the way from `start` to `end`, the most important pixels first."""
+    batch, height, width = maps.shape
+    counts = np.rint(np.linspace(0, height * width, num_steps + 1))
+    ties = jax.random.permutation(jax.random.key(0), height * width)
+    importance = maps.reshape(batch, -1)
+    order = jax.vmap(lambda row: jnp.lexsort((ties, -row)))(importance)
+    ranks = jnp.argsort(order, axis=-1).reshape(maps.shape)
+
+    def probability(count: Array) -> Array:
+        mixed = jnp.where((ranks < count)[..., None], end, start)
+        return jax.nn.softmax(logits_fn(mixed))[jnp.arange(batch), labels]
+
+    probabilities = jax.lax.map(probability, jnp.asarray(counts, jnp.int32)).T
+    undefined = jnp.isnan(importance).any(axis=-1, keepdims=True)
+    probabilities = jnp.where(undefined, jnp.nan, probabilities).astype(jnp.float32)
+    fractions = jnp.asarray(counts / (height * width), jnp.float32)
+    area = jnp.trapezoid(probabilities, fractions, axis=-1)
+    return {"fractions": fractions, "probabilities": probabilities, "auc": area}
+
+
+def _blurred(images: Array, std: float) -> Array:
+    """Gaussian blur with a standard deviation in pixels; at the edges over the pixels there are."""
+    rows, columns = (_blur_matrix(length, std) for length in images.shape[1:3])
+    blurred = jnp.einsum(
+        "ih,bhwc,jw->bijc", rows, images, columns, precision=jax.lax.Precision.HIGHEST
+    )
+    return jnp.clip(blurred, 0.0, 1.0)
+
+
+def _blur_matrix(length: int, std: float) -> np.ndarray:
+    positions = np.arange(length)
+    weights = np.exp(-0.5 * ((positions[:, None] - positions) / std) ** 2)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)

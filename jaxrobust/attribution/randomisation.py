@@ -1,0 +1,168 @@
+"""Cascading randomisation: does a map notice when the network's weights are shuffled away?"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust import compilation
+from jaxrobust.attribution.agreement import rank_correlation
+from jaxrobust.attribution.arguments import checked, predicted_if_none
+from jaxrobust.attribution.layers import layer_shapes
+from jaxrobust.types import Array, LogitsFn, PyTree
+
+
+def cascading_randomisation(
+    key: Array,
+    method: Callable[..., Array],
+    apply: Callable[[PyTree], LogitsFn],
+    variables: PyTree,
+    images: Array,
+    labels: Array | None = None,
+    *,
+    layers: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Randomises a network from the top down and compares the maps after each layer with the first.
+
+    A map that explains the network must change. One whose rank correlation stays high is drawn from
+    the image alone, like an edge detector. A layer is randomised by shuffling the values within each
+    of its parameter arrays: their distribution (scale, sparsity) stays, what was learnt goes; arrays
+    of one value stay what they are, as fresh biases would. Layers above stay randomised. BatchNorm's
+    statistics are left alone. The classes explained, and the key that the method gets, stay those of
+    the original network.
+
+    Args:
+      key: A PRNG key, for the shuffles and the method.
+      method: (key, logits_fn, images, labels) -> maps [B, H, W], as in `METHODS`.
+      apply: Variables -> LogitsFn, which must be a pytree whose leaves hold the variables, so that
+        other weights compile nothing anew: `lambda v: dataclasses.replace(classifier, variables=v)`,
+        or `lambda v: jax.tree_util.Partial(network.apply, v)`.
+      variables: {"params": nested dict of arrays, ...}.
+      images: float32 [B, H, W, C] in [0, 1].
+      labels: int [B], the classes to explain; None explains those that the original predicts.
+      layers: Paths in the parameters ("head", "stage_0_block_0/conv_1"), the first to be randomised
+        first; a path takes all below it. None takes all of the top level, in the order in which a
+        linen network calls them, reversed.
+
+    Returns:
+      {"layers": list of L paths, "rank_correlation": float32 [L, B], Spearman's between the absolute
+      values of the original map and of that after randomising this layer and those before it; NaN
+      where one of them is flat, "maps": float32 [L, B, H, W]}.
+
+    Raises:
+      TypeError: Integer images, fractional labels; layers as one string; apply giving a plain function.
+      ValueError: Shapes that do not fit, values out of range, variables without "params", a layer
+        that has no parameters, an order that cannot be found out.
+
+    Example:
+      >>> import flax.linen as nn, jax
+      >>> from jaxrobust.attribution import METHODS
+      >>> network = nn.Sequential([lambda x: x.reshape(len(x), -1), nn.Dense(3)])
+      >>> images = jax.random.uniform(jax.random.key(1), (2, 8, 8, 1))
+      >>> check = cascading_randomisation(
+      ...     jax.random.key(0),
+      ...     METHODS["saliency"],
+      ...     lambda variables: jax.tree_util.Partial(network.apply, variables),
+      ...     network.init(jax.random.key(0), images),
+      ...     images,
+      ... )
+      >>> check["layers"], bool((abs(check["rank_correlation"]) < 0.5).all())
+      (['layers_1'], True)
+
+    References:
+      Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018, section 4.1,
+      https://arxiv.org/abs/1810.03292
+    """
+    if not (hasattr(variables, "keys") and "params" in variables):
+        raise ValueError('`variables` must be {"params": ..., ...}, as linen modules make them.')
+    original = _network(apply, variables)
+    function, images, labels = checked(original, images, labels)
+    labels = _labels(function, images, labels)
+    layers = _layers(original, variables["params"], images, layers)
+    shuffle_key, method_key = jax.random.split(key)
+    shuffled = _shuffled(shuffle_key, variables["params"])
+    expected = method(method_key, original, images, labels)
+    correlations, maps = [], []
+    for count in range(1, len(layers) + 1):
+        params = _replaced(variables["params"], shuffled, layers[:count])
+        network = _network(apply, {**variables, "params": params})
+        maps.append(method(method_key, network, images, labels))
+        correlations.append(rank_correlation(jnp.abs(expected), jnp.abs(maps[-1])))
+    return {
+        "layers": list(layers),
+        "rank_correlation": jnp.stack(correlations),
+        "maps": jnp.stack(maps),
+    }
+
+
+def _network(apply: Callable[[PyTree], LogitsFn], variables: PyTree) -> LogitsFn:
+    if not callable(apply):
+        raise TypeError(f"`apply` must be callable, got {type(apply).__name__}.")
+    function = apply(variables)
+    if not callable(function) or jax.tree_util.all_leaves([function]):
+        raise TypeError(
+            "`apply` must return a callable pytree that holds the variables, a Classifier or "
+            f"jax.tree_util.Partial(network.apply, variables), got {type(function).__name__}."
+        )
+    return function
+
+
+def _layers(
+    logits_fn: LogitsFn, params: PyTree, images: Array, layers: Sequence[str] | None
+) -> tuple[str, ...]:
+    if isinstance(layers, str):
+        raise TypeError(f"`layers` must be a sequence of paths, got the string {layers!r}.")
+    if layers is None:
+        # The order of the dict says nothing: jax sorts keys whenever it rebuilds one.
+        called = [path.split("/")[0] for path in layer_shapes(logits_fn, images.shape[1:])]
+        layers = tuple(dict.fromkeys(name for name in reversed(called) if name in params))
+        if set(layers) != set(params):
+            missing = ", ".join(sorted(set(params) - set(layers)))
+            raise ValueError(
+                f"`layers` must be given: the network calls no linen module for {missing}, so "
+                "their order is not known."
+            )
+    paths = [_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for layer in layers:
+        if not any(_is_below(path, layer) for path in paths):
+            raise ValueError(
+                f"`layers` must be paths of parameters, got {layer!r}; the top level has "
+                f"{', '.join(params)}."
+            )
+    if not layers:
+        raise ValueError("`layers` must name at least one layer, got none.")
+    return tuple(layers)
+
+
+def _replaced(params: PyTree, shuffled: PyTree, layers: Sequence[str]) -> PyTree:
+    """The parameters with those of the layers shuffled."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, old, new: (
+            new if any(_is_below(_path(path), layer) for layer in layers) else old
+        ),
+        params,
+        shuffled,
+    )
+
+
+def _path(keys: Any) -> str:
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
+
+
+def _is_below(path: str, layer: str) -> bool:
+    return path == layer or path.startswith(f"{layer}/")
+
+
+def _shuffled(key: Array, params: PyTree) -> PyTree:
+    # On the host: compiling a sort for each shape takes longer than shuffling all of them.
+    generator = np.random.default_rng(np.asarray(jax.random.bits(key, (4,))))
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(generator.permutation(np.ravel(leaf)).reshape(leaf.shape)), params
+    )
+
+
+@compilation.jit
+def _labels(logits_fn: LogitsFn, images: Array, labels: Array | None) -> Array:
+    return predicted_if_none(logits_fn, images, labels)

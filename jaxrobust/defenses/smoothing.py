@@ -1,0 +1,179 @@
+"""Randomised smoothing: what a classifier says of an image under Gaussian noise.
+
+The noise is not clipped to [0, 1] here, since the certificate needs it as it is. A base classifier may
+clip what it is given, as its own first step; the certificate then holds for that classifier.
+
+References:
+  Cohen, Rosenfeld, Kolter, "Certified Adversarial Robustness via Randomized Smoothing", ICML 2019,
+  https://arxiv.org/abs/1902.02918
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust import checks, compilation
+from jaxrobust.defenses.averaging import Expectation
+from jaxrobust.types import Array, LogitsFn
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Smoothed:
+    """The soft smoothed classifier: log of the mean probabilities over noisy copies of an image.
+
+    The noise is fixed by the key, so this is a deterministic, differentiable function: to attack it
+    (expectation over transformation, SmoothAdv) or to answer without a certificate.
+
+    Image i of a batch draws its own noise, from the key folded with i. Code that cuts a batch into
+    parts, as attacks do on a CPU, gives an image another place and so another noise; with
+    `common_noise=True` all images share the draws, and an image's logits depend on nothing else.
+
+    Attributes:
+      logits_fn: Images [B, H, W, C] -> logits [B, K]. It sees values outside [0, 1].
+      sigma: Standard deviation of the noise in pixel units, at least 0; a leaf.
+      num_samples: How many noisy copies of each image.
+      key: A PRNG key; a leaf.
+      common_noise: Whether all images of a batch share the draws.
+      chunk_size: How many copies at a time (see `Expectation`).
+
+    Raises:
+      TypeError: A logits_fn that cannot be called, a number of copies that is no integer.
+      ValueError: A negative sigma, fewer than one copy.
+
+    Example:
+      >>> smooth = Smoothed(lambda x: x.sum((1, 2)), 0.5, 8, jax.random.key(0))
+      >>> smooth(jnp.ones((2, 4, 4, 3))).shape
+      (2, 3)
+
+    References:
+      Salman et al., "Provably Robust Deep Learning via Adversarially Trained Smoothed Classifiers",
+      NeurIPS 2019, https://arxiv.org/abs/1906.04584
+    """
+
+    logits_fn: LogitsFn
+    sigma: Array | float
+    num_samples: int = dataclasses.field(metadata={"static": True})
+    key: Array
+    common_noise: bool = dataclasses.field(default=False, metadata={"static": True})
+    chunk_size: int = dataclasses.field(default=1, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        checks.number("sigma", self.sigma, minimum=0)
+        checks.integer("num_samples", self.num_samples, minimum=1)
+        checks.integer("chunk_size", self.chunk_size, minimum=1)
+        object.__setattr__(self, "logits_fn", compilation.as_argument(self.logits_fn))
+
+    def __call__(self, images: Array) -> Array:
+        """Images floating [B, H, W, C] in [0, 1] -> log of the mean probabilities [B, K]."""
+        noisy = jax.tree_util.Partial(
+            _common_noise if self.common_noise else _own_noise, self.logits_fn, self.sigma
+        )
+        return Expectation(noisy, self.key, self.num_samples, chunk_size=self.chunk_size)(images)
+
+
+def _own_noise(logits_fn: LogitsFn, sigma: Array, key: Array, images: Array) -> Array:
+    keys = _fold(key, jnp.arange(len(images)))
+    return logits_fn(images + sigma * _normal(keys, images))
+
+
+def _common_noise(logits_fn: LogitsFn, sigma: Array, key: Array, images: Array) -> Array:
+    return logits_fn(images + sigma * jax.random.normal(key, images.shape[1:], images.dtype))
+
+
+def _fold(key: Array, indices: Array) -> Array:
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
+
+
+def _normal(keys: Array, images: Array) -> Array:
+    return jax.vmap(lambda key: jax.random.normal(key, images.shape[1:], images.dtype))(keys)
+
+
+def smoothed_counts(
+    key: Array,
+    logits_fn: LogitsFn,
+    images: Array,
+    sigma: float,
+    num_samples: int,
+    *,
+    batch_size: int = 256,
+    indices: Any = None,
+) -> Array:
+    """How often the classifier returns each class for noisy copies of each image.
+
+    Copy s of image i draws from the key folded with i, then with s: counts depend on neither the
+    batch size nor the other images. One compiled program serves every sigma and number of copies.
+
+    Args:
+      key: A PRNG key.
+      logits_fn: Images [B, H, W, C] -> logits [B, K]. It sees values outside [0, 1]: the noise is
+        not clipped.
+      images: floating [B, H, W, C] in [0, 1].
+      sigma: Standard deviation of the noise in pixel units, at least 0.
+      num_samples: Copies of each image.
+      batch_size: Copies, of any images, that the classifier sees at a time.
+      indices: int [B], the images' places in their data set, where these are a part of it; by default
+        0 .. B - 1.
+
+    Returns:
+      int32 [B, K]. A copy with a NaN among its logits counts for no class.
+
+    Raises:
+      TypeError: Integer images, fractional counts.
+      ValueError: Shapes that do not fit, values out of range, more than 2^31 copies altogether.
+    """
+    checks.integer("num_samples", num_samples, minimum=1)
+    checks.integer("batch_size", batch_size, minimum=1)
+    checks.number("sigma", sigma, minimum=0)
+    images = jnp.asarray(images)
+    checks.float_images(images)
+    images = images.astype(jnp.float32)
+    places = jnp.arange(len(images)) if indices is None else jnp.asarray(indices)
+    if places.shape != images.shape[:1] or not jnp.issubdtype(places.dtype, jnp.integer):
+        raise ValueError(
+            f"`indices` must be integers of shape {images.shape[:1]}, "
+            f"got {places.dtype} of shape {places.shape}."
+        )
+    if len(images) * num_samples + batch_size >= 2**31:
+        raise ValueError(
+            f"`num_samples` must leave less than 2^31 copies of all {len(images)} images, "
+            f"got {num_samples}."
+        )
+    function = compilation.as_argument(logits_fn)
+    if not checks.is_traced(images):
+        checks.value_range(images)
+    num_classes = compilation.logits_shape(function, images[:1])[1]
+    counts = jnp.zeros((len(images), num_classes), jnp.int32)
+    return _counts(
+        counts, key, function, images, places, jnp.float32(sigma), num_samples, batch_size
+    )
+
+
+@functools.partial(compilation.jit, static_argnames="batch_size")
+def _counts(
+    counts: Array,
+    key: Array,
+    logits_fn: LogitsFn,
+    images: Array,
+    places: Array,
+    sigma: Array,
+    num_samples: int | Array,
+    batch_size: int,
+) -> Array:
+    total = len(images) * num_samples
+
+    def add(step: Array, counts: Array) -> Array:
+        copies = step * batch_size + jnp.arange(batch_size)
+        # The last step is filled up with copies that are not counted.
+        counted = copies < total
+        rows = jnp.minimum(copies // num_samples, len(images) - 1)
+        keys = jax.vmap(jax.random.fold_in)(_fold(key, places[rows]), copies % num_samples)
+        originals = images[rows]
+        logits = logits_fn(originals + sigma * _normal(keys, originals))
+        counted &= ~jnp.any(jnp.isnan(logits), axis=-1)
+        return counts.at[rows, jnp.argmax(logits, axis=-1)].add(counted.astype(counts.dtype))
+
+    return jax.lax.fori_loop(0, -(-total // batch_size), add, counts)

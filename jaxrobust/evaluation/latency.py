@@ -1,0 +1,253 @@
+"""How long a network takes: compiled ahead of time, every run timed, variants run interleaved.
+
+What is timed is what a caller waits for, from the call of the compiled program until its result is
+there: the compiled code and the Python and dispatch before it. For a small network on a fast
+device that is a share of the time that no pruning can save. Compilation and warm-up runs are not in it.
+
+References:
+  Georges, Buytaert, Eeckhout, "Statistically Rigorous Java Performance Evaluation", OOPSLA 2007.
+  Mytkowicz et al., "Producing Wrong Data Without Doing Anything Obviously Wrong!", ASPLOS 2009.
+"""
+
+import functools
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust import checks, compilation
+from jaxrobust.evaluation.timing import interleaved, noise_floor, summary, time_difference
+
+
+def latency(
+    fn: Callable[[Any], Any], example: Any, warmup: int = 10, runs: int = 200
+) -> dict[str, Any]:
+    """Times a function on one batch that is already on the device.
+
+    Args:
+      fn: Takes `example`. The arrays of a callable pytree (a Classifier's weights) are arguments of the
+        compiled program; what a plain function closes over is part of it.
+      example: An array [B, ...], B of at least 1; one of the host is put on the device first.
+      warmup: Runs before those that count.
+      runs: At least 1.
+
+    Returns:
+      {"batch_size", "warmup", "runs", "samples_ms": [...], "mean_ms", "std_ms", "median_ms", "p95_ms",
+      "compile_seconds", "flops", "bytes_accessed", "peak_memory_bytes", "device"}. std_ms is None for a
+      single run. flops and bytes_accessed are XLA's own estimates for one run: a multiply-add counts as
+      two, the body of a loop once, and a call into another library as nothing. peak_memory_bytes is
+      what arguments (with the weights), result and intermediate values take together. Each is None
+      where XLA does not say.
+
+    Raises:
+      TypeError: A function that cannot be called, or counts that are no integers.
+      ValueError: An example without a batch, or counts out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> timing = latency(lambda x: x @ x.T, jnp.ones((2, 8)), warmup=1, runs=3)
+      >>> timing["batch_size"], len(timing["samples_ms"]), timing["flops"]
+      (2, 3, 64.0)
+    """
+    _check_counts(warmup, runs)
+    example = _on_device(example)
+    program, facts = _compiled(_argument("fn", fn), example)
+    (samples,) = interleaved([functools.partial(program, example)], warmup, runs)
+    return {**_header(example, warmup, runs), **summary(samples), **facts}
+
+
+def compare_latency(
+    fns: Mapping[str, Callable[[Any], Any]],
+    example: Any,
+    warmup: int = 10,
+    runs: int = 200,
+    reference: str | None = None,
+    controls: int = 3,
+) -> dict[str, Any]:
+    """Times variants on the same batch side by side, and says which differ from the reference.
+
+    All are compiled first. Each round then runs every variant once, in an order shuffled anew (a fixed
+    one would give each variant the same predecessor, and what that leaves in the caches). What drifts
+    over the rounds, such as clock rates and other work on the machine, falls on all alike, and
+    differences are taken within rounds.
+
+    The reference takes part several times. Its twins, the controls, are compiled anew and have copies
+    of the weights, so that they differ in what should not matter and yet does: where code and arrays
+    came to lie in memory. That is the same in every run, so no number of runs averages it out.
+    What any two of these equals may differ by is the noise floor: no smaller difference is reported as
+    one. (48 comparisons of equals on two busy cores: 5 intervals excluded 0, and none was reported.)
+
+    Args:
+      fns: {name: function of `example`}, at least one; functions as for `latency`.
+      example: An array [B, ...], B of at least 1; one of the host is put on the device first.
+      warmup: Rounds before those that count.
+      runs: Rounds; fewer than 6 cannot show a difference.
+      reference: The name that the others are compared with; the first by default.
+      controls: How many twins of the reference run along, at least 1.
+
+    Returns:
+      {"reference", "batch_size", "warmup", "runs", "device", "noise_floor_ms", "controls":
+      [TimeDifference, ...] of the twins, "variants": {name: {the figures of `latency`, "difference":
+      TimeDifference}}}; the reference's own difference is None.
+
+    Raises:
+      TypeError: A function that cannot be called, or counts that are no integers.
+      ValueError: No functions, a reference that is none of them, an example without a batch, or counts
+        out of range.
+    """
+    _check_counts(warmup, runs)
+    checks.integer("controls", controls, minimum=1)
+    if not fns:
+        raise ValueError("`fns` must hold at least one function, got none.")
+    reference = next(iter(fns)) if reference is None else reference
+    checks.one_of("reference", reference, list(fns))
+    example = _on_device(example)
+    compiled = {
+        name: _compiled(_argument(f"fns[{name!r}]", fn), example) for name, fn in fns.items()
+    }
+    programs = [program for program, _ in compiled.values()]
+    for _ in range(controls):
+        programs.append(_compiled(_argument("reference", fns[reference]), example)[0])
+    samples = interleaved([functools.partial(p, example) for p in programs], warmup, runs)
+    own = dict(zip(fns, samples[: len(fns)], strict=True))
+    twins = samples[len(fns) :]
+    floor = noise_floor([own[reference], *twins])
+    header = _header(example, warmup, runs)
+    variants = {}
+    for name, times in own.items():
+        difference = None
+        if name != reference:
+            difference = time_difference(times, own[reference], floor)
+        variants[name] = {**header, **summary(times), **compiled[name][1]}
+        variants[name]["difference"] = difference
+    return {
+        "reference": reference,
+        **header,
+        "noise_floor_ms": floor,
+        "controls": [time_difference(times, own[reference], floor) for times in twins],
+        "variants": variants,
+    }
+
+
+def disk_latency(
+    load: Callable[[Any], Any],
+    fn: Callable[[Any], Any],
+    paths: Sequence[Any],
+    batch_size: int = 1,
+    warmup: int = 3,
+    runs: int = 50,
+) -> dict[str, Any]:
+    """Times the way from image files to the answer: reading, decoding, to the device, and the run.
+
+    Each run takes the next `batch_size` files, from the first again after the last. The operating
+    system keeps files it has read in memory: from the second time on, reading costs next to nothing.
+
+    Args:
+      load: Reads and decodes one file: a path -> an image as `fn` takes it, [H, W, C].
+      fn: Takes the images of a batch, [batch_size, H, W, C]; as for `latency`.
+      paths: At least one; the images must all be of one shape.
+      batch_size: Images at a time, at least 1.
+      warmup: Runs before those that count.
+      runs: At least 1.
+
+    Returns:
+      As `latency`.
+
+    Raises:
+      TypeError: A function that cannot be called, or counts that are no integers.
+      ValueError: No paths, or counts out of range.
+    """
+    _check_counts(warmup, runs)
+    checks.integer("batch_size", batch_size, minimum=1)
+    if not callable(load):
+        raise TypeError(f"`load` must be callable, got {type(load).__name__}.")
+    if not len(paths):
+        raise ValueError("`paths` must hold at least one path, got none.")
+    argument = _argument("fn", fn)
+    endless = itertools.cycle(paths)
+
+    def batch() -> jax.Array:
+        return jax.device_put(np.stack([load(next(endless)) for _ in range(batch_size)]))
+
+    example = batch()
+    program, facts = _compiled(argument, example)
+    (samples,) = interleaved([lambda: program(batch())], warmup, runs)
+    return {**_header(example, warmup, runs), **summary(samples), **facts}
+
+
+def _argument(name: str, fn: Any) -> Any:
+    """The function as an argument of a program, with copies of its arrays on the device."""
+    if not callable(fn):
+        raise TypeError(f"`{name}` must be callable, got {type(fn).__name__}.")
+    # Weights of the host would be sent over in every run; and where weights lie in memory should not
+    # depend on how they were made, or the reference and its twins would differ by that.
+    return jax.tree.map(jnp.copy, jax.device_put(compilation.as_argument(fn)))
+
+
+def _compiled(function: Any, example: jax.Array) -> tuple[Callable[[Any], Any], dict[str, Any]]:
+    """(example -> result, what the compiler knows about it)."""
+
+    # A function of its own each time: jax would hand out the program that it has compiled for a
+    # variant of the same shapes, in no time, and the control would share the reference's.
+    def apply(function: Callable[[Any], Any], example: jax.Array) -> Any:
+        return function(example)
+
+    start = time.perf_counter()
+    lowered = compilation.jit(apply).lower(function, example)  # type: ignore[attr-defined]
+    program = lowered.compile()
+    seconds = time.perf_counter() - start
+    cost = _analysis(program.cost_analysis) or {}
+    memory = _analysis(program.memory_analysis)
+    peak = None
+    if memory is not None:
+        sizes = (f"{part}_size_in_bytes" for part in ("temp", "output", "argument"))
+        peak = sum(int(getattr(memory, size)) for size in sizes)
+    facts = {
+        "compile_seconds": seconds,
+        "flops": _known(cost.get("flops")),
+        "bytes_accessed": _known(cost.get("bytes accessed")),
+        "peak_memory_bytes": peak,
+    }
+    return functools.partial(program, function), facts
+
+
+def _analysis(of_program: Callable[[], Any]) -> Any:
+    """What XLA says; None on platforms that have no such analysis, each with an error of its own."""
+    try:
+        return of_program()
+    except Exception:
+        return None
+
+
+def _known(value: Any) -> float | None:
+    """XLA has -1 for what it does not know."""
+    return float(value) if value is not None and value >= 0 else None
+
+
+def _on_device(example: Any) -> jax.Array:
+    example = jax.device_put(example)
+    if getattr(example, "ndim", 0) == 0 or example.shape[0] == 0:
+        raise ValueError(
+            "`example` must be an array [B, ...] with B of at least 1, got shape "
+            f"{getattr(example, 'shape', None)}."
+        )
+    return example
+
+
+def _check_counts(warmup: int, runs: int) -> None:
+    checks.integer("warmup", warmup, minimum=0)
+    checks.integer("runs", runs, minimum=1)
+
+
+def _header(example: jax.Array, warmup: int, runs: int) -> dict[str, Any]:
+    device = next(iter(example.devices()))
+    return {
+        "batch_size": example.shape[0],
+        "warmup": warmup,
+        "runs": runs,
+        "device": " ".join(dict.fromkeys([device.platform, device.device_kind])),
+    }

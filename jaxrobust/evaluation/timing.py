@@ -1,0 +1,110 @@
+"""Times of calls that are run in turn, and which of them differ by more than noise."""
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypedDict
+
+import jax
+import numpy as np
+
+from jaxrobust.evaluation.statistics import median_interval
+
+
+class TimeDifference(TypedDict):
+    """How much longer a variant takes than the reference, in ms, and whether that is more than noise.
+
+    The median over rounds of the difference within a round with its 95 % interval, which is None for
+    fewer than 6 rounds. "different" is true where the interval excludes 0 and the median is further
+    from 0 than the noise floor.
+    """
+
+    median_ms: float
+    low_ms: float | None
+    high_ms: float | None
+    different: bool
+
+
+def interleaved(
+    calls: Sequence[Callable[[], Any]],
+    warmup: int,
+    runs: int,
+    clock: Callable[[], int] = time.perf_counter_ns,
+) -> list[list[float]]:
+    """Times calls in rounds: each once in every round, in an order that is shuffled anew.
+
+    Args:
+      calls: Each returns a pytree of arrays, which is waited for.
+      warmup: Rounds that are not timed.
+      runs: Rounds that are.
+      clock: In nanoseconds.
+
+    Returns:
+      For each call its times in ms, one for each round.
+    """
+    rng = np.random.default_rng(0)
+    samples: list[list[float]] = [[] for _ in calls]
+    for round_ in range(warmup + runs):
+        for i in rng.permutation(len(calls)):
+            start = clock()
+            jax.block_until_ready(calls[i]())
+            elapsed = clock() - start
+            if round_ >= warmup:
+                samples[i].append(elapsed / 1e6)
+    return samples
+
+
+def noise_floor(equals_ms: Sequence[Sequence[float]]) -> float | None:
+    """What programs that do the same may differ by: the furthest end of any pair's 95 % interval.
+
+    Args:
+      equals_ms: Of two programs or more, [N] each: times of the same rounds.
+
+    Returns:
+      In ms; None for fewer than 6 rounds.
+    """
+    pairs = [time_difference(a, b, floor_ms=None) for a, b in itertools.combinations(equals_ms, 2)]
+    ends = [pair[end] for pair in pairs for end in ("low_ms", "high_ms")]
+    known = [abs(end) for end in ends if end is not None]
+    return max(known, default=None)
+
+
+def time_difference(
+    times_ms: Sequence[float], reference_ms: Sequence[float], floor_ms: float | None
+) -> TimeDifference:
+    """What the times of the same rounds differ by, and whether it is more than noise.
+
+    The interval is that of the sign test (`statistics.median_interval`): the pauses and bursts of
+    other work that make times so skewed move it little.
+
+    Args:
+      times_ms: [N], of a variant.
+      reference_ms: [N], of the reference in the same rounds.
+      floor_ms: From `noise_floor`; None, where it is not known, allows no difference.
+
+    Returns:
+      TimeDifference.
+    """
+    median = median_interval(np.subtract(times_ms, reference_ms))
+    low, high = median["low"], median["high"]
+    different = False
+    if low is not None and high is not None and floor_ms is not None:
+        different = (low > 0 or high < 0) and abs(median["median"]) > floor_ms
+    return {
+        "median_ms": median["median"],
+        "low_ms": low,
+        "high_ms": high,
+        "different": different,
+    }
+
+
+def summary(samples: Sequence[float]) -> dict[str, Any]:
+    """Times in ms with their mean, deviation (None for one), median and 95th percentile."""
+    array = np.asarray(samples)
+    return {
+        "samples_ms": array.tolist(),
+        "mean_ms": float(array.mean()),
+        "std_ms": float(array.std(ddof=1)) if len(array) > 1 else None,
+        "median_ms": float(np.median(array)),
+        "p95_ms": float(np.percentile(array, 95)),
+    }

@@ -1,0 +1,107 @@
+"""How sparse a network is: by layer, over all kernels, and over all its parameters."""
+
+from typing import Any, TypedDict
+
+import jax.numpy as jnp
+
+from jaxrobust.pruning.masks import check_masks, is_kernel, named_leaves
+from jaxrobust.pruning.quantization import QuantizedKernel
+from jaxrobust.types import Masks, PyTree
+
+
+class LayerSparsity(TypedDict):
+    """Of one kernel: its weights, those that are kept, and the fraction removed."""
+
+    size: int
+    kept: int
+    sparsity: float
+
+
+class ParameterCounts(TypedDict):
+    """Of all parameters, biases and normalisation included."""
+
+    size: int
+    nonzero: int
+
+
+def layer_sparsity(params: PyTree, masks: Masks | None = None) -> dict[str, LayerSparsity]:
+    """The sparsity of every kernel.
+
+    Args:
+      params: Nested dicts of arrays or `QuantizedKernel`.
+      masks: Of the parameters' structure: what they remove counts. None: the zeros of `params` do.
+
+    Returns:
+      {"block_0/conv/kernel": {"size", "kept", "sparsity"}}.
+
+    Raises:
+      TypeError: Masks that are not boolean.
+      ValueError: No kernels; masks of another structure or other shapes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> layer_sparsity({"head": {"kernel": jnp.array([[0.0, 2.0]])}})
+      {'head/kernel': {'size': 2, 'kept': 1, 'sparsity': 0.5}}
+    """
+    if masks is not None:
+        check_masks(params, masks)
+    found: dict[str, LayerSparsity] = {}
+    for path, weights in _weights(params if masks is None else masks):
+        if is_kernel(path, weights) and weights.size:
+            kept = int(jnp.count_nonzero(weights))
+            found[path] = {
+                "size": weights.size,
+                "kept": kept,
+                "sparsity": (weights.size - kept) / weights.size,
+            }
+    if not found:
+        raise ValueError("`params` has no kernels: leaves of two dimensions or more so called.")
+    return found
+
+
+def sparsity_of(tree: PyTree) -> float:
+    """The fraction of all kernel weights that is removed.
+
+    Args:
+      tree: Parameters, of which zeros count as removed, or masks.
+
+    Returns:
+      In [0, 1].
+
+    Raises:
+      ValueError: No kernels.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> sparsity_of({"kernel": jnp.array([[0.0, 2.0, 1.0, 3.0]]), "bias": jnp.zeros(4)})
+      0.25
+    """
+    layers = layer_sparsity(tree).values()
+    size = sum(layer["size"] for layer in layers)
+    return (size - sum(layer["kept"] for layer in layers)) / size
+
+
+def parameter_counts(params: PyTree) -> ParameterCounts:
+    """How many parameters there are, and how many are not zero.
+
+    Args:
+      params: Nested dicts of arrays or `QuantizedKernel`, whose scales are not counted. Without
+        running statistics: those are no parameters.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> parameter_counts({"kernel": jnp.array([[0.0, 2.0]]), "bias": jnp.ones(2)})
+      {'size': 4, 'nonzero': 3}
+    """
+    leaves = [weights for _, weights in _weights(params)]
+    return {
+        "size": sum(int(jnp.size(leaf)) for leaf in leaves),
+        "nonzero": sum(int(jnp.count_nonzero(leaf)) for leaf in leaves),
+    }
+
+
+def _weights(tree: PyTree) -> list[tuple[str, Any]]:
+    leaves = named_leaves(tree, is_leaf=lambda node: isinstance(node, QuantizedKernel))
+    return [
+        (path, leaf.values if isinstance(leaf, QuantizedKernel) else leaf) for path, leaf in leaves
+    ]

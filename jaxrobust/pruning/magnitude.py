@@ -1,0 +1,324 @@
+"""Which weights go: the smallest ones, of the whole network or of every layer, or random ones.
+
+`sparsity` is the fraction of the kernels' weights that is removed. n weights lose exactly
+round(sparsity * n); of equal ones those that come first go first.
+
+References:
+  Han, Pool, Tran, Dally, "Learning both Weights and Connections for Efficient Neural Networks",
+  NeurIPS 2015, section 3, https://arxiv.org/abs/1506.02626
+  Gale, Elsen, Hooker, "The State of Sparsity in Deep Neural Networks", 2019,
+  https://arxiv.org/abs/1902.09574 (random pruning as the control)
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust import checks, compilation
+from jaxrobust.pruning.masks import (
+    check_masks,
+    check_sparsity,
+    is_kernel,
+    keep_all,
+    named_leaves,
+)
+from jaxrobust.types import Array, Masks, PyTree
+
+SCOPES = ("global", "layer")
+
+
+def global_magnitude(
+    params: PyTree,
+    sparsity: float,
+    *,
+    masks: Masks | None = None,
+    exclude: Sequence[str] = (),
+) -> Masks:
+    """Removes the smallest weights of all kernels together: one threshold for the network.
+
+    May be compiled and vmapped: `sparsity` and `exclude` are static, `params` and `masks` arrays.
+
+    Args:
+      params: Nested dicts of arrays.
+      sparsity: The fraction of all kernel weights to remove, in [0, 1).
+      masks: Of an earlier pruning: what they remove stays removed, and counts.
+      exclude: Path prefixes ("head", "block_0/conv") of kernels to keep whole. `sparsity` is still
+        the fraction of all kernels, so the others lose more.
+
+    Returns:
+      Masks: of the parameters' structure, True keeps the weight. Biases and the like keep the masks
+      that they had, or all.
+
+    Raises:
+      TypeError: A sparsity that is no number.
+      ValueError: A sparsity outside [0, 1); one that cannot be reached because of `exclude`, or only
+        by reviving what `masks` removed; NaN weights; no kernels; prefixes that match
+        none; masks of another structure.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> kernels = jnp.array([[1.0, -4.0]]), jnp.array([[-2.0, 3.0]])
+      >>> params = {"a": {"kernel": kernels[0]}, "b": {"kernel": kernels[1]}}
+      >>> masks = global_magnitude(params, 0.5)
+      >>> masks["a"]["kernel"].tolist(), masks["b"]["kernel"].tolist()
+      ([[False, True]], [[False, True]])
+    """
+    return _select("params", _magnitudes(params), sparsity, "global", masks, exclude)
+
+
+def layerwise_magnitude(
+    params: PyTree,
+    sparsity: float | Mapping[str, float],
+    *,
+    masks: Masks | None = None,
+    exclude: Sequence[str] = (),
+) -> Masks:
+    """Removes the smallest weights of every kernel: the same fraction of each, or a given one.
+
+    Args:
+      params: Nested dicts of arrays.
+      sparsity: In [0, 1), of each kernel; or {path: sparsity}, with paths as in `kernel_paths`: then
+        kernels that it does not name stay as they are.
+      masks: Of an earlier pruning: what they remove stays removed, and counts.
+      exclude: Path prefixes of kernels to keep whole. A single `sparsity` is still the fraction of
+        all kernels, so each of the others loses more.
+
+    Returns:
+      Masks, as `global_magnitude`. Each kernel is rounded by itself, so the total is exact to half
+      a weight per kernel.
+
+    Raises:
+      TypeError: A sparsity that is no number.
+      ValueError: As `global_magnitude`, and a mapping that names what is no kernel.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> params = {"a": {"kernel": jnp.ones((1, 2))}, "b": {"kernel": jnp.array([[5.0, 6.0]])}}
+      >>> layerwise_magnitude(params, 0.5)["b"]["kernel"].tolist()
+      [[False, True]]
+    """
+    return _select("params", _magnitudes(params), sparsity, "layer", masks, exclude)
+
+
+def random(
+    key: Array,
+    params: PyTree,
+    sparsity: float | Mapping[str, float],
+    *,
+    scope: str = "global",
+    masks: Masks | None = None,
+    exclude: Sequence[str] = (),
+) -> Masks:
+    """Removes random weights: what a criterion has to beat.
+
+    Args:
+      key: A PRNG key. With the same key, a higher sparsity removes a superset.
+      params: Nested dicts of arrays, of which only the shapes matter.
+      sparsity: As `global_magnitude`, or as `layerwise_magnitude` for "layer".
+      scope: "global" draws from all kernels together, "layer" from each by itself.
+      masks: Of an earlier pruning: what they remove stays removed, and counts.
+      exclude: Path prefixes of kernels to keep whole.
+
+    Returns:
+      Masks, as `global_magnitude`.
+
+    Raises:
+      TypeError: A sparsity that is no number.
+      ValueError: As `global_magnitude`; an unknown scope.
+    """
+    scores = [
+        jax.random.uniform(jax.random.fold_in(key, index), jnp.shape(leaf))
+        if is_kernel(path, leaf)
+        else leaf
+        for index, (path, leaf) in enumerate(named_leaves(params))
+    ]
+    scored = jax.tree.unflatten(jax.tree.structure(params), scores)
+    return _select("params", scored, sparsity, scope, masks, exclude)
+
+
+def masks_from_scores(
+    scores: PyTree,
+    sparsity: float | Mapping[str, float],
+    *,
+    scope: str = "global",
+    masks: Masks | None = None,
+    exclude: Sequence[str] = (),
+) -> Masks:
+    """Removes the weights with the lowest scores, by any criterion.
+
+    Args:
+      scores: The parameters' structure and shapes; higher is worth more. Only those of kernels are
+        read.
+      sparsity: As `global_magnitude`, or as `layerwise_magnitude` for "layer".
+      scope: "global" compares all kernels together, "layer" each by itself.
+      masks: Of an earlier pruning: what they remove stays removed, and counts.
+      exclude: Path prefixes of kernels to keep whole.
+
+    Returns:
+      Masks, as `global_magnitude`.
+
+    Raises:
+      TypeError: A sparsity that is no number.
+      ValueError: As `global_magnitude`; an unknown scope.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> weight, gradient = jnp.array([[3.0, 1.0]]), jnp.array([[0.1, 1.0]])
+      >>> taylor = {"kernel": jnp.abs(weight * gradient)}
+      >>> masks_from_scores(taylor, 0.5)["kernel"].tolist()
+      [[False, True]]
+    """
+    return _select("scores", scores, sparsity, scope, masks, exclude)
+
+
+def _magnitudes(params: PyTree) -> PyTree:
+    scores = [
+        jnp.abs(leaf) if is_kernel(path, leaf) else leaf for path, leaf in named_leaves(params)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(params), scores)
+
+
+def _select(
+    name: str,
+    scores: PyTree,
+    sparsity: float | Mapping[str, float],
+    scope: str,
+    masks: Masks | None,
+    exclude: Sequence[str],
+) -> Masks:
+    checks.one_of("scope", scope, SCOPES)
+    kernels = {path: leaf for path, leaf in named_leaves(scores) if is_kernel(path, leaf)}
+    if not sum(kernel.size for kernel in kernels.values()):
+        raise ValueError(
+            f"`{name}` has no kernels to prune: leaves of two dimensions or more called 'kernel'."
+        )
+    if masks is None:
+        masks = keep_all(scores)
+    else:
+        check_masks(scores, masks)
+    previous = dict(named_leaves(masks))
+    open_paths = _not_excluded(kernels, exclude)
+    if isinstance(sparsity, Mapping):
+        groups = _groups_of_mapping(kernels, sparsity, scope, exclude)
+    else:
+        groups = _groups(kernels, open_paths, check_sparsity("sparsity", sparsity), scope)
+    if not checks.is_traced(scores, masks):
+        _check_values(name, kernels, previous, groups, set(kernels) - set(open_paths))
+    pruned = dict(previous)
+    for paths, count in groups:
+        pruned |= zip(
+            paths,
+            _keep_largest([kernels[p] for p in paths], [previous[p] for p in paths], count),
+            strict=True,
+        )
+    return jax.tree.unflatten(jax.tree.structure(scores), list(pruned.values()))
+
+
+# Kernels that are compared with each other, and how many of their weights go.
+_Groups = list[tuple[list[str], int]]
+
+
+def _groups(kernels: Mapping[str, Any], paths: list[str], sparsity: float, scope: str) -> _Groups:
+    total = sum(kernel.size for kernel in kernels.values())
+    reachable = sum(kernels[path].size for path in paths)
+    count = round(sparsity * total)
+    if count > reachable:
+        raise ValueError(
+            f"`sparsity` {sparsity} cannot be reached: `exclude` keeps {total - reachable} of the "
+            f"{total} kernel weights; the largest reachable is {reachable / total}."
+        )
+    if scope == "global":
+        return [(paths, count)] if paths else []
+    fraction = min(sparsity * total / reachable, 1.0) if paths else 0.0
+    return [([path], round(fraction * kernels[path].size)) for path in paths]
+
+
+def _groups_of_mapping(
+    kernels: Mapping[str, Any], sparsity: Mapping[str, float], scope: str, exclude: Sequence[str]
+) -> _Groups:
+    if scope != "layer" or exclude:
+        raise ValueError(
+            "A mapping as `sparsity` goes with `scope='layer'` and without `exclude`: it names the "
+            "kernels to prune."
+        )
+    unknown = sorted(map(str, set(sparsity) - set(kernels)))
+    if unknown:
+        raise ValueError(
+            f"`sparsity` names {', '.join(unknown)}; the kernels are {', '.join(kernels)}."
+        )
+    return [
+        ([path], round(check_sparsity(f"sparsity[{path!r}]", value) * kernels[path].size))
+        for path, value in sparsity.items()
+    ]
+
+
+def _not_excluded(kernels: Mapping[str, Any], exclude: Sequence[str]) -> list[str]:
+    if isinstance(exclude, str):
+        raise TypeError(f"`exclude` must be a sequence of path prefixes, got {exclude!r}.")
+    prefixes = [f"{prefix.strip('/')}/" for prefix in exclude]
+    for prefix in prefixes:
+        # A misspelt prefix would prune silently what was to be kept.
+        if not any(f"{path}/".startswith(prefix) for path in kernels):
+            raise ValueError(
+                f"`exclude` names {prefix[:-1]!r}, which is no prefix of a kernel's path; they are "
+                f"{', '.join(kernels)}."
+            )
+    return [path for path in kernels if not f"{path}/".startswith(tuple(prefixes))]
+
+
+def _check_values(
+    name: str,
+    kernels: Mapping[str, Any],
+    previous: Mapping[str, Any],
+    groups: _Groups,
+    excluded: set[str],
+) -> None:
+    for path, kernel in kernels.items():
+        if bool(jnp.any(jnp.isnan(kernel))):
+            raise ValueError(f"`{name}` has NaN at {path}, which is neither small nor large.")
+    removed = {p: int(np.size(previous[p]) - jnp.sum(previous[p])) for p in kernels}
+    for path in excluded:
+        if removed[path]:
+            raise ValueError(f"`masks` remove weights of {path}, which `exclude` keeps whole.")
+    for paths, count in groups:
+        already, size = sum(removed[p] for p in paths), sum(kernels[p].size for p in paths)
+        if already > count:
+            where = paths[0] if len(paths) == 1 else "the kernels"
+            raise ValueError(
+                f"`sparsity` asks for {count} of {size} weights of {where} to be removed, and "
+                f"`masks` remove {already} already: a removed weight is not revived."
+            )
+
+
+@compilation.jit
+def _keep_largest(scores: list[Array], previous: list[Array], count: Array | int) -> list[Array]:
+    """Masks of kernels that lose their `count` lowest scores, those removed before first."""
+    dtype = jnp.promote_types(jnp.result_type(*scores), jnp.float32)
+    keys = jnp.concatenate(
+        [
+            _ordered(jnp.asarray(score, dtype), mask).ravel()
+            for score, mask in zip(scores, previous, strict=True)
+        ]
+    )
+    threshold = jnp.sort(keys)[jnp.maximum(count - 1, 0)]
+    below, at = keys < threshold, keys == threshold
+    # Of those at the threshold only the first go, as many as are missing.
+    removed = below | (at & (jnp.cumsum(at) <= count - jnp.sum(below)))
+    ends = np.cumsum([score.size for score in scores])
+    parts = jnp.split(~removed, ends[:-1])
+    return [part.reshape(score.shape) for part, score in zip(parts, scores, strict=True)]
+
+
+def _ordered(scores: Array, mask: Array) -> Array:
+    """Integers in the order of the scores, the smallest of all where the mask is False.
+
+    On a CPU integers sort six times as fast as floats, and denormal numbers do not equal 0.
+    """
+    kind = jnp.int32 if scores.dtype == jnp.float32 else jnp.int64
+    bits, smallest = jax.lax.bitcast_convert_type(scores, kind), jnp.iinfo(kind).min
+    # The bits of negative floats ascend away from 0; -0.0, whose bits are `smallest`, becomes 0.
+    keys = jnp.where(bits < 0, smallest - bits, bits)
+    return jnp.where(mask, keys, smallest)

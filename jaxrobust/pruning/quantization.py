@@ -1,0 +1,210 @@
+"""Post-training quantisation: kernels as int8 with one scale per output channel.
+
+Symmetric: for each output channel c (the last axis) of a kernel w,
+
+    scale_c = max |w_c| / 127,    values_c = round(w_c / scale_c),    w_c ~ scale_c * values_c
+
+so that no weight is off by more than scale_c / 2, and a zero stays exactly zero: pruned weights stay
+pruned. Biases, normalisation and activations stay float32: this makes the file smaller, and computes
+in float32.
+
+References:
+  Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
+  Inference", CVPR 2018, sections 2.1 and 3, https://arxiv.org/abs/1712.05877
+  Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference", 2018, section
+  3.1.2 (per channel), https://arxiv.org/abs/1806.08342
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust import checks
+from jaxrobust.pruning.masks import is_kernel, kernel_paths, named_leaves
+from jaxrobust.types import Array, PyTree
+
+_LARGEST = 127  # of int8, and of its negatives: -128 is left out for symmetry
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class QuantizedKernel:
+    """A kernel in int8.
+
+    Attributes:
+      values: int8 [..., C_out], in -127 .. 127.
+      scale: float32 [C_out], above 0.
+    """
+
+    values: Array
+    scale: Array
+
+
+def quantize(variables: PyTree) -> PyTree:
+    """Every kernel in int8, one scale per output channel; everything else as it is.
+
+    Args:
+      variables: Nested dicts of floating arrays, such as {"params": ..., "batch_stats": ...}.
+
+    Returns:
+      The same with a `QuantizedKernel` for each kernel (a leaf of two dimensions or more so
+      called). A channel of zeros has scale 1.
+
+    Raises:
+      TypeError: A kernel that is not floating point.
+      ValueError: No kernels (perhaps quantised before); NaN or infinite weights.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> kernel = quantize({"kernel": jnp.array([[1.27, 0.0], [-0.5, 0.0]])})["kernel"]
+      >>> kernel.values.tolist(), [round(float(scale), 3) for scale in kernel.scale]
+      ([[127, 0], [-50, 0]], [0.01, 1.0])
+    """
+    if not kernel_paths(variables):
+        raise ValueError(
+            "`variables` has no kernels to quantise: leaves of two dimensions or more called "
+            "'kernel'. They may be quantised already."
+        )
+    leaves = [
+        _quantized(path, leaf) if is_kernel(path, leaf) else leaf
+        for path, leaf in named_leaves(variables)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(variables), leaves)
+
+
+def dequantize(variables: PyTree) -> PyTree:
+    """Every `QuantizedKernel` as the float32 kernel that it stands for; everything else as it is.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> kernel = QuantizedKernel(jnp.array([[2, -3]], jnp.int8), jnp.array([0.5, 1.0]))
+      >>> dequantize({"kernel": kernel})["kernel"].tolist()
+      [[1.0, -3.0]]
+    """
+    return jax.tree.map(
+        lambda leaf: (
+            leaf.values.astype(jnp.float32) * leaf.scale
+            if isinstance(leaf, QuantizedKernel)
+            else leaf
+        ),
+        variables,
+        is_leaf=lambda node: isinstance(node, QuantizedKernel),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizedApply:
+    """A network's apply function that takes quantised variables; made by `quantized_apply`.
+
+    Equal and of equal hash for equal `apply_fn`, so that compiled code is shared.
+
+    Attributes:
+      apply_fn: (variables, *inputs) -> outputs.
+    """
+
+    apply_fn: Callable[..., Any]
+
+    def __call__(self, variables: PyTree, *inputs: Any, **options: Any) -> Any:
+        """`apply_fn` on the dequantised variables."""
+        return self.apply_fn(dequantize(variables), *inputs, **options)
+
+
+def quantized_apply(apply_fn: Callable[..., Any]) -> QuantizedApply:
+    """A network that takes quantised variables, dequantised inside the compiled program.
+
+    For a classifier in int8:
+
+        Classifier(quantized_apply(model.apply), quantize(variables), mean, std)
+
+    Its weights are int8 arguments of compiled code, and its gradients by the image are exact: an
+    attack needs no straight-through estimator as long as only weights are quantised.
+
+    Args:
+      apply_fn: (variables, *inputs) -> outputs, such as the `apply` of a linen module.
+
+    Raises:
+      TypeError: It cannot be called.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> dense = lambda variables, x: x @ variables["kernel"]
+      >>> variables = {"kernel": jnp.array([[127.0], [-3.2]])}
+      >>> quantized_apply(dense)(quantize(variables), jnp.ones((1, 2))).tolist()
+      [[124.0]]
+    """
+    if not callable(apply_fn):
+        raise TypeError(f"`apply_fn` must be callable, got {type(apply_fn).__name__}.")
+    return QuantizedApply(apply_fn)
+
+
+def fake_quantize(kernel: Array) -> Array:
+    """A kernel as it is after quantising and dequantising, with the gradient of the identity.
+
+    For training or attacking through the rounding: the rounding's own gradient is 0 nearly
+    everywhere. The scale is taken as a constant.
+
+    Args:
+      kernel: Floating [..., C_out].
+
+    Returns:
+      As `kernel`; up to the last bit that of `dequantize(quantize(...))`.
+
+    Raises:
+      TypeError: A kernel that is not floating point.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> kernel = jnp.array([[127.0], [3.2]])
+      >>> fake_quantize(kernel).tolist(), jax.grad(lambda k: fake_quantize(k).sum())(kernel).tolist()
+      ([[127.0], [3.0]], [[1.0], [1.0]])
+
+    References:
+      Bengio, Leonard, Courville, "Estimating or Propagating Gradients Through Stochastic Neurons for
+      Conditional Computation", 2013, section 4, https://arxiv.org/abs/1308.3432
+      Jacob et al. 2018 (above), section 3.
+    """
+    kernel = jnp.asarray(kernel)
+    _check_floating("kernel", kernel)
+    wide = kernel.astype(jnp.float32)
+    scale = jax.lax.stop_gradient(_scale(wide))
+    return (round_straight_through(wide / scale) * scale).astype(kernel.dtype)
+
+
+@jax.custom_jvp
+def round_straight_through(x: Array) -> Array:
+    """Rounds to the nearest integer, half to even; its derivative is taken to be 1.
+
+    Args:
+      x: Floating, any shape.
+    """
+    return jnp.round(x)
+
+
+@round_straight_through.defjvp
+def _round_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    return round_straight_through(*primals), tangents[0]
+
+
+def _quantized(path: str, kernel: Array) -> QuantizedKernel:
+    kernel = jnp.asarray(kernel)
+    _check_floating(path, kernel)
+    if not checks.is_traced(kernel) and not bool(jnp.all(jnp.isfinite(kernel))):
+        raise ValueError(f"`variables` has NaN or infinite weights at {path}.")
+    wide = kernel.astype(jnp.float32)
+    scale = _scale(wide)
+    # Division may round the largest up to just above 127, never to 127.5.
+    return QuantizedKernel(jnp.round(wide / scale).astype(jnp.int8), scale)
+
+
+def _scale(kernel: Array) -> Array:
+    scale = jnp.max(jnp.abs(kernel), axis=tuple(range(kernel.ndim - 1))) / _LARGEST
+    # Below the smallest normal number a division overflows, or is one by zero.
+    return jnp.where(scale >= jnp.finfo(jnp.float32).tiny, scale, 1.0)
+
+
+def _check_floating(name: str, kernel: Array) -> None:
+    if not jnp.issubdtype(kernel.dtype, jnp.floating):
+        raise TypeError(f"`{name}` must be floating point, got {kernel.dtype}.")

@@ -1,0 +1,193 @@
+"""Pruning little by little: how much each round removes, and rounds with retraining and rewinding."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust import checks
+from jaxrobust.pruning.magnitude import global_magnitude
+from jaxrobust.pruning.masks import apply_masks, check_masks, check_sparsity, named_leaves
+from jaxrobust.types import Masks, PyTree
+
+
+def geometric_schedule(sparsity: float, num_rounds: int) -> tuple[float, ...]:
+    """Every round removes the same fraction of what is left: s_i = 1 - (1 - sparsity)^(i / n).
+
+    Args:
+      sparsity: Of the last round, in [0, 1).
+      num_rounds: n, at least 1.
+
+    Returns:
+      The sparsity after each of the n rounds; the last is exactly `sparsity`.
+
+    Raises:
+      TypeError: An argument of the wrong type.
+      ValueError: An argument out of range.
+
+    Example:
+      >>> [round(s, 3) for s in geometric_schedule(0.488, 3)]
+      [0.2, 0.36, 0.488]
+
+    References:
+      Frankle, Carbin, "The Lottery Ticket Hypothesis", ICLR 2019, section 1 (iterative pruning),
+      https://arxiv.org/abs/1803.03635
+    """
+    sparsity = check_sparsity("sparsity", sparsity)
+    checks.integer("num_rounds", num_rounds, minimum=1)
+    rounds = (1 - (1 - sparsity) ** (i / num_rounds) for i in range(1, num_rounds))
+    return _ascending(rounds, 0.0, sparsity)
+
+
+def cubic_schedule(sparsity: float, num_steps: int, initial: float = 0.0) -> tuple[float, ...]:
+    """Fast at first, slow at the end: s_t = sparsity + (initial - sparsity) (1 - t / n)^3.
+
+    Args:
+      sparsity: Of the last step, in [0, 1).
+      num_steps: n, at least 1.
+      initial: Before the first step, in [0, sparsity].
+
+    Returns:
+      The sparsity after each of the n steps, t = 1 .. n; the last is exactly `sparsity`.
+
+    Raises:
+      TypeError: An argument of the wrong type.
+      ValueError: An argument out of range.
+
+    Example:
+      >>> cubic_schedule(0.8, 2)
+      (0.7000000000000001, 0.8)
+
+    References:
+      Zhu, Gupta, "To prune, or not to prune: exploring the efficacy of pruning for model
+      compression", 2017, equation 1, https://arxiv.org/abs/1710.01878
+    """
+    sparsity = check_sparsity("sparsity", sparsity)
+    checks.integer("num_steps", num_steps, minimum=1)
+    initial = check_sparsity("initial", initial)
+    if initial > sparsity:
+        raise ValueError(f"`initial` must be at most `sparsity` = {sparsity}, got {initial}.")
+    steps = (
+        sparsity + (initial - sparsity) * (1 - step / num_steps) ** 3
+        for step in range(1, num_steps)
+    )
+    return _ascending(steps, initial, sparsity)
+
+
+def _ascending(values: Iterable[float], first: float, last: float) -> tuple[float, ...]:
+    """The values and `last`, without what rounding leaves outside the two or out of order."""
+    clipped = (min(max(value, first), last) for value in values)
+    return (*itertools.accumulate(clipped, max), last)
+
+
+class Round(NamedTuple):
+    """What one round of `iterative` came to.
+
+    Attributes:
+      number: Counted from 1.
+      sparsity: What was asked for.
+      masks: The parameters' structure, boolean.
+      params: After retraining; 0 wherever the masks are False.
+    """
+
+    number: int
+    sparsity: float
+    masks: Masks
+    params: PyTree
+
+
+def iterative(
+    params: PyTree,
+    sparsities: Sequence[float],
+    retrain: Callable[[PyTree, Masks, int], PyTree],
+    *,
+    rewind_to: PyTree | None = None,
+    prune: Callable[..., Masks] = global_magnitude,
+) -> Iterator[Round]:
+    """Prunes, rewinds and retrains, round by round; yields each round when it is finished.
+
+    Without `rewind_to` the weights go on from where they are (gradual pruning, fine-tuning). With
+    it, what is left starts anew from those values: the initial ones for a lottery ticket, those of
+    an early epoch for deeper networks. Masks only ever lose weights.
+
+    `params` may be whole variables, {"params": ..., "batch_stats": ...}: statistics are never
+    pruned, and are rewound with the weights.
+
+    Args:
+      params: Trained parameters, nested dicts of arrays; the first round prunes these.
+      sparsities: Of each round, in [0, 1), not descending.
+      retrain: (masked parameters, masks, round counted from 1) -> parameters of the same structure,
+        with the masked ones still 0: `training.fit(..., variables=..., masks=...)` sees to that, and
+        with a `run_dir` for each round the whole can be killed and called again.
+      rewind_to: Parameters of the same structure and shapes, before or early in training.
+      prune: (params, sparsity, masks=earlier masks or None) -> masks that remove at least what the
+        earlier ones did; for random tickets `functools.partial(random, key)`.
+
+    Returns:
+      An iterator of rounds; arguments are checked at the call, work is done while iterating.
+
+    Raises:
+      TypeError: A sparsity that is no number.
+      ValueError: Sparsities out of range or descending; `rewind_to` that does not fit. While
+        iterating: retraining or `prune` revived removed weights; what `prune` raises.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> params = {"kernel": jnp.array([[1.0, 2.0, 3.0, 4.0]])}
+      >>> retrain = lambda params, masks, number: params
+      >>> ones = {"kernel": jnp.ones((1, 4))}
+      >>> for done in iterative(params, (0.25, 0.5), retrain, rewind_to=ones):
+      ...     print(done.number, done.params["kernel"].tolist())
+      1 [[0.0, 1.0, 1.0, 1.0]]
+      2 [[0.0, 0.0, 1.0, 1.0]]
+
+    References:
+      Frankle, Carbin, "The Lottery Ticket Hypothesis", ICLR 2019, https://arxiv.org/abs/1803.03635
+      Frankle, Dziugaite, Roy, Carbin, "Linear Mode Connectivity and the Lottery Ticket Hypothesis",
+      ICML 2020, section 4 (rewinding to an early step), https://arxiv.org/abs/1912.05671
+    """
+    targets = [check_sparsity("sparsities", sparsity) for sparsity in sparsities]
+    if not targets or targets != sorted(targets):
+        raise ValueError(f"`sparsities` must be some, not descending, got {tuple(sparsities)}.")
+    if rewind_to is not None and _shapes(rewind_to) != _shapes(params):
+        raise ValueError("`rewind_to` must have the structure and shapes of `params`.")
+    return _rounds(params, targets, retrain, rewind_to, prune)
+
+
+def _rounds(
+    params: PyTree,
+    sparsities: Sequence[float],
+    retrain: Callable[[PyTree, Masks, int], PyTree],
+    rewind_to: PyTree | None,
+    prune: Callable[..., Masks],
+) -> Iterator[Round]:
+    masks = None
+    for number, sparsity in enumerate(sparsities, start=1):
+        previous, masks = masks, prune(params, sparsity, masks=masks)
+        check_masks(params, masks)
+        if previous is not None:
+            _check_removed(masks, previous, f"`prune` in round {number}")
+        start = apply_masks(params if rewind_to is None else rewind_to, masks)
+        params = retrain(start, masks, number)
+        if _shapes(params) != _shapes(start):
+            raise ValueError(
+                f"`retrain` in round {number} must return parameters of the structure and shapes "
+                "that it was given."
+            )
+        _check_removed(params, masks, f"`retrain` in round {number}")
+        yield Round(number, sparsity, masks, params)
+
+
+def _check_removed(tree: PyTree, masks: Masks, culprit: str) -> None:
+    """Raises unless `tree` is 0 (or False) wherever the masks are False."""
+    kept = dict(named_leaves(masks))
+    for path, leaf in named_leaves(tree):
+        revived = int(jnp.sum(~kept[path] & (leaf != 0)))
+        if revived:
+            raise ValueError(f"{culprit} revived {revived} removed weights of {path}.")
+
+
+def _shapes(tree: PyTree) -> object:
+    return jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]

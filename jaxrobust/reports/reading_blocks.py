@@ -1,0 +1,229 @@
+"""What the blocks of a generic section must hold: docs/result_format.md, BLOCK."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jaxrobust.reports.schema import (
+    ARRAY,
+    BOOLEAN,
+    ID,
+    INTEGER,
+    NUMBER,
+    RATE,
+    TEXT,
+    array_shape,
+    check,
+    check_image,
+    short,
+)
+
+_TILE = {
+    "image?": ARRAY,
+    "map?": ARRAY,
+    "against?": ARRAY,
+    "style?": TEXT,
+    "title?": TEXT,
+    "text?": TEXT,
+}
+_NEEDS = {
+    "image": ("image",),
+    "heat": ("map",),
+    "overlay": ("image", "map"),
+    "difference": ("image", "against"),
+}
+
+
+def cell(value: Any, where: str) -> None:
+    """Raises ValueError unless `value` is a CELL: text, a number, null, a RATE or an estimate."""
+    if isinstance(value, dict):
+        estimate(value, where)
+    elif not TEXT.passes(value) and not NUMBER.passes(value):
+        raise ValueError(
+            f"`{where}` must be text, a number, null or an object with `rate` or `value`, "
+            f"got {short(value)}."
+        )
+
+
+def estimate(value: Any, where: str) -> None:
+    """Raises ValueError unless `value` is a RATE or a value with an interval or a deviation."""
+    if isinstance(value, dict) and "rate" in value:
+        check(value, RATE, where)
+    elif isinstance(value, dict) and "deviation" in value:
+        check(value, {"value": NUMBER, "deviation": NUMBER}, where)
+    else:
+        check(value, {"value": NUMBER, "low": NUMBER, "high": NUMBER}, where)
+
+
+def tile_style(tile: dict[str, Any]) -> str:
+    """How a tile is drawn: as it says, or by what it has."""
+    if tile.get("style"):
+        return tile["style"]
+    if tile.get("map"):
+        return "overlay" if tile.get("image") else "heat"
+    return "difference" if tile.get("against") else "image"
+
+
+def _tile(value: Any, where: str) -> None:
+    if value is None:
+        return
+    check(value, _TILE, where)
+    style = tile_style(value)
+    if style not in _NEEDS:
+        raise ValueError(f"`{where}.style` must be one of {tuple(_NEEDS)}, got {short(style)}.")
+    for key in _NEEDS[style]:
+        if not value.get(key):
+            raise ValueError(f"`{where}.{key}` is missing, and the style {style!r} needs it.")
+    shapes = {key: array_shape(value[key], f"{where}.{key}") for key in _NEEDS[style]}
+    if "image" in shapes:
+        check_image(shapes["image"], f"{where}.image")
+    expected = {"against": shapes.get("image", ())}
+    if "map" in shapes:
+        shape = shapes["map"]
+        if len(shape) != 2 or 0 in shape:
+            raise ValueError(f"`{where}.map` must be [H, W], got shape {shape}.")
+        expected["map"] = shapes.get("image", shape)[:2]
+    for key in ("map", "against"):
+        if key in shapes and shapes[key] != expected[key]:
+            raise ValueError(f"`{where}.{key}` must have shape {expected[key]}, got {shapes[key]}.")
+
+
+_HEAD = {"kind": TEXT, "id?": ID, "title?": TEXT, "caption?": TEXT, "folded?": BOOLEAN}
+_AXIS = {"title": TEXT, "percent?": BOOLEAN, "log?": BOOLEAN}
+_SERIES = {
+    "name": TEXT,
+    "model?": TEXT,
+    "x": [NUMBER],
+    "y": [NUMBER],
+    "low?": [NUMBER],
+    "high?": [NUMBER],
+    "dashed?": BOOLEAN,
+}
+VERDICT = {
+    "question": TEXT,
+    "answer": TEXT,
+    "confidence": TEXT,
+    "evidence?": [{"text": TEXT, "href?": TEXT}],
+}
+_KINDS: dict[str, dict[str, Any]] = {
+    "table": {
+        "columns": [{"title": TEXT, "unit?": TEXT, "decimals?": INTEGER, "group?": TEXT}],
+        "rows": [[cell]],
+        "highlight?": [INTEGER],
+    },
+    "chart": {"x": _AXIS, "y": _AXIS, "series": [_SERIES]},
+    "intervals": {
+        "percent?": BOOLEAN,
+        "groups": [{"name": TEXT, "items": [{"name": TEXT, "value": estimate}]}],
+    },
+    "pictures": {
+        "columns?": [TEXT],
+        "rows": [{"label": TEXT, "text?": TEXT, "tiles": [_tile]}],
+    },
+    "heat": {
+        "rows": [TEXT],
+        "columns": [TEXT],
+        "values": [[cell]],
+        "row_title": TEXT,
+        "column_title": TEXT,
+        "percent?": BOOLEAN,
+        "decimals?": INTEGER,
+    },
+    "text": {"paragraphs": [TEXT]},
+    "verdict": VERDICT,
+}
+
+
+def block(value: Any, where: str) -> None:
+    """Raises ValueError, naming the place, unless `value` is a BLOCK."""
+    check(value, _HEAD, where)
+    kind = value["kind"]
+    if kind not in _KINDS:
+        raise ValueError(f"`{where}.kind` must be one of {tuple(_KINDS)}, got {short(kind)}.")
+    check(value, _KINDS[kind], where)
+    if value.get("folded") and not value.get("title"):
+        raise ValueError(f"`{where}.title` is missing, and a folded block shows nothing else.")
+    _FURTHER.get(kind, lambda value, where: None)(value, where)
+
+
+def _table(value: dict[str, Any], where: str) -> None:
+    columns = value["columns"]
+    if not columns:
+        raise ValueError(f"`{where}.columns` must hold at least one column.")
+    for position, column in enumerate(columns):
+        if (column.get("decimals") or 0) < 0:
+            place = f"{where}.columns[{position}].decimals"
+            raise ValueError(f"`{place}` must be 0 or more, got {column['decimals']}.")
+    for position, row in enumerate(value["rows"]):
+        _length(row, len(columns), f"{where}.rows[{position}]", "columns")
+        if isinstance(row[0], dict):
+            raise ValueError(
+                f"`{where}.rows[{position}][0]` must be text, a number or null: it is the row's "
+                f"header, got {short(row[0])}."
+            )
+    for index in value.get("highlight") or ():
+        if not 0 <= index < len(value["rows"]):
+            raise ValueError(
+                f"`{where}.highlight` must hold indices of the {len(value['rows'])} rows, "
+                f"got {index}."
+            )
+
+
+def _chart(value: dict[str, Any], where: str) -> None:
+    looks: dict[Any, str] = {}
+    for position, series in enumerate(value["series"]):
+        place = f"{where}.series[{position}]"
+        for key in ("y", "low", "high"):
+            if series.get(key) is not None:
+                _length(series[key], len(series["x"]), f"{place}.{key}", "points in `x`")
+        if (series.get("low") is None) != (series.get("high") is None):
+            raise ValueError(f"`{place}` must have both `low` and `high`, or neither.")
+        look = (series.get("model") or series["name"], bool(series.get("dashed")))
+        if look in looks:
+            raise ValueError(
+                f"`{place}` must not look as `{looks[look]}` does: give it another name, or make "
+                "it dashed."
+            )
+        looks[look] = place
+
+
+def _intervals(value: dict[str, Any], where: str) -> None:
+    for position, group in enumerate(value["groups"]):
+        names = [item["name"] for item in group["items"]]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"`{where}.groups[{position}]` must have one item {name!r}.")
+
+
+def _pictures(value: dict[str, Any], where: str) -> None:
+    if value.get("columns"):
+        for position, row in enumerate(value["rows"]):
+            place = f"{where}.rows[{position}].tiles"
+            _length(row["tiles"], len(value["columns"]), place, "columns")
+
+
+def _heat(value: dict[str, Any], where: str) -> None:
+    _length(value["values"], len(value["rows"]), f"{where}.values", "rows")
+    for position, row in enumerate(value["values"]):
+        _length(row, len(value["columns"]), f"{where}.values[{position}]", "columns")
+        for column, item in enumerate(row):
+            if isinstance(item, str) or (isinstance(item, dict) and "rate" not in item):
+                raise ValueError(
+                    f"`{where}.values[{position}][{column}]` must be a number, null or a rate, "
+                    f"got {short(item)}."
+                )
+
+
+_FURTHER = {
+    "table": _table,
+    "chart": _chart,
+    "intervals": _intervals,
+    "pictures": _pictures,
+    "heat": _heat,
+}
+
+
+def _length(items: Sequence[Any], expected: int, where: str, what: str) -> None:
+    if len(items) != expected:
+        raise ValueError(
+            f"`{where}` must have {expected} items, one for each of the {what}, got {len(items)}."
+        )

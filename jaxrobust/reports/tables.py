@@ -1,0 +1,134 @@
+"""Generic tables: cells as text, with the decimals of a column shared so that its numbers line up."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from jaxrobust.reports import formatting
+
+
+def table(block: dict[str, Any]) -> dict[str, Any]:
+    """A table as the template prints it.
+
+    Args:
+      block: {"columns", "rows", "highlight"?} of docs/result_format.md.
+
+    Returns:
+      {"columns", "groups", "rows"}; groups is empty where no column has one.
+    """
+    by_column = list(zip(*block["rows"], strict=True)) or [()] * len(block["columns"])
+    pairs = zip(block["columns"], by_column, strict=True)
+    columns = [_column(*pair, first=index == 0) for index, pair in enumerate(pairs)]
+    groups = _groups(columns)
+    highlight = set(block.get("highlight") or ())
+    rows = [
+        {
+            "highlight": index in highlight,
+            "cells": [_cell(*pair) for pair in zip(row, columns, strict=True)],
+        }
+        for index, row in enumerate(block["rows"])
+    ]
+    return {"columns": columns, "groups": groups, "rows": rows}
+
+
+def heat_table(block: dict[str, Any]) -> dict[str, Any]:
+    """A block of kind heat for the template's heat table: text, and how strong the colour is."""
+    numbers = [item for row in block["values"] for item in row if formatting.finite(item)]
+    percent = bool(block.get("percent"))
+    decimals = _given(block.get("decimals"), numbers, percent)
+    # Shares and sizes are coloured from 0, and what has both signs from its least.
+    low = min([*numbers, 0.0])
+    high = 1.0 if percent and max(numbers, default=0.0) <= 1 else max(numbers, default=0.0)
+
+    def cell(item: Any) -> dict[str, Any]:
+        shown = {"detail": "", "share": 0.0, "diagonal": False}
+        if isinstance(item, dict):
+            shown["share"] = item["rate"] if formatting.finite(item["rate"]) else 0.0
+            text, detail = formatting.rate_value(item), formatting.rate_interval(item)
+            return shown | {"text": text, "detail": detail}
+        if formatting.finite(item) and high > low:
+            shown["share"] = (item - low) / (high - low)
+        return shown | {"text": formatting.measure(item, decimals, percent)}
+
+    rows = [
+        (name, [cell(item) for item in row])
+        for name, row in zip(block["rows"], block["values"], strict=True)
+    ]
+    return {"columns": block["columns"], "rows": rows}
+
+
+def _given(decimals: int | None, numbers: Sequence[float], percent: bool) -> int:
+    return formatting.shared_decimals(numbers, percent) if decimals is None else decimals
+
+
+def _column(column: dict[str, Any], cells: Sequence[Any], first: bool) -> dict[str, Any]:
+    percent = column.get("unit") == "%"
+    numbers = [value for item in cells for value in _numbers(item)]
+    wide = any(isinstance(item, dict) for item in cells)
+    # One sample size for all is said once, above: a table of many rates is wide enough.
+    sizes = {formatting.sample_size(item) for item in cells if _is_rate(item)}
+    size = sizes.pop() if len(sizes) == 1 else None
+    unit = None if percent else column.get("unit")
+    numeric = wide or (bool(numbers) and not any(isinstance(item, str) for item in cells))
+    return {
+        "title": column["title"],
+        "unit": ", ".join(part for part in (unit, size) if part),
+        "sized": size is not None,
+        "percent": percent,
+        "decimals": _given(column.get("decimals"), numbers, percent),
+        "group": column.get("group") if not first else None,
+        "wide": wide,
+        "css": "rate" if wide else "num" if numeric else "",
+    }
+
+
+def _groups(columns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Neighbours of one group under one heading; a line is drawn where a group begins."""
+    if not any(column["group"] for column in columns):
+        return []
+    groups: list[dict[str, Any]] = []
+    for title, members in itertools.groupby(columns, key=lambda column: column["group"]):
+        inside = list(members)
+        if title or groups:
+            inside[0]["css"] = f"{inside[0]['css']} first".strip()
+        span = sum(2 if column["wide"] else 1 for column in inside)
+        groups.append({"title": title, "columns": inside, "span": span})
+    return groups
+
+
+def _cell(item: Any, column: dict[str, Any]) -> dict[str, Any]:
+    decimals, percent, detail = column["decimals"], column["percent"], ""
+    if _is_rate(item):
+        text = formatting.rate_value(item)
+        detail = formatting.rate_interval(item, with_size=not column["sized"])
+    elif isinstance(item, dict):
+        text = formatting.measure(item["value"], decimals, percent)
+        ends = [item[key] for key in ("low", "high", "deviation") if key in item]
+        if all(formatting.finite(end) for end in ends):
+            scaled = [formatting.number(100 * end if percent else end, decimals) for end in ends]
+            # A dash between signed numbers would read as one more sign.
+            between = " to " if min(ends) < 0 else formatting.DASH
+            detail = f"± {scaled[0]}" if len(ends) == 1 else f"({between.join(scaled)})"
+    else:
+        text = item if isinstance(item, str) else formatting.measure(item, decimals, percent)
+    number = not isinstance(item, str)
+    css = ["num"] * number + ["first"] * ("first" in column["css"].split())
+    return {
+        "text": text,
+        "detail": detail,
+        "number": number,
+        "wide": column["wide"],
+        "css": " ".join(css),
+    }
+
+
+def _is_rate(item: Any) -> bool:
+    return isinstance(item, dict) and "rate" in item
+
+
+def _numbers(item: Any) -> list[Any]:
+    """The numbers of a cell that share the column's decimals; a rate has its own."""
+    if isinstance(item, dict):
+        estimate = [item.get(key) for key in ("value", "low", "high", "deviation")]
+        return [] if _is_rate(item) else [value for value in estimate if formatting.finite(value)]
+    return [item] if formatting.finite(item) else []

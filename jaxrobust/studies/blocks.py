@@ -1,0 +1,239 @@
+"""Tables, charts and pictures as they go into result.json (docs/result_format.md, SECTION)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxrobust.studies.results import encode_array
+
+Block = dict[str, Any]
+
+
+def section(
+    identifier: str, title: str, blocks: Sequence[Block], *, part: str, text: Sequence[str] = ()
+) -> Block:
+    """A section of the report.
+
+    Args:
+      identifier: Its anchor, a-z, 0-9 and "-".
+      title: Its heading.
+      blocks: From the functions below.
+      part: The part of the report that it belongs to.
+      text: Paragraphs below the heading.
+    """
+    return {
+        "id": identifier,
+        "title": title,
+        "part": part,
+        "text": list(text),
+        "blocks": list(blocks),
+    }
+
+
+def column(
+    title: str, unit: str | None = None, decimals: int | None = None, group: str = ""
+) -> Block:
+    """A column of a table.
+
+    Args:
+      title: Its heading.
+      unit: Behind the heading.
+      decimals: Of its numbers.
+      group: A heading that neighbouring columns share.
+    """
+    described = {"title": title, "unit": unit, "decimals": decimals, "group": group or None}
+    return {key: value for key, value in described.items() if value is not None}
+
+
+def table(
+    columns: Sequence[str | Block],
+    rows: Sequence[Sequence[Any]],
+    caption: str = "",
+    *,
+    title: str | None = None,
+    folded: bool = False,
+    highlight: Sequence[int] = (),
+) -> Block:
+    """A table.
+
+    Args:
+      columns: Headings, or what `column` returns.
+      rows: Cells: strings, numbers, None, rates, {"value", "low", "high"} or {"value", "deviation"}.
+      caption: What a reader must know to read it.
+      title: Above it.
+      folded: Shown only when asked for.
+      highlight: Rows that stand out.
+    """
+    block: Block = {
+        "kind": "table",
+        "columns": [column(c) if isinstance(c, str) else c for c in columns],
+        "rows": [list(row) for row in rows],
+        "caption": caption,
+        "folded": folded,
+        "highlight": list(highlight),
+    }
+    return block if title is None else block | {"title": title}
+
+
+def estimate(value: float, low: float | None, high: float | None, scale: float = 1.0) -> Any:
+    """A number with its interval, or the number alone where the interval is not known.
+
+    Args:
+      value: The estimate.
+      low: Lower bound.
+      high: Upper bound.
+      scale: Factor of all three: 100 for points.
+    """
+    if low is None or high is None:
+        return scale * value
+    return {"value": scale * value, "low": scale * low, "high": scale * high}
+
+
+def line(
+    name: str,
+    x: Sequence[float],
+    y: Sequence[Any],
+    *,
+    dashed: bool = False,
+    model: str | None = None,
+) -> dict[str, Any]:
+    """A line of a chart.
+
+    Args:
+      name: In the legend.
+      x: Positions.
+      y: Numbers; or rates or {"value", "low", "high"}, whose bounds become a band. None is left out.
+      dashed: For a control, or the second of two lines of a model.
+      model: Whose colour the line takes, where its name is another.
+    """
+    kept = [(position, value) for position, value in zip(x, y, strict=True) if value is not None]
+    found: dict[str, Any] = {"name": name, "x": [float(p) for p, _ in kept], "dashed": dashed}
+    if kept and isinstance(kept[0][1], Mapping):
+        found["y"] = [value.get("rate", value.get("value")) for _, value in kept]
+        if all(value.get("low") is not None for _, value in kept):
+            found["low"] = [value["low"] for _, value in kept]
+            found["high"] = [value["high"] for _, value in kept]
+    else:
+        found["y"] = [float(value) for _, value in kept]
+    return found if model is None else found | {"model": model}
+
+
+def chart(
+    title: str,
+    x_title: str,
+    y_title: str,
+    series: Sequence[dict[str, Any]],
+    caption: str = "",
+    *,
+    percent: bool = False,
+    percent_x: bool = False,
+    log_x: bool = False,
+) -> Block:
+    """A line chart.
+
+    Args:
+      title: Above it.
+      x_title: Below the axis.
+      y_title: Beside the axis.
+      series: From `line`.
+      caption: What a reader must know to read it.
+      percent: Whether y is a share, 0 to 1.
+      percent_x: Whether x is.
+      log_x: Whether x is logarithmic.
+    """
+    return {
+        "kind": "chart",
+        "title": title,
+        "x": {"title": x_title, "log": log_x, "percent": percent_x},
+        "y": {"title": y_title, "percent": percent},
+        "series": list(series),
+        "caption": caption,
+    }
+
+
+def tile(
+    image: Any,
+    *,
+    title: str = "",
+    text: str = "",
+    values: Any = None,
+    style: str = "image",
+    against: Any = None,
+) -> dict[str, Any]:
+    """A picture of a grid.
+
+    Args:
+      image: uint8, or float in [0, 1], [H, W, 1 or 3].
+      title: Above it.
+      text: Below it.
+      values: float [H, W], the map of the styles "heat" and "overlay".
+      style: "image", "heat" (the map alone), "overlay" (the map over the image) or "difference".
+      against: Of the style "difference": the image that `image` is compared with.
+    """
+    found: dict[str, Any] = {"image": encode_array(_bytes(image)), "style": style}
+    if title:
+        found["title"] = title
+    if text:
+        found["text"] = text
+    if values is not None:
+        found["map"] = encode_array(np.nan_to_num(np.asarray(values, np.float32)))
+    if against is not None:
+        # As floats: a perturbation of half a grey level is a perturbation.
+        found["image"] = encode_array(np.asarray(image, np.float32))
+        found["against"] = encode_array(np.asarray(against, np.float32))
+    return found
+
+
+def pictures(
+    rows: Sequence[tuple[str, Sequence[dict[str, Any]]]],
+    caption: str = "",
+    *,
+    columns: Sequence[str] = (),
+    title: str | None = None,
+    folded: bool = False,
+) -> Block:
+    """A grid of pictures.
+
+    Args:
+      rows: (label, tiles).
+      caption: What a reader must know to read it.
+      columns: Headings of the tiles.
+      title: Above it.
+      folded: Shown only when asked for.
+    """
+    block: Block = {
+        "kind": "pictures",
+        "rows": [{"label": label, "tiles": list(tiles)} for label, tiles in rows],
+        "caption": caption,
+        "folded": folded,
+    }
+    if columns:
+        block["columns"] = list(columns)
+    return block if title is None else block | {"title": title}
+
+
+def verdict(
+    question: str, answer: str, confidence: str, evidence: Sequence[tuple[str, str]] = ()
+) -> Block:
+    """A question that the study answers.
+
+    Args:
+      question: What a reader wants to know.
+      answer: In a sentence or two.
+      confidence: How sure, and why.
+      evidence: (words, identifier of a section) to look at.
+    """
+    return {
+        "question": question,
+        "answer": answer,
+        "confidence": confidence,
+        "evidence": [{"text": text, "href": f"#{target}"} for text, target in evidence],
+    }
+
+
+def _bytes(image: Any) -> np.ndarray:
+    image = np.asarray(image)
+    return (
+        image if image.dtype == np.uint8 else np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+    )

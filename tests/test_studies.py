@@ -1,0 +1,130 @@
+"""Stages that are kept, and the blocks of a report."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrobust import attacks, evaluation, studies
+from jaxrobust.reports.pictures import decode_array
+from jaxrobust.studies import blocks
+
+
+def test_a_finished_stage_is_not_computed_again(tmp_path):
+    calls = []
+
+    def compute(progress):
+        calls.append(1)
+        progress(1, 2)
+        return {"pair": (1, 2), "nan": float("nan")}
+
+    first = studies.Stages(tmp_path)
+    result = first.remember("a stage, with words", compute)
+    again = studies.Stages(tmp_path)
+    assert again.remember("a stage, with words", compute) == result == {"pair": [1, 2], "nan": None}
+    assert len(calls) == 1
+    assert again.seconds == first.seconds
+
+
+def test_a_stage_that_fails_leaves_nothing(tmp_path):
+    def fail(progress):
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        studies.Stages(tmp_path).remember("stage", fail)
+    assert studies.Stages(tmp_path).remember("stage", lambda _: 7) == 7
+
+
+def test_names_that_differ_only_in_signs_are_different_stages(tmp_path):
+    stages = studies.Stages(tmp_path)
+    assert stages.remember("at 5 %", lambda _: 1) == 1
+    assert stages.remember("at 5", lambda _: 2) == 2
+    assert studies.Stages(tmp_path).remember("at 5 %", lambda _: 3) == 1
+    with pytest.raises(ValueError, match="'at 5' twice"):
+        stages.remember("at 5", lambda _: 4)
+
+
+def test_seconds_of_stages_within_others_add_up(tmp_path, monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr("jaxrobust.studies.script.time.perf_counter", lambda: next(clock))
+
+    def outer(_):
+        with stages("inner"):
+            pass
+        return None
+
+    stages = studies.Stages(tmp_path)
+    stages.remember("outer", outer)
+    # The clock was read at the start and end of both: 3 seconds in all, 1 of them in the inner one.
+    assert stages.seconds == {"inner": 1, "outer": 2}
+    again = studies.Stages(tmp_path)
+    again.remember("outer", outer)
+    assert again.seconds == stages.seconds
+
+
+def test_a_damaged_stage_is_named(tmp_path):
+    studies.Stages(tmp_path).remember("stage", lambda _: 1)
+    (path,) = (tmp_path / "stages").glob("*.json")
+    path.write_text("{")
+    with pytest.raises(ValueError, match="is no result of a stage; delete it"):
+        studies.Stages(tmp_path).remember("stage", lambda _: 1)
+    path.write_text(json.dumps({"stage": "x", "seconds": 1, "within": {}, "result": 1}))
+    with pytest.raises(ValueError, match="holds another stage"):
+        studies.Stages(tmp_path).remember("stage", lambda _: 1)
+
+
+def test_stages_of_one_run_name_all_their_commits(tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxrobust.studies.script.commit", lambda: "one")
+    studies.Stages(tmp_path).remember("first", lambda _: 1)
+    monkeypatch.setattr("jaxrobust.studies.script.commit", lambda: "two")
+    stages = studies.Stages(tmp_path)
+    stages.remember("first", lambda _: 1)
+    stages.remember("second", lambda _: 2)
+    assert stages.commits == ["one", "two"]
+
+
+def test_lines_take_bands_from_rates_and_leave_gaps():
+    rates = [evaluation.rate(1, 2), None, evaluation.rate(2, 2)]
+    found = blocks.line("cnn", (0.1, 0.2, 0.3), rates)
+    assert found["x"] == [0.1, 0.3] and found["y"] == [0.5, 1.0]
+    assert found["high"][1] == 1.0 and found["low"][0] == rates[0]["low"]
+    assert "low" not in blocks.line("cnn", (0, 1), (1, 2))
+
+
+def test_an_estimate_without_bounds_is_a_number():
+    assert blocks.estimate(0.5, None, None, 100) == 50
+    assert blocks.estimate(0.5, 0.25, 1.0, 100) == {"value": 50, "low": 25, "high": 100}
+
+
+def test_tiles_keep_small_differences():
+    image = np.full((2, 2, 3), 0.5, np.float32)
+    found = blocks.tile(image + 0.001, style="difference", against=image)
+    change = decode_array(found["image"]) - decode_array(found["against"])
+    np.testing.assert_allclose(change, 0.001, atol=1e-6)
+    assert decode_array(blocks.tile(image)["image"]).dtype == np.uint8
+
+
+def test_attack_reports_come_back_from_disk(tmp_path):
+    def logits_fn(x):
+        return jnp.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], axis=1)
+
+    images = np.random.default_rng(0).uniform(0, 1, (4, 2, 2, 1)).astype(np.float32)
+    for attack, targets in (
+        (attacks.PGD(0.1, 0.03, 3), None),
+        (attacks.FGSM(0.1, targeted=True), 1),
+    ):
+        report = evaluation.attack_dataset(
+            attack, logits_fn, images, [0, 1, 0, 1], key=jax.random.key(0), targets=targets
+        )
+        path = tmp_path / "deep" / "set.npz"
+        evaluation.save_attack(path, report)
+        loaded = evaluation.load_attack(path)
+        assert loaded.attack == attack
+        assert evaluation.summarise(loaded, "m", "ab") == evaluation.summarise(report, "m", "ab")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="holds no attack report"):
+        evaluation.load_attack(path)
+    with pytest.raises(FileNotFoundError):
+        evaluation.load_attack(tmp_path / "none.npz")
