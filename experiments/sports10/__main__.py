@@ -35,8 +35,9 @@ from experiments.sports10 import (
     tickets,
     verdicts,
 )
+from experiments.sports10.networks import FINE_TUNING, RECIPES
 from experiments.sports10.study import Config, Study, quick
-from jaxrobust import checks, data, evaluation, studies
+from jaxrobust import checks, data, evaluation, studies, training
 
 PARTS = [
     {
@@ -59,7 +60,13 @@ def main(config: Config) -> Path:
         config = quick(config)
     dataset = data.load("sports10", config.data_dir, 32, skip_damaged=config.skip_damaged)
     checks.one_of("target", config.target, dataset.class_names)  # --target chooses another
-    folder = studies.open_run(config.results_dir, "sports10", config.run, config)
+    folder = studies.open_run(
+        config.results_dir,
+        "sports10",
+        config.run,
+        config,
+        recipes=training.describe([RECIPES, FINE_TUNING]),
+    )
     study = Study(config, folder, dataset)
 
     for name in config.models:

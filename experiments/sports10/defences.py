@@ -1,6 +1,7 @@
 """Problem B: defences, each attacked as if unknown and as if known; a certificate."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,13 +13,14 @@ from experiments.sports10.robustness import report_of
 from experiments.sports10.study import Study
 from jaxrobust import data, defenses, evaluation
 from jaxrobust.attacks import PGD
-from jaxrobust.evaluation.classification import predictions
+from jaxrobust.evaluation.classification import as_float, predictions
 from jaxrobust.studies import blocks
 
 PART = "b"
 SIGMA = 0.25  # of the noise of randomised smoothing, in pixel units
 RADII = (0.0, 0.125, 0.25, 0.375, 0.5)
 EOT_SAMPLES, VOTES = 16, 200
+SMOOTHING = "randomised smoothing"
 
 
 @jax.tree_util.register_static
@@ -31,7 +33,7 @@ class Noisy:
       sigma: Standard deviation of the noise in pixel units.
     """
 
-    augment: data.augment.Augmentation
+    augment: data.augment.Augmentation | data.Erasing
     sigma: float
 
     def __call__(self, key: jax.Array, images: jax.Array) -> jax.Array:
@@ -71,63 +73,90 @@ def _noise_trained(study: Study, name: str) -> Any:
     return study.classifier(name, fitted.variables)
 
 
-def _defences(study: Study, progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    name = study.config.models[-1]
-    test, base = study.test(name), study.base(name)
-    robust, noisy = adversarially_trained(study, name), _noise_trained(study, name)
-    seeds = study.seeds_of(name)
-    others = [study.classifier(name, study.trained(name, s).variables) for s in seeds[1:2]]
-    second = others[0] if others else robust
-    epsilons = (0.01, study.config.epsilon)
-    samples = 4 if study.config.quick else EOT_SAMPLES
-    votes = 20 if study.config.quick else VOTES
-    defended: dict[str, tuple[Any, Any]] = {  # (what is attacked by who knows it, what answers)
-        "none": (base, base),
-        "JPEG, quality 75": (defenses.Preprocessed(base, defenses.JPEG(75), "true"),) * 2,
-        "JPEG, quality 30": (defenses.Preprocessed(base, defenses.JPEG(30), "true"),) * 2,
-        "Gaussian smoothing, sigma 1": (
-            defenses.Preprocessed(base, defenses.GaussianBlur(1.0), "true"),
+@dataclasses.dataclass(frozen=True)
+class Defence:
+    """A defence as the two attackers meet it.
+
+    Attributes:
+      attacked: Images -> logits with a gradient: what an attacker who knows it attacks.
+      answer: Images [N, H, W, C] -> classes, int [N].
+    """
+
+    attacked: Any
+    answer: Callable[[Any], np.ndarray]
+
+
+def _deterministic(classifier: Any) -> Defence:
+    return Defence(classifier, lambda images: predictions(evaluation.logits(classifier, images)))
+
+
+def _smoothing(study: Study, noisy: Any) -> Defence:
+    """Attacked through its mean probabilities, answers by the votes that the certificate is about."""
+    samples, votes = (4, 20) if study.config.quick else (EOT_SAMPLES, VOTES)
+
+    def answer(images: Any) -> np.ndarray:
+        counts = defenses.smoothed_counts(
+            jax.random.key(2), noisy, jnp.asarray(as_float(images)), SIGMA, votes
         )
-        * 2,
-        "adversarial training": (robust, robust),
-        "ensemble of two seeds": (defenses.Ensemble((base, second)),) * 2,
-        "ensemble with the robust network, mean probabilities": (defenses.Ensemble((base, robust)),)
-        * 2,
-        "ensemble with the robust network, mean logits": (
-            defenses.Ensemble((base, robust), average="logits"),
-        )
-        * 2,
-        "randomised smoothing": (
-            defenses.Smoothed(noisy, SIGMA, samples, jax.random.key(1), common_noise=True),
-            defenses.Smoothed(noisy, SIGMA, votes, jax.random.key(2), common_noise=True),
+        return np.asarray(counts).argmax(axis=1)
+
+    smoothed = defenses.Smoothed(noisy, SIGMA, samples, jax.random.key(1), common_noise=True)
+    return Defence(smoothed, answer)
+
+
+def _defended(study: Study, name: str) -> dict[str, Defence]:
+    """The defences by name."""
+    base, robust = study.base(name), adversarially_trained(study, name)
+    found = {
+        "none": base,
+        "JPEG, quality 75": defenses.Preprocessed(base, defenses.JPEG(75), "true"),
+        "JPEG, quality 30": defenses.Preprocessed(base, defenses.JPEG(30), "true"),
+        "Gaussian smoothing, sigma 1": defenses.Preprocessed(
+            base, defenses.GaussianBlur(1.0), "true"
         ),
+        "adversarial training": robust,
     }
+    for seed in study.seeds_of(name)[1:2]:
+        second = study.classifier(name, study.trained(name, seed).variables)
+        found["ensemble of two seeds"] = defenses.Ensemble((base, second))
+    found["ensemble with the robust network, mean probabilities"] = defenses.Ensemble(
+        (base, robust)
+    )
+    found["ensemble with the robust network, mean logits"] = defenses.Ensemble(
+        (base, robust), average="logits"
+    )
+    smoothing = _smoothing(study, _noise_trained(study, name))
+    return {words: _deterministic(f) for words, f in found.items()} | {SMOOTHING: smoothing}
+
+
+def _defences(study: Study, progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    name = study.chosen
+    test = study.test(name)
+    epsilons = (0.01, study.config.epsilon)
+    defended = _defended(study, name)
     naive = {epsilon: report_of(study, study.pgd(epsilon), name) for epsilon in epsilons}
-    rows, groups, standing = [], [], {}
-    for done, (words, (attacked, answering)) in enumerate(defended.items(), start=1):
-        clean = predictions(evaluation.logits(answering, test.images)) == test.labels
+    rows, groups = [], []
+    standing: dict[str, list[Any]] = {}
+    for done, (words, defence) in enumerate(defended.items(), start=1):
+        clean = defence.answer(test.images) == test.labels
         row: list[Any] = [words, _rate(clean)]
-        items = []
+        standing[words] = []
         for epsilon in epsilons:
-            unknown = clean & (
-                predictions(evaluation.logits(answering, naive[epsilon].images)) == test.labels
+            unknown = clean & (defence.answer(naive[epsilon].images) == test.labels)
+            report = study.attack(
+                study.pgd(epsilon), f"{name} with {words}", defence.attacked, test
             )
-            report = study.attack(study.pgd(epsilon), f"{name} with {words}", attacked, test)
-            known = clean & (
-                predictions(evaluation.logits(answering, report.images)) == test.labels
-            )
+            known = clean & (defence.answer(report.images) == test.labels)
             # Who knows the defence can also do as if he did not.
             row += [_rate(unknown), _rate(known & unknown)]
-            standing[words] = (known & unknown).tolist()  # at the last, the main epsilon
-            if epsilon == epsilons[0]:
-                items = [
-                    {"name": "unknown", "value": row[-2]},
-                    {"name": "adaptive", "value": row[-1]},
-                ]
+            standing[words].append((known & unknown).tolist())
         rows.append(row)
-        groups.append({"name": words, "items": items})
+        items = zip(("unknown", "adaptive"), row[2:4], strict=True)
+        groups.append(
+            {"name": words, "items": [{"name": kind, "value": value} for kind, value in items]}
+        )
         progress(done, len(defended) + 1)
-    chart, radius_rows = _certificate(study, name, noisy, defended["randomised smoothing"])
+    chart, radius_rows = _certificate(study, name, defended[SMOOTHING])
     facts = {
         "defences": {
             row[0]: {"clean": row[1], "small": row[3], "main": row[5], "standing": standing[row[0]]}
@@ -160,15 +189,12 @@ def _defences(study: Study, progress: Any) -> tuple[dict[str, Any], dict[str, An
                 ],
                 rows,
                 f"All on {name}, the first seed, PGD with {study.config.num_steps} steps on the "
-                "50 test "
-                "photographs. JPEG: through the derivative of the codec with rounding passed straight "
-                "through (BPDA). Gaussian smoothing: its own derivative. Randomised smoothing: "
-                "mean over "
-                f"{samples} noisy copies (EOT); {votes} other copies answer. Adversarial "
-                "training: PGD with 2 steps "
-                f"at {study.config.epsilon:g}; unknown means examples of the bare network. The "
-                "adaptive figure counts a "
-                "photograph as lost if either attack fools it.",
+                f"{len(test)} test photographs. JPEG: through the derivative of the codec with "
+                "rounding passed straight through (BPDA). Gaussian smoothing: its own derivative. "
+                f"Randomised smoothing: attacked through the mean over {EOT_SAMPLES} noisy copies "
+                f"(EOT), answered by the votes of {VOTES} others. Adversarial training: PGD with 2 "
+                f"steps at {study.config.epsilon:g}; unknown means examples of the bare network. "
+                "The adaptive figure counts a photograph as lost if either attack fools it.",
             ),
             chart,
             blocks.table(
@@ -179,9 +205,9 @@ def _defences(study: Study, progress: Any) -> tuple[dict[str, Any], dict[str, An
                 ],
                 radius_rows,
                 f"Randomised smoothing with sigma {SIGMA:g} (Cohen et al. 2019), on a network "
-                "trained with "
-                "this noise: 100 copies choose the class, 1,000 bound its probability, alpha .001. "
-                "What is certified must not exceed what an attack leaves.",
+                f"trained with this noise: 100 copies choose the class, {_copies(study):,} bound "
+                "its probability, alpha 0.001. What is certified is a lower bound of what any "
+                "attack leaves; PGD gives an upper one.",
                 title="The certificate",
             ),
         ],
@@ -190,26 +216,29 @@ def _defences(study: Study, progress: Any) -> tuple[dict[str, Any], dict[str, An
     return section, facts
 
 
+def _copies(study: Study) -> int:
+    return 100 if study.config.quick else 1000
+
+
 def _certificate(
-    study: Study, name: str, noisy: Any, smoothed: tuple[Any, Any]
+    study: Study, name: str, smoothing: Defence
 ) -> tuple[dict[str, Any], list[list[Any]]]:
     test = study.test(name)
-    images = jnp.asarray(test.images / np.float32(255))
-    found = defenses.certify(
-        study.key, noisy, images, SIGMA, num_samples=100 if study.config.quick else 1000
-    )
+    images = jnp.asarray(as_float(test.images))
+    noisy = smoothing.attacked.logits_fn
+    found = defenses.certify(study.key, noisy, images, SIGMA, num_samples=_copies(study))
     certified = [
         evaluation.rate(int(entry["count"]), int(entry["n"]))
         for entry in defenses.certified_accuracy(test.labels, found, RADII)
     ]
-    attacked, answering = smoothed
+    right = smoothing.answer(test.images) == test.labels
     left = []
     for radius in RADII:
-        right = predictions(evaluation.logits(answering, test.images)) == test.labels
         if radius:
             attack = PGD(radius, radius / 5, 5 if study.config.quick else 20, norm="l2")
-            report = study.attack(attack, f"{name} with randomised smoothing", attacked, test)
-            right &= predictions(evaluation.logits(answering, report.images)) == test.labels
+            report = study.attack(attack, f"{name} with {SMOOTHING}", smoothing.attacked, test)
+            # A smaller radius lies within a larger one.
+            right = right & (smoothing.answer(report.images) == test.labels)
         left.append(_rate(right))
     chart = blocks.chart(
         "Certified and attacked accuracy of randomised smoothing",
@@ -219,7 +248,7 @@ def _certificate(
             blocks.line("certified", RADII, certified),
             blocks.line("right under attack", RADII, left, dashed=True),
         ],
-        "The truth lies between the two.",
+        "Any attack leaves at least the lower line, and PGD the upper one.",
         percent=True,
     )
     return chart, [list(row) for row in zip(RADII, certified, left, strict=True)]

@@ -23,7 +23,7 @@ class Recipe:
     model: str
     image_size: int
     config: training.TrainConfig
-    augment: data.augment.Augmentation
+    augment: data.augment.Augmentation | data.Erasing
     source: str
     fine_tuning_epochs: int = 10
     max_seeds: int = 5
@@ -33,9 +33,15 @@ class Recipe:
 _REPORT_A = training.TrainConfig(num_epochs=60, schedule="cosine", weight_decay=1e-4)
 _REPORT_B = training.TrainConfig(num_epochs=50, optimizer="adam", schedule="cosine")
 
-# Chosen by training photographs alone: the README tells how, and what else was tried.
+# Chosen by training photographs alone, two folds of five (638 photographs held out, another split than
+# the study's), one seed; right of them: 60 epochs with report A's augmentation 496; 80 epochs with
+# stronger crops and colours 501; with erasing besides 505, the one taken: the differences are within
+# chance. On the first fold alone (319), after 40 epochs with report A's augmentation: 32 pixels
+# 239, 64 pixels 256 and 255 (two networks), 96 pixels 265, where a residual network had 254. On both
+# folds 96 pixels had 502 after 40 epochs at more than twice the time. Averaging the answers to an
+# image and its mirror image: 504 for 505. No test photograph was looked at.
 _OURS = training.TrainConfig(
-    num_epochs=60,
+    num_epochs=80,
     optimizer="sgd",
     nesterov=True,
     learning_rate=0.05,
@@ -51,8 +57,8 @@ RECIPES: dict[str, Recipe] = {
         32,
         training.TrainConfig(num_epochs=30, schedule="cosine", weight_decay=1e-5),
         data.augment.SPORTS10_A,
-        "report A's network, augmentation, optimizer and epochs; the learning rate falls on a cosine, "
-        "where the report lowers it by the test loss",
+        "report A's network, augmentation, optimizer and epochs; the learning rate falls on a "
+        "cosine, where the report lowers it by the test loss",
     ),
     "cnn": Recipe(
         "cnn",
@@ -83,8 +89,17 @@ RECIPES: dict[str, Recipe] = {
         "photo_cnn",
         64,
         _OURS,
-        data.augment.SPORTS10_A,
-        "ours: report A's network behind a convolution of stride 2, so that it sees 64x64 pixels",
+        data.Erasing(
+            dataclasses.replace(
+                data.augment.SPORTS10_A,
+                crop_scale=(0.35, 1.0),
+                brightness=0.3,
+                contrast=0.3,
+                saturation=0.3,
+            ),
+            side=24,
+        ),
+        "ours: convolutions behind one of stride 2, so that it sees 64x64 pixels",
     ),
 }
 

@@ -114,21 +114,18 @@ def _compare(study: Study, progress: Any) -> dict[str, Any]:
                     blocks.column("p", decimals=3),
                 ],
                 table,
-                f"Trained on one fold's {len(rows)} photographs and counted on its "
-                f"{len(labels)} others; "
-                "paired differences with 95 % intervals, McNemar's p with Holm's correction. One seed.",
+                f"Trained on one fold's {len(rows)} photographs and counted on its {len(labels)} "
+                "others; paired differences with 95 % intervals, McNemar's p with Holm's "
+                "correction. One seed.",
             )
         ],
         part=PART,
         text=[
-            "Report B calls a network at 50 % sparsity a lottery ticket because it has one "
-            "photograph of "
-            "50 more than one at 20 %. A ticket in the sense of Frankle and Carbin is a mask whose "
-            "weights, set back to their first values, train to the dense network's accuracy "
-            "where other first "
-            "weights do not. That is what these rows compare; whether pruning by itself helps "
-            "is answered "
-            "by the folds in the section on sparsity."
+            "Report B calls a network at 50 % sparsity a lottery ticket because it has two "
+            "photographs of 50 more than one at 20 %. A ticket in the sense of Frankle and Carbin "
+            "is a mask whose weights, set back to their first values, train to the dense network's "
+            "accuracy where other first weights do not. That is what these rows compare; whether "
+            "pruning by itself helps is answered by the folds in the section on sparsity."
         ],
     )
 

@@ -6,6 +6,7 @@ once, then index, convert to [0, 1] and augment there: nothing on the host keeps
 
 from jaxrobust.data import augment
 from jaxrobust.data.dataset import Dataset, SkippedFile, Split
+from jaxrobust.data.erasing import Erasing
 from jaxrobust.data.folds import stratified_folds
 from jaxrobust.data.loading import NAMES, load
 from jaxrobust.data.pictures import read_image
@@ -13,6 +14,7 @@ from jaxrobust.data.pictures import read_image
 __all__ = [
     "NAMES",
     "Dataset",
+    "Erasing",
     "SkippedFile",
     "Split",
     "augment",

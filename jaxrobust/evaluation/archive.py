@@ -9,7 +9,7 @@ import numpy as np
 from jaxrobust import attacks, files
 from jaxrobust.evaluation.robustness import AttackReport
 
-_ARRAYS = (*("labels", "targets", "clean_images", "images", "clean_logits", "logits", "num_steps"),)
+_ARRAYS = ("labels", "targets", "clean_images", "images", "clean_logits", "logits", "num_steps")
 
 
 def save_attack(path: str | os.PathLike[str], report: AttackReport) -> None:
@@ -40,4 +40,4 @@ def load_attack(path: str | os.PathLike[str]) -> AttackReport:
     except FileNotFoundError:
         raise
     except Exception as error:  # zip, JSON and numpy have errors of many classes
-        raise ValueError(f"{path} holds no attack report: {error}") from error
+        raise ValueError(f"{path} holds no attack report; delete it to go on: {error}") from error

@@ -101,6 +101,7 @@ _SERIES = {
 VERDICT = {
     "question": TEXT,
     "answer": TEXT,
+    "details?": TEXT,
     "confidence": TEXT,
     "evidence?": [{"text": TEXT, "href?": TEXT}],
 }

@@ -3,6 +3,7 @@
 from jaxrobust.studies import blocks
 from jaxrobust.studies.pictures import explanations, gallery, right_and_wrong, spread
 from jaxrobust.studies.results import (
+    commit,
     configuration,
     encode_array,
     environment,
@@ -14,6 +15,7 @@ from jaxrobust.studies.script import Stages, finish, open_run, run_script
 __all__ = [
     "Stages",
     "blocks",
+    "commit",
     "configuration",
     "encode_array",
     "environment",

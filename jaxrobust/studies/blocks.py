@@ -214,22 +214,29 @@ def pictures(
 
 
 def verdict(
-    question: str, answer: str, confidence: str, evidence: Sequence[tuple[str, str]] = ()
+    question: str,
+    answer: str,
+    confidence: str,
+    evidence: Sequence[tuple[str, str]] = (),
+    *,
+    details: str | None = None,
 ) -> Block:
     """A question that the study answers.
 
     Args:
       question: What a reader wants to know.
-      answer: In a sentence or two.
+      answer: In a few words.
       confidence: How sure, and why.
       evidence: (words, identifier of a section) to look at.
+      details: What the answer means in figures.
     """
-    return {
+    found = {
         "question": question,
         "answer": answer,
         "confidence": confidence,
         "evidence": [{"text": text, "href": f"#{target}"} for text, target in evidence],
     }
+    return found if details is None else found | {"details": details}
 
 
 def _bytes(image: Any) -> np.ndarray:

@@ -59,7 +59,11 @@ def _is_ours(error: Exception) -> bool:
     )
 
 
-def open_run(results_dir: Path, experiment: str, run: str, config: Any) -> Path:
+# What shows that a run's folder holds something that was computed.
+_KEPT = ("*/checkpoints/*", "*/*/checkpoints/*", "stages/*.json", "adversarial/*.npz")
+
+
+def open_run(results_dir: Path, experiment: str, run: str, config: Any, **settings: Any) -> Path:
     """The folder results/<experiment>/<run>, claimed for this configuration.
 
     Args:
@@ -67,6 +71,7 @@ def open_run(results_dir: Path, experiment: str, run: str, config: Any) -> Path:
       experiment: Its name.
       run: A plain name.
       config: The configuration dataclass.
+      **settings: What else decides about the results, as JSON values.
 
     Returns:
       The folder, which exists.
@@ -80,9 +85,9 @@ def open_run(results_dir: Path, experiment: str, run: str, config: Any) -> Path:
     folder = results_dir / experiment / run
     environment()  # reads the commit now, before the tree can change under the run
     in_use = (folder / "result.json").exists() or any(
-        next(folder.glob(kept), None) for kept in ("*/checkpoints/*", "stages/*.json")
+        next(folder.glob(kept), None) for kept in _KEPT
     )
-    files.claim(folder, configuration(config), in_use=in_use)
+    files.claim(folder, configuration(config) | settings, in_use=in_use)
     return folder
 
 
@@ -119,12 +124,21 @@ class Stages:
         self.seconds: dict[str, float] = {}
         self.commits: list[str | None] = []
         self._open: list[dict[str, float]] = []  # of each open stage, the stages within it
+        self._spent = 0.0  # by this process, on finished stages
 
     def count_resumed(self, name: str, seconds: float) -> None:
         """Counts what earlier processes spent on a stage: `seconds`, where that is the more."""
         self.seconds[name] = max(self.seconds[name], seconds)
         for within in self._open:
             within[name] = self.seconds[name]
+
+    def count_earlier(self, name: str, seconds: float, commit: str | None) -> None:
+        """Counts a stage that an earlier process finished and whose result was read back."""
+        self.seconds[name] = seconds
+        if commit not in self.commits:
+            self.commits.append(commit)
+        for within in self._open:
+            within[name] = seconds
 
     def remember(self, name: str, compute: Callable[[Progress], Any]) -> Any:
         """The result of a stage: read back where an earlier process finished it, else computed.
@@ -182,11 +196,12 @@ class Stages:
             if on_terminal and done < total:
                 print(f"\r\033[K{name}: {done}/{total}", file=sys.stderr, end="", flush=True)
 
-        before, start = sum(self.seconds.values()), time.perf_counter()
+        before, start = self._spent, time.perf_counter()
         yield progress
         # Without the stages inside of it, so that the seconds of all stages add up.
-        inner = sum(self.seconds.values()) - before
-        self.seconds[name] = max(0.0, time.perf_counter() - start - inner)
+        elapsed, inner = time.perf_counter() - start, self._spent - before
+        self.seconds[name] = elapsed - inner
+        self._spent = before + elapsed
         for within in self._open:
             within[name] = self.seconds[name]
         clear = "\r\033[K" if on_terminal else ""

@@ -2,6 +2,7 @@
 
 from jaxrobust.training.checkpoint import load_variables, save_variables
 from jaxrobust.training.config import TrainConfig
+from jaxrobust.training.fingerprint import describe
 from jaxrobust.training.fitting import FitResult, fit
 from jaxrobust.training.optimizers import make_optimizer, make_schedule
 from jaxrobust.training.state import TrainState, create_state
@@ -12,6 +13,7 @@ __all__ = [
     "TrainConfig",
     "TrainState",
     "create_state",
+    "describe",
     "eval_step",
     "fit",
     "load_variables",

@@ -158,7 +158,7 @@ def fit(
     def initial_state() -> TrainState:
         start = variables
         if start is None:
-            start = programs.initial_variables(init_key, image, model=programs.Itself(model))
+            start = programs.initial_variables(init_key, image, model=programs.Itself(model, None))
         if masks is not None:
             start = dict(start) | {"params": _masked(start["params"], masks)}
         return create_state(start, optimizer, average=config.ema_decay is not None)
@@ -170,6 +170,7 @@ def fit(
     if validation_set is not None:
         checks.label_range("validation labels", validation_set.labels, num_classes)
 
+    digests = _programs(model, augment, template.variables, train_set.images.shape)
     settings = {
         "config": dataclasses.asdict(config),
         "model": model,
@@ -177,7 +178,7 @@ def fit(
         "mean": np.asarray(mean, np.float32).tolist(),
         "std": np.asarray(std, np.float32).tolist(),
         "versions": fingerprint.versions(),
-        "programs": _programs(model, augment, template.variables, train_set.images.shape),
+        "programs": digests,
         "augment": augment,
         "attack": attack,
         "validation_attack": validation_attack,
@@ -209,7 +210,7 @@ def fit(
                 position,
                 config,
                 programs.compile_programs(
-                    programs.make_plan(model, augment, config, len(train_set.labels)),
+                    programs.make_plan(model, augment, config, len(train_set.labels), digests),
                     programs.make_constants(mean, std, masks, attack, validation_attack),
                     template,
                     train_set,
@@ -252,7 +253,10 @@ def _programs(
 
     return {
         "model": fingerprint.program(forward, variables, images, key),
-        "augment": None if augment is None else fingerprint.program(augment, key, images),
+        # Through a function of its own: jax would take the trace of a function that it has seen.
+        "augment": None
+        if augment is None
+        else fingerprint.program(lambda *arguments: augment(*arguments), key, images),
     }
 
 

@@ -29,16 +29,19 @@ class Itself:
 
     Attributes:
       value: Of a class that need not be hashable.
+      digest: Of what it computes, which a value that can change may change.
     """
 
-    def __init__(self, value: Any):
-        self.value = value
+    def __init__(self, value: Any, digest: str | None):
+        self.value, self.digest = value, digest
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Itself) and self.value is other.value
+        if not isinstance(other, Itself):
+            return False
+        return self.value is other.value and self.digest == other.digest
 
     def __hash__(self) -> int:
-        return hash(id(self.value))
+        return hash((id(self.value), self.digest))
 
 
 class Plan(NamedTuple):
@@ -80,9 +83,20 @@ class Constants(NamedTuple):
     validation_attack: Attack | None
 
 
-def make_plan(model: nn.Module, augment: Augment | None, config: TrainConfig, count: int) -> Plan:
-    """The plan of a run."""
-    return Plan(Itself(model), Itself(augment), dataclasses.replace(config, seed=0), count)
+def make_plan(
+    model: nn.Module,
+    augment: Augment | None,
+    config: TrainConfig,
+    num_examples: int,
+    digests: dict[str, str | None],
+) -> Plan:
+    """The plan of a run; `digests` are of what "model" and "augment" compute."""
+    return Plan(
+        Itself(model, digests["model"]),
+        Itself(augment, digests["augment"]),
+        dataclasses.replace(config, seed=0),
+        num_examples,
+    )
 
 
 def make_constants(
