@@ -61,6 +61,12 @@ def integer(name: str, value: Any, *, minimum: int) -> None:
         raise ValueError(f"`{name}` must be at least {minimum}, got {value}.")
 
 
+def integers(name: str, array: Any) -> None:
+    """Raises TypeError unless `array`, which has a dtype, is of integers; reads no values."""
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"`{name}` must be integers, got {array.dtype}.")
+
+
 def float_images(images: Any) -> None:
     """Raises unless `images` is a floating array [B, H, W, C]; reads no values.
 
@@ -93,8 +99,7 @@ def images_and_labels(images: Any, labels: Any) -> None:
     float_images(images)
     if not hasattr(labels, "shape") or not hasattr(labels, "dtype"):
         raise TypeError(f"`labels` must be an array, got {type(labels).__name__}.")
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"`labels` must be integers, got {labels.dtype}.")
+    integers("labels", labels)
     if labels.shape != images.shape[:1]:
         raise ValueError(
             f"`labels` must have shape {tuple(images.shape[:1])} to match `images`, "
@@ -110,7 +115,7 @@ def value_range(images: Any) -> None:
     """
     if not images.size:
         return
-    low, high = float(jnp.min(images)), float(jnp.max(images))
+    low, high = jax.device_get((jnp.min(images), jnp.max(images)))
     if not (low >= 0.0 and high <= 1.0):
         raise ValueError(
             f"`images` must lie in [0, 1], got values in [{low:g}, {high:g}]. Normalisation belongs "
@@ -128,7 +133,7 @@ def label_range(name: str, labels: Any, num_classes: int) -> None:
     """
     if not labels.size:
         return
-    low, high = int(jnp.min(labels)), int(jnp.max(labels))
+    low, high = jax.device_get((jnp.min(labels), jnp.max(labels)))
     if low < 0 or high >= num_classes:
         raise ValueError(
             f"`{name}` must lie in 0 .. {num_classes - 1} for {num_classes} classes, "

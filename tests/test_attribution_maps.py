@@ -10,7 +10,7 @@ import pytest
 from jax.tree_util import Partial
 
 from jaxrobust import attribution
-from jaxrobust.attribution import METHODS, NEEDS_LAYER, SIGNED
+from jaxrobust.attribution import METHODS, NEEDS_LAYER, SIGNED, class_activation
 
 
 def linear(weights, images):
@@ -169,6 +169,63 @@ def test_grad_cam_plus_plus_against_derivatives_of_the_exponential(images):
     positive = jnp.maximum(one, 0) / jnp.exp(linear(weights, image[None])[0, label])
     channel_weights = (alpha * positive).reshape(20, 2).sum(0)
     np.testing.assert_allclose(maps[0], np.maximum(image @ channel_weights, 0), rtol=1e-3)
+
+
+class Signed(nn.Module):
+    """As `Direct`, with the image less 1 as the layer's output: no value of it is positive."""
+
+    @nn.compact
+    def __call__(self, images):
+        weights = self.param("weights", nn.initializers.normal(), (2, *images.shape[1:]))
+        return linear(weights, Same(name="layer")(images - 1))
+
+
+@pytest.mark.parametrize("near", [0.0, 1e-6, -3e-5])
+def test_grad_cam_plus_plus_where_its_denominator_vanishes(near):
+    """A = [-1, 0, -.5], g = [2, 1, 1]: with the sum S = -1.5 a gradient of 4/3 makes 2 + S g zero."""
+    image = jnp.array([[[[0.0], [1.0], [0.5]]]])
+    gradient = jnp.array([[[4 / 3 + near], [1.0], [-2.0]]])
+    classifier = Partial(Signed().apply, {"params": {"weights": jnp.stack([gradient, -gradient])}})
+    maps = attribution.grad_cam_plus_plus(classifier, image, jnp.array([0]), layer="layer")
+    # Only the second position has a weight, 1 / (2 - 1.5) = 2: what is positive of 2 A is nothing.
+    np.testing.assert_allclose(maps, 0.0, atol=1e-6)
+    other = attribution.grad_cam_plus_plus(classifier, image, jnp.array([1]), layer="layer")
+    # Of -g only 2 is positive: its weight is 2 / (2 - 1.5 * 2) = -2.
+    np.testing.assert_allclose(other, [[[2.0, 0.0, 1.0]]], rtol=1e-6)
+
+
+class Plain(nn.Module):
+    """A convolution of one position and ReLU as a plain function behind it."""
+
+    @nn.compact
+    def __call__(self, images):
+        return nn.relu(nn.Conv(3, (1, 1), name="conv")(images)).mean((1, 2))
+
+
+def test_the_default_layer_is_seen_before_a_plain_activation():
+    network = Plain()
+    classifier = Partial(network.apply, network.init(jax.random.key(0), PICTURES))
+    assert attribution.default_layer(classifier, PICTURES.shape[1:]) == "conv"
+    (variables,) = classifier.args
+    kernel, bias = (variables["params"]["conv"][name] for name in ("kernel", "bias"))
+    before = jnp.einsum("bhwc,ck->bhwk", PICTURES, kernel[0, 0]) + bias
+    assert float(before.min()) < 0
+    found = attribution.hires_cam(classifier, PICTURES, LABELS)
+    chosen = jnp.take_along_axis(before, LABELS[:, None, None, None], axis=-1)[..., 0]
+    np.testing.assert_allclose(found, jnp.maximum(chosen, 0) / 64, atol=1e-6)
+    # Averaged gradients let what the ReLU stops into the map; at each position by itself it is not.
+    averaged = attribution.grad_cam(classifier, PICTURES, LABELS)
+    share = (chosen > 0).mean((1, 2), keepdims=True)
+    np.testing.assert_allclose(averaged, jnp.maximum(chosen * share, 0) / 64, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(12, 5), (5, 12), (6, 6)])
+def test_the_first_projection_is_that_of_the_singular_value_decomposition(shape):
+    matrix = np.random.default_rng(0).normal(0.5, 1, shape)
+    _, _, right = np.linalg.svd(matrix)
+    expected = matrix @ right[0]
+    found = np.asarray(class_activation._first_projection(jnp.asarray(matrix, jnp.float32)))
+    np.testing.assert_allclose(found * np.sign(found @ expected), expected, atol=1e-5)
 
 
 class Tiny(nn.Module):

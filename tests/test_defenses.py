@@ -1,6 +1,7 @@
 """Blur, preprocessing with its gradients, ensembles, expectations; and attacks on all of them."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +94,38 @@ def test_a_smaller_sigma_blurs_exactly_in_the_same_program():
         jax.jit(gaussian_blur)(IMAGES, 1.0)
 
 
+def test_a_traced_sigma_that_does_not_fit_is_nan_and_no_weaker_blur():
+    blur = jax.jit(lambda sigma: gaussian_blur(IMAGES, sigma, radius=3))
+    # Up to 3 * sigma = 3.5, which rounds to 4.
+    np.testing.assert_allclose(blur(1.166), gaussian_blur(IMAGES, 1.166), atol=1e-6)
+    for sigma in (1.17, 5.0, -0.1, jnp.nan):
+        assert np.isnan(blur(sigma)).all()
+    many = jax.vmap(lambda sigma: gaussian_blur(IMAGES, sigma, radius=3))(jnp.array([0.7, 2.0]))
+    np.testing.assert_allclose(many[0], gaussian_blur(IMAGES, 0.7), atol=1e-6)
+    assert np.isnan(many[1]).all()
+
+
+def test_whatever_radius_a_known_sigma_needs_fits():
+    """Around the ties, where compiled code could round otherwise than the host."""
+    ties = (np.arange(1, 7, dtype=np.float32) - np.float32(0.5)) / np.float32(3)
+    for sigma in np.concatenate([ties, np.nextafter(ties, 0), np.nextafter(ties, 99)]):
+        reach = GaussianBlur(sigma).radius
+        image = jnp.ones((1, 1, 1, 1))
+        np.testing.assert_allclose(blurred_to(image, sigma, radius=reach), 1.0, rtol=1e-5)
+
+
+@functools.partial(jax.jit, static_argnames="radius")
+def blurred_to(images, sigma, radius):
+    return gaussian_blur(images, sigma, radius=radius)
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["known", "traced"])
+def test_sigma_is_a_scalar(transform):
+    blur = transform(lambda sigma: gaussian_blur(IMAGES, sigma, radius=3))
+    with pytest.raises(ValueError, match=r"`sigma` must be a scalar, got shape \(3,\)"):
+        blur(jnp.ones(3))
+
+
 def test_blur_is_differentiable_by_sigma():
     def spread(sigma):
         return gaussian_blur(IMAGES, sigma, radius=4).std()
@@ -130,7 +163,7 @@ def test_true_gradient_of_a_blur_is_the_blurred_gradient():
 
 
 def test_jpeg_is_masked_only_where_rounding_is():
-    masked = Preprocessed(NETWORK, lambda x: jpeg(x, 75), backward="true")
+    masked = Preprocessed(NETWORK, lambda x: jpeg(x, 75, rounding="exact"), backward="true")
     np.testing.assert_array_equal(gradient_of(masked), 0.0)
     through = gradient_of(Preprocessed(NETWORK, JPEG(75), backward="true"))
     assert float(jnp.abs(through).max()) > 0.01
@@ -192,6 +225,12 @@ def test_a_nan_row_of_a_member_spoils_no_other_row(average):
 def test_ensemble_refuses():
     with pytest.raises(ValueError, match="at least one"):
         Ensemble(())
+    with pytest.raises(
+        TypeError, match="`logits_fns` must be a sequence of functions, got Classif"
+    ):
+        Ensemble(network())
+    with pytest.raises(TypeError, match="`logits_fn` must be callable"):
+        Ensemble((network(), 3))
     with pytest.raises(ValueError, match="`average` must be one of"):
         Ensemble((network(),), "votes")
     with pytest.raises(ValueError, match="must all return one shape"):
@@ -270,8 +309,9 @@ def test_a_defence_of_a_linear_model_is_no_defence_against_who_knows_it(name):
 
 def test_masking_stops_the_naive_gradient_and_bpda_does_not():
     classifier = linear_classifier()
-    masked = Preprocessed(classifier, lambda x: jpeg(x, 90), backward="true")
-    known = Preprocessed(classifier, lambda x: jpeg(x, 90))
+    codec = JPEG(90, rounding="exact")
+    masked = Preprocessed(classifier, codec, backward="true")
+    known = Preprocessed(classifier, codec)
     labels = known(IMAGES).argmax(axis=1)
     attack = FGSM(0.1)
     assert not attack(jax.random.key(0), masked, IMAGES, labels).success.any()

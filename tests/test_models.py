@@ -7,7 +7,13 @@ import pytest
 
 from jaxrobust import compilation, evaluation, models
 
-COUNTS = {"mlp": 1_723_466, "cnn": 141_610, "simple_cnn": 620_810, "resnet_small": 2_777_674}
+COUNTS = {
+    "mlp": 1_723_466,
+    "cnn": 141_610,
+    "photo_cnn": 289_002,
+    "simple_cnn": 620_810,
+    "resnet_small": 2_777_674,
+}
 IMAGES = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
 
 

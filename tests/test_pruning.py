@@ -135,6 +135,16 @@ def test_masks_from_scores_orders_negative_and_infinite_scores():
     assert np.flatnonzero(~np.asarray(masks["kernel"])[0]).tolist() == [1, 2]
 
 
+def test_scores_must_be_floating_point():
+    """2^24 and 2^24 + 1 are one float32: the wrong one might go."""
+    scores = {"a": {"kernel": jnp.array([[2**24 + 1, 2**24]])}}
+    for use in (pruning.masks_from_scores, pruning.global_magnitude, pruning.layerwise_magnitude):
+        with pytest.raises(TypeError, match="must be floating point, got int32 at a/kernel"):
+            use(scores, 0.5)
+    with pytest.raises(TypeError, match="`scores` must be floating point, got bool"):
+        pruning.masks_from_scores({"kernel": jnp.ones((2, 2), bool)}, 0.5)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision(dtype):
     params = {"kernel": jnp.arange(8, dtype=dtype).reshape(2, 4)}

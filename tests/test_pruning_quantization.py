@@ -42,7 +42,7 @@ def test_halves_round_to_even():
     kernel = jnp.array([[127.0], [0.5], [1.5], [2.5], [-0.5], [-1.5]])
     quantized = pruning.quantize({"kernel": kernel})["kernel"]
     assert quantized.values.ravel().tolist() == [127, 0, 2, 2, 0, -2]
-    assert pruning.round_straight_through(kernel).ravel().tolist() == [127, 0, 2, 2, 0, -2]
+    assert pruning.fake_quantize(kernel).ravel().tolist() == [127, 0, 2, 2, 0, -2]
 
 
 def test_quantizing_again_changes_nothing():
@@ -74,6 +74,14 @@ def test_masks_survive_and_counts_see_quantized_kernels():
     assert pruning.layer_sparsity(quantized)["head/kernel"]["size"] == 200
     assert pruning.sparsity_of(quantized) >= 0.7  # small weights may be rounded to 0
     assert pruning.parameter_counts(quantized)["size"] == 203
+    # With masks of either structure, counts are those of the masks.
+    expected = pruning.layer_sparsity(params, masks)
+    assert expected["head/kernel"] == {"size": 200, "kept": 60, "sparsity": 0.7}
+    assert pruning.layer_sparsity(quantized, masks) == expected
+    everything = pruning.layer_sparsity(quantized, pruning.keep_all(quantized))
+    assert everything["head/kernel"]["kept"] == 200
+    with pytest.raises(ValueError, match="`masks` must have the shapes"):
+        pruning.layer_sparsity(quantized, {"head": {**masks["head"], "kernel": jnp.array([True])}})
 
 
 def test_errors():

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from jaxrobust import pruning
-from jaxrobust.pruning import QuantizedKernel, load_sparse, save_sparse
+from jaxrobust.pruning import QuantizedKernel, load_sparse, save_sparse, storage
 
 QUICK = settings(
     max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -308,7 +308,7 @@ def entry(header, index=0):
         lambda h: entry(h, 2).update(shape=[5, 5]),
         lambda h: entry(h, 2).update(mask_nbytes=0),
         lambda h: entry(h, 2).update(encoding="bitmask-zlib"),
-        lambda h: entry(h, 4).update(shape=[10**9]),
+        lambda h: entry(h, 4).update(shape=[10**8]),
         lambda h: entry(h, 4).update(shape=[10]),
         lambda h: entry(h, 4).update(mask_nbytes=entry(h, 4)["nbytes"]),
     ],
@@ -344,12 +344,25 @@ def test_size_is_bounded_before_anything_is_decoded(tmp_path):
         load_sparse(path)
 
 
+def test_a_long_header_is_not_read(tmp_path, monkeypatch):
+    path = tmp_path / "network"
+    save_sparse(path, {"kernel": np.ones(3, np.float32)}, {"notes": "x" * 2000})
+    before = path.read_bytes()
+    monkeypatch.setattr(storage, "_LONGEST_HEADER", 1000)
+    with pytest.raises(ValueError, match=r"has a header of \d{4} bytes, more than 1000"):
+        load_sparse(path)
+    with pytest.raises(ValueError, match="must fit into 1000 bytes"):
+        save_sparse(path, {}, {"notes": "x" * 1000})
+    assert path.read_bytes() == before
+
+
 def test_other_versions_and_foreign_files(tmp_path, saved):
     path = tmp_path / "file"
-    path.write_bytes(saved[0])
-    forged(path, lambda header: header.update(version=2))
-    with pytest.raises(ValueError, match="is of format version 2; this release reads 1"):
-        load_sparse(path)
+    for version in (2, True, 1.0):
+        path.write_bytes(saved[0])
+        forged(path, lambda header, version=version: header.update(version=version))
+        with pytest.raises(ValueError, match=f"format version {version}; this release reads 1"):
+            load_sparse(path)
     for content in (b"", b"PK\x03\x04", b"\x93NUMPY", b"\x89JRP\n\x1a\n" + saved[0][8:]):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="is not a file of jaxrobust.pruning.save_sparse"):
@@ -376,6 +389,8 @@ def test_what_cannot_be_saved_leaves_the_old_file(tmp_path):
         (deep, {}, ValueError, "more than 64 deep"),
         ({}, [1], TypeError, "`metadata` must be a JSON object"),
         ({}, {"f": len}, TypeError, "`metadata` must be JSON"),
+        ({}, {1: "a"}, TypeError, "`metadata` must have strings as keys, got 1"),
+        ({}, {"a": [{"b": ({None: 0},)}]}, TypeError, "strings as keys, got None"),
         ({}, {"nan": math.nan}, ValueError, "`metadata` must be JSON"),
     ):
         with pytest.raises(error, match=message):

@@ -1,11 +1,16 @@
 """The README keeps its promises to a stranger."""
 
+import dataclasses
 import re
+import types
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+
+from jaxrobust import attacks, data, evaluation, models, training
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -37,11 +42,38 @@ def test_attack_examples_run():
     assert scope["evaluation"].success_rate(scope["report"])["count"] == 2
 
 
+@pytest.mark.slow
+def test_pruning_and_defending_example_runs(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", section("Prune, quantise, defend"), flags=re.S)
+    monkeypatch.chdir(tmp_path)
+    photos = data.load("digits")
+    train = data.Split(photos.train.images[:64], photos.train.labels[:64], photos.train.files[:64])
+    network = models.create("cnn", widths=(8, 8, 8, 8, 8))
+    variables = network.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    scope = {
+        "photos": dataclasses.replace(photos, train=train),
+        "network": network,
+        "fitted": types.SimpleNamespace(variables=variables),
+        "classifier": models.Classifier(network.apply, variables),
+        "training": training,
+        "evaluation": evaluation,
+        "jax": jax,
+        "attack": attacks.FGSM(0.1),
+        "images": photos.test.images[:2] / np.float32(255),
+        "labels": photos.test.labels[:2],
+    }
+    exec(code, scope)
+    assert round(scope["pruning"].sparsity_of(scope["tuned"].variables["params"]), 3) == 0.8
+    dense, sparse = (tmp_path / "cnn-80.jrw").stat(), (tmp_path / "cnn-80-int8.jrw").stat()
+    assert sparse.st_size < dense.st_size
+
+
 def test_files_that_the_readme_names_exist():
     for name in re.findall(r"\b(?:docs|data|experiments)/[\w/]+\.(?:md|py)\b", README):
         assert (ROOT / name).exists(), name
     for module in re.findall(r"python -m (experiments[\w.]+)", README):
-        assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
 
 
 def test_attack_of_the_architecture_document_runs_as_written():

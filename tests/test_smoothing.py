@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from jaxrobust.defenses import (
+    ABSTAIN,
     Certificate,
     Smoothed,
     certified_accuracy,
@@ -132,7 +133,8 @@ def test_radius_is_that_of_the_bound():
 def test_abstains_on_the_boundary():
     image = at_distances([0.0])
     certificate = certify(KEY, CLASSIFIER, image, SIGMA)
-    assert certificate.predictions.tolist() == [-1] and certificate.radii.tolist() == [0.0]
+    assert ABSTAIN == -1
+    assert certificate.predictions.tolist() == [ABSTAIN] and certificate.radii.tolist() == [0.0]
     assert predict(KEY, CLASSIFIER, image, SIGMA).tolist() == [-1]
 
 
@@ -198,6 +200,16 @@ def test_refuses(change, words):
     arguments = {"logits_fn": CLASSIFIER, "images": IMAGES, "sigma": SIGMA, "num_samples": 10}
     with pytest.raises(ValueError, match=words):
         certify(KEY, **{**arguments, **change})
+
+
+def test_fractions_are_refused():
+    with pytest.raises(TypeError, match="`indices` must be integers, got float"):
+        smoothed_counts(KEY, CLASSIFIER, IMAGES, SIGMA, 10, indices=np.arange(5.0))
+    with pytest.raises(TypeError, match="`counts` must be integers, got float"):
+        lower_confidence_bound([3.5], 10, 0.01)
+    with pytest.raises(ValueError, match=r"`counts` must be in 0 .. 10, got 3 .. 11"):
+        lower_confidence_bound([3, 11], 10, 0.01)
+    assert lower_confidence_bound([], 10, 0.01).shape == (0,)
 
 
 # The soft smoothed classifier

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -82,9 +82,8 @@ def test_paired_difference_covers(shares):
 
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=8))
 def test_mean_interval_equals_scipy(values):
+    assume(np.ptp(values) > 1e-6)
     result = evaluation.mean_interval(values)
-    if np.ptp(values) < 1e-6:
-        return
     theirs = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
     np.testing.assert_allclose([result["low"], result["high"]], theirs, rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(result["std"], np.std(values, ddof=1))
@@ -108,10 +107,17 @@ def test_paired_mean_difference_is_the_paired_t_test():
     json.dumps(result)
 
 
-def test_equal_differences_have_no_p_value():
-    """.9 - .8 and .8 - .7 differ by rounding alone."""
-    assert evaluation.paired_mean_difference([0.9, 0.8], [0.8, 0.7])["p_value"] is None
-    assert evaluation.paired_mean_difference([0.9, 0.8], [0.9, 0.8])["p_value"] is None
+def test_equal_values_have_no_interval():
+    """.1 + .2 and .3, as .9 - .8 and .8 - .7, differ by rounding alone."""
+    for values in ([0.8, 0.8, 0.8], [0.1 + 0.2, 0.3], [0.0, 0.0]):
+        result = evaluation.mean_interval(values)
+        assert (result["low"], result["high"]) == (None, None)
+        assert abs(result["std"]) < 1e-15 and result["n"] == len(values)
+    for b in ([0.8, 0.7], [0.9, 0.8]):
+        gap = evaluation.paired_mean_difference([0.9, 0.8], b)
+        assert (gap["low"], gap["high"], gap["p_value"]) == (None, None, None)
+    # A spread that is small, yet no rounding, is one.
+    assert evaluation.mean_interval([0.8, 0.8 + 1e-9])["low"] is not None
 
 
 @pytest.mark.parametrize("n", [6, 7, 20, 51, 200])
@@ -162,6 +168,11 @@ def test_holm_rejects_as_the_procedure_does(p_values):
             "one value per seed each, got 2 and 1",
         ),
         (lambda: evaluation.holm([1.5]), ValueError, r"`p_values` must lie in \[0, 1\]"),
+        (
+            lambda: evaluation.holm([[0.1, 0.2]]),
+            ValueError,
+            r"`p_values` must be \[N\], got shape \(1, 2\)",
+        ),
     ],
 )
 def test_statistics_errors(call, error, message):

@@ -93,6 +93,11 @@ def test_lines_take_bands_from_rates_and_leave_gaps():
     assert "low" not in blocks.line("cnn", (0, 1), (1, 2))
 
 
+def test_a_point_without_bounds_bounds_itself():
+    found = blocks.line("cnn", (1, 2), ({"value": 0.5, "low": 0.25, "high": 0.75}, 0.5))
+    assert found["low"] == [0.25, 0.5] and found["high"] == [0.75, 0.5]
+
+
 def test_an_estimate_without_bounds_is_a_number():
     assert blocks.estimate(0.5, None, None, 100) == 50
     assert blocks.estimate(0.5, 0.25, 1.0, 100) == {"value": 50, "low": 25, "high": 100}

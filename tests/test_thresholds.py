@@ -116,6 +116,13 @@ def test_step_size_keeps_its_proportion():
     assert evaluation.at_epsilon(FGSM(0.1), 0.2) == FGSM(0.2)
 
 
+def test_the_label_of_a_sweep_names_no_epsilon():
+    attack = PGD(0.1, 0.025, 4, num_restarts=2)
+    assert evaluation.attack_label(attack) == "PGD, linf 0.1, 4 steps, 2 restarts"
+    assert evaluation.attack_label(attack, epsilon=False) == "PGD, 4 steps, 2 restarts"
+    assert evaluation.attack_label(FGSM(0.1), epsilon=False) == "FGSM"
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

@@ -165,37 +165,33 @@ def _certainty(study: Study) -> tuple[dict[str, Any], dict[str, Any]]:
     seed_rows, fold_rows, lines, tests = [], [], [], []
     facts: dict[str, Any] = {"seeds": {}, "folds": {}, "robust": {}}
     for name in study.compressed:
-        dense = [
-            accuracy(study, name, study.trained(name, s).variables) for s in study.seeds_of(name)
-        ]
-        means = [dense]
+        dense = {
+            seed: accuracy(study, name, study.trained(name, seed).variables)
+            for seed in study.seeds_of(name)
+        }
+        changes = [0.0]
         for sparsity in study.config.sparsities:
-            tuned = [
-                accuracy(study, name, study.pruned(name, sparsity, seed)[2])
-                for seed in study.seeds_of(name)
-            ]
-            means.append(tuned)
+            seeds = study.seeds_at(name, sparsity)
+            tuned = [accuracy(study, name, study.pruned(name, sparsity, seed)[2]) for seed in seeds]
+            parents = [dense[seed] for seed in seeds]
             gap = evaluation.paired_mean_difference(
-                [a["rate"] for a in tuned], [a["rate"] for a in dense]
+                [a["rate"] for a in tuned], [a["rate"] for a in parents]
             )
+            changes.append(100 * gap["mean"])
             facts["seeds"].setdefault(name, {})[percent(sparsity)] = gap
             seed_rows.append(
                 [
                     name,
                     percent(sparsity),
-                    _mean(dense),
+                    len(seeds),
+                    _mean(parents),
                     _mean(tuned),
                     blocks.estimate(gap["mean"], gap["low"], gap["high"], 100),
+                    ", ".join(str(a["count"]) for a in parents),
                     ", ".join(str(a["count"]) for a in tuned),
                 ]
             )
-        lines.append(
-            blocks.line(
-                name,
-                [0.0, *study.config.sparsities],
-                [float(np.mean([a["rate"] for a in found])) for found in means],
-            )
-        )
+        lines.append(blocks.line(name, [0.0, *study.config.sparsities], changes))
     for name in study.folded:
         found = folds.outcomes(study, name)
         right = {k: np.array(v, bool) for k, v in found["right"].items()}
@@ -234,22 +230,24 @@ def _certainty(study: Study) -> tuple[dict[str, Any], dict[str, Any]]:
         "Accuracy over sparsity, over seeds and folds",
         [
             blocks.chart(
-                "Mean of the seeds on the test photographs",
+                "Test photographs: change to the dense parents",
                 "sparsity",
-                "accuracy",
+                "points",
                 lines,
-                "After fine-tuning; cnn has three seeds at most, resnet_small one.",
-                percent=True,
+                "After fine-tuning, on the mean of the seeds that the table names. One photograph of "
+                "one seed is two points.",
                 percent_x=True,
             ),
             blocks.table(
                 [
                     "Network",
                     "Sparsity",
+                    blocks.column("Seeds", decimals=0),
                     blocks.column("Dense", unit="%", decimals=1),
                     blocks.column("Fine-tuned", unit="%", decimals=1),
                     blocks.column("Difference", unit="points", decimals=1),
-                    "Right of the test set, seed by seed",
+                    blocks.column("dense", group="Right of the test set, seed by seed"),
+                    blocks.column("fine-tuned", group="Right of the test set, seed by seed"),
                 ],
                 seed_rows,
                 "Means over the seeds, paired with their dense parents; brackets: 95 % Student "

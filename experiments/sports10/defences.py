@@ -56,7 +56,7 @@ def adversarially_trained(study: Study, name: str) -> Any:
         name,
         f"train {name} adversarially",
         dataclasses.replace(
-            config, seed=study.config.seed, num_epochs=max(1, config.num_epochs * 2 // 3)
+            config, seed=study.config.seed, num_epochs=max(1, config.num_epochs // 2)
         ),
         attack=PGD(epsilon, epsilon, 2),
     )

@@ -18,6 +18,8 @@ class Recipe:
       fine_tuning_epochs: After pruning.
       max_seeds: Train with so many seeds at most, where a training is slow.
       folds: Whether to cross-validate it.
+      swept: Whether all seeds are pruned to every sparsity; else all but the first to the highest
+        alone.
     """
 
     model: str
@@ -28,6 +30,7 @@ class Recipe:
     fine_tuning_epochs: int = 10
     max_seeds: int = 5
     folds: bool = True
+    swept: bool = True
 
 
 _REPORT_A = training.TrainConfig(num_epochs=60, schedule="cosine", weight_decay=1e-4)
@@ -67,6 +70,8 @@ RECIPES: dict[str, Recipe] = {
         data.augment.SPORTS10_A,
         "report A's network and training, likewise",
         max_seeds=3,
+        folds=False,
+        swept=False,
     ),
     "simple_cnn": Recipe(
         "simple_cnn",
@@ -100,6 +105,7 @@ RECIPES: dict[str, Recipe] = {
             side=24,
         ),
         "ours: convolutions behind one of stride 2, so that it sees 64x64 pixels",
+        swept=False,
     ),
 }
 

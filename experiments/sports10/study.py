@@ -42,7 +42,7 @@ class Config:
       models: Which networks: mlp, cnn, simple_cnn, resnet_small, photo_cnn.
       num_seeds: The networks are trained with seed, seed + 1, ...; the first of them is explained and
         attacked. Slow ones are trained less often: cnn three times, resnet_small once.
-      num_folds: Of the cross-validation on the training photographs (not of resnet_small).
+      num_folds: Of the cross-validation on the training photographs (not of cnn and resnet_small).
       seed: The first seed.
       num_epochs: Of every network; by default as in its recipe.
       sparsities: Fractions of the weights to prune, ascending.
@@ -152,6 +152,11 @@ class Study:
     def seeds_of(self, name: str) -> range:
         """The seeds that a network is trained with."""
         return self.seeds[: RECIPES[name].max_seeds]
+
+    def seeds_at(self, name: str, sparsity: float) -> range:
+        """The seeds whose networks are pruned to a sparsity."""
+        swept = RECIPES[name].swept or sparsity == self.config.sparsities[-1]
+        return self.seeds_of(name) if swept else self.seeds[:1]
 
     @property
     def folded(self) -> list[str]:

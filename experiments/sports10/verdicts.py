@@ -40,9 +40,7 @@ def _which_model(study: Study, name: str) -> dict[str, Any]:
     doubts = f" Not told apart from {_listed(tied)}." if tied else ""
     untested = sorted(set(study.config.models) - set(study.facts["held out"]))
     if untested:
-        doubts += (
-            f" Not compared with {_listed(untested)}, which is too slow to cross-validate here."
-        )
+        doubts += f" Too slow to cross-validate here, and so not compared: {_listed(untested)}."
     return blocks.verdict(
         "Which model?",
         f"{name}.",

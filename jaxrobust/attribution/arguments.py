@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from jaxrobust import checks, compilation
@@ -67,7 +68,7 @@ def pixels_like(name: str, value: Any, images: Array) -> Array:
             f"got shape {pixels.shape}."
         )
     if pixels.size and not checks.is_traced(pixels):
-        low, high = float(jnp.min(pixels)), float(jnp.max(pixels))
+        low, high = jax.device_get((jnp.min(pixels), jnp.max(pixels)))
         if not (low >= 0.0 and high <= 1.0):
             raise ValueError(f"`{name}` must lie in [0, 1], got values in [{low:g}, {high:g}].")
     return jnp.broadcast_to(pixels, images.shape)

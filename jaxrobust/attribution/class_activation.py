@@ -9,6 +9,9 @@ With A [H', W', C'] the layer's output, g the gradient of the class's logit by i
     eigen_cam            relu( A v ), v the first right singular vector of A as [H' W', C']
     score_cam            relu( sum_k w_k A_k ),  w the softmax of the logits of the image masked by A_k
 
+The layer is the last module with an output of more than one pixel, unless another is named. Where the
+activation is a plain function behind that module, A is what comes before it (see `default_layer`).
+
 All are enlarged bilinearly to the image and not negative. Only their shape is defined, not their
 scale: compare maps by rank or cosine, and draw each over its own maximum.
 """
@@ -41,7 +44,7 @@ def grad_cam(
       images: float32 [B, H, W, C] in [0, 1].
       labels: int [B], the classes to explain; None explains the predicted ones.
       layer: Path of a layer with an output [H', W', C'], as `layer_shapes` lists them; None takes
-        the last one of more than one pixel.
+        the last one of more than one pixel, as it leaves its module (see `default_layer`).
 
     Returns:
       float32 [B, H, W], not negative: the map of [H', W'] enlarged bilinearly.
@@ -66,8 +69,12 @@ def grad_cam_plus_plus(
 
     The score is Y = exp(f) of the logit f. In a piecewise linear network its n-th derivative by an
     activation is exp(f) g^n, so alpha = g^2 / (2 g^2 + sum(A) g^3) = 1 / (2 + sum(A) g), computed in
-    the second form because powers of small gradients vanish in float32; 0 where that denominator is 0.
-    In the weights exp(f) is one factor for a whole map and left out: it would overflow.
+    the second form because powers of small gradients vanish in float32. In the weights exp(f) is one
+    factor for a whole map and left out: it would overflow.
+
+    Behind a ReLU the denominator is at least 2 wherever the gradient is positive, and only there does
+    alpha count. Where activations are signed it can come close to 0, and one position would drown all
+    others: alpha is 0 where the denominator is within 0.001 of 0.
 
     Args:
       logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K], calling a linen module.
@@ -203,14 +210,20 @@ def score_cam(
     return _score_cam(*checked(logits_fn, images, labels), layer)
 
 
+def _product(one: Array, other: Array) -> Array:
+    """A matrix product; GPUs would otherwise multiply with 10 bits of mantissa."""
+    return jnp.matmul(one, other, precision=jax.lax.Precision.HIGHEST)
+
+
 def _grad_cam(outputs: Array, gradient: Array) -> Array:
-    return outputs @ jnp.mean(gradient, axis=(0, 1))
+    return _product(outputs, jnp.mean(gradient, axis=(0, 1)))
 
 
 def _grad_cam_plus_plus(outputs: Array, gradient: Array) -> Array:
     denominator = 2 + jnp.sum(outputs, axis=(0, 1)) * gradient
-    alpha = jnp.where(denominator == 0, 0.0, 1 / jnp.where(denominator == 0, 1.0, denominator))
-    return outputs @ jnp.sum(alpha * jax.nn.relu(gradient), axis=(0, 1))
+    vanishing = jnp.abs(denominator) < 1e-3
+    alpha = jnp.where(vanishing, 0.0, 1 / jnp.where(vanishing, 1.0, denominator))
+    return _product(outputs, jnp.sum(alpha * jax.nn.relu(gradient), axis=(0, 1)))
 
 
 def _hires_cam(outputs: Array, gradient: Array) -> Array:
@@ -249,12 +262,24 @@ def _eigen_cam(logits_fn: LogitsFn, images: Array, layer: str | None) -> Array:
 
     def one(image: Array) -> Array:
         outputs = activation(logits_fn, image, layer).reshape(-1, shape[-1])
-        left, values, _ = jnp.linalg.svd(outputs, full_matrices=False)
-        projection = values[0] * left[:, 0]
+        projection = _first_projection(outputs)
         signed = jnp.where(jnp.sum(projection) < 0, -projection, projection)
         return _drawn(signed.reshape(shape[:2]), images)
 
     return jax.vmap(one)(images)
+
+
+def _first_projection(matrix: Array) -> Array:
+    """Of [N, C] the projection [N] on the first right singular vector, up to its sign.
+
+    By the last eigenvector of the smaller of the two Gram matrices, min(N, C) on a side.
+    """
+    positions, channels = matrix.shape
+    if channels <= positions:
+        _, vectors = jnp.linalg.eigh(_product(matrix.T, matrix))
+        return _product(matrix, vectors[:, -1])
+    squares, vectors = jnp.linalg.eigh(_product(matrix, matrix.T))
+    return jnp.sqrt(jnp.maximum(squares[-1], 0.0)) * vectors[:, -1]
 
 
 @functools.partial(compilation.jit, static_argnames="layer")
@@ -273,6 +298,6 @@ def _score_cam(
             return logits_fn((image * mask[..., None])[None])[0, label]
 
         weights = jax.nn.softmax(jax.lax.map(score, jnp.moveaxis(outputs, -1, 0)))
-        return _drawn(outputs @ weights, images)
+        return _drawn(_product(outputs, weights), images)
 
     return jax.vmap(one)(images, predicted_if_none(logits_fn, images, labels))

@@ -52,6 +52,11 @@ def layer_shapes(logits_fn: LogitsFn, image_shape: tuple[int, ...]) -> dict[str,
 def default_layer(logits_fn: LogitsFn, image_shape: tuple[int, ...]) -> str | None:
     """The layer that class activation maps take by default: the last one of more than one pixel.
 
+    A layer is a linen module, and what is seen of it is its output. Where the activation is a plain
+    function, as in `nn.relu(nn.Conv(...)(x))`, that is the module's output before the activation,
+    with its negative values. Name a layer whose module applies the activation itself, or put the
+    activation into a module, to explain what comes after it.
+
     Args:
       logits_fn: Images [B, H, W, C] -> logits [B, K].
       image_shape: (H, W, C).

@@ -15,6 +15,9 @@ def stratified_folds(
     Of any one class, two folds differ by at most one example, and so they do in size. A class of fewer
     examples than folds is in some folds' validation part not at all.
 
+    Near-duplicates, such as two photographs of one scene, are not detected: one may be trained on and
+    the other validated on, which flatters the model.
+
     Args:
       labels: int [N], any integers.
       num_folds: From 2 to N.
@@ -41,8 +44,8 @@ def stratified_folds(
       IJCAI 1995.
     """
     labels = np.asarray(labels)
-    if labels.size and not np.issubdtype(labels.dtype, np.integer):
-        raise TypeError(f"`labels` must be integers, got {labels.dtype}.")
+    if labels.size:
+        checks.integers("labels", labels)
     if labels.ndim != 1:
         raise ValueError(f"`labels` must be [N], got shape {labels.shape}.")
     checks.integer("num_folds", num_folds, minimum=2)

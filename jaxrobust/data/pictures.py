@@ -2,6 +2,9 @@
 
 A picture becomes what a viewer shows: upright as its EXIF orientation says, transparency laid over
 white, gray, palette and CMYK as RGB, and of an animation the first frame.
+
+Read are JPEG, PNG, GIF, BMP, WebP, TIFF and PPM. Pillow knows dozens of others, some of which run
+programs of their own; files from anywhere should not choose among them.
 """
 
 import io
@@ -9,6 +12,8 @@ import os
 from pathlib import Path
 
 import numpy as np
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 
 
 class DamagedImageError(ValueError):
@@ -19,7 +24,7 @@ def decode(data: bytes, image_size: int | None = None) -> np.ndarray:
     """Decodes an image, and resizes it with Pillow's bicubic filter.
 
     Args:
-      data: The file's content, in any format that Pillow reads.
+      data: The file's content: JPEG, PNG, GIF, BMP, WebP, TIFF or PPM.
       image_size: Side of the result in pixels; a picture that is not square is squeezed. None
         keeps the picture's own size.
 
@@ -27,7 +32,7 @@ def decode(data: bytes, image_size: int | None = None) -> np.ndarray:
       uint8 [H, W, 3].
 
     Raises:
-      DamagedImageError: Not an image, cut short, or of more than 8 bits a channel.
+      DamagedImageError: Not an image of these formats, cut short, or of more than 8 bits a channel.
 
     Example:
       >>> decode(b"GIF89a")
@@ -38,7 +43,7 @@ def decode(data: bytes, image_size: int | None = None) -> np.ndarray:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(data)) as picture:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             if picture.mode == "F" or picture.mode.startswith("I"):
                 # Pillow would clip these to 0 .. 255 without a word: an almost white image.
                 raise DamagedImageError("more than 8 bits a channel; convert it to 8 bits")
@@ -62,7 +67,7 @@ def read_image(path: str | os.PathLike[str], image_size: int | None = None) -> n
     """Reads an image file as `load` does: the pixels that a trained network expects.
 
     Args:
-      path: Of the file, in any format that Pillow reads.
+      path: Of the file: JPEG, PNG, GIF, BMP, WebP, TIFF or PPM.
       image_size: Side of the result in pixels, resized with the bicubic filter; None keeps the
         picture's own size.
 
@@ -71,7 +76,8 @@ def read_image(path: str | os.PathLike[str], image_size: int | None = None) -> n
 
     Raises:
       FileNotFoundError: No such file.
-      DamagedImageError: A ValueError: not an image, cut short, or of more than 8 bits a channel.
+      DamagedImageError: A ValueError: not an image of these formats, cut short, or of more than 8
+        bits a channel.
     """
     try:
         return decode(Path(path).read_bytes(), image_size)

@@ -10,6 +10,7 @@ shows what he found to `defended`.
 from jaxrobust.defenses.averaging import Ensemble, Expectation
 from jaxrobust.defenses.blur import GaussianBlur, gaussian_blur
 from jaxrobust.defenses.certificate import (
+    ABSTAIN,
     Certificate,
     certified_accuracy,
     certify,
@@ -21,6 +22,7 @@ from jaxrobust.defenses.preprocessed import Preprocessed
 from jaxrobust.defenses.smoothing import Smoothed, smoothed_counts
 
 __all__ = [
+    "ABSTAIN",
     "JPEG",
     "Certificate",
     "Ensemble",

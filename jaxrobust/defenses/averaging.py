@@ -1,7 +1,7 @@
 """Averages of classifiers: several networks, or one that answers at random."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ class Ensemble:
       average: "probabilities" or "logits" (a geometric mean of the probabilities, scaled).
 
     Raises:
-      TypeError: Something that cannot be called.
+      TypeError: No sequence (a single function), a member that cannot be called.
       ValueError: No member, or another `average`.
 
     Example:
@@ -42,6 +42,11 @@ class Ensemble:
 
     def __post_init__(self) -> None:
         checks.one_of("average", self.average, AVERAGES)
+        if not isinstance(self.logits_fns, Sequence):
+            raise TypeError(
+                "`logits_fns` must be a sequence of functions, got "
+                f"{type(self.logits_fns).__name__}."
+            )
         members = tuple(compilation.as_argument(member) for member in self.logits_fns)
         if not members:
             raise ValueError("`logits_fns` must hold at least one function, got none.")

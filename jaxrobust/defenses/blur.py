@@ -18,19 +18,20 @@ def gaussian_blur(
 
     Args:
       images: floating [B, H, W, C].
-      sigma: Standard deviation in pixels, at least 0; 0 changes nothing. Traced or not.
+      sigma: Standard deviation in pixels, a scalar of at least 0; 0 changes nothing. Traced or not.
       truncate: The Gaussian is cut off beyond so many standard deviations (rounded to whole
         pixels) and scaled to sum to one.
-      radius: The most that `truncate * sigma` may be, in pixels. Needed for a traced sigma only,
-        which says too late how much there is to compute.
+      radius: The most that `truncate * sigma`, rounded, may be, in pixels. Needed for a traced sigma
+        only, which says too late how much there is to compute.
 
     Returns:
-      [B, H, W, C], of the images' type.
+      [B, H, W, C], of the images' type. NaN for a traced sigma below 0 or too large for `radius`:
+      that cannot be an error, and must not be a weaker blur.
 
     Raises:
       TypeError: Images that are no floating array.
-      ValueError: A shape other than [B, H, W, C], a negative sigma, a radius that is too small, a
-        traced sigma without a radius.
+      ValueError: A shape other than [B, H, W, C], a sigma that is negative or no scalar, a radius that
+        is too small, a traced sigma without a radius.
 
     Example:
       >>> image = jnp.zeros((1, 1, 5, 1)).at[0, 0, 2, 0].set(1)
@@ -39,6 +40,8 @@ def gaussian_blur(
     """
     checks.float_images(images)
     checks.number("sigma", sigma, minimum=0)
+    if np.ndim(sigma):
+        raise ValueError(f"`sigma` must be a scalar, got shape {np.shape(sigma)}.")
     checks.number("truncate", truncate, minimum=0)
     radius = _radius(sigma, truncate, radius)
     if radius is None:
@@ -54,7 +57,8 @@ class GaussianBlur:
     Attributes:
       sigma: Standard deviation in pixels, at least 0; a leaf.
       radius: The reach of the compiled code in pixels, by default that of `sigma`, 3 standard
-        deviations. A smaller sigma put in its place blurs exactly and compiles nothing anew.
+        deviations. A smaller sigma put in its place blurs exactly and compiles nothing anew; a
+        traced one that is too large gives NaN.
 
     Raises:
       ValueError: A negative sigma, or one that needs a larger radius than is given.
@@ -109,7 +113,9 @@ def _blur(images: Array, sigma: Array | float, truncate: Array | float, radius: 
     rows, columns = (_banded(weights, size) for size in images.shape[1:3])
     # GPUs would otherwise multiply with 10 bits of mantissa.
     blurred = jnp.einsum("hy,byxc,wx->bhwc", rows, padded, columns, precision="highest")
-    return blurred.astype(images.dtype)
+    # With some room, because compiled code may round the product otherwise than the host did.
+    fits = (sigma >= 0) & (truncate * sigma < radius + 0.501)
+    return jnp.where(fits, blurred, jnp.nan).astype(images.dtype)
 
 
 def _banded(weights: Array, size: int) -> Array:

@@ -167,6 +167,7 @@ def lower_confidence_bound(counts: Any, num_samples: int, alpha: float) -> np.nd
       float64, the counts' shape.
 
     Raises:
+      TypeError: Fractional counts.
       ValueError: Counts outside 0 .. num_samples, an alpha outside (0, 1).
 
     Example:
@@ -180,10 +181,12 @@ def lower_confidence_bound(counts: Any, num_samples: int, alpha: float) -> np.nd
     _check_alpha(alpha)
     checks.integer("num_samples", num_samples, minimum=1)
     counts = np.asarray(counts)
-    if counts.size and not (counts.min() >= 0 and counts.max() <= num_samples):
-        raise ValueError(
-            f"`counts` must be in 0 .. {num_samples}, got {counts.min()} .. {counts.max()}."
-        )
+    if counts.size:
+        checks.integers("counts", counts)
+        if counts.min() < 0 or counts.max() > num_samples:
+            raise ValueError(
+                f"`counts` must be in 0 .. {num_samples}, got {counts.min()} .. {counts.max()}."
+            )
     from scipy import special
 
     # With no success the bound is 0, where the beta distribution is not defined.

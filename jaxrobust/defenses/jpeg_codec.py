@@ -18,7 +18,10 @@ ROUNDINGS = ("exact", "straight_through", "none")
 
 
 def jpeg(
-    images: Array, quality: int = 75, subsampling: str = "4:2:0", rounding: str = "exact"
+    images: Array,
+    quality: int = 75,
+    subsampling: str = "4:2:0",
+    rounding: str = "straight_through",
 ) -> Array:
     """What is left of images after JPEG compression: RGB, or gray for one channel.
 
@@ -33,8 +36,8 @@ def jpeg(
       images: floating [B, H, W, C] in [0, 1] (values outside are clipped), C = 1 or 3, any H and W.
       quality: 1 to 100, libjpeg's scale of the example tables of the standard's Annex K.
       subsampling: "4:2:0" halves the chroma's resolution both ways, "4:4:4" leaves it.
-      rounding: "exact" has zero gradient almost everywhere; "straight_through" gives the same
-        values with the gradient of the codec that does not round; "none" is that codec.
+      rounding: "straight_through" has the gradient of the codec that does not round, "exact" the same
+        values and its own gradient, zero almost everywhere; "none" is the codec that does not round.
 
     Returns:
       [B, H, W, C] in [0, 1], of the images' type; multiples of 1/255 unless rounding is "none".
@@ -69,8 +72,8 @@ class JPEG:
     Attributes:
       quality: 1 to 100.
       subsampling: "4:2:0" or "4:4:4".
-      rounding: Values are the same for "exact" and "straight_through"; the default has a gradient
-        that an attack can use.
+      rounding: "straight_through", "exact" or "none", as for `jpeg`; the default has a gradient that
+        an attack can use.
 
     Raises:
       TypeError: A quality that is no integer.

@@ -104,8 +104,8 @@ def smoothed_counts(
 ) -> Array:
     """How often the classifier returns each class for noisy copies of each image.
 
-    Copy s of image i draws from the key folded with i, then with s: counts depend on neither the
-    batch size nor the other images. One compiled program serves every sigma and number of copies.
+    Copy s of image i draws from the key folded with i, then with s: the noise does not depend on the
+    batch size, nor on the other images. One compiled program serves every sigma and number of copies.
 
     Args:
       key: A PRNG key.
@@ -122,7 +122,7 @@ def smoothed_counts(
       int32 [B, K]. A copy with a NaN among its logits counts for no class.
 
     Raises:
-      TypeError: Integer images, fractional counts.
+      TypeError: Integer images, fractional numbers of copies or indices.
       ValueError: Shapes that do not fit, values out of range, more than 2^31 copies altogether.
     """
     checks.integer("num_samples", num_samples, minimum=1)
@@ -132,10 +132,10 @@ def smoothed_counts(
     checks.float_images(images)
     images = images.astype(jnp.float32)
     places = jnp.arange(len(images)) if indices is None else jnp.asarray(indices)
-    if places.shape != images.shape[:1] or not jnp.issubdtype(places.dtype, jnp.integer):
+    checks.integers("indices", places)
+    if places.shape != images.shape[:1]:
         raise ValueError(
-            f"`indices` must be integers of shape {images.shape[:1]}, "
-            f"got {places.dtype} of shape {places.shape}."
+            f"`indices` must be integers of shape {images.shape[:1]}, got shape {places.shape}."
         )
     if len(images) * num_samples + batch_size >= 2**31:
         raise ValueError(

@@ -1,14 +1,13 @@
 """Robust accuracy over the size of the perturbation."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
-from jaxrobust import checks
 from jaxrobust.evaluation.classification import Progress
 from jaxrobust.evaluation.robustness import attack_dataset, attack_label, robust_accuracy
+from jaxrobust.evaluation.thresholds import at_epsilon
 from jaxrobust.types import Attack, LogitsFn
 
 
@@ -45,17 +44,11 @@ def robustness_curve(
     Raises:
       ValueError: An attack without an epsilon above 0, or anything that `attack_dataset` refuses.
     """
-    base = float(getattr(attack, "epsilon", 0.0))
-    checks.number("attack.epsilon", base, above=0.0)
     points = []
     for done, epsilon in enumerate(epsilons, start=1):
-        changes = {"epsilon": float(epsilon)}
-        if hasattr(attack, "step_size"):
-            changes["step_size"] = float(attack.step_size * epsilon / base)
-        swept = dataclasses.replace(attack, **changes)  # type: ignore[type-var]
+        swept = at_epsilon(attack, epsilon)
         report = attack_dataset(swept, logits_fn, images, labels, key=key, batch_size=batch_size)
         points.append({"epsilon": float(epsilon), "robust_accuracy": robust_accuracy(report)})
         if progress is not None:
             progress(done, len(epsilons))
-    words = attack_label(attack).split(", ")
-    return {"model": model, "label": ", ".join(words[:1] + words[2:]), "points": points}
+    return {"model": model, "label": attack_label(attack, epsilon=False), "points": points}

@@ -20,7 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import checks, compilation
-from jaxrobust.evaluation.timing import interleaved, noise_floor, summary, time_difference
+from jaxrobust.evaluation.timing import (
+    interleaved,
+    noise_floor,
+    summary,
+    time_difference,
+    time_interval,
+)
 
 
 def latency(
@@ -38,10 +44,12 @@ def latency(
     Returns:
       {"batch_size", "warmup", "runs", "samples_ms": [...], "mean_ms", "std_ms", "median_ms", "p95_ms",
       "compile_seconds", "flops", "bytes_accessed", "peak_memory_bytes", "device"}. std_ms is None for a
-      single run. flops and bytes_accessed are XLA's own estimates for one run: a multiply-add counts as
-      two, the body of a loop once, and a call into another library as nothing. peak_memory_bytes is
-      what arguments (with the weights), result and intermediate values take together. Each is None
-      where XLA does not say.
+      single run. compile_seconds is tracing and compiling, once: it holds what the first program of a
+      process pays for all, and is short where a compilation cache has the program. flops and
+      bytes_accessed are XLA's own estimates for one run: a multiply-add counts as two, the body of a
+      loop once, and a call into another library as nothing. peak_memory_bytes is an upper bound: the
+      sum of what arguments (with the weights), result and intermediate values take, which need not
+      all be there at once. Each of these three is None where XLA does not say.
 
     Raises:
       TypeError: A function that cannot be called, or counts that are no integers.
@@ -79,7 +87,7 @@ def compare_latency(
     of the weights, so that they differ in what should not matter and yet does: where code and arrays
     came to lie in memory. That is the same in every run, so no number of runs averages it out.
     What any two of these equals may differ by is the noise floor: no smaller difference is reported as
-    one. (48 comparisons of equals on two busy cores: 5 intervals excluded 0, and none was reported.)
+    one.
 
     Args:
       fns: {name: function of `example`}, at least one; functions as for `latency`.
@@ -91,8 +99,9 @@ def compare_latency(
 
     Returns:
       {"reference", "batch_size", "warmup", "runs", "device", "noise_floor_ms", "controls":
-      [TimeDifference, ...] of the twins, "variants": {name: {the figures of `latency`, "difference":
-      TimeDifference}}}; the reference's own difference is None.
+      [TimeInterval, ...] of the twins, "variants": {name: {the figures of `latency`, "difference":
+      TimeDifference}}}; the reference's own difference is None. The twins have no verdict: the floor
+      is made of them.
 
     Raises:
       TypeError: A function that cannot be called, or counts that are no integers.
@@ -128,7 +137,7 @@ def compare_latency(
         "reference": reference,
         **header,
         "noise_floor_ms": floor,
-        "controls": [time_difference(times, own[reference], floor) for times in twins],
+        "controls": [time_interval(times, own[reference]) for times in twins],
         "variants": variants,
     }
 
@@ -159,7 +168,7 @@ def disk_latency(
 
     Raises:
       TypeError: A function that cannot be called, or counts that are no integers.
-      ValueError: No paths, or counts out of range.
+      ValueError: No paths, images of different shapes, or counts out of range.
     """
     _check_counts(warmup, runs)
     checks.integer("batch_size", batch_size, minimum=1)
@@ -170,12 +179,17 @@ def disk_latency(
     argument = _argument("fn", fn)
     endless = itertools.cycle(paths)
 
-    def batch() -> jax.Array:
-        return jax.device_put(np.stack([load(next(endless)) for _ in range(batch_size)]))
+    def batch(*earlier: tuple[int, ...]) -> jax.Array:
+        images = [np.asarray(load(next(endless))) for _ in range(batch_size)]
+        shapes = sorted({image.shape for image in images} | set(earlier))
+        if len(shapes) > 1:
+            raise ValueError(f"`load` must return images of one shape, got {shapes}.")
+        return jax.device_put(np.stack(images))
 
     example = batch()
+    shape = example.shape[1:]
     program, facts = _compiled(argument, example)
-    (samples,) = interleaved([lambda: program(batch())], warmup, runs)
+    (samples,) = interleaved([lambda: program(batch(shape))], warmup, runs)
     return {**_header(example, warmup, runs), **summary(samples), **facts}
 
 

@@ -167,8 +167,7 @@ def attack_dataset(
 
 def _targets(targets: Any, labels: np.ndarray, num_classes: int) -> np.ndarray:
     array = np.asarray(targets)
-    if not np.issubdtype(array.dtype, np.integer):
-        raise TypeError(f"`targets` must be integers, got {array.dtype}.")
+    checks.integers("targets", array)
     if array.shape not in ((), labels.shape):
         raise ValueError(
             f"`targets` must be one class or of shape {labels.shape}, got shape {array.shape}."
@@ -254,12 +253,17 @@ def summarise(report: AttackReport, model: str, class_names: Sequence[str]) -> d
     return summary
 
 
-def attack_label(attack: Attack) -> str:
-    """A short name for tables: "PGD, linf 0.03, 40 steps"."""
+def attack_label(attack: Attack, *, epsilon: bool = True) -> str:
+    """A short name for tables: "PGD, linf 0.03, 40 steps".
+
+    Args:
+      attack: What to name.
+      epsilon: Whether to name the norm and its epsilon; not for a sweep over it.
+    """
     words = [type(attack).__name__]
-    norm, epsilon = getattr(attack, "norm", None), getattr(attack, "epsilon", None)
-    if norm is not None:
-        words.append(norm if epsilon is None else f"{norm} {epsilon:.3g}")
+    norm, size = getattr(attack, "norm", None), getattr(attack, "epsilon", None)
+    if epsilon and norm is not None:
+        words.append(norm if size is None else f"{norm} {size:.3g}")
     if attack.num_steps > 1:
         words.append(f"{attack.num_steps} steps")
     if attack.num_restarts > 1:

@@ -34,7 +34,7 @@ class Difference(TypedDict):
 
 
 class Mean(TypedDict):
-    """A mean with its 95 % interval; std, low and high are None for n = 1."""
+    """A mean with its 95 % interval, None where the values have no spread; std is None for n = 1."""
 
     n: int
     mean: float
@@ -162,13 +162,16 @@ def _correlation(both: int, only_a: int, only_b: int, neither: int) -> float:
 def mean_interval(values: Sequence[float] | np.ndarray) -> Mean:
     """The mean over seeds with its 95 % Student-t interval.
 
+    Seeds that share one test set say how much training is down to chance. The interval covers that,
+    and not what other photographs would have given.
+
     Args:
       values: One figure per seed, [N], N of at least 1.
 
     Returns:
-      {"n", "mean", "std", "low", "high"}: std with N - 1 below the root. One value says nothing about
-      its spread: std, low and high are None. Values that are all equal give an interval of length 0,
-      which says more about how coarse the figure is than about its certainty.
+      {"n", "mean", "std", "low", "high"}: std with N - 1 below the root, None for one value. low and
+      high are None for one value and for values that are all equal (but for rounding): an interval of
+      length 0 would say how coarse the figure is, not how certain.
 
     Raises:
       ValueError: No values, values that are not [N], or not finite.
@@ -181,7 +184,8 @@ def mean_interval(values: Sequence[float] | np.ndarray) -> Mean:
     References:
       Student, "The Probable Error of a Mean", Biometrika 1908.
     """
-    return _mean_interval(_figures("values", values))
+    array = _figures("values", values)
+    return _mean_interval(array, float(np.abs(array).max()))
 
 
 def paired_mean_difference(
@@ -189,13 +193,16 @@ def paired_mean_difference(
 ) -> MeanDifference:
     """The mean of a - b over seeds that both share, with its 95 % interval and the paired t-test.
 
+    Seeds that share one test set say how much training is down to chance. The interval covers that,
+    and not what other photographs would have given.
+
     Args:
       a: One figure per seed, [N], N of at least 1.
       b: The other method's on the same seeds, in the same order.
 
     Returns:
-      {"n", "mean", "std", "low", "high", "p_value"} of a - b, as `mean_interval`. p_value is None for
-      N = 1 and where all differences are equal: t says nothing then.
+      {"n", "mean", "std", "low", "high", "p_value"} of a - b, as `mean_interval`. low, high and p_value
+      are None for N = 1 and where all differences are equal: t says nothing then.
 
     Raises:
       ValueError: No values, lengths that differ, or values that are not [N] and finite.
@@ -208,18 +215,18 @@ def paired_mean_difference(
             f"`a` and `b` must have one value per seed each, got {len(first)} and {len(second)}."
         )
     differences = first - second
-    interval = _mean_interval(differences)
-    p_value, std = None, interval["std"]
-    # Equal differences leave a spread of rounding: .9 - .8 is not .8 - .7.
-    if std is not None and std > 1e-12 * max(np.abs(first).max(), np.abs(second).max()):
+    interval = _mean_interval(differences, float(np.abs([first, second]).max()))
+    p_value = None
+    if interval["low"] is not None:
         p_value = float(stats.ttest_1samp(differences, 0.0).pvalue)
     return {**interval, "p_value": p_value}  # type: ignore[typeddict-item]
 
 
 def median_interval(values: Sequence[float] | np.ndarray) -> Median:
-    """The median with the 95 % interval of the sign test: two of the values themselves.
+    """The median with the interval of the sign test: two of the values themselves.
 
-    It is exact for independent values of any continuous distribution, outliers included.
+    For independent values of any continuous distribution, outliers included, it holds the median with
+    a probability of at least 95 %.
 
     Args:
       values: [N], N of at least 1.
@@ -251,13 +258,13 @@ def holm(p_values: Sequence[float] | np.ndarray) -> list[float]:
     """p-values of several comparisons, adjusted so that the chance of any false alarm stays at 5 %.
 
     Args:
-      p_values: One for each comparison, in [0, 1].
+      p_values: [N], one for each comparison, in [0, 1].
 
     Returns:
       As many, in the same order; compare each with the level, such as .05.
 
     Raises:
-      ValueError: Values outside [0, 1].
+      ValueError: Values that are not [N], or outside [0, 1].
 
     Example:
       >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
@@ -267,7 +274,9 @@ def holm(p_values: Sequence[float] | np.ndarray) -> list[float]:
       Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of
       Statistics 1979.
     """
-    array = np.asarray(p_values, float).reshape(-1)
+    array = np.asarray(p_values, float)
+    if array.ndim != 1:
+        raise ValueError(f"`p_values` must be [N], got shape {array.shape}.")
     if not np.all((array >= 0) & (array <= 1)):
         raise ValueError(f"`p_values` must lie in [0, 1], got {array.tolist()}.")
     order = np.argsort(array, kind="stable")
@@ -277,13 +286,15 @@ def holm(p_values: Sequence[float] | np.ndarray) -> list[float]:
     return adjusted.tolist()
 
 
-def _mean_interval(values: np.ndarray) -> Mean:
+def _mean_interval(values: np.ndarray, magnitude: float) -> Mean:
+    """`magnitude` is that of the figures which the values come from, and with it their rounding."""
     from scipy import stats
 
     n, mean = len(values), float(values.mean())
-    if n == 1:
-        return {"n": 1, "mean": mean, "std": None, "low": None, "high": None}
-    std = float(values.std(ddof=1))
+    std = float(values.std(ddof=1)) if n > 1 else None
+    # Equal differences leave a spread of rounding: .9 - .8 is not .8 - .7.
+    if std is None or std <= 1e-12 * magnitude:
+        return {"n": n, "mean": mean, "std": std, "low": None, "high": None}
     half = float(stats.t.ppf(0.975, n - 1)) * std / math.sqrt(n)
     return {"n": n, "mean": mean, "std": std, "low": mean - half, "high": mean + half}
 

@@ -11,17 +11,25 @@ import numpy as np
 from jaxrobust.evaluation.statistics import median_interval
 
 
-class TimeDifference(TypedDict):
-    """How much longer a variant takes than the reference, in ms, and whether that is more than noise.
+class TimeInterval(TypedDict):
+    """How much longer one program takes than another, in ms.
 
     The median over rounds of the difference within a round with its 95 % interval, which is None for
-    fewer than 6 rounds. "different" is true where the interval excludes 0 and the median is further
-    from 0 than the noise floor.
+    fewer than 6 rounds.
     """
 
     median_ms: float
     low_ms: float | None
     high_ms: float | None
+
+
+class TimeDifference(TimeInterval):
+    """`TimeInterval` of a variant, and whether it is more than noise.
+
+    "different" is true where the interval excludes 0 and the median is further from 0 than the noise
+    floor.
+    """
+
     different: bool
 
 
@@ -63,19 +71,32 @@ def noise_floor(equals_ms: Sequence[Sequence[float]]) -> float | None:
     Returns:
       In ms; None for fewer than 6 rounds.
     """
-    pairs = [time_difference(a, b, floor_ms=None) for a, b in itertools.combinations(equals_ms, 2)]
-    ends = [pair[end] for pair in pairs for end in ("low_ms", "high_ms")]
-    known = [abs(end) for end in ends if end is not None]
-    return max(known, default=None)
+    pairs = [time_interval(a, b) for a, b in itertools.combinations(equals_ms, 2)]
+    ends = [end for pair in pairs for end in (pair["low_ms"], pair["high_ms"])]
+    return max((abs(end) for end in ends if end is not None), default=None)
+
+
+def time_interval(times_ms: Sequence[float], reference_ms: Sequence[float]) -> TimeInterval:
+    """What the times of the same rounds differ by.
+
+    The interval is that of the sign test (`statistics.median_interval`): the pauses and bursts of
+    other work that make times so skewed move it little.
+
+    Args:
+      times_ms: [N].
+      reference_ms: [N], in the same rounds.
+
+    Returns:
+      TimeInterval.
+    """
+    median = median_interval(np.subtract(times_ms, reference_ms))
+    return {"median_ms": median["median"], "low_ms": median["low"], "high_ms": median["high"]}
 
 
 def time_difference(
     times_ms: Sequence[float], reference_ms: Sequence[float], floor_ms: float | None
 ) -> TimeDifference:
-    """What the times of the same rounds differ by, and whether it is more than noise.
-
-    The interval is that of the sign test (`statistics.median_interval`): the pauses and bursts of
-    other work that make times so skewed move it little.
+    """What a variant's times differ by from the reference's, and whether it is more than noise.
 
     Args:
       times_ms: [N], of a variant.
@@ -85,17 +106,11 @@ def time_difference(
     Returns:
       TimeDifference.
     """
-    median = median_interval(np.subtract(times_ms, reference_ms))
-    low, high = median["low"], median["high"]
-    different = False
+    interval = time_interval(times_ms, reference_ms)
+    low, high, different = interval["low_ms"], interval["high_ms"], False
     if low is not None and high is not None and floor_ms is not None:
-        different = (low > 0 or high < 0) and abs(median["median"]) > floor_ms
-    return {
-        "median_ms": median["median"],
-        "low_ms": low,
-        "high_ms": high,
-        "different": different,
-    }
+        different = (low > 0 or high < 0) and abs(interval["median_ms"]) > floor_ms
+    return {**interval, "different": different}
 
 
 def summary(samples: Sequence[float]) -> dict[str, Any]:

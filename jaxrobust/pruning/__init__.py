@@ -21,7 +21,6 @@ from jaxrobust.pruning.quantization import (
     fake_quantize,
     quantize,
     quantized_apply,
-    round_straight_through,
 )
 from jaxrobust.pruning.schedules import Round, cubic_schedule, geometric_schedule, iterative
 from jaxrobust.pruning.sensitivity import SensitivityRow, sensitivity
@@ -51,7 +50,6 @@ __all__ = [
     "quantize",
     "quantized_apply",
     "random",
-    "round_straight_through",
     "save_sparse",
     "sensitivity",
     "sparsity_of",

@@ -2,6 +2,7 @@
 
 from typing import Any, TypedDict
 
+import jax
 import jax.numpy as jnp
 
 from jaxrobust.pruning.masks import check_masks, is_kernel, named_leaves
@@ -29,7 +30,8 @@ def layer_sparsity(params: PyTree, masks: Masks | None = None) -> dict[str, Laye
 
     Args:
       params: Nested dicts of arrays or `QuantizedKernel`.
-      masks: Of the parameters' structure: what they remove counts. None: the zeros of `params` do.
+      masks: Of the parameters' structure, before they were quantised or after: what they remove
+        counts. None: the zeros of `params` do.
 
     Returns:
       {"block_0/conv/kernel": {"size", "kept", "sparsity"}}.
@@ -43,20 +45,24 @@ def layer_sparsity(params: PyTree, masks: Masks | None = None) -> dict[str, Laye
       >>> layer_sparsity({"head": {"kernel": jnp.array([[0.0, 2.0]])}})
       {'head/kernel': {'size': 2, 'kept': 1, 'sparsity': 0.5}}
     """
+    counted = _without_scales(params)
     if masks is not None:
-        check_masks(params, masks)
-    found: dict[str, LayerSparsity] = {}
-    for path, weights in _weights(params if masks is None else masks):
-        if is_kernel(path, weights) and weights.size:
-            kept = int(jnp.count_nonzero(weights))
-            found[path] = {
-                "size": weights.size,
-                "kept": kept,
-                "sparsity": (weights.size - kept) / weights.size,
-            }
-    if not found:
+        masks = _without_scales(masks)
+        check_masks(counted, masks)
+        counted = masks
+    kernels = {
+        path: leaf for path, leaf in named_leaves(counted) if is_kernel(path, leaf) and leaf.size
+    }
+    if not kernels:
         raise ValueError("`params` has no kernels: leaves of two dimensions or more so called.")
-    return found
+    return {
+        path: {
+            "size": kernels[path].size,
+            "kept": kept,
+            "sparsity": (kernels[path].size - kept) / kernels[path].size,
+        }
+        for path, kept in zip(kernels, _nonzero(list(kernels.values())), strict=True)
+    }
 
 
 def sparsity_of(tree: PyTree) -> float:
@@ -93,15 +99,19 @@ def parameter_counts(params: PyTree) -> ParameterCounts:
       >>> parameter_counts({"kernel": jnp.array([[0.0, 2.0]]), "bias": jnp.ones(2)})
       {'size': 4, 'nonzero': 3}
     """
-    leaves = [weights for _, weights in _weights(params)]
-    return {
-        "size": sum(int(jnp.size(leaf)) for leaf in leaves),
-        "nonzero": sum(int(jnp.count_nonzero(leaf)) for leaf in leaves),
-    }
+    leaves = jax.tree.leaves(_without_scales(params))
+    return {"size": sum(int(jnp.size(leaf)) for leaf in leaves), "nonzero": sum(_nonzero(leaves))}
 
 
-def _weights(tree: PyTree) -> list[tuple[str, Any]]:
-    leaves = named_leaves(tree, is_leaf=lambda node: isinstance(node, QuantizedKernel))
-    return [
-        (path, leaf.values if isinstance(leaf, QuantizedKernel) else leaf) for path, leaf in leaves
-    ]
+def _without_scales(tree: PyTree) -> PyTree:
+    """The tree with the values alone of each `QuantizedKernel`, in its place."""
+    return jax.tree.map(
+        lambda leaf: leaf.values if isinstance(leaf, QuantizedKernel) else leaf,
+        tree,
+        is_leaf=lambda node: isinstance(node, QuantizedKernel),
+    )
+
+
+def _nonzero(leaves: list[Any]) -> list[int]:
+    """How many of each are not zero, all fetched from the device at once."""
+    return [int(count) for count in jax.device_get([jnp.count_nonzero(leaf) for leaf in leaves])]

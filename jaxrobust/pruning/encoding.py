@@ -146,7 +146,7 @@ def _bitmask(packed: bytes, spec: Spec) -> np.ndarray:
     require(len(packed) == expected, "a mask does not fit its array")
     bits = np.unpackbits(np.frombuffer(packed, np.uint8), bitorder="little")
     require(not bits[spec.size :].any(), "a mask is padded with something else than 0")
-    return bits[: spec.size].astype(bool)
+    return bits[: spec.size].view(bool)
 
 
 def _natural(value: Any) -> bool:

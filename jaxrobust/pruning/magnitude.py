@@ -53,7 +53,7 @@ def global_magnitude(
       that they had, or all.
 
     Raises:
-      TypeError: A sparsity that is no number.
+      TypeError: A sparsity that is no number, kernels of integers.
       ValueError: A sparsity outside [0, 1); one that cannot be reached because of `exclude`, or only
         by reviving what `masks` removed; NaN weights; no kernels; prefixes that match
         none; masks of another structure.
@@ -91,7 +91,7 @@ def layerwise_magnitude(
       a weight per kernel.
 
     Raises:
-      TypeError: A sparsity that is no number.
+      TypeError: A sparsity that is no number, kernels of integers.
       ValueError: As `global_magnitude`, and a mapping that names what is no kernel.
 
     Example:
@@ -150,8 +150,8 @@ def masks_from_scores(
     """Removes the weights with the lowest scores, by any criterion.
 
     Args:
-      scores: The parameters' structure and shapes; higher is worth more. Only those of kernels are
-        read.
+      scores: Floating, of the parameters' structure and shapes; higher is worth more. Only those of
+        kernels are read.
       sparsity: As `global_magnitude`, or as `layerwise_magnitude` for "layer".
       scope: "global" compares all kernels together, "layer" each by itself.
       masks: Of an earlier pruning: what they remove stays removed, and counts.
@@ -161,7 +161,7 @@ def masks_from_scores(
       Masks, as `global_magnitude`.
 
     Raises:
-      TypeError: A sparsity that is no number.
+      TypeError: A sparsity that is no number, scores of integers.
       ValueError: As `global_magnitude`; an unknown scope.
 
     Example:
@@ -195,6 +195,10 @@ def _select(
         raise ValueError(
             f"`{name}` has no kernels to prune: leaves of two dimensions or more called 'kernel'."
         )
+    for path, kernel in kernels.items():
+        # Integers would be compared as float32, which takes large ones that differ for equal.
+        if not jnp.issubdtype(kernel.dtype, jnp.floating):
+            raise TypeError(f"`{name}` must be floating point, got {kernel.dtype} at {path}.")
     if masks is None:
         masks = keep_all(scores)
     else:
@@ -276,10 +280,15 @@ def _check_values(
     groups: _Groups,
     excluded: set[str],
 ) -> None:
-    for path, kernel in kernels.items():
-        if bool(jnp.any(jnp.isnan(kernel))):
+    broken, removed = jax.device_get(
+        (
+            {path: jnp.any(jnp.isnan(kernel)) for path, kernel in kernels.items()},
+            {path: jnp.sum(~jnp.asarray(previous[path])) for path in kernels},
+        )
+    )
+    for path in kernels:
+        if broken[path]:
             raise ValueError(f"`{name}` has NaN at {path}, which is neither small nor large.")
-    removed = {p: int(np.size(previous[p]) - jnp.sum(previous[p])) for p in kernels}
     for path in excluded:
         if removed[path]:
             raise ValueError(f"`masks` remove weights of {path}, which `exclude` keeps whole.")

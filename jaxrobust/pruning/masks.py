@@ -64,11 +64,11 @@ def apply_masks(params: PyTree, masks: Masks) -> PyTree:
     )
 
 
-def named_leaves(tree: PyTree, is_leaf: Any = None) -> list[tuple[str, Any]]:
+def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
     """The leaves with their paths, in the order of `jax.tree.leaves`."""
     return [
         (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     ]
 
 

@@ -143,8 +143,9 @@ def quantized_apply(apply_fn: Callable[..., Any]) -> QuantizedApply:
 def fake_quantize(kernel: Array) -> Array:
     """A kernel as it is after quantising and dequantising, with the gradient of the identity.
 
-    For training or attacking through the rounding: the rounding's own gradient is 0 nearly
-    everywhere. The scale is taken as a constant.
+    For training through the rounding, or attacking the weights: the rounding's own gradient is 0
+    nearly everywhere. (Attacks on images go through `quantized_apply`, whose gradient by the image is
+    exact.) The scale is taken as a constant.
 
     Args:
       kernel: Floating [..., C_out].
@@ -169,23 +170,10 @@ def fake_quantize(kernel: Array) -> Array:
     kernel = jnp.asarray(kernel)
     _check_floating("kernel", kernel)
     wide = kernel.astype(jnp.float32)
-    scale = jax.lax.stop_gradient(_scale(wide))
-    return (round_straight_through(wide / scale) * scale).astype(kernel.dtype)
-
-
-@jax.custom_jvp
-def round_straight_through(x: Array) -> Array:
-    """Rounds to the nearest integer, half to even; its derivative is taken to be 1.
-
-    Args:
-      x: Floating, any shape.
-    """
-    return jnp.round(x)
-
-
-@round_straight_through.defjvp
-def _round_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    return round_straight_through(*primals), tangents[0]
+    constant = jax.lax.stop_gradient(wide)
+    scale = _scale(constant)
+    # Adds an exact zero, whose derivative is one.
+    return (jnp.round(constant / scale) * scale + (wide - constant)).astype(kernel.dtype)
 
 
 def _quantized(path: str, kernel: Array) -> QuantizedKernel:

@@ -183,10 +183,10 @@ def _rounds(
 def _check_removed(tree: PyTree, masks: Masks, culprit: str) -> None:
     """Raises unless `tree` is 0 (or False) wherever the masks are False."""
     kept = dict(named_leaves(masks))
-    for path, leaf in named_leaves(tree):
-        revived = int(jnp.sum(~kept[path] & (leaf != 0)))
-        if revived:
-            raise ValueError(f"{culprit} revived {revived} removed weights of {path}.")
+    revived = {path: jnp.sum(~kept[path] & (leaf != 0)) for path, leaf in named_leaves(tree)}
+    for path, count in jax.device_get(revived).items():
+        if count:
+            raise ValueError(f"{culprit} revived {count} removed weights of {path}.")
 
 
 def _shapes(tree: PyTree) -> object:

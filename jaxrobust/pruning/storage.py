@@ -18,9 +18,9 @@ The header:
          "offset": 0, "nbytes": 1184, "mask_nbytes": 160, "crc32": 305419896}]}]}
 
 A leaf of type "array" has one array, "quantized" has two (a `QuantizedKernel`'s values and scale) and
-"empty", an empty dict, none. Paths have at most 64 keys. `offset` is from the start of the payload,
-`nbytes` of the whole data, `crc32` its CRC-32. The data of an array of n elements of b bytes, in C
-order, of which z are not zero (`jaxrobust.pruning.encoding`):
+"empty", an empty dict, none. Paths have at most 64 keys, headers at most 2^26 bytes. `offset` is from
+the start of the payload, `nbytes` of the whole data, `crc32` its CRC-32. The data of an array of n
+elements of b bytes, in C order, of which z are not zero (`jaxrobust.pruning.encoding`):
 
     dense         n b bytes: the elements
     bitmask       ceil(n / 8) bytes: a bit for each element, the first one in the lowest bit of the
@@ -54,6 +54,7 @@ VERSION = 1
 
 _MAGIC = b"\x89JRP\r\n\x1a\n"
 _PREFIX = struct.Struct("<8sII")
+_LONGEST_HEADER = 2**26  # parsed it takes some 25 times as much memory
 _DEEPEST = 64  # keys in a path: more would be an attack on the recursion of whoever reads it
 _ARRAYS_OF = {"array": 1, "quantized": 2, "empty": 0}
 
@@ -67,7 +68,8 @@ def save_sparse(
 ) -> int:
     """Saves a network in one file, without the weights that are zero.
 
-    The file is written whole or not at all: a kill leaves the old one.
+    The file is written whole or not at all: a kill leaves the old one. Its content is put together in
+    memory first, which takes the file's size besides the variables.
 
     Args:
       path: Of the file; its folder is made where it is missing, a file there is replaced.
@@ -81,8 +83,9 @@ def save_sparse(
 
     Raises:
       TypeError: What is no array, an array of a type that the format does not know, keys that are no
-        strings, metadata that JSON cannot hold.
-      ValueError: Metadata with NaN or infinity, for which JSON has no word; more than 64 levels.
+        strings (in the metadata too), metadata that JSON cannot hold.
+      ValueError: Metadata with NaN or infinity, for which JSON has no word; more than 64 levels; a
+        header of more than 64 MiB.
 
     Example:
       >>> import tempfile
@@ -116,6 +119,11 @@ def save_sparse(
         header = json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise type(error)(f"`metadata` must be JSON: {error}.") from error
+    _check_keys(metadata)
+    if len(header) > _LONGEST_HEADER:
+        raise ValueError(
+            f"`metadata` and paths must fit into {_LONGEST_HEADER} bytes, got {len(header)}."
+        )
     prefix = _PREFIX.pack(_MAGIC, len(header), _header_crc(header))
     with files.replace(Path(path)) as file:
         file.writelines([prefix, header, *payload])
@@ -123,16 +131,20 @@ def save_sparse(
 
 
 def load_sparse(
-    path: str | os.PathLike[str], *, max_nbytes: int = 2**34
+    path: str | os.PathLike[str], *, max_nbytes: int = 2**31
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Loads what `save_sparse` saved, bit for bit.
 
     Safe on files from anywhere: nothing in them is executed, every byte is covered by a checksum,
     and the size of what it decodes to is checked before any of it is.
 
+    Arrays are decoded one by one. Peak memory is that of all decoded arrays, twice that of the largest
+    besides, and a byte for each of its elements; before that, some 25 times the header's size, which
+    may be 64 MiB at most and is a few KiB in what `save_sparse` makes of a usual network.
+
     Args:
       path: Of the file.
-      max_nbytes: The most bytes that the decoded arrays may take, 16 GiB by default: a small file can
+      max_nbytes: The most bytes that the decoded arrays may take, 2 GiB by default: a small file can
         hold a huge array of zeros.
 
     Returns:
@@ -141,8 +153,8 @@ def load_sparse(
 
     Raises:
       FileNotFoundError: No such file.
-      ValueError: Not a file of `save_sparse`, of a later version, damaged, cut short, or larger than
-        `max_nbytes`; the message says which.
+      ValueError: Not a file of `save_sparse`, of another version, damaged, cut short, larger than
+        `max_nbytes`, or with a header of more than 64 MiB; the message says which.
     """
     checks.integer("max_nbytes", max_nbytes, minimum=0)
     with Path(path).open("rb") as file:
@@ -164,6 +176,17 @@ class _RefusedError(Exception):
 
 def _header_crc(header: bytes) -> int:
     return zlib.crc32(header, zlib.crc32(struct.pack("<I", len(header))))
+
+
+def _check_keys(metadata: Any) -> None:
+    """JSON would make strings of other keys, and they would not come back as they were."""
+    if isinstance(metadata, Mapping):
+        for key in metadata:
+            if not isinstance(key, str):
+                raise TypeError(f"`metadata` must have strings as keys, got {key!r}.")
+    if isinstance(metadata, Mapping | list | tuple):
+        for value in metadata.values() if isinstance(metadata, Mapping) else metadata:
+            _check_keys(value)
 
 
 def _leaves(tree: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str, tuple]]:
@@ -192,6 +215,8 @@ def _read(file: Any, start: bytes, size: int, max_nbytes: int) -> tuple[dict, di
     require(len(start) == _PREFIX.size, "it ends before its header")
     _, length, checksum = _PREFIX.unpack(start)
     require(length <= size - _PREFIX.size, "it ends inside its header")
+    if length > _LONGEST_HEADER:
+        raise _RefusedError(f"has a header of {length} bytes, more than {_LONGEST_HEADER}")
     header = file.read(length)
     require(_header_crc(header) == checksum, "its header does not match its checksum")
     try:
@@ -200,7 +225,7 @@ def _read(file: Any, start: bytes, size: int, max_nbytes: int) -> tuple[dict, di
         raise DamagedError("its header is no JSON") from error
     require(isinstance(content, dict), "its header is no object")
     version = content.get("version")
-    if version != VERSION:
+    if type(version) is not int or version != VERSION:
         raise _RefusedError(f"is of format version {version!r}; this release reads {VERSION}")
     metadata, leaves = content.get("metadata"), content.get("leaves")
     require(isinstance(metadata, dict) and isinstance(leaves, list), "its header lacks entries")

@@ -107,16 +107,29 @@ def line(
       dashed: For a control, or the second of two lines of a model.
       model: Whose colour the line takes, where its name is another.
     """
-    kept = [(position, value) for position, value in zip(x, y, strict=True) if value is not None]
+    kept = [pair for pair in zip(x, y, strict=True) if _known(pair[1])]
     found: dict[str, Any] = {"name": name, "x": [float(p) for p, _ in kept], "dashed": dashed}
-    if kept and isinstance(kept[0][1], Mapping):
-        found["y"] = [value.get("rate", value.get("value")) for _, value in kept]
-        if all(value.get("low") is not None for _, value in kept):
-            found["low"] = [value["low"] for _, value in kept]
-            found["high"] = [value["high"] for _, value in kept]
-    else:
-        found["y"] = [float(value) for _, value in kept]
+    bounded = [_bounded(value) for _, value in kept]
+    found["y"] = [value for value, _, _ in bounded]
+    # A band where every point has one, be it of no width.
+    if any(isinstance(value, Mapping) for _, value in kept):
+        found["low"] = [low for _, low, _ in bounded]
+        found["high"] = [high for _, _, high in bounded]
     return found if model is None else found | {"model": model}
+
+
+def _known(value: Any) -> bool:
+    """Whether there is a number: a rate of nothing has none."""
+    return value is not None and not (isinstance(value, Mapping) and value.get("rate", 0) is None)
+
+
+def _bounded(value: Any) -> tuple[float, float, float]:
+    """(value, low, high) of a number, a rate or an estimate; without bounds it bounds itself."""
+    if not isinstance(value, Mapping):
+        return float(value), float(value), float(value)
+    centre = float(value["rate"] if "rate" in value else value["value"])
+    low, high = value.get("low"), value.get("high")
+    return centre, centre if low is None else low, centre if high is None else high
 
 
 def chart(
