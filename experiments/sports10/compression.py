@@ -376,7 +376,7 @@ def _sensitivity(study: Study, name: str) -> dict[str, Any]:
         classifier = study.classifier(name, dict(variables) | {"params": params})
         return float((predictions(evaluation.logits(classifier, images)) == labels).mean())
 
-    sparsities = (0.5, 0.9) if study.config.quick else (0.5, 0.7, 0.8, 0.9, 0.95)
+    sparsities = (0.9,) if study.config.quick else (0.5, 0.7, 0.8, 0.9, 0.95)
     scores = pruning.sensitivity(variables["params"], sparsities, score)
     base = score(variables["params"])
     lines = []
@@ -409,7 +409,7 @@ def _latency(study: Study, progress: Any) -> tuple[dict[str, Any], dict[str, Any
         dense = study.trained(name, study.config.seed).variables
         variants["int8"] = quantised(study, name, dense)
         test = study.test(name)
-        for batch_size in (1, 16):
+        for batch_size in (1,) if study.config.quick else (1, 16):
             example = test.images[:batch_size].astype(np.float32) / 255
             example = (
                 example

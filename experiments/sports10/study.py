@@ -195,8 +195,10 @@ class Study:
         """With --quick, every fifth photograph of a split, where there are many."""
         if not self.config.quick or len(dataset.train) < 500:
             return dataset
+        # An even number, so that both folds have one shape, and compile once.
+        rows = slice(0, 10 * (len(dataset.train) // 10), 5)
         train, test = (
-            data.Split(split.images[::5], split.labels[::5], split.files[::5])
+            data.Split(split.images[rows], split.labels[rows], split.files[rows])
             for split in (dataset.train, dataset.test)
         )
         return dataclasses.replace(dataset, train=train, test=test)
@@ -413,7 +415,7 @@ def quick(config: Config) -> Config:
         num_seeds=min(config.num_seeds, 2),
         num_folds=2,
         num_epochs=2,
-        sparsities=(0.5, 0.8),
+        sparsities=config.sparsities[-1:],
         num_steps=5,
         num_recorded=2,
         latency_runs=10,

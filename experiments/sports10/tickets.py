@@ -55,19 +55,19 @@ def _compare(study: Study, progress: Any) -> dict[str, Any]:
         study.prune(NETWORK, dense, sparsity, "fold 0", seed=seed, rows=rows)[2],
     )
     progress(1, 6)
-    schedule = pruning.geometric_schedule(sparsity, ROUNDS)
+    schedule = pruning.geometric_schedule(sparsity, 1 if study.config.quick else ROUNDS)
     variables, masks = dense, None
     for i, level in enumerate(schedule):
         masks = pruning.global_magnitude(variables["params"], level, masks=masks)
         variables = retrain(f"{NETWORK} iterative, round {i}", variables, masks, tuning)
-    found["iterative, fine-tuned"] = (f"{ROUNDS} x {tuning.num_epochs} epochs", variables)
+    found["iterative, fine-tuned"] = (f"{len(schedule)} x {tuning.num_epochs} epochs", variables)
     progress(2, 6)
     variables, masks = dense, None
     for i, level in enumerate(schedule):
         masks = pruning.global_magnitude(variables["params"], level, masks=masks)
         variables = retrain(f"{NETWORK} rewound, round {i}", initial, masks, recipe)
     found["iterative, rewound to the first weights (lottery ticket)"] = (
-        f"{ROUNDS} x {recipe.num_epochs} epochs",
+        f"{len(schedule)} x {recipe.num_epochs} epochs",
         variables,
     )
     progress(3, 6)
