@@ -90,7 +90,8 @@ def main(config: Config) -> Path:
     sections += tickets.section(study)
 
     title = f"Sports-10: {dataset.num_classes} classes, classified, attacked and compressed"
-    result = studies.result_header("sports10", title, config, config.seed, dataset) | {
+    used = study.dataset(config.models[0])
+    result = studies.result_header("sports10", title, config, config.seed, used) | {
         "summary": _summary(study, entries, attacks["attacks"]),
         "verdicts": verdicts.verdicts(study),
         "timings": study.stages.seconds,

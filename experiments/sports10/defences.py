@@ -56,7 +56,7 @@ def adversarially_trained(study: Study, name: str) -> Any:
         name,
         f"train {name} adversarially",
         dataclasses.replace(
-            config, seed=study.config.seed, num_epochs=max(1, config.num_epochs // 2)
+            config, seed=study.config.seed, num_epochs=max(1, config.num_epochs * 2 // 5)
         ),
         attack=PGD(epsilon, epsilon, 2),
     )
@@ -64,10 +64,13 @@ def adversarially_trained(study: Study, name: str) -> Any:
 
 
 def _noise_trained(study: Study, name: str) -> Any:
+    config = study.recipe(name)
     fitted = study.fit(
         name,
         f"train {name} with noise",
-        dataclasses.replace(study.recipe(name), seed=study.config.seed),
+        dataclasses.replace(
+            config, seed=study.config.seed, num_epochs=max(1, config.num_epochs // 2)
+        ),
         augment=Noisy(RECIPES[name].augment, SIGMA),
     )
     return study.classifier(name, fitted.variables)

@@ -71,7 +71,7 @@ def same_size(study: Study) -> list[list[str]]:
 
 
 def _curves(study: Study, name: str, progress: Any) -> list[dict[str, Any]]:
-    epsilons = _CURVE[::3] if study.config.quick else _CURVE
+    epsilons = _CURVE[::2] if study.config.quick or RECIPES[name].slow else _CURVE
     test = study.test(name)
     attacks: list[Attack] = [study.fgsm(), study.pgd()]
     found = []

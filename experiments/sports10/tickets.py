@@ -13,7 +13,7 @@ from jaxrobust.studies import blocks
 
 PART = "c"
 NETWORK = "simple_cnn"  # the one of which source 001 claims it, and small enough to train often
-ROUNDS = 3
+ROUNDS = 2
 
 
 def section(study: Study) -> list[dict[str, Any]]:
