@@ -203,8 +203,8 @@ def _confusions(entries: list[dict[str, Any]]) -> dict[str, Any]:
             blocks.table(
                 ["Network", "Wrong", "Most frequent"],
                 rows,
-                "Of the test photographs; with five of a class, a mistake seen once or twice says little "
-                "about the class.",
+                "Of the test photographs; with five of a class, a mistake seen once or twice says "
+                "little about the class.",
             )
         ],
         part=PART,
