@@ -124,7 +124,13 @@ def _summary(
     study: Study, entries: list[dict[str, Any]], attacks: list[dict[str, Any]]
 ) -> list[str]:
     """What came out, in words."""
-    sentences = []
+    sentences = [
+        "Two course reports of 2025 trained networks on these photographs, attacked and pruned them: "
+        "report A an MLP (mlp) and a CNN (cnn), report B a SimpleCNN (simple_cnn) and a small ResNet "
+        "(resnet_small). This is everything that they measured, measured again, with photo_cnn "
+        "besides, a "
+        "network of ours for larger images."
+    ]
     for entry in entries:
         name, accuracy = entry["name"], entry["evaluation"]["accuracy"]
         text = (

@@ -322,9 +322,10 @@ def _maps(study: Study, progress: Any) -> dict[str, Any]:
             blocks.chart(
                 "Cascading randomisation",
                 "layers randomised, from the output down",
-                "rank correlation with the trained network's map",
+                "rank correlation",
                 lines,
-                "A map that explains the network must change when the network's weights are "
+                "Rank correlation with the trained network's map. A map that explains the "
+                "network must change when the network's weights are "
                 "replaced by noise: a line that stays high belongs to a method that draws the "
                 f"image rather than the network. Layers in order: {', '.join(layers)}.",
             ),

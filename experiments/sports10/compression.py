@@ -57,19 +57,19 @@ def rounded(variables: Any) -> Any:
 def _table(study: Study, name: str, _: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     seed = study.config.seed
     dense = study.trained(name, seed).variables
-    size = _sizes(study, name, "dense", dense, dense)
-    rows = [["dense", 0.0, *size, None, None, accuracy(study, name, dense)]]
+    whole, *size = _sizes(study, name, "dense", dense, dense)
+    rows = [["dense", None, None, accuracy(study, name, dense), 0.0, *size]]
     last = dense
     for sparsity in study.config.sparsities:
         masks, cut, last = study.pruned(name, sparsity, seed)
         rows.append(
             [
                 percent(sparsity),
-                pruning.sparsity_of(masks),
-                *_sizes(study, name, percent(sparsity), last, last),
                 accuracy(study, name, _layer_by_layer(dense, sparsity)),
                 accuracy(study, name, cut),
                 accuracy(study, name, last),
+                pruning.sparsity_of(masks),
+                *_sizes(study, name, percent(sparsity), last, last)[1:],
             ]
         )
     for words, variables in (
@@ -79,17 +79,16 @@ def _table(study: Study, name: str, _: Any) -> tuple[dict[str, Any], dict[str, A
         rows.append(
             [
                 words,
-                pruning.sparsity_of(rounded(variables)["params"]),
-                *_sizes(study, name, words, rounded(variables), pruning.quantize(variables)),
                 None,
                 None,
                 accuracy(study, name, rounded(variables)),
+                pruning.sparsity_of(rounded(variables)["params"]),
+                *_sizes(study, name, words, rounded(variables), pruning.quantize(variables))[1:],
             ]
         )
-    first = rows[0][5]
     for row in rows:
-        row.insert(6, first / row[5])
-    facts = {f"size of {name}": {row[0]: {"sparse": row[5], "times": row[6]} for row in rows}}
+        row.append(whole / row[-1])
+    facts = {f"size of {name}": {row[0]: {"sparse": row[-2], "times": row[-1]} for row in rows}}
     section = blocks.section(
         f"compress-{plain(name).replace('_', '-')}",
         f"{name}, pruned and quantised",
@@ -97,20 +96,20 @@ def _table(study: Study, name: str, _: Any) -> tuple[dict[str, Any], dict[str, A
             blocks.table(
                 [
                     "Variant",
-                    blocks.column("kernels", unit="%", decimals=2, group="Zeros among"),
-                    blocks.column("all parameters", unit="%", decimals=2, group="Zeros among"),
-                    blocks.column("Nonzero parameters", decimals=0),
-                    blocks.column("dense", unit="KiB", decimals=1, group="File"),
-                    blocks.column("sparse", unit="KiB", decimals=1, group="File"),
-                    blocks.column("times smaller", decimals=2, group="File"),
                     blocks.column("pruned layer by layer", group="Right of the test photographs"),
                     blocks.column("pruned", group="Right of the test photographs"),
                     blocks.column("and fine-tuned", group="Right of the test photographs"),
+                    blocks.column("kernels", unit="%", decimals=2, group="Zeros among"),
+                    blocks.column("all", unit="%", decimals=2, group="Zeros among"),
+                    blocks.column("Nonzero", decimals=0),
+                    blocks.column("KiB", decimals=1, group="Sparse file"),
+                    blocks.column("times smaller", decimals=2, group="Sparse file"),
                 ],
                 rows,
                 "One threshold over all convolution and dense kernels, an exact count; then "
                 f"{study.fine_tuning(name).num_epochs} epochs under the mask. For comparison, "
-                "without fine-tuning, the same share cut from each layer by itself. Sizes are "
+                "without fine-tuning, the same share cut from each layer by itself. A dense file has "
+                f"{whole:.1f} KiB. Sizes are "
                 "those of files on the disk: the weights, BatchNorm's statistics and a header; "
                 "without the optimizer. Sparse: one bit for each weight of a kernel and the values "
                 "that are not zero. int8: one scale for each output channel.",
@@ -123,7 +122,7 @@ def _table(study: Study, name: str, _: Any) -> tuple[dict[str, Any], dict[str, A
 
 
 _LAYERWISE = (
-    "Source 000 says that it prunes by one threshold over all layers. Its own trained network "
+    "Report A says that it prunes by one threshold over all layers. Its own trained network "
     "gives the counts that it prints (39, 23 and 5 of 50 before fine-tuning) when each layer is "
     "pruned by itself; by one threshold the same network keeps 40, 40 and 14. The collapse at 50 % "
     "is therefore one of the criterion, not of the sparsity."
@@ -131,13 +130,13 @@ _LAYERWISE = (
 
 
 def _layer_by_layer(variables: Any, sparsity: float) -> Any:
-    """Pruned to one sparsity in every kernel, as source 000 seems to have done (_LAYERWISE)."""
+    """Pruned to one sparsity in every kernel, as report A seems to have done (_LAYERWISE)."""
     masks = pruning.layerwise_magnitude(variables["params"], sparsity)
     return dict(variables) | {"params": pruning.apply_masks(variables["params"], masks)}
 
 
 def _sizes(study: Study, name: str, words: str, variables: Any, stored: Any) -> list[Any]:
-    """[share of zeros, nonzero parameters, KiB of the dense file, KiB of the sparse file]."""
+    """[KiB of the dense file, share of zeros, nonzero parameters, KiB of the sparse file]."""
     counts = pruning.parameter_counts(variables["params"])
     kib = []
     for sparse in (False, True):
@@ -145,8 +144,7 @@ def _sizes(study: Study, name: str, words: str, variables: Any, stored: Any) -> 
         path = study.folder / "models" / f"{plain(f'{name} {words} {kind}')}.jrw"
         pruning.save_sparse(path, stored, _metadata(study, name), sparse=sparse)
         kib.append(path.stat().st_size / 1024)
-    zeros = 1 - counts["nonzero"] / counts["size"]
-    return [zeros, counts["nonzero"], *kib]
+    return [kib[0], 1 - counts["nonzero"] / counts["size"], counts["nonzero"], kib[1]]
 
 
 def _metadata(study: Study, name: str) -> dict[str, Any]:
@@ -208,9 +206,11 @@ def _certainty(study: Study) -> tuple[dict[str, Any], dict[str, Any]]:
                 else None,
                 None,
             ]
+            row += [None, None]
             if variant != "dense":
                 row[3] = _gap(right[variant], right["dense"])
-                row[6] = _gap(robust[variant], robust["dense"])
+                held = _held_against_attack(right, robust, variant)
+                row[6:] = [held["n"], 100 * held["difference"], held["p_value"]]
                 tests.append(evaluation.mcnemar(right[variant], right["dense"])["p_value"])
             fold_rows.append(row)
         facts["robust"][name] = {
@@ -262,13 +262,21 @@ def _certainty(study: Study) -> tuple[dict[str, Any], dict[str, Any]]:
                     blocks.column("Difference to dense", unit="points", decimals=1),
                     blocks.column("p", decimals=3),
                     f"Right under PGD at {folds.EPSILON:g}",
-                    blocks.column("Difference to dense", unit="points", decimals=1),
+                    blocks.column("n", decimals=0, group="Under PGD, of those both have right"),
+                    blocks.column(
+                        "difference",
+                        unit="points",
+                        decimals=1,
+                        group="Under PGD, of those both have right",
+                    ),
+                    blocks.column("p", decimals=3, group="Under PGD, of those both have right"),
                 ],
                 fold_rows,
                 f"Cross-validation: the {len(next(iter(study.fold_rows()))[0])} or so photographs "
                 "of the other folds train and fine-tune, the held-out fold counts. Differences are "
                 "paired with Newcombe's 95 % intervals; p is McNemar's, with Holm's correction. "
-                f"PGD: {folds.NUM_STEPS} steps, white box on each variant.",
+                f"PGD: {folds.NUM_STEPS} steps, white box on each variant; its p is not "
+                "corrected here, but in the answers above.",
                 title="Folds",
             ),
         ],

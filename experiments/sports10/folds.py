@@ -18,7 +18,7 @@ EPSILON, NUM_STEPS = 0.005, 20
 def sparsities(study: Study, name: str) -> tuple[float, ...]:
     """The sparsities at which a network is cross-validated too.
 
-    Of simple_cnn all, because source 001 claims a lottery ticket there; of ours the highest.
+    Of simple_cnn all, because report B claims a lottery ticket there; of ours the highest.
     """
     if name == "simple_cnn":
         return study.config.sparsities

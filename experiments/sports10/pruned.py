@@ -36,7 +36,7 @@ def _label(attack: Any, target: str) -> str:
 
 def _white_box(study: Study, progress: Any) -> dict[str, Any]:
     """The dense network's saved examples and fresh attacks, on every variant."""
-    rows, lines = [], []
+    saved, made, lines = [], [], []
     for done, name in enumerate(study.compressed, start=1):
         points: dict[str, list[Any]] = {}
         for attack in main_attacks(study):
@@ -51,18 +51,10 @@ def _white_box(study: Study, progress: Any) -> dict[str, Any]:
                 logits = evaluation.logits(classifier, base.images)
                 sure = evaluation.confidences(dataclasses.replace(base, logits=logits))
                 rate = evaluation.success_rate(fresh)
-                rows.append(
-                    [
-                        name,
-                        _label(attack, study.config.target),
-                        variant,
-                        shown["of_successes"],
-                        shown["of_right"],
-                        (sure["target"] or sure["wrong"])["mean"],
-                        rate,
-                        *measures(fresh),
-                    ]
-                )
+                head = [name, _label(attack, study.config.target), variant]
+                confidence = (sure["target"] or sure["wrong"])["mean"]
+                saved.append([*head, shown["of_successes"], shown["of_right"], confidence])
+                made.append([*head, rate, *measures(fresh)])
                 if variant.endswith("%") or variant == "dense":
                     points.setdefault(_label(attack, study.config.target), []).append(rate)
         for label, rates in points.items():
@@ -94,18 +86,24 @@ def _white_box(study: Study, progress: Any) -> dict[str, Any]:
                     "Network",
                     "Attack",
                     "Variant",
-                    blocks.column("of all its successes", group="Dense network's examples fool"),
-                    blocks.column("of those right before", group="Dense network's examples fool"),
                     blocks.column(
-                        "confidence", unit="%", decimals=0, group="Dense network's examples fool"
+                        "of all its successes", group="Fooled by the dense network's examples"
                     ),
-                    blocks.column("White box", group="Made on the variant"),
-                    *MEASURES,
+                    blocks.column(
+                        "of those right before", group="Fooled by the dense network's examples"
+                    ),
+                    blocks.column("Mean confidence", unit="%", decimals=0),
                 ],
-                rows,
-                "Left, the examples of the dense network, crafted once and kept, shown to each "
-                "variant: how many fool it, and its mean confidence in the wrong class (with a "
-                "target: in the target). Right, the attack made on the variant itself. " + CAPTION,
+                saved,
+                "The examples of the dense network, crafted once and kept, shown to each variant. The "
+                "confidence is in the wrong class where they fool; with a target, in the target.",
+                title="The dense network's examples",
+            ),
+            blocks.table(
+                ["Network", "Attack", "Variant", "Success", *MEASURES],
+                made,
+                CAPTION,
+                title="Attacks made on each variant itself",
             ),
         ],
         part=PART,

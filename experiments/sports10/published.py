@@ -1,9 +1,9 @@
-"""Source 000's attacks as published beside FGSM and PGD as defined, on the same networks.
+"""Report A's attacks as published beside FGSM and PGD as defined, on the same networks.
 
 As published: each step adds the sign of the gradient of one class's logit, the target's, or without a
 target the predicted class's own, which strengthens that class where an attack should weaken it; all of
 this on images normalised by mean and deviation, which are then clipped to [0, 1]. Normalised pixels go
-from -2.1 to 2.6, so the clipping wipes out every pixel darker than the mean. On source 000's own
+from -2.1 to 2.6, so the clipping wipes out every pixel darker than the mean. On report A's own
 network this gives the logits and the norms that it prints, to the last digit
 (tests/test_sports10_published.py).
 """
@@ -64,7 +64,7 @@ def as_published(
 
 
 def section(study: Study) -> list[dict[str, Any]]:
-    """The comparison, for the networks of source 000 where they are part of the run."""
+    """The comparison, for the networks of report A where they are part of the run."""
     names = [name for name in ("mlp", "cnn") if name in study.config.models]
     if not names:
         return []
@@ -95,7 +95,7 @@ def _compare(study: Study, names: Sequence[str]) -> dict[str, Any]:
                 rows,
                 "All on the same networks and photographs. The last column is the mean change of "
                 "the logit that the attack is about: the predicted class's, which should fall; "
-                "with a target the target's, which should rise. Source 000 prints l2 norms of 17 "
+                "with a target the target's, which should rise. Report A prints l2 norms of 17 "
                 "to 66, 4 to 6 of 10 successes without a target and 0 of 10 with one.",
             ),
             blocks.pictures(
@@ -108,7 +108,7 @@ def _compare(study: Study, names: Sequence[str]) -> dict[str, Any]:
         ],
         part=PART,
         text=[
-            "Source 000's procedure differs from the definition in three ways. Without a target it "
+            "Report A's procedure differs from the definition in three ways. Without a target it "
             "adds the gradient of the predicted class's own logit, which makes that class "
             "stronger. It clips normalised images to [0, 1]. And its epsilon is in normalised "
             "units, where 0.03 is 0.007 of a pixel's range. The rows between mend one of these at "
@@ -193,7 +193,7 @@ def _procedures(study: Study, name: str) -> tuple[list[list[Any]], tuple[Any, An
 
 
 def _sentences(study: Study, name: str, rates: dict[tuple[str, str], evaluation.Rate]) -> list[str]:
-    """What the rows of one network say of source 000's conclusions."""
+    """What the rows of one network say of report A's conclusions."""
 
     def count(words: str, procedure: str) -> str:
         rate = rates[words, procedure]

@@ -100,7 +100,7 @@ def sections(study: Study) -> list[dict[str, Any]]:
 
 
 def epsilon_attacks(study: Study, targeted: bool) -> list[tuple[str, float, Any]]:
-    """(name, epsilon, attack) for FGSM and PGD at the epsilons of source 001."""
+    """(name, epsilon, attack) for FGSM and PGD at the epsilons of report B."""
     epsilons = EPSILONS[1:2] if study.config.quick else EPSILONS
     return [
         (kind, epsilon, make(epsilon, targeted=targeted))
@@ -110,7 +110,7 @@ def epsilon_attacks(study: Study, targeted: bool) -> list[tuple[str, float, Any]
 
 
 def _epsilons(study: Study) -> dict[str, Any]:
-    """Success, norms and confidences at each epsilon, as source 001 lists them."""
+    """Success, norms and confidences at each epsilon, as report B lists them."""
     tables, charts = [], []
     for targeted in (False, True):
         rows, lines = [], []
@@ -243,7 +243,7 @@ def _transfer(study: Study) -> dict[str, Any]:
                     "Of those right before",
                 ],
                 rows,
-                "Of all successes on the source, as source 001 counts: this includes photographs "
+                "Of all successes on the source, as report B counts: this includes photographs "
                 "that the second network has wrong without any attack, so it flatters transfer to "
                 "a weak network. The last column counts only those that it has right when clean "
                 "(targeted: does not take for the target). photo_cnn takes larger images, so none "

@@ -12,7 +12,7 @@ from jaxrobust.evaluation.classification import predictions
 from jaxrobust.studies import blocks
 
 PART = "c"
-NETWORK = "simple_cnn"  # the one of which source 001 claims it, and small enough to train often
+NETWORK = "simple_cnn"  # the one of which report B claims it, and small enough to train often
 ROUNDS = 2
 
 

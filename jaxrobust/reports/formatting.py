@@ -32,13 +32,19 @@ def number(value: Any, decimals: int = 3) -> str:
 def measure(value: Any, decimals: int, percent: bool = False) -> str:
     r"""A number with its decimals, or a share as a percentage.
 
+    What rounds to nothing reads as nothing here: a table states its precision, and a difference of
+    1e-16 is none.
+
     Example:
-      >>> measure(0.25, 1, percent=True), measure(3.14159, 2)
-      ('25.0\xa0%', '3.14')
+      >>> measure(0.25, 1, percent=True), measure(3.14159, 2), measure(-1e-16, 1)
+      ('25.0\xa0%', '3.14', '0.0')
     """
-    if percent and finite(value):
-        return f"{number(100 * value, decimals)}{_SPACE}%"
-    return number(value, decimals)
+    if not finite(value):
+        return DASH
+    scaled = 100 * value if percent else value
+    if abs(scaled) < 0.5 * 10.0**-decimals:
+        scaled = 0.0
+    return f"{number(scaled, decimals)}{_SPACE}%" if percent else number(scaled, decimals)
 
 
 def shared_decimals(values: Sequence[float], percent: bool = False) -> int:

@@ -105,7 +105,7 @@ def _cell(item: Any, column: dict[str, Any]) -> dict[str, Any]:
         text = formatting.measure(item["value"], decimals, percent)
         ends = [item[key] for key in ("low", "high", "deviation") if key in item]
         if all(formatting.finite(end) for end in ends):
-            scaled = [formatting.number(100 * end if percent else end, decimals) for end in ends]
+            scaled = [formatting.measure(100 * end if percent else end, decimals) for end in ends]
             # A dash between signed numbers would read as one more sign.
             between = " to " if min(ends) < 0 else formatting.DASH
             detail = f"± {scaled[0]}" if len(ends) == 1 else f"({between.join(scaled)})"
