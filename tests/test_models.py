@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrobust import compilation, evaluation, models
+from jaxrobust.models import torch_weights
 
 COUNTS = {
     "mlp": 1_723_466,
@@ -95,13 +96,11 @@ def test_reference_on_the_photographs(shared, reference, reference_classifier):
 
 def torch_state_dict(name: str) -> dict[str, np.ndarray]:
     """Random weights under PyTorch's names, with its shapes, made from the layouts."""
-    from jaxrobust.models.torch_weights import LAYOUTS
-
     network = models.create(name)
     shapes = jax.eval_shape(network.init, jax.random.key(0), IMAGES)
     generator = np.random.default_rng(0)
     state = {}
-    for layer in LAYOUTS[name]:
+    for layer in torch_weights.LAYOUTS[name]:
         tree = shapes["params"]
         for part in layer.ours.split("/"):
             tree = tree[part]
@@ -118,7 +117,7 @@ def torch_state_dict(name: str) -> dict[str, np.ndarray]:
     return state
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", sorted(torch_weights.LAYOUTS))
 def test_from_torch_fills_every_variable(name):
     variables = models.from_torch(name, torch_state_dict(name))
     network = models.create(name)
