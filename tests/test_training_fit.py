@@ -150,7 +150,7 @@ def test_validation_may_be_attacked(monkeypatch):
         step_module.engine, "craft", lambda attack, key, logits_fn, images, labels: 1 - images
     )
     config = dataclasses.replace(CONFIG, num_epochs=6)
-    attacked = quick_fit(config, validation=VALIDATION, validation_attack="inverts")
+    attacked = quick_fit(config, validation=VALIDATION, validation_attack=PGD())
     clean = quick_fit(config, validation=VALIDATION)
     inverted = quick_fit(config, validation=(255 - VALIDATION[0], VALIDATION[1]))
     assert same(attacked.variables, clean.variables)
