@@ -124,43 +124,48 @@ def _which_defence(study: Study) -> dict[str, Any]:
     found = study.facts["defences"]
     bare = found["none"]
     others = [words for words in found if words != "none"]
-    best = max(
-        others, key=lambda words: (found[words]["small"]["rate"], found[words]["main"]["rate"])
-    )
-    tests = {words: _against(found[words], bare, 0) for words in others}
-    adjusted = dict(
-        zip(others, evaluation.holm([test["p_value"] for test in tests.values()]), strict=True)
-    )
-    chosen = found[best]
-    details = ""
-    if chosen["small"]["rate"] <= bare["small"]["rate"]:
+    main = f"{study.config.epsilon:g}"
+    best, parts, sure = {}, [], []
+    for index, (size, epsilon) in enumerate((("small", "0.01"), ("main", main))):
+        tests = [_against(found[words], bare, index)["p_value"] for words in others]
+        adjusted = dict(zip(others, evaluation.holm(tests), strict=True))
+        rates = {words: found[words][size]["rate"] for words in others}
+        leader = max(rates, key=rates.__getitem__)
+        if adjusted[leader] < 0.05 and found[leader][size]["rate"] > bare[size]["rate"]:
+            best[epsilon] = leader
+        parts.append(
+            f"At epsilon {epsilon}, of an attacker who knows the defence: {leader} keeps "
+            f"{_rate(found[leader][size])}, the bare network {_rate(bare[size])}."
+        )
+        weak = [
+            f"{words} ({100 * found[words][size]['rate']:.0f} %)"
+            for words in others
+            if adjusted[words] >= 0.05
+        ]
+        if weak:
+            parts.append(f"Not shown to help there: {_listed(weak)}.")
+        sure.append(f"{leader} against none at {epsilon}: p = {adjusted[leader]:.2g}")
+    named = list(dict.fromkeys(best.values()))
+    if not named:
         answer = "None is shown to help against an attacker who knows it."
+    elif len(named) == 1:
+        answer = f"{named[0][0].upper()}{named[0][1:]}."
     else:
-        answer = f"{best[0].upper()}{best[1:]}."
-        details = (
-            f"Against an attacker who knows it, {_rate(chosen['small'])} stay right at epsilon 0.01 "
-            f"and {_rate(chosen['main'])} at {study.config.epsilon:g}, where the bare network keeps "
-            f"{_rate(bare['small'])} and {_rate(bare['main'])}. Without an attack it has "
-            f"{_rate(chosen['clean'])} right, the bare network {_rate(bare['clean'])}."
-        )
-    weak = [
-        f"{words} ({100 * found[words]['small']['rate']:.0f} %)"
-        for words in others
-        if adjusted[words] >= 0.05
-    ]
-    if weak:
-        details += (
-            f" Not shown to help at 0.01 against an attacker who knows them: {_listed(weak)}."
-        )
+        answer = "; ".join(f"at epsilon {epsilon} {words}" for epsilon, words in best.items())
+        answer = f"{answer[0].upper()}{answer[1:]}."
+    cost = [f"{words} has {_rate(found[words]['clean'])}" for words in named]
+    parts.append(
+        f"Right without an attack: the bare network {_rate(bare['clean'])}"
+        + (f"; {'; '.join(cost)}." if cost else ".")
+    )
     return blocks.verdict(
         "Which defence?",
         answer,
-        f"{best} against none at epsilon 0.01: {tests[best]['only_a']} photographs saved, "
-        f"{tests[best]['only_b']} lost, p = {adjusted[best]:.2g} (McNemar, Holm over the defences). "
-        f"Chosen and measured on the same {bare['clean']['n']} photographs, one seed, PGD alone: "
-        "stronger attacks can only lower these figures.",
+        f"{'; '.join(sure)} (McNemar, Holm over the defences). Chosen and measured on the same "
+        f"{bare['clean']['n']} photographs, one seed, PGD alone: stronger attacks can only lower "
+        "these figures.",
         [("defences, attacked twice", "defences")],
-        details=details.strip() or None,
+        details=" ".join(parts),
     )
 
 
