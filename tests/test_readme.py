@@ -55,6 +55,7 @@ def test_pruning_and_defending_example_runs(tmp_path, monkeypatch):
         "network": network,
         "fitted": types.SimpleNamespace(variables=variables),
         "classifier": models.Classifier(network.apply, variables),
+        "models": models,
         "training": training,
         "evaluation": evaluation,
         "jax": jax,
