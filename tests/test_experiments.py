@@ -1,5 +1,6 @@
 """The experiment scripts as a user runs them."""
 
+import functools
 import json
 import os
 import re
@@ -72,6 +73,8 @@ def test_sports10_quick_stopped_and_continued(tmp_path, photographs):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Tests that run in the background have SIGINT ignored, and children inherit that.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     parts = tmp_path / "parts" / "sports10" / "default"
     log = parts / "training" / "train-mlp-seed-0" / "log.jsonl"
