@@ -8,7 +8,7 @@ cross-validated (problem A), attacked and defended (problem B), pruned, fine-tun
 (problem C). Resumable: killed or stopped with Ctrl-C, the same command goes on with the stage that it
 had not finished. --quick shrinks everything to see that it runs.
 
-Expected time on 2 cores: TIME; --quick 2 minutes.
+Expected time on 2 cores: about an hour and a half, not measured undisturbed; --quick 2 to 3 minutes.
 
 Expected numbers: docs/coverage.md names each table of the two reports and where it is here.
 

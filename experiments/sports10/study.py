@@ -408,7 +408,7 @@ def plain(words: str) -> str:
 
 def quick(config: Config) -> Config:
     """The configuration that --quick stands for."""
-    small = ("mlp", "simple_cnn", OURS)
+    small = ("mlp", OURS)
     return dataclasses.replace(
         config,
         models=small if config.models == tuple(RECIPES) else config.models,
