@@ -1,5 +1,7 @@
 """Networks: sizes, the Classifier, imported weights."""
 
+import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,6 +62,20 @@ def test_folded_evaluation_equals_batch_norm(name):
 def test_create_returns_one_object_for_one_network():
     assert models.create("cnn") is models.create("cnn", 10)
     assert models.create("cnn", widths=[8] * 5) is models.create("cnn", widths=(8,) * 5)
+
+
+def test_a_created_network_within_another_module():
+    """It is shared, so it must not belong to the first module that calls it."""
+
+    class Outer(nn.Module):
+        @nn.compact
+        def __call__(self, images, train=False):
+            return models.create("mlp", 3, widths=(4,)).copy()(images, train)
+
+    first, second = (Outer().init(jax.random.key(0), jnp.zeros((1, 8, 8, 3))) for _ in range(2))
+    chex.assert_trees_all_equal(first, second)
+    assert list(first["params"]) == ["MLP_0"]
+    assert models.create("mlp", 3, widths=(4,)).parent is None
 
 
 def test_create_errors():

@@ -29,6 +29,8 @@ from experiments.sports10 import (
     classification,
     compression,
     defences,
+    latency,
+    layers,
     pruned,
     published,
     robustness,
@@ -85,7 +87,7 @@ def main(config: Config) -> Path:
     sections += robustness.sections(study)
     sections += published.section(study)
     sections += defences.sections(study)
-    sections += compression.sections(study)
+    sections += [*compression.sections(study), layers.section(study), latency.section(study)]
     sections += pruned.sections(study)
     sections += tickets.section(study)
 

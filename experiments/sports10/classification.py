@@ -19,9 +19,9 @@ from jaxrobust.studies import blocks
 
 PART = "a"
 _CHOICE = (
-    "The size of photo_cnn's images and its recipe were chosen on two folds of another split of "
-    "the same photographs, so its figure may be a little too high; the others' recipes are the "
-    "reports'."
+    "The recipe of photo_cnn was chosen on folds of the same photographs, its last step (six "
+    "candidates) on these very folds, so its figure here may be a little too high; the others' "
+    "recipes are the reports'."
 )
 
 

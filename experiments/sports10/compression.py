@@ -1,15 +1,14 @@
-"""Problem C: sparsity, fine-tuning, files, int8 and latency."""
+"""Problem C: sparsity, fine-tuning, files and int8."""
 
 import dataclasses
 import functools
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments.sports10 import folds
 from experiments.sports10.study import Study, percent, plain
-from jaxrobust import data, evaluation, models, pruning
+from jaxrobust import evaluation, models, pruning
 from jaxrobust.evaluation.classification import predictions
 from jaxrobust.studies import blocks
 
@@ -17,15 +16,12 @@ PART = "c"
 
 
 def sections(study: Study) -> list[dict[str, Any]]:
-    """The sections of this part that are about accuracy, size and time."""
+    """The sections of this part that are about accuracy and size."""
     found = [
         study.section(f"compress {name}", functools.partial(_table, study, name))
         for name in study.compressed
     ]
-    found.append(study.section("sparsity over seeds and folds", lambda _: _certainty(study)))
-    found.append(study.stages.remember("layers", lambda progress: _layers(study, progress)))
-    found.append(study.section("latency", lambda progress: _latency(study, progress)))
-    return found
+    return [*found, study.section("sparsity over seeds and folds", lambda _: _certainty(study))]
 
 
 def accuracy(study: Study, name: str, variables: Any) -> Any:
@@ -308,252 +304,3 @@ def _held_against_attack(
         "difference": gap,
         "p_value": evaluation.mcnemar(a, b)["p_value"],
     }
-
-
-def _layers(study: Study, progress: Any) -> dict[str, Any]:
-    """Where global pruning takes its weights, and how much each layer matters."""
-    found = []
-    names = study.compressed
-    for done, name in enumerate(names, start=1):
-        params = study.trained(name, study.config.seed).variables["params"]
-        shares = {
-            sparsity: pruning.layer_sparsity(
-                params, study.pruned(name, sparsity, study.config.seed)[0]
-            )
-            for sparsity in study.config.sparsities
-        }
-        rows = [
-            [
-                path,
-                entry["size"],
-                *(100 * shares[sparsity][path]["sparsity"] for sparsity in study.config.sparsities),
-            ]
-            for path, entry in shares[study.config.sparsities[0]].items()
-        ]
-        found.append(
-            blocks.table(
-                [
-                    "Kernel",
-                    blocks.column("Weights", decimals=0),
-                    *(
-                        blocks.column(
-                            percent(s), decimals=1, group="Zeros, %, at a global sparsity of"
-                        )
-                        for s in study.config.sparsities
-                    ),
-                ],
-                rows,
-                title=f"{name}: zeros of each layer",
-                folded=True,
-            )
-        )
-        found.append(_sensitivity(study, name))
-        progress(done, len(names))
-    charts = [block for block in found if block["kind"] == "chart"]
-    tables = [block for block in found if block["kind"] == "table"]
-    return blocks.section(
-        "layers",
-        "Layer by layer",
-        [*charts, *tables],
-        part=PART,
-        text=[
-            "One layer is pruned at a time, by magnitude and without fine-tuning; the others stay "
-            "dense. A line that falls early belongs to a layer that global pruning should spare."
-        ],
-    )
-
-
-def _sensitivity(study: Study, name: str) -> dict[str, Any]:
-    seed = study.config.seed
-    if name in study.folded:
-        rows, held_out = study.fold_rows()[0]
-        variables = study.fit(
-            name,
-            f"train {name}, fold 0",
-            dataclasses.replace(study.recipe(name), seed=seed),
-            rows=rows,
-        ).variables
-        train = study.dataset(name).train
-        images, labels = train.images[held_out], train.labels[held_out]
-        words = f"{len(labels)} held-out photographs"
-    else:
-        variables, test = study.trained(name, seed).variables, study.test(name)
-        images, labels, words = test.images, test.labels, f"{len(test)} test photographs"
-
-    def score(params: Any) -> float:
-        classifier = study.classifier(name, dict(variables) | {"params": params})
-        return float((predictions(evaluation.logits(classifier, images)) == labels).mean())
-
-    sparsities = (0.9,) if study.config.quick else (0.5, 0.7, 0.8, 0.9, 0.95)
-    scores = pruning.sensitivity(variables["params"], sparsities, score)
-    base = score(variables["params"])
-    lines = []
-    paths = pruning.kernel_paths(variables["params"])
-    for path in paths:
-        points = [(row["sparsity"], row["score"]) for row in scores if row["layer"] == path]
-        label = path.removesuffix("/kernel").removesuffix("/conv")
-        lines.append(
-            blocks.line(label, [0.0, *(p for p, _ in points)], [base, *(v for _, v in points)])
-        )
-    # More than eight lines are no picture: those that fall deepest are.
-    lines = sorted(lines, key=lambda line: line["y"][-1])[:8]
-    return blocks.chart(
-        f"{name}: sensitivity of its layers",
-        "sparsity of the one layer",
-        "accuracy",
-        lines,
-        f"On {words}." + (" The eight most sensitive layers." if len(paths) > 8 else ""),
-        percent=True,
-        percent_x=True,
-    )
-
-
-def _latency(study: Study, progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Dense, masked and quantised, interleaved; the quantised one multiplies its weights out."""
-    rows, costs = [], []
-    told: dict[str, dict[str, list[Any]]] = {name: {} for name in study.compressed}
-    for done, name in enumerate(study.compressed, start=1):
-        variants: dict[str, Any] = dict(study.variants(name))
-        dense = study.trained(name, study.config.seed).variables
-        variants["int8"] = quantised(study, name, dense)
-        test = study.test(name)
-        for batch_size in (1,) if study.config.quick else (1, 16):
-            example = test.images[:batch_size].astype(np.float32) / 255
-            example = (
-                example
-                if len(example) == batch_size
-                else np.resize(example, (batch_size, *example.shape[1:]))
-            )
-            found = evaluation.compare_latency(
-                variants, example, runs=study.config.latency_runs, reference="dense"
-            )
-            for variant, entry in found["variants"].items():
-                gap = entry["difference"]
-                told[name].setdefault(variant, []).append([batch_size, _words(gap)])
-                rows.append(
-                    [
-                        name,
-                        variant,
-                        batch_size,
-                        {"value": entry["mean_ms"], "deviation": entry["std_ms"]},
-                        entry["median_ms"],
-                        entry["p95_ms"],
-                        None
-                        if gap is None
-                        else blocks.estimate(gap["median_ms"], gap["low_ms"], gap["high_ms"]),
-                        _words(gap),
-                    ]
-                )
-                if variant in ("dense", "int8"):
-                    costs.append(
-                        [
-                            name,
-                            variant,
-                            batch_size,
-                            _mega(entry["flops"]),
-                            _mega(entry["bytes_accessed"]),
-                            _mega(entry["peak_memory_bytes"]),
-                            entry["compile_seconds"],
-                        ]
-                    )
-        progress(done, len(study.compressed))
-    section = blocks.section(
-        "latency",
-        "Latency",
-        [
-            blocks.table(
-                [
-                    "Network",
-                    "Variant",
-                    blocks.column("Batch", decimals=0),
-                    blocks.column("Mean ± sd", unit="ms", decimals=2),
-                    blocks.column("Median", unit="ms", decimals=2),
-                    blocks.column("95th percentile", unit="ms", decimals=2),
-                    blocks.column("Against dense", unit="ms", decimals=3),
-                    "Verdict",
-                ],
-                rows,
-                f"{study.config.latency_runs} runs of each after 10 of warm-up, compiled ahead of "
-                "time, the variants taking turns, so that drift of the machine hits all alike. "
-                "Against dense: the median of the differences within a round, with a 95 % "
-                "interval. The verdict also asks that the difference exceeds the one between the "
-                "dense network and itself.",
-            ),
-            blocks.table(
-                [
-                    "Network",
-                    "Variant",
-                    blocks.column("Batch", decimals=0),
-                    blocks.column("Operations", unit="MFLOP", decimals=1),
-                    blocks.column("Moved", unit="MB", decimals=1),
-                    blocks.column("Memory at most", unit="MB", decimals=1),
-                    blocks.column("Compilation", unit="s", decimals=1),
-                ],
-                costs,
-                "What XLA says of the compiled programs. Masked networks run the dense program.",
-                folded=True,
-                title="Cost of the compiled programs",
-            ),
-            _from_disk(study),
-        ],
-        part=PART,
-        text=[
-            "Zeros that are stored as zeros are multiplied like any other number, so a mask cannot "
-            "make a dense program faster. The reports measured one variant after the other, saw "
-            "differences of up to 0.2 ms (A) and 9 ms (B), and explained them by luck and by the "
-            "overhead of sparse tensors; here the variants take turns."
-        ],
-    )
-    return section, {"latency": told}
-
-
-def _words(gap: Any) -> str:
-    if gap is None:
-        return ""
-    if not gap["different"]:
-        return "no difference"
-    return "faster" if gap["median_ms"] < 0 else "slower"
-
-
-def _mega(value: float | None) -> float | None:
-    return None if value is None else value / 1e6
-
-
-def _pixels(size: int, path: Path) -> np.ndarray:
-    return data.read_image(path, size) / np.float32(255)
-
-
-def _from_disk(study: Study) -> dict[str, Any]:
-    """One photograph, and 100, from the files to the answers (source 004's protocols)."""
-    rows = []
-    listing = study.test_files
-    for name in study.compressed:
-        size = study.dataset(name).image_shape[0]
-        for count in (1, 100):
-            found = evaluation.disk_latency(
-                functools.partial(_pixels, size),
-                study.base(name),
-                listing,
-                batch_size=count,
-                runs=3 if study.config.quick else 20,
-            )
-            rows.append(
-                [
-                    name,
-                    count,
-                    {"value": found["mean_ms"], "deviation": found["std_ms"]},
-                    found["median_ms"],
-                ]
-            )
-    return blocks.table(
-        [
-            "Network",
-            blocks.column("Photographs", decimals=0),
-            blocks.column("Mean ± sd", unit="ms", decimals=1),
-            blocks.column("Median", unit="ms", decimals=1),
-        ],
-        rows,
-        "From the JPEG files (224x224; the 50 test files, twice for 100) to the answers: reading, "
-        "decoding, resizing and the network. The files are in the operating system's cache.",
-        title="From disk to answer",
-    )

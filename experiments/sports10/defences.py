@@ -33,7 +33,7 @@ class Noisy:
       sigma: Standard deviation of the noise in pixel units.
     """
 
-    augment: data.augment.Augmentation | data.Erasing
+    augment: data.augment.Augmentation | data.Resized
     sigma: float
 
     def __call__(self, key: jax.Array, images: jax.Array) -> jax.Array:

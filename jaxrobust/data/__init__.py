@@ -10,11 +10,13 @@ from jaxrobust.data.erasing import Erasing
 from jaxrobust.data.folds import stratified_folds
 from jaxrobust.data.loading import NAMES, load
 from jaxrobust.data.pictures import read_image
+from jaxrobust.data.resizing import Resized
 
 __all__ = [
     "NAMES",
     "Dataset",
     "Erasing",
+    "Resized",
     "SkippedFile",
     "Split",
     "augment",

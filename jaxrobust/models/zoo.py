@@ -22,14 +22,15 @@ MODELS: dict[str, type[nn.Module]] = {
 
 @functools.cache
 def _create(name: str, num_classes: int, sizes: tuple[tuple[str, Any], ...]) -> nn.Module:
-    return MODELS[name](num_classes=num_classes, **dict(sizes))
+    # Without a parent even if a module that is being called asks: the object is shared.
+    return MODELS[name](num_classes=num_classes, parent=None, **dict(sizes))
 
 
 def create(name: str, num_classes: int = 10, **sizes: Any) -> nn.Module:
     """The network called `name`, without weights.
 
     The same arguments give the very same object, so code compiled for one Classifier of a network
-    serves all of them.
+    serves all of them. A module that calls it within its own `__call__` takes a `copy()` of it.
 
     Args:
       name: One of `MODELS`.

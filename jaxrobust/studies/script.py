@@ -34,7 +34,7 @@ def run_script(main: Callable[[Config], Any], config_type: type[Config]) -> None
 
     try:
         module = sys.modules[main.__module__]
-        name = getattr(module.__spec__, "name", None) or "script"
+        name = getattr(module.__spec__, "name", "script").removesuffix(".__main__")
         main(tyro.cli(config_type, prog=f"python -m {name}", description=module.__doc__))
     except KeyboardInterrupt as interrupt:
         words = str(interrupt) or "Interrupted. To go on, run the same command again."

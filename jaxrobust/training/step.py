@@ -19,7 +19,7 @@ from jaxrobust.training.state import TrainState
 from jaxrobust.types import Array, Attack, LogitsFn, Masks, PyTree
 
 Augment = Callable[[Array, Array], Array]
-"""(key, images float32 [B, H, W, C] in [0, 1]) -> images of the same kind."""
+"""(key, images float32 [B, H, W, C] in [0, 1]) -> images of the same kind, of any size."""
 
 Metrics = dict[str, Array]
 
