@@ -19,8 +19,8 @@ from jaxrobust.studies import blocks
 
 PART = "a"
 _CHOICE = (
-    "The recipe of photo_cnn was chosen on folds of the same photographs, its last step (six "
-    "candidates) on these very folds, so its figure here may be a little too high; the others' "
+    "The recipe of photo_cnn was chosen on folds of the same photographs, its last steps (five "
+    "trainings, answered at several sizes) on these very folds, so its figure here may be a little too high; the others' "
     "recipes are the reports'."
 )
 
