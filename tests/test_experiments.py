@@ -63,7 +63,8 @@ def test_quickstart_quick(tmp_path):
 @pytest.mark.slow
 def test_sports10_quick_stopped_and_continued(tmp_path, photographs):
     """Ctrl-C in mid-training, then the same command: the end is that of an unbroken run."""
-    options = ["--data-dir", photographs, "--quick", "--models", "mlp", "simple_cnn"]
+    models = ["mlp", "simple_cnn", "photo_cnn"]
+    options = ["--data-dir", photographs, "--quick", "--models", *models]
     whole = run("sports10", *options, "--results-dir", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
 
@@ -95,9 +96,8 @@ def test_sports10_quick_stopped_and_continued(tmp_path, photographs):
     ]
     for section in ("attacks", "transfer", "explanations", "gallery", "curves"):
         assert results[0][section] == results[1][section], section
-    models = results[1]["models"]
-    assert [row["seed"] for row in models[0]["seeds"]] == [0, 1]
-    assert {attack["model"] for attack in results[1]["attacks"]} == {"mlp", "simple_cnn"}
+    assert [row["seed"] for row in results[1]["models"][0]["seeds"]] == [0, 1]
+    assert {attack["model"] for attack in results[1]["attacks"]} == set(models)
     assert {attack.get("target") for attack in results[1]["attacks"]} == {None, "basketball"}
     for first, second in zip(*(result["sections"] for result in results), strict=True):
         if first["id"] != "latency":  # whose figures are times

@@ -12,7 +12,14 @@ import pytest
 
 from jaxrobust.attacks import PGD
 from jaxrobust.models import Classifier
-from jaxrobust.training import TrainConfig, fit, load_variables, logs, save_variables
+from jaxrobust.training import (
+    TrainConfig,
+    fit,
+    initial_variables,
+    load_variables,
+    logs,
+    save_variables,
+)
 from jaxrobust.training import step as step_module
 from jaxrobust.training.checkpoint import RunCheckpoints
 
@@ -43,6 +50,13 @@ def quick_fit(config=CONFIG, train=TRAIN, **arguments):
 
 def same(left, right):
     return jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b)), left, right))
+
+
+def test_initial_variables_are_those_that_fit_starts_from():
+    start = initial_variables(Linear(), (2, 2, 1), CONFIG.seed)
+    assert same(quick_fit().variables, quick_fit(variables=start).variables)
+    other = initial_variables(Linear(), (2, 2, 1), CONFIG.seed + 1)
+    assert not same(quick_fit().variables, quick_fit(variables=other).variables)
 
 
 def test_learns_logs_and_returns_at_once_when_called_again(tmp_path):

@@ -7,28 +7,26 @@ from typing import Any
 import numpy as np
 
 from experiments.sports10 import folds
-from experiments.sports10.study import Study, percent, plain
+from experiments.sports10.study import Study, masked, percent, plain, points, rate_of, right
 from jaxrobust import evaluation, models, pruning
-from jaxrobust.evaluation.classification import predictions
 from jaxrobust.studies import blocks
 
 PART = "c"
+_UNDER_ATTACK = "Under PGD against the control, of those both have right"
 
 
 def sections(study: Study) -> list[dict[str, Any]]:
     """The sections of this part that are about accuracy and size."""
     found = [
         study.section(f"compress {name}", functools.partial(_table, study, name))
-        for name in study.compressed
+        for name in study.config.models
     ]
     return [*found, study.section("sparsity over seeds and folds", lambda _: _certainty(study))]
 
 
 def accuracy(study: Study, name: str, variables: Any) -> Any:
     """On the test photographs."""
-    test = study.test(name)
-    answers = predictions(evaluation.logits(study.classifier(name, variables), test.images))
-    return evaluation.rate(int((answers == test.labels).sum()), len(test))
+    return rate_of(right(study.classifier(name, variables), study.test(name)))
 
 
 def quantised(study: Study, name: str, variables: Any) -> models.Classifier:
@@ -128,7 +126,7 @@ _LAYERWISE = (
 def _layer_by_layer(variables: Any, sparsity: float) -> Any:
     """Pruned to one sparsity in every kernel, as report A seems to have done (_LAYERWISE)."""
     masks = pruning.layerwise_magnitude(variables["params"], sparsity)
-    return dict(variables) | {"params": pruning.apply_masks(variables["params"], masks)}
+    return masked(variables, masks)
 
 
 def _sizes(study: Study, name: str, words: str, variables: Any, stored: Any) -> list[Any]:
@@ -158,7 +156,7 @@ def _certainty(study: Study) -> tuple[dict[str, Any], dict[str, Any]]:
     """Accuracy over sparsity with seeds and folds: is any gain or loss real?"""
     seed_rows, fold_rows, lines, tests = [], [], [], []
     facts: dict[str, Any] = {"seeds": {}, "folds": {}, "robust": {}}
-    for name in study.compressed:
+    for name in study.config.models:
         dense = {
             seed: accuracy(study, name, study.trained(name, seed).variables)
             for seed in study.seeds_of(name)
@@ -188,35 +186,22 @@ def _certainty(study: Study) -> tuple[dict[str, Any], dict[str, Any]]:
         lines.append(blocks.line(name, [0.0, *study.config.sparsities], changes))
     for name in study.folded:
         found = folds.outcomes(study, name)
-        right = {k: np.array(v, bool) for k, v in found["right"].items()}
+        right_ones = {k: np.array(v, bool) for k, v in found["right"].items()}
         robust = {k: np.array(v, bool) for k, v in found["robust"].items()}
-        for variant in right:
-            row = [
-                name,
-                variant,
-                evaluation.rate(int(right[variant].sum()), len(right[variant])),
-                None,
-                None,
-                evaluation.rate(int(robust[variant].sum()), len(robust[variant]))
-                if len(right) > 1
-                else None,
-                None,
-            ]
-            row += [None, None]
+        facts["folds"][name], facts["robust"][name] = {}, {}
+        for variant, outcomes in right_ones.items():
+            row = [name, variant, rate_of(outcomes), None, None, None, None, None, None]
+            if len(right_ones) > 1:
+                row[5] = rate_of(robust[variant])
             if variant != "dense":
-                row[3] = _gap(right[variant], right["dense"])
-                held = _held_against_attack(right, robust, variant)
+                row[3] = points(evaluation.paired_difference(outcomes, right_ones["dense"]))
+                tests.append(evaluation.mcnemar(outcomes, right_ones["dense"])["p_value"])
+            if variant not in ("dense", folds.CONTROL):
+                held = _held_against_attack(right_ones, robust, variant)
                 row[6:] = [held["n"], 100 * held["difference"], held["p_value"]]
-                tests.append(evaluation.mcnemar(right[variant], right["dense"])["p_value"])
+                facts["robust"][name][variant] = held
+                facts["folds"][name][variant] = row[3]
             fold_rows.append(row)
-        facts["robust"][name] = {
-            variant: _held_against_attack(right, robust, variant)
-            for variant in right
-            if variant != "dense"
-        }
-        facts["folds"][name] = {
-            row[1]: {"accuracy": row[2], "gap": row[3]} for row in fold_rows if row[0] == name
-        }
     adjusted = iter(evaluation.holm(tests) if tests else [])
     for row in fold_rows:
         if row[1] != "dense":
@@ -230,8 +215,9 @@ def _certainty(study: Study) -> tuple[dict[str, Any], dict[str, Any]]:
                 "sparsity",
                 "points",
                 lines,
-                "After fine-tuning, on the mean of the seeds that the table names. One photograph of "
-                "one seed is two points.",
+                "After fine-tuning, on the mean of the seeds that the table counts, which for a slow "
+                "network is one seed but at the highest sparsity. One photograph of one seed is two "
+                "points.",
                 percent_x=True,
             ),
             blocks.table(
@@ -258,21 +244,23 @@ def _certainty(study: Study) -> tuple[dict[str, Any], dict[str, Any]]:
                     blocks.column("Difference to dense", unit="points", decimals=1),
                     blocks.column("p", decimals=3),
                     f"Right under PGD at {folds.EPSILON:g}",
-                    blocks.column("n", decimals=0, group="Under PGD, of those both have right"),
+                    blocks.column("n", decimals=0, group=_UNDER_ATTACK),
                     blocks.column(
                         "difference",
                         unit="points",
                         decimals=1,
-                        group="Under PGD, of those both have right",
+                        group=_UNDER_ATTACK,
                     ),
-                    blocks.column("p", decimals=3, group="Under PGD, of those both have right"),
+                    blocks.column("p", decimals=3, group=_UNDER_ATTACK),
                 ],
                 fold_rows,
                 f"Cross-validation: the {len(next(iter(study.fold_rows()))[0])} or so photographs "
                 "of the other folds train and fine-tune, the held-out fold counts. Differences are "
                 "paired with Newcombe's 95 % intervals; p is McNemar's, with Holm's correction. "
-                f"PGD: {folds.NUM_STEPS} steps, white box on each variant; its p is not "
-                "corrected here, but in the answers above.",
+                f"{folds.CONTROL} has had the fine-tuning and no pruning: the control, with which "
+                "pruned networks are compared under attack, so that a difference is of the pruning "
+                f"alone. PGD: {folds.num_steps(study)} steps, white box on each variant; its p is "
+                "not corrected here, but in the answers above.",
                 title="Folds",
             ),
         ],
@@ -285,19 +273,14 @@ def _mean(accuracies: list[dict[str, Any]]) -> float:
     return float(np.mean([a["rate"] for a in accuracies]))
 
 
-def _gap(a: np.ndarray, b: np.ndarray) -> Any:
-    gap = evaluation.paired_difference(a, b)
-    return blocks.estimate(gap["difference"], gap["low"], gap["high"], 100)
-
-
 def _held_against_attack(
     right: dict[str, np.ndarray], robust: dict[str, np.ndarray], variant: str
 ) -> dict[str, Any]:
-    """Of the photographs that both have right: is the variant or the dense one right under attack?"""
-    both = right[variant] & right["dense"]
+    """Of the photographs that both have right: does the variant or the control withstand the attack?"""
+    both = right[variant] & right[folds.CONTROL]
     if not both.any():
         return {"n": 0, "difference": 0.0, "p_value": 1.0}
-    a, b = robust[variant][both], robust["dense"][both]
+    a, b = robust[variant][both], robust[folds.CONTROL][both]
     gap = evaluation.paired_difference(a, b)["difference"]
     return {
         "n": int(both.sum()),

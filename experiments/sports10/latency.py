@@ -22,8 +22,8 @@ def section(study: Study) -> dict[str, Any]:
 def _section(study: Study, progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Dense, masked and quantised, interleaved; the quantised one multiplies its weights out."""
     rows, costs = [], []
-    told: dict[str, dict[str, list[Any]]] = {name: {} for name in study.compressed}
-    for done, name in enumerate(study.compressed, start=1):
+    told: dict[str, dict[str, list[Any]]] = {name: {} for name in study.config.models}
+    for done, name in enumerate(study.config.models, start=1):
         variants: dict[str, Any] = dict(study.variants(name))
         dense = study.trained(name, study.config.seed).variables
         variants["int8"] = quantised(study, name, dense)
@@ -71,7 +71,7 @@ def _section(study: Study, progress: Any) -> tuple[dict[str, Any], dict[str, Any
                             entry["compile_seconds"],
                         ]
                     )
-        progress(done, len(study.compressed))
+        progress(done, len(study.config.models))
     section = blocks.section(
         "latency",
         "Latency",
@@ -142,7 +142,7 @@ def _from_disk(study: Study) -> dict[str, Any]:
     """One photograph, and 100, from the files to the answers (source 004's protocols)."""
     rows = []
     listing = study.test_files
-    for name in study.compressed:
+    for name in study.config.models:
         size = study.dataset(name).image_shape[0]
         for count in (1, 100):
             found = evaluation.disk_latency(
@@ -168,7 +168,7 @@ def _from_disk(study: Study) -> dict[str, Any]:
             blocks.column("Median", unit="ms", decimals=1),
         ],
         rows,
-        "From the JPEG files (224x224; the 50 test files, twice for 100) to the answers: reading, "
-        "decoding, resizing and the network. The files are in the operating system's cache.",
+        f"From the JPEG files to the answers: reading, decoding, resizing and the network. The "
+        f"{len(listing)} test files take turns, and are in the operating system's cache.",
         title="From disk to answer",
     )

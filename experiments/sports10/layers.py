@@ -1,11 +1,9 @@
 """Problem C, layer by layer: where pruning takes its weights, and what each layer can spare."""
 
-import dataclasses
 from typing import Any
 
-from experiments.sports10.study import Study, percent
-from jaxrobust import evaluation, pruning
-from jaxrobust.evaluation.classification import predictions
+from experiments.sports10.study import Study, percent, right
+from jaxrobust import pruning
 from jaxrobust.studies import blocks
 
 PART = "c"
@@ -19,7 +17,7 @@ def section(study: Study) -> dict[str, Any]:
 def _section(study: Study, progress: Any) -> dict[str, Any]:
     """Where global pruning takes its weights, and how much each layer matters."""
     found = []
-    names = study.compressed
+    names = study.config.models
     for done, name in enumerate(names, start=1):
         params = study.trained(name, study.config.seed).variables["params"]
         shares = {
@@ -70,25 +68,17 @@ def _section(study: Study, progress: Any) -> dict[str, Any]:
 
 
 def _sensitivity(study: Study, name: str) -> dict[str, Any]:
-    seed = study.config.seed
     if name in study.folded:
-        rows, held_out = study.fold_rows()[0]
-        variables = study.fit(
-            name,
-            f"train {name}, fold 0",
-            dataclasses.replace(study.recipe(name), seed=seed),
-            rows=rows,
-        ).variables
-        train = study.dataset(name).train
-        images, labels = train.images[held_out], train.labels[held_out]
-        words = f"{len(labels)} held-out photographs"
+        variables, split = study.trained_on_fold(name, 0).variables, study.held_out(name, 0)
+        words = f"{len(split)} held-out photographs, of the network trained without them."
     else:
-        variables, test = study.trained(name, seed).variables, study.test(name)
-        images, labels, words = test.images, test.labels, f"{len(test)} test photographs"
+        variables = study.trained(name, study.config.seed).variables
+        split = study.test(name)
+        words = f"{len(split)} test photographs."
 
     def score(params: Any) -> float:
         classifier = study.classifier(name, dict(variables) | {"params": params})
-        return float((predictions(evaluation.logits(classifier, images)) == labels).mean())
+        return float(right(classifier, split).mean())
 
     sparsities = (0.9,) if study.config.quick else (0.5, 0.7, 0.8, 0.9, 0.95)
     scores = pruning.sensitivity(variables["params"], sparsities, score)
@@ -108,7 +98,7 @@ def _sensitivity(study: Study, name: str) -> dict[str, Any]:
         "sparsity of the one layer",
         "accuracy",
         lines,
-        f"On {words}." + (" The eight most sensitive layers." if len(paths) > 8 else ""),
+        f"On {words}" + (" The eight most sensitive layers." if len(paths) > 8 else ""),
         percent=True,
         percent_x=True,
     )

@@ -101,8 +101,9 @@ def _compare(study: Study, names: Sequence[str]) -> dict[str, Any]:
             blocks.pictures(
                 grid,
                 "What the network is shown, back in pixels. Clipping normalised values to [0, 1] "
-                "turns all that is darker than the mean to the mean: the published perturbation is "
-                "that flattening, and the step of the attack is lost in it.",
+                "turns all that is darker than the mean to the mean, and all that is more than a "
+                "deviation brighter to that: the published perturbation is this flattening, and the "
+                "step of the attack is lost in it.",
                 columns=["photograph", "as published", "its change", "as defined", "its change"],
             ),
         ],
@@ -111,9 +112,10 @@ def _compare(study: Study, names: Sequence[str]) -> dict[str, Any]:
             "Report A's procedure differs from the definition in three ways. Without a target it "
             "adds the gradient of the predicted class's own logit, which makes that class "
             "stronger. It clips normalised images to [0, 1]. And its epsilon is in normalised "
-            "units, where 0.03 is 0.007 of a pixel's range. The rows between mend one of these at "
-            "a time. On its own network this reading of it gives the logits and norms that it "
-            "prints, to the last digit.",
+            "units, where 0.03 is 0.007 of a pixel's range. The rows between mend the sign and the "
+            'clipping; from the last of them to "as defined" the unit of epsilon, the loss (the '
+            "cross-entropy instead of a logit) and PGD's random start change together. On its own "
+            "network this reading of it gives the logits and norms that it prints, to the last digit.",
             *sentences,
         ],
     )

@@ -16,7 +16,7 @@ from jaxrobust.studies import blocks
 from jaxrobust.types import Attack
 
 PART = "b"
-_CURVE = (0.0, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
+CURVE = (0.0, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
 
 
 def main_attacks(study: Study) -> list[Any]:
@@ -71,7 +71,7 @@ def same_size(study: Study) -> list[list[str]]:
 
 
 def _curves(study: Study, name: str, progress: Any) -> list[dict[str, Any]]:
-    epsilons = _CURVE[::2] if study.config.quick or RECIPES[name].slow else _CURVE
+    epsilons = CURVE[::2] if study.config.quick or RECIPES[name].slow else CURVE
     test = study.test(name)
     attacks: list[Attack] = [study.fgsm(), study.pgd()]
     found = []

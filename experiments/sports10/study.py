@@ -27,6 +27,8 @@ from jaxrobust import (
     training,
 )
 from jaxrobust.attacks import FGSM, PGD
+from jaxrobust.evaluation.classification import predictions
+from jaxrobust.studies import blocks
 from jaxrobust.types import Attack
 
 OURS = "photo_cnn"
@@ -168,11 +170,6 @@ class Study:
         """The network that is explained by every method and defended: ours where it takes part."""
         return OURS if OURS in self.config.models else self.config.models[-1]
 
-    @property
-    def compressed(self) -> list[str]:
-        """The networks that are pruned."""
-        return list(self.config.models)
-
     def methods(self, name: str) -> list[str]:
         """The methods of attribution that a network allows: an MLP has no layer with pixels."""
         layer = attribution.default_layer(self.base(name), self.dataset(name).image_shape)
@@ -284,6 +281,11 @@ class Study:
             validation=self.test(name) if first else None,
         )
 
+    def trained_on_fold(self, name: str, fold: int) -> training.FitResult:
+        """A network trained on all training photographs but those of a fold."""
+        config = dataclasses.replace(self.recipe(name), seed=self.config.seed + fold)
+        return self.fit(name, f"train {name}, fold {fold}", config, rows=self.fold_rows()[fold][0])
+
     @functools.cache  # noqa: B019
     def base(self, name: str) -> models.Classifier:
         """The network of the first seed: the one explained and attacked."""
@@ -294,6 +296,12 @@ class Study:
         """The rows (to train on, held out) of each fold."""
         labels = next(iter(self._datasets.values())).train.labels
         return data.stratified_folds(labels, self.config.num_folds, seed=self.config.seed)
+
+    def held_out(self, name: str, fold: int) -> data.Split:
+        """The training photographs of a fold, in the size that a network takes."""
+        train, rows = self.dataset(name).train, self.fold_rows()[fold][1]
+        files = tuple(train.files[i] for i in rows)
+        return data.Split(train.images[rows], train.labels[rows], files)
 
     @functools.cache  # noqa: B019
     def pruned(self, name: str, sparsity: float, seed: int) -> tuple[Any, Any, Any]:
@@ -312,9 +320,12 @@ class Study:
         seed: int,
         rows: np.ndarray | None = None,
     ) -> tuple[Any, Any, Any]:
-        """(masks, variables just pruned, variables fine-tuned) of any weights of a network."""
+        """(masks, variables just pruned, variables fine-tuned) of any weights of a network.
+
+        Sparsity 0 is the control: the same fine-tuning without a pruning before it.
+        """
         masks = pruning.global_magnitude(variables["params"], sparsity)
-        cut = dict(variables) | {"params": pruning.apply_masks(variables["params"], masks)}
+        cut = masked(variables, masks)
         fitted = self.fit(
             name,
             f"fine-tune {name} at {100 * sparsity:g} % sparsity, {words}",
@@ -389,6 +400,26 @@ def _plain_keys(tree: Any) -> Any:
         return jax.random.key_data(leaf) if typed else leaf
 
     return jax.tree.map(number, tree)
+
+
+def masked(variables: Any, masks: Any) -> Any:
+    """A network's variables with the weights that a mask removes set to zero."""
+    return dict(variables) | {"params": pruning.apply_masks(variables["params"], masks)}
+
+
+def right(classifier: Any, split: data.Split) -> np.ndarray:
+    """Which images of a split a classifier has right: bool [N]."""
+    return predictions(evaluation.logits(classifier, split.images)) == split.labels
+
+
+def rate_of(outcomes: np.ndarray) -> evaluation.Rate:
+    """The rate of true among bool [N]."""
+    return evaluation.rate(int(outcomes.sum()), len(outcomes))
+
+
+def points(gap: Any) -> Any:
+    """A paired difference of rates as a cell in points."""
+    return blocks.estimate(gap["difference"], gap["low"], gap["high"], 100)
 
 
 def percent(sparsity: float) -> str:

@@ -3,7 +3,7 @@
 from jaxrobust.training.checkpoint import load_variables, save_variables
 from jaxrobust.training.config import TrainConfig
 from jaxrobust.training.fingerprint import describe
-from jaxrobust.training.fitting import FitResult, fit
+from jaxrobust.training.fitting import FitResult, fit, initial_variables
 from jaxrobust.training.optimizers import make_optimizer, make_schedule
 from jaxrobust.training.state import TrainState, create_state
 from jaxrobust.training.step import eval_step, train_step
@@ -16,6 +16,7 @@ __all__ = [
     "describe",
     "eval_step",
     "fit",
+    "initial_variables",
     "load_variables",
     "make_optimizer",
     "make_schedule",

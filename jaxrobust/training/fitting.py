@@ -67,6 +67,22 @@ class FitResult:
         return statistics.median(seconds) if seconds else None
 
 
+def initial_variables(model: nn.Module, image_shape: tuple[int, ...], seed: int) -> PyTree:
+    """The weights that `fit` starts from: what rewinding a pruned network goes back to.
+
+    Args:
+      model: The network.
+      image_shape: (H, W, C).
+      seed: Of the training's settings.
+
+    Returns:
+      {"params": ..., "batch_stats": ...}, as the network has them.
+    """
+    init_key = jax.random.split(jax.random.key(seed), 3)[0]
+    image = jnp.zeros((1, *image_shape), jnp.float32)
+    return programs.initial_variables(init_key, image, model=programs.Itself(model, None))
+
+
 def fit(
     model: nn.Module,
     train: tuple[Any, Any],
@@ -151,14 +167,14 @@ def fit(
         validation_set = on_device("validation", validation, train_set.images.shape[1:])
     _check_sizes(config, train_set, validation_set, mean, std)
 
-    init_key, order_key, step_key = jax.random.split(jax.random.key(config.seed), 3)
+    _, order_key, step_key = jax.random.split(jax.random.key(config.seed), 3)
     image = jnp.zeros((1, *train_set.images.shape[1:]), jnp.float32)
     optimizer = make_optimizer(config)
 
     def initial_state() -> TrainState:
         start = variables
         if start is None:
-            start = programs.initial_variables(init_key, image, model=programs.Itself(model, None))
+            start = initial_variables(model, train_set.images.shape[1:], config.seed)
         if masks is not None:
             start = dict(start) | {"params": _masked(start["params"], masks)}
         return create_state(start, optimizer, average=config.ema_decay is not None)
