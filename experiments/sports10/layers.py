@@ -17,7 +17,7 @@ def section(study: Study) -> dict[str, Any]:
 def _section(study: Study, progress: Any) -> dict[str, Any]:
     """Where global pruning takes its weights, and how much each layer matters."""
     found = []
-    names = study.config.models
+    names = study.config.models[:1] if study.config.quick else study.config.models
     for done, name in enumerate(names, start=1):
         params = study.trained(name, study.config.seed).variables["params"]
         shares = {
