@@ -12,7 +12,7 @@ from jaxrobust import evaluation, models, pruning
 from jaxrobust.studies import blocks
 
 PART = "c"
-_UNDER_ATTACK = "Under PGD against the control, of those both have right"
+_UNDER_ATTACK = "Against the control, under PGD"
 
 
 def sections(study: Study) -> list[dict[str, Any]]:
@@ -243,7 +243,7 @@ def _certainty(study: Study) -> tuple[dict[str, Any], dict[str, Any]]:
                     "Held-out accuracy",
                     blocks.column("Difference to dense", unit="points", decimals=1),
                     blocks.column("p", decimals=3),
-                    f"Right under PGD at {folds.EPSILON:g}",
+                    f"Right under PGD, {folds.EPSILON:g}",
                     blocks.column("n", decimals=0, group=_UNDER_ATTACK),
                     blocks.column(
                         "difference",
@@ -259,8 +259,9 @@ def _certainty(study: Study) -> tuple[dict[str, Any], dict[str, Any]]:
                 "paired with Newcombe's 95 % intervals; p is McNemar's, with Holm's correction. "
                 f"{folds.CONTROL} has had the fine-tuning and no pruning: the control, with which "
                 "pruned networks are compared under attack, so that a difference is of the pruning "
-                f"alone. PGD: {folds.num_steps(study)} steps, white box on each variant; its p is "
-                "not corrected here, but in the answers above.",
+                "alone, on the n photographs that both have right without an attack. PGD: "
+                f"{folds.num_steps(study)} steps, white box on each variant; its p is not corrected "
+                "here, but in the answers above.",
                 title="Folds",
             ),
         ],

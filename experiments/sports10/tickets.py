@@ -117,8 +117,8 @@ def _compare(study: Study, progress: Any) -> dict[str, Any]:
             blocks.table(
                 ["The ticket against", gap, p_value],
                 _compared(others, answers[TICKET], turned=True),
-                "Positive: the ticket is better. Its iterations have trained "
-                f"{len(schedule)} times as long as the others.",
+                "Positive: the ticket is better. Its rounds have trained "
+                f"{len(schedule)} times as long together as the others.",
                 title="Against what a ticket must beat",
             ),
         ],

@@ -140,11 +140,13 @@ def _which_defence(study: Study) -> dict[str, Any]:
             f"{_rate(bare['known'][index])}."
         )
         weak = [
-            f"{words} ({100 * rates[words]:.0f} %)"
+            words
             for words in others
             if adjusted[words] >= 0.05 or rates[words] <= bare["known"][index]["rate"]
         ]
-        if weak:
+        if len(weak) == len(others) - 1:
+            parts.append("No other is shown to help there.")
+        elif weak:
             parts.append(f"Not shown to help there: {_listed(weak)}.")
         sure.append(f"{leader} against none at {epsilon}: p = {adjusted[leader]:.2g}")
     named = list(dict.fromkeys(best.values()))
