@@ -8,7 +8,7 @@ three of them cross-validated (problem A); attacked and defended (problem B); pr
 quantised and timed (problem C). Resumable: killed or stopped with Ctrl-C, the same command goes on with
 the stage that it had not finished. --quick shrinks everything to see that it runs.
 
-Expected time on 2 cores: 82 minutes; --quick just under 2.
+Expected time on 2 cores: about 85 minutes; --quick just under 2.
 
 Expected numbers: docs/coverage.md names each table of the two reports and where it is here.
 
