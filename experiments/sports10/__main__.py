@@ -32,24 +32,26 @@ from experiments.sports10 import (
     folds,
     latency,
     layers,
+    maps,
     pruned,
     published,
     robustness,
     tickets,
     verdicts,
 )
+from experiments.sports10.config import EPSILONS, Config, quick
 from experiments.sports10.networks import FINE_TUNING, RECIPES
-from experiments.sports10.study import EPSILONS, Config, Study, quick
+from experiments.sports10.study import Study
 from jaxrobust import checks, data, evaluation, studies, training
 
 # What decides about results besides the settings: a run that was made with others is not gone on with.
 CONSTANTS = {
     "epsilons": EPSILONS,
     "curve": robustness.CURVE,
-    "folds": [folds.EPSILON, folds.CONTROL],
+    "folds": [folds.EPSILON, folds.NUM_STEPS, folds.CONTROL],
     "defences": [
         *(defences.SMALL, defences.ADVERSARIAL_SHARE, defences.NOISE_SHARE),
-        *(defences.SIGMA, defences.RADII),
+        *(defences.SIGMA, defences.RADII, defences.COPIES),
     ],
     "ticket rounds": tickets.ROUNDS,
 }
@@ -92,7 +94,7 @@ def main(config: Config) -> Path:
             f"explain {name}", functools.partial(_explain, study, name)
         )
     ]
-    sections = classification.sections(study, entries)
+    sections = [*classification.sections(study, entries), maps.section(study)]
     attacks = robustness.typed(study)
     sections += robustness.sections(study)
     sections += published.section(study)
@@ -141,8 +143,7 @@ def _summary(
         "Two course reports of 2025 trained networks on these photographs, attacked and pruned them: "
         "report A an MLP (mlp) and a CNN (cnn), report B a SimpleCNN (simple_cnn) and a small ResNet "
         "(resnet_small). This is everything that they measured, measured again, with photo_cnn "
-        "besides, a "
-        "network of ours for larger images."
+        "besides, a network of ours for larger images."
     ]
     for entry in entries:
         name, accuracy = entry["name"], entry["evaluation"]["accuracy"]

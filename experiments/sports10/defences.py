@@ -22,6 +22,8 @@ RADII = (0.0, 0.125, 0.25, 0.375, 0.5)
 SMALL = 0.01  # the second epsilon
 # Of the bare network's epochs: each epoch of adversarial training costs three.
 ADVERSARIAL_SHARE, NOISE_SHARE = 2 / 5, 1 / 2
+# Noisy copies of an image: for the attack's mean, for the vote, for the certificate.
+COPIES = (16, 200, 1000)
 SMOOTHING = "randomised smoothing"
 
 
@@ -235,8 +237,8 @@ def _defences(study: Study, progress: Any) -> tuple[dict[str, Any], dict[str, An
 
 
 def _copies(study: Study) -> tuple[int, int, int]:
-    """Noisy copies of an image: for the attack's mean, for the vote, for the certificate."""
-    return (4, 20, 100) if study.config.quick else (16, 200, 1000)
+    """`COPIES`, or what --quick makes of them."""
+    return (4, 20, 100) if study.config.quick else COPIES
 
 
 def _certificate(

@@ -4,9 +4,10 @@ import dataclasses
 from typing import Any
 
 from experiments.sports10 import compression
+from experiments.sports10.config import EPSILONS
 from experiments.sports10.networks import RECIPES
 from experiments.sports10.robustness import CAPTION, MEASURES, main_attacks, measures, report_of
-from experiments.sports10.study import EPSILONS, Study
+from experiments.sports10.study import Study
 from jaxrobust import evaluation
 from jaxrobust.attacks import PGD
 from jaxrobust.studies import blocks

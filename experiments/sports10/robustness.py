@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.sports10.classification import estimate
+from experiments.sports10.config import EPSILONS
 from experiments.sports10.networks import RECIPES
-from experiments.sports10.study import EPSILONS, Study
+from experiments.sports10.study import Study, estimate
 from jaxrobust import attribution, evaluation, studies
 from jaxrobust.evaluation import AttackReport
 from jaxrobust.studies import blocks

@@ -1,7 +1,6 @@
-"""What the stages of the study share: settings, photographs, trained networks, saved attacks."""
+"""What the stages of the study share: photographs, trained networks, saved attacks."""
 
 import dataclasses
-import functools
 import json
 import re
 import zlib
@@ -13,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.sports10.config import OURS, Config
 from experiments.sports10.networks import FINE_TUNING, RECIPES
 from jaxrobust import (
     attacks,
     attribution,
-    checks,
     data,
     evaluation,
     files,
@@ -30,73 +29,6 @@ from jaxrobust.attacks import FGSM, PGD
 from jaxrobust.evaluation.classification import predictions
 from jaxrobust.studies import blocks
 from jaxrobust.types import Attack
-
-OURS = "photo_cnn"
-EPSILONS = (0.01, 0.03, 0.05, 0.1)  # source 001's
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Settings.
-
-    Attributes:
-      data_dir: The folder with train/<class>/*.jpg and valid/<class>/*.jpg.
-      models: Which networks: mlp, cnn, simple_cnn, resnet_small, photo_cnn.
-      num_seeds: The networks are trained with seed, seed + 1, ...; the first of them is explained and
-        attacked. Slow ones are trained less often: cnn three times, resnet_small once.
-      num_folds: Of the cross-validation on the training photographs (not of cnn and resnet_small).
-      seed: The first seed.
-      num_epochs: Of every network; by default as in its recipe.
-      sparsities: Fractions of the weights to prune, ascending.
-      epsilon: Radius of the linf ball of the main attacks, in pixel units.
-      step_size: Of PGD, in pixel units.
-      num_steps: Of PGD.
-      target: The class that targeted attacks aim at.
-      num_recorded: Examples of each attack in the gallery.
-      latency_runs: Measured runs of each latency.
-      run: Name of the run; results go to <results_dir>/sports10/<run>.
-      results_dir: Where results go.
-      quick: Two networks, two epochs, few steps: to see that everything runs.
-      skip_damaged: Leave damaged photographs out, and list them.
-    """
-
-    data_dir: Path
-    models: tuple[str, ...] = tuple(RECIPES)
-    num_seeds: int = 5
-    num_folds: int = 5
-    seed: int = 0
-    num_epochs: int | None = None
-    sparsities: tuple[float, ...] = (0.2, 0.5, 0.8)
-    epsilon: float = 0.03
-    step_size: float = 0.01
-    num_steps: int = 40
-    target: str = "basketball"
-    num_recorded: int = 10
-    latency_runs: int = 200
-    run: str = "default"
-    results_dir: Path = Path("results")
-    quick: bool = False
-    skip_damaged: bool = False
-
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.models if name not in RECIPES]
-        if unknown or not self.models or len(set(self.models)) != len(self.models):
-            raise ValueError(
-                f"`models` must be different names out of {tuple(RECIPES)}, got {self.models}."
-            )
-        checks.integer("num_seeds", self.num_seeds, minimum=1)
-        checks.integer("num_folds", self.num_folds, minimum=2)
-        checks.integer("seed", self.seed, minimum=0)
-        checks.number("epsilon", self.epsilon, above=0.0, maximum=1.0)
-        checks.integer("num_recorded", self.num_recorded, minimum=0)
-        checks.integer("latency_runs", self.latency_runs, minimum=2)
-        if self.num_epochs is not None:
-            checks.integer("num_epochs", self.num_epochs, minimum=1)
-        for sparsity in self.sparsities:
-            checks.number("sparsities", sparsity, above=0.0, maximum=0.99)
-        if not self.sparsities or list(self.sparsities) != sorted(set(self.sparsities)):
-            raise ValueError(f"`sparsities` must ascend, got {self.sparsities}.")
-        PGD(self.epsilon, self.step_size, self.num_steps)  # checks its own settings
 
 
 class Study:
@@ -111,7 +43,19 @@ class Study:
         self.config, self.folder = config, folder
         self.stages = studies.Stages(folder)
         self.facts: dict[str, Any] = {}  # what the verdicts rest on
+        self._kept: dict[Any, Any] = {}  # of `once`
         self._datasets = {dataset.image_shape[0]: self._cut(dataset)}
+
+    def once(self, what: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """What `make` returns: made at the first call, and kept in memory for the others.
+
+        Args:
+          what: Its name and all that it depends on besides the settings.
+          make: Makes it.
+        """
+        if what not in self._kept:
+            self._kept[what] = make()
+        return self._kept[what]
 
     def section(
         self, stage: str, compute: Callable[[Any], tuple[dict[str, Any], dict[str, Any]]]
@@ -270,28 +214,23 @@ class Study:
         num_epochs = 1 if self.config.quick else RECIPES[name].fine_tuning_epochs
         return dataclasses.replace(FINE_TUNING, num_epochs=num_epochs)
 
-    @functools.cache  # noqa: B019  (a study lives as long as its process)
     def trained(self, name: str, seed: int) -> training.FitResult:
         """A network trained with a seed."""
-        first = seed == self.config.seed
-        return self.fit(
-            name,
-            f"train {name}, seed {seed}",
-            dataclasses.replace(self.recipe(name), seed=seed),
-            validation=self.test(name) if first else None,
-        )
+        config = dataclasses.replace(self.recipe(name), seed=seed)
+        shown = self.test(name) if seed == self.config.seed else None
+        run = f"train {name}, seed {seed}"
+        return self.once((run,), lambda: self.fit(name, run, config, validation=shown))
 
     def trained_on_fold(self, name: str, fold: int) -> training.FitResult:
         """A network trained on all training photographs but those of a fold."""
         config = dataclasses.replace(self.recipe(name), seed=self.config.seed + fold)
-        return self.fit(name, f"train {name}, fold {fold}", config, rows=self.fold_rows()[fold][0])
+        run, rows = f"train {name}, fold {fold}", self.fold_rows()[fold][0]
+        return self.once((run,), lambda: self.fit(name, run, config, rows=rows))
 
-    @functools.cache  # noqa: B019
     def base(self, name: str) -> models.Classifier:
         """The network of the first seed: the one explained and attacked."""
         return self.classifier(name, self.trained(name, self.config.seed).variables)
 
-    @functools.cache  # noqa: B019
     def fold_rows(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """The rows (to train on, held out) of each fold."""
         labels = next(iter(self._datasets.values())).train.labels
@@ -303,11 +242,12 @@ class Study:
         files = tuple(train.files[i] for i in rows)
         return data.Split(train.images[rows], train.labels[rows], files)
 
-    @functools.cache  # noqa: B019
     def pruned(self, name: str, sparsity: float, seed: int) -> tuple[Any, Any, Any]:
         """(masks, variables just pruned, variables fine-tuned) of a network."""
-        return self.prune(
-            name, self.trained(name, seed).variables, sparsity, f"seed {seed}", seed=seed
+        dense = self.trained(name, seed).variables
+        return self.once(
+            ("pruned", name, sparsity, seed),
+            lambda: self.prune(name, dense, sparsity, f"seed {seed}", seed=seed),
         )
 
     def prune(
@@ -422,6 +362,15 @@ def points(gap: Any) -> Any:
     return blocks.estimate(gap["difference"], gap["low"], gap["high"], 100)
 
 
+def estimate(values: np.ndarray) -> Any:
+    """The mean of those that are defined, with its 95 % interval; None where none is."""
+    defined = values[np.isfinite(values)]
+    if not len(defined):
+        return None
+    found = evaluation.mean_interval(defined.tolist())
+    return blocks.estimate(found["mean"], found["low"], found["high"])
+
+
 def percent(sparsity: float) -> str:
     """A sparsity as a name: "80 %"."""
     return f"{100 * sparsity:g} %"
@@ -435,19 +384,3 @@ def plain(words: str) -> str:
       'pgd-linf-0.03-40-steps-on-cnn-at-20'
     """
     return re.sub(r"[^a-z0-9._]+", "-", words.lower()).strip("-.")
-
-
-def quick(config: Config) -> Config:
-    """The configuration that --quick stands for."""
-    small = ("mlp", OURS)
-    return dataclasses.replace(
-        config,
-        models=small if config.models == tuple(RECIPES) else config.models,
-        num_seeds=min(config.num_seeds, 2),
-        num_folds=2,
-        num_epochs=2,
-        sparsities=config.sparsities[-1:],
-        num_steps=5,
-        num_recorded=2,
-        latency_runs=10,
-    )

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from experiments.sports10 import folds
-from experiments.sports10.study import OURS, Study
+from experiments.sports10.config import OURS
+from experiments.sports10.study import Study
 from jaxrobust import evaluation
 from jaxrobust.studies import blocks
 
