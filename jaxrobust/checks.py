@@ -29,7 +29,7 @@ def number(
 ) -> None:
     """Raises unless `value` is a finite number in [minimum, maximum] and greater than `above`.
 
-    Only Python and numpy numbers are looked at; placeholders and traced values pass.
+    Numbers and arrays of them are looked at; placeholders and traced values pass.
 
     Raises:
       TypeError: A string, a bool, None or a container.
@@ -37,8 +37,16 @@ def number(
     """
     if isinstance(value, bool | str | bytes | list | tuple | dict) or value is None:
         raise TypeError(f"`{name}` must be a number, got {value!r}.")
-    if isinstance(value, jax.Array | np.ndarray) and value.ndim == 0 and not is_traced(value):
-        value = value.item()
+    if isinstance(value, jax.Array | np.ndarray) and not is_traced(value):
+        if not jnp.issubdtype(value.dtype, jnp.number):
+            if value.dtype != object:  # of a placeholder nothing can be said
+                raise TypeError(f"`{name}` must be a number, got an array of {value.dtype}.")
+            return
+        if not value.size:
+            return
+        # The one that is furthest out speaks for all.
+        low, high = float(np.min(value)), float(np.max(value))
+        value = low if not (low >= minimum and low > above) or math.isnan(low) else high
     if not isinstance(value, int | float | np.number):
         return
     if not (math.isfinite(value) and minimum <= value <= maximum and value > above):

@@ -3,14 +3,16 @@
 Everything here is for one perturbation [H, W, C]; vmap for a batch.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
 from jaxrobust import checks
 from jaxrobust.types import Array
 
-NORMS = ("linf", "l2")
-"""The norms that attacks are bounded by; `norm` measures l1 too."""
+NORMS = ("linf", "l2", "l1")
+"""The norms that attacks are bounded by."""
 
 
 def norm(perturbation: Array, order: str) -> Array:
@@ -30,7 +32,7 @@ def norm(perturbation: Array, order: str) -> Array:
       >>> float(norm(jnp.array([[[3.0, -4.0]]]), "l2"))
       5.0
     """
-    checks.one_of("norm", order, ("linf", "l2", "l1"))
+    checks.one_of("norm", order, NORMS)
     if order == "linf":
         return jnp.max(jnp.abs(perturbation))
     if order == "l2":
@@ -38,26 +40,71 @@ def norm(perturbation: Array, order: str) -> Array:
     return jnp.sum(jnp.abs(perturbation))
 
 
-def project(perturbation: Array, epsilon: Array | float, order: str) -> Array:
-    """The nearest point, in Euclidean distance, of the ball of radius epsilon around zero.
+def project(perturbation: Array, image: Array, epsilon: Array | float, order: str) -> Array:
+    """A point of the ball of radius epsilon around the image, inside [0, 1].
+
+    For linf and l1 the nearest such perturbation in Euclidean distance. For l2 the nearest of the
+    ball, then clipped to [0, 1], as every published l2 attack does; clipping never leaves the ball,
+    because the image is inside [0, 1] itself.
 
     Args:
       perturbation: [H, W, C].
+      image: [H, W, C] in [0, 1].
       epsilon: Radius in pixel units, not negative.
-      order: "linf" or "l2".
+      order: "linf", "l2" or "l1".
 
     Returns:
-      [H, W, C].
+      The perturbation that is left, [H, W, C].
 
     Raises:
       ValueError: An unknown order.
+
+    References:
+      Croce, Hein, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers", ICML
+      2021, proposition 2.1 (l1), https://arxiv.org/abs/2103.01208
     """
     checks.one_of("norm", order, NORMS)
     if order == "linf":
-        return jnp.clip(perturbation, -epsilon, epsilon)
-    length = norm(perturbation, "l2")
-    # where, not minimum of a quotient: a zero perturbation must not divide by zero.
-    return perturbation * jnp.where(length > epsilon, epsilon / jnp.maximum(length, 1e-30), 1.0)
+        nearest = jnp.clip(perturbation, -epsilon, epsilon)
+    elif order == "l2":
+        length = norm(perturbation, "l2")
+        # where, not minimum of a quotient: a zero perturbation must not divide by zero.
+        scale = jnp.where(length > epsilon, epsilon / jnp.maximum(length, 1e-30), 1.0)
+        nearest = perturbation * scale
+    else:
+        nearest = _project_l1(perturbation, image, epsilon)
+    return jnp.clip(image + nearest, 0.0, 1.0) - image
+
+
+def _project_l1(perturbation: Array, image: Array, epsilon: Array | float) -> Array:
+    """The nearest point of the l1 ball that keeps the image inside [0, 1].
+
+    It is sign(p) * clip(|p| - threshold, 0, room), where room is how far a value can move, with the
+    smallest threshold for which the sum is at most epsilon. The sum falls with the threshold in
+    straight pieces: bisection finds the piece, and a division the place on it.
+    """
+    magnitude = jnp.abs(perturbation)
+    room = jnp.where(perturbation > 0, 1.0 - image, image)
+
+    def total(threshold: Array) -> Array:
+        return jnp.sum(jnp.clip(magnitude - threshold, 0.0, room))
+
+    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = 0.5 * (low + high)
+        too_long = total(middle) > epsilon
+        return jnp.where(too_long, middle, low), jnp.where(too_long, high, middle)
+
+    zero = jnp.zeros((), magnitude.dtype)
+    low, high = jax.lax.fori_loop(0, 26, halve, (zero, jnp.max(magnitude)))
+    middle = 0.5 * (low + high)
+    moving = (magnitude > middle) & (magnitude - middle < room)
+    fixed = jnp.sum(jnp.where(magnitude - middle >= room, room, 0.0))
+    exact = (jnp.sum(jnp.where(moving, magnitude, 0.0)) + fixed - epsilon) / jnp.sum(moving)
+    # Outside of the bracket it belongs to another piece (or to none): rounding.
+    threshold = jnp.where((exact >= low) & (exact <= high), exact, high)
+    threshold = jnp.where(total(zero) <= epsilon, 0.0, threshold)
+    return jnp.sign(perturbation) * jnp.clip(magnitude - threshold, 0.0, room)
 
 
 def steepest(gradient: Array, order: str) -> Array:
@@ -65,20 +112,45 @@ def steepest(gradient: Array, order: str) -> Array:
 
     Args:
       gradient: [H, W, C].
-      order: "linf" (its sign) or "l2" (itself, scaled to length one; zero stays zero).
+      order: "linf" (its sign), "l2" (itself, scaled to length one; zero stays zero) or "l1" (the
+        signs of the largest hundredth of its values, scaled likewise: the steepest direction
+        proper would move a single value).
 
     Returns:
       [H, W, C].
 
     Raises:
       ValueError: An unknown order.
+
+    References:
+      Tramer, Boneh, "Adversarial Training and Robustness for Multiple Perturbations", NeurIPS 2019,
+      section 4 (the sparse l1 step), https://arxiv.org/abs/1904.13000
     """
     checks.one_of("norm", order, NORMS)
     if order == "linf":
         return jnp.sign(gradient)
+    if order == "l1":
+        return sparse_signs(gradient, 0.01)
     # The largest magnitude is taken out first: the square of 1e-23 is zero in float32.
     scaled = gradient / jnp.maximum(jnp.max(jnp.abs(gradient)), 1e-30)
     return scaled / jnp.maximum(norm(scaled, "l2"), 1e-12)
+
+
+def sparse_signs(gradient: Array, share: Array | float) -> Array:
+    """The signs of the largest values, of l1 norm one.
+
+    Args:
+      gradient: [H, W, C].
+      share: Of the values that are kept, in (0, 1]; at least one is.
+
+    Returns:
+      [H, W, C]; zero for a gradient of zeros.
+    """
+    magnitude = jnp.abs(gradient)
+    position = jnp.clip(jnp.floor((1.0 - share) * gradient.size), 0, gradient.size - 1)
+    least = jnp.sort(magnitude.ravel())[position.astype(jnp.int32)]
+    signs = jnp.where(magnitude >= least, jnp.sign(gradient), 0.0)
+    return signs / jnp.maximum(jnp.sum(jnp.abs(signs)), 1.0)
 
 
 def uniform_in_ball(
@@ -86,13 +158,14 @@ def uniform_in_ball(
 ) -> Array:
     """A point drawn uniformly from the ball of radius epsilon around zero.
 
-    In l2 the radius is epsilon * u^(1/d) for d values: epsilon * u would crowd the centre.
+    In l2 the radius is epsilon * u^(1/d) for d values: epsilon * u would crowd the centre. In l1 it
+    is d of d + 1 exponential numbers with random signs, over the sum of all.
 
     Args:
       key: A PRNG key.
       shape: (H, W, C).
       epsilon: Radius in pixel units.
-      order: "linf" or "l2".
+      order: "linf", "l2" or "l1".
 
     Returns:
       float32 [H, W, C].
@@ -103,9 +176,13 @@ def uniform_in_ball(
     checks.one_of("norm", order, NORMS)
     if order == "linf":
         return jax.random.uniform(key, shape, jnp.float32, -1.0, 1.0) * epsilon
+    if order == "l1":
+        size = math.prod(shape)
+        key_size, key_sign = jax.random.split(key)
+        sizes = jax.random.exponential(key_size, (size + 1,), jnp.float32)
+        signs = jax.random.rademacher(key_sign, shape, jnp.float32)
+        return (sizes[:-1] / jnp.sum(sizes)).reshape(shape) * signs * epsilon
     key_direction, key_radius = jax.random.split(key)
     direction = steepest(jax.random.normal(key_direction, shape, jnp.float32), "l2")
-    size = 1
-    for extent in shape:
-        size *= extent
-    return direction * epsilon * jax.random.uniform(key_radius, (), jnp.float32) ** (1 / size)
+    radius = jax.random.uniform(key_radius, (), jnp.float32) ** (1 / math.prod(shape))
+    return direction * epsilon * radius

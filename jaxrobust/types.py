@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
+import jax.numpy as jnp
 
 Array: TypeAlias = jax.Array
 PyTree: TypeAlias = Any
@@ -18,6 +19,62 @@ LogitsFn: TypeAlias = Callable[[Array], Array]
 
 Masks: TypeAlias = PyTree
 """The parameters' structure with boolean leaves; True keeps the weight. Never None."""
+
+
+def fold_keys(key: Array, indices: Array) -> Array:
+    """One key per image, from the image's index in its data set.
+
+    Args:
+      key: A PRNG key.
+      indices: int [B].
+
+    Returns:
+      Keys [B].
+    """
+    return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stochastic:
+    """A classifier that answers at random, as one LogitsFn: the mean of samples of its logits.
+
+    Attacks follow the mean of the gradients of as many samples (expectation over transformation), new
+    ones at every step.
+
+    Attributes:
+      function: PRNG keys [B], images [B, H, W, C] -> logits [B, K]; row i must depend on key i and
+        image i alone. A plain function needs `jax.tree_util.Partial` around it; weights that are its
+        arguments are arguments of compiled code.
+      num_samples: At least 1; AutoAttack's 20.
+
+    Example:
+      >>> def noisy(keys, images):
+      ...     noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(keys)
+      ...     return (images + 0.1 * noise).mean((1, 2))
+      >>> Stochastic(jax.tree_util.Partial(noisy))(jnp.full((2, 8, 8, 3), 0.5)).shape
+      (2, 3)
+
+    References:
+      Athalye, Engstrom, Ilyas, Kwok, "Synthesizing Robust Adversarial Examples", ICML 2018,
+      https://arxiv.org/abs/1707.07397
+    """
+
+    function: Callable[[Array, Array], Array]
+    num_samples: int = dataclasses.field(default=20, metadata={"static": True})
+
+    def sample(self, keys: Array, index: Array, images: Array) -> Array:
+        """The logits [B, K] of one sample: keys [B] folded with its index."""
+        return self.function(jax.vmap(jax.random.fold_in, (0, None))(keys, index), images)
+
+    def __call__(self, images: Array, keys: Array | None = None) -> Array:
+        """The mean logits; without keys those of the rows' numbers are taken."""
+        if keys is None:
+            keys = fold_keys(jax.random.key(0), jnp.arange(images.shape[0]))
+        samples = jax.lax.map(
+            lambda index: self.sample(keys, index, images), jnp.arange(self.num_samples)
+        )
+        return jnp.mean(samples, axis=0)
 
 
 class Evaluation(NamedTuple):
@@ -44,14 +101,22 @@ class Attack(Protocol):
     nothing anew), integers, booleans and strings are static.
 
     Attributes:
+      norm: "linf", "l2" or "l1": what its perturbations are measured in.
       num_steps: How many gradients (or, without gradients, queries) the attack takes.
       num_restarts: How often the attack starts over, with another key; the engine keeps the best.
       targeted: Whether `label` names the class to reach (True) or the class to leave (False).
       keep: Which of the points asked about is returned: "best" (fooling first, then the highest
-        objective), "closest" (fooling first, then the smallest l2 distance), or "last".
+        objective), "closest" (fooling first, then the smallest distance in the attack's `norm`), or
+        "last".
       uses_gradient: False for attacks that need only the logits.
+
+    An attack may also have `eligible(state) -> bool`: whether the point it asks about may be returned,
+    for one that looks at points outside of its ball; and `done(state) -> bool`: whether it has nothing
+    more to ask, before its `num_steps` are over. The point of a state that is done is judged last.
     """
 
+    @property
+    def norm(self) -> str: ...  # noqa: D102
     @property
     def num_steps(self) -> int: ...  # noqa: D102
     @property
@@ -63,8 +128,12 @@ class Attack(Protocol):
     @property
     def uses_gradient(self) -> bool: ...  # noqa: D102
 
-    def init(self, key: Array, image: Array, label: Array) -> PyTree:
-        """The state before the first step. image [H, W, C], label an int32 scalar."""
+    def init(self, key: Array, image: Array, label: Array, restart: Array) -> PyTree:
+        """The state before the first step. image [H, W, C]; label, restart: int32 scalars.
+
+        restart counts from 0 to num_restarts - 1; each has a key of its own. An attack that tries one
+        target class after the other takes the class from it.
+        """
 
     def ask(self, state: PyTree) -> Array:
         """The point at which to evaluate the classifier: [H, W, C]."""

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from jaxrobust import compilation
-from jaxrobust.attacks import PGD, engine
+from jaxrobust.attacks import PGD, conversation, engine
+from jaxrobust.types import fold_keys
 
 IMAGES = jnp.full((2, 2, 2, 1), 0.5)
 LABELS = jnp.array([0, 0])
@@ -36,6 +37,7 @@ class Walk:
     levels: tuple[float, ...] = (0.95, 0.8, 0.2, 0.5)
     keep: str = dataclasses.field(default="closest", metadata={"static": True})
 
+    norm: ClassVar[str] = "l2"
     num_steps: ClassVar[int] = 3
     num_restarts: ClassVar[int] = 1
     targeted: ClassVar[bool] = False
@@ -43,7 +45,7 @@ class Walk:
 
     __call__ = engine.attack_batch
 
-    def init(self, key, image, label):
+    def init(self, key, image, label, restart):
         return State(image, jnp.int32(0), jnp.float32(0))
 
     def ask(self, state):
@@ -80,13 +82,14 @@ def test_best_and_last_of_the_same_walk():
 class AllLogits:
     """Wants the gradient of every logit, as DeepFool does; remembers them in its state."""
 
+    norm: ClassVar[str] = "l2"
     num_steps: ClassVar[int] = 1
     num_restarts: ClassVar[int] = 1
     targeted: ClassVar[bool] = False
     keep: ClassVar[str] = "last"
     uses_gradient: ClassVar[bool] = True
 
-    def init(self, key, image, label):
+    def init(self, key, image, label, restart):
         return image
 
     def ask(self, state):
@@ -100,7 +103,9 @@ class AllLogits:
 
 
 def test_k_objectives_give_k_gradients():
-    points, evaluation = engine.evaluate(AllLogits(), logits_fn, IMAGES)
+    points, evaluation = conversation.evaluate(
+        AllLogits(), logits_fn, IMAGES, fold_keys(jax.random.key(0), jnp.arange(2))
+    )
     np.testing.assert_array_equal(points, IMAGES)
     assert evaluation.value.shape == (2, 3)
     assert evaluation.gradient.shape == (2, 3, 2, 2, 1)
@@ -122,10 +127,12 @@ def test_an_unfinished_attack_is_told_what_it_lacks():
         num_steps: int = 3
         __call__ = engine.attack_batch
 
-        def init(self, key, image, label):
+        def init(self, key, image, label, restart):
             return image
 
-    with pytest.raises(TypeError, match=r"Half is no attack: it lacks num_restarts, .* ask, "):
+    with pytest.raises(
+        TypeError, match=r"Half is no attack: it lacks norm, num_restarts, .* ask, "
+    ):
         Half()(jax.random.key(0), logits_fn, IMAGES, LABELS)
 
     @dataclasses.dataclass(frozen=True)
@@ -139,8 +146,8 @@ def test_an_unfinished_attack_is_told_what_it_lacks():
 def test_microbatches_change_nothing(monkeypatch):
     images = jax.random.uniform(jax.random.key(0), (12, 2, 2, 1))
     labels = jnp.zeros(12, jnp.int32)
-    keys = engine.fold_keys(jax.random.key(1), jnp.arange(12))
-    attack = PGD(0.2, 0.05, 4, num_restarts=2)
+    keys = fold_keys(jax.random.key(1), jnp.arange(12))
+    attack = conversation.per_image(PGD(0.2, 0.05, 4, num_restarts=2), 12)
     whole = engine.run(attack, keys, logits_fn, images, labels)
     for size in (3, 4, 5, None):  # 5 does not divide 12
         monkeypatch.setattr(compilation, "microbatch_size", lambda size=size: size)

@@ -128,10 +128,10 @@ def test_records_and_summary_are_json_and_agree():
     assert all(len(record["adversarial_logits"]) == 3 for record in records)
 
 
-def test_attack_dataset_does_not_depend_on_the_batch_size():
+def test_attack_dataset_does_not_depend_on_the_lanes():
     whole = attacked(PGD(0.05, 0.01, 3))
     for batch_size in (1, 3, 7):
-        part = attacked(PGD(0.05, 0.01, 3), batch_size=batch_size)
+        part = attacked(PGD(0.05, 0.01, 3), num_lanes=batch_size)
         np.testing.assert_allclose(part.images, whole.images, atol=1e-6)
         np.testing.assert_array_equal(part.num_steps, whole.num_steps)
 
@@ -146,7 +146,7 @@ def test_sweeps_compile_once():
     def sweep(epsilon, scale):
         classifier = Classifier(counted, jnp.float32(scale))
         evaluation.attack_dataset(
-            PGD(epsilon, 0.01, 3), classifier, IMAGES, LABELS, key=jax.random.key(0), batch_size=3
+            PGD(epsilon, 0.01, 3), classifier, IMAGES, LABELS, key=jax.random.key(0), num_lanes=3
         )
 
     sweep(0.1, 10)
@@ -158,8 +158,8 @@ def test_sweeps_compile_once():
 
 def test_progress_is_told():
     told = []
-    attacked(FGSM(0.05), batch_size=3, progress=lambda done, total: told.append((done, total)))
-    assert told == [(3, 7), (6, 7), (7, 7)]
+    attacked(FGSM(0.05), num_lanes=3, progress=lambda done, total: told.append((done, total)))
+    assert told[-1] == (14, 14) and told == sorted(told)  # two questions for each of 7 images
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_progress_is_told():
             {"targets": [1, 2]},
             r"`targets` must be one class or of shape \(7,\)",
         ),
-        (FGSM(), {"batch_size": 0}, "`batch_size` must be at least 1"),
+        (FGSM(), {"num_lanes": 0}, "`num_lanes` must be at least 1"),
     ],
 )
 def test_attack_dataset_errors(attack, options, message):

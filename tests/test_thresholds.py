@@ -32,7 +32,7 @@ def closed_form():
 
 
 def find(attack, **options):
-    options = {"key": KEY, "tolerance": 1e-4, "batch_size": 40} | options
+    options = {"key": KEY, "tolerance": 1e-4, "num_lanes": 40} | options
     return evaluation.epsilon_for_success(attack, CLASSIFIER, IMAGES, LABELS, **options)
 
 
@@ -63,7 +63,7 @@ def test_epsilon_out_of_reach_is_none():
     found = find(FGSM(0.1), maximum=float(closed_form()[17]) * 1.001, rate=0.9)
     assert found["epsilon"] is None and found["low"] is None and found["high"] is None
     nothing_right = evaluation.epsilon_for_success(
-        FGSM(0.1), CLASSIFIER, IMAGES, 1 - LABELS, key=KEY, batch_size=40
+        FGSM(0.1), CLASSIFIER, IMAGES, 1 - LABELS, key=KEY, num_lanes=40
     )
     assert nothing_right["epsilon"] is None and nothing_right["low"] is None
     assert nothing_right["evaluations"][-1]["success"]["n"] == 0
@@ -92,7 +92,7 @@ def test_bisection_compiles_once():
     def search(scale):
         classifier = Classifier(counted, scale * WEIGHTS[:, :2])
         return evaluation.epsilon_for_success(
-            BIM(0.1, 0.05, 2), classifier, IMAGES, LABELS, key=KEY, batch_size=40
+            BIM(0.1, 0.05, 2), classifier, IMAGES, LABELS, key=KEY, num_lanes=40
         )
 
     evaluation.attack_dataset(
@@ -101,7 +101,7 @@ def test_bisection_compiles_once():
         IMAGES,
         LABELS,
         key=KEY,
-        batch_size=40,
+        num_lanes=40,
     )
     evaluation.logits(Classifier(counted, WEIGHTS[:, :2]), IMAGES)
     once = len(traces)
@@ -155,6 +155,9 @@ def report(success, num_steps, attacked=None, logits=None, targets=None):
         clean_logits=clean,
         logits=np.asarray(logits, float),
         num_steps=np.asarray(num_steps),
+        num_queries=np.asarray(num_steps),
+        num_gradients=np.asarray(num_steps),
+        saw_nan=np.zeros(n, bool),
     )
 
 

@@ -9,10 +9,24 @@ import dataclasses
 from typing import Any
 
 from jaxrobust import checks
+from jaxrobust.attacks.auto_pgd import APGD
+from jaxrobust.attacks.carlini_wagner import CarliniWagner
+from jaxrobust.attacks.carlini_wagner_linf import CarliniWagnerLinf
+from jaxrobust.attacks.deepfool import DeepFool
+from jaxrobust.attacks.fab import FAB
+from jaxrobust.attacks.momentum import MIFGSM
 from jaxrobust.attacks.projected_gradient import BIM, FGSM, PGD
+from jaxrobust.attacks.random_noise import RandomNoise
+from jaxrobust.attacks.square import Square
 from jaxrobust.types import Attack, AttackResult
 
-ATTACKS: dict[str, type] = {"FGSM": FGSM, "BIM": BIM, "PGD": PGD}
+ATTACKS: dict[str, type] = {
+    attack.__name__: attack
+    for attack in (
+        *(FGSM, BIM, MIFGSM, PGD, APGD, FAB, Square),
+        *(CarliniWagner, CarliniWagnerLinf, DeepFool, RandomNoise),
+    )
+}
 
 
 def to_dict(attack: Attack) -> dict[str, Any]:
@@ -30,10 +44,10 @@ def to_dict(attack: Attack) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """The value for JSON: numpy's and jax's scalars as Python's, tuples as lists."""
+    """The value for JSON: numpy's and jax's numbers as Python's, arrays and tuples as lists."""
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
-    return value.item() if hasattr(value, "item") else value
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def from_dict(description: dict[str, Any]) -> Attack:
@@ -60,4 +74,21 @@ def from_dict(description: dict[str, Any]) -> Attack:
     return ATTACKS[name](**fields)
 
 
-__all__ = ["ATTACKS", "BIM", "FGSM", "PGD", "Attack", "AttackResult", "from_dict", "to_dict"]
+__all__ = [
+    "APGD",
+    "ATTACKS",
+    "BIM",
+    "FAB",
+    "FGSM",
+    "MIFGSM",
+    "PGD",
+    "Attack",
+    "AttackResult",
+    "CarliniWagner",
+    "CarliniWagnerLinf",
+    "DeepFool",
+    "RandomNoise",
+    "Square",
+    "from_dict",
+    "to_dict",
+]

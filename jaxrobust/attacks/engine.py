@@ -15,7 +15,17 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust import checks, compilation
-from jaxrobust.types import Array, Attack, AttackResult, Evaluation, LogitsFn, PyTree
+from jaxrobust.attacks import conversation
+from jaxrobust.attacks.conversation import answer_keys, each, evaluate, per_image, tell, where_rows
+from jaxrobust.attacks.judging import Progress, judge
+from jaxrobust.types import (
+    Array,
+    Attack,
+    AttackResult,
+    LogitsFn,
+    PyTree,
+    fold_keys,
+)
 
 KEEP = ("best", "closest", "last")
 
@@ -55,7 +65,8 @@ def attack_batch(
         checks.value_range(images)
         checks.label_range("labels", labels, num_classes)
     keys = fold_keys(key, jnp.arange(images.shape[0]))
-    return compiled_run(as_arrays(attack), keys, function, images, labels.astype(jnp.int32))
+    arrays = per_image(attack, images.shape[0])
+    return compiled_run(arrays, keys, function, images, labels.astype(jnp.int32))
 
 
 def _check_attack(attack: Attack) -> None:
@@ -73,27 +84,9 @@ def _check_attack(attack: Attack) -> None:
 
 
 _PARTS = (
-    *("num_steps", "num_restarts", "targeted", "keep", "uses_gradient"),
+    *("norm", "num_steps", "num_restarts", "targeted", "keep", "uses_gradient"),
     *("init", "ask", "objective", "tell"),
 )
-
-
-def fold_keys(key: Array, indices: Array) -> Array:
-    """One key per image, from the image's index in its data set.
-
-    Args:
-      key: A PRNG key.
-      indices: int [B].
-
-    Returns:
-      Keys [B].
-    """
-    return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
-
-
-def as_arrays(attack: Attack) -> Attack:
-    """The attack with float32 leaves, so that 8/255 and an array of it share compiled code."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), attack)
 
 
 def run(
@@ -102,7 +95,7 @@ def run(
     """Attacks a batch and keeps the best point of every image. Pure; not compiled by itself.
 
     Args:
-      attack: What to run; `num_restarts` and `keep` are obeyed here.
+      attack: What to run, from `per_image`; `num_restarts` and `keep` are obeyed here.
       keys: PRNG keys [B], one per image. Restart r uses the key folded with r.
       logits_fn: Images [B, H, W, C] -> logits [B, K].
       images: float32 [B, H, W, C] in [0, 1].
@@ -116,7 +109,7 @@ def run(
 
     def restart(progress: Progress, index: Array) -> tuple[Progress, None]:
         restart_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, index)
-        return _attempt(attack, restart_keys, logits_fn, images, labels, progress), None
+        return _attempt(attack, restart_keys, logits_fn, images, labels, index, progress), None
 
     if attack.num_restarts == 1:
         # Written out: a loop of one round would keep XLA from seeing through it.
@@ -143,9 +136,10 @@ def run_in_microbatches(
     if size is None or total <= size or total % size:
         return run(attack, keys, logits_fn, images, labels)
     parts = jax.tree.map(
-        lambda leaf: leaf.reshape(total // size, size, *leaf.shape[1:]), (keys, images, labels)
+        lambda leaf: leaf.reshape(total // size, size, *leaf.shape[1:]),
+        (attack, keys, images, labels),
     )
-    results = jax.lax.map(lambda part: run(attack, part[0], logits_fn, *part[1:]), parts)
+    results = jax.lax.map(lambda part: run(part[0], part[1], logits_fn, *part[2:]), parts)
     return jax.tree.map(lambda leaf: leaf.reshape(total, *leaf.shape[2:]), results)
 
 
@@ -168,141 +162,17 @@ def craft(attack: Attack, key: Array, logits_fn: LogitsFn, images: Array, labels
       float32 [B, H, W, C] in [0, 1], without a gradient towards anything that came in.
     """
     checks.images_and_labels(images, labels)
+    attack = per_image(attack, len(images))
     # Restart 0's keys, so that this is the last point of `run`.
     keys = jax.vmap(jax.random.fold_in, (0, None))(fold_keys(key, jnp.arange(len(images))), 0)
 
-    def step(states: PyTree, _: None) -> tuple[PyTree, None]:
-        evaluation = evaluate(attack, logits_fn, states)[1]
-        return jax.vmap(attack.tell)(states, evaluation), None
+    def step(states: PyTree, index: Array) -> tuple[PyTree, None]:
+        evaluation = evaluate(attack, logits_fn, states, answer_keys(keys, index))[1]
+        return tell(attack, states, evaluation), None
 
-    states = jax.vmap(attack.init)(keys, images, labels)
-    states, _ = jax.lax.scan(step, states, length=attack.num_steps)
-    return jax.lax.stop_gradient(_ask(attack, states))
-
-
-def _ask(attack: Attack, states: PyTree) -> Array:
-    """The points asked about, held inside [0, 1] whatever the attack does."""
-    return jnp.clip(jax.vmap(attack.ask)(states), 0.0, 1.0)
-
-
-def evaluate(
-    attack: Attack, logits_fn: LogitsFn, states: PyTree, with_gradient: bool = True
-) -> tuple[Array, Evaluation]:
-    """Asks every lane for a point and evaluates the classifier there, once for all lanes.
-
-    Args:
-      attack: Whose states these are.
-      logits_fn: Images [B, H, W, C] -> logits [B, K].
-      states: States of B lanes, stacked.
-      with_gradient: Whether to differentiate; an attack with `uses_gradient = False` never is.
-
-    Returns:
-      (points [B, H, W, C], Evaluation with fields [B, ...]).
-    """
-    points = _ask(attack, states)
-
-    def objectives(points: Array) -> tuple[Array, Array]:
-        logits = logits_fn(points)
-        return jax.vmap(attack.objective)(logits, states), logits
-
-    if not (with_gradient and attack.uses_gradient):
-        values, logits = objectives(points)
-        return points, Evaluation(logits, values, None)
-    values, pull_back, logits = jax.vjp(objectives, points, has_aux=True)
-    if values.ndim == 1:
-        (gradients,) = pull_back(jnp.ones_like(values))
-    else:
-        # [B, k] objectives: one pull-back for each of the k, all rows at once.
-        basis = jnp.eye(values.shape[1], dtype=values.dtype)
-        (gradients,) = jax.vmap(
-            lambda row: pull_back(jnp.broadcast_to(row, values.shape)), out_axes=1
-        )(basis)
-    return points, Evaluation(logits, values, gradients)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class Progress:
-    """The best point of each of B lanes so far, and what it took.
-
-    Attributes:
-      images: [B, H, W, C].
-      success: bool [B], whether `images` fools.
-      rank: float32 [B], what "best" and "closest" compare among points that fool equally.
-      fooled: bool [B], whether any point has fooled.
-      first_success: int32 [B], steps before the first point that fooled.
-      num_steps: int32 [B], steps taken.
-      num_queries: int32 [B].
-      num_gradients: int32 [B].
-    """
-
-    images: Array
-    success: Array
-    rank: Array
-    fooled: Array
-    first_success: Array
-    num_steps: Array
-    num_queries: Array
-    num_gradients: Array
-
-    @classmethod
-    def start(cls, images: Array) -> "Progress":
-        """Before the first question: the images themselves, which any finite point outranks."""
-        size = images.shape[0]
-        never, zero = jnp.zeros(size, bool), jnp.zeros(size, jnp.int32)
-        rank = jnp.full(size, -jnp.inf, jnp.float32)
-        return cls(images, never, rank, never, zero, zero, zero, zero)
-
-
-def judge(
-    attack: Attack,
-    progress: Progress,
-    originals: Array,
-    labels: Array,
-    points: Array,
-    evaluation: Evaluation,
-    is_last: bool,
-) -> Progress:
-    """Counts one evaluation and keeps its points where they are better.
-
-    Args:
-      attack: Its `targeted` and `keep` decide what better is.
-      progress: Of B lanes, before.
-      originals: Clean images [B, H, W, C].
-      labels: int32 [B].
-      points: What was evaluated, [B, H, W, C].
-      evaluation: Of those points.
-      is_last: Whether these are the attack's final points, the only ones that "last" looks at.
-
-    Returns:
-      Progress, after. `num_steps` is not advanced: steps are counted by whoever takes them.
-    """
-    predictions = jnp.argmax(evaluation.logits, axis=-1)
-    fooling = (predictions == labels) if attack.targeted else (predictions != labels)
-    fooling &= ~jnp.any(jnp.isnan(evaluation.logits), axis=-1)
-    value = evaluation.value if evaluation.value.ndim == 1 else jnp.max(evaluation.value, axis=1)
-    if attack.keep == "closest":
-        value = -jnp.sqrt(jnp.sum((points - originals) ** 2, axis=(1, 2, 3)))
-    # Above the -inf that stands for nothing yet, and float32 whatever the classifier computes in.
-    value = jnp.maximum(value, jnp.finfo(jnp.float32).min).astype(jnp.float32)
-    # Lexicographic: fooling first, then the rank. A NaN rank compares false and is never kept.
-    better = (fooling & ~progress.success) | (
-        (fooling == progress.success) & (value > progress.rank)
-    )
-    if attack.keep == "last" and not is_last:
-        better = jnp.zeros_like(better)
-    wide = better[:, None, None, None]
-    return dataclasses.replace(
-        progress,
-        images=jnp.where(wide, points, progress.images),
-        success=jnp.where(better, fooling, progress.success),
-        rank=jnp.where(better, value, progress.rank),
-        fooled=progress.fooled | fooling,
-        first_success=jnp.where(
-            fooling & ~progress.fooled, progress.num_steps, progress.first_success
-        ),
-        num_queries=progress.num_queries + 1,
-    )
+    states = conversation.start(attack, keys, images, labels, jnp.int32(0))
+    states, _ = jax.lax.scan(step, states, jnp.arange(attack.num_steps))
+    return jax.lax.stop_gradient(conversation.ask(attack, states))
 
 
 def _attempt(
@@ -311,22 +181,28 @@ def _attempt(
     logits_fn: LogitsFn,
     images: Array,
     labels: Array,
+    restart: Array,
     progress: Progress,
 ) -> Progress:
     """One start of the attack: its steps, then a forward pass to judge the final points."""
 
-    def step(carry: tuple[PyTree, Progress], _: None) -> tuple[tuple[PyTree, Progress], None]:
+    def step(carry: tuple[PyTree, Progress], index: Array) -> tuple[tuple[PyTree, Progress], None]:
         states, progress = carry
-        points, evaluation = evaluate(attack, logits_fn, states)
-        progress = judge(attack, progress, images, labels, points, evaluation, is_last=False)
-        progress = dataclasses.replace(
-            progress,
-            num_steps=progress.num_steps + 1,
-            num_gradients=progress.num_gradients + int(attack.uses_gradient),
+        points, evaluation = evaluate(attack, logits_fn, states, answer_keys(keys, index))
+        judged = judge(attack, progress, images, labels, points, evaluation, states, is_last=False)
+        judged = dataclasses.replace(
+            judged,
+            num_steps=judged.num_steps + 1,
+            num_gradients=judged.num_gradients + int(attack.uses_gradient),
         )
-        return (jax.vmap(attack.tell)(states, evaluation), progress), None
+        following = tell(attack, states, evaluation), judged
+        if not hasattr(attack, "done"):
+            return following, None
+        return where_rows(each(attack, "done", states), carry, following), None
 
-    states = jax.vmap(attack.init)(keys, images, labels)
-    (states, progress), _ = jax.lax.scan(step, (states, progress), length=attack.num_steps)
-    points, evaluation = evaluate(attack, logits_fn, states, with_gradient=False)
-    return judge(attack, progress, images, labels, points, evaluation, is_last=True)
+    states = conversation.start(attack, keys, images, labels, restart)
+    steps = jnp.arange(attack.num_steps)
+    (states, progress), _ = jax.lax.scan(step, (states, progress), steps)
+    last = answer_keys(keys, jnp.int32(attack.num_steps))
+    points, evaluation = evaluate(attack, logits_fn, states, last, with_gradient=False)
+    return judge(attack, progress, images, labels, points, evaluation, states, is_last=True)

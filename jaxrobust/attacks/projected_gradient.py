@@ -19,14 +19,13 @@ References:
 """
 
 import dataclasses
-import math
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxrobust import checks, losses, norms
-from jaxrobust.attacks import engine
+from jaxrobust.attacks import conversation, engine, settings
 from jaxrobust.types import Array, Evaluation
 
 
@@ -44,12 +43,7 @@ class State(NamedTuple):
     point: Array
 
 
-def _static(default: Any) -> Any:
-    """A field that is part of the compiled program instead of an argument of it."""
-    return dataclasses.field(default=default, metadata={"static": True})
-
-
-def _start_at_image(attack: Any, key: Array, image: Array, label: Array) -> State:
+def _start_at_image(attack: Any, key: Array, image: Array, label: Array, restart: Array) -> State:
     return State(image, label, image)
 
 
@@ -62,17 +56,11 @@ def _objective(attack: Any, logits: Array, state: State) -> Array:
     return -loss if attack.targeted else loss
 
 
-def _gradient(evaluation: Evaluation) -> Array:
-    assert evaluation.gradient is not None  # the engine differentiates where `uses_gradient` is set
-    # One NaN would be the end of its row: the point would be NaN ever after.
-    return jnp.where(jnp.isnan(evaluation.gradient), 0.0, evaluation.gradient)
-
-
 def _projected_step(attack: Any, state: State, evaluation: Evaluation) -> State:
-    direction = norms.steepest(_gradient(evaluation), attack.norm)
+    direction = norms.steepest(conversation.finite_gradient(evaluation), attack.norm)
     moved = state.point + attack.step_size * direction
-    perturbation = norms.project(moved - state.original, attack.epsilon, attack.norm)
-    return state._replace(point=jnp.clip(state.original + perturbation, 0.0, 1.0))
+    change = norms.project(moved - state.original, state.original, attack.epsilon, attack.norm)
+    return state._replace(point=state.original + change)
 
 
 @jax.tree_util.register_dataclass
@@ -84,7 +72,8 @@ class FGSM:
 
     Attributes:
       epsilon: Radius in pixel units, not negative; for linf at most 1.
-      norm: "linf" or "l2" (the gradient over its length instead of its sign).
+      norm: "linf", "l2" (the gradient over its length instead of its sign) or "l1" (one sparse
+        step: `norms.steepest`).
       targeted: Whether labels name the class to reach.
 
     Example:
@@ -98,8 +87,8 @@ class FGSM:
     """
 
     epsilon: float = 8 / 255
-    norm: str = _static("linf")
-    targeted: bool = _static(False)
+    norm: str = settings.static("linf")
+    targeted: bool = settings.static(False)
 
     num_steps: ClassVar[int] = 1
     num_restarts: ClassVar[int] = 1
@@ -107,7 +96,7 @@ class FGSM:
     uses_gradient: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check_ball(self)
+        settings.check_ball(self)
 
     __call__ = engine.attack_batch
     init = _start_at_image
@@ -116,7 +105,7 @@ class FGSM:
 
     def tell(self, state: State, evaluation: Evaluation) -> State:
         """The step."""
-        step = self.epsilon * norms.steepest(_gradient(evaluation), self.norm)
+        step = self.epsilon * norms.steepest(conversation.finite_gradient(evaluation), self.norm)
         return state._replace(point=jnp.clip(state.original + step, 0.0, 1.0))
 
 
@@ -129,17 +118,17 @@ class BIM:
       epsilon: Radius in pixel units, not negative; for linf at most 1.
       step_size: Length of a step in pixel units, not negative.
       num_steps: At least 1.
-      norm: "linf" or "l2".
+      norm: "linf", "l2" or "l1" (sparse steps: `norms.steepest`).
       targeted: Whether labels name the class to reach.
       keep: "best" returns the best point seen, "last" the last one, as the paper does.
     """
 
     epsilon: float = 8 / 255
     step_size: float = 2 / 255
-    num_steps: int = _static(10)
-    norm: str = _static("linf")
-    targeted: bool = _static(False)
-    keep: str = _static("best")
+    num_steps: int = settings.static(10)
+    norm: str = settings.static("linf")
+    targeted: bool = settings.static(False)
+    keep: str = settings.static("best")
 
     num_restarts: ClassVar[int] = 1
     uses_gradient: ClassVar[bool] = True
@@ -163,7 +152,7 @@ class PGD:
       epsilon: Radius in pixel units, not negative; for linf at most 1.
       step_size: Length of a step in pixel units, not negative.
       num_steps: At least 1.
-      norm: "linf" or "l2".
+      norm: "linf", "l2" or "l1" (sparse steps: `norms.steepest`).
       targeted: Whether labels name the class to reach.
       random_start: Whether the first point is drawn uniformly from the ball; False is BIM.
       num_restarts: How many random starts; the best point of all is kept.
@@ -172,12 +161,12 @@ class PGD:
 
     epsilon: float = 8 / 255
     step_size: float = 2 / 255
-    num_steps: int = _static(10)
-    norm: str = _static("linf")
-    targeted: bool = _static(False)
-    random_start: bool = _static(True)
-    num_restarts: int = _static(1)
-    keep: str = _static("best")
+    num_steps: int = settings.static(10)
+    norm: str = settings.static("linf")
+    targeted: bool = settings.static(False)
+    random_start: bool = settings.static(True)
+    num_restarts: int = settings.static(1)
+    keep: str = settings.static("best")
 
     uses_gradient: ClassVar[bool] = True
 
@@ -194,23 +183,16 @@ class PGD:
     objective = _objective
     tell = _projected_step
 
-    def init(self, key: Array, image: Array, label: Array) -> State:
+    def init(self, key: Array, image: Array, label: Array, restart: Array) -> State:
         """A random point of the ball, clipped to [0, 1]."""
         if not self.random_start:
-            return _start_at_image(self, key, image, label)
+            return _start_at_image(self, key, image, label, restart)
         noise = norms.uniform_in_ball(key, image.shape, self.epsilon, self.norm)
         return State(image, label, jnp.clip(image + noise, 0.0, 1.0))
 
 
-def _check_ball(attack: Any) -> None:
-    checks.one_of("norm", attack.norm, norms.NORMS)
-    # Pixels go from 0 to 1: a larger linf epsilon is one that was meant for 0 to 255.
-    largest = 1.0 if attack.norm == "linf" else math.inf
-    checks.number("epsilon", attack.epsilon, minimum=0.0, maximum=largest)
-
-
 def _check_steps(attack: Any) -> None:
-    _check_ball(attack)
+    settings.check_ball(attack)
     checks.number("step_size", attack.step_size, minimum=0.0)
     checks.integer("num_steps", attack.num_steps, minimum=1)
     checks.one_of("keep", attack.keep, ("best", "last"))

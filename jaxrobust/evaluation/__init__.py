@@ -1,19 +1,21 @@
 """Evaluation: accuracy, robustness, transfer and latency, with counts, intervals and every record."""
 
 from jaxrobust.evaluation.archive import load_attack, save_attack
-from jaxrobust.evaluation.classification import evaluate, logits
-from jaxrobust.evaluation.curves import robustness_curve
-from jaxrobust.evaluation.latency import compare_latency, disk_latency, latency
-from jaxrobust.evaluation.rates import Rate, rate
-from jaxrobust.evaluation.robustness import (
+from jaxrobust.evaluation.attack_report import (
     AttackReport,
-    attack_dataset,
     attack_label,
     records,
     robust_accuracy,
     success_rate,
     summarise,
 )
+from jaxrobust.evaluation.auto_attack import auto_attack, auto_attack_suite
+from jaxrobust.evaluation.classification import evaluate, logits
+from jaxrobust.evaluation.curves import curve_from_norms, robustness_curve
+from jaxrobust.evaluation.diagnostics import sanity
+from jaxrobust.evaluation.latency import compare_latency, disk_latency, latency
+from jaxrobust.evaluation.rates import Rate, rate
+from jaxrobust.evaluation.robustness import attack_dataset
 from jaxrobust.evaluation.statistics import (
     holm,
     mcnemar,
@@ -22,22 +24,30 @@ from jaxrobust.evaluation.statistics import (
     paired_difference,
     paired_mean_difference,
 )
+from jaxrobust.evaluation.suite import SuiteReport, attack_suite, summarise_suite
 from jaxrobust.evaluation.thresholds import (
     at_epsilon,
     confidences,
     epsilon_for_success,
     steps_for_success,
 )
-from jaxrobust.evaluation.transfer import transfer_matrix, transfer_rates
+from jaxrobust.evaluation.transfer import transfer_curves, transfer_matrix, transfer_rates
+from jaxrobust.evaluation.universal import UniversalResult, universal_perturbation
 
 __all__ = [
     "AttackReport",
     "Rate",
+    "SuiteReport",
+    "UniversalResult",
     "at_epsilon",
     "attack_dataset",
     "attack_label",
+    "attack_suite",
+    "auto_attack",
+    "auto_attack_suite",
     "compare_latency",
     "confidences",
+    "curve_from_norms",
     "disk_latency",
     "epsilon_for_success",
     "evaluate",
@@ -54,10 +64,14 @@ __all__ = [
     "records",
     "robust_accuracy",
     "robustness_curve",
+    "sanity",
     "save_attack",
     "steps_for_success",
     "success_rate",
     "summarise",
+    "summarise_suite",
+    "transfer_curves",
     "transfer_matrix",
     "transfer_rates",
+    "universal_perturbation",
 ]

@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from jaxrobust import attacks, files
-from jaxrobust.evaluation.robustness import AttackReport
+from jaxrobust.evaluation.attack_report import AttackReport
 
-_ARRAYS = ("labels", "targets", "clean_images", "images", "clean_logits", "logits", "num_steps")
+_ARRAYS = (
+    *("labels", "targets", "clean_images", "images", "clean_logits", "logits"),
+    *("num_steps", "num_queries", "num_gradients", "saw_nan"),
+)
 
 
 def save_attack(path: str | os.PathLike[str], report: AttackReport) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxrobust import checks, compilation
 from jaxrobust.evaluation.rates import rate
-from jaxrobust.types import LogitsFn
+from jaxrobust.types import LogitsFn, Stochastic, fold_keys
 
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all) as a long evaluation goes on."""
@@ -53,7 +53,9 @@ def padded_batches(num_images: int, batch_size: int) -> Iterator[tuple[np.ndarra
 
 
 @compilation.jit
-def _forward(logits_fn: LogitsFn, images: jax.Array) -> jax.Array:
+def _forward(logits_fn: LogitsFn, images: jax.Array, indices: jax.Array) -> jax.Array:
+    if isinstance(logits_fn, Stochastic):
+        return logits_fn(images, fold_keys(jax.random.key(0), indices))
     return logits_fn(images)
 
 
@@ -61,7 +63,8 @@ def logits(logits_fn: LogitsFn, images: Any, batch_size: int = 256) -> np.ndarra
     """The logits of many images, computed in batches of one size.
 
     Args:
-      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K].
+      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. A `Stochastic` one answers
+        image i with keys that depend on i alone.
       images: uint8, or floating in [0, 1], [N, H, W, C].
       batch_size: Images at a time.
 
@@ -72,7 +75,7 @@ def logits(logits_fn: LogitsFn, images: Any, batch_size: int = 256) -> np.ndarra
     images = as_float(images)
     function = compilation.as_argument(logits_fn)
     rows = [
-        np.asarray(_forward(function, jnp.asarray(images[indices])))[:count]
+        np.asarray(_forward(function, jnp.asarray(images[indices]), jnp.asarray(indices)))[:count]
         for indices, count in padded_batches(len(images), batch_size)
     ]
     return np.concatenate(rows) if rows else np.zeros((0, 0), np.float32)

@@ -1,89 +1,22 @@
-"""How a classifier stands up to an attack: success rates with a record of every image."""
+"""How a classifier stands up to an attack, over a whole data set."""
 
 import dataclasses
-import functools
-from collections.abc import Sequence
+import os
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import attacks, checks, compilation
-from jaxrobust.attacks import engine
-from jaxrobust.evaluation.classification import (
-    Progress,
-    as_float,
-    logits,
-    padded_batches,
-    softmax,
-)
-from jaxrobust.evaluation.rates import Rate, rate
-from jaxrobust.types import Attack, LogitsFn
+from jaxrobust import checks, compilation
+from jaxrobust.attacks import conversation
+from jaxrobust.evaluation import queue
+from jaxrobust.evaluation.attack_report import AttackReport
+from jaxrobust.evaluation.classification import Progress, as_float, logits
+from jaxrobust.types import Array, Attack, LogitsFn, fold_keys
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class AttackReport:
-    """One attack on N images: host arrays, from which every figure is computed.
-
-    Attributes:
-      attack: What was run.
-      labels: int [N], true classes.
-      targets: int [N], the classes to reach, or None for an untargeted attack.
-      clean_images: float32 [N, H, W, C] in [0, 1].
-      images: float32 [N, H, W, C] in [0, 1], adversarial.
-      clean_logits: float32 [N, K].
-      logits: float32 [N, K], of the adversarial images, evaluated anew.
-      num_steps: int [N], steps to the first success, all of them where there was none.
-    """
-
-    attack: Attack
-    labels: np.ndarray
-    targets: np.ndarray | None
-    clean_images: np.ndarray
-    images: np.ndarray
-    clean_logits: np.ndarray
-    logits: np.ndarray
-    num_steps: np.ndarray
-
-    @functools.cached_property
-    def clean_predictions(self) -> np.ndarray:
-        """Int [N]."""
-        return self.clean_logits.argmax(axis=1)
-
-    @functools.cached_property
-    def predictions(self) -> np.ndarray:
-        """Int [N], on the adversarial images."""
-        return self.logits.argmax(axis=1)
-
-    @functools.cached_property
-    def attacked(self) -> np.ndarray:
-        """Bool [N]: the images that the success rate is of.
-
-        Untargeted, those that the classifier has right when clean: one that is wrong already proves
-        nothing. Targeted, those that are not of the target class.
-        """
-        if self.targets is not None:
-            return self.targets != self.labels
-        return self.clean_predictions == self.labels
-
-    @functools.cached_property
-    def success(self) -> np.ndarray:
-        """Bool [N]: the adversarial image is taken for another class, or for the target."""
-        finite = ~np.isnan(self.logits).any(axis=1)
-        if self.targets is not None:
-            return (self.predictions == self.targets) & finite
-        return (self.predictions != self.labels) & finite
-
-    @functools.cached_property
-    def l2(self) -> np.ndarray:
-        """Float [N], norms of the perturbations in pixel units."""
-        return np.sqrt(((self.images - self.clean_images) ** 2).sum(axis=(1, 2, 3)))
-
-    @functools.cached_property
-    def linf(self) -> np.ndarray:
-        """Float [N], norms of the perturbations in pixel units."""
-        return np.abs(self.images - self.clean_images).max(axis=(1, 2, 3))
+SEARCH_TYPES = ("float32", "bfloat16")
 
 
 def attack_dataset(
@@ -94,23 +27,42 @@ def attack_dataset(
     *,
     key: jax.Array,
     targets: Any = None,
-    batch_size: int = 128,
+    num_lanes: int = 128,
+    until_fooled: bool = False,
+    search_type: str = "float32",
+    path: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> AttackReport:
-    """Attacks every image, in batches of one size.
+    """Attacks every image, a fixed number at a time: one that is finished makes room for the next.
 
-    Image i uses the key folded with i: its result does not depend on the batch size.
+    Image i uses the key folded with i: whether it is fooled depends neither on the number of lanes nor
+    on the images beside it nor on the number of devices, but for the rounding of the classifier's own
+    arithmetic at other batch sizes. The lanes are shared by the devices of this process, and the images
+    by the processes of `jax.distributed`, each of which must make the same call and gets the same
+    report.
 
     Args:
-      attack: What to run.
+      attack: What to run. Its floats may be arrays [N]: an epsilon for every image.
       logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]; a Classifier's weights are
-        arguments of the compiled code.
+        arguments of the compiled code. May be `jaxrobust.types.Stochastic`.
       images: uint8, or floating in [0, 1], [N, H, W, C], N of at least 1.
       labels: int [N], true classes.
       key: A PRNG key.
-      targets: For a targeted attack the class to reach, one for all or [N].
-      batch_size: Images at a time.
-      progress: Called with (images done, N) after every batch.
+      targets: For a targeted attack the class to reach, one for all or [N]. With one for all, images
+        that are of that class themselves are not counted.
+      num_lanes: How many images, or restarts of images, at a time.
+      until_fooled: Whether an image is left at its first success, with all the restarts that are still
+        to come. The verdicts are the same, far sooner; the adversarial images are then the first found
+        and not the best. An attack that looks for the smallest perturbation is left at the first that
+        lies within its epsilon.
+      search_type: "float32", or "bfloat16" to search in that type, where a device is faster in it.
+        Every success is verified in float32, and what fails that is attacked once more in float32.
+        Robust accuracy can only come out higher for it. Of a plain function only the images are cast,
+        not the weights inside it.
+      path: Of a file (.npz) that keeps what was found: a killed attack goes on from it, and starts only
+        what was under way anew.
+      progress: Called with (questions done, questions in all) to the classifier: num_steps + 1 for each
+        restart of each image, whether it needs all of them or not.
 
     Returns:
       AttackReport.
@@ -118,51 +70,219 @@ def attack_dataset(
     Raises:
       TypeError: Labels or targets that are no integers.
       ValueError: Labels, targets or images out of range or of the wrong shape; a targeted attack
-        without targets, or targets for an untargeted one. All before anything is computed.
+        without targets, or targets for an untargeted one, or targets that are the labels; NaN logits
+        for all clean images; a file that holds another attack. All before anything is attacked.
     """
-    checks.integer("batch_size", batch_size, minimum=1)
-    clean = as_float(images)
-    labels = np.asarray(labels)
-    checks.images_and_labels(clean, labels)
-    if len(clean) == 0:
-        raise ValueError("`images` must hold at least one image, got none.")
+    examples = prepare(logits_fn, images, labels)
     if attack.targeted != (targets is not None):
         raise ValueError(
             "`targets` must be given for a targeted attack and for no other, got "
             f"{'targets' if targets is not None else 'none'} with targeted={attack.targeted}."
         )
-    function = compilation.as_argument(logits_fn)
-    num_classes = compilation.logits_shape(function, clean[:1])[1]
-    checks.label_range("labels", labels, num_classes)
-    aims = labels
+    aims = examples.labels
     if targets is not None:
-        targets = aims = _targets(targets, labels, num_classes)
-    clean_logits = logits(logits_fn, clean, batch_size)
-    arrays = engine.as_arrays(attack)
-    found, steps = [], []
-    for indices, count in padded_batches(len(clean), batch_size):
-        result = engine.compiled_run(
-            arrays,
-            engine.fold_keys(key, jnp.asarray(indices)),
-            function,
-            jnp.asarray(clean[indices]),
-            jnp.asarray(aims[indices], jnp.int32),
-        )
-        found.append(np.asarray(result.images)[:count])
-        steps.append(np.asarray(result.num_steps)[:count])
-        if progress is not None:
-            progress(int(indices[count - 1]) + 1, len(clean))
-    adversarial = np.concatenate(found)
+        targets = aims = _targets(targets, examples.labels, examples.clean_logits.shape[1])
+    found = search(
+        attack,
+        examples,
+        aims,
+        np.ones(len(aims), bool),
+        key=key,
+        num_lanes=num_lanes,
+        until_fooled=until_fooled,
+        search_type=search_type,
+        path=path,
+        progress=progress,
+    )
     return AttackReport(
         attack=attack,
-        labels=labels,
+        labels=examples.labels,
         targets=targets,
-        clean_images=clean,
-        images=adversarial,
-        clean_logits=clean_logits,
-        logits=logits(logits_fn, adversarial, batch_size),
-        num_steps=np.concatenate(steps),
+        clean_images=examples.images,
+        images=found.images,
+        clean_logits=examples.clean_logits,
+        logits=logits(logits_fn, found.images, num_lanes),
+        num_steps=found.steps_to_success,
+        num_queries=found.num_queries,
+        num_gradients=found.num_gradients,
+        saw_nan=found.saw_nan | np.isnan(examples.clean_logits).any(axis=1),
     )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Examples:
+    """A classifier and checked images.
+
+    Attributes:
+      function: From `compilation.as_argument`.
+      images: float32 [N, H, W, C] in [0, 1].
+      labels: int [N].
+      clean_logits: float32 [N, K].
+    """
+
+    function: Any
+    images: np.ndarray
+    labels: np.ndarray
+    clean_logits: np.ndarray
+
+
+def prepare(logits_fn: LogitsFn, images: Any, labels: Any, batch_size: int = 128) -> Examples:
+    """Checks images and labels against the classifier; the errors are those of `attack_dataset`."""
+    clean = as_float(images)
+    labels = np.asarray(labels)
+    checks.images_and_labels(clean, labels)
+    if len(clean) == 0:
+        raise ValueError("`images` must hold at least one image, got none.")
+    function = compilation.as_argument(logits_fn)
+    checks.label_range("labels", labels, compilation.logits_shape(function, clean[:1])[1])
+    clean_logits = logits(logits_fn, clean, batch_size)
+    if np.isnan(clean_logits).any(axis=1).all():
+        raise ValueError(
+            "`logits_fn` must return numbers, got NaN for every clean image: its weights or its "
+            "normalisation may be at fault."
+        )
+    return Examples(function, clean, labels, clean_logits)
+
+
+def search(
+    attack: Attack,
+    examples: Examples,
+    aims: np.ndarray,
+    wanted: np.ndarray,
+    *,
+    key: jax.Array,
+    num_lanes: int,
+    until_fooled: bool,
+    search_type: str,
+    path: str | os.PathLike[str] | None,
+    progress: Progress | None,
+) -> queue.Found:
+    """Runs an attack's jobs on the wanted images.
+
+    Args:
+      attack: What to run.
+      examples: N images.
+      aims: int [N], the classes to leave or, targeted, to reach.
+      wanted: bool [N].
+      key: As in `attack_dataset`, like the arguments after it.
+      num_lanes: At least 1.
+      until_fooled: Whether an image's first success ends its jobs.
+      search_type: One of SEARCH_TYPES.
+      path: Of the file that keeps the state.
+      progress: Called with (questions done, questions in all).
+
+    Returns:
+      What was found, of all N images.
+    """
+    checks.integer("num_lanes", num_lanes, minimum=1)
+    checks.one_of("search_type", search_type, SEARCH_TYPES)
+    if until_fooled and attack.keep == "closest" and not hasattr(attack, "epsilon"):
+        raise ValueError(
+            f"`until_fooled` needs an epsilon for an attack that looks for the smallest perturbation; "
+            f"{type(attack).__name__} has none."
+        )
+    if search_type == "float32":
+        return _run(
+            attack, examples, aims, wanted, key, num_lanes, until_fooled, "", path, progress
+        )
+    lower = dataclasses.replace(examples, function=Rounded(examples.function))
+    found = _run(
+        attack, lower, aims, wanted, key, num_lanes, until_fooled, ".bfloat16", path, progress
+    )
+    predicted = logits(examples.function, found.images, num_lanes).argmax(axis=1)
+    holds = (predicted == aims) if attack.targeted else (predicted != aims)
+    again = wanted & found.success & ~holds
+    if not again.any():
+        return found
+    second = _run(attack, examples, aims, again, key, num_lanes, until_fooled, "", path, progress)
+    counts = ("num_steps", "num_queries", "num_gradients")
+    for name, values in vars(found).items():
+        if name not in ("finished", *counts):
+            values[again] = getattr(second, name)[again]
+    for name in counts:
+        getattr(found, name)[again] += getattr(second, name)[again]
+    return found
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rounded:
+    """A classifier computed in bfloat16: its arrays and the images are rounded first."""
+
+    function: Any
+
+    def __call__(self, images: Array) -> Array:
+        """Images [B, H, W, C] -> logits float32 [B, K]."""
+
+        def rounded(leaf: Any) -> Any:
+            floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+            return jnp.asarray(leaf, jnp.bfloat16) if floating else leaf
+
+        function = jax.tree.map(rounded, self.function)
+        return function(images.astype(jnp.bfloat16)).astype(jnp.float32)
+
+
+def _run(
+    attack: Attack,
+    examples: Examples,
+    aims: np.ndarray,
+    wanted: np.ndarray,
+    key: jax.Array,
+    num_lanes: int,
+    until_fooled: bool,
+    suffix: str,
+    path: str | os.PathLike[str] | None,
+    progress: Progress | None,
+) -> queue.Found:
+    """This process's share of the jobs, and what all processes found."""
+    images, labels = examples.images, aims.astype(np.int32)
+    mine = np.zeros(len(labels), bool)
+    rank, processes = jax.process_index(), jax.process_count()
+    # Of those wanted, so that every process has as many to attack.
+    mine[np.flatnonzero(wanted)[rank::processes]] = True
+    arrays = jax.tree.map(np.asarray, conversation.per_image(attack, len(labels)))
+    found, save = None, None
+    if path is not None:
+        kept = Path(f"{os.fspath(path)}{suffix}" + (f".{rank}" if processes > 1 else ""))
+        words = queue.description(attack, examples.function, images, labels, mine, key)
+        found = queue.Found.load(kept, words) if kept.exists() else None
+
+        def save() -> None:
+            assert found is not None
+            found.save(kept, words)
+
+    if found is None:
+        found = queue.Found.nothing(images, mine, attack.num_restarts)
+    queue.Queue(
+        attack=arrays,
+        function=examples.function,
+        images=images,
+        labels=labels,
+        keys=fold_keys(key, jnp.arange(len(labels))),
+        found=found,
+        num_lanes=num_lanes,
+        num_devices=jax.local_device_count(),
+        until_fooled=until_fooled,
+        progress=progress,
+        save=save,
+    ).run()
+    if save is not None:
+        save()
+    return found if processes == 1 else _gathered(found, wanted)
+
+
+def _gathered(found: queue.Found, wanted: np.ndarray) -> queue.Found:
+    """Every process's images from the process that attacked them."""
+    from jax.experimental import multihost_utils
+
+    rows = np.flatnonzero(wanted)
+    for name, values in vars(found).items():
+        if name == "finished":
+            continue
+        parts = np.asarray(multihost_utils.process_allgather(values))
+        for rank in range(len(parts)):
+            values[rows[rank :: len(parts)]] = parts[rank][rows[rank :: len(parts)]]
+    return found
 
 
 def _targets(targets: Any, labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -173,103 +293,10 @@ def _targets(targets: Any, labels: np.ndarray, num_classes: int) -> np.ndarray:
             f"`targets` must be one class or of shape {labels.shape}, got shape {array.shape}."
         )
     checks.label_range("targets", array, num_classes)
+    if array.shape == labels.shape and (array == labels).any():
+        first = int(np.flatnonzero(array == labels)[0])
+        raise ValueError(
+            f"`targets` must differ from the labels, got the label of {int((array == labels).sum())} "
+            f"of {len(labels)} images, image {first} the first."
+        )
     return np.broadcast_to(array, labels.shape)
-
-
-def success_rate(report: AttackReport) -> Rate:
-    """Successes among the images attacked (`AttackReport.attacked`)."""
-    attacked = report.attacked
-    return rate(int((report.success & attacked).sum()), int(attacked.sum()))
-
-
-def robust_accuracy(report: AttackReport) -> Rate:
-    """Of all images, those right when clean and right under the attack. Untargeted attacks only.
-
-    Raises:
-      ValueError: A targeted attack.
-    """
-    if report.targets is not None:
-        raise ValueError("`robust_accuracy` is defined for untargeted attacks, got a targeted one.")
-    standing = report.attacked & (report.predictions == report.labels)
-    return rate(int(standing.sum()), len(report.labels))
-
-
-def records(report: AttackReport) -> list[dict[str, Any]]:
-    """One JSON-ready dict for every image: predictions, logits, confidences, norms, steps, success."""
-    clean, adversarial = softmax(report.clean_logits), softmax(report.logits)
-    rows = []
-    for i in range(len(report.labels)):
-        row = {
-            "index": i,
-            "label": int(report.labels[i]),
-            "attacked": bool(report.attacked[i]),
-            "success": bool(report.success[i]),
-            "clean_prediction": int(report.clean_predictions[i]),
-            "adversarial_prediction": int(report.predictions[i]),
-            "clean_confidence": float(clean[i].max()),
-            "adversarial_confidence": float(adversarial[i].max()),
-            "clean_logits": report.clean_logits[i].tolist(),
-            "adversarial_logits": report.logits[i].tolist(),
-            "l2": float(report.l2[i]),
-            "linf": float(report.linf[i]),
-            "num_steps": int(report.num_steps[i]),
-        }
-        if report.targets is not None:
-            row["target"] = int(report.targets[i])
-        rows.append(row)
-    return rows
-
-
-def summarise(report: AttackReport, model: str, class_names: Sequence[str]) -> dict[str, Any]:
-    """The attack as it goes into result.json (docs/result_format.md, ATTACK).
-
-    Args:
-      report: Of one attack on one model.
-      model: The model's name.
-      class_names: K names.
-    """
-    description = attacks.to_dict(report.attack)
-    name = description.pop("name")
-    attacked = report.attacked
-    wins = report.success & attacked
-    confidence = softmax(report.logits).max(axis=1)
-    summary: dict[str, Any] = {
-        "name": name,
-        "label": attack_label(report.attack),
-        "parameters": description,
-        "model": model,
-        "success": success_rate(report),
-        "mean_l2": _mean(report.l2[attacked]),
-        "mean_linf": _mean(report.linf[attacked]),
-        "mean_confidence": _mean(confidence[attacked]),
-        "median_steps": float(np.median(report.num_steps[wins])) if wins.any() else None,
-        "records": records(report),
-    }
-    if report.targets is None:
-        summary["robust_accuracy"] = robust_accuracy(report)
-    else:
-        reached = sorted(set(report.targets.tolist()))
-        summary["target"] = ", ".join(class_names[k] for k in reached)
-    return summary
-
-
-def attack_label(attack: Attack, *, epsilon: bool = True) -> str:
-    """A short name for tables: "PGD, linf 0.03, 40 steps".
-
-    Args:
-      attack: What to name.
-      epsilon: Whether to name the norm and its epsilon; not for a sweep over it.
-    """
-    words = [type(attack).__name__]
-    norm, size = getattr(attack, "norm", None), getattr(attack, "epsilon", None)
-    if epsilon and norm is not None:
-        words.append(norm if size is None else f"{norm} {size:.3g}")
-    if attack.num_steps > 1:
-        words.append(f"{attack.num_steps} steps")
-    if attack.num_restarts > 1:
-        words.append(f"{attack.num_restarts} restarts")
-    return ", ".join(words)
-
-
-def _mean(values: np.ndarray) -> float | None:
-    return float(values.mean()) if len(values) else None

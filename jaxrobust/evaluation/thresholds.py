@@ -8,9 +8,10 @@ import jax
 import numpy as np
 
 from jaxrobust import checks
+from jaxrobust.evaluation.attack_report import AttackReport, success_rate
 from jaxrobust.evaluation.classification import softmax
 from jaxrobust.evaluation.rates import Rate
-from jaxrobust.evaluation.robustness import AttackReport, attack_dataset, success_rate
+from jaxrobust.evaluation.robustness import attack_dataset
 from jaxrobust.types import Attack, LogitsFn
 
 
@@ -50,7 +51,7 @@ def epsilon_for_success(
     tolerance: float = 1e-3,
     targets: Any = None,
     interval: bool = True,
-    batch_size: int = 128,
+    num_lanes: int = 128,
 ) -> dict[str, Any]:
     """The smallest epsilon at which an attack succeeds on a share of the images it attacks.
 
@@ -70,7 +71,7 @@ def epsilon_for_success(
       tolerance: How far from a smaller epsilon that fails the result may be, in pixel units.
       targets: For a targeted attack the class to reach, one for all or [N].
       interval: Whether to find its ends too, which takes about twice as many attacks again.
-      batch_size: Images at a time.
+      num_lanes: Images at a time.
 
     Returns:
       {"rate", "epsilon", "low", "high", "evaluations": [{"epsilon", "success": a rate}, ...]}. epsilon
@@ -96,7 +97,7 @@ def epsilon_for_success(
             labels,
             key=key,
             targets=targets,
-            batch_size=batch_size,
+            num_lanes=num_lanes,
         )
 
     report = run(float(maximum))

@@ -1,15 +1,19 @@
 """Transfer: what adversarial images made on one model do to another."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
+import jax
 import numpy as np
 
-from jaxrobust.evaluation.classification import logits
+from jaxrobust import attacks, checks
+from jaxrobust.evaluation.attack_report import AttackReport, attack_label
+from jaxrobust.evaluation.classification import Progress, logits, predictions
 from jaxrobust.evaluation.rates import Rate, rate
-from jaxrobust.evaluation.robustness import AttackReport, attack_label
-from jaxrobust.types import LogitsFn
+from jaxrobust.evaluation.robustness import attack_dataset
+from jaxrobust.evaluation.thresholds import at_epsilon
+from jaxrobust.types import Attack, LogitsFn
 
 
 class TransferRates(TypedDict):
@@ -73,7 +77,8 @@ def transfer_matrix(
         )
     first = next(iter(reports.values()))
     for name, report in reports.items():
-        same = report.attack == first.attack and np.array_equal(report.labels, first.labels)
+        same = attacks.to_dict(report.attack) == attacks.to_dict(first.attack)
+        same &= np.array_equal(report.labels, first.labels)
         if not same or not np.array_equal(report.clean_images, first.clean_images):
             raise ValueError(
                 f"`reports` must be of one attack and the same images; {name!r} is not."
@@ -86,6 +91,67 @@ def transfer_matrix(
         for source in reports.values()
     ]
     return {"label": attack_label(first.attack), "models": list(reports), "rates": rates}
+
+
+def transfer_curves(
+    attack: Attack,
+    logits_fns: Mapping[str, LogitsFn],
+    source: str,
+    images: Any,
+    labels: Any,
+    epsilons: Sequence[float],
+    *,
+    key: jax.Array,
+    num_lanes: int = 128,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """Accuracy of every model over epsilon, on images made on one (docs/result_format.md, CURVE).
+
+    All images are attacked to the last step, those that the source has wrong already too, and all are
+    counted for every model. So a curve begins at the model's clean accuracy; that of the source is its
+    accuracy under the attack itself. `transfer_matrix` counts the successes alone.
+
+    Args:
+      attack: Untargeted, with an epsilon above 0 that it keeps to.
+      logits_fns: {name: images -> logits}, the models shown the images; the source among them.
+      source: The name of the model that the images are made on. A study of models that differ in
+        strength makes one call for the strongest and one for the weakest.
+      images: uint8, or floating in [0, 1], [N, H, W, C].
+      labels: int [N].
+      epsilons: In pixel units, not negative; 0 is the accuracy on clean images.
+      key: A PRNG key, the same for every epsilon.
+      num_lanes: Images at a time.
+      progress: Called with (epsilons done, how many there are).
+
+    Returns:
+      [{"model", "label", "points": [{"epsilon", "robust_accuracy": a rate}]}], one for each model in
+      their order. The labels are equal and name the source: a report draws the curves in one figure.
+
+    Raises:
+      ValueError: A source that is no model, a targeted attack, one without an epsilon above 0 or one
+        that does not keep to it, or anything that `attack_dataset` refuses.
+    """
+    checks.one_of("source", source, tuple(logits_fns))
+    if attack.targeted or attack.keep == "closest":
+        raise ValueError(
+            "`attack` must be untargeted and keep to its epsilon, got "
+            f"{attack_label(attack)}, targeted={attack.targeted}, keep={attack.keep!r}."
+        )
+    points: dict[str, list[dict[str, Any]]] = {name: [] for name in logits_fns}
+    for done, epsilon in enumerate(epsilons, start=1):
+        swept = at_epsilon(attack, epsilon)
+        report = attack_dataset(
+            swept, logits_fns[source], images, labels, key=key, num_lanes=num_lanes
+        )
+        for name, logits_fn in logits_fns.items():
+            own = report.logits if name == source else logits(logits_fn, report.images, num_lanes)
+            count = int((predictions(own) == report.labels).sum())
+            accuracy = rate(count, len(report.labels))
+            points[name].append({"epsilon": float(epsilon), "robust_accuracy": accuracy})
+        if progress is not None:
+            progress(done, len(epsilons))
+    label = f"{attack_label(attack, epsilon=False)}, made on {source}"
+    return [{"model": name, "label": label, "points": points[name]} for name in logits_fns]
 
 
 def _shown(

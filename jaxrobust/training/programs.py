@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust import compilation
-from jaxrobust.attacks import engine
+from jaxrobust.attacks import conversation
 from jaxrobust.models import Classifier
 from jaxrobust.training.config import TrainConfig
 from jaxrobust.training.data import Examples, batch_at, padded_batch_at, shuffled
@@ -111,8 +111,8 @@ def make_constants(
         jnp.asarray(mean, jnp.float32),
         jnp.asarray(std, jnp.float32),
         jax.tree.map(jnp.asarray, masks),
-        None if attack is None else engine.as_arrays(attack),
-        None if validation_attack is None else engine.as_arrays(validation_attack),
+        None if attack is None else conversation.as_arrays(attack),
+        None if validation_attack is None else conversation.as_arrays(validation_attack),
     )
 
 

@@ -1,0 +1,185 @@
+"""The conversation of many attacks with one classifier: vmapped questions, one evaluation for all.
+
+Rows never mix: a NaN row or a padded row leaves the others as they are.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust.types import Array, Attack, Evaluation, LogitsFn, PyTree, Stochastic
+
+
+def as_arrays(attack: Attack) -> Attack:
+    """The attack with float32 leaves, so that 8/255 and an array of it share compiled code."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), attack)
+
+
+def per_image(attack: Attack, size: int) -> Attack:
+    """The attack with float32 leaves [B]: one value of each hyper-parameter for every image.
+
+    So 8/255, an array of it and different values for each image share compiled code.
+
+    Args:
+      attack: Its leaves are numbers, or arrays [B].
+      size: B.
+
+    Raises:
+      ValueError: A leaf of another shape.
+    """
+
+    def spread(leaf: Any) -> Array:
+        array = jnp.asarray(leaf, jnp.float32)
+        if array.shape not in ((), (size,)):
+            raise ValueError(
+                f"A hyper-parameter of {type(attack).__name__} must be one number or one for each of "
+                f"the {size} images, got shape {array.shape}."
+            )
+        return jnp.broadcast_to(array, (size,))
+
+    return jax.tree.map(spread, attack)
+
+
+def each(attack: Attack, method: str, *arguments: PyTree) -> Any:
+    """A method of every image's attack, with its rows of the arguments."""
+
+    def call(attack: Attack, *rows: PyTree) -> Any:
+        return getattr(attack, method)(*rows)
+
+    return jax.vmap(call)(attack, *arguments)
+
+
+def start(attack: Attack, keys: Array, images: Array, labels: Array, restart: Array) -> PyTree:
+    """The states before the first step.
+
+    Args:
+      attack: From `per_image`.
+      keys: PRNG keys [B], of the starts.
+      images: floating [B, H, W, C] in [0, 1].
+      labels: integer [B].
+      restart: int32 scalar, or [B].
+    """
+    images, labels = images.astype(jnp.float32), labels.astype(jnp.int32)
+    restarts = jnp.broadcast_to(restart, labels.shape)
+    return each(attack, "init", keys, images, labels, restarts)
+
+
+def ask(attack: Attack, states: PyTree) -> Array:
+    """The points asked about, held inside [0, 1] whatever the attack does."""
+    return jnp.clip(each(attack, "ask", states), 0.0, 1.0)
+
+
+def evaluate(
+    attack: Attack,
+    logits_fn: LogitsFn,
+    states: PyTree,
+    keys: Array,
+    with_gradient: bool = True,
+) -> tuple[Array, Evaluation]:
+    """Asks every lane for a point and evaluates the classifier there, once for all lanes.
+
+    Args:
+      attack: Whose states these are.
+      logits_fn: Images [B, H, W, C] -> logits [B, K]. For a `Stochastic` classifier logits, values
+        and gradients are means over its samples.
+      states: States of B lanes, stacked.
+      keys: PRNG keys [B], for a classifier that answers at random.
+      with_gradient: Whether to differentiate; an attack with `uses_gradient = False` never is.
+
+    Returns:
+      (points [B, H, W, C], Evaluation with float32 fields [B, ...]).
+    """
+    points = ask(attack, states)
+
+    def objectives(points: Array, answer: LogitsFn) -> tuple[Array, Array]:
+        # float32 whatever the classifier computes in: a state keeps the types that it began with.
+        logits = answer(points).astype(jnp.float32)
+        return each(attack, "objective", logits, states), logits
+
+    def of(answer: LogitsFn) -> Evaluation:
+        if not (with_gradient and attack.uses_gradient):
+            values, logits = objectives(points, answer)
+            return Evaluation(logits, values, None)
+        values, pull_back, logits = jax.vjp(
+            lambda points: objectives(points, answer), points, has_aux=True
+        )
+        if values.ndim == 1:
+            (gradients,) = pull_back(jnp.ones_like(values))
+        else:
+            # [B, k] objectives: one pull-back for each of the k, all rows at once.
+            basis = jnp.eye(values.shape[1], dtype=values.dtype)
+            (gradients,) = jax.vmap(
+                lambda row: pull_back(jnp.broadcast_to(row, values.shape)), out_axes=1
+            )(basis)
+        return Evaluation(logits, values, gradients)
+
+    if not isinstance(logits_fn, Stochastic):
+        return points, of(logits_fn)
+
+    def sample(index: Array) -> Evaluation:
+        return of(lambda points: logits_fn.sample(keys, index, points))
+
+    samples = jax.lax.map(sample, jnp.arange(logits_fn.num_samples))
+    return points, jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), samples)
+
+
+def tell(attack: Attack, states: PyTree, evaluation: Evaluation) -> PyTree:
+    """The states after an answer, of the types that they had before."""
+
+    def same_type(new: Array, old: Array) -> Array:
+        return new if new.dtype == old.dtype else new.astype(old.dtype)
+
+    return jax.tree.map(same_type, each(attack, "tell", states, evaluation), states)
+
+
+def answer_keys(keys: Array, step: Array) -> Array:
+    """Keys of a stochastic classifier's answers: of the starts [B], at one step or at steps [B]."""
+
+    def fold(key: Array, step: Array) -> Array:
+        # The first number keeps them apart from what the attack itself draws.
+        return jax.random.fold_in(jax.random.fold_in(key, 0xE07), step)
+
+    return jax.vmap(fold)(keys, jnp.broadcast_to(step, keys.shape))
+
+
+def where_rows(condition: Array, first: PyTree, second: PyTree) -> PyTree:
+    """Rows of the first tree where the condition [B] holds, else of the second."""
+
+    def choose(a: Array, b: Array) -> Array:
+        return jnp.where(condition.reshape(condition.shape + (1,) * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(choose, first, second)
+
+
+def finite_gradient(evaluation: Evaluation) -> Array:
+    """The gradient with zeros for NaN: one NaN in a point would be the end of its row.
+
+    Args:
+      evaluation: Of an attack that uses gradients.
+
+    Returns:
+      Of the gradient's shape.
+    """
+    assert evaluation.gradient is not None  # the engine differentiates where `uses_gradient` is set
+    return jnp.where(jnp.isnan(evaluation.gradient), 0.0, evaluation.gradient)
+
+
+def ranked_class(logits: Array, label: Array, rank: Array) -> Array:
+    """The other class that is at a place of the ranking by logits.
+
+    Args:
+      logits: [K].
+      label: The class that is left out.
+      rank: 0 for the most likely of the others; beyond K - 2 it counts from the front again.
+
+    Returns:
+      int32 scalar.
+
+    Example:
+      >>> int(ranked_class(jnp.array([3.0, 1.0, 2.0]), 0, 1))
+      1
+    """
+    others = jnp.where(jnp.arange(logits.shape[0]) == label, -jnp.inf, logits)
+    order = jnp.argsort(-others, stable=True)
+    return order[rank % (logits.shape[0] - 1)].astype(jnp.int32)

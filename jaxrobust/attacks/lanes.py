@@ -1,0 +1,175 @@
+"""Attacks in lanes: each lane has its own image, its own hyper-parameters and its own step.
+
+What `engine.run` does for a batch that starts and ends together, this does for lanes that are retired
+and refilled while the others go on. Pure functions; `jaxrobust.evaluation.attack_dataset` keeps the
+queue.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust import compilation
+from jaxrobust.attacks import conversation, judging
+from jaxrobust.types import Array, Attack, LogitsFn, PyTree
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Lanes:
+    """L attacks under way.
+
+    Attributes:
+      attack: Its leaves are [L].
+      originals: Clean images [L, H, W, C].
+      labels: int32 [L].
+      keys: PRNG keys [L], of the starts.
+      states: Of the attack, stacked.
+      progress: What each lane has found.
+      finished: bool [L], whether a lane has nothing more to do. It is kept as it is from then on.
+    """
+
+    attack: Attack
+    originals: Array
+    labels: Array
+    keys: Array
+    states: PyTree
+    progress: judging.Progress
+    finished: Array
+
+
+def start(
+    attack: Attack, keys: Array, images: Array, labels: Array, restarts: Array, idle: Array
+) -> Lanes:
+    """Lanes before their first step.
+
+    Args:
+      attack: From `conversation.per_image`.
+      keys: PRNG keys [L], one per image; restart r uses its key folded with r, as `engine.run` does.
+      images: float32 [L, H, W, C] in [0, 1].
+      labels: int32 [L].
+      restarts: int32 [L].
+      idle: bool [L], lanes without work.
+
+    Returns:
+      Lanes.
+    """
+    folded = jax.vmap(jax.random.fold_in)(keys, restarts)
+    states = conversation.start(attack, folded, images, labels, restarts)
+    progress = judging.Progress.start(images)
+    return Lanes(attack, images, labels, folded, states, progress, idle)
+
+
+def refill(lanes: Lanes, fresh: Lanes, which: Array) -> Lanes:
+    """The lanes with those where `which`, bool [L], replaced by fresh ones."""
+    return conversation.where_rows(which, fresh, lanes)
+
+
+def advance(lanes: Lanes, logits_fn: LogitsFn, num_steps: Array, *, until_fooled: bool) -> Lanes:
+    """Takes steps in every lane that is not finished.
+
+    A lane is finished once its last point has been judged, and with `until_fooled` once any point has
+    fooled; for an attack that looks for the closest point, once one has within its epsilon.
+
+    Args:
+      lanes: Before.
+      logits_fn: Images [L, H, W, C] -> logits [L, K].
+      num_steps: How many at most; none once all lanes are finished.
+      until_fooled: Whether a success ends a lane.
+
+    Returns:
+      Lanes, after.
+    """
+
+    def goes_on(carry: tuple[Array, Lanes]) -> Array:
+        taken, lanes = carry
+        return (taken < num_steps) & ~jnp.all(lanes.finished)
+
+    def step(carry: tuple[Array, Lanes]) -> tuple[Array, Lanes]:
+        taken, lanes = carry
+        moved = _step(lanes, logits_fn, until_fooled)
+        return taken + 1, conversation.where_rows(lanes.finished, lanes, moved)
+
+    return jax.lax.while_loop(goes_on, step, (jnp.int32(0), lanes))[1]
+
+
+def _step(lanes: Lanes, logits_fn: LogitsFn, until_fooled: bool) -> Lanes:
+    attack, progress = lanes.attack, lanes.progress
+    is_last = progress.num_steps >= attack.num_steps
+    if hasattr(attack, "done"):
+        is_last |= conversation.each(attack, "done", lanes.states)
+    keys = conversation.answer_keys(lanes.keys, progress.num_steps)
+    points, evaluation = conversation.evaluate(attack, logits_fn, lanes.states, keys)
+    progress = judging.judge(
+        attack,
+        progress,
+        lanes.originals,
+        lanes.labels,
+        points,
+        evaluation,
+        lanes.states,
+        is_last=is_last,
+    )
+    taken = (~is_last).astype(jnp.int32)
+    progress = dataclasses.replace(
+        progress,
+        num_steps=progress.num_steps + taken,
+        num_gradients=progress.num_gradients + taken * int(attack.uses_gradient),
+    )
+    finished = is_last
+    if until_fooled:
+        finished |= progress.fooled if attack.keep != "closest" else _is_close(attack, progress)
+    states = conversation.tell(attack, lanes.states, evaluation)
+    return dataclasses.replace(lanes, states=states, progress=progress, finished=finished)
+
+
+def _is_close(attack: Attack, progress: judging.Progress) -> Array:
+    """Whether the closest point that fooled lies within epsilon, bool [L]."""
+    return progress.success & (-progress.rank <= vars(attack)["epsilon"] * (1 + 1e-6))
+
+
+def advance_in_groups(
+    lanes: Lanes, logits_fn: LogitsFn, num_steps: Array, *, until_fooled: bool
+) -> Lanes:
+    """`advance`, a few lanes at a time where this machine is as fast so; arguments and result as there.
+
+    A group whose lanes are all finished costs nothing.
+    """
+    size, total = compilation.group_size(), len(lanes.finished)
+    if size is None or total <= size or total % size:
+        return advance(lanes, logits_fn, num_steps, until_fooled=until_fooled)
+    groups = jax.tree.map(lambda leaf: leaf.reshape(total // size, size, *leaf.shape[1:]), lanes)
+    moved = jax.lax.map(
+        lambda group: advance(group, logits_fn, num_steps, until_fooled=until_fooled), groups
+    )
+    return jax.tree.map(lambda leaf: leaf.reshape(total, *leaf.shape[2:]), moved)
+
+
+def advance_on_devices(
+    lanes: Lanes, logits_fn: LogitsFn, num_steps: Array, *, until_fooled: bool, num_devices: int
+) -> Lanes:
+    """`advance_in_groups`, an equal share of the lanes on each of this process's devices."""
+    step = functools.partial(advance_in_groups, until_fooled=until_fooled)
+    if num_devices == 1:
+        return step(lanes, logits_fn, num_steps)
+    mesh = jax.sharding.Mesh(jax.local_devices()[:num_devices], ("lanes",))
+    rows, everywhere = jax.sharding.PartitionSpec("lanes"), jax.sharding.PartitionSpec()
+    # No device waits for another one within the steps: each loop ends when its own lanes are done.
+    return jax.shard_map(
+        step, mesh=mesh, in_specs=(rows, everywhere, everywhere), out_specs=rows, check_vma=False
+    )(lanes, logits_fn, num_steps)
+
+
+def reorder(lanes: Lanes, order: Array) -> Lanes:
+    """The lanes in another order, int [L]."""
+    return jax.tree.map(lambda leaf: leaf[order], lanes)
+
+
+compiled_start = compilation.jit(start)
+compiled_refill = compilation.jit(refill, donate_argnums=0)
+compiled_reorder = compilation.jit(reorder, donate_argnums=0)
+compiled_advance = compilation.jit(
+    advance_on_devices, static_argnames=("until_fooled", "num_devices"), donate_argnums=0
+)

@@ -1,0 +1,75 @@
+"""Random noise of the ball: the control that every attack has to beat."""
+
+import dataclasses
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust import checks, losses, norms
+from jaxrobust.attacks import engine, settings
+from jaxrobust.types import Array, Evaluation
+
+
+class State(NamedTuple):
+    """One image.
+
+    Attributes:
+      key: For the draws.
+      original: [H, W, C].
+      label: int32 scalar.
+      step: int32, draws so far.
+    """
+
+    key: Array
+    original: Array
+    label: Array
+    step: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RandomNoise:
+    """Points drawn uniformly from the ball and clipped to [0, 1]; the worst of them is kept.
+
+    Attributes:
+      epsilon: Radius in pixel units, not negative; for linf at most 1.
+      num_steps: How many draws but one: the last is drawn besides.
+      norm: "linf", "l2" or "l1".
+      targeted: Whether labels name the class to reach.
+    """
+
+    epsilon: float = 8 / 255
+    num_steps: int = settings.static(10)
+    norm: str = settings.static("linf")
+    targeted: bool = settings.static(False)
+
+    num_restarts: ClassVar[int] = 1
+    keep: ClassVar[str] = "best"
+    uses_gradient: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        settings.check_ball(self)
+        checks.integer("num_steps", self.num_steps, minimum=1)
+
+    __call__ = engine.attack_batch
+
+    def init(self, key: Array, image: Array, label: Array, restart: Array) -> State:
+        """Before the first draw."""
+        return State(key, image, label, jnp.int32(0))
+
+    def ask(self, state: State) -> Array:
+        """The next draw."""
+        key = jax.random.fold_in(state.key, state.step)
+        shape = state.original.shape
+        noise = norms.uniform_in_ball(key, shape, self.epsilon, self.norm)
+        return jnp.clip(state.original + noise, 0.0, 1.0)
+
+    def objective(self, logits: Array, state: State) -> Array:
+        """The margin: positive where another class is predicted (targeted: the target)."""
+        margin = losses.margin(logits, state.label)
+        return -margin if self.targeted else margin
+
+    def tell(self, state: State, evaluation: Evaluation) -> State:
+        """On to the next draw."""
+        return state._replace(step=state.step + 1)

@@ -1,0 +1,25 @@
+"""What the settings of attacks have in common: static fields, and the checks of a ball."""
+
+import dataclasses
+import math
+from typing import Any
+
+from jaxrobust import checks, norms
+
+
+def static(default: Any) -> Any:
+    """A field that is part of the compiled program instead of an argument of it."""
+    return dataclasses.field(default=default, metadata={"static": True})
+
+
+def check_ball(attack: Any) -> None:
+    """Checks `norm` and `epsilon`.
+
+    Raises:
+      TypeError: An epsilon that is no number.
+      ValueError: An unknown norm, an epsilon out of range.
+    """
+    checks.one_of("norm", attack.norm, norms.NORMS)
+    # Pixels go from 0 to 1: a larger linf epsilon is one that was meant for 0 to 255.
+    largest = 1.0 if attack.norm == "linf" else math.inf
+    checks.number("epsilon", attack.epsilon, minimum=0.0, maximum=largest)

@@ -1,0 +1,245 @@
+"""Sanity diagnostics: whether a figure of robustness can be believed.
+
+An attack that fails says nothing by itself: the classifier may be robust, or hide its gradients. These
+checks fail for the second kind.
+
+References:
+  Carlini et al., "On Evaluating Adversarial Robustness", 2019, sections 4 and 5,
+  https://arxiv.org/abs/1902.06705
+  Athalye, Carlini, Wagner, "Obfuscated Gradients Give a False Sense of Security", ICML 2018, section 3,
+  https://arxiv.org/abs/1802.00420
+"""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrobust import checks, norms
+from jaxrobust.attacks import APGD, RandomNoise, Square
+from jaxrobust.evaluation.classification import Progress, logits, predictions
+from jaxrobust.evaluation.gradient_checks import check, gradient_checks, many
+from jaxrobust.evaluation.robustness import Examples, prepare, search
+from jaxrobust.types import Attack, LogitsFn, Stochastic
+
+_STEPS, _FEW_STEPS, _QUERIES, _DRAWS = 100, 10, 300, 50
+# Of answers to one image: how far apart they may be, as a share of the spread of its logits.
+_ROUNDING = 1e-3
+
+MASKING = ("gradients", "finite differences", "unbounded attack", "black box", "random noise")
+"""Checks of which one that fails makes the verdict "gradient masking"."""
+
+
+def sanity(
+    logits_fn: LogitsFn,
+    images: Any,
+    labels: Any,
+    epsilon: float,
+    *,
+    key: jax.Array,
+    norm: str = "linf",
+    num_images: int = 100,
+    num_lanes: int = 128,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Checks that a classifier withstands attacks for the right reason.
+
+    The white box is APGD with 100 steps on the cross-entropy and, for what that leaves standing, on
+    DLR, which does not vanish however sure the classifier is. "Many" images are at least 2 and more
+    than 2 % of those attacked. A check fails where
+
+    - same answer twice: the logits of an image change from call to call, or with its place in the
+      batch. A `Stochastic` classifier says so itself, and is attacked through the mean of its samples;
+    - gradients: for many images the gradient of the margin (label against the best other class) is
+      zero or not finite, at the image or at a random point of its ball;
+    - saturation: that gradient exists, but the cross-entropy's is zero or not finite for many images.
+      Attacks on the cross-entropy are blind then, others are not;
+    - finite differences: for more than a quarter of the images the gradient does not tell how the
+      margin changes over one epsilon (cosine below 0.5 over 16 random directions);
+    - more steps: 10 steps fool many images that 100 steps do not;
+    - larger epsilon: many images that are fooled at epsilon are not at twice epsilon;
+    - unbounded attack: many images stand although every pixel may take any value (from a random start:
+      classes that noise is not taken for are easily left);
+    - black box, random noise: 300 queries of Square, or 50 draws of noise, fool many images that the
+      white box does not. Square knows linf and l2.
+
+    The verdict is "gradient masking" if any of MASKING fails, else "suspicious" if anything fails or
+    no image is right, else "sound". Sound is not robust: it says that the attacks do what they should.
+
+    It costs about as much as three runs of APGD on the images that stand.
+
+    Args:
+      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K].
+      images: uint8, or floating in [0, 1], [N, H, W, C], N of at least 1.
+      labels: int [N].
+      epsilon: The radius that robustness is claimed for, in pixel units, above 0.
+      key: A PRNG key.
+      norm: "linf", "l2" or "l1".
+      num_images: How many are looked at: the first of those that are right.
+      num_lanes: Images at a time.
+      progress: Called with (parts done, parts in all).
+
+    Returns:
+      {"norm", "epsilon", "n": images looked at, "checks": [{"name", "passed": bool, or None where it
+      does not apply, "detail": a sentence}], "verdict", "reason": a sentence or more}; JSON-ready.
+
+    Raises:
+      TypeError: As `attack_dataset`.
+      ValueError: As `attack_dataset`; an epsilon, a norm or a number out of range.
+    """
+    checks.one_of("norm", norm, norms.NORMS)
+    largest = 1.0 if norm == "linf" else math.inf
+    checks.number("epsilon", epsilon, above=0.0, maximum=largest)
+    checks.integer("num_images", num_images, minimum=1)
+    epsilon = float(epsilon)
+    examples = _right_ones(prepare(logits_fn, images, labels, num_lanes), num_images)
+    result = {"norm": norm, "epsilon": epsilon, "n": len(examples.labels)}
+    if not result["n"]:
+        reason = "No image is classified right, so there is nothing to attack."
+        return result | {"checks": [], "verdict": "suspicious", "reason": reason}
+    told = progress or (lambda done, total: None)
+    found = [_same_answer(examples, num_lanes)]
+    is_random = found[0]["passed"] is False
+    found += gradient_checks(examples, epsilon, norm, key, num_lanes, is_random)
+    told(1, 4)
+    found += _attack_checks(examples, epsilon, norm, key, num_lanes, told)
+    return result | {"checks": found} | _verdict(found, len(examples.labels))
+
+
+def _right_ones(examples: Examples, num_images: int) -> Examples:
+    right = np.flatnonzero(predictions(examples.clean_logits) == examples.labels)[:num_images]
+    return Examples(
+        examples.function,
+        examples.images[right],
+        examples.labels[right],
+        examples.clean_logits[right],
+    )
+
+
+def _verdict(found: list[dict[str, Any]], n: int) -> dict[str, str]:
+    failed = [one for one in found if one["passed"] is False]
+    masking = [one for one in failed if one["name"] in MASKING]
+    if not failed:
+        applied = sum(one["passed"] is not None for one in found)
+        return {"verdict": "sound", "reason": f"All {applied} checks hold on {n} images."}
+    verdict = "gradient masking" if masking else "suspicious"
+    return {
+        "verdict": verdict,
+        "reason": " ".join(
+            f"{one['name'].capitalize()}: {one['detail']}" for one in masking or failed
+        ),
+    }
+
+
+def _same_answer(examples: Examples, num_lanes: int) -> dict[str, Any]:
+    name, n = "same answer twice", len(examples.labels)
+    if isinstance(examples.function, Stochastic):
+        samples = examples.function.num_samples
+        return check(
+            name, None, f"Declared to be random: attacked through the mean of {samples} answers."
+        )
+    first = logits(examples.function, examples.images, num_lanes)
+    # Another neighbour, another row: noise drawn for the batch is told from noise of the image.
+    moved = logits(examples.function, np.roll(examples.images, 1, axis=0), num_lanes)
+    apart = np.abs(first - np.roll(moved, -1, axis=0)).max(axis=1)
+    spread = first.max(axis=1) - first.min(axis=1)
+    count = int((apart > _ROUNDING * spread).sum())
+    if not count:
+        return check(name, True, f"The logits of all {n} images are the same at a second look.")
+    return check(
+        name,
+        False,
+        f"The classifier is stochastic: {count} of {n} images get other logits at a second look; "
+        "attack it as a Stochastic one.",
+    )
+
+
+def _attack_checks(
+    examples: Examples,
+    epsilon: float,
+    norm: str,
+    key: jax.Array,
+    num_lanes: int,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """Steps, epsilon, unbounded attack, black box, noise."""
+    n, shape = len(examples.labels), examples.images.shape[1:]
+
+    def fools(attack: Attack, wanted: np.ndarray) -> np.ndarray:
+        """Which of the wanted images, bool [n]; one key for all attacks, so that starts are paired."""
+        if not wanted.any():
+            return wanted
+        seen = search(
+            attack,
+            examples,
+            examples.labels,
+            wanted,
+            key=key,
+            num_lanes=num_lanes,
+            until_fooled=True,
+            search_type="float32",
+            path=None,
+            progress=None,
+        )
+        # Shown again: what fools a random classifier once need not do so twice.
+        predicted = predictions(logits(examples.function, seen.images, num_lanes))
+        fooled: np.ndarray = wanted & (predicted >= 0) & (predicted != examples.labels)
+        return fooled
+
+    def apgd(epsilon: float, loss: str, num_steps: int = _STEPS) -> Attack:
+        return APGD(epsilon, loss, num_steps=num_steps, norm=norm)
+
+    everything = np.ones(n, bool)
+    by_entropy = fools(apgd(epsilon, "ce"), everything)
+    fooled = by_entropy | fools(apgd(epsilon, "dlr"), ~by_entropy)
+    progress(2, 4)
+    # Only what the longer or larger attack left, or found, can speak against it.
+    by_few = fools(apgd(epsilon, "ce", _FEW_STEPS), ~by_entropy)
+    twice = min(2 * epsilon, _whole_box(norm, shape))
+    lost = by_entropy & ~fools(apgd(twice, "ce"), by_entropy)
+    standing = ~(fooled | by_few)
+    unbounded = _whole_box(norm, shape)
+    left = standing & ~fools(apgd(unbounded, "ce"), standing)
+    left &= ~fools(apgd(unbounded, "dlr"), left)
+    progress(3, 4)
+    by_noise = fools(RandomNoise(epsilon, num_steps=_DRAWS - 1, norm=norm), standing)
+    total, withstand = f"Of {n} images", int((~by_entropy).sum())
+    found = [
+        check(
+            "more steps",
+            not many(by_few.sum(), n),
+            f"{total} {withstand} withstand {_STEPS} steps of APGD; {_FEW_STEPS} steps fool "
+            f"{int(by_few.sum())} of these.",
+        ),
+        check(
+            "larger epsilon",
+            not many(lost.sum(), n) if twice > epsilon else None,
+            f"{total} {n - withstand} are fooled at epsilon {epsilon:.3g}; {int(lost.sum())} of these "
+            f"are not at {twice:.3g}.",
+        ),
+        check(
+            "unbounded attack",
+            not many(left.sum(), n),
+            f"{int(left.sum())} of {n} images stand when every pixel may take any value.",
+        ),
+    ]
+    stands = f"{total} {int(standing.sum())} withstand the white box"
+    if norm == "l1" or (norm == "l2" and min(shape[:2]) < 5):
+        found.append(
+            check("black box", None, f"Square does not know {norm} for images of {shape}.")
+        )
+    else:
+        by_square = fools(Square(epsilon, num_steps=_QUERIES, norm=norm), standing)
+        sentence = f"{stands}; {_QUERIES} queries of Square fool {int(by_square.sum())} of these."
+        found.append(check("black box", not many(by_square.sum(), n), sentence))
+    sentence = f"{stands}; {_DRAWS} draws of noise fool {int(by_noise.sum())} of these."
+    found.append(check("random noise", not many(by_noise.sum(), n), sentence))
+    progress(4, 4)
+    return found
+
+
+def _whole_box(norm: str, shape: tuple[int, ...]) -> float:
+    """The radius within which all of [0, 1] lies, whatever the image."""
+    size = math.prod(shape)
+    return {"linf": 1.0, "l2": math.sqrt(size), "l1": float(size)}[norm]

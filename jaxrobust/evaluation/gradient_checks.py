@@ -1,0 +1,201 @@
+"""Whether the gradients of a classifier tell what it does: three of the sanity diagnostics.
+
+Everything is of the margin between the label and the best other class: unlike the cross-entropy's, its
+gradient does not vanish because the classifier is sure.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust import compilation, losses, norms
+from jaxrobust.evaluation.classification import logits, padded_batches
+from jaxrobust.evaluation.robustness import Examples
+from jaxrobust.types import Array, LogitsFn, Stochastic, fold_keys
+
+_SHARE = 0.02  # of the images: what chance may do to an attack that starts at random
+# Of a gradient: values below this are lost to float32 on their way.
+_LEAST = 1e-30
+# Of finite differences: directions for each image, the step in epsilons, the cosine that a gradient
+# must reach, and the share of images whose gradient may miss it.
+_DIRECTIONS, _STEP, _COSINE, _DISAGREEING = 16, 0.5, 0.5, 0.25
+
+
+def check(name: str, passed: bool | None, detail: str) -> dict[str, Any]:
+    """One check as it goes into the result; passed is None where it does not apply."""
+    return {"name": name, "passed": None if passed is None else bool(passed), "detail": detail}
+
+
+def many(count: Any, n: int) -> bool:
+    """Whether this is more of n images than chance explains: at least 2, and more than 2 %."""
+    return bool(count >= 2 and count > _SHARE * n)
+
+
+def gradient_checks(
+    examples: Examples, epsilon: float, norm: str, key: jax.Array, num_lanes: int, is_random: bool
+) -> list[dict[str, Any]]:
+    """Gradients, saturation, finite differences (`sanity` says what they are).
+
+    Args:
+      examples: n images that are right.
+      epsilon: In pixel units, above 0.
+      norm: One of NORMS.
+      key: A PRNG key.
+      num_lanes: Images at a time.
+      is_random: Whether the classifier answers at random without being `Stochastic`.
+
+    Returns:
+      What `check` gives, for each.
+    """
+    noise_key, key = jax.random.split(key)
+    n, shape = len(examples.labels), examples.images.shape[1:]
+    noise = np.asarray(_noise(noise_key, (n, *shape), norm))
+    points = np.clip(examples.images + epsilon * noise, 0, 1)
+    at_image, entropy_at_image, _ = _gradients_of(examples, examples.images, num_lanes)
+    at_point, entropy_at_point, values = _gradients_of(examples, points, num_lanes)
+    places = ((at_image, entropy_at_image), (at_point, entropy_at_point))
+    # Where there are more of them: at the images or at the points.
+    zero, infinite, useless = (
+        max(int(kind(margin).sum()) for margin, _ in places)
+        for kind in (_is_zero, _not_finite, _useless)
+    )
+    saturated = max(
+        int((_useless(entropy) & ~_useless(margin)).sum()) for margin, entropy in places
+    )
+    found = [
+        check(
+            "gradients",
+            not many(useless, n),
+            f"The margin's gradient is zero for {zero} and not finite for {infinite} of {n} images.",
+        ),
+        check(
+            "saturation",
+            not many(saturated, n),
+            f"The cross-entropy has no gradient in float32 for {saturated} of {n} images whose margin "
+            f"has one (median gap of the logits {_median_gap(examples):.3g})"
+            + ("; attacks on the cross-entropy alone prove nothing." if saturated else "."),
+        ),
+    ]
+    name = "finite differences"
+    if is_random:
+        return [*found, check(name, None, "Not for a classifier that answers at random.")]
+    usable = ~_not_finite(at_point)
+    cosines = _cosines(examples, points, at_point, values, epsilon, norm, key, num_lanes)[usable]
+    cosines = cosines[~np.isnan(cosines)]
+    if not len(cosines):
+        return [*found, check(name, None, f"None of {n} images has differences to compare with.")]
+    low = int((cosines < _COSINE).sum())
+    sentence = (
+        f"Gradient and central differences over {2 * _STEP:g} epsilon disagree for {low} of "
+        f"{len(cosines)} images (median cosine {np.median(cosines):.2f})."
+    )
+    disagree = many(low, n) and low > _DISAGREEING * len(cosines)
+    return [*found, check(name, not disagree, sentence)]
+
+
+def _median_gap(examples: Examples) -> float:
+    """Between the label's logit, which is the largest, and the second."""
+    ordered = np.sort(examples.clean_logits, axis=1)
+    return float(np.median(ordered[:, -1] - ordered[:, -2]))
+
+
+def _not_finite(gradients: np.ndarray) -> np.ndarray:
+    return ~np.isfinite(gradients).all(axis=(1, 2, 3))
+
+
+def _is_zero(gradients: np.ndarray) -> np.ndarray:
+    return np.abs(gradients).max(axis=(1, 2, 3)) < _LEAST
+
+
+def _useless(gradients: np.ndarray) -> np.ndarray:
+    return _not_finite(gradients) | _is_zero(gradients)
+
+
+def _gradients_of(
+    examples: Examples, points: np.ndarray, num_lanes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gradients [n, H, W, C] of margin and cross-entropy, and the logits [n, K], at the points."""
+    # The samples of a stochastic classifier are all kept for the way back.
+    function = examples.function
+    samples = function.num_samples if isinstance(function, Stochastic) else 1
+    parts = []
+    for indices, count in padded_batches(len(points), max(num_lanes // samples, 1)):
+        at, labels = jnp.asarray(points[indices]), jnp.asarray(examples.labels[indices])
+        found = _gradients(function, at, labels, jnp.asarray(indices))
+        parts.append([np.asarray(leaf)[:count] for leaf in found])
+    margins, entropies, values = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return margins, entropies, values
+
+
+@compilation.jit
+def _gradients(
+    function: LogitsFn, points: Array, labels: Array, indices: Array
+) -> tuple[Array, Array, Array]:
+    def objectives(points: Array) -> tuple[tuple[Array, Array], Array]:
+        if isinstance(function, Stochastic):
+            # The keys that `logits` answers with, for the finite differences.
+            values = function(points, fold_keys(jax.random.key(0), indices))
+        else:
+            values = function(points).astype(jnp.float32)
+        both = (jax.vmap(losses.margin), jax.vmap(losses.cross_entropy))
+        return (both[0](values, labels), both[1](values, labels)), values
+
+    (margins, _), pull_back, values = jax.vjp(objectives, points, has_aux=True)
+    one, zero = jnp.ones_like(margins), jnp.zeros_like(margins)
+    return pull_back((one, zero))[0], pull_back((zero, one))[0], values
+
+
+@functools.partial(compilation.jit, static_argnums=(1, 2))
+def _noise(key: Array, shape: tuple[int, ...], norm: str) -> Array:
+    """Points of the unit ball, for each image one."""
+
+    def draw(key: Array) -> Array:
+        return norms.uniform_in_ball(key, shape[1:], 1.0, norm)
+
+    return jax.vmap(draw)(fold_keys(key, jnp.arange(shape[0])))
+
+
+@functools.partial(compilation.jit, static_argnums=(1, 2))
+def _directions(key: Array, shape: tuple[int, ...], norm: str) -> Array:
+    """Steps of unit length at random, for each image one."""
+    return jax.vmap(lambda row: norms.steepest(row, norm))(jax.random.normal(key, shape))
+
+
+def _cosines(
+    examples: Examples,
+    points: np.ndarray,
+    gradients: np.ndarray,
+    values: np.ndarray,
+    epsilon: float,
+    norm: str,
+    key: jax.Array,
+    num_lanes: int,
+) -> np.ndarray:
+    """Of each image, between the changes of the margin that the gradient foretells and the true ones.
+
+    Zero where the gradient is but the changes are not; NaN where nothing changes.
+    """
+    rows = np.arange(len(points))
+    others = values.copy()
+    others[rows, examples.labels] = -np.inf
+    rivals = others.argmax(axis=1)  # at the point: a margin between two classes has no kinks
+
+    def margins(at: np.ndarray) -> np.ndarray:
+        found = logits(examples.function, at, num_lanes).astype(np.float64)
+        return found[rows, rivals] - found[rows, examples.labels]
+
+    foretold, true = [], []
+    for number in range(_DIRECTIONS):
+        direction = np.asarray(_directions(jax.random.fold_in(key, number), points.shape, norm))
+        # Inside [0, 1], where alone the classifier is defined.
+        up, down = (np.clip(points + s * _STEP * epsilon * direction, 0, 1) for s in (1, -1))
+        foretold.append((gradients.astype(np.float64) * (up - down)).sum(axis=(1, 2, 3)))
+        true.append(margins(up) - margins(down))
+    a, b = np.stack(foretold), np.stack(true)
+    lengths = np.sqrt((a**2).sum(axis=0)), np.sqrt((b**2).sum(axis=0))
+    product = lengths[0] * lengths[1]
+    cosine = (a * b).sum(axis=0) / np.where(product > 0, product, 1.0)
+    return np.where((lengths[0] == 0) & (lengths[1] == 0), np.nan, cosine)

@@ -1,0 +1,202 @@
+"""Several attacks one after the other, each on the images that withstood those before it."""
+
+import dataclasses
+import functools
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrobust import attacks
+from jaxrobust.evaluation.attack_report import attack_label
+from jaxrobust.evaluation.classification import logits, predictions
+from jaxrobust.evaluation.queue import is_within, radius
+from jaxrobust.evaluation.rates import Rate, rate
+from jaxrobust.evaluation.robustness import prepare, search
+from jaxrobust.types import Attack, LogitsFn
+
+SuiteProgress = Callable[[str, int, int], None]
+"""Called with (attack's name, questions done, questions in all) as a suite goes on."""
+
+WITHSTOOD, WRONG = -1, -2
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SuiteReport:
+    """What a suite of M attacks came to on N images; host arrays.
+
+    Attributes:
+      suite: {name: attack}, in their order.
+      labels: int [N].
+      clean_images: float32 [N, H, W, C] in [0, 1].
+      images: float32 [N, H, W, C] in [0, 1]: adversarial where an attack succeeded, else clean.
+      clean_logits: float32 [N, K].
+      logits: float32 [N, K], of `images`, evaluated anew.
+      fooled_by: int [N], the number of the attack that fooled an image; -1 where none did, -2 where the
+        image was wrong before.
+      num_queries: int [N], images that the classifier was asked about on behalf of this one.
+      num_gradients: int [N].
+      saw_nan: bool [N], whether an answer has been NaN.
+      seconds: {name: of this process on the attack, compiling included}.
+    """
+
+    suite: Mapping[str, Attack]
+    labels: np.ndarray
+    clean_images: np.ndarray
+    images: np.ndarray
+    clean_logits: np.ndarray
+    logits: np.ndarray
+    fooled_by: np.ndarray
+    num_queries: np.ndarray
+    num_gradients: np.ndarray
+    saw_nan: np.ndarray
+    seconds: Mapping[str, float]
+
+    @functools.cached_property
+    def robust(self) -> np.ndarray:
+        """Bool [N]: right when clean, and no attack fooled it."""
+        return self.fooled_by == WITHSTOOD
+
+    @property
+    def clean_accuracy(self) -> Rate:
+        """Of all images, those right when clean."""
+        return rate(int((self.fooled_by != WRONG).sum()), len(self.labels))
+
+    @property
+    def robust_accuracy(self) -> Rate:
+        """Of all images, those that withstood every attack."""
+        return rate(int(self.robust.sum()), len(self.labels))
+
+    def after(self, name: str) -> Rate:
+        """Of all images, those left by an attack and all before it."""
+        number = list(self.suite).index(name)
+        standing = self.robust | (self.fooled_by > number)
+        return rate(int(standing.sum()), len(self.labels))
+
+
+def attack_suite(
+    suite: Mapping[str, Attack],
+    logits_fn: LogitsFn,
+    images: Any,
+    labels: Any,
+    *,
+    key: jax.Array,
+    num_lanes: int = 128,
+    search_type: str = "float32",
+    folder: str | os.PathLike[str] | None = None,
+    progress: SuiteProgress | None = None,
+) -> SuiteReport:
+    """Makes each attack on the images that are right and that none before it has fooled.
+
+    An image is left at its first success, with all restarts and target classes that are still to come.
+
+    Args:
+      suite: {name: attack}, untargeted, each with an epsilon.
+      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K].
+      images: uint8, or floating in [0, 1], [N, H, W, C], N of at least 1.
+      labels: int [N].
+      key: A PRNG key; attack j on image i uses it folded with j and then with i.
+      num_lanes: As in `attack_dataset`, like `search_type`.
+      search_type: "float32" or "bfloat16".
+      folder: That keeps the state: a killed run goes on from it.
+      progress: Called with (attack's name, questions done, questions in all).
+
+    Returns:
+      SuiteReport.
+
+    Raises:
+      TypeError: As `attack_dataset`.
+      ValueError: As `attack_dataset`; no attack, or a targeted one.
+    """
+    if not suite:
+        raise ValueError("`suite` must hold at least one attack, got none.")
+    for name, attack in suite.items():
+        if attack.targeted or not hasattr(attack, "epsilon"):
+            raise ValueError(
+                f"`suite` must be of untargeted attacks with an epsilon; {name!r} is not."
+            )
+    examples = prepare(logits_fn, images, labels)
+    right = predictions(examples.clean_logits) == examples.labels
+    fooled_by = np.where(right, WITHSTOOD, WRONG)
+    found_images = examples.images.copy()
+    queries, gradients = np.zeros((2, len(right)), np.int64)
+    saw_nan = np.isnan(examples.clean_logits).any(axis=1)
+    seconds = {}
+    for number, (name, attack) in enumerate(suite.items()):
+        start = time.perf_counter()
+        standing = fooled_by == WITHSTOOD
+        if standing.any():
+            found = search(
+                attack,
+                examples,
+                examples.labels,
+                standing,
+                key=jax.random.fold_in(key, number),
+                num_lanes=num_lanes,
+                until_fooled=True,
+                search_type=search_type,
+                path=None if folder is None else Path(folder) / f"{number}_{_plain(name)}.npz",
+                progress=None if progress is None else functools.partial(progress, name),
+            )
+            fooled = standing & found.success
+            if attack.keep == "closest":
+                fooled &= is_within(-found.rank, radius(attack))
+            fooled_by[fooled] = number
+            found_images[fooled] = found.images[fooled]
+            queries, gradients = queries + found.num_queries, gradients + found.num_gradients
+            saw_nan |= found.saw_nan
+        seconds[name] = time.perf_counter() - start
+    return SuiteReport(
+        suite=dict(suite),
+        labels=examples.labels,
+        clean_images=examples.images,
+        images=found_images,
+        clean_logits=examples.clean_logits,
+        logits=logits(logits_fn, found_images),
+        fooled_by=fooled_by,
+        num_queries=queries,
+        num_gradients=gradients,
+        saw_nan=saw_nan,
+        seconds=seconds,
+    )
+
+
+def summarise_suite(report: SuiteReport, model: str) -> dict[str, Any]:
+    """The suite as it goes into result.json (docs/result_format.md, SUITE).
+
+    Args:
+      report: Of one suite on one model.
+      model: The model's name.
+    """
+    rows = []
+    for number, (name, attack) in enumerate(report.suite.items()):
+        rows.append(
+            {
+                "name": name,
+                "label": attack_label(attack),
+                "parameters": attacks.to_dict(attack),
+                "fooled": int((report.fooled_by == number).sum()),
+                "robust_accuracy": report.after(name),
+                "seconds": report.seconds[name],
+            }
+        )
+    return {
+        "model": model,
+        "clean_accuracy": report.clean_accuracy,
+        "robust_accuracy": report.robust_accuracy,
+        "attacks": rows,
+        "num_queries": int(report.num_queries.sum()),
+        "num_gradients": int(report.num_gradients.sum()),
+        "saw_nan": int(report.saw_nan.sum()),
+        "fooled_by": report.fooled_by.tolist(),
+        "predictions": predictions(report.logits).tolist(),
+        "labels": report.labels.tolist(),
+    }
+
+
+def _plain(name: str) -> str:
+    return "".join(character if character.isalnum() else "_" for character in name)

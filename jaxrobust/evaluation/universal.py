@@ -1,0 +1,227 @@
+"""One perturbation for all images.
+
+The images are passed over in random order. For each that the perturbation v does not fool yet, DeepFool
+looks for the smallest change that makes it do so, and v moves by it and back into the ball:
+
+    v <- project( v + DeepFool(x + v) )
+
+References:
+  Moosavi-Dezfooli, Fawzi, Fawzi, Frossard, "Universal adversarial perturbations", CVPR 2017,
+  algorithm 1, https://arxiv.org/abs/1610.08401
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust import checks, compilation
+from jaxrobust.attacks import DeepFool, conversation
+from jaxrobust.evaluation.classification import Progress, as_float, logits, predictions
+from jaxrobust.evaluation.rates import Rate, rate
+from jaxrobust.types import Array, LogitsFn, fold_keys
+
+NORMS = ("linf", "l2")
+_CHUNK = 256  # images in one call of compiled code, after which progress is told
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class UniversalResult:
+    """A universal perturbation.
+
+    Attributes:
+      perturbation: float32 [H, W, C] in pixel units: of all passes the one that fooled most. It is
+        added to images, which are then clipped to [0, 1].
+      fooling_rates: The share of images fooled after each pass, over the images it was made on.
+      converged: Whether the share wanted was reached.
+    """
+
+    perturbation: np.ndarray
+    fooling_rates: tuple[Rate, ...]
+    converged: bool
+
+    @property
+    def fooling_rate(self) -> Rate:
+        """That of the perturbation."""
+        return max(self.fooling_rates, key=lambda found: found["count"])
+
+    def apply(self, images: Any) -> np.ndarray:
+        """The images with the perturbation.
+
+        Args:
+          images: uint8, or floating in [0, 1], [B, H, W, C].
+
+        Returns:
+          float32 [B, H, W, C] in [0, 1].
+        """
+        return np.clip(as_float(images) + self.perturbation, 0.0, 1.0)
+
+
+def universal_perturbation(
+    logits_fn: LogitsFn,
+    images: Any,
+    labels: Any = None,
+    *,
+    key: jax.Array,
+    epsilon: float,
+    norm: str = "linf",
+    target_rate: float = 0.8,
+    max_passes: int = 10,
+    overshoot: float = 0.02,
+    num_steps: int = 10,
+    num_candidates: int | None = 9,
+    batch_size: int = 1,
+    progress: Progress | None = None,
+) -> UniversalResult:
+    """Looks for one perturbation that fools the classifier on most images.
+
+    Clipping to [0, 1], of which the paper says nothing, is part of what is fooled here. DeepFool's norm
+    is l2 for both balls, as in the paper. A change that did not make its image fool is not taken.
+
+    Args:
+      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]; a Classifier's weights are
+        arguments of the compiled code.
+      images: uint8, or floating in [0, 1], [N, H, W, C], N of at least 1.
+      labels: int [N], the classes to leave; None: what the classifier takes the clean images for, as in
+        the paper.
+      key: A PRNG key, for the order of the images.
+      epsilon: Radius of the ball in pixel units, not negative; for linf at most 1.
+      norm: "linf" or "l2".
+      target_rate: The share of fooled images at which to stop, above 0 and at most 1; the paper's
+        1 - delta = 0.8.
+      max_passes: Over the images, at least 1.
+      overshoot: Of DeepFool, not negative.
+      num_steps: Of DeepFool for each image, at least 1; the authors' 10.
+      num_candidates: Of DeepFool: how many other classes it considers; None: all.
+      batch_size: Images that DeepFool works on together. 1 is the paper's; of more, v moves by the mean
+        of their changes: fewer and smaller moves, but faster passes.
+      progress: Called with (images done, images in all passes) as the passes go on.
+
+    Returns:
+      UniversalResult.
+
+    Raises:
+      TypeError: Images or labels of another type.
+      ValueError: Shapes that do not fit, values out of range.
+    """
+    checks.one_of("norm", norm, NORMS)
+    largest = 1.0 if norm == "linf" else float("inf")
+    checks.number("epsilon", epsilon, minimum=0.0, maximum=largest)
+    checks.number("target_rate", target_rate, above=0.0, maximum=1.0)
+    checks.integer("max_passes", max_passes, minimum=1)
+    checks.integer("batch_size", batch_size, minimum=1)
+    attack = DeepFool(overshoot, num_steps, num_candidates=num_candidates)
+    clean = as_float(images)
+    checks.float_images(clean)
+    if len(clean) == 0:
+        raise ValueError("`images` must hold at least one image, got none.")
+    function = compilation.as_argument(logits_fn)
+    num_classes = compilation.logits_shape(function, clean[:1])[1]
+    if labels is None:
+        aims = predictions(logits(logits_fn, clean))
+    else:
+        aims = np.asarray(labels)
+        checks.images_and_labels(clean, aims)
+        checks.label_range("labels", aims, num_classes)
+
+    size = len(clean)
+    batch_size = min(batch_size, size)
+    arrays = conversation.per_image(attack, batch_size)
+    v = jnp.zeros(clean.shape[1:], jnp.float32)
+    best, rates = np.zeros(clean.shape[1:], np.float32), []
+    for index in range(max_passes):
+        order = np.asarray(jax.random.permutation(jax.random.fold_in(key, index), size))
+        for indices, valid in _chunks(order, batch_size):
+            shape = (-1, batch_size)
+            v = _pass(
+                function,
+                arrays,
+                v,
+                jnp.asarray(clean[indices]).reshape(*shape, *clean.shape[1:]),
+                jnp.asarray(aims[indices], jnp.int32).reshape(shape),
+                jnp.asarray(valid).reshape(shape),
+                jnp.float32(epsilon),
+                norm=norm,
+            )
+            if progress is not None:
+                v.block_until_ready()
+                done = index * size + int(np.flatnonzero(order == indices[valid][-1])[0]) + 1
+                progress(done, max_passes * size)
+        found = np.asarray(v)
+        shown = predictions(logits(logits_fn, np.clip(clean + found, 0.0, 1.0)))
+        # A NaN fools nobody, neither in a clean image nor in a changed one.
+        fooled = (shown != aims) & (shown >= 0) & (aims >= 0)
+        rates.append(rate(int(fooled.sum()), size))
+        if rates[-1]["count"] > max((r["count"] for r in rates[:-1]), default=-1):
+            best = found
+        if rates[-1]["count"] >= target_rate * size:
+            return UniversalResult(best, tuple(rates), True)
+    return UniversalResult(best, tuple(rates), False)
+
+
+def _chunks(order: np.ndarray, batch_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The order cut into pieces of one size: (indices, which of them are no filling)."""
+    length = min(-(-len(order) // batch_size), max(_CHUNK // batch_size, 1)) * batch_size
+    padded = np.resize(order, -(-len(order) // length) * length)
+    valid = np.arange(len(padded)) < len(order)
+    return list(zip(padded.reshape(-1, length), valid.reshape(-1, length), strict=True))
+
+
+def _move(
+    logits_fn: LogitsFn, attack: Any, v: Array, images: Array, labels: Array, valid: Array
+) -> Array:
+    """The mean of the changes that make images fool which v alone does not, zero without any."""
+    starts = jnp.clip(images + v, 0.0, 1.0)
+    keys = fold_keys(jax.random.key(0), jnp.arange(len(labels)))  # DeepFool draws nothing
+    states = conversation.each(attack, "init", keys, starts, labels, jnp.zeros_like(labels))
+
+    def fools(states: Any) -> Array:
+        values = conversation.evaluate(attack, logits_fn, states, keys, with_gradient=False)[
+            1
+        ].logits
+        return (jnp.argmax(values, axis=1) != labels) & ~jnp.any(jnp.isnan(values), axis=1)
+
+    def goes_on(carry: tuple[Any, Array, Array]) -> Array:
+        _, over, step = carry
+        return ~jnp.all(over) & (step < attack.num_steps)
+
+    def step(carry: tuple[Any, Array, Array]) -> tuple[Any, Array, Array]:
+        states, over, count = carry
+        evaluation = conversation.evaluate(attack, logits_fn, states, keys)[1]
+        stepped = conversation.each(attack, "tell", states, evaluation)
+        states = conversation.where_rows(over, states, stepped)
+        return states, over | fools(states), count + 1
+
+    idle = fools(states) | ~valid
+    states, over, _ = jax.lax.while_loop(goes_on, step, (states, idle, jnp.int32(0)))
+    taken = over & ~idle
+    changes = (1 + attack.overshoot)[:, None, None, None] * states.total
+    changes = jnp.where(taken[:, None, None, None], changes, 0.0)
+    return jnp.sum(changes, axis=0) / jnp.maximum(jnp.sum(taken), 1)
+
+
+def _walk(
+    logits_fn: LogitsFn,
+    attack: Any,
+    v: Array,
+    images: Array,
+    labels: Array,
+    valid: Array,
+    epsilon: Array,
+    norm: str,
+) -> Array:
+    """V after batches of images [S, B, H, W, C]."""
+
+    def step(v: Array, batch: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        v = v + _move(logits_fn, attack, v, *batch)
+        if norm == "linf":
+            return jnp.clip(v, -epsilon, epsilon), None
+        length = jnp.sqrt(jnp.sum(v**2))
+        return v * jnp.minimum(1.0, epsilon / jnp.maximum(length, 1e-30)), None
+
+    return jax.lax.scan(step, v, (images, labels, valid))[0]
+
+
+_pass = compilation.jit(_walk, static_argnames="norm")

@@ -1,0 +1,354 @@
+"""Attacks over data sets: the same verdicts however they were computed, nothing lost or retraced."""
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from verdicts import ATTACKS, classifier, examples, network, verdicts
+
+from jaxrobust import evaluation
+from jaxrobust.attacks import APGD, BIM, FAB, PGD, CarliniWagner, DeepFool, Square
+from jaxrobust.evaluation import queue
+from jaxrobust.types import Stochastic, fold_keys
+
+KEY = jax.random.key(3)
+
+
+def attack(settings, **options):
+    images, labels = examples()
+    return evaluation.attack_dataset(settings, classifier(), images, labels, key=KEY, **options)
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, list]:
+    """With as many lanes as there are images: nothing is refilled."""
+    found = verdicts(num_lanes=45)
+    for fooled in found.values():
+        assert 5 < sum(fooled) < 43  # else agreement would say little
+    return found
+
+
+@pytest.mark.parametrize("num_lanes", [1, 7, 32])
+def test_verdicts_do_not_depend_on_the_lanes(expected, num_lanes):
+    assert verdicts(num_lanes=num_lanes) == expected
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_leaving_at_the_first_success_changes_no_verdict(name, expected):
+    settings, _ = ATTACKS[name]
+    early, late = (attack(settings, until_fooled=until) for until in (True, False))
+    np.testing.assert_array_equal(early.success, late.success)
+    assert late.success.tolist() == expected[name]
+    assert early.num_queries.sum() < late.num_queries.sum()
+    # What withstands gets all of it either way.
+    np.testing.assert_array_equal(early.num_queries[~late.success], late.num_queries[~late.success])
+
+
+def test_a_success_cancels_the_images_other_restarts():
+    report = attack(PGD(0.5, 0.2, 3, num_restarts=50), until_fooled=True)
+    assert report.success.all()
+    assert (report.num_queries <= 24).all()  # of 200
+
+
+def test_one_batch_and_the_queue_find_the_same():
+    """The simple call and the driver, image by image."""
+    images, labels = examples()
+    for settings in (PGD(0.1, 0.02, 5, num_restarts=3), DeepFool(num_steps=20)):
+        whole = settings(KEY, classifier(), images, labels)
+        report = attack(settings, num_lanes=16)
+        np.testing.assert_allclose(report.images, whole.images, atol=1e-5)
+        np.testing.assert_array_equal(report.fools, whole.success)
+        np.testing.assert_array_equal(report.num_steps, whole.num_steps)
+
+
+def test_every_image_may_have_its_own_epsilon():
+    images, _ = examples()
+    epsilons = np.linspace(0, 0.2, len(images)).astype(np.float32)
+    report = attack(BIM(epsilons, 0.03, 8), num_lanes=8)
+    assert (report.linf <= epsilons + 1e-6).all() and report.linf[-1] > 0.19
+    assert evaluation.attack_label(report.attack) == "BIM, linf 0 to 0.2, 8 steps"
+    assert evaluation.summarise(report, "m", list("abcd"))["parameters"]["epsilon"][0] == 0
+    with pytest.raises(ValueError, match=r"one for each of the 45 images, got shape \(3,\)"):
+        attack(BIM(np.full(3, 0.1, np.float32)))
+    with pytest.raises(ValueError, match="`epsilon` must be .* at most 1, got 1.5"):
+        BIM(np.array([0.1, 1.5]))
+
+
+def test_nothing_is_retraced_for_other_numbers_of_images_epsilons_and_weights():
+    traces = []
+
+    def counted(variables, images):
+        traces.append(images.shape)
+        return network(variables, images)
+
+    # Square's 5000 queries would take most of the time here, and trace no more than 5.
+    suite = {"apgd": APGD(0.1, num_steps=5), "square": Square(0.1, num_steps=5)}
+
+    def run(size, epsilon, seed):
+        images, labels = examples(size)
+        counting = dataclasses.replace(classifier(seed), apply_fn=counted)
+        swept = {k: dataclasses.replace(a, epsilon=epsilon) for k, a in suite.items()}
+        evaluation.attack_suite(swept, counting, images, labels, key=KEY, num_lanes=16)
+
+    run(20, 0.01, 0)
+    first = len(traces)
+    assert 0 < first <= 12
+    run(20, 0.02, 1)
+    assert len(traces) == first
+    before = len(traces)
+    run(45, 0.005, 0)
+    # Clean logits of another number of images are another batch; the attacks are not.
+    assert {shape[0] for shape in traces[before:]} <= {1, 45}
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_after(calls):
+    def progress(done, total):
+        nonlocal calls
+        calls -= 1
+        if calls < 0:
+            raise Killed
+
+    return progress
+
+
+@pytest.mark.parametrize("calls", [0, 4, 20])
+def test_a_killed_attack_goes_on(calls, tmp_path, monkeypatch, expected):
+    monkeypatch.setattr(queue, "_SAVE_EVERY", 0.0)
+    settings, _ = ATTACKS["apgd-t"]
+    options = {"num_lanes": 16, "until_fooled": True, "path": tmp_path / "state.npz"}
+    with pytest.raises(Killed):
+        attack(settings, progress=killed_after(calls), **options)
+    told = []
+    report = attack(settings, progress=lambda done, total: told.append((done, total)), **options)
+    assert report.success.tolist() == expected["apgd-t"]
+    whole = attack(settings, num_lanes=16, until_fooled=True)
+    np.testing.assert_array_equal(report.fools, whole.fools)
+    assert told[-1][0] == told[-1][1]
+    if calls == 20:
+        assert told[-1][1] < 3 * 45 * 11  # the jobs that were over are not made again
+    # Finished: nothing is left to do.
+    again = attack(settings, progress=lambda *_: pytest.fail("attacked again"), **options)
+    np.testing.assert_array_equal(again.images, report.images)
+
+
+def test_a_file_of_another_attack_is_refused(tmp_path):
+    path = tmp_path / "state.npz"
+    attack(BIM(0.05, 0.02, 2), path=path)
+    with pytest.raises(ValueError, match="holds another attack"):
+        attack(BIM(0.06, 0.02, 2), path=path)
+    images, labels = examples()
+    with pytest.raises(ValueError, match="holds another attack"):
+        evaluation.attack_dataset(
+            BIM(0.05, 0.02, 2), classifier(1), images, labels, key=KEY, path=path
+        )
+    path.write_bytes(b"half of")
+    with pytest.raises(ValueError, match="holds no attack; delete it"):
+        attack(BIM(0.05, 0.02, 2), path=path)
+
+
+def test_a_killed_suite_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(queue, "_SAVE_EVERY", 0.0)
+    images, labels = examples()
+    suite = {"APGD": APGD(0.05, num_steps=5), "FAB": FAB(0.05, num_iterations=5)}
+
+    def run(**options):
+        return evaluation.attack_suite(
+            suite, classifier(), images, labels, key=KEY, num_lanes=8, **options
+        )
+
+    whole = run()
+    stop = killed_after(9)
+    with pytest.raises(Killed):
+        run(folder=tmp_path, progress=lambda name, done, total: stop(done, total))
+    np.testing.assert_array_equal(run(folder=tmp_path).fooled_by, whole.fooled_by)
+
+
+def test_the_suite_counts_what_each_attack_leaves():
+    images, labels = examples()
+    labels = labels.copy()
+    labels[:4] = (labels[:4] + 1) % 4  # wrong before anything is done
+    suite = {"small": BIM(0.01, 0.01, 3), "large": BIM(0.1, 0.02, 8)}
+    report = evaluation.attack_suite(suite, classifier(), images, labels, key=KEY)
+    assert report.clean_accuracy["count"] == 41 and (report.fooled_by[:4] == -2).all()
+    np.testing.assert_array_equal(report.images[:4], images[:4])
+    alone = [attack(settings).success[4:] for settings in suite.values()]
+    np.testing.assert_array_equal(report.robust[4:], ~alone[0] & ~alone[1])
+    assert report.after("small")["count"] == int((~alone[0]).sum())
+    assert report.after("large") == report.robust_accuracy
+    predicted = report.logits.argmax(axis=1)
+    np.testing.assert_array_equal(predicted[4:] == labels[4:], report.robust[4:])
+    assert (report.num_queries[:4] == 0).all() and (report.num_queries[4:] > 0).all()
+    summary = evaluation.summarise_suite(report, "m")
+    json.dumps(summary)
+    assert [row["fooled"] for row in summary["attacks"]] == [
+        int(alone[0].sum()),
+        int((alone[1] & ~alone[0]).sum()),
+    ]
+    for wrong in ({}, {"t": BIM(0.1, targeted=True)}, {"cw": CarliniWagner()}):
+        with pytest.raises(ValueError, match="`suite` must"):
+            evaluation.attack_suite(wrong, classifier(), images, labels, key=KEY)
+
+
+def test_minimal_attacks_end_within_epsilon_and_give_every_radius():
+    report = attack(FAB(0.05, num_iterations=10))
+    counts = [
+        evaluation.robust_accuracy(report, epsilon)["count"] for epsilon in (0.0, 0.02, 0.05, 1)
+    ]
+    assert counts[0] == 45 and counts == sorted(counts, reverse=True) and counts[-1] < counts[1]
+    assert evaluation.robust_accuracy(report)["count"] == counts[2]
+    np.testing.assert_allclose(report.norms, report.linf)
+    with pytest.raises(ValueError, match="`until_fooled` needs an epsilon"):
+        attack(DeepFool(), until_fooled=True)
+    with pytest.raises(ValueError, match="`epsilon` is for attacks that look for the smallest"):
+        evaluation.robust_accuracy(attack(BIM(0.1, 0.1, 2)), 0.05)
+
+
+def test_bfloat16_search_is_verified_in_float32():
+    exact = attack(PGD(0.08, 0.02, 10))
+    rounded = attack(PGD(0.08, 0.02, 10), search_type="bfloat16")
+    # Each success is one in float32; few are missed.
+    predicted = np.asarray(jnp.argmax(classifier()(rounded.images), axis=1))
+    np.testing.assert_array_equal(rounded.success, predicted != rounded.labels)
+    assert abs(int(rounded.success.sum()) - int(exact.success.sum())) <= 2
+
+    def only_rounded(images):
+        """Fooled where bfloat16 cannot tell the image from another one, in float32 never."""
+        fooled = (images.dtype == jnp.bfloat16) * 2.0
+        score = images.astype(jnp.float32).mean((1, 2, 3))
+        return jnp.stack([1 + 0 * score, fooled + 0 * score], axis=1)
+
+    images = examples()[0][:3]
+    report = evaluation.attack_dataset(
+        BIM(0.1, 0.1, 2), only_rounded, images, np.zeros(3, int), key=KEY, search_type="bfloat16"
+    )
+    assert not report.success.any()
+    np.testing.assert_array_equal(report.num_queries, 6)  # attacked once more
+
+
+def noisy(variables, keys, images):
+    noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(keys)
+    return network(variables, images - 0.5 + 0.3 * noise)
+
+
+def test_a_stochastic_classifier_is_attacked_in_expectation():
+    """The mean of the gradients over many samples, against one computed by hand."""
+    images, labels = examples(12)
+    function = jax.tree_util.Partial(noisy, classifier().variables)
+    shown = Stochastic(function, num_samples=8)
+    reports = [
+        evaluation.attack_dataset(
+            BIM(0.1, 0.02, 8), shown, images, labels, key=KEY, num_lanes=lanes
+        )
+        for lanes in (12, 5)
+    ]
+    np.testing.assert_array_equal(reports[0].success, reports[1].success)
+    np.testing.assert_allclose(reports[0].logits, reports[1].logits, atol=1e-5)
+    assert reports[0].success.sum() > (reports[0].clean_predictions != labels).sum()
+    from jaxrobust.attacks import conversation
+
+    keys = fold_keys(KEY, jnp.arange(12))
+    states = conversation.each(
+        conversation.per_image(BIM(), 12), "init", keys, images, labels, jnp.zeros(12, jnp.int32)
+    )
+    _, evaluation_of_all = conversation.evaluate(
+        conversation.per_image(BIM(), 12), shown, states, keys
+    )
+
+    def loss(image, key, label):
+        values = [
+            jax.nn.logsumexp(z) - z[label]
+            for z in (function(jax.random.fold_in(key, s)[None], image[None])[0] for s in range(8))
+        ]
+        return sum(values) / 8
+
+    by_hand = jax.vmap(jax.grad(loss))(jnp.asarray(images), keys, jnp.asarray(labels))
+    np.testing.assert_allclose(evaluation_of_all.gradient, by_hand, atol=1e-5)
+
+
+def test_nan_is_flagged_and_never_a_success():
+    images, labels = examples(8)
+
+    def sometimes_nan(x):
+        dark = x.mean((1, 2, 3)) < images[3].mean() + 1e-4
+        near = jnp.abs(x.mean((1, 2, 3)) - images[3].mean()) < 0.05
+        return jnp.where((dark & near)[:, None], jnp.nan, classifier()(x))
+
+    clean = np.isnan(np.asarray(sometimes_nan(jnp.asarray(images)))).any(axis=1)
+    assert 0 < clean.sum() < 8
+    report = evaluation.attack_dataset(BIM(0.02, 0.01, 4), sometimes_nan, images, labels, key=KEY)
+    assert report.saw_nan[clean].all() and not report.attacked[clean].any()
+    assert not np.isnan(report.logits[report.success]).any()
+    rows = evaluation.records(report)
+    assert rows[int(np.flatnonzero(clean)[0])]["saw_nan"]
+    with pytest.raises(ValueError, match="NaN for every clean image"):
+        evaluation.attack_dataset(
+            BIM(), lambda x: jnp.nan * classifier()(x), images, labels, key=KEY
+        )
+
+
+def test_targets_that_are_the_labels():
+    images, labels = examples()
+    with pytest.raises(ValueError, match="must differ from the labels, got the label of 45 of 45"):
+        evaluation.attack_dataset(
+            BIM(targeted=True), classifier(), images, labels, key=KEY, targets=labels
+        )
+
+
+def environment(num_devices: int) -> dict[str, str]:
+    root = Path(__file__).resolve().parents[1]
+    return os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}",
+    }
+
+
+def answer(process: subprocess.Popen) -> dict:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-3000:]
+    return json.loads(out.strip().splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_two_devices_give_the_verdicts_of_one(expected):
+    command = [sys.executable, str(Path(__file__).with_name("verdicts.py"))]
+    process = subprocess.Popen(
+        command, env=environment(2), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert answer(process) == {"devices": 2, "verdicts": expected}
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_verdicts_of_one(expected):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    command = [sys.executable, str(Path(__file__).with_name("verdicts.py")), address, "2"]
+    processes = [
+        subprocess.Popen(
+            [*command, str(rank)],
+            env=environment(1),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        for process in processes:
+            assert answer(process) == {"devices": 1, "verdicts": expected}
+    finally:
+        for process in processes:
+            process.kill()
