@@ -30,7 +30,7 @@ def test_section_has_one_block_of_one_command(title):
 
 def test_attack_examples_run():
     codes = re.findall(r"```python\n(.*?)```", section("Attack your own model"), flags=re.S)
-    assert len(codes) == 2
+    assert len(codes) == 3
     scope = {
         "logits_fn": lambda x: jnp.stack([x.sum((1, 2, 3)), jnp.full(len(x), 8.0)], axis=1),
         "images": jnp.full((2, 4, 4, 1), 0.52),
@@ -40,6 +40,19 @@ def test_attack_examples_run():
         exec(code, scope)
     assert scope["result"].success.all()
     assert scope["evaluation"].success_rate(scope["report"])["count"] == 2
+
+
+def test_suite_example_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", section("How robust is my model?"), flags=re.S)
+    scope = {
+        "evaluation": evaluation,
+        "jax": jax,
+        "logits_fn": lambda x: jnp.stack([x.sum((1, 2, 3)), jnp.full(len(x), 8.0)], axis=1),
+        "images": jnp.full((2, 4, 4, 1), 0.52),
+        "labels": jnp.array([0, 0]),
+    }
+    exec(code, scope)
+    assert scope["summary"]["robust_accuracy"]["count"] == 0
 
 
 @pytest.mark.slow
@@ -84,6 +97,6 @@ def test_attack_of_the_architecture_document_runs_as_written():
     exec(code, scope)
     logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), jnp.full(len(x), 8.0)], axis=1)  # noqa: E731
     images = jnp.full((2, 4, 4, 1), 0.52)
-    result = scope["MIFGSM"]()(jax.random.key(0), logits_fn, images, jnp.array([0, 0]))
+    result = scope["Momentum"]()(jax.random.key(0), logits_fn, images, jnp.array([0, 0]))
     assert result.success.all()
     assert float(abs(result.images - images).max()) <= 8 / 255 + 1e-6

@@ -397,7 +397,7 @@ PLACE = "`sections[0].blocks"
         (("sections", 0, "part"), "z", "`sections[0].part` must be one of ('a', 'b'), got 'z'"),
         (("sections", 1, "id"), "b", "`sections[1].id` must be unique, got 'b': that is `parts[1]"),
         (("sections", 1, "id"), "run", "`sections[1].id` must be unique, got 'run': that is the r"),
-        (("parts", 0, "includes"), ["x"], "`parts[0].includes` must be of ('data', 'models', "),
+        (("parts", 0, "includes"), ["x"], "`parts[0].includes` must be of ('suites', 'data', "),
         (("parts", 0, "includes"), ["gallery"], "`parts[1].includes` has 'gallery', and so has"),
     ],
 )

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from jaxrobust.reports import figures, formatting, sections
+from jaxrobust.reports import figures, formatting, sections, suites
 from jaxrobust.reports.gallery import explanation_groups, gallery_groups
 from jaxrobust.reports.looks import assign
 from jaxrobust.reports.naming import class_name, grouped, titled
@@ -31,7 +31,15 @@ def build_context(result: dict[str, Any]) -> dict[str, Any]:
     context = {
         "result": result,
         "looks": looks,
-        "key_figures": [(model, _strongest(model["name"], attacks)) for model in models],
+        "key_figures": [
+            (
+                model,
+                _strongest(model["name"], attacks),
+                suites.strongest(model["name"], result["suites"]),
+            )
+            for model in models
+        ],
+        "suites": suites.drawn(result["suites"]),
         "seeds": [_seeds(model) for model in models if len(model.get("seeds") or ()) > 1],
         "training": _training(models, looks),
         "has_validation": any(

@@ -9,6 +9,7 @@ from jaxrobust.reports.schema import ID, TEXT, short
 # The sections that a template knows, in the order of a report without parts, each with its title
 # and the variable of the context that is empty where the result has nothing for it.
 TYPED = {
+    "suites": ("Attack suites", "suites"),
     "data": ("Data", "result"),
     "models": ("Models", "key_figures"),
     "training": ("Training", "training"),

@@ -20,6 +20,7 @@ from jaxrobust.reports.schema import (
     check_image,
     short,
 )
+from jaxrobust.reports.suites import suite
 
 FORMAT = 1
 
@@ -127,6 +128,7 @@ _RESULT = {
         "skipped_files?": [ANYTHING],
     },
     "models": [_MODEL],
+    "suites?": [suite],
     "attacks?": [_ATTACK],
     "transfer?": [{"label": TEXT, "target?": TEXT, "models": [TEXT], "rates": [[RATE]]}],
     "explanations?": [_EXPLANATION],

@@ -1,6 +1,8 @@
 """What the experiment scripts share: a command line, timed stages, result.json and its pictures."""
 
 from jaxrobust.studies import blocks
+from jaxrobust.studies.classifiers import check_classifier, load_classifier, num_parameters
+from jaxrobust.studies.examples import Examples, load_examples
 from jaxrobust.studies.pictures import explanations, gallery, right_and_wrong, spread
 from jaxrobust.studies.results import (
     commit,
@@ -13,8 +15,10 @@ from jaxrobust.studies.results import (
 from jaxrobust.studies.script import Stages, finish, open_run, run_script
 
 __all__ = [
+    "Examples",
     "Stages",
     "blocks",
+    "check_classifier",
     "commit",
     "configuration",
     "encode_array",
@@ -22,7 +26,10 @@ __all__ = [
     "explanations",
     "finish",
     "gallery",
+    "load_classifier",
+    "load_examples",
     "model_entry",
+    "num_parameters",
     "open_run",
     "result_header",
     "right_and_wrong",

@@ -135,8 +135,17 @@ def result_header(
       title: Of the report.
       config: The configuration dataclass.
       seed: The run's seed.
-      dataset: A `jaxrobust.data.Dataset`.
+      dataset: A `jaxrobust.data.Dataset`, or a dict that is the part "data" itself.
     """
+    if not isinstance(dataset, dict):
+        dataset = {
+            "name": dataset.name,
+            "class_names": list(dataset.class_names),
+            "num_train": len(dataset.train),
+            "num_test": len(dataset.test),
+            "image_shape": list(dataset.image_shape),
+            "skipped_files": [f"{file}: {reason}" for file, reason in dataset.skipped_files],
+        }
     return {
         "format": FORMAT,
         "experiment": experiment,
@@ -144,12 +153,5 @@ def result_header(
         "config": configuration(config),
         "seed": seed,
         "environment": environment(),
-        "data": {
-            "name": dataset.name,
-            "class_names": list(dataset.class_names),
-            "num_train": len(dataset.train),
-            "num_test": len(dataset.test),
-            "image_shape": list(dataset.image_shape),
-            "skipped_files": [f"{file}: {reason}" for file, reason in dataset.skipped_files],
-        },
+        "data": dataset,
     }

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jaxrobust import files, reports
+from jaxrobust.studies import progress
 from jaxrobust.studies.results import commit, configuration, environment
 
 Config = TypeVar("Config")
@@ -60,7 +61,10 @@ def _is_ours(error: Exception) -> bool:
 
 
 # What shows that a run's folder holds something that was computed.
-_KEPT = ("*/checkpoints/*", "*/*/checkpoints/*", "stages/*.json", "adversarial/*.npz")
+_KEPT = (
+    *("*/checkpoints/*", "*/*/checkpoints/*", "stages/*.json", "adversarial/*.npz"),
+    "suite/*.npz*",
+)
 
 
 def open_run(results_dir: Path, experiment: str, run: str, config: Any, **settings: Any) -> Path:
@@ -167,8 +171,8 @@ class Stages:
             within: dict[str, float] = {}
             self._open.append(within)
             try:
-                with self(name) as progress:
-                    result = compute(progress)
+                with self(name) as display:
+                    result = compute(display)
             finally:
                 self._open.pop()
             facts = {"stage": name, "seconds": self.seconds[name], "within": within}
@@ -189,23 +193,17 @@ class Stages:
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[Progress]:
         """Announces a stage and times what runs inside; yields a progress callback for it."""
-        on_terminal = sys.stderr.isatty()
         print(f"{name} ...", file=sys.stderr, flush=True)
-
-        def progress(done: int, total: int) -> None:
-            if on_terminal and done < total:
-                print(f"\r\033[K{name}: {done}/{total}", file=sys.stderr, end="", flush=True)
-
+        display = progress.Progress(name)
         before, start = self._spent, time.perf_counter()
-        yield progress
+        yield display
         # Without the stages inside of it, so that the seconds of all stages add up.
         elapsed, inner = time.perf_counter() - start, self._spent - before
         self.seconds[name] = elapsed - inner
         self._spent = before + elapsed
         for within in self._open:
             within[name] = self.seconds[name]
-        clear = "\r\033[K" if on_terminal else ""
-        print(f"{clear}{name}: {self.seconds[name]:.1f} s", file=sys.stderr, flush=True)
+        display.close(f"{self.seconds[name]:.1f} s")
 
 
 def _plain(name: str) -> str:

@@ -3,6 +3,7 @@
 from jaxrobust.training.checkpoint import load_variables, save_variables
 from jaxrobust.training.config import TrainConfig
 from jaxrobust.training.fingerprint import describe
+from jaxrobust.training.finished import load_run
 from jaxrobust.training.fitting import FitResult, fit, initial_variables
 from jaxrobust.training.optimizers import make_optimizer, make_schedule
 from jaxrobust.training.state import TrainState, create_state
@@ -17,6 +18,7 @@ __all__ = [
     "eval_step",
     "fit",
     "initial_variables",
+    "load_run",
     "load_variables",
     "make_optimizer",
     "make_schedule",

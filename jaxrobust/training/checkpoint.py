@@ -206,7 +206,31 @@ def load_variables(path: str | os.PathLike[str]) -> tuple[PyTree, dict[str, Any]
         raise FileNotFoundError(f"No saved model at {source}.")
     if not ocp.is_orbax_checkpoint(source):
         raise ValueError(f"`path` {source} is not a saved model.")
+    return _load(source)
+
+
+def load_leaves(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A checkpoint that `RunCheckpoints` saved, by the flat names of its leaves; nothing is written.
+
+    Args:
+      path: Of one checkpoint: `<directory>/<step>`.
+
+    Returns:
+      ({name: array}, metadata).
+
+    Raises:
+      FileNotFoundError: No such checkpoint, or one that is not whole.
+    """
+    source = Path(path).absolute()
+    if not _orbax().is_orbax_checkpoint(source):
+        raise FileNotFoundError(f"No checkpoint at {source}.")
+    return _load(source)
+
+
+def _load(source: Path) -> tuple[PyTree, dict[str, Any]]:
+    ocp = _orbax()
     saved = ocp.metadata(source)
+    # Where to put the arrays is said here: a checkpoint may come from another device.
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), saved.metadata

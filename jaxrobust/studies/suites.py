@@ -1,0 +1,137 @@
+"""Suites of attacks as a command line names them."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxrobust import attacks, checks, evaluation
+from jaxrobust.evaluation.auto_attack import VERSIONS
+from jaxrobust.types import Attack
+
+# Attacks that keep to an epsilon; the others look for the smallest perturbation of any size.
+SINGLE = {
+    name.lower(): name
+    for name, attack in attacks.ATTACKS.items()
+    if "epsilon" in {field.name for field in dataclasses.fields(attack)}
+}
+
+
+def number(name: str, text: str) -> float:
+    """A number as a command line has it: "0.03" or "8/255".
+
+    Args:
+      name: Of the argument, for the message.
+      text: The number or the fraction.
+
+    Raises:
+      ValueError: Neither, or not finite.
+
+    Example:
+      >>> number("epsilon", "8/255") == 8 / 255
+      True
+    """
+    above, slash, below = text.partition("/")
+    try:
+        value = float(above) / float(below) if slash else float(above)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(
+            f"`{name}` must be a number like 0.03 or a fraction like 8/255, got {text!r}."
+        ) from None
+    checks.number(name, value)
+    return value
+
+
+def make_suite(name: str, epsilon: float, norm: str, num_classes: int) -> dict[str, Attack]:
+    """The attacks of a suite by name, all within one ball.
+
+    Args:
+      name: "standard", "plus" or "rand" (AutoAttack); the name of one attack in small letters, with
+        its default settings and a step size in proportion to epsilon; or the path of a JSON file, an
+        object of attacks by the names they are to have in tables, each as
+        `jaxrobust.attacks.from_dict` takes it: {"PGD, 100 steps": {"name": "PGD", "num_steps": 100}}.
+        Epsilon, norm and step size may be left out.
+      epsilon: Radius in pixel units, above 0.
+      norm: "linf", "l2" or "l1".
+      num_classes: K.
+
+    Returns:
+      {name: attack}, in their order.
+
+    Raises:
+      FileNotFoundError: No such file.
+      ValueError: An unknown name, or a file that does not describe attacks within this ball.
+
+    Example:
+      >>> make_suite("pgd", 0.1, "l2", 10)["PGD"].norm
+      'l2'
+    """
+    checks.number("epsilon", epsilon, above=0.0)
+    if name in VERSIONS:
+        return evaluation.auto_attack_suite(epsilon, norm, name, num_classes)
+    if name in SINGLE:
+        return {SINGLE[name]: _attack({"name": SINGLE[name]}, epsilon, norm)}
+    path = Path(name).expanduser()
+    if path.suffix != ".json":
+        known = ", ".join((*VERSIONS, *SINGLE))
+        raise ValueError(f"`suite` must be one of {known}, or the path of a .json, got {name!r}.")
+    if not path.is_file():
+        raise FileNotFoundError(f"`suite` must be an existing file, got {name!r}.")
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
+    except ValueError as error:
+        raise ValueError(f"{name}: this is not valid JSON: {error}") from error
+    if not isinstance(described, dict) or not described:
+        raise ValueError(f"{name} must hold an object of at least one attack by name.")
+    suite = {}
+    for title, entry in described.items():
+        try:
+            suite[title] = _attack(entry, epsilon, norm)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name}, {title!r}: {error}") from error
+    return suite
+
+
+def shortened(suite: dict[str, Attack], num_steps: int) -> dict[str, Attack]:
+    """The suite with at most so many steps for each start of an attack."""
+
+    def cut(attack: Any) -> Any:
+        steps = {"num_steps", "num_iterations"} & {f.name for f in dataclasses.fields(attack)}
+        fewer = {name: min(getattr(attack, name), num_steps) for name in steps}
+        return dataclasses.replace(attack, **fewer)
+
+    return {name: cut(attack) for name, attack in suite.items()}
+
+
+def _attack(entry: Any, epsilon: float, norm: str) -> Attack:
+    """An attack as a file describes it, with what it leaves out."""
+    if not isinstance(entry, dict):
+        raise ValueError(f'it must be an object like {{"name": "PGD"}}, got {entry!r}.')
+    checks.one_of("name", entry.get("name"), tuple(SINGLE.values()))
+    kind: Any = attacks.ATTACKS[entry["name"]]
+    entry = dict(entry)
+    if isinstance(entry.get("epsilon"), str):
+        entry["epsilon"] = number("epsilon", entry["epsilon"])
+    for field, value in (("epsilon", epsilon), ("norm", norm)):
+        if entry.setdefault(field, value) != value:
+            raise ValueError(
+                f"`{field}` must be that of the suite, {value!r}, or be left out, "
+                f"got {entry[field]!r}."
+            )
+    fields = {field.name for field in dataclasses.fields(kind)}
+    if "step_size" in fields and "step_size" not in entry:
+        entry["step_size"] = kind.step_size * epsilon / kind.epsilon
+    attack = attacks.from_dict(entry)
+    if attack.targeted:
+        raise ValueError("`targeted` must be false: a suite is of untargeted attacks.")
+    return attack
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's entries; a name that comes twice would hide an attack."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} is there twice.")
+    return found

@@ -1,0 +1,350 @@
+"""The script that evaluates anybody's classifier, and what it is made of."""
+
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import evaluate
+from jaxrobust import data, evaluation, models, pruning, studies, training
+from jaxrobust.evaluation.classification import predictions
+from jaxrobust.studies import suite_run, suites
+
+ROOT = Path(__file__).resolve().parents[1]
+EPSILON = 0.1
+SUITE = {
+    "PGD, 2 steps": {"name": "PGD", "num_steps": 2},
+    "noise": {"name": "RandomNoise", "epsilon": "1/10", "num_steps": 3},
+}
+MODULE = """
+import jax.numpy as jnp
+
+def good():
+    return lambda x: jnp.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], axis=1)
+
+def nan(): return lambda x: jnp.full((len(x), 2), jnp.nan)
+def flat(): return lambda x: x.mean((1, 2, 3))
+def pair(): return lambda x: (x, x)
+def broken(): return lambda x: x.reshape(5)
+def nothing(): return None
+def argument(x): return x
+def raises(): return {}["key"]
+number = 3
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A run, models saved from it, a suite, an archive and a module."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    digits = data.load("digits")
+    network = models.create("mlp", widths=(16,))
+    order = np.random.default_rng(0).permutation(len(digits.train))[:640]
+    train = digits.train.images[order], digits.train.labels[order]
+    config = training.TrainConfig(num_epochs=2, learning_rate=3e-3)
+    fitted = training.fit(
+        network,
+        train,
+        config,
+        run_dir=folder / "run",
+        mean=digits.mean,
+        std=digits.std,
+        validation=(digits.test.images[:50], digits.test.labels[:50]),
+        progress=False,
+    )
+    facts = {"model": "mlp", "num_classes": 10, "sizes": {"widths": [16]}}
+    facts |= {"mean": digits.mean.tolist(), "std": digits.std.tolist()}
+    training.save_variables(folder / "saved", fitted.variables, facts)
+    pruning.save_sparse(folder / "sparse.jrw", fitted.variables, facts)
+    pruning.save_sparse(folder / "int8.jrw", pruning.quantize(fitted.variables), facts)
+    pruning.save_sparse(folder / "bare.jrw", fitted.variables, {"model": "mlp"})
+    (folder / "suite.json").write_text(json.dumps(SUITE))
+    (folder / "my_models.py").write_text(MODULE)
+    generator = np.random.default_rng(0)
+    labels = np.arange(12) % 2
+    images = generator.uniform(0, 0.7, (12, 4, 4, 3)) + 0.3 * (labels == 0)[:, None, None, None]
+    arrays = {"images": images.astype(np.float32), "labels": labels}
+    np.savez(folder / "images.npz", **arrays)
+    np.savez(folder / "bytes.npz", **(arrays | {"images": images * 255}))
+    np.savez(folder / "high.npz", **(arrays | {"labels": labels + 1}))
+    np.savez(folder / "unlabelled.npz", images=arrays["images"])
+    (folder / "text.npz").write_text("no archive")
+    return types.SimpleNamespace(folder=folder, fitted=fitted, digits=digits, network=network)
+
+
+@pytest.fixture(autouse=True)
+def here(place, monkeypatch):
+    monkeypatch.chdir(place.folder)
+    monkeypatch.syspath_prepend(place.folder)
+
+
+@pytest.fixture
+def checked(monkeypatch):
+    """Sanity checks that cost nothing, and the arguments that they were called with."""
+    calls = []
+
+    def sanity(logits_fn, images, labels, epsilon, *, key, norm, num_lanes, progress):
+        calls.append((len(images), epsilon, norm))
+        checks = [
+            {"name": "unbounded attack", "passed": False, "detail": "12 % stand."},
+            {"name": "black box", "passed": None, "detail": "Not in l1."},
+            {"name": "more steps", "passed": True, "detail": "They help."},
+        ]
+        found = {"norm": norm, "epsilon": epsilon, "n": len(images), "checks": checks}
+        return found | {"verdict": "gradient masking", "reason": "Because 12 % stand."}
+
+    monkeypatch.setattr(evaluation, "sanity", sanity)
+    return calls
+
+
+def config(tmp_path, **changes):
+    settings = {
+        "model": "run",
+        "data": "digits",
+        "suite": "suite.json",
+        "epsilon": "1/10",
+        "num_images": 16,
+        "num_shown": 2,
+        "diagnostics": False,
+        "results_dir": tmp_path,
+    }
+    return evaluate.Config(**(settings | changes))
+
+
+def result_of(tmp_path):
+    return json.loads((tmp_path / "evaluate" / "default" / "result.json").read_text())
+
+
+def test_a_run_of_ours_from_weights_to_report(place, tmp_path, checked, capsys, monkeypatch):
+    settings = config(tmp_path, diagnostics=True, save_images=True, curve=("0", "1/10"))
+    report = evaluate.main(settings).read_text()
+    said = capsys.readouterr().out
+    result = result_of(tmp_path)
+    (suite,) = result["suites"]
+    assert checked == [(16, 0.1, "linf")] and suite["diagnostics"]["verdict"] == "gradient masking"
+    assert [attack["name"] for attack in suite["attacks"]] == list(SUITE)
+    assert result["models"][0]["num_parameters"] == 3072 * 16 + 3 * 16 + 16 * 10 + 10
+    left = suite["robust_accuracy"]["count"]
+    assert left + sum(a["fooled"] for a in suite["attacks"]) == suite["clean_accuracy"]["count"]
+    assert 0 < left < suite["clean_accuracy"]["count"]  # else the checks below say nothing
+    assert "do not trust the robust accuracy" in report and "do not trust" in said
+    assert "FAILED  unbounded attack  12 % stand." in said
+    assert f"no attack {100 * suite['clean_accuracy']['rate']:.0f} %" in " ".join(said.split())
+    clean, attacked = (point["robust_accuracy"] for point in result["curves"][0]["points"])
+    assert clean == suite["clean_accuracy"] and attacked["count"] < clean["count"]
+    assert len(result["sections"][0]["blocks"][0]["rows"]) == 2
+
+    kept = np.load(tmp_path / "evaluate" / "default" / "adversarial" / "suite.npz")
+    assert suite["fooled_by"] == kept["fooled_by"].tolist()
+    pixels = place.digits.test.images[kept["indices"]] / np.float32(255)
+    np.testing.assert_array_equal(kept["clean_images"], pixels)
+    assert 0.05 < abs(kept["images"] - pixels).max() <= EPSILON + 1e-6
+    wrong = predictions(evaluation.logits(studies.load_classifier("run"), kept["images"]))
+    np.testing.assert_array_equal(wrong != kept["labels"], kept["fooled_by"] != -1)
+
+    # Once more: nothing is computed again, and nothing changes but the time that was looked at.
+    monkeypatch.setattr(suite_run.evaluation, "attack_suite", None)
+    evaluate.main(settings)
+    again = result_of(tmp_path)
+    assert {**again, "timings": 0} == {**result, "timings": 0} and len(checked) == 1
+
+
+def test_a_killed_run_goes_on_and_refuses_other_settings(tmp_path, monkeypatch):
+    search, searched = evaluation.suite.search, []
+
+    def killed(attack, *arguments, **options):
+        searched.append(type(attack).__name__)
+        if len(searched) == 2:
+            raise KeyboardInterrupt
+        return search(attack, *arguments, **options)
+
+    monkeypatch.setattr(evaluation.suite, "search", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.main(config(tmp_path / "parts"))
+    folder = tmp_path / "parts" / "evaluate" / "default"
+    kept = {path.name for path in (folder / "suite").iterdir()}
+    assert kept == {"0_PGD__2_steps.npz", "seconds.json"}
+    spent = json.loads((folder / "suite" / "seconds.json").read_text())
+    with pytest.raises(ValueError, match="epsilon was 1/10, is now 1/5"):
+        evaluate.main(config(tmp_path / "parts", epsilon="1/5", suite="pgd"))
+    with pytest.raises(ValueError, match="weights was last, is now best"):
+        evaluate.main(config(tmp_path / "parts", weights="best"))
+
+    evaluate.main(config(tmp_path / "parts"))
+    monkeypatch.setattr(evaluation.suite, "search", search)
+    evaluate.main(config(tmp_path / "whole"))
+    (parts,), (whole,) = (result_of(tmp_path / name)["suites"] for name in ("parts", "whole"))
+    assert parts["attacks"][0]["seconds"] >= round(spent["PGD, 2 steps"], 3) > 0
+    for suite in (parts, whole):
+        for attack in suite["attacks"]:
+            del attack["seconds"]
+    assert parts == whole
+
+
+def test_the_command_line_evaluates_a_python_function(place, tmp_path):
+    options = ["--suite", "fgsm", "--epsilon", "0.2", "--no-diagnostics", "--quick"]
+    options += ["--data", "images.npz", "--results-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "experiments.evaluate", *options, "--model"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, "my_models:good"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "FGSM" in done.stdout and "No sanity checks were made." in done.stdout
+    result = result_of(tmp_path)
+    assert result["data"]["num_train"] is None and result["models"][0]["num_parameters"] is None
+    assert result["suites"][0]["robust_accuracy"]["count"] < 12
+
+    refused = subprocess.run(
+        [*command, "my_models:nan"], env=environment, capture_output=True, text=True
+    )
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1 and "NaN for every clean image" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"epsilon": "-0.1"}, "`epsilon` must be a finite number above 0"),
+        ({"epsilon": "8/0"}, "fraction like 8/255, got '8/0'"),
+        ({"epsilon": "8"}, "`epsilon` must be a finite number above 0 and at most 1, got 8"),
+        ({"curve": ("0.1", "x")}, "`curve` must be a number"),
+        ({"num_images": 0}, "`num_images` must be at least 1"),
+        ({"suite": "best"}, "`suite` must be one of standard, plus, rand, fgsm"),
+        ({"suite": "none.json"}, "`suite` must be an existing file"),
+        ({"model": "none"}, "`model` must be a folder of a training run"),
+        ({"model": "my_models.py"}, "is not a file of"),
+        ({"model": "."}, "is neither a run of"),
+        ({"model": "bare.jrw"}, "lack num_classes, mean, std"),
+        ({"model": "run", "data": "images.npz"}, "'run' does not take images of shape"),
+        ({"model": "no_module:f"}, "cannot be imported: ModuleNotFoundError"),
+        ({"model": "my_models:f"}, "the module 'my_models' has no 'f'"),
+        ({"model": "my_models:number"}, "must be a function, got int"),
+        ({"model": "my_models:nothing"}, "must return a function from images to logits"),
+        ({"model": "my_models:argument"}, "missing 1 required positional argument"),
+        ({"model": "my_models:raises"}, r"raised KeyError: 'key' \(my_models.py, line"),
+        ({"model": "my_models:flat"}, "must return \\[B, K\\]"),
+        ({"model": "my_models:pair"}, "must return an array of logits, got tuple"),
+        ({"model": "my_models:broken"}, r"shape \(4, 4, 3\): TypeError.*my_models.py"),
+        ({"model": "my_models:nan"}, "NaN for every clean image"),
+        ({"data": "bytes.npz"}, r"`images` must lie in \[0, 1\]"),
+        ({"data": "high.npz"}, "`labels` must lie in 0 .. 1 for 2 classes, got values in 1 .. 2"),
+        ({"data": "unlabelled.npz"}, "must hold `images` and `labels`, got images"),
+        ({"data": "text.npz"}, "is no .npz of arrays"),
+        ({"data": "none.npz"}, "`data` must be an existing file"),
+        ({"data": "none"}, "`data` must be one of"),
+    ],
+)
+def test_wrong_input_is_named_before_anything_is_attacked(changes, message, tmp_path):
+    settings = {"model": "my_models:good", "data": "images.npz"} | changes
+    with pytest.raises((ValueError, TypeError, OSError), match=message) as caught:
+        evaluate.main(config(tmp_path, **settings))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "evaluate").exists()
+
+
+def test_saved_models_answer_as_the_trained_one(place):
+    images = place.digits.test.images[:20]
+    expected = {
+        name: evaluation.logits(
+            models.Classifier(place.network.apply, variables, place.digits.mean, place.digits.std),
+            images,
+        )
+        for name, variables in (
+            ("last", place.fitted.variables),
+            ("best", place.fitted.best_variables),
+        )
+    }
+    for name, weights in (
+        ("run", "last"),
+        ("run", "best"),
+        ("saved", "last"),
+        ("sparse.jrw", "last"),
+    ):
+        found = evaluation.logits(studies.load_classifier(name, weights), images)
+        np.testing.assert_array_equal(found, expected[weights])
+    int8 = evaluation.logits(studies.load_classifier("int8.jrw"), images)
+    assert 0 < abs(int8 - expected["last"]).max() < 0.2
+
+
+def test_moving_averages_are_what_a_run_is_evaluated_by(tmp_path, place):
+    config = training.TrainConfig(num_epochs=1, ema_decay=0.9, batch_size=16)
+    train = place.digits.train.images[:32], place.digits.train.labels[:32]
+    fitted = training.fit(place.network, train, config, run_dir=tmp_path, progress=False)
+    loaded, settings = training.load_run(tmp_path)
+    assert settings["config"]["ema_decay"] == 0.9
+    assert jax.tree.structure(loaded) == jax.tree.structure(fitted.variables)
+    for mine, theirs in zip(*map(jax.tree.leaves, (loaded, fitted.variables)), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    with pytest.raises(ValueError, match="'last' for a run without validation"):
+        training.load_run(tmp_path, "best")
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        training.load_run(tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("[]", "must hold an object of at least one attack"),
+        ("{", "not valid JSON"),
+        ('{"a": {"name": "FGSM"}, "a": {"name": "PGD"}}', "'a' is there twice"),
+        ('{"a": {"name": "FSGM"}}', "'a': `name` must be one of"),
+        ('{"a": {"name": "FGSM", "steps": 3}}', "FGSM has no `steps`"),
+        ('{"a": {"name": "FGSM", "norm": "l2"}}', "`norm` must be that of the suite, 'linf'"),
+        ('{"a": {"name": "FGSM", "epsilon": "2/10"}}', "`epsilon` must be that of the suite, 0.1"),
+        ('{"a": {"name": "PGD", "targeted": true}}', "`targeted` must be false"),
+        ('{"a": 3}', "must be an object like"),
+    ],
+)
+def test_suites_that_are_none(text, message, tmp_path):
+    path = tmp_path / "suite.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        suites.make_suite(str(path), 0.1, "linf", 10)
+
+
+def test_suites_by_name():
+    assert suites.make_suite("rand", 0.1, "l2", 3) == evaluation.auto_attack_suite(
+        0.1, "l2", "rand", 3
+    )
+    (pgd,) = suites.make_suite("pgd", 0.4, "l1", 3).values()
+    assert (pgd.epsilon, pgd.norm) == (0.4, "l1") and pgd.step_size == pytest.approx(0.1)
+    short = suites.shortened(suites.make_suite("standard", 0.1, "linf", 3), 7)
+    assert [attack.num_steps for attack in short.values()] == [7, 7, short["FAB-T"].num_steps, 7]
+    assert short["FAB-T"].num_iterations == 7
+
+
+def test_the_same_seed_chooses_the_same_images():
+    first, again, other = (studies.load_examples("digits", 25, seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first.indices, again.indices)
+    assert (first.indices != other.indices).any() and (np.diff(first.indices) > 0).all()
+    assert first.names(12)[8:] == ["8", "9", "10", "11"]
+    assert len(studies.load_examples("digits", 10**6).labels) == 360
+
+
+def test_stochastic_classifiers_and_pytrees_are_counted():
+    weights = jnp.ones((3, 2))
+    partial = jax.tree_util.Partial(lambda w, x: x.mean((1, 2)) @ w, weights)
+    assert studies.num_parameters(partial) == 6
+    assert studies.num_parameters(lambda x: x) is None
+    assert studies.check_classifier(partial, "partial", (4, 4, 3)) == 2
+
+
+def test_other_weights_under_the_same_name_are_another_run(place):
+    images, labels = place.digits.test.images[:8] / np.float32(255), place.digits.test.labels[:8]
+    classifier = studies.load_classifier("run")
+    first = evaluate._inputs(classifier, images, labels)
+    assert first == evaluate._inputs(studies.load_classifier("saved"), images, labels)
+    params = jax.tree.map(lambda leaf: leaf * 1.5, classifier.variables["params"])
+    variables = {**classifier.variables, "params": params}
+    other = models.Classifier(classifier.apply_fn, variables, classifier.mean, classifier.std)
+    assert first["weights"] != evaluate._inputs(other, images, labels)["weights"]
+    plain = evaluate._inputs(lambda x: 1 - classifier(x), images, labels)
+    assert plain["weights"] == [] and plain["predictions"] != first["predictions"]

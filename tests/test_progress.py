@@ -1,0 +1,75 @@
+"""What a long stage says of itself."""
+
+import io
+
+import pytest
+
+from jaxrobust import studies
+from jaxrobust.studies import progress
+
+
+class Screen(io.StringIO):
+    def __init__(self, terminal):
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self):
+        return self.terminal
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def shown(monkeypatch, terminal):
+    screen = Screen(terminal)
+    monkeypatch.setattr("sys.stderr", screen)
+    return screen
+
+
+def test_a_log_has_a_line_every_half_minute(monkeypatch, clock):
+    screen = shown(monkeypatch, terminal=False)
+    display = progress.Progress("PGD")
+    for second in range(100):
+        clock[0] = 100.0 + second
+        display(10 * second, 2000)
+    display(2000, 2000)
+    assert screen.getvalue().splitlines() == [
+        "PGD: 300/2,000, 10/s, 3 min left",
+        "PGD: 600/2,000, 10/s, 2 min left",
+        "PGD: 900/2,000, 10/s, 110 s left",
+    ]
+
+
+def test_a_terminal_has_one_line_that_changes(monkeypatch, clock):
+    screen = shown(monkeypatch, terminal=True)
+    with studies.Stages()("PGD") as display:
+        for done in range(1, 4):
+            clock[0] += 2.0
+            display(done, 10)
+    lines = screen.getvalue().split("\r\033[K")
+    assert lines[0] == "PGD ...\n"
+    assert lines[1:4] == [
+        "PGD: 1/10, 0.5/s, 18 s left",
+        "PGD: 2/10, 0.5/s, 16 s left",
+        "PGD: 3/10, 0.5/s, 14 s left",
+    ]
+    assert lines[4].startswith("PGD: ") and lines[4].endswith(" s\n") and "\n" not in lines[3]
+
+
+def test_compiling_does_not_count_as_slow(monkeypatch, clock):
+    screen = shown(monkeypatch, terminal=True)
+    display = progress.Progress("PGD")
+    clock[0] += 60.0
+    display(0, 100)
+    clock[0] += 1.0
+    display(20, 100)
+    assert screen.getvalue().endswith("PGD: 20/100, 20/s, 4 s left")
+
+
+def test_long_times_are_in_the_unit_that_fits():
+    assert progress.describe(1, 7201, 1, 1.0) == "1/7,201, 1/s, 2.0 h left"
+    assert progress.describe(5, 5, 0, 0.0) == "5/5"
