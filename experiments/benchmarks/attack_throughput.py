@@ -64,13 +64,13 @@ def compare(config: Config, model: str, batch_size: int, path: Path) -> dict:
         "num_steps": attack.num_steps,
         "num_threads": config.num_threads,
     }
-    worker = Path(__file__).with_name("torchattacks_worker.py")
+    root = Path(__file__).resolve().parents[2]
     peer = subprocess.Popen(
-        [str(config.peer_python), str(worker)],
+        [str(config.peer_python), "-m", "experiments.benchmarks.torchattacks_worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_PROC_BIND": "close"},
+        env={**os.environ, "OMP_PROC_BIND": "close", "PYTHONPATH": str(root)},
     )
     to_peer, from_peer = peer.stdin, peer.stdout
     assert to_peer is not None and from_peer is not None  # both are pipes

@@ -1,0 +1,1 @@
+"""Parity with PyTorch attack libraries: the same networks, images and radii on both sides."""

@@ -1,0 +1,152 @@
+"""What is compared with what: our attacks, and those of the peers with the same settings."""
+
+import dataclasses
+from typing import Any
+
+from jaxrobust.attacks import APGD, FAB, MIFGSM, PGD, CarliniWagner, DeepFool, Square
+from jaxrobust.types import Attack
+
+NORMS = ("linf", "l2", "l1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Effort:
+    """How long attacks work, on both sides alike.
+
+    Attributes:
+      num_steps: Of APGD and FAB.
+      num_queries: Of Square.
+      pgd_steps: Of PGD and MI-FGSM.
+      num_searches: Of Carlini-Wagner.
+      num_iterations: Of each of its searches.
+      deepfool_steps: Of DeepFool.
+    """
+
+    num_steps: int = 100
+    num_queries: int = 5000
+    pgd_steps: int = 40
+    num_searches: int = 9
+    num_iterations: int = 1000
+    deepfool_steps: int = 50
+
+
+QUICK = Effort(5, 20, 5, 3, 20, 10)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One comparison.
+
+    Attributes:
+      name: Of the attack.
+      ours: None: AutoAttack standard.
+      peers: {library: request}, for torch_worker.py.
+    """
+
+    name: str
+    ours: Attack | None
+    peers: dict[str, dict[str, Any]]
+
+
+def within_ball(effort: Effort, norm: str, epsilon: float, art_suite: bool = True) -> list[Row]:
+    """The attacks that have a radius: what stays robust is compared.
+
+    Args:
+      effort: For both sides.
+      norm: "linf", "l2" or "l1".
+      epsilon: In pixel units.
+      art_suite: Whether ART's AutoAttack is one of the peers.
+    """
+    # What a library does not have in a norm; torchattacks has nothing in l1.
+    has = {"torchattacks": norm != "l1", "art": True}
+    ball = {"norm": norm, "epsilon": epsilon}
+    steps, queries = effort.num_steps, effort.num_queries
+
+    def row(name: str, ours: Attack | None, **peers: dict[str, Any]) -> Row:
+        requests = {
+            library: {"library": library, **ball, **settings}
+            for library, settings in peers.items()
+            if has[library]
+        }
+        return Row(name, ours, requests)
+
+    def art_apgd(loss: str) -> dict[str, Any]:
+        return {"attack": "AutoProjectedGradientDescent", "loss": loss, "num_steps": steps}
+
+    def apgd(loss: str) -> dict[str, Any]:
+        return {"attack": "APGD", "loss": loss, "num_steps": steps}
+
+    rows = [
+        row(
+            "APGD-CE",
+            APGD(epsilon, "ce", steps, norm),
+            torchattacks=apgd("ce"),
+            art=art_apgd("ce"),
+        ),
+        row(
+            "APGD-DLR",
+            APGD(epsilon, "dlr", steps, norm),
+            torchattacks=apgd("dlr"),
+            art=art_apgd("dlr"),
+        ),
+    ]
+    if norm == "l1":
+        return rows
+    size = epsilon / 10
+    rows += [
+        row(
+            "APGD-T",
+            APGD(epsilon, "targeted_dlr", steps, norm, num_restarts=9),
+            torchattacks={"attack": "APGDT", "num_steps": steps},
+        ),
+        row(
+            "FAB",
+            FAB(epsilon, steps, norm),
+            torchattacks={"attack": "FAB", "num_steps": steps},
+        ),
+        row(
+            "FAB-T",
+            FAB(epsilon, steps, norm, aim="one", num_restarts=9),
+            torchattacks={"attack": "FABT", "num_steps": steps},
+        ),
+        row(
+            "Square",
+            Square(epsilon, queries, norm),
+            torchattacks={"attack": "Square", "num_queries": queries},
+            art={"attack": "SquareAttack", "num_queries": queries},
+        ),
+        row(
+            "PGD",
+            PGD(epsilon, size, effort.pgd_steps, norm),
+            torchattacks={"attack": "PGD", "num_steps": effort.pgd_steps, "step_size": size},
+        ),
+    ]
+    if norm == "linf":
+        momentum = {"attack": "MIFGSM", "num_steps": effort.pgd_steps, "step_size": size}
+        ours = MIFGSM(epsilon, size, num_steps=effort.pgd_steps)
+        rows.append(row("MI-FGSM", ours, torchattacks=momentum))
+    suite = {"attack": "AutoAttack", "num_steps": steps, "num_queries": queries}
+    also = {"art": suite} if art_suite else {}
+    return [*rows, row("AutoAttack", None, torchattacks=suite, **also)]
+
+
+def minimal(effort: Effort) -> list[tuple[str, Row]]:
+    """The attacks that look for the smallest perturbation: (norm, comparison)."""
+    searches, iterations = effort.num_searches, effort.num_iterations
+    steps = effort.deepfool_steps
+    carlini = {
+        "library": "foolbox",
+        "attack": "L2CarliniWagnerAttack",
+        "norm": "l2",
+        "num_searches": searches,
+        "num_iterations": iterations,
+    }
+    ours = CarliniWagner(num_searches=searches, num_iterations=iterations)
+    rows = [("l2", Row("Carlini-Wagner", ours, {"foolbox": carlini}))]
+    for norm, foolbox in (("l2", "L2DeepFoolAttack"), ("linf", "LinfDeepFoolAttack")):
+        shared = {"norm": norm, "num_steps": steps, "overshoot": 0.02}
+        peers = {"foolbox": {"library": "foolbox", "attack": foolbox, **shared}}
+        if norm == "l2":
+            peers["art"] = {"library": "art", "attack": "DeepFool", **shared}
+        rows.append((norm, Row("DeepFool", DeepFool(num_steps=steps, norm=norm), peers)))
+    return rows

@@ -1,0 +1,131 @@
+"""Networks of jaxrobust in PyTorch, for processes that run in an environment without jaxrobust.
+
+Their state dicts have the names and layouts of `jaxrobust.models.torch_weights`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class CNN(nn.Module):
+    """cnn of jaxrobust, in PyTorch."""
+
+    def __init__(self, widths: Sequence[int] = (32, 32, 64, 64, 128)) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for index, (inputs, outputs) in enumerate(zip((3, *widths), widths, strict=False)):
+            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
+            if index in (1, 3, 4):
+                layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.BatchNorm1d(widths[-1]),
+            nn.Linear(widths[-1], 10),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.features(x))
+
+
+class SimpleCNN(nn.Module):
+    """simple_cnn of jaxrobust, in PyTorch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for index, (inputs, outputs) in enumerate([(3, 32), (32, 64), (64, 128)]):
+            pool = nn.MaxPool2d(2) if index < 2 else nn.AdaptiveAvgPool2d(4)
+            convolution = nn.Conv2d(inputs, outputs, 3, padding=1)
+            layers += [convolution, nn.BatchNorm2d(outputs), nn.ReLU(), pool]
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Sequential(
+            nn.Dropout(0.5), nn.Linear(2048, 256), nn.ReLU(), nn.Dropout(0.3), nn.Linear(256, 10)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.features(x).flatten(1))
+
+
+class Block(nn.Module):
+    """A basic residual block."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            convolution = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(convolution, nn.BatchNorm2d(outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(features)) + self.shortcut(x))
+
+
+class ResNetSmall(nn.Module):
+    """resnet_small of jaxrobust, in PyTorch."""
+
+    def __init__(self, widths: Sequence[int] = (64, 128, 256)) -> None:
+        super().__init__()
+        first, second, third = widths
+        self.conv1 = nn.Conv2d(3, first, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(first)
+        self.layer1 = nn.Sequential(Block(first, first, 1), Block(first, first, 1))
+        self.layer2 = nn.Sequential(Block(first, second, 2), Block(second, second, 1))
+        self.layer3 = nn.Sequential(Block(second, third, 2), Block(third, third, 1))
+        self.fc = nn.Linear(third, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = torch.relu(self.bn1(self.conv1(x)))
+        features = self.layer3(self.layer2(self.layer1(features)))
+        return self.fc(features.mean((2, 3)))
+
+
+class Normalised(nn.Module):
+    """Pixels in [0, 1] to logits."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.network = network
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(list(values)).view(1, 3, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network((x - self.mean) / self.std)
+
+
+class ChannelsLast(torch.autograd.Function):
+    """Puts a batch into the layout that convolutions are fastest in, and its gradient back.
+
+    Libraries call `view` on images and gradients, which fails in any layout but the plain one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return gradients[0].contiguous()
+
+
+class Relaid(nn.Module):
+    """A network that takes and gives plain layouts, and computes in the other one."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(ChannelsLast.apply(x))
