@@ -6,12 +6,15 @@
 The model is a run folder of `jaxrobust.training.fit`, a saved model (`save_variables`, `save_sparse`),
 or module:function: a Python function without arguments that returns a function from images
 [B, H, W, C] in [0, 1] to logits [B, K]. The data are `digits`, `sports10`, a folder
-<split>/<class>/<image>, or an .npz with `images` and `labels`.
+<split>/<class>/<image> (the split is test, valid or val), or an .npz with `images` and `labels`.
 
 Expected time: 2 to 3 minutes on 2 cores for a very small network (`simple_cnn` with widths of 8) and
 200 digits of which 56 withstand, a minute of it for the sanity checks; more in proportion to the
 network's arithmetic and to the images that withstand: 5,000 queries and some 3,000 gradients each.
---quick (20 images, 20 steps) takes under a minute, most of it compiling.
+--quick (20 images, 20 steps) takes under a minute, most of it compiling and the sanity checks, which
+keep their 100 steps. A run that was killed goes on with the same command and has lost half a minute at
+most; --save-images, --num-shown, --num-lanes, --curve and --no-diagnostics may differ then, or be
+asked for later: nothing is attacked again.
 
 Expected numbers: of a network trained on clean images next to nothing is left at 8/255. Where much is
 left, the sanity checks say whether that may be an attack that failed; they are made with every run.
@@ -21,6 +24,7 @@ https://arxiv.org/abs/1902.06705 (the checks).
 """
 
 import dataclasses
+import functools
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -29,11 +33,13 @@ import jax
 import numpy as np
 
 from jaxrobust import checks, evaluation, files, studies, training
-from jaxrobust.evaluation.classification import predictions
-from jaxrobust.evaluation.robustness import prepare
-from jaxrobust.reports.suites import BANNERS
+from jaxrobust.evaluation.attack_report import epsilon_label
+from jaxrobust.reports import BANNERS
 from jaxrobust.studies import suite_run, suites
-from jaxrobust.types import Attack, LogitsFn
+from jaxrobust.types import Attack, LogitsFn, Stochastic
+
+# Settings that change no verdict: a run goes on, or is drawn anew, with others.
+_VIEWS = ("save_images", "num_shown", "num_lanes", "curve", "diagnostics")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +104,70 @@ def main(config: Config) -> Path:
     _check(config)
     if config.quick:
         config = dataclasses.replace(config, num_images=min(config.num_images, 20))
+    task = _task(config)
+    stages = studies.Stages(task.folder)
+    with stages("clean images"):
+        images, labels, names = task.examples.images, task.examples.labels, task.names
+        entry = studies.model_entry(task.model, task.classifier, images, labels, names)
+    summary, sections = _attacked(task, stages)
+    if config.diagnostics:
+        summary["diagnostics"] = stages.remember("sanity checks", functools.partial(_sanity, task))
+    curves = [_curve(task, stages, summary)] if config.epsilons else []
+
+    print("\n".join(["", *suite_run.table_lines(summary), ""]))
+    if config.diagnostics:
+        print("\n".join([*suite_run.check_lines(summary["diagnostics"]), ""]))
+    title = f"Robustness of {task.model}"
+    data = task.examples.entry(len(task.names))
+    result = studies.result_header("evaluate", title, config, config.seed, data)
+    result |= {
+        "summary": _summary(task, summary),
+        "timings": stages.seconds,
+        "models": [entry],
+        "suites": [summary],
+        "curves": curves,
+        "sections": sections,
+    }
+    return studies.finish(task.folder, result)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Task:
+    """What is attacked with what, and where that is kept."""
+
+    config: Config
+    classifier: LogitsFn
+    suite: dict[str, Attack]
+    label: str
+    examples: studies.Examples
+    names: list[str]
+    model: str
+    folder: Path
+
+    @property
+    def key(self) -> jax.Array:
+        return jax.random.key(self.config.seed)
+
+
+def _check(config: Config) -> None:
+    """Refuses what is out of range. Not in `Config`: the command line would frame the words."""
+    largest = 1.0 if config.norm == "linf" else math.inf
+    for name, text in (("epsilon", config.epsilon), *(("curve", text) for text in config.curve)):
+        epsilon = suites.number(name, text)
+        if 1 < epsilon <= 255 and largest == 1:
+            raise ValueError(
+                f"`{name}` must be at most 1 (1 is black to white), got {text}; did you mean "
+                f"{text}/255?"
+            )
+        above = 0.0 if name == "epsilon" else -math.inf
+        checks.number(name, epsilon, minimum=0.0, above=above, maximum=largest)
+    checks.integer("num_images", config.num_images, minimum=1)
+    checks.integer("num_shown", config.num_shown, minimum=0)
+    checks.integer("num_lanes", config.num_lanes, minimum=1)
+
+
+def _task(config: Config) -> _Task:
+    """Loads everything, complains of what does not fit together, and opens the run's folder."""
     examples = studies.load_examples(
         config.data,
         config.num_images,
@@ -105,146 +175,124 @@ def main(config: Config) -> Path:
         data_dir=config.data_dir,
         image_size=config.image_size,
     )
-    images, labels = examples.images, examples.labels
     classifier = studies.load_classifier(config.model, config.weights)
-    num_classes = studies.check_classifier(classifier, config.model, images.shape[1:])
-    suite = suites.make_suite(config.suite, config.radius, config.norm, num_classes)
+    num_classes = studies.check_classifier(classifier, config.model, examples.images.shape[1:])
+    examples.check_labels(num_classes)
+    suite = whole = suites.make_suite(config.suite, config.radius, config.norm, num_classes)
     if config.quick:
-        suite = suites.shortened(suite, 20)
+        suite = suites.shortened(whole, 20)
+    inputs, clean_logits = studies.describe_inputs(classifier, examples.images, examples.labels)
     folder = studies.open_run(
         config.results_dir,
         "evaluate",
         config.run,
         config,
         suite={name: training.describe(attack) for name, attack in suite.items()},
-        inputs=_inputs(classifier, images, labels),
+        inputs=inputs,
+        clean_logits=clean_logits,
+        ignored=_VIEWS,
+    )
+    return _Task(
+        config=config,
+        classifier=classifier,
+        suite=suite,
+        label=_label(config) + ", shortened" * (suite != whole),
+        examples=examples,
+        names=examples.names(num_classes),
+        model=Path(config.model).name,
+        folder=folder,
     )
 
-    stages, key = studies.Stages(folder), jax.random.key(config.seed)
-    model = Path(config.model).name
-    names = examples.names(num_classes)
-    with stages("clean images"):
-        entry = studies.model_entry(model, classifier, images, labels, names, params=())
-        entry["num_parameters"] = studies.num_parameters(classifier)
 
-    def attacked(_: Any) -> dict[str, Any]:
-        return _attacked(config, classifier, suite, examples, names, model, folder)
-
-    found = stages.remember("suite", attacked)
-    summary = found["suite"]
-    stages.count_resumed("suite", sum(attack["seconds"] for attack in summary["attacks"]))
-    if config.diagnostics:
-        summary["diagnostics"] = stages.remember(
-            "sanity checks",
-            lambda progress: evaluation.sanity(
-                classifier,
-                images,
-                labels,
-                config.radius,
-                key=jax.random.fold_in(key, 1),
-                norm=config.norm,
-                num_lanes=config.num_lanes,
-                progress=progress,
-            ),
-        )
-    curves = []
-    if config.epsilons:
-        curve = stages.remember(
-            "curve over epsilon",
-            lambda progress: evaluation.robustness_curve(
-                next(iter(suite.values())),
-                classifier,
-                images,
-                labels,
-                config.epsilons,
-                key=jax.random.fold_in(key, 2),
-                model=model,
-                num_lanes=config.num_lanes,
-                progress=progress,
-            ),
-        )
-        curves.append(curve)
-
-    print("\n".join(["", *suite_run.table_lines(summary), ""]))
-    if config.diagnostics:
-        print("\n".join([*suite_run.check_lines(summary["diagnostics"]), ""]))
-    title = f"Robustness of {model}"
-    result = studies.result_header(
-        "evaluate", title, config, config.seed, examples.entry(num_classes)
-    )
-    result |= {
-        "summary": _summary(config, summary),
-        "timings": stages.seconds,
-        "models": [entry],
-        "suites": [summary],
-        "curves": curves,
-        "sections": found["sections"],
-    }
-    return studies.finish(folder, result)
-
-
-def _check(config: Config) -> None:
-    """Refuses what is out of range. Not in `Config`: the command line would frame the words."""
-    largest = 1.0 if config.norm == "linf" else math.inf
-    checks.number("epsilon", config.radius, above=0.0, maximum=largest)
-    for epsilon in config.epsilons:
-        checks.number("curve", epsilon, minimum=0.0, maximum=largest)
-    checks.integer("num_images", config.num_images, minimum=1)
-    checks.integer("num_shown", config.num_shown, minimum=0)
-    checks.integer("num_lanes", config.num_lanes, minimum=1)
-
-
-def _inputs(classifier: LogitsFn, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """What the run is of; complains of images, labels and logits that nothing can be made of."""
-    clean = prepare(classifier, images, labels)
-    return {
-        "images": training.describe(images),
-        "labels": training.describe(labels),
-        "weights": [training.describe(leaf) for leaf in jax.tree.leaves(clean.function)],
-        # Of a plain function, whose weights are not seen, this tells two from each other.
-        "predictions": training.describe(predictions(clean.clean_logits)),
-    }
-
-
-def _attacked(
-    config: Config,
-    classifier: LogitsFn,
-    suite: dict[str, Attack],
-    examples: studies.Examples,
-    names: list[str],
-    model: str,
-    folder: Path,
-) -> dict[str, Any]:
+def _attacked(task: _Task, stages: studies.Stages) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The suite for result.json, and a section of pictures."""
-    report, seconds = suite_run.run_suite(
-        suite,
-        classifier,
-        examples.images,
-        examples.labels,
-        key=jax.random.key(config.seed),
-        folder=folder / "suite",
-        num_lanes=config.num_lanes,
-        search_type=config.search_type,
-    )
-    summary = evaluation.summarise_suite(dataclasses.replace(report, seconds=seconds), model)
-    summary |= {"label": _label(config), "indices": examples.indices.tolist()}
-    if config.save_images:
-        with files.replace(folder / "adversarial" / "suite.npz") as file:
+    kept = task.folder / "adversarial" / "suite.npz"
+
+    @functools.cache  # once for all that wants it; anew, it reads what the attacks have found
+    def run() -> tuple[evaluation.SuiteReport, dict[str, float]]:
+        return suite_run.run_suite(
+            task.suite,
+            task.classifier,
+            task.examples.images,
+            task.examples.labels,
+            key=task.key,
+            folder=task.folder / "suite",
+            num_lanes=task.config.num_lanes,
+            search_type=task.config.search_type,
+        )
+
+    def summarise(_: Any) -> dict[str, Any]:
+        report, seconds = run()
+        summary = evaluation.summarise_suite(
+            dataclasses.replace(report, seconds=seconds), task.model
+        )
+        return summary | {"label": task.label, "indices": task.examples.indices.tolist()}
+
+    def draw(_: Any) -> list[dict[str, Any]]:
+        report, _ = run()
+        shown = studies.spread(report.fooled_by >= 0, task.config.num_shown)
+        if not shown or report.images.shape[-1] not in (1, 3):
+            return []
+        pictures = suite_run.suite_pictures(report, shown, task.examples.indices, task.names)
+        return [{"id": "fooled", "title": "Adversarial images", "blocks": [pictures]}]
+
+    summary = stages.remember("suite", summarise)
+    stages.count_resumed("suite", sum(attack["seconds"] for attack in summary["attacks"]))
+    sections = stages.remember(f"{task.config.num_shown} pictures", draw)
+    if task.config.save_images and not kept.exists():
+        report, _ = run()
+        with files.replace(kept) as file:
             np.savez_compressed(
                 file,
                 images=report.images,
                 clean_images=report.clean_images,
                 labels=report.labels,
-                indices=examples.indices,
+                indices=task.examples.indices,
                 fooled_by=report.fooled_by,
-                attacks=np.array(list(suite)),
+                attacks=np.array(list(task.suite)),
             )
-    shown = studies.spread(report.fooled_by >= 0, config.num_shown)
-    sections = []
-    if shown and report.images.shape[-1] in (1, 3):
-        pictures = suite_run.suite_pictures(report, shown, examples.indices, names)
-        sections.append({"id": "fooled", "title": "Adversarial images", "blocks": [pictures]})
-    return {"suite": summary, "sections": sections}
+    return summary, sections
+
+
+def _sanity(task: _Task, progress: Any) -> dict[str, Any]:
+    return evaluation.sanity(
+        task.classifier,
+        task.examples.images,
+        task.examples.labels,
+        task.config.radius,
+        key=jax.random.fold_in(task.key, 1),
+        norm=task.config.norm,
+        num_lanes=task.config.num_lanes,
+        progress=progress,
+    )
+
+
+def _curve(task: _Task, stages: studies.Stages, summary: dict[str, Any]) -> dict[str, Any]:
+    """Of the suite's first attack, with what the whole suite leaves at its epsilon."""
+    name, attack = next(iter(task.suite.items()))
+
+    def compute(progress: Any) -> dict[str, Any]:
+        return evaluation.robustness_curve(
+            attack,
+            task.classifier,
+            task.examples.images,
+            task.examples.labels,
+            task.config.epsilons,
+            key=jax.random.fold_in(task.key, 2),
+            model=task.model,
+            num_lanes=task.config.num_lanes,
+            progress=progress,
+        )
+
+    points = ", ".join(task.config.curve)
+    curve = stages.remember(f"curve over epsilon at {points}", compute)
+    curve["label"] = f"{name} alone, {task.config.norm}: an upper bound"
+    curve["suite"] = {
+        "label": task.label,
+        "epsilon": task.config.radius,
+        "robust_accuracy": summary["robust_accuracy"],
+    }
+    return curve
 
 
 def _label(config: Config) -> str:
@@ -252,11 +300,12 @@ def _label(config: Config) -> str:
         name = f"AutoAttack ({config.suite})"
     else:
         name = suites.SINGLE.get(config.suite) or Path(config.suite).name
-    return f"{name}, {config.norm} {config.epsilon}" + ", shortened" * config.quick
+    return f"{name}, {config.norm} {epsilon_label(config.radius)}"
 
 
-def _summary(config: Config, summary: dict[str, Any]) -> list[str]:
+def _summary(task: _Task, summary: dict[str, Any]) -> list[str]:
     """What came out, in words."""
+    config = task.config
 
     def words(rate: dict[str, Any]) -> str:
         value, low, high = (f"{100 * rate[part]:.1f}" for part in ("rate", "low", "high"))
@@ -265,15 +314,21 @@ def _summary(config: Config, summary: dict[str, Any]) -> list[str]:
     clean, robust = summary["clean_accuracy"], summary["robust_accuracy"]
     paragraphs = [
         f"{summary['model']} has {words(clean)} of {clean['n']} test images right, and "
-        f"{words(robust)} under {_label(config)}."
+        f"{words(robust)} under {task.label}."
     ]
+    if config.suite == "rand" and not isinstance(task.classifier, Stochastic):
+        paragraphs.append(
+            "The suite rand is meant for classifiers that answer at random, and this one is no "
+            "jaxrobust.types.Stochastic: standard is the stronger suite for it."
+        )
     if config.diagnostics:
         diagnostics = summary["diagnostics"]
         paragraphs.append(f"{BANNERS[diagnostics['verdict']]} {diagnostics['reason']}")
     else:
         paragraphs.append("No sanity checks were made.")
     if summary["saw_nan"]:
-        paragraphs.append(f"{summary['saw_nan']} images met NaN in an answer of the model.")
+        images = "image" if summary["saw_nan"] == 1 else "images"
+        paragraphs.append(f"{summary['saw_nan']} {images} met NaN in an answer of the model.")
     return paragraphs
 
 

@@ -123,7 +123,13 @@ def value_range(images: Any) -> None:
     """
     if not images.size:
         return
-    low, high = jax.device_get((jnp.min(images), jnp.max(images)))
+    low, high = jnp.min(images), jnp.max(images)
+    low, high, finite = jax.device_get((low, high, jnp.isfinite(images).all()))
+    if not finite:
+        index = tuple(np.argwhere(~np.isfinite(np.asarray(images)))[0].tolist())
+        raise ValueError(
+            f"`images` must be finite and lie in [0, 1], got {np.asarray(images)[index]} at {index}."
+        )
     if not (low >= 0.0 and high <= 1.0):
         raise ValueError(
             f"`images` must lie in [0, 1], got values in [{low:g}, {high:g}]. Normalisation belongs "

@@ -25,7 +25,9 @@ def test_apgd_reaches_the_corner_of_the_ball_on_a_linear_classifier():
     def logits_fn(x):
         return jnp.stack([jnp.zeros(len(x)), jnp.sum(x * normal, axis=(1, 2, 3))], axis=1)
 
-    result = APGD(0.1, num_steps=10)(jax.random.key(0), logits_fn, images, jnp.zeros(3, jnp.int32))
+    result = APGD(0.1, num_iterations=10)(
+        jax.random.key(0), logits_fn, images, jnp.zeros(3, jnp.int32)
+    )
     expected = jnp.clip(images + 0.1 * jnp.sign(normal), 0, 1)
     np.testing.assert_allclose(result.images, expected, atol=1e-6)
 
@@ -46,7 +48,7 @@ def test_l1_apgd_puts_the_radius_into_the_largest_weights():
         pixel = float(image.ravel()[index])
         step = min(left, 1 - pixel if normal[index] > 0 else pixel)
         gain, left = gain + step * abs(normal[index]), left - step
-    result = APGD(radius, num_steps=60, norm="l1")(
+    result = APGD(radius, num_iterations=60, norm="l1")(
         jax.random.key(0), logits_fn, image, jnp.array([0])
     )
     change = np.asarray(result.images - image, float).ravel()
@@ -68,7 +70,7 @@ def drive(attack, values, image, gradient=None):
 
 
 def test_apgd_looks_back_at_the_papers_checkpoints():
-    states = drive(APGD(0.1, num_steps=100), np.zeros(101), jnp.full(SHAPE, 0.5))
+    states = drive(APGD(0.1, num_iterations=100), np.zeros(101), jnp.full(SHAPE, 0.5))
     sizes = np.array([state.step_size for state in states])
     # The answer after n steps is the (n + 1)th; the state after it is the first with half the size.
     halved = np.flatnonzero(sizes[1:] < sizes[:-1])
@@ -78,16 +80,18 @@ def test_apgd_looks_back_at_the_papers_checkpoints():
 
 def test_apgd_keeps_its_step_while_the_loss_rises_and_goes_back_to_the_best_where_it_does_not():
     image = jnp.full(SHAPE, 0.5)
-    rising = drive(APGD(0.1, num_steps=100), np.arange(60.0), image)
+    rising = drive(APGD(0.1, num_iterations=100), np.arange(60.0), image)
     assert {float(state.step_size) for state in rising} == {np.float32(0.2)}
-    falling = drive(APGD(0.1, num_steps=100), -np.arange(23.0), image, gradient=-jnp.ones(SHAPE))
+    falling = drive(
+        APGD(0.1, num_iterations=100), -np.arange(23.0), image, gradient=-jnp.ones(SHAPE)
+    )
     best = rising[0].start  # the first point was the best
     np.testing.assert_array_equal(falling[-1].best, best)
     np.testing.assert_array_equal(falling[-1].previous, best)
 
 
 def test_l1_apgd_lowers_its_radius_over_30_30_and_40_percent_of_the_steps():
-    attack = APGD(1.0, num_steps=20, norm="l1")
+    attack = APGD(1.0, num_iterations=20, norm="l1")
     random = np.random.default_rng(0)
     image = jnp.asarray(random.uniform(0.3, 0.7, (6, 6, 3)), jnp.float32)
     states = drive(attack, np.arange(20.0), image, jnp.asarray(random.normal(size=(6, 6, 3))))

@@ -148,7 +148,8 @@ def scripted(monkeypatch, fooled, norm="linf", epsilon=0.1, shape=(6, 6, 1)):
         name = type(attack).__name__ + (f" {loss} {steps}" if loss else "")
         rows = np.arange(10) < fooled.get((name, round(attack.epsilon, 3)), 0)
         images = np.where((rows & wanted)[:, None, None, None], 1.0, examples.images)
-        return type("Found", (), {"images": images.astype(np.float32)})
+        found = {"images": images.astype(np.float32), "restart": np.zeros(10, int)}
+        return type("Found", (), found)
 
     monkeypatch.setattr(diagnostics, "search", search)
     monkeypatch.setattr(diagnostics, "gradient_checks", lambda *arguments: [])
@@ -214,7 +215,8 @@ def test_a_declared_stochastic_classifier_is_not_blamed(monkeypatch):
 
     def search(attack, examples, aims, wanted, **options):
         images = np.where(wanted[:, None, None, None], 1.0, examples.images)
-        return type("Found", (), {"images": images.astype(np.float32)})
+        found = {"images": images.astype(np.float32), "restart": np.zeros(len(wanted), int)}
+        return type("Found", (), found)
 
     monkeypatch.setattr(diagnostics, "search", search)
     images = np.full((10, 6, 6, 1), 0.25, np.float32)
@@ -229,8 +231,13 @@ def test_a_declared_stochastic_classifier_is_not_blamed(monkeypatch):
 
 def test_progress_is_told(monkeypatch):
     told = []
-    monkeypatch.setattr(diagnostics, "search", lambda attack, examples, *_, **options: examples)
-    monkeypatch.setattr(diagnostics, "gradient_checks", lambda *arguments: [])
+
+    def search(attack, examples, *_, options, **others):
+        options.progress(1, 2)
+        found = {"images": examples.images, "restart": np.zeros(2, int)}
+        return type("Found", (), found)
+
+    monkeypatch.setattr(diagnostics, "search", search)
     images = np.full((2, 6, 6, 1), 0.25, np.float32)
     evaluation.sanity(
         brightness,
@@ -240,7 +247,12 @@ def test_progress_is_told(monkeypatch):
         key=jax.random.key(0),
         progress=lambda done, total: told.append((done, total)),
     )
-    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    done, total = zip(*told, strict=True)
+    # Of each of two images: 2 looks, 4 gradients, 32 differences; 5 times 101 questions of APGD and
+    # once 11, 50 of noise and 301 of Square.
+    assert set(total) == {2 * 905} and done[-1] == 2 * 905
+    assert list(done) == sorted(done) and len(set(done)) > 20
+    assert max(np.diff(done)) == 301  # Square, told of half way
 
 
 @pytest.mark.parametrize(

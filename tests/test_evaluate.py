@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import types
 from pathlib import Path
 
+import image_folder
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ from experiments import evaluate
 from jaxrobust import data, evaluation, models, pruning, studies, training
 from jaxrobust.evaluation.classification import predictions
 from jaxrobust.studies import suite_run, suites
+from jaxrobust.types import Stochastic
 
 ROOT = Path(__file__).resolve().parents[1]
 EPSILON = 0.1
@@ -28,6 +31,8 @@ import jax.numpy as jnp
 
 def good():
     return lambda x: jnp.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], axis=1)
+
+def same(): return lambda x: 2 * good()(x)
 
 def nan(): return lambda x: jnp.full((len(x), 2), jnp.nan)
 def flat(): return lambda x: x.mean((1, 2, 3))
@@ -74,6 +79,10 @@ def place(tmp_path_factory):
     np.savez(folder / "images.npz", **arrays)
     np.savez(folder / "bytes.npz", **(arrays | {"images": images * 255}))
     np.savez(folder / "high.npz", **(arrays | {"labels": labels + 1}))
+    np.savez(folder / "rare.npz", **(arrays | {"labels": np.where(np.arange(12) == 5, 7, labels)}))
+    hole = arrays["images"].copy()
+    hole[3, 0, 1, 2] = np.nan
+    np.savez(folder / "hole.npz", **(arrays | {"images": hole}))
     np.savez(folder / "unlabelled.npz", images=arrays["images"])
     (folder / "text.npz").write_text("no archive")
     return types.SimpleNamespace(folder=folder, fitted=fitted, digits=digits, network=network)
@@ -138,6 +147,9 @@ def test_a_run_of_ours_from_weights_to_report(place, tmp_path, checked, capsys, 
     assert "FAILED  unbounded attack  12 % stand." in said
     assert f"no attack {100 * suite['clean_accuracy']['rate']:.0f} %" in " ".join(said.split())
     clean, attacked = (point["robust_accuracy"] for point in result["curves"][0]["points"])
+    assert result["curves"][0]["label"] == "PGD, 2 steps alone, linf: an upper bound"
+    assert result["curves"][0]["suite"]["robust_accuracy"] == suite["robust_accuracy"]
+    assert "The single point of run is suite.json, linf 0.1." in report
     assert clean == suite["clean_accuracy"] and attacked["count"] < clean["count"]
     assert len(result["sections"][0]["blocks"][0]["rows"]) == 2
 
@@ -156,21 +168,26 @@ def test_a_run_of_ours_from_weights_to_report(place, tmp_path, checked, capsys, 
     assert {**again, "timings": 0} == {**result, "timings": 0} and len(checked) == 1
 
 
-def test_a_killed_run_goes_on_and_refuses_other_settings(tmp_path, monkeypatch):
-    search, searched = evaluation.suite.search, []
+def test_a_killed_run_goes_on_and_refuses_other_settings(tmp_path, monkeypatch, capsys):
+    tell, told = suite_run._Clock.__call__, []
 
-    def killed(attack, *arguments, **options):
-        searched.append(type(attack).__name__)
-        if len(searched) == 2:
+    def killed(clock, name, done, total):
+        tell(clock, name, done, total)
+        told.append((name, done))
+        if name == "noise" and 0 < done < total:
             raise KeyboardInterrupt
-        return search(attack, *arguments, **options)
 
-    monkeypatch.setattr(evaluation.suite, "search", killed)
+    monkeypatch.setattr(suite_run._Clock, "__call__", killed)
     with pytest.raises(KeyboardInterrupt):
         evaluate.main(config(tmp_path / "parts"))
+    assert told[-1][0] == "noise"  # with lanes under way
+    assert "noise: interrupted after " in capsys.readouterr().err
     folder = tmp_path / "parts" / "evaluate" / "default"
     kept = {path.name for path in (folder / "suite").iterdir()}
-    assert kept == {"0_PGD__2_steps.npz", "seconds.json"}
+    assert kept == {"0_PGD__2_steps.npz", "1_noise.npz", "seconds.json"}
+    with np.load(folder / "suite" / "1_noise.npz") as state:
+        assert (state["lane/row"] >= 0).any()
+    monkeypatch.setattr(suite_run._Clock, "__call__", tell)
     spent = json.loads((folder / "suite" / "seconds.json").read_text())
     with pytest.raises(ValueError, match="epsilon was 1/10, is now 1/5"):
         evaluate.main(config(tmp_path / "parts", epsilon="1/5", suite="pgd"))
@@ -178,7 +195,6 @@ def test_a_killed_run_goes_on_and_refuses_other_settings(tmp_path, monkeypatch):
         evaluate.main(config(tmp_path / "parts", weights="best"))
 
     evaluate.main(config(tmp_path / "parts"))
-    monkeypatch.setattr(evaluation.suite, "search", search)
     evaluate.main(config(tmp_path / "whole"))
     (parts,), (whole,) = (result_of(tmp_path / name)["suites"] for name in ("parts", "whole"))
     assert parts["attacks"][0]["seconds"] >= round(spent["PGD, 2 steps"], 3) > 0
@@ -214,7 +230,8 @@ def test_the_command_line_evaluates_a_python_function(place, tmp_path):
     [
         ({"epsilon": "-0.1"}, "`epsilon` must be a finite number above 0"),
         ({"epsilon": "8/0"}, "fraction like 8/255, got '8/0'"),
-        ({"epsilon": "8"}, "`epsilon` must be a finite number above 0 and at most 1, got 8"),
+        ({"epsilon": "8"}, "`epsilon` must be at most 1 .*got 8; did you mean 8/255?"),
+        ({"suite": "deepfool"}, "keeps to an epsilon, got 'deepfool': DeepFool looks for the"),
         ({"curve": ("0.1", "x")}, "`curve` must be a number"),
         ({"num_images": 0}, "`num_images` must be at least 1"),
         ({"suite": "best"}, "`suite` must be one of standard, plus, rand, fgsm"),
@@ -236,6 +253,8 @@ def test_the_command_line_evaluates_a_python_function(place, tmp_path):
         ({"model": "my_models:nan"}, "NaN for every clean image"),
         ({"data": "bytes.npz"}, r"`images` must lie in \[0, 1\]"),
         ({"data": "high.npz"}, "`labels` must lie in 0 .. 1 for 2 classes, got values in 1 .. 2"),
+        ({"data": "rare.npz", "num_images": 2}, "`labels` must lie in 0 .. 1 .* in 0 .. 7"),
+        ({"data": "hole.npz"}, r"`images` must be finite .* got nan at \(3, 0, 1, 2\)"),
         ({"data": "unlabelled.npz"}, "must hold `images` and `labels`, got images"),
         ({"data": "text.npz"}, "is no .npz of arrays"),
         ({"data": "none.npz"}, "`data` must be an existing file"),
@@ -299,6 +318,10 @@ def test_moving_averages_are_what_a_run_is_evaluated_by(tmp_path, place):
         ('{"a": {"name": "FGSM", "steps": 3}}', "FGSM has no `steps`"),
         ('{"a": {"name": "FGSM", "norm": "l2"}}', "`norm` must be that of the suite, 'linf'"),
         ('{"a": {"name": "FGSM", "epsilon": "2/10"}}', "`epsilon` must be that of the suite, 0.1"),
+        (
+            '{"a": {"name": "CarliniWagner"}}',
+            "`name` must be of an attack that keeps to an epsilon",
+        ),
         ('{"a": {"name": "PGD", "targeted": true}}', "`targeted` must be false"),
         ('{"a": 3}', "must be an object like"),
     ],
@@ -316,8 +339,12 @@ def test_suites_by_name():
     )
     (pgd,) = suites.make_suite("pgd", 0.4, "l1", 3).values()
     assert (pgd.epsilon, pgd.norm) == (0.4, "l1") and pgd.step_size == pytest.approx(0.1)
+    path = Path("step.json")
+    path.write_text(json.dumps({"a": {"name": "PGD", "step_size": "2/255", "epsilon": 0.0313725}}))
+    (pgd,) = suites.make_suite(str(path), 8 / 255, "linf", 3).values()
+    assert (pgd.epsilon, pgd.step_size) == (8 / 255, 2 / 255)
     short = suites.shortened(suites.make_suite("standard", 0.1, "linf", 3), 7)
-    assert [attack.num_steps for attack in short.values()] == [7, 7, short["FAB-T"].num_steps, 7]
+    assert [attack.num_steps for attack in short.values()] == [7, 8, 15, 7]
     assert short["FAB-T"].num_iterations == 7
 
 
@@ -334,17 +361,92 @@ def test_stochastic_classifiers_and_pytrees_are_counted():
     partial = jax.tree_util.Partial(lambda w, x: x.mean((1, 2)) @ w, weights)
     assert studies.num_parameters(partial) == 6
     assert studies.num_parameters(lambda x: x) is None
+    noisy = Stochastic(jax.tree_util.Partial(lambda w, k, x: x.mean((1, 2)) @ w, weights), 4)
+    assert studies.num_parameters(noisy) == 6
+    assert studies.check_classifier(noisy, "noisy", (4, 4, 3)) == 2
     assert studies.check_classifier(partial, "partial", (4, 4, 3)) == 2
 
 
 def test_other_weights_under_the_same_name_are_another_run(place):
     images, labels = place.digits.test.images[:8] / np.float32(255), place.digits.test.labels[:8]
     classifier = studies.load_classifier("run")
-    first = evaluate._inputs(classifier, images, labels)
-    assert first == evaluate._inputs(studies.load_classifier("saved"), images, labels)
+    first, _ = studies.describe_inputs(classifier, images, labels)
+    assert first == studies.describe_inputs(studies.load_classifier("saved"), images, labels)[0]
     params = jax.tree.map(lambda leaf: leaf * 1.5, classifier.variables["params"])
     variables = {**classifier.variables, "params": params}
     other = models.Classifier(classifier.apply_fn, variables, classifier.mean, classifier.std)
-    assert first["weights"] != evaluate._inputs(other, images, labels)["weights"]
-    plain = evaluate._inputs(lambda x: 1 - classifier(x), images, labels)
-    assert plain["weights"] == [] and plain["predictions"] != first["predictions"]
+    assert first["weights"] != studies.describe_inputs(other, images, labels)[0]["weights"]
+
+
+def test_an_edited_function_with_the_same_predictions_is_another_run(tmp_path, monkeypatch):
+    """Of a plain function nothing is seen but its answers."""
+    settings = {"data": "images.npz", "suite": "fgsm"}
+    evaluate.main(config(tmp_path, model="my_models:good", **settings))
+    import my_models
+
+    images = np.load("images.npz")["images"]
+    good, same = my_models.good()(images), my_models.same()(images)
+    np.testing.assert_array_equal(good.argmax(1), same.argmax(1))
+    monkeypatch.setattr(my_models, "good", lambda: lambda x: 2 * _bright(x))
+    with pytest.raises(ValueError, match="answers of the model differ. .*--run NAME") as caught:
+        evaluate.main(config(tmp_path, model="my_models:good", **settings))
+    assert "sha" not in str(caught.value).lower()
+    # Rounded in another way it is the same.
+    monkeypatch.setattr(my_models, "good", lambda: lambda x: 1.00001 * _bright(x))
+    evaluate.main(config(tmp_path, model="my_models:good", **settings))
+    np.savez("images2.npz", images=images[::-1], labels=np.load("images.npz")["labels"])
+    with pytest.raises(ValueError, match="answers of the model, images differ"):
+        evaluate.main(
+            config(tmp_path, model="my_models:good", **settings | {"data": "images2.npz"})
+        )
+
+
+def _bright(images):
+    return jnp.stack([images.mean((1, 2, 3)), 1 - images.mean((1, 2, 3))], axis=1)
+
+
+def test_what_changes_no_verdict_may_be_asked_for_later(tmp_path, checked, monkeypatch):
+    settings = {"model": "my_models:good", "data": "images.npz", "suite": "fgsm", "epsilon": "1/5"}
+    evaluate.main(config(tmp_path, **settings))
+    first = result_of(tmp_path)
+    searched = []
+    monkeypatch.setattr(evaluation.queue.lanes, "compiled_advance", searched.append)
+    more = {"save_images": True, "num_shown": 1, "num_lanes": 8, "diagnostics": True}
+    evaluate.main(config(tmp_path, **settings, **more))
+    again = result_of(tmp_path)
+    assert not searched and len(checked) == 1
+    assert len(again["sections"][0]["blocks"][0]["rows"]) == 1
+    del again["suites"][0]["diagnostics"]
+    assert again["suites"] == first["suites"]
+    kept = np.load(tmp_path / "evaluate" / "default" / "adversarial" / "suite.npz")
+    assert kept["fooled_by"].tolist() == first["suites"][0]["fooled_by"]
+
+
+def test_quick_has_fewer_images_and_steps(tmp_path):
+    settings = {"suite": "steps.json", "num_images": 50}
+    Path("steps.json").write_text(
+        json.dumps(
+            {"short": {"name": "PGD", "num_steps": 2}, "long": {"name": "PGD", "num_steps": 40}}
+        )
+    )
+    evaluate.main(config(tmp_path, quick=True, **settings))
+    (suite,) = result_of(tmp_path)["suites"]
+    assert len(suite["labels"]) == 20 and suite["label"].endswith(", shortened")
+    assert [attack["parameters"]["num_steps"] for attack in suite["attacks"]] == [2, 20]
+    evaluate.main(config(tmp_path, quick=True, run="whole", suite="suite.json"))
+    whole = json.loads((tmp_path / "evaluate" / "whole" / "result.json").read_text())
+    assert "shortened" not in whole["suites"][0]["label"]  # nothing was cut
+
+
+def test_a_folder_needs_no_train_split(tmp_path):
+    place = image_folder.make(tmp_path / "pictures")
+    with_train = studies.load_examples(str(place), 10)
+    shutil.rmtree(place / "train")
+    alone = studies.load_examples(str(place), 10)
+    assert alone.num_train is None and alone.class_names == ("Dog", "cat")
+    np.testing.assert_array_equal(alone.images, with_train.images)
+    np.testing.assert_array_equal(alone.labels, [0, 1])
+    assert alone.images.max() <= 1
+    (place / "test").rename(place / "tests")
+    with pytest.raises(ValueError, match="must hold one folder of test, valid, val"):
+        studies.load_examples(str(place), 10)

@@ -273,7 +273,7 @@ def test_numbers_are_those_of_the_result(page):
     )
     assert "PGD, linf 0.03, target cat 82 % (69–90, n = 50) – 1.234" in page.text("attacks")
     assert "mlp 82 %(69–90, n = 50) 82 %" in page.text("transfer")
-    assert "0.0100 – (n = 0)" in page.text("curves")
+    assert "0.01 – (n = 0)" in page.text("curves")
     assert "cat 13 4 0" in page.text("confusion")
 
 

@@ -17,7 +17,8 @@ from jaxrobust.models import Classifier
 NUM_CLASSES = 4
 ATTACKS = {
     "pgd": (PGD(0.03, 0.01, 5, num_restarts=2), False),
-    "apgd-t": (APGD(0.03, "targeted_dlr", num_steps=10, num_restarts=3, num_targets=3), True),
+    "pgd-last": (PGD(0.03, 0.01, 5, keep="last"), True),
+    "apgd-t": (APGD(0.03, "targeted_dlr", num_iterations=10, num_restarts=3, num_targets=3), True),
     "fab": (FAB(0.03, num_iterations=5), True),
     "square": (Square(0.06, num_steps=40), True),
 }
@@ -43,7 +44,7 @@ def examples(size: int = 45) -> tuple[np.ndarray, np.ndarray]:
 
 
 def verdicts(**options) -> dict[str, list]:
-    """{attack: whether each image is fooled}."""
+    """{attack: whether each image is fooled}, and of one that is not cut short what it took."""
     images, labels = examples()
     found = {}
     for name, (attack, until_fooled) in ATTACKS.items():
@@ -57,6 +58,13 @@ def verdicts(**options) -> dict[str, list]:
             **options,
         )
         found[name] = report.success.tolist()
+        if not until_fooled:
+            found[f"{name}: counts"] = [
+                report.num_steps.tolist(),
+                report.num_queries.tolist(),
+                report.num_gradients.tolist(),
+                np.round(report.norms, 3).tolist(),
+            ]
     return found
 
 

@@ -8,6 +8,8 @@ Attacks are frozen dataclasses: they compare, hash, and serialise by `to_dict` a
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from jaxrobust import checks
 from jaxrobust.attacks.auto_pgd import APGD
 from jaxrobust.attacks.carlini_wagner import CarliniWagner
@@ -71,7 +73,9 @@ def from_dict(description: dict[str, Any]) -> Attack:
     for field in fields:
         if field not in allowed:
             raise TypeError(f"{name} has no `{field}`; it has {', '.join(allowed)}.")
-    return ATTACKS[name](**fields)
+    # Of lists, one value for each image.
+    arrays = {k: np.asarray(v, np.float32) if isinstance(v, list) else v for k, v in fields.items()}
+    return ATTACKS[name](**arrays)
 
 
 __all__ = [

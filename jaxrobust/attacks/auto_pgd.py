@@ -94,12 +94,12 @@ class APGD:
     """Auto-PGD: no step size to choose.
 
     "targeted_dlr" aims at one class after the other while any misclassification counts: restart r at
-    the class that is r-th after the label in the clean logits. A step of it looks at the clean image.
+    the class that is r-th after the label in the clean logits. It looks at the clean image first.
 
     Attributes:
       epsilon: Radius in pixel units, not negative; for linf at most 1.
       loss: "ce" (cross-entropy), "dlr" or "targeted_dlr" (`jaxrobust.losses`).
-      num_steps: At least 1; the paper's 100.
+      num_iterations: Steps of the ascent, at least 1; the paper's 100.
       norm: "linf", "l2" or "l1".
       targeted: Whether labels name the class to reach; with "ce" only.
       num_restarts: Random starts, each with all steps; for "targeted_dlr" also target classes, of
@@ -109,7 +109,7 @@ class APGD:
 
     epsilon: float = 8 / 255
     loss: str = settings.static("ce")
-    num_steps: int = settings.static(100)
+    num_iterations: int = settings.static(100)
     norm: str = settings.static("linf")
     targeted: bool = settings.static(False)
     num_restarts: int = settings.static(1)
@@ -121,13 +121,18 @@ class APGD:
     def __post_init__(self) -> None:
         settings.check_ball(self)
         checks.one_of("loss", self.loss, LOSSES)
-        checks.integer("num_steps", self.num_steps, minimum=1)
+        checks.integer("num_iterations", self.num_iterations, minimum=1)
         checks.integer("num_restarts", self.num_restarts, minimum=1)
         checks.integer("num_targets", self.num_targets, minimum=1)
         if self.targeted and self.loss != "ce":
             raise ValueError(f"`targeted` needs `loss` 'ce', got {self.loss!r}.")
 
     __call__ = engine.attack_batch
+
+    @property
+    def num_steps(self) -> int:
+        """Questions: the steps, and for "targeted_dlr" the look at the clean image."""
+        return self.num_iterations + (self.loss == "targeted_dlr")
 
     def init(self, key: Array, image: Array, label: Array, restart: Array) -> State:
         """A random point on the sphere, clipped to [0, 1]."""
@@ -168,7 +173,7 @@ class APGD:
 
     def _stages(self) -> tuple[tuple[float, ...], tuple[int, ...]]:
         """(radii in epsilons, steps with each of them)."""
-        steps = self.num_steps - (self.loss == "targeted_dlr")
+        steps = self.num_iterations
         if self.norm != "l1" or steps < 2:
             return (1.0,), (steps,)
         early = math.ceil(_SHARE * steps)
@@ -185,7 +190,7 @@ class APGD:
         if self.norm == "l1":
             windows = [max(int(0.04 * steps), 1) for steps in self._stages()[1]]
             return jnp.asarray(windows, jnp.int32)[stage]
-        return jnp.int32(max(int(0.22 * self.num_steps), 1))
+        return jnp.int32(max(int(0.22 * self.num_iterations), 1))
 
     def ask(self, state: State) -> Array:
         """Where the attack stands."""
@@ -232,7 +237,7 @@ class APGD:
         point = jnp.where(halve, state.best, state.point)
         gradient = jnp.where(halve, state.best_gradient, gradient)
         step_size = jnp.where(halve, state.step_size / 2, state.step_size)
-        shorter, shortest = (max(int(share * self.num_steps), 1) for share in (0.03, 0.06))
+        shorter, shortest = (max(int(share * self.num_iterations), 1) for share in (0.03, 0.06))
 
         direction = norms.steepest(gradient, self.norm)
         moved = self._project(state, point + step_size * direction)
@@ -282,7 +287,9 @@ class APGD:
     def _next_radius(self, state: State) -> State:
         """The best point again, with the next radius, once the steps with this one are over."""
         *lengths, _ = self._stages()[1]
-        over = state.step >= jnp.asarray([*lengths, self.num_steps + 1], jnp.int32)[state.stage]
+        over = (
+            state.step >= jnp.asarray([*lengths, self.num_iterations + 1], jnp.int32)[state.stage]
+        )
         stage = jnp.where(over, state.stage + 1, state.stage)
         radius = self._radius(stage)
         moved = state._replace(stage=stage)
@@ -304,7 +311,9 @@ class APGD:
 
 def _judge(state: State, evaluation: Evaluation) -> State:
     """Counts the answer, and keeps the point if it is the best."""
-    loss = evaluation.value.astype(jnp.float32)  # whatever the classifier computes in
+    # NaN is worse than anything, and does not stay the best for being the first.
+    value = evaluation.value.astype(jnp.float32)  # whatever the classifier computes in
+    loss = jnp.where(jnp.isnan(value), -jnp.inf, value)
     better = (loss > state.best_loss) | (state.step == 0)
     stepped = (state.step > 0).astype(jnp.int32)
     rose = (loss > state.last_loss).astype(jnp.int32)

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from jaxrobust.types import Array, Attack, Evaluation, LogitsFn, PyTree, Stochastic
 
+_PULL_BACKS = 10  # of one evaluation at a time
+
 
 def as_arrays(attack: Attack) -> Attack:
     """The attack with float32 leaves, so that 8/255 and an array of it share compiled code."""
@@ -107,11 +109,15 @@ def evaluate(
         if values.ndim == 1:
             (gradients,) = pull_back(jnp.ones_like(values))
         else:
-            # [B, k] objectives: one pull-back for each of the k, all rows at once.
+            # [B, k] objectives: one pull-back for each of the k, all rows at once; a few of the k at a
+            # time, because each needs as much memory as a gradient.
             basis = jnp.eye(values.shape[1], dtype=values.dtype)
-            (gradients,) = jax.vmap(
-                lambda row: pull_back(jnp.broadcast_to(row, values.shape)), out_axes=1
-            )(basis)
+            by_objective = jax.lax.map(
+                lambda row: pull_back(jnp.broadcast_to(row, values.shape))[0],
+                basis,
+                batch_size=min(len(basis), _PULL_BACKS),
+            )
+            gradients = jnp.moveaxis(by_objective, 0, 1)
         return Evaluation(logits, values, gradients)
 
     if not isinstance(logits_fn, Stochastic):
@@ -122,6 +128,15 @@ def evaluate(
 
     samples = jax.lax.map(sample, jnp.arange(logits_fn.num_samples))
     return points, jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), samples)
+
+
+def cost(logits_fn: LogitsFn, evaluation: Evaluation) -> tuple[int, int]:
+    """What an evaluation took for each image: (images shown to the classifier, gradients)."""
+    samples = logits_fn.num_samples if isinstance(logits_fn, Stochastic) else 1
+    if evaluation.gradient is None:
+        return samples, 0
+    objectives = evaluation.value.shape[1] if evaluation.value.ndim == 2 else 1
+    return samples, samples * objectives
 
 
 def tell(attack: Attack, states: PyTree, evaluation: Evaluation) -> PyTree:
@@ -153,7 +168,7 @@ def where_rows(condition: Array, first: PyTree, second: PyTree) -> PyTree:
 
 
 def finite_gradient(evaluation: Evaluation) -> Array:
-    """The gradient with zeros for NaN: one NaN in a point would be the end of its row.
+    """The gradient with zeros for NaN and infinities: one in a point would be the end of its row.
 
     Args:
       evaluation: Of an attack that uses gradients.
@@ -162,7 +177,7 @@ def finite_gradient(evaluation: Evaluation) -> Array:
       Of the gradient's shape.
     """
     assert evaluation.gradient is not None  # the engine differentiates where `uses_gradient` is set
-    return jnp.where(jnp.isnan(evaluation.gradient), 0.0, evaluation.gradient)
+    return jnp.where(jnp.isfinite(evaluation.gradient), evaluation.gradient, 0.0)
 
 
 def ranked_class(logits: Array, label: Array, rank: Array) -> Array:

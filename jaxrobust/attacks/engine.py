@@ -55,7 +55,7 @@ def attack_batch(
       ValueError: Shapes that do not fit; images outside [0, 1] and labels outside 0 .. K - 1 where
         the values are known, which is everywhere but under a transformation.
     """
-    _check_attack(attack)
+    check_attack(attack)
     images, labels = jnp.asarray(images), jnp.asarray(labels)
     checks.images_and_labels(images, labels)
     function = compilation.as_argument(logits_fn)
@@ -69,8 +69,13 @@ def attack_batch(
     return compiled_run(arrays, keys, function, images, labels.astype(jnp.int32))
 
 
-def _check_attack(attack: Attack) -> None:
-    """Says what an attack of one's own still lacks."""
+def check_attack(attack: Attack) -> None:
+    """Says what an attack of one's own still lacks.
+
+    Raises:
+      TypeError: A part of `jaxrobust.types.Attack`, or that it is a pytree.
+      ValueError: An unknown `keep`.
+    """
     name = type(attack).__name__
     missing = [part for part in _PARTS if not hasattr(attack, part)]
     if missing:
@@ -81,6 +86,7 @@ def _check_attack(attack: Attack) -> None:
         raise TypeError(
             f"{name} must be a pytree: put @jax.tree_util.register_dataclass above its @dataclass."
         )
+    checks.one_of("keep", attack.keep, KEEP)
 
 
 _PARTS = (
@@ -104,7 +110,6 @@ def run(
     Returns:
       AttackResult.
     """
-    checks.one_of("keep", attack.keep, KEEP)
     progress = Progress.start(images)
 
     def restart(progress: Progress, index: Array) -> tuple[Progress, None]:
@@ -190,11 +195,7 @@ def _attempt(
         states, progress = carry
         points, evaluation = evaluate(attack, logits_fn, states, answer_keys(keys, index))
         judged = judge(attack, progress, images, labels, points, evaluation, states, is_last=False)
-        judged = dataclasses.replace(
-            judged,
-            num_steps=judged.num_steps + 1,
-            num_gradients=judged.num_gradients + int(attack.uses_gradient),
-        )
+        judged = _counted(judged, conversation.cost(logits_fn, evaluation), num_steps=1)
         following = tell(attack, states, evaluation), judged
         if not hasattr(attack, "done"):
             return following, None
@@ -205,4 +206,14 @@ def _attempt(
     (states, progress), _ = jax.lax.scan(step, (states, progress), steps)
     last = answer_keys(keys, jnp.int32(attack.num_steps))
     points, evaluation = evaluate(attack, logits_fn, states, last, with_gradient=False)
-    return judge(attack, progress, images, labels, points, evaluation, states, is_last=True)
+    progress = judge(attack, progress, images, labels, points, evaluation, states, is_last=True)
+    return _counted(progress, conversation.cost(logits_fn, evaluation), num_steps=0)
+
+
+def _counted(progress: Progress, cost: tuple[int, int], num_steps: int) -> Progress:
+    return dataclasses.replace(
+        progress,
+        num_steps=progress.num_steps + num_steps,
+        num_queries=progress.num_queries + cost[0],
+        num_gradients=progress.num_gradients + cost[1],
+    )

@@ -56,7 +56,7 @@ def judge(
     states: PyTree,
     is_last: Array | bool,
 ) -> Progress:
-    """Counts one evaluation and keeps its points where they are better.
+    """Keeps the points of one evaluation where they are better.
 
     Args:
       attack: Its `targeted` and `keep` decide what better is.
@@ -70,7 +70,7 @@ def judge(
         "last" looks at.
 
     Returns:
-      Progress, after. `num_steps` is not advanced: steps are counted by whoever takes them.
+      Progress, after. Steps, queries and gradients are counted by whoever takes them.
     """
     predictions = jnp.argmax(evaluation.logits, axis=-1)
     fooling = (predictions == labels) if attack.targeted else (predictions != labels)
@@ -103,6 +103,5 @@ def judge(
         first_success=jnp.where(
             fooling & ~progress.fooled, progress.num_steps, progress.first_success
         ),
-        num_queries=progress.num_queries + 1,
         saw_nan=progress.saw_nan | nan,
     )

@@ -7,6 +7,7 @@ queue.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,8 +64,13 @@ def start(
 
 
 def refill(lanes: Lanes, fresh: Lanes, which: Array) -> Lanes:
-    """The lanes with those where `which`, bool [L], replaced by fresh ones."""
-    return conversation.where_rows(which, fresh, lanes)
+    """The lanes with fresh ones in the place of some, int [F]; a lane named twice gets equal ones."""
+    return jax.tree.map(lambda old, new: old.at[which].set(new), lanes, fresh)
+
+
+def pick(images: Array, which: Array) -> Array:
+    """Those of some lanes, int [F]."""
+    return images[which]
 
 
 def advance(lanes: Lanes, logits_fn: LogitsFn, num_steps: Array, *, until_fooled: bool) -> Lanes:
@@ -113,10 +119,13 @@ def _step(lanes: Lanes, logits_fn: LogitsFn, until_fooled: bool) -> Lanes:
         is_last=is_last,
     )
     taken = (~is_last).astype(jnp.int32)
+    queries, gradients = conversation.cost(logits_fn, evaluation)
     progress = dataclasses.replace(
         progress,
         num_steps=progress.num_steps + taken,
-        num_gradients=progress.num_gradients + taken * int(attack.uses_gradient),
+        num_queries=progress.num_queries + queries,
+        # The last point is differentiated for nothing: other lanes are still under way.
+        num_gradients=progress.num_gradients + taken * gradients,
     )
     finished = is_last
     if until_fooled:
@@ -125,9 +134,13 @@ def _step(lanes: Lanes, logits_fn: LogitsFn, until_fooled: bool) -> Lanes:
     return dataclasses.replace(lanes, states=states, progress=progress, finished=finished)
 
 
+def _radius(attack: Any) -> Array:
+    return attack.epsilon
+
+
 def _is_close(attack: Attack, progress: judging.Progress) -> Array:
     """Whether the closest point that fooled lies within epsilon, bool [L]."""
-    return progress.success & (-progress.rank <= vars(attack)["epsilon"] * (1 + 1e-6))
+    return progress.success & (-progress.rank <= _radius(attack) * (1 + 1e-6))
 
 
 def advance_in_groups(
@@ -154,12 +167,29 @@ def advance_on_devices(
     step = functools.partial(advance_in_groups, until_fooled=until_fooled)
     if num_devices == 1:
         return step(lanes, logits_fn, num_steps)
-    mesh = jax.sharding.Mesh(jax.local_devices()[:num_devices], ("lanes",))
-    rows, everywhere = jax.sharding.PartitionSpec("lanes"), jax.sharding.PartitionSpec()
+    rows, all_of_it = jax.sharding.PartitionSpec("lanes"), jax.sharding.PartitionSpec()
     # No device waits for another one within the steps: each loop ends when its own lanes are done.
     return jax.shard_map(
-        step, mesh=mesh, in_specs=(rows, everywhere, everywhere), out_specs=rows, check_vma=False
+        step,
+        mesh=_mesh(num_devices),
+        in_specs=(rows, all_of_it, all_of_it),
+        out_specs=rows,
+        check_vma=False,
     )(lanes, logits_fn, num_steps)
+
+
+def _mesh(num_devices: int) -> jax.sharding.Mesh:
+    return jax.sharding.Mesh(jax.local_devices()[:num_devices], ("lanes",))
+
+
+def by_rows(num_devices: int) -> jax.sharding.NamedSharding:
+    """An equal share of the lanes on each of this process's devices."""
+    return jax.sharding.NamedSharding(_mesh(num_devices), jax.sharding.PartitionSpec("lanes"))
+
+
+def everywhere(num_devices: int) -> jax.sharding.NamedSharding:
+    """A copy on each of this process's devices."""
+    return jax.sharding.NamedSharding(_mesh(num_devices), jax.sharding.PartitionSpec())
 
 
 def reorder(lanes: Lanes, order: Array) -> Lanes:
@@ -169,7 +199,8 @@ def reorder(lanes: Lanes, order: Array) -> Lanes:
 
 compiled_start = compilation.jit(start)
 compiled_refill = compilation.jit(refill, donate_argnums=0)
-compiled_reorder = compilation.jit(reorder, donate_argnums=0)
+compiled_pick = compilation.jit(pick)
+compiled_reorder = compilation.jit(reorder)
 compiled_advance = compilation.jit(
     advance_on_devices, static_argnames=("until_fooled", "num_devices"), donate_argnums=0
 )

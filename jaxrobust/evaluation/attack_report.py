@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -220,7 +221,10 @@ def attack_label(attack: Attack, *, epsilon: bool = True) -> str:
     norm, size = getattr(attack, "norm", None), getattr(attack, "epsilon", None)
     if epsilon and norm is not None:
         words.append(norm if size is None else f"{norm} {_span(size)}")
-    if attack.num_steps > 1:
+    if isinstance(attack, attacks.APGD | attacks.FAB):
+        # As their papers count: FAB's iteration is two steps, and one more looks at the last point.
+        words.append(f"{attack.num_iterations} iterations")
+    elif attack.num_steps > 1:
         words.append(f"{attack.num_steps} steps")
     if attack.num_restarts > 1:
         words.append(f"{attack.num_restarts} restarts")
@@ -229,8 +233,25 @@ def attack_label(attack: Attack, *, epsilon: bool = True) -> str:
 
 def _span(epsilon: Any) -> str:
     """One number, or the smallest and the largest of one for each image."""
-    low, high = f"{np.min(epsilon):.3g}", f"{np.max(epsilon):.3g}"
+    low, high = epsilon_label(float(np.min(epsilon))), epsilon_label(float(np.max(epsilon)))
     return low if low == high else f"{low} to {high}"
+
+
+def epsilon_label(epsilon: float) -> str:
+    """An epsilon as all tables and labels spell it: levels of 255 where it is no round number.
+
+    Args:
+      epsilon: In pixel units.
+
+    Example:
+      >>> epsilon_label(8 / 255), epsilon_label(0.2), epsilon_label(1 / 7)
+      ('8/255', '0.2', '0.143')
+    """
+    short, levels = f"{epsilon:.3g}", round(255 * epsilon)
+    # To float32's precision, in which attacks keep it.
+    is_round = math.isclose(float(short), epsilon, rel_tol=1e-6)
+    is_level = 0 < levels < 255 and math.isclose(levels / 255, epsilon, rel_tol=1e-6)
+    return f"{levels}/255" if is_level and not is_round else short
 
 
 def _mean(values: np.ndarray) -> float | None:

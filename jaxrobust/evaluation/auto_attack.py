@@ -88,7 +88,7 @@ def auto_attack_suite(
 
     Args:
       epsilon: Radius in pixel units, one or [N].
-      norm: "linf", "l2" or "l1"; in l1 there is no Square.
+      norm: "linf", "l2" or "l1"; in l1 there is no Square, which the reference implementation has.
       version: "standard", "plus" or "rand".
       num_classes: K. There are min(9, K - 1) target classes. With two classes DLR has no third logit
         to divide by and is the margin (`jaxrobust.losses.dlr`).
@@ -107,16 +107,18 @@ def auto_attack_suite(
     """
     checks.one_of("version", version, VERSIONS)
     checks.integer("num_classes", num_classes, minimum=2)
-    # In l1 more of what finds other points, and fewer targets, as in the reference implementation.
-    targets = min(5 if norm == "l1" else 9, num_classes - 1)
-    restarts = 5 if version == "plus" or norm == "l1" else 1
+    # In l1 more starts and fewer targets, as in the reference implementation.
+    few = norm == "l1" and version == "standard"
+    targets = min(9, num_classes - 1)
+    dlr_targets = min(5 if few else 9, num_classes - 1)
+    restarts = 5 if few or version == "plus" else 1
     cross_entropy = APGD(epsilon, "ce", norm=norm, num_restarts=restarts)
     ratio = APGD(epsilon, "dlr", norm=norm, num_restarts=restarts)
     if version == "rand":
         return {"APGD-CE": cross_entropy, "APGD-DLR": ratio}
     targeted: dict[str, Attack] = {
         "APGD-T": APGD(
-            epsilon, "targeted_dlr", norm=norm, num_restarts=targets, num_targets=targets
+            epsilon, "targeted_dlr", norm=norm, num_restarts=dlr_targets, num_targets=dlr_targets
         ),
         "FAB-T": FAB(epsilon, norm=norm, aim="one", num_restarts=targets, num_targets=targets),
     }

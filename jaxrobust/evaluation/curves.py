@@ -9,11 +9,10 @@ import numpy as np
 from jaxrobust import checks
 from jaxrobust.evaluation.attack_report import AttackReport, attack_label, robust_accuracy
 from jaxrobust.evaluation.classification import Progress, logits, predictions
-from jaxrobust.evaluation.queue import is_within
 from jaxrobust.evaluation.rates import rate
-from jaxrobust.evaluation.robustness import Examples, prepare, search
+from jaxrobust.evaluation.search import Examples, Options, fooled, prepare, search
 from jaxrobust.evaluation.thresholds import at_epsilon
-from jaxrobust.types import Attack, LogitsFn, Stochastic
+from jaxrobust.types import Attack, LogitsFn
 
 
 def robustness_curve(
@@ -98,24 +97,12 @@ def _standing(
     """Which of the wanted images, bool [N], all of them right when clean, withstand the attack."""
     if epsilon == 0 or not wanted.any():
         return wanted
-    found = search(
-        attack,
-        examples,
-        examples.labels,
-        wanted,
-        key=key,
-        num_lanes=num_lanes,
-        until_fooled=attack.keep != "last" and not isinstance(examples.function, Stochastic),
-        search_type="float32",
-        path=None,
-        progress=None,
-    )
+    options = Options(num_lanes, until_fooled=True)
+    found = search(attack, examples, examples.labels, wanted, key=key, options=options)
+    beaten = fooled(attack, examples, examples.labels, found, options)
     predicted = predictions(logits(examples.function, found.images, num_lanes))
-    fooled = (predicted != examples.labels) & (predicted >= 0)
-    if attack.keep == "closest":
-        fooled &= is_within(-found.rank, epsilon)
     # What answers with NaN is not right.
-    standing: np.ndarray = wanted & ~fooled & (predicted >= 0)
+    standing: np.ndarray = wanted & ~beaten & (predicted >= 0)
     return standing
 
 

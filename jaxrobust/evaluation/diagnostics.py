@@ -10,7 +10,10 @@ References:
   https://arxiv.org/abs/1802.00420
 """
 
+import contextlib
+import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -18,14 +21,19 @@ import numpy as np
 
 from jaxrobust import checks, norms
 from jaxrobust.attacks import APGD, RandomNoise, Square
+from jaxrobust.evaluation.attack_report import epsilon_label
 from jaxrobust.evaluation.classification import Progress, logits, predictions
-from jaxrobust.evaluation.gradient_checks import check, gradient_checks, many
-from jaxrobust.evaluation.robustness import Examples, prepare, search
+from jaxrobust.evaluation.gradient_checks import QUESTIONS, check, gradient_checks, many
+from jaxrobust.evaluation.search import Examples, Options, prepare, search
+from jaxrobust.evaluation.search import fooled as fooled_by_search
 from jaxrobust.types import Attack, LogitsFn, Stochastic
 
 _STEPS, _FEW_STEPS, _QUERIES, _DRAWS = 100, 10, 300, 50
 # Of answers to one image: how far apart they may be, as a share of the spread of its logits.
 _ROUNDING = 1e-3
+
+# Of an image that withstands everything: of APGD five times, then few steps, noise and Square.
+_ASKED_BY_ATTACKS = 5 * (_STEPS + 1) + (_FEW_STEPS + 1) + _DRAWS + (_QUERIES + 1)
 
 MASKING = ("gradients", "finite differences", "unbounded attack", "black box", "random noise")
 """Checks of which one that fails makes the verdict "gradient masking"."""
@@ -78,7 +86,8 @@ def sanity(
       norm: "linf", "l2" or "l1".
       num_images: How many are looked at: the first of those that are right.
       num_lanes: Images at a time.
-      progress: Called with (parts done, parts in all).
+      progress: Called with (questions done, questions in all). In all are those that would be asked if
+        every image withstood everything: what need not be asked counts as done.
 
     Returns:
       {"norm", "epsilon", "n": images looked at, "checks": [{"name", "passed": bool, or None where it
@@ -98,13 +107,34 @@ def sanity(
     if not result["n"]:
         reason = "No image is classified right, so there is nothing to attack."
         return result | {"checks": [], "verdict": "suspicious", "reason": reason}
-    told = progress or (lambda done, total: None)
-    found = [_same_answer(examples, num_lanes)]
+    n = len(examples.labels)
+    asked = _Asked(progress, n * (2 + QUESTIONS + _ASKED_BY_ATTACKS))
+    with asked.part(2 * n):
+        found = [_same_answer(examples, num_lanes)]
     is_random = found[0]["passed"] is False
-    found += gradient_checks(examples, epsilon, norm, key, num_lanes, is_random)
-    told(1, 4)
-    found += _attack_checks(examples, epsilon, norm, key, num_lanes, told)
+    with asked.part(QUESTIONS * n) as told:
+        found += gradient_checks(examples, epsilon, norm, key, num_lanes, is_random, told)
+    found += _attack_checks(examples, epsilon, norm, key, num_lanes, asked)
     return result | {"checks": found} | _verdict(found, len(examples.labels))
+
+
+class _Asked:
+    """How many of the questions have been asked, told part by part."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    @contextlib.contextmanager
+    def part(self, size: int) -> Iterator[Progress]:
+        """Counts for so many questions, however many what runs inside says that it has."""
+
+        def told(done: int, total: int) -> None:
+            if self._progress is not None:
+                self._progress(self._done + size * done // max(total, 1), self._total)
+
+        yield told
+        told(1, 1)
+        self._done += size
 
 
 def _right_ones(examples: Examples, num_images: int) -> Examples:
@@ -161,39 +191,27 @@ def _attack_checks(
     norm: str,
     key: jax.Array,
     num_lanes: int,
-    progress: Progress,
+    asked: _Asked,
 ) -> list[dict[str, Any]]:
     """Steps, epsilon, unbounded attack, black box, noise."""
     n, shape = len(examples.labels), examples.images.shape[1:]
+    options = Options(num_lanes, until_fooled=True)
 
     def fools(attack: Attack, wanted: np.ndarray) -> np.ndarray:
         """Which of the wanted images, bool [n]; one key for all attacks, so that starts are paired."""
-        if not wanted.any():
-            return wanted
-        seen = search(
-            attack,
-            examples,
-            examples.labels,
-            wanted,
-            key=key,
-            num_lanes=num_lanes,
-            until_fooled=True,
-            search_type="float32",
-            path=None,
-            progress=None,
-        )
-        # Shown again: what fools a random classifier once need not do so twice.
-        predicted = predictions(logits(examples.function, seen.images, num_lanes))
-        fooled: np.ndarray = wanted & (predicted >= 0) & (predicted != examples.labels)
-        return fooled
+        with asked.part(n * (attack.num_steps + 1)) as told:
+            if not wanted.any():
+                return wanted
+            shown = dataclasses.replace(options, progress=told)
+            seen = search(attack, examples, examples.labels, wanted, key=key, options=shown)
+            return wanted & fooled_by_search(attack, examples, examples.labels, seen, options)
 
     def apgd(epsilon: float, loss: str, num_steps: int = _STEPS) -> Attack:
-        return APGD(epsilon, loss, num_steps=num_steps, norm=norm)
+        return APGD(epsilon, loss, num_iterations=num_steps, norm=norm)
 
     everything = np.ones(n, bool)
     by_entropy = fools(apgd(epsilon, "ce"), everything)
     fooled = by_entropy | fools(apgd(epsilon, "dlr"), ~by_entropy)
-    progress(2, 4)
     # Only what the longer or larger attack left, or found, can speak against it.
     by_few = fools(apgd(epsilon, "ce", _FEW_STEPS), ~by_entropy)
     twice = min(2 * epsilon, _whole_box(norm, shape))
@@ -202,7 +220,6 @@ def _attack_checks(
     unbounded = _whole_box(norm, shape)
     left = standing & ~fools(apgd(unbounded, "ce"), standing)
     left &= ~fools(apgd(unbounded, "dlr"), left)
-    progress(3, 4)
     by_noise = fools(RandomNoise(epsilon, num_steps=_DRAWS - 1, norm=norm), standing)
     total, withstand = f"Of {n} images", int((~by_entropy).sum())
     found = [
@@ -215,8 +232,8 @@ def _attack_checks(
         check(
             "larger epsilon",
             not many(lost.sum(), n) if twice > epsilon else None,
-            f"{total} {n - withstand} are fooled at epsilon {epsilon:.3g}; {int(lost.sum())} of these "
-            f"are not at {twice:.3g}.",
+            f"{total} {n - withstand} are fooled at epsilon {epsilon_label(epsilon)}; "
+            f"{int(lost.sum())} of these are not at {epsilon_label(twice)}.",
         ),
         check(
             "unbounded attack",
@@ -226,6 +243,8 @@ def _attack_checks(
     ]
     stands = f"{total} {int(standing.sum())} withstand the white box"
     if norm == "l1" or (norm == "l2" and min(shape[:2]) < 5):
+        with asked.part(n * (_QUERIES + 1)):
+            pass
         found.append(
             check("black box", None, f"Square does not know {norm} for images of {shape}.")
         )
@@ -235,7 +254,6 @@ def _attack_checks(
         found.append(check("black box", not many(by_square.sum(), n), sentence))
     sentence = f"{stands}; {_DRAWS} draws of noise fool {int(by_noise.sum())} of these."
     found.append(check("random noise", not many(by_noise.sum(), n), sentence))
-    progress(4, 4)
     return found
 
 

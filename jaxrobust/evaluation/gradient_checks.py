@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import compilation, losses, norms
-from jaxrobust.evaluation.classification import logits, padded_batches
-from jaxrobust.evaluation.robustness import Examples
+from jaxrobust.evaluation.classification import Progress, logits, padded_batches
+from jaxrobust.evaluation.search import Examples
 from jaxrobust.types import Array, LogitsFn, Stochastic, fold_keys
 
 _SHARE = 0.02  # of the images: what chance may do to an attack that starts at random
@@ -22,6 +22,9 @@ _LEAST = 1e-30
 # Of finite differences: directions for each image, the step in epsilons, the cosine that a gradient
 # must reach, and the share of images whose gradient may miss it.
 _DIRECTIONS, _STEP, _COSINE, _DISAGREEING = 16, 0.5, 0.5, 0.25
+
+QUESTIONS = 4 + 2 * _DIRECTIONS
+"""Asked about each image; a gradient, of which there are two at each of two points, counts as one."""
 
 
 def check(name: str, passed: bool | None, detail: str) -> dict[str, Any]:
@@ -35,7 +38,13 @@ def many(count: Any, n: int) -> bool:
 
 
 def gradient_checks(
-    examples: Examples, epsilon: float, norm: str, key: jax.Array, num_lanes: int, is_random: bool
+    examples: Examples,
+    epsilon: float,
+    norm: str,
+    key: jax.Array,
+    num_lanes: int,
+    is_random: bool,
+    progress: Progress,
 ) -> list[dict[str, Any]]:
     """Gradients, saturation, finite differences (`sanity` says what they are).
 
@@ -46,6 +55,7 @@ def gradient_checks(
       key: A PRNG key.
       num_lanes: Images at a time.
       is_random: Whether the classifier answers at random without being `Stochastic`.
+      progress: Called with (QUESTIONS done, QUESTIONS in all).
 
     Returns:
       What `check` gives, for each.
@@ -55,7 +65,9 @@ def gradient_checks(
     noise = np.asarray(_noise(noise_key, (n, *shape), norm))
     points = np.clip(examples.images + epsilon * noise, 0, 1)
     at_image, entropy_at_image, _ = _gradients_of(examples, examples.images, num_lanes)
+    progress(2, QUESTIONS)
     at_point, entropy_at_point, values = _gradients_of(examples, points, num_lanes)
+    progress(4, QUESTIONS)
     places = ((at_image, entropy_at_image), (at_point, entropy_at_point))
     # Where there are more of them: at the images or at the points.
     zero, infinite, useless = (
@@ -83,8 +95,8 @@ def gradient_checks(
     if is_random:
         return [*found, check(name, None, "Not for a classifier that answers at random.")]
     usable = ~_not_finite(at_point)
-    cosines = _cosines(examples, points, at_point, values, epsilon, norm, key, num_lanes)[usable]
-    cosines = cosines[~np.isnan(cosines)]
+    cosines = _cosines(examples, points, at_point, values, epsilon, norm, key, num_lanes, progress)
+    cosines = cosines[usable & ~np.isnan(cosines)]
     if not len(cosines):
         return [*found, check(name, None, f"None of {n} images has differences to compare with.")]
     low = int((cosines < _COSINE).sum())
@@ -173,6 +185,7 @@ def _cosines(
     norm: str,
     key: jax.Array,
     num_lanes: int,
+    progress: Progress,
 ) -> np.ndarray:
     """Of each image, between the changes of the margin that the gradient foretells and the true ones.
 
@@ -194,6 +207,7 @@ def _cosines(
         up, down = (np.clip(points + s * _STEP * epsilon * direction, 0, 1) for s in (1, -1))
         foretold.append((gradients.astype(np.float64) * (up - down)).sum(axis=(1, 2, 3)))
         true.append(margins(up) - margins(down))
+        progress(4 + 2 * (number + 1), QUESTIONS)
     a, b = np.stack(foretold), np.stack(true)
     lengths = np.sqrt((a**2).sum(axis=0)), np.sqrt((b**2).sum(axis=0))
     product = lengths[0] * lengths[1]

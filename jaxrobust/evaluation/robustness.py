@@ -1,22 +1,16 @@
 """How a classifier stands up to an attack, over a whole data set."""
 
-import dataclasses
 import os
-from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import checks, compilation
-from jaxrobust.attacks import conversation
-from jaxrobust.evaluation import queue
+from jaxrobust import checks
 from jaxrobust.evaluation.attack_report import AttackReport
-from jaxrobust.evaluation.classification import Progress, as_float, logits
-from jaxrobust.types import Array, Attack, LogitsFn, fold_keys
-
-SEARCH_TYPES = ("float32", "bfloat16")
+from jaxrobust.evaluation.classification import logits
+from jaxrobust.evaluation.search import Options, Progress, prepare, search
+from jaxrobust.types import Attack, LogitsFn
 
 
 def attack_dataset(
@@ -50,11 +44,13 @@ def attack_dataset(
       key: A PRNG key.
       targets: For a targeted attack the class to reach, one for all or [N]. With one for all, images
         that are of that class themselves are not counted.
-      num_lanes: How many images, or restarts of images, at a time.
+      num_lanes: How many images, or restarts of images, at a time; on the CPU rounded up to a multiple
+        of 16.
       until_fooled: Whether an image is left at its first success, with all the restarts that are still
         to come. The verdicts are the same, far sooner; the adversarial images are then the first found
         and not the best. An attack that looks for the smallest perturbation is left at the first that
-        lies within its epsilon.
+        lies within its epsilon. Not obeyed where the first success may be lost again: with
+        `keep="last"`, and by a `Stochastic` classifier.
       search_type: "float32", or "bfloat16" to search in that type, where a device is faster in it.
         Every success is verified in float32, and what fails that is attacked once more in float32.
         Robust accuracy can only come out higher for it. Of a plain function only the images are cast,
@@ -82,18 +78,8 @@ def attack_dataset(
     aims = examples.labels
     if targets is not None:
         targets = aims = _targets(targets, examples.labels, examples.clean_logits.shape[1])
-    found = search(
-        attack,
-        examples,
-        aims,
-        np.ones(len(aims), bool),
-        key=key,
-        num_lanes=num_lanes,
-        until_fooled=until_fooled,
-        search_type=search_type,
-        path=path,
-        progress=progress,
-    )
+    options = Options(num_lanes, until_fooled, search_type, path, progress)
+    found = search(attack, examples, aims, np.ones(len(aims), bool), key=key, options=options)
     return AttackReport(
         attack=attack,
         labels=examples.labels,
@@ -107,182 +93,6 @@ def attack_dataset(
         num_gradients=found.num_gradients,
         saw_nan=found.saw_nan | np.isnan(examples.clean_logits).any(axis=1),
     )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Examples:
-    """A classifier and checked images.
-
-    Attributes:
-      function: From `compilation.as_argument`.
-      images: float32 [N, H, W, C] in [0, 1].
-      labels: int [N].
-      clean_logits: float32 [N, K].
-    """
-
-    function: Any
-    images: np.ndarray
-    labels: np.ndarray
-    clean_logits: np.ndarray
-
-
-def prepare(logits_fn: LogitsFn, images: Any, labels: Any, batch_size: int = 128) -> Examples:
-    """Checks images and labels against the classifier; the errors are those of `attack_dataset`."""
-    clean = as_float(images)
-    labels = np.asarray(labels)
-    checks.images_and_labels(clean, labels)
-    if len(clean) == 0:
-        raise ValueError("`images` must hold at least one image, got none.")
-    function = compilation.as_argument(logits_fn)
-    checks.label_range("labels", labels, compilation.logits_shape(function, clean[:1])[1])
-    clean_logits = logits(logits_fn, clean, batch_size)
-    if np.isnan(clean_logits).any(axis=1).all():
-        raise ValueError(
-            "`logits_fn` must return numbers, got NaN for every clean image: its weights or its "
-            "normalisation may be at fault."
-        )
-    return Examples(function, clean, labels, clean_logits)
-
-
-def search(
-    attack: Attack,
-    examples: Examples,
-    aims: np.ndarray,
-    wanted: np.ndarray,
-    *,
-    key: jax.Array,
-    num_lanes: int,
-    until_fooled: bool,
-    search_type: str,
-    path: str | os.PathLike[str] | None,
-    progress: Progress | None,
-) -> queue.Found:
-    """Runs an attack's jobs on the wanted images.
-
-    Args:
-      attack: What to run.
-      examples: N images.
-      aims: int [N], the classes to leave or, targeted, to reach.
-      wanted: bool [N].
-      key: As in `attack_dataset`, like the arguments after it.
-      num_lanes: At least 1.
-      until_fooled: Whether an image's first success ends its jobs.
-      search_type: One of SEARCH_TYPES.
-      path: Of the file that keeps the state.
-      progress: Called with (questions done, questions in all).
-
-    Returns:
-      What was found, of all N images.
-    """
-    checks.integer("num_lanes", num_lanes, minimum=1)
-    checks.one_of("search_type", search_type, SEARCH_TYPES)
-    if until_fooled and attack.keep == "closest" and not hasattr(attack, "epsilon"):
-        raise ValueError(
-            f"`until_fooled` needs an epsilon for an attack that looks for the smallest perturbation; "
-            f"{type(attack).__name__} has none."
-        )
-    if search_type == "float32":
-        return _run(
-            attack, examples, aims, wanted, key, num_lanes, until_fooled, "", path, progress
-        )
-    lower = dataclasses.replace(examples, function=Rounded(examples.function))
-    found = _run(
-        attack, lower, aims, wanted, key, num_lanes, until_fooled, ".bfloat16", path, progress
-    )
-    predicted = logits(examples.function, found.images, num_lanes).argmax(axis=1)
-    holds = (predicted == aims) if attack.targeted else (predicted != aims)
-    again = wanted & found.success & ~holds
-    if not again.any():
-        return found
-    second = _run(attack, examples, aims, again, key, num_lanes, until_fooled, "", path, progress)
-    counts = ("num_steps", "num_queries", "num_gradients")
-    for name, values in vars(found).items():
-        if name not in ("finished", *counts):
-            values[again] = getattr(second, name)[again]
-    for name in counts:
-        getattr(found, name)[again] += getattr(second, name)[again]
-    return found
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class Rounded:
-    """A classifier computed in bfloat16: its arrays and the images are rounded first."""
-
-    function: Any
-
-    def __call__(self, images: Array) -> Array:
-        """Images [B, H, W, C] -> logits float32 [B, K]."""
-
-        def rounded(leaf: Any) -> Any:
-            floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-            return jnp.asarray(leaf, jnp.bfloat16) if floating else leaf
-
-        function = jax.tree.map(rounded, self.function)
-        return function(images.astype(jnp.bfloat16)).astype(jnp.float32)
-
-
-def _run(
-    attack: Attack,
-    examples: Examples,
-    aims: np.ndarray,
-    wanted: np.ndarray,
-    key: jax.Array,
-    num_lanes: int,
-    until_fooled: bool,
-    suffix: str,
-    path: str | os.PathLike[str] | None,
-    progress: Progress | None,
-) -> queue.Found:
-    """This process's share of the jobs, and what all processes found."""
-    images, labels = examples.images, aims.astype(np.int32)
-    mine = np.zeros(len(labels), bool)
-    rank, processes = jax.process_index(), jax.process_count()
-    # Of those wanted, so that every process has as many to attack.
-    mine[np.flatnonzero(wanted)[rank::processes]] = True
-    arrays = jax.tree.map(np.asarray, conversation.per_image(attack, len(labels)))
-    found, save = None, None
-    if path is not None:
-        kept = Path(f"{os.fspath(path)}{suffix}" + (f".{rank}" if processes > 1 else ""))
-        words = queue.description(attack, examples.function, images, labels, mine, key)
-        found = queue.Found.load(kept, words) if kept.exists() else None
-
-        def save() -> None:
-            assert found is not None
-            found.save(kept, words)
-
-    if found is None:
-        found = queue.Found.nothing(images, mine, attack.num_restarts)
-    queue.Queue(
-        attack=arrays,
-        function=examples.function,
-        images=images,
-        labels=labels,
-        keys=fold_keys(key, jnp.arange(len(labels))),
-        found=found,
-        num_lanes=num_lanes,
-        num_devices=jax.local_device_count(),
-        until_fooled=until_fooled,
-        progress=progress,
-        save=save,
-    ).run()
-    if save is not None:
-        save()
-    return found if processes == 1 else _gathered(found, wanted)
-
-
-def _gathered(found: queue.Found, wanted: np.ndarray) -> queue.Found:
-    """Every process's images from the process that attacked them."""
-    from jax.experimental import multihost_utils
-
-    rows = np.flatnonzero(wanted)
-    for name, values in vars(found).items():
-        if name == "finished":
-            continue
-        parts = np.asarray(multihost_utils.process_allgather(values))
-        for rank in range(len(parts)):
-            values[rows[rank :: len(parts)]] = parts[rank][rows[rank :: len(parts)]]
-    return found
 
 
 def _targets(targets: Any, labels: np.ndarray, num_classes: int) -> np.ndarray:

@@ -14,9 +14,9 @@ import numpy as np
 from jaxrobust import attacks
 from jaxrobust.evaluation.attack_report import attack_label
 from jaxrobust.evaluation.classification import logits, predictions
-from jaxrobust.evaluation.queue import is_within, radius
 from jaxrobust.evaluation.rates import Rate, rate
-from jaxrobust.evaluation.robustness import prepare, search
+from jaxrobust.evaluation.search import Options, prepare, search
+from jaxrobust.evaluation.search import fooled as search_fooled
 from jaxrobust.types import Attack, LogitsFn
 
 SuiteProgress = Callable[[str, int, int], None]
@@ -130,21 +130,18 @@ def attack_suite(
         start = time.perf_counter()
         standing = fooled_by == WITHSTOOD
         if standing.any():
+            path = None if folder is None else Path(folder) / f"{number}_{_plain(name)}.npz"
+            told = None if progress is None else functools.partial(progress, name)
+            options = Options(num_lanes, True, search_type, path, told)
             found = search(
                 attack,
                 examples,
                 examples.labels,
                 standing,
                 key=jax.random.fold_in(key, number),
-                num_lanes=num_lanes,
-                until_fooled=True,
-                search_type=search_type,
-                path=None if folder is None else Path(folder) / f"{number}_{_plain(name)}.npz",
-                progress=None if progress is None else functools.partial(progress, name),
+                options=options,
             )
-            fooled = standing & found.success
-            if attack.keep == "closest":
-                fooled &= is_within(-found.rank, radius(attack))
+            fooled = standing & search_fooled(attack, examples, examples.labels, found, options)
             fooled_by[fooled] = number
             found_images[fooled] = found.images[fooled]
             queries, gradients = queries + found.num_queries, gradients + found.num_gradients

@@ -31,6 +31,8 @@ def at_epsilon(attack: Attack, epsilon: float) -> Attack:
       >>> swept.epsilon, swept.step_size
       (0.05, 0.01)
     """
+    if np.ndim(getattr(attack, "epsilon", 0.0)):
+        raise ValueError("`attack.epsilon` must be one number to be swept, got one for each image.")
     base = float(getattr(attack, "epsilon", 0.0))
     checks.number("attack.epsilon", base, above=0.0)
     changes = {"epsilon": float(epsilon)}

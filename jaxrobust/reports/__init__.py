@@ -6,5 +6,6 @@ matplotlib, pillow and jinja2 load when a report is written, not when this packa
 
 from jaxrobust.reports.html import write_report
 from jaxrobust.reports.pictures import decode_array
+from jaxrobust.reports.suites import BANNERS
 
-__all__ = ["decode_array", "write_report"]
+__all__ = ["BANNERS", "decode_array", "write_report"]

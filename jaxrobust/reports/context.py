@@ -212,22 +212,35 @@ def _curves(
         (
             label,
             same_attack,
-            figures.lines([_curve(curve, looks) for curve in same_attack], x, y, f"curve-{index}"),
+            figures.lines(
+                [
+                    (looks[curve["model"]], line)
+                    for curve in same_attack
+                    for line in _curve_and_point(curve)
+                ],
+                x,
+                y,
+                f"curve-{index}",
+            ),
         )
         for index, (label, same_attack) in enumerate(grouped(curves, "label"))
     ]
 
 
-def _curve(
-    curve: dict[str, Any], looks: dict[str, figures.Series]
-) -> tuple[figures.Series, dict[str, Any]]:
-    points = [point for point in curve["points"] if formatting.finite(point["epsilon"])]
+def _curve_and_point(curve: dict[str, Any]) -> list[dict[str, Any]]:
+    """A curve, and the single point of the suite where there is one."""
+    suite = curve.get("suite")
+    return [_line(curve["points"])] + ([_line([suite])] if suite else [])
+
+
+def _line(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    points = [point for point in points if formatting.finite(point["epsilon"])]
     points.sort(key=lambda point: point["epsilon"])
     rates = [point["robust_accuracy"] for point in points]
     line: dict[str, Any] = {"x": [point["epsilon"] for point in points]}
     line |= {"y": [rate["rate"] for rate in rates]}
     line |= {key: [rate[key] for rate in rates] for key in ("low", "high")}
-    return looks[curve["model"]], line
+    return line
 
 
 def _record(record: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:

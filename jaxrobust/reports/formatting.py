@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from jaxrobust.evaluation.attack_report import epsilon_label
+
 DASH = "\N{EN DASH}"
 _MINUS = "\N{MINUS SIGN}"
 _SPACE = "\N{NO-BREAK SPACE}"
@@ -27,6 +29,16 @@ def number(value: Any, decimals: int = 3) -> str:
     tiny = value != 0 and abs(value) < 0.5 * 10.0**-decimals
     text = f"{value:.1e}" if tiny else f"{value:,.{decimals}f}"
     return text.replace("-", _MINUS)
+
+
+def epsilon(value: Any) -> str:
+    """An epsilon as labels spell it, or a dash.
+
+    Example:
+      >>> epsilon(8 / 255), epsilon(0.1), epsilon(None)
+      ('8/255', '0.1', '–')
+    """
+    return epsilon_label(value) if finite(value) else DASH
 
 
 def measure(value: Any, decimals: int, percent: bool = False) -> str:

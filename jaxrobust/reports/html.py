@@ -54,6 +54,7 @@ def _render(result: dict[str, Any]) -> str:
     environment.filters |= {
         "class_name": lambda index: class_name(names, index),
         "confidence": formatting.confidence,
+        "epsilon": formatting.epsilon,
         "number": formatting.number,
         "rate_interval": formatting.rate_interval,
         "rate_value": formatting.rate_value,

@@ -138,6 +138,7 @@ _RESULT = {
             "model": TEXT,
             "label": TEXT,
             "points": [{"epsilon": NUMBER, "robust_accuracy": RATE}],
+            "suite?": {"label": TEXT, "epsilon": NUMBER, "robust_accuracy": RATE},
         }
     ],
     "verdicts?": [VERDICT],

@@ -1,7 +1,12 @@
 """What the experiment scripts share: a command line, timed stages, result.json and its pictures."""
 
-from jaxrobust.studies import blocks
-from jaxrobust.studies.classifiers import check_classifier, load_classifier, num_parameters
+from jaxrobust.studies import blocks, suite_run, suites
+from jaxrobust.studies.classifiers import (
+    check_classifier,
+    describe_inputs,
+    load_classifier,
+    num_parameters,
+)
 from jaxrobust.studies.examples import Examples, load_examples
 from jaxrobust.studies.pictures import explanations, gallery, right_and_wrong, spread
 from jaxrobust.studies.results import (
@@ -21,6 +26,7 @@ __all__ = [
     "check_classifier",
     "commit",
     "configuration",
+    "describe_inputs",
     "encode_array",
     "environment",
     "explanations",
@@ -35,4 +41,6 @@ __all__ = [
     "right_and_wrong",
     "run_script",
     "spread",
+    "suite_run",
+    "suites",
 ]

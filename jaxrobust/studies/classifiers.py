@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxrobust import compilation, models, pruning, training
+from jaxrobust.evaluation.search import prepare
 from jaxrobust.pruning.quantization import QuantizedKernel
 from jaxrobust.types import LogitsFn
 
@@ -89,6 +90,26 @@ def check_classifier(logits_fn: LogitsFn, name: str, image_shape: tuple[int, ...
             f"{name!r} must return an array of logits, got {type(answer).__name__} for an image."
         )
     return compilation.logits_shape(function, image)[1]
+
+
+def describe_inputs(
+    logits_fn: LogitsFn, images: np.ndarray, labels: np.ndarray
+) -> tuple[dict[str, Any], np.ndarray]:
+    """What a run is of: fingerprints for `open_run`, and the logits float32 [N, K] of the images.
+
+    Args:
+      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K].
+      images: [N, H, W, C].
+      labels: int [N].
+
+    Raises:
+      TypeError, ValueError: Images, labels or logits that nothing can be made of.
+    """
+    clean = prepare(logits_fn, images, labels)
+    weights = [training.describe(leaf) for leaf in jax.tree.leaves(clean.function)]
+    parts = {"images": clean.images, "labels": clean.labels}
+    fingerprints = {name: training.describe(array) for name, array in parts.items()}
+    return fingerprints | {"weights": weights}, clean.clean_logits
 
 
 def num_parameters(logits_fn: LogitsFn) -> int | None:

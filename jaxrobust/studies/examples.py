@@ -9,6 +9,10 @@ import numpy as np
 
 from jaxrobust import checks, data
 from jaxrobust.evaluation.classification import as_float
+from jaxrobust.studies.results import data_entry
+
+_TEST_SPLITS = ("test", "valid", "val")
+_CLUTTER = ("Thumbs.db", "desktop.ini", "__MACOSX")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -21,7 +25,8 @@ class Examples:
       labels: int [N].
       indices: int [N], the images' places in the data set's test split.
       class_names: As many as the data set names.
-      num_train: Images of its train split; None if it has none.
+      label_range: The smallest and the largest label of the whole set, chosen or not.
+      num_train: Images of its train split; None if it has none, or if that was not read.
       skipped_files: Of the data set, in words.
     """
 
@@ -30,19 +35,27 @@ class Examples:
     labels: np.ndarray
     indices: np.ndarray
     class_names: tuple[str, ...]
+    label_range: tuple[int, int]
     num_train: int | None = None
     skipped_files: tuple[str, ...] = ()
 
     def entry(self, num_classes: int) -> dict[str, Any]:
         """The part "data" of result.json, with a name for every class that a model tells apart."""
-        return {
-            "name": self.name,
-            "class_names": self.names(num_classes),
-            "num_train": self.num_train,
-            "num_test": len(self.labels),
-            "image_shape": list(self.images.shape[1:]),
-            "skipped_files": list(self.skipped_files),
-        }
+        return data_entry(
+            self.name,
+            self.names(num_classes),
+            self.num_train,
+            len(self.labels),
+            self.images.shape[1:],
+            self.skipped_files,
+        )
+
+    def check_labels(self, num_classes: int) -> None:
+        """Raises ValueError unless a model with so many classes has all labels of the whole set.
+
+        Of all of them: what is wrong with one should not depend on the seed.
+        """
+        checks.label_range("labels", np.asarray(self.label_range), num_classes)
 
     def names(self, num_classes: int) -> list[str]:
         """The names of so many classes; those without one are called by their number."""
@@ -64,7 +77,8 @@ def load_examples(
 
     Args:
       name: A name or a folder of `jaxrobust.data.load`, or an .npz with `images` (uint8, or floating
-        in [0, 1]) [N, H, W, C], `labels` int [N] and perhaps `class_names` [K].
+        in [0, 1]) [N, H, W, C], `labels` int [N] and perhaps `class_names` [K]. Of a folder of images
+        the test split alone is read; where there is a train split, its class folders must be the same.
       num_images: How many at most.
       seed: Of the choice.
       data_dir: As in `load`.
@@ -81,29 +95,80 @@ def load_examples(
     if path.suffix == ".npz":
         whole = _archive(path)
     else:
-        if name not in data.NAMES and not path.is_dir():
+        root = Path(data_dir).expanduser() if name == "image_folder" and data_dir else path
+        is_folder = name == "image_folder" or name not in data.NAMES
+        if is_folder and not root.is_dir():
             raise FileNotFoundError(
                 f"`data` must be one of {data.NAMES}, an existing folder of images or an .npz, "
                 f"got {name!r}."
             )
-        loaded = data.load(name, data_dir, image_size)
-        whole = Examples(
-            name=Path(loaded.name).name,
-            images=loaded.test.images,
-            labels=loaded.test.labels,
-            indices=np.arange(len(loaded.test)),
-            class_names=loaded.class_names,
-            num_train=len(loaded.train),
-            skipped_files=tuple(f"{file}: {why}" for file, why in loaded.skipped_files),
-        )
+        whole = _folder(root) if is_folder else _named(name, data_dir, image_size)
     count = len(whole.labels)
     chosen = np.sort(np.random.default_rng(seed).permutation(count)[:num_images])
+    images = whole.images[chosen]
+    if images.dtype == object:  # files of a folder: those that are wanted alone are read
+        images = _pictures(images.tolist(), image_size)
     return dataclasses.replace(
         whole,
-        images=as_float(whole.images[chosen]),
+        images=as_float(images),
         labels=whole.labels[chosen],
         indices=chosen,
     )
+
+
+def _named(name: str, data_dir: str | os.PathLike[str] | None, image_size: int | None) -> Examples:
+    loaded = data.load(name, data_dir, image_size)
+    return Examples(
+        name=loaded.name,
+        images=loaded.test.images,
+        labels=loaded.test.labels,
+        indices=np.arange(len(loaded.test)),
+        class_names=loaded.class_names,
+        label_range=_range(loaded.test.labels),
+        num_train=len(loaded.train),
+        skipped_files=tuple(f"{file}: {why}" for file, why in loaded.skipped_files),
+    )
+
+
+def _folder(root: Path) -> Examples:
+    """The files of a folder's test split in place of their images."""
+    found = [root / split for split in _TEST_SPLITS if (root / split).is_dir()]
+    if len(found) != 1:
+        raise ValueError(
+            f"{str(root)!r} must hold one folder of {', '.join(_TEST_SPLITS)}, with "
+            f"<class>/<image> in it, got {len(found)} of them."
+        )
+    classes = _visible(found[0], folders=True)
+    train = root / "train"
+    if train.is_dir() and _visible(train, folders=True) != classes:
+        raise ValueError(f"{str(train)!r} and {str(found[0])!r} must hold the same class folders.")
+    files = [[found[0] / name / file for file in _visible(found[0] / name)] for name in classes]
+    if not all(files) or not files:
+        raise ValueError(f"{str(found[0])!r} must hold at least one class, and images in each.")
+    labels = np.repeat(np.arange(len(classes)), [len(of_class) for of_class in files])
+    paths = np.empty(len(labels), object)
+    paths[:] = [file for of_class in files for file in of_class]
+    return Examples(
+        root.name, paths, labels, np.arange(len(labels)), tuple(classes), _range(labels)
+    )
+
+
+def _visible(folder: Path, *, folders: bool = False) -> list[str]:
+    """Names of what lies in a folder, sorted, as `data.load` sorts them."""
+    entries = (
+        e for e in os.scandir(folder) if not e.name.startswith(".") and e.name not in _CLUTTER
+    )
+    return sorted(entry.name for entry in entries if entry.is_dir() == folders)
+
+
+def _pictures(paths: list[Path], image_size: int | None) -> np.ndarray:
+    images = [data.read_image(path, image_size) for path in paths]
+    sizes = {image.shape for image in images}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"Images must be of one size, got {sorted(sizes)[:3]}; `image_size` resizes them."
+        )
+    return np.stack(images)
 
 
 def _archive(path: Path) -> Examples:
@@ -126,4 +191,8 @@ def _archive(path: Path) -> Examples:
     if labels.min() < 0:
         raise ValueError(f"`labels` must be 0 or more, got {labels.min()}.")
     names = tuple(str(name) for name in arrays.get("class_names", ()))
-    return Examples(path.stem, images, labels, np.arange(len(labels)), names)
+    return Examples(path.stem, images, labels, np.arange(len(labels)), names, _range(labels))
+
+
+def _range(labels: np.ndarray) -> tuple[int, int]:
+    return int(labels.min()), int(labels.max())

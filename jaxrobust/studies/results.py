@@ -18,6 +18,7 @@ import numpy as np
 from jaxrobust._version import __version__
 from jaxrobust.evaluation import attack_label, evaluate
 from jaxrobust.reports.reading import FORMAT
+from jaxrobust.studies.classifiers import num_parameters
 from jaxrobust.types import Attack, LogitsFn
 
 
@@ -92,7 +93,7 @@ def model_entry(
     labels: Any,
     class_names: Sequence[str],
     *,
-    params: Any,
+    params: Any = None,
     history: Sequence[dict[str, Any]] = (),
     seconds_per_epoch: float | None = None,
     description: str | None = None,
@@ -106,7 +107,7 @@ def model_entry(
       images: Of the test split, uint8 [N, H, W, C].
       labels: int [N].
       class_names: K names.
-      params: Its parameters, which are counted.
+      params: Its parameters, which are counted; by default what `num_parameters` finds.
       history: One row per epoch, of training.
       seconds_per_epoch: Of training.
       description: A sentence on how it was trained.
@@ -114,7 +115,9 @@ def model_entry(
     """
     entry: dict[str, Any] = {
         "name": name,
-        "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "num_parameters": num_parameters(logits_fn)
+        if params is None
+        else sum(leaf.size for leaf in jax.tree.leaves(params)),
         "training": {"seconds_per_epoch": seconds_per_epoch, "epochs": [dict(r) for r in history]},
         "evaluation": evaluate(logits_fn, images, labels, class_names),
     }
@@ -123,6 +126,34 @@ def model_entry(
     if description is not None:
         entry["description"] = description
     return entry
+
+
+def data_entry(
+    name: str,
+    class_names: Sequence[str],
+    num_train: int | None,
+    num_test: int,
+    image_shape: Sequence[int],
+    skipped_files: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The part "data" of result.json.
+
+    Args:
+      name: Of the data set.
+      class_names: K names.
+      num_train: Images of the train split; None where there is none, or where it was not read.
+      num_test: Images that were measured on.
+      image_shape: (H, W, C).
+      skipped_files: In words.
+    """
+    return {
+        "name": name,
+        "class_names": list(class_names),
+        "num_train": num_train,
+        "num_test": num_test,
+        "image_shape": list(image_shape),
+        "skipped_files": list(skipped_files),
+    }
 
 
 def result_header(
@@ -138,14 +169,14 @@ def result_header(
       dataset: A `jaxrobust.data.Dataset`, or a dict that is the part "data" itself.
     """
     if not isinstance(dataset, dict):
-        dataset = {
-            "name": dataset.name,
-            "class_names": list(dataset.class_names),
-            "num_train": len(dataset.train),
-            "num_test": len(dataset.test),
-            "image_shape": list(dataset.image_shape),
-            "skipped_files": [f"{file}: {reason}" for file, reason in dataset.skipped_files],
-        }
+        dataset = data_entry(
+            dataset.name,
+            dataset.class_names,
+            len(dataset.train),
+            len(dataset.test),
+            dataset.image_shape,
+            [f"{file}: {reason}" for file, reason in dataset.skipped_files],
+        )
     return {
         "format": FORMAT,
         "experiment": experiment,

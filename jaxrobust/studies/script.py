@@ -8,9 +8,11 @@ import sys
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+import numpy as np
 
 from jaxrobust import files, reports
 from jaxrobust.studies import progress
@@ -60,6 +62,8 @@ def _is_ours(error: Exception) -> bool:
     )
 
 
+_ANOTHER = "--run NAME"
+
 # What shows that a run's folder holds something that was computed.
 _KEPT = (
     *("*/checkpoints/*", "*/*/checkpoints/*", "stages/*.json", "adversarial/*.npz"),
@@ -67,7 +71,17 @@ _KEPT = (
 )
 
 
-def open_run(results_dir: Path, experiment: str, run: str, config: Any, **settings: Any) -> Path:
+def open_run(
+    results_dir: Path,
+    experiment: str,
+    run: str,
+    config: Any,
+    *,
+    inputs: Mapping[str, Any] | None = None,
+    clean_logits: np.ndarray | None = None,
+    ignored: Sequence[str] = (),
+    **settings: Any,
+) -> Path:
     """The folder results/<experiment>/<run>, claimed for this configuration.
 
     Args:
@@ -75,6 +89,10 @@ def open_run(results_dir: Path, experiment: str, run: str, config: Any, **settin
       experiment: Its name.
       run: A plain name.
       config: The configuration dataclass.
+      inputs: Fingerprints of what the run is of, by name. Where they differ, the names are said.
+      clean_logits: float32 [N, K], what the run's model answers. They are kept, and tell models apart
+        of which nothing else is seen; not to the last digit, because machines round differently.
+      ignored: Names of settings of the configuration that change nothing that is computed and kept.
       **settings: What else decides about the results, as JSON values.
 
     Returns:
@@ -82,7 +100,7 @@ def open_run(results_dir: Path, experiment: str, run: str, config: Any, **settin
 
     Raises:
       ValueError: A run's name that would lead elsewhere, or a folder that holds results of another
-        configuration.
+        configuration, other inputs or another model.
     """
     if not run or Path(run).name != run:
         raise ValueError(f"`run` must be a plain name, got {run!r}.")
@@ -91,8 +109,46 @@ def open_run(results_dir: Path, experiment: str, run: str, config: Any, **settin
     in_use = (folder / "result.json").exists() or any(
         next(folder.glob(kept), None) for kept in _KEPT
     )
-    files.claim(folder, configuration(config) | settings, in_use=in_use)
+    described = {k: v for k, v in configuration(config).items() if k not in ignored} | settings
+    path = folder / "inputs.npz"
+    fingerprints = json.dumps(dict(inputs or {}), sort_keys=True)
+    if in_use:
+        _compare_inputs(path, fingerprints, clean_logits)
+    try:
+        files.claim(folder, described, in_use=in_use)
+    except ValueError as error:
+        raise ValueError(f"{error} On the command line: {_ANOTHER}.") from None
+    if not in_use and (inputs is not None or clean_logits is not None):
+        arrays: dict[str, Any] = {"fingerprints": fingerprints}
+        if clean_logits is not None:
+            arrays["clean_logits"] = clean_logits
+        with files.replace(path) as partial:
+            np.savez(partial, **arrays)
     return folder
+
+
+def _compare_inputs(path: Path, fingerprints: str, clean_logits: np.ndarray | None) -> None:
+    if not path.exists():
+        return
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            kept = {name: archive[name] for name in archive}
+        before, now = json.loads(str(kept["fingerprints"])), json.loads(fingerprints)
+    except Exception as error:  # zip, numpy and json have errors of many classes
+        raise ValueError(f"{path} cannot be read; delete {path.parent} to start anew.") from error
+    differ = [name for name in now.keys() | before.keys() if now.get(name) != before.get(name)]
+    logits = kept.get("clean_logits")
+    if clean_logits is not None and not (
+        logits is not None
+        and logits.shape == clean_logits.shape
+        and np.allclose(logits, clean_logits, 1e-3, 1e-3, equal_nan=True)
+    ):
+        differ.append("answers of the model")
+    if differ:
+        raise ValueError(
+            f"{path.parent} holds a run of other inputs: {', '.join(sorted(differ))} differ. Name "
+            f"another run ({_ANOTHER}), or delete this folder to start anew."
+        )
 
 
 def finish(folder: Path, result: dict[str, Any]) -> Path:
@@ -164,7 +220,7 @@ class Stages:
             )
         if self._folder is None:
             raise ValueError("`remember` needs `Stages(folder)`, got no folder.")
-        path = self._folder / f"{_plain(name)}.json"
+        path = self._folder / f"{_file_name(name)}.json"
         if path.exists():
             print(f"{name}: done before", file=sys.stderr, flush=True)
         else:
@@ -206,7 +262,7 @@ class Stages:
         display.close(f"{self.seconds[name]:.1f} s")
 
 
-def _plain(name: str) -> str:
+def _file_name(name: str) -> str:
     """A stage's name as a file's: readable, and different for different names."""
     words = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")
     return f"{words[:60]}-{zlib.crc32(name.encode()):08x}"

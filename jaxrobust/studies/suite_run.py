@@ -59,8 +59,10 @@ def run_suite(
             folder=folder,
             progress=clock,
         )
-    finally:
-        clock.stop()
+    except BaseException:
+        clock.stop("interrupted after ")
+        raise
+    clock.stop()
     earlier = clock.earlier
     return report, {n: round(earlier.get(n, 0.0) + report.seconds[n], 3) for n in suite}
 
@@ -166,10 +168,10 @@ class _Clock:
             self._save()
         self._display(done, total)
 
-    def stop(self) -> None:
-        """Says that the attack under way has come to its end."""
+    def stop(self, how: str = "") -> None:
+        """Says that the attack under way has come to its end, or how else it stopped."""
         if self._name:
-            self._display.close(f"{self._spent[self._name]:.1f} s")
+            self._display.close(f"{how}{self._spent[self._name]:.1f} s")
             self._save()
         self._name = ""
 

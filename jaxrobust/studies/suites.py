@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ def make_suite(name: str, epsilon: float, norm: str, num_classes: int) -> dict[s
         return evaluation.auto_attack_suite(epsilon, norm, name, num_classes)
     if name in SINGLE:
         return {SINGLE[name]: _attack({"name": SINGLE[name]}, epsilon, norm)}
+    _check_has_epsilon("suite", name)
     path = Path(name).expanduser()
     if path.suffix != ".json":
         known = ", ".join((*VERSIONS, *SINGLE))
@@ -107,11 +109,15 @@ def _attack(entry: Any, epsilon: float, norm: str) -> Attack:
     """An attack as a file describes it, with what it leaves out."""
     if not isinstance(entry, dict):
         raise ValueError(f'it must be an object like {{"name": "PGD"}}, got {entry!r}.')
+    _check_has_epsilon("name", entry.get("name"))
     checks.one_of("name", entry.get("name"), tuple(SINGLE.values()))
     kind: Any = attacks.ATTACKS[entry["name"]]
     entry = dict(entry)
-    if isinstance(entry.get("epsilon"), str):
-        entry["epsilon"] = number("epsilon", entry["epsilon"])
+    for field in ("epsilon", "step_size"):
+        if isinstance(entry.get(field), str):
+            entry[field] = number(field, entry[field])
+    if _is_close(entry.get("epsilon"), epsilon):
+        entry["epsilon"] = epsilon
     for field, value in (("epsilon", epsilon), ("norm", norm)):
         if entry.setdefault(field, value) != value:
             raise ValueError(
@@ -125,6 +131,23 @@ def _attack(entry: Any, epsilon: float, norm: str) -> Attack:
     if attack.targeted:
         raise ValueError("`targeted` must be false: a suite is of untargeted attacks.")
     return attack
+
+
+def _check_has_epsilon(argument: str, name: Any) -> None:
+    """Says of an attack that could not be in a suite why that is so."""
+    for known in attacks.ATTACKS:
+        if known.lower() not in SINGLE and str(name).lower() == known.lower():
+            raise ValueError(
+                f"`{argument}` must be of an attack that keeps to an epsilon, got {name!r}: {known} "
+                "looks for the smallest perturbation of any size "
+                "(`evaluation.curve_from_norms` makes a curve of it)."
+            )
+
+
+def _is_close(value: Any, epsilon: float) -> bool:
+    """Whether both are meant to be the same: 0.03137 is 8/255."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isclose(value, epsilon, rel_tol=1e-4)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

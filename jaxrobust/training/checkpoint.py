@@ -145,7 +145,7 @@ class RunCheckpoints:
                 "or the optimizer: " + "; ".join(different) + "."
             )
         # Where to put the arrays is said here: a checkpoint may come from another device.
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         abstract = {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
             for name, leaf in expected.items()
@@ -231,7 +231,7 @@ def _load(source: Path) -> tuple[PyTree, dict[str, Any]]:
     ocp = _orbax()
     saved = ocp.metadata(source)
     # Where to put the arrays is said here: a checkpoint may come from another device.
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), saved.metadata
     )

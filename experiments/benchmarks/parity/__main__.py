@@ -1,4 +1,4 @@
-"""How strong our attacks are beside PyTorch's libraries, on the same weights, images and radii.
+r"""How strong our attacks are beside PyTorch's libraries, on the same weights, images and radii.
 
     python -m experiments.benchmarks.parity --peer-python PEER/bin/python --shared SHARED --cifar CIFAR
     python -m experiments.benchmarks.parity --peer-python PEER/bin/python --shared SHARED --quick
@@ -10,28 +10,36 @@ is a virtual environment; the project itself does not depend on what is in it:
     PEER/bin/pip install torch torchattacks foolbox
     PEER/bin/pip install adversarial-robustness-toolbox packaging multiprocess
 
-Expected time: half an hour to train the two CIFAR networks (networks.py beside this file), then many
-hours on 2 cores, most of them of the peers. Every cell is kept: killed, the same command goes on with
-the first that it had not finished. With --quick, 5 minutes: few steps, few images, one network.
-Expected numbers: docs/parity.md, which `--docs docs/parity.md` writes.
+Expected time: half an hour on 2 cores to train the two CIFAR networks (networks.py beside this file),
+then many hours, most of them of the peers. Every answer is kept: killed, the same command goes on with
+the first that it had not finished, and asks a peer that broke once more. With --quick, 2 minutes: few
+steps, few images, the reference network alone. Expected numbers: docs/parity.md, which
+`--docs docs/parity.md` writes from all runs in <results_dir>/parity but quick ones.
+
+A core does more for one process of its own than half of two cores does. Make the networks first
+(`python -m experiments.benchmarks.parity.networks`), then cut the work by network and norm into runs,
+and work them off in two processes, each bound to a core (Linux; jax counts the cores that it is bound
+to, PyTorch is told):
+
+    taskset --cpu-list 0 python -m experiments.benchmarks.parity --peer-python PEER/bin/python \
+        --shared SHARED --networks reference --norms linf --run reference-linf --num-threads 1 \
+        --docs docs/parity.md
+    taskset --cpu-list 1 python -m experiments.benchmarks.parity --peer-python PEER/bin/python \
+        --shared SHARED --networks reference --norms l2 --run reference-l2 --num-threads 1 \
+        --docs docs/parity.md
+
+and so on for the other norms and, with --cifar CIFAR, networks. Whichever run ends last writes the
+tables of all. Runs of other settings, seeds or versions do not go into one table: that is an error,
+as is the same cell twice.
 """
 
 import dataclasses
-import functools
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from experiments.benchmarks.parity import matrix, networks, ours, tables
-from experiments.benchmarks.parity.export import Network
-from experiments.benchmarks.parity.peer import Peer
+from experiments.benchmarks.parity import compare, export, matrix, networks, ours, peers, tables
 from jaxrobust import checks, files, studies
-
-_PER_IMAGE = 200  # of which we may leave one more robust than a peer does
-_LONGER = 1.02  # how much longer our median perturbation may be
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +54,11 @@ class Config:
       networks: Which of reference, cifar_standard and cifar_robust.
       norms: Which of linf, l2 and l1.
       smallest: Whether to compare minimal norms too.
-      art_suite: Whether ART's AutoAttack is one of the peers; it is the slowest of all.
+      art: Whether ART is one of the peers; it is the slowest of all.
       num_radii: For each network and norm.
       num_searches: Of Carlini-Wagner.
       num_iterations: Of each of its searches.
-      num_threads: That PyTorch may use.
+      num_threads: That PyTorch may use; by default as many as this process may use cores.
       seed: Of the attacks, on both sides.
       run: Name of the run; results go to <results_dir>/parity/<run>.
       results_dir: Where results go.
@@ -65,11 +73,11 @@ class Config:
     networks: tuple[str, ...] = networks.NAMES
     norms: tuple[str, ...] = matrix.NORMS
     smallest: bool = True
-    art_suite: bool = True
+    art: bool = True
     num_radii: int = 3
     num_searches: int = 9
     num_iterations: int = 1000
-    num_threads: int = os.cpu_count() or 1
+    num_threads: int = dataclasses.field(default_factory=peers.num_cores)
     seed: int = 0
     run: str = "default"
     results_dir: Path = Path("results")
@@ -95,28 +103,40 @@ class Config:
 
 def main(config: Config) -> Path:
     """Runs the comparison; returns the path of result.json."""
+    versions = peers.versions(config.peer_python)  # before hours are spent on networks
+    used = _networks(config)
     # Where the tables go decides nothing, and must not keep a run from going on.
     kept = dataclasses.replace(config, docs=None)
-    folder = studies.open_run(config.results_dir, "parity", config.run, kept)
+    hashes = {network.name: export.fingerprint(network.path) for network in used}
+    folder = studies.open_run(
+        config.results_dir,
+        "parity",
+        config.run,
+        kept,
+        hashes=hashes,
+        peers=versions,
+        torch_device=peers.device(),
+    )
     stages = studies.Stages(folder)
-    home = config.results_dir / "parity" / "networks"
-    used = [networks.reference(home, config.shared)]
-    if config.cifar is not None and not config.quick:
-        used += networks.cifar(home, config.cifar)
-    used = [network for network in used if network.name in config.networks]
 
     facts, cells, norms = [], [], []
-    versions: dict[str, str] = {}
+    devices: dict[str, Any] = {}
     for network in used:
-        with Peer(config.peer_python, network.path, config.num_threads) as peer:
-            hello = stages.remember(f"{network.name}: peers", functools.partial(_hello, peer))
-            versions |= hello["versions"]
+        with peers.Peer(config.peer_python, network.path, config.num_threads) as peer:
+            hello = peer.hello()
             if config.quick:
-                network = _first(network, 8)
+                network = dataclasses.replace(
+                    network, images=network.images[:8], labels=network.labels[:8]
+                )
+            devices = {"torch_device": hello["device"], "torch_threads": hello["num_threads"]}
+            comparison = compare.Comparison(
+                network, peer.ask, stages, config.effort, config.seed, config.art
+            )
             mask = ours.right(network)
             facts.append(
                 {
                     "name": network.name,
+                    "fingerprint": hashes[network.name],
                     "num_images": len(network.images),
                     "num_right": int(mask.sum()),
                     "logits_difference": hello["logits_difference"],
@@ -124,15 +144,20 @@ def main(config: Config) -> Path:
                 }
             )
             for norm in config.norms:
-                cells += _within_ball(config, stages, network, peer, norm)
+                radii = 1 if config.quick else config.num_radii
+                cells += compare.within_ball(comparison, norm, radii)
             for norm, row in matrix.minimal(config.effort) if config.smallest else []:
-                norms.append(_minimal(config, stages, network, peer, norm, row, mask))
+                if norm in config.norms:
+                    norms.append(compare.smallest(comparison, norm, row, mask))
     result = {
         "experiment": "parity",
+        "run": config.run,
         "config": studies.configuration(kept),
         "effort": dataclasses.asdict(config.effort),
-        "per_image": _PER_IMAGE,
-        "environment": studies.environment() | {"commits_of_stages": stages.commits},
+        "per_image": compare.PER_IMAGE,
+        "environment": studies.environment()
+        | devices
+        | {"num_cores": peers.num_cores(), "commits_of_stages": stages.commits},
         "peer_versions": versions,
         "timings": stages.seconds,
         "networks": facts,
@@ -142,130 +167,30 @@ def main(config: Config) -> Path:
     path = folder / "result.json"
     files.write_json(path, result)
     files.replace_text(folder / "parity.md", tables.markdown([result]))
+    print(f"{compare.count(cells, norms)} Written to {path}.")
     if config.docs is not None:
         runs = sorted((config.results_dir / "parity").glob("*/result.json"))
         results = [json.loads(run.read_text(encoding="utf-8")) for run in runs]
         whole = [run for run in results if not run["config"]["quick"]]
         files.replace_text(config.docs, tables.markdown(whole or [result]))
-    failed = [row for row in cells if not all(p.get("holds", True) for p in row["peers"].values())]
-    print(f"{len(cells)} attacks compared, {len(failed)} do not hold. Written to {path}.")
+        print(f"The tables are in {config.docs}, runs: {len(whole) or 1}.")
     return path
 
 
-def _hello(peer: Peer, _: Any) -> dict[str, Any]:
-    return peer.hello()
-
-
-def _ask(peer: Peer, request: dict[str, Any], _: Any) -> dict[str, Any]:
-    return peer.ask(request)
-
-
-def _first(network: Network, count: int) -> Network:
-    return dataclasses.replace(
-        network, images=network.images[:count], labels=network.labels[:count]
-    )
-
-
-def _within_ball(
-    config: Config, stages: studies.Stages, network: Network, peer: Peer, norm: str
-) -> list[dict[str, Any]]:
-    """Robust images of every attack at every radius."""
-    count, steps = (1 if config.quick else config.num_radii), config.effort.num_steps
-    epsilons = stages.remember(
-        f"{network.name} {norm}: radii",
-        lambda _: ours.radii(network, norm, count, steps, config.seed),
-    )
-    cells = []
-    for epsilon in epsilons:
-        for row in matrix.within_ball(config.effort, norm, epsilon, config.art_suite):
-            name = f"{network.name} {norm} {epsilon:g} {row.name}"
-            mine, theirs = _both(config, stages, network, peer, norm, epsilon, row, name)
-            robust = sum(mine["robust"])
-            answers = {}
-            for library, answer in theirs.items():
-                answers[library] = answer
-                if "error" not in answer:
-                    difference = robust - sum(answer["robust"])
-                    answers[library] = {
-                        "robust": sum(answer["robust"]),
-                        "outside": answer["outside"],
-                        "difference": difference,
-                        "holds": difference * _PER_IMAGE <= len(network.images),
-                        "seconds": answer["seconds"],
-                    }
-            cells.append(
-                {
-                    "network": network.name,
-                    "norm": norm,
-                    "epsilon": epsilon,
-                    "attack": row.name,
-                    "ours": {"robust": robust, "seconds": mine["seconds"]},
-                    "peers": answers,
-                }
-            )
-    return cells
-
-
-def _minimal(
-    config: Config,
-    stages: studies.Stages,
-    network: Network,
-    peer: Peer,
-    norm: str,
-    row: matrix.Row,
-    mask: np.ndarray,
-) -> dict[str, Any]:
-    """Median norms of an attack that looks for the smallest perturbation."""
-    name = f"{network.name} {norm} smallest {row.name}"
-    mine, theirs = _both(config, stages, network, peer, norm, None, row, name)
-    lengths = np.array([np.inf if size is None else size for size in mine["lengths"]])
-    median = float(np.median(lengths[mask]))
-    answers = {}
-    for library, answer in theirs.items():
-        answers[library] = answer
-        if "error" not in answer:
-            sizes = np.where(answer["fooled"], answer[norm], np.inf)[mask]
-            other = float(np.median(sizes))
-            answers[library] = {
-                "median": other,
-                "found": int(np.isfinite(sizes).sum()),
-                "ratio": median / other if np.isfinite([median, other]).all() else None,
-                "holds": median <= _LONGER * other,
-                "seconds": answer["seconds"],
-            }
-    found = int(np.isfinite(lengths[mask]).sum())
-    return {
-        "network": network.name,
-        "norm": norm,
-        "attack": row.name,
-        "ours": {"median": median, "found": found, "seconds": mine["seconds"]},
-        "peers": answers,
-    }
-
-
-def _both(
-    config: Config,
-    stages: studies.Stages,
-    network: Network,
-    peer: Peer,
-    norm: str,
-    epsilon: float | None,
-    row: matrix.Row,
-    name: str,
-) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Our answer and the peers', each computed once."""
-    mine = stages.remember(
-        f"{name}: jaxrobust",
-        lambda _: ours.attack(network, row.ours, norm, epsilon, config.seed),
-    )
-    indices = list(range(len(network.images)))
-    theirs = {}
-    for library, request in row.peers.items():
-        asked = request | {"indices": indices, "seed": config.seed}
-        theirs[library] = stages.remember(
-            f"{name}: {library}", functools.partial(_ask, peer, asked)
+def _networks(config: Config) -> list[export.Network]:
+    """The networks that were asked for, and no training for others."""
+    with_cifar = config.cifar is not None and not config.quick
+    names = [name for name in config.networks if name == "reference" or with_cifar]
+    if not names or not config.norms:
+        raise ValueError(
+            "`networks` and `norms` must leave something to compare (the CIFAR networks need `cifar` "
+            f"and are not part of `quick`), got {config.networks} and {config.norms}."
         )
-    return mine, theirs
+    home = config.results_dir / "parity" / "networks"
+    used = [networks.reference(home, config.shared)] if "reference" in names else []
+    if config.cifar is not None and names != ["reference"]:
+        used += networks.cifar(home, config.cifar)
+    return [network for network in used if network.name in names]
 
 
 if __name__ == "__main__":

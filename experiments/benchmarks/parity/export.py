@@ -12,6 +12,7 @@ recipe            JSON: how it was trained
 """
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -140,3 +141,17 @@ def read(name: str, path: Path) -> Network:
         arrays["labels"],
         json.loads(str(arrays["recipe"])),
     )
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 of the weights, images and labels in a file.
+
+    Not of the logits, which are rounded as the machine and its number of threads will have it.
+    """
+    digest = hashlib.sha256()
+    with np.load(path, allow_pickle=False) as archive:
+        for name in sorted(set(archive.files) - {"logits", "recipe"}):
+            array = np.ascontiguousarray(archive[name])
+            digest.update(f"{name} {array.dtype} {array.shape} ".encode())
+            digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -7,7 +7,7 @@
 - cifar_robust: the same network, trained on under two steps of PGD (Madry et al. 2018,
   https://arxiv.org/abs/1706.06083).
 
-Both CIFAR networks are attacked on the same 200 test images. Expected time: 15 minutes on 2 cores for
+Both CIFAR networks are attacked on the same 200 test images. Expected time: half an hour on 2 cores for
 the trainings, which go on where they were killed. Expected numbers: at least 70 % of the clean images
 right for cifar_standard (78 %), and 20 to 40 % under PGD at 8/255 for cifar_robust (22 %).
 """

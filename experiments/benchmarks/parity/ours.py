@@ -1,7 +1,6 @@
-"""Our side of the comparison, judged as the peers are: by the images that come back."""
+"""Our side of the comparison: it makes images, and the worker that judges the peers' judges them."""
 
 import time
-from typing import Any
 
 import jax
 import numpy as np
@@ -11,7 +10,6 @@ from jaxrobust import evaluation
 from jaxrobust.attacks import APGD
 from jaxrobust.types import Attack
 
-_INSIDE = 1e-5  # of epsilon: the tolerance of the ball, as in torch_worker.py
 _FIRST = {"linf": 4 / 255, "l2": 0.5, "l1": 6.0}
 # Robust accuracies are spread between this and the clean accuracy. Not 10 %: the suite is stronger
 # than the one attack that the radii are found with.
@@ -24,51 +22,35 @@ def right(network: Network) -> np.ndarray:
     return logits.argmax(axis=1) == network.labels
 
 
-def lengths(difference: np.ndarray, norm: str) -> np.ndarray:
-    """Float64 [N]: norms of [N, H, W, C]."""
-    flat = np.abs(difference.astype(np.float64).reshape(len(difference), -1))
-    if norm == "l2":
-        return np.sqrt((flat**2).sum(axis=1))
-    return flat.max(axis=1) if norm == "linf" else flat.sum(axis=1)
-
-
 def attack(
-    network: Network, chosen: Attack | None, norm: str, epsilon: float | None, seed: int
-) -> dict[str, Any]:
+    network: Network,
+    chosen: Attack | dict[str, Attack],
+    epsilon: float | None,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Runs one of our attacks.
 
     Args:
       network: With its images.
-      chosen: None: AutoAttack standard.
-      norm: "linf", "l2" or "l1".
+      chosen: The attack, or a suite by name.
       epsilon: None: whatever fools counts.
       seed: Of everything random.
 
     Returns:
-      {"robust": N booleans, "lengths": N norms, None where nothing fools, "seconds"}: seconds
-      include compilation.
+      (images float32 [N, H, W, C], bool [N] which of them are robust by our own reckoning, seconds,
+      which include compilation).
     """
     arguments = (network.classifier, network.images, network.labels)
     key = jax.random.key(seed)
     start = time.perf_counter()
-    if chosen is None:
-        assert epsilon is not None  # AutoAttack has a radius
-        suite = evaluation.auto_attack(*arguments, epsilon, key=key, norm=norm)
-        return {"robust": suite.robust.tolist(), "seconds": time.perf_counter() - start}
-    # An image is left at its first success, but for its smallest perturbation.
-    report = evaluation.attack_dataset(
-        chosen, *arguments, key=key, until_fooled=epsilon is not None
-    )
-    seconds = time.perf_counter() - start
-    sizes = lengths(report.images - network.images, norm)
-    fooled = report.success
-    if epsilon is not None:
-        fooled = fooled & (sizes <= epsilon * (1 + _INSIDE))
-    return {
-        "robust": (report.attacked & ~fooled).tolist(),
-        "lengths": [float(size) if won else None for size, won in zip(sizes, fooled, strict=True)],
-        "seconds": seconds,
-    }
+    if isinstance(chosen, dict):
+        suite = evaluation.attack_suite(chosen, *arguments, key=key)
+        return suite.images, suite.robust, time.perf_counter() - start
+    # An image is left at its first success, but for its smallest perturbation; an attack that keeps
+    # its last point goes on to it.
+    until_fooled = epsilon is not None
+    report = evaluation.attack_dataset(chosen, *arguments, key=key, until_fooled=until_fooled)
+    return report.images, report.attacked & ~report.success, time.perf_counter() - start
 
 
 def radii(network: Network, norm: str, count: int, num_steps: int, seed: int) -> list[float]:
@@ -85,8 +67,8 @@ def radii(network: Network, norm: str, count: int, num_steps: int, seed: int) ->
 
     def accuracy(epsilon: float) -> float:
         if epsilon not in known:
-            robust = attack(network, APGD(epsilon, "ce", num_steps, norm), norm, epsilon, seed)
-            known[epsilon] = float(np.mean(robust["robust"]))
+            _, robust, _ = attack(network, APGD(epsilon, "ce", num_steps, norm), epsilon, seed)
+            known[epsilon] = float(robust.mean())
         return known[epsilon]
 
     clean = min(float(np.mean(right(network))), 0.9)

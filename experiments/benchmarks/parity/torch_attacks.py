@@ -33,8 +33,8 @@ def build(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, request:
     if library == "torchattacks":
         return functools.partial(_torchattacks(model, request), images, labels)
     if library == "art":
-        attack = _art(model, tuple(images.shape[1:]), request)
-        arrays = images.contiguous().numpy(), labels.numpy()
+        attack = _art(model, images, request)
+        arrays = images.contiguous().cpu().numpy(), labels.cpu().numpy()
         return lambda: torch.from_numpy(attack.generate(*arrays).astype(np.float32))
     if library == "foolbox":
         return _foolbox(model, images, labels, request)
@@ -81,7 +81,7 @@ def _torchattacks(model: nn.Module, request: dict) -> Callable[..., torch.Tensor
     raise ValueError(f"torchattacks has no {name} in {norm}.")
 
 
-def _art(model: nn.Module, shape: tuple[int, ...], request: dict) -> Any:
+def _art(model: nn.Module, images: torch.Tensor, request: dict) -> Any:
     from art.attacks import evasion
     from art.estimators.classification import PyTorchClassifier
 
@@ -90,26 +90,27 @@ def _art(model: nn.Module, shape: tuple[int, ...], request: dict) -> Any:
     steps, queries = request.get("num_steps", 100), request.get("num_queries", 5000)
     restarts = request.get("num_restarts", 1)
     batch_size, quiet = request.get("batch_size", 256), {"verbose": False}
+    shape, device = tuple(images.shape[1:]), "gpu" if images.is_cuda else "cpu"
     np.random.seed(request.get("seed", 0))  # noqa: NPY002 (the generator that ART uses)
     classifier = PyTorchClassifier(
-        model, nn.CrossEntropyLoss(), shape, 10, clip_values=(0.0, 1.0), device_type="cpu"
+        model, nn.CrossEntropyLoss(), shape, 10, clip_values=(0.0, 1.0), device_type=device
     )
 
-    def projected(loss: str) -> Any:
-        # eps_step is 0.1 by default; the paper starts with 2 epsilon (l1: epsilon).
+    losses = {"ce": "cross_entropy", "dlr": "difference_logits_ratio"}
+    if name == "AutoProjectedGradientDescent":
         return evasion.AutoProjectedGradientDescent(
             classifier,
             norm=norm,
             eps=epsilon,
+            # By default 0.1; the paper starts with 2 epsilon (l1: epsilon).
             eps_step=epsilon * (1 if norm == 1 else 2),
             max_iter=steps,
             nb_random_init=restarts,
             batch_size=batch_size,
-            loss_type=loss,
+            loss_type=losses[request.get("loss", "ce")],
             **quiet,
         )
-
-    def square() -> Any:
+    if name == "SquareAttack":
         return evasion.SquareAttack(
             classifier,
             norm=norm,
@@ -119,45 +120,8 @@ def _art(model: nn.Module, shape: tuple[int, ...], request: dict) -> Any:
             batch_size=batch_size,
             **quiet,
         )
-
-    def deepfool() -> Any:
-        overshoot = request.get("overshoot", 1e-6)
-        return evasion.DeepFool(classifier, steps, overshoot, 10, batch_size, **quiet)
-
-    losses = {"ce": "cross_entropy", "dlr": "difference_logits_ratio"}
-    if name == "AutoProjectedGradientDescent":
-        return projected(losses[request.get("loss", "ce")])
-    if name == "SquareAttack":
-        return square()
-    if name == "AutoAttack":  # its own four, with as many steps and restarts as everybody here
-        attacks = [projected(losses["ce"]), projected(losses["dlr"]), deepfool(), square()]
-        return evasion.AutoAttack(classifier, norm, epsilon, attacks=attacks, batch_size=batch_size)
-    if name == "DeepFool":
-        return deepfool()
-    rate = {"learning_rate": request.get("learning_rate", 0.01), "batch_size": batch_size}
-    if name == "CarliniL2Method":
-        return evasion.CarliniL2Method(
-            classifier,
-            binary_search_steps=request.get("num_searches", 10),
-            max_iter=request.get("num_iterations", 10),
-            initial_const=request.get("initial_constant", 0.01),
-            **rate,
-            **quiet,
-        )
-    if name == "CarliniLInfMethod":
-        iterations = request.get("num_iterations", 10)
-        return evasion.CarliniLInfMethod(classifier, max_iter=iterations, **rate, **quiet)
-    if name == "UniversalPerturbation":
-        return evasion.UniversalPerturbation(
-            classifier,
-            attacker="deepfool",
-            attacker_params={"max_iter": steps, "verbose": False},
-            delta=request.get("delta", 0.2),
-            max_iter=request.get("num_passes", 10),
-            eps=epsilon,
-            norm=norm,
-            **quiet,
-        )
+    if name == "DeepFool":  # its overshoot is 1e-6 by default
+        return evasion.DeepFool(classifier, steps, request["overshoot"], 10, batch_size, **quiet)
     raise ValueError(f"ART has no {name} here.")
 
 
@@ -178,9 +142,9 @@ def _foolbox(
             abort_early=request.get("abort_early", False),
         )
     elif name in ("L2DeepFoolAttack", "LinfDeepFoolAttack"):
-        overshoot = request.get("overshoot", 0.02)
+        overshoot = request["overshoot"]
         attack = getattr(foolbox.attacks, name)(steps=steps, candidates=10, overshoot=overshoot)
     else:
         raise ValueError(f"foolbox has no {name} here.")
-    bounded = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+    bounded = foolbox.PyTorchModel(model, bounds=(0, 1), device=images.device)
     return lambda: attack(bounded, images, labels, epsilons=None)[0]

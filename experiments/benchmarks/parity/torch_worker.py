@@ -1,14 +1,19 @@
 """The PyTorch side of the comparison: runs in an environment of its own, without jaxrobust.
 
-One JSON object a line, in and out. The first names the network and is answered with versions:
+One JSON object a line, in and out. The first names the network and is answered with the device:
 
-    {"network": "reference.npz", "num_threads": 2}
+    {"network": "reference.npz", "num_threads": 2, "device": "cpu", "tolerance": 1e-4}
 
 Each of the others asks for one attack on some of the network's images (all, without "indices"):
 
     {"library": "torchattacks", "attack": "APGD", "norm": "linf", "epsilon": 0.03, "indices": [0, 1]}
 
-and is answered with what holds of the images that came back, whatever the library says about them:
+or to judge images that were made elsewhere, float32 [B, H, W, C] in a .npy file:
+
+    {"judge": "images.npy", "norm": "linf", "epsilon": 0.03, "indices": [0, 1]}
+
+and is answered with what holds of the images, whatever a library says about them ("seconds" for an
+attack alone):
 
     {"robust": [true, false], "fooled": ..., "l2": ..., "linf": ..., "l1": ..., "outside": 0,
      "seconds": 1.2}
@@ -19,7 +24,6 @@ the ball or of [0, 1]. "outside" counts those that fool but lie there. An attack
 """
 
 import contextlib
-import importlib.metadata
 import json
 import sys
 import time
@@ -34,12 +38,11 @@ from experiments.benchmarks.parity import torch_attacks
 from experiments.benchmarks.torch_networks import CNN, Normalised, Relaid, ResNetSmall
 
 _ARCHITECTURES: dict[str, Any] = {"cnn": CNN, "resnet_small": ResNetSmall}
-_PACKAGES = ("torch", "torchattacks", "adversarial-robustness-toolbox", "foolbox")
 _INSIDE = 1e-5  # of epsilon: the tolerance of the ball
 _BOX = 1e-6
 
 
-def load(path: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor, float]:
+def load(path: str, device: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor, float]:
     """The network of an .npz file (export.py beside this one), frozen, in evaluation mode.
 
     Returns:
@@ -50,17 +53,19 @@ def load(path: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor, float]:
         data = dict(archive)
     network = _ARCHITECTURES[str(data["architecture"])](tuple(data["widths"].tolist()))
     prefix = "weights/"
-    weights = {k[len(prefix) :]: torch.from_numpy(v) for k, v in data.items() if prefix in k}
+    weights = {
+        k[len(prefix) :]: torch.from_numpy(v) for k, v in data.items() if k.startswith(prefix)
+    }
     missing, unexpected = network.load_state_dict(weights, strict=False)
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     if missing or unexpected:
         raise ValueError(f"{path} lacks {missing} and has {unexpected} besides.")
     model = Relaid(Normalised(network, data["mean"].tolist(), data["std"].tolist()))
-    model = model.eval().requires_grad_(False)
-    images = torch.from_numpy(data["images"]).permute(0, 3, 1, 2).contiguous()
+    model = model.eval().requires_grad_(False).to(device)
+    images = torch.from_numpy(data["images"]).permute(0, 3, 1, 2).contiguous().to(device)
     with torch.no_grad():
-        difference = (model(images) - torch.from_numpy(data["logits"])).abs().max().item()
-    return model, images, torch.from_numpy(data["labels"]).long(), difference
+        difference = (model(images).cpu() - torch.from_numpy(data["logits"])).abs().max().item()
+    return model, images, torch.from_numpy(data["labels"]).long().to(device), difference
 
 
 def judge(
@@ -95,15 +100,27 @@ def judge(
 def answer(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, request: dict[str, Any]
 ) -> dict[str, Any]:
-    """Runs one attack and judges it."""
+    """Runs one attack and judges it, or judges what another side has made."""
     rows = torch.tensor(request.get("indices", range(len(images))))
     clean, truth = images[rows], labels[rows]
+    if "judge" in request:
+        made = torch.from_numpy(np.load(request["judge"])).permute(0, 3, 1, 2)
+        return judge(model, clean, truth, made.contiguous().to(clean.device), request)
     run = torch_attacks.build(model, clean.clone(), truth, request)
+    _finish(clean)
     start = time.perf_counter()
     found = run()
+    _finish(clean)
     seconds = time.perf_counter() - start
     model.eval()  # whatever the library left it in
-    return judge(model, clean, truth, found.detach(), request) | {"seconds": seconds}
+    found = found.detach().to(clean.device)
+    return judge(model, clean, truth, found, request) | {"seconds": seconds}
+
+
+def _finish(images: torch.Tensor) -> None:
+    """Waits for a GPU: it returns before it has computed."""
+    if images.is_cuda:
+        torch.cuda.synchronize()
 
 
 def main() -> None:
@@ -111,13 +128,21 @@ def main() -> None:
     settings = json.loads(sys.stdin.readline())
     torch.set_num_threads(settings["num_threads"])
     torch.manual_seed(0)
-    model, images, labels, difference = load(settings["network"])
+    device = settings["device"]
+    if device == "cuda" and not torch.cuda.is_available():
+        words = (
+            "jax computes on a GPU and this PyTorch cannot; set JAX_PLATFORMS=cpu, or install one."
+        )
+        print(json.dumps({"error": words}), flush=True)
+        return
+    model, images, labels, difference = load(settings["network"], device)
+    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     hello = {
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "num_images": len(images),
+        "device": name,
+        "num_threads": torch.get_num_threads(),
         "logits_difference": difference,
     }
-    if difference > 1e-4:
+    if difference > settings["tolerance"]:
         hello["error"] = f"The logits differ by {difference:.2g} from those in the file."
     print(json.dumps(hello), flush=True)
     for line in sys.stdin:

@@ -7,24 +7,66 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import jax
+
 _ROOT = Path(__file__).resolve().parents[3]
+_PACKAGES = ("torch", "torchattacks", "adversarial-robustness-toolbox", "foolbox")
+_VERSIONS = """
+import importlib.metadata, json, sys
+print(json.dumps({name: importlib.metadata.version(name) for name in sys.argv[1:]}))
+"""
+# Of the logits. A GPU multiplies at reduced precision, on both sides, and not in the same order.
+_TOLERANCE = {"cpu": 1e-4, "cuda": 0.05}
+
+
+def versions(python: Path) -> dict[str, str]:
+    """What is installed beside a Python.
+
+    Args:
+      python: Of an environment with torch, torchattacks, adversarial-robustness-toolbox and foolbox.
+
+    Raises:
+      FileNotFoundError: There is no such Python.
+      ValueError: It does not run, or lacks a package.
+    """
+    if not python.is_file():
+        raise FileNotFoundError(f"`peer_python` must be a Python, got {str(python)!r}.")
+    try:
+        run = subprocess.run(
+            [str(python.absolute()), "-c", _VERSIONS, *_PACKAGES], capture_output=True, text=True
+        )
+    except OSError as error:
+        raise ValueError(f"`peer_python` must be a Python, got {str(python)!r}: {error}") from error
+    if run.returncode:
+        last = (run.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise ValueError(
+            f"`peer_python` must have {', '.join(_PACKAGES)}, got {str(python)!r}: {last}"
+        )
+    return json.loads(run.stdout)
+
+
+def device() -> str:
+    """Where PyTorch is to compute: "cuda" where jax computes on a GPU, else "cpu"."""
+    return "cuda" if jax.default_backend() == "gpu" else "cpu"
+
+
+def num_cores() -> int:
+    """Cores that this process may use: fewer than the machine's if it is bound to some of them."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class Peer:
     """Talks to experiments/benchmarks/parity/torch_worker.py.
 
     Args:
-      python: Of an environment with torch, torchattacks, adversarial-robustness-toolbox and foolbox.
+      python: As `versions` takes it.
       network: The .npz file of the network.
       num_threads: That PyTorch may use.
-
-    Raises:
-      FileNotFoundError: There is no such Python.
     """
 
     def __init__(self, python: Path, network: Path, num_threads: int) -> None:
-        if not python.is_file():
-            raise FileNotFoundError(f"`peer_python` must be a Python, got {str(python)!r}.")
         self._python, self._network, self._num_threads = python, network, num_threads
         self._process: subprocess.Popen[str] | None = None
         self._hello: dict[str, Any] = {}
@@ -43,10 +85,10 @@ class Peer:
             self._process.wait()
 
     def hello(self) -> dict[str, Any]:
-        """Versions, and how far its logits are from ours.
+        """Its device and threads, and how far its logits are from ours.
 
         Raises:
-          RuntimeError: The two networks differ.
+          ValueError: The two networks differ, or their devices.
         """
         if self._process is None:
             self._process = subprocess.Popen(
@@ -59,9 +101,16 @@ class Peer:
                 env={**os.environ, "OMP_PROC_BIND": "close", "PYTHONPATH": str(_ROOT)},
             )
             path = str(self._network.resolve())
-            self._hello = self._exchange({"network": path, "num_threads": self._num_threads})
+            self._hello = self._exchange(
+                {
+                    "network": path,
+                    "num_threads": self._num_threads,
+                    "device": device(),
+                    "tolerance": _TOLERANCE[device()],
+                }
+            )
             if "error" in self._hello:
-                raise RuntimeError(f"{self._network.name}: {self._hello['error']}")
+                raise ValueError(f"{self._network.name}: {self._hello['error']}")
         return self._hello
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:

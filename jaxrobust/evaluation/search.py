@@ -1,0 +1,213 @@
+"""The jobs of one attack on many images: what is asked for, and who does which share of it."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust import checks, compilation
+from jaxrobust.attacks import conversation, engine
+from jaxrobust.evaluation import queue
+from jaxrobust.evaluation.classification import as_float, logits, predictions
+from jaxrobust.evaluation.state import State, description
+from jaxrobust.types import Array, Attack, LogitsFn, Stochastic, fold_keys
+
+SEARCH_TYPES = ("float32", "bfloat16")
+
+Progress = Callable[[int, int], None]
+"""Called with (questions done, questions in all) as an attack goes on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How an attack is run; the arguments of `attack_dataset`, which explains them."""
+
+    num_lanes: int = 128
+    until_fooled: bool = False
+    search_type: str = "float32"
+    path: str | os.PathLike[str] | None = None
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        checks.integer("num_lanes", self.num_lanes, minimum=1)
+        checks.one_of("search_type", self.search_type, SEARCH_TYPES)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Examples:
+    """A classifier and checked images.
+
+    Attributes:
+      function: From `compilation.as_argument`.
+      images: float32 [N, H, W, C] in [0, 1].
+      labels: int [N].
+      clean_logits: float32 [N, K].
+    """
+
+    function: Any
+    images: np.ndarray
+    labels: np.ndarray
+    clean_logits: np.ndarray
+
+
+def prepare(logits_fn: LogitsFn, images: Any, labels: Any, batch_size: int = 128) -> Examples:
+    """Checks images and labels against the classifier; the errors are those of `attack_dataset`."""
+    clean = as_float(images)
+    labels = np.asarray(labels)
+    checks.images_and_labels(clean, labels)
+    if len(clean) == 0:
+        raise ValueError("`images` must hold at least one image, got none.")
+    function = compilation.as_argument(logits_fn)
+    checks.label_range("labels", labels, compilation.logits_shape(function, clean[:1])[1])
+    clean_logits = logits(logits_fn, clean, batch_size)
+    if np.isnan(clean_logits).any(axis=1).all():
+        raise ValueError(
+            "`logits_fn` must return numbers, got NaN for every clean image: its weights or its "
+            "normalisation may be at fault."
+        )
+    return Examples(function, clean, labels, clean_logits)
+
+
+def search(
+    attack: Attack,
+    examples: Examples,
+    aims: np.ndarray,
+    wanted: np.ndarray,
+    *,
+    key: jax.Array,
+    options: Options,
+) -> queue.Found:
+    """Runs an attack's jobs on the wanted images.
+
+    Args:
+      attack: What to run.
+      examples: N images.
+      aims: int [N], the classes to leave or, targeted, to reach.
+      wanted: bool [N].
+      key: As in `attack_dataset`.
+      options: How.
+
+    Returns:
+      What was found, of all N images.
+    """
+    engine.check_attack(attack)
+    random = isinstance(examples.function, Stochastic)
+    if options.until_fooled and (attack.keep == "last" or random):
+        # The point that is returned may be another one than the first that fooled.
+        options = dataclasses.replace(options, until_fooled=False)
+    if options.until_fooled and attack.keep == "closest" and not hasattr(attack, "epsilon"):
+        raise ValueError(
+            f"`until_fooled` needs an epsilon for an attack that looks for the smallest perturbation; "
+            f"{type(attack).__name__} has none."
+        )
+    if options.search_type == "float32":
+        return _run(attack, examples, aims, wanted, key, options)
+    lower = dataclasses.replace(examples, function=_rounded(examples.function))
+    path = None if options.path is None else f"{os.fspath(options.path)}.bfloat16"
+    first = _run(attack, lower, aims, wanted, key, dataclasses.replace(options, path=path))
+    again = wanted & first.success & ~_fools(attack, examples, aims, first, options)
+    if not again.any():
+        return first
+    return first.replaced(again, _run(attack, examples, aims, again, key, options))
+
+
+def fooled(
+    attack: Attack, examples: Examples, aims: np.ndarray, found: queue.Found, options: Options
+) -> np.ndarray:
+    """Bool [N]: what was found fools when it is shown again, within epsilon.
+
+    Shown again, because what a random classifier took it for once need not be what it takes it for.
+    """
+    holds = _fools(attack, examples, aims, found, options)
+    if attack.keep == "closest" and hasattr(attack, "epsilon"):
+        holds &= queue.is_within(-found.rank, queue.radius(attack))
+    return holds
+
+
+def _fools(
+    attack: Attack, examples: Examples, aims: np.ndarray, found: queue.Found, options: Options
+) -> np.ndarray:
+    predicted = predictions(logits(examples.function, found.images, options.num_lanes))
+    holds: np.ndarray = (predicted == aims) if attack.targeted else (predicted != aims)
+    return holds & (predicted >= 0) & (found.restart < attack.num_restarts)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rounded:
+    """A classifier computed in bfloat16: its arrays and the images are rounded first."""
+
+    function: Any
+
+    def __call__(self, *arguments: Array) -> Array:
+        """Images [B, H, W, C], or keys [B] and images -> logits float32 [B, K]."""
+
+        def rounded(leaf: Any) -> Any:
+            floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+            return jnp.asarray(leaf, jnp.bfloat16) if floating else leaf
+
+        *keys, images = arguments
+        function = jax.tree.map(rounded, self.function)
+        return function(*keys, images.astype(jnp.bfloat16)).astype(jnp.float32)
+
+
+def _rounded(function: Any) -> Any:
+    if isinstance(function, Stochastic):
+        return dataclasses.replace(function, function=Rounded(function.function))
+    return Rounded(function)
+
+
+def _run(
+    attack: Attack,
+    examples: Examples,
+    aims: np.ndarray,
+    wanted: np.ndarray,
+    key: jax.Array,
+    options: Options,
+) -> queue.Found:
+    """This process's share of the jobs, and what all processes found."""
+    images, labels = examples.images, aims.astype(np.int32)
+    mine = np.zeros(len(labels), bool)
+    rank, processes = jax.process_index(), jax.process_count()
+    # Of those wanted, so that every process has as many to attack.
+    mine[np.flatnonzero(wanted)[rank::processes]] = True
+    arrays = jax.tree.map(np.asarray, conversation.per_image(attack, len(labels)))
+    found, state = queue.Found.nothing(images, mine, attack.num_restarts), None
+    if options.path is not None:
+        path = Path(os.fspath(options.path) + (f".{rank}" if processes > 1 else ""))
+        words = description(attack, labels, mine, key, options.until_fooled)
+        state = State(path, words, examples.clean_logits)
+        state.restore(found)
+    queue.Queue(
+        attack=arrays,
+        function=examples.function,
+        images=images,
+        labels=labels,
+        keys=fold_keys(key, jnp.arange(len(labels))),
+        found=found,
+        num_lanes=options.num_lanes,
+        num_devices=jax.local_device_count(),
+        until_fooled=options.until_fooled,
+        progress=options.progress,
+        state=state,
+    ).run()
+    return found if processes == 1 else _gathered(found, wanted)
+
+
+def _gathered(found: queue.Found, wanted: np.ndarray) -> queue.Found:
+    """Every process's images from the process that attacked them."""
+    from jax.experimental import multihost_utils
+
+    rows = np.flatnonzero(wanted)
+    for name, values in vars(found).items():
+        if name == "finished":
+            continue
+        parts = np.asarray(multihost_utils.process_allgather(values))
+        for rank in range(len(parts)):
+            values[rows[rank :: len(parts)]] = parts[rank][rows[rank :: len(parts)]]
+    return found

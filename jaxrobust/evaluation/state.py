@@ -1,0 +1,124 @@
+"""A search on the disk, so that one that was killed goes on where it was."""
+
+import dataclasses
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust import attacks, files
+from jaxrobust.evaluation.queue import Found, Queue
+from jaxrobust.types import Attack
+
+
+def description(
+    attack: Attack, labels: np.ndarray, wanted: np.ndarray, key: jax.Array, until_fooled: bool
+) -> str:
+    """What decides about an attack's outcome, but for the classifier and its images, in a line."""
+
+    def crc(array: np.ndarray) -> int:
+        return zlib.crc32(np.ascontiguousarray(array).tobytes())
+
+    return json.dumps(
+        {
+            "attack": attacks.to_dict(attack) | {"module": type(attack).__module__},
+            "jobs": [crc(labels), crc(wanted), attack.num_restarts],
+            "key": np.asarray(jax.random.key_data(key)).tolist(),
+            "until_fooled": until_fooled,
+        },
+        default=str,
+    )
+
+
+@dataclasses.dataclass(eq=False)
+class State:
+    """The file of one search: what was found, and the lanes as they stand.
+
+    Attributes:
+      path: Of the file.
+      description: From `description`.
+      clean_logits: float32 [N, K]. They tell classifiers apart, also plain functions, of which nothing
+        else is seen; not to the last digit, because another machine rounds in another way.
+      kept: The lanes that were read, until they are restored.
+    """
+
+    path: Path
+    description: str
+    clean_logits: np.ndarray
+    kept: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def save(self, queue: Queue) -> None:
+        """All or nothing."""
+        found = queue.found
+        rows = np.flatnonzero(found.restart < len(found.finished))
+        arrays = vars(found) | {"images": found.images[rows], "rows": rows}
+        if queue.running is not None:
+            leaves = jax.tree.leaves(queue.running)
+            arrays |= {f"lane/{i}": _plain(leaf) for i, leaf in enumerate(leaves)}
+            arrays |= {
+                "lane/row": queue.row,
+                "lane/restart": queue.restart,
+                "lane/steps": queue.steps,
+            }
+        with files.replace(self.path) as partial:
+            np.savez(
+                partial, description=self.description, clean_logits=self.clean_logits, **arrays
+            )
+
+    def restore(self, found: Found) -> None:
+        """What `save` saved of `found`, if there is a file.
+
+        Raises:
+          ValueError: A file of another attack, or of none.
+        """
+        if not self.path.exists():
+            return
+        try:
+            with np.load(self.path, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive}
+            rows, images = arrays.pop("rows"), arrays.pop("images")
+            same = str(arrays.pop("description")) == self.description
+            logits = arrays.pop("clean_logits")
+        except Exception as error:  # zip and numpy have errors of many classes
+            raise ValueError(f"{self.path} holds no attack; delete it to go on: {error}") from error
+        same &= logits.shape == self.clean_logits.shape
+        if not (same and np.allclose(logits, self.clean_logits, 1e-3, 1e-3, equal_nan=True)):
+            raise ValueError(
+                f"{self.path} holds another attack (settings, images, classifier or key differ); name "
+                "another file, or delete it to start anew."
+            )
+        self.kept = {name: arrays.pop(name) for name in [*arrays] if name.startswith("lane/")}
+        found.images[rows] = images
+        for name, values in arrays.items():
+            setattr(found, name, values)
+
+    def restore_lanes(self, queue: Queue) -> None:
+        """Puts the lanes that were read into a queue with as many; their jobs start anew in another."""
+        kept, self.kept = self.kept, {}
+        if not kept or len(kept["lane/row"]) != len(queue.row):
+            return
+        queue.row, queue.restart = kept["lane/row"], kept["lane/restart"]
+        queue.steps = kept["lane/steps"]
+        template = queue.start(np.arange(len(queue.row)))
+        leaves, structure = jax.tree.flatten(template)
+        restored = [_like(kept[f"lane/{i}"], leaf) for i, leaf in enumerate(leaves)]
+        queue.running = jax.tree.unflatten(structure, restored)
+
+
+def _plain(leaf: jax.Array) -> np.ndarray:
+    """The array for the disk, which knows no keys."""
+    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+
+def _like(array: np.ndarray, leaf: jax.Array) -> Any:
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.device_put(
+            jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf)),
+            leaf.sharding,
+        )
+    return jax.device_put(array.astype(leaf.dtype), leaf.sharding)
