@@ -1,8 +1,10 @@
 """What tests share: real data and reference values, where they are."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -18,6 +20,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Decoded images of tests stay out of the user's cache; scripts under test inherit this."""
     os.environ["JAXROBUST_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs() -> Iterator[None]:
+    """Compiled programs of one file of tests are let go before the next.
+
+    Each takes memory maps, of which the system gives a process 65,530: thousands of programs end in a
+    crash of the compiler.
+    """
+    yield
+    jax.clear_caches()
 
 
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)

@@ -202,9 +202,10 @@ def _attempt(
         return where_rows(each(attack, "done", states), carry, following), None
 
     states = conversation.start(attack, keys, images, labels, restart)
+    before = progress.num_steps
     steps = jnp.arange(attack.num_steps)
     (states, progress), _ = jax.lax.scan(step, (states, progress), steps)
-    last = answer_keys(keys, jnp.int32(attack.num_steps))
+    last = answer_keys(keys, progress.num_steps - before)
     points, evaluation = evaluate(attack, logits_fn, states, last, with_gradient=False)
     progress = judge(attack, progress, images, labels, points, evaluation, states, is_last=True)
     return _counted(progress, conversation.cost(logits_fn, evaluation), num_steps=0)

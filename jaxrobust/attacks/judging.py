@@ -1,6 +1,7 @@
 """What is kept of the points that an attack has asked about."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,11 @@ import jax.numpy as jnp
 from jaxrobust import norms
 from jaxrobust.attacks.conversation import each
 from jaxrobust.types import Array, Attack, Evaluation, PyTree
+
+
+def is_within(length: Any, epsilon: Any) -> Any:
+    """Whether a perturbation's norm is at most epsilon, up to float32's rounding of its sum."""
+    return length <= epsilon * (1 + 1e-5)
 
 
 @jax.tree_util.register_dataclass
@@ -74,8 +80,8 @@ def judge(
     """
     predictions = jnp.argmax(evaluation.logits, axis=-1)
     fooling = (predictions == labels) if attack.targeted else (predictions != labels)
-    nan = jnp.any(jnp.isnan(evaluation.logits), axis=-1)
-    fooling &= ~nan
+    nan = no_answer = jnp.any(jnp.isnan(evaluation.logits), axis=-1)
+    fooling &= ~no_answer
     value = evaluation.value if evaluation.value.ndim == 1 else jnp.max(evaluation.value, axis=1)
     if attack.keep == "closest":
         value = -jax.vmap(lambda change: norms.norm(change, attack.norm))(points - originals)
@@ -86,7 +92,7 @@ def judge(
         nan |= jnp.any(jnp.isnan(evaluation.gradient), axis=axes)
     # Lexicographic: fooling first, then the rank. A NaN rank compares false and is never kept.
     better = (fooling & ~progress.success) | (
-        (fooling == progress.success) & (value > progress.rank)
+        (fooling == progress.success) & (value > progress.rank) & ~no_answer
     )
     if hasattr(attack, "eligible"):
         eligible = each(attack, "eligible", states)

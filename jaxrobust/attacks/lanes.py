@@ -140,7 +140,7 @@ def _radius(attack: Any) -> Array:
 
 def _is_close(attack: Attack, progress: judging.Progress) -> Array:
     """Whether the closest point that fooled lies within epsilon, bool [L]."""
-    return progress.success & (-progress.rank <= _radius(attack) * (1 + 1e-6))
+    return progress.success & judging.is_within(-progress.rank, _radius(attack))
 
 
 def advance_in_groups(

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from jaxrobust import attacks, checks, norms
+from jaxrobust.attacks.judging import is_within
 from jaxrobust.evaluation.classification import predictions, softmax
-from jaxrobust.evaluation.queue import is_within
 from jaxrobust.evaluation.rates import Rate, rate
 from jaxrobust.types import Attack
 

@@ -53,13 +53,15 @@ def padded_batches(num_images: int, batch_size: int) -> Iterator[tuple[np.ndarra
 
 
 @compilation.jit
-def _forward(logits_fn: LogitsFn, images: jax.Array, indices: jax.Array) -> jax.Array:
+def _forward(
+    logits_fn: LogitsFn, images: jax.Array, indices: jax.Array, draw: jax.Array
+) -> jax.Array:
     if isinstance(logits_fn, Stochastic):
-        return logits_fn(images, fold_keys(jax.random.key(0), indices))
+        return logits_fn(images, fold_keys(jax.random.fold_in(jax.random.key(0), draw), indices))
     return logits_fn(images)
 
 
-def logits(logits_fn: LogitsFn, images: Any, batch_size: int = 256) -> np.ndarray:
+def logits(logits_fn: LogitsFn, images: Any, batch_size: int = 256, draw: int = 0) -> np.ndarray:
     """The logits of many images, computed in batches of one size.
 
     Args:
@@ -67,6 +69,7 @@ def logits(logits_fn: LogitsFn, images: Any, batch_size: int = 256) -> np.ndarra
         image i with keys that depend on i alone.
       images: uint8, or floating in [0, 1], [N, H, W, C].
       batch_size: Images at a time.
+      draw: Which answers of a `Stochastic` classifier: other numbers are other draws.
 
     Returns:
       float32 [N, K].
@@ -75,7 +78,9 @@ def logits(logits_fn: LogitsFn, images: Any, batch_size: int = 256) -> np.ndarra
     images = as_float(images)
     function = compilation.as_argument(logits_fn)
     rows = [
-        np.asarray(_forward(function, jnp.asarray(images[indices]), jnp.asarray(indices)))[:count]
+        np.asarray(
+            _forward(function, jnp.asarray(images[indices]), jnp.asarray(indices), jnp.int32(draw))
+        )[:count]
         for indices, count in padded_batches(len(images), batch_size)
     ]
     return np.concatenate(rows) if rows else np.zeros((0, 0), np.float32)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import compilation
-from jaxrobust.attacks import lanes
+from jaxrobust.attacks import judging, lanes
 from jaxrobust.types import Attack
 
 _SAVE_EVERY = 30.0  # seconds between two states on the disk, or 20 times what saving takes
@@ -34,8 +34,8 @@ class Found:
       success: bool [N], whether it fools.
       rank: float32 [N], what points that fool equally are compared by.
       restart: int [N], the start that found it.
-      first_success: int [N], steps to the first success, counted through the restarts in their order.
-      num_steps: int [N], steps taken.
+      steps: int [N, restarts], steps that each job has taken.
+      first: int [N, restarts], its steps before the first point that fooled; the largest if none.
       num_queries: int [N].
       num_gradients: int [N].
       saw_nan: bool [N], whether an answer held a NaN.
@@ -46,8 +46,8 @@ class Found:
     success: np.ndarray
     rank: np.ndarray
     restart: np.ndarray
-    first_success: np.ndarray
-    num_steps: np.ndarray
+    steps: np.ndarray
+    first: np.ndarray
     num_queries: np.ndarray
     num_gradients: np.ndarray
     saw_nan: np.ndarray
@@ -62,8 +62,8 @@ class Found:
             success=np.zeros(size, bool),
             rank=np.full(size, -np.inf, np.float32),
             restart=np.full(size, num_restarts, np.int64),
-            first_success=np.full(size, _NEVER, np.int64),
-            num_steps=np.zeros(size, np.int64),
+            steps=np.zeros((size, num_restarts), np.int64),
+            first=np.full((size, num_restarts), _NEVER, np.int64),
             num_queries=np.zeros(size, np.int64),
             num_gradients=np.zeros(size, np.int64),
             saw_nan=np.zeros(size, bool),
@@ -72,9 +72,15 @@ class Found:
 
     @property
     def steps_to_success(self) -> np.ndarray:
-        """Int [N], steps before the first point that fooled; all that were taken where none did."""
-        # Of restarts that were cancelled not all steps were taken.
-        return np.minimum(self.first_success, self.num_steps)
+        """Int [N], steps before the first point that fooled, through the restarts in their order.
+
+        All that were taken where none did. Of a restart that was cancelled those until then count.
+        """
+        before = np.cumsum(self.steps, axis=1) - self.steps
+        fooled = self.first < _NEVER
+        rows, which = np.arange(len(fooled)), fooled.argmax(axis=1)
+        found: np.ndarray = before[rows, which] + self.first[rows, which]
+        return np.where(fooled.any(axis=1), found, self.steps.sum(axis=1))
 
     def is_better(self, row: int, restart: int, success: bool, rank: float) -> bool:
         """Whether a job's point is better than what its image has; of equals the earlier restart's."""
@@ -83,10 +89,9 @@ class Found:
 
     def replaced(self, which: np.ndarray, other: "Found") -> "Found":
         """With the rows of another search in the place of these, bool [N]; what they took adds up."""
-        counts = ("num_steps", "num_queries", "num_gradients")
         for name, values in vars(self).items():
-            if name in counts:
-                values[which] += getattr(other, name)[which]
+            if name in ("steps", "num_queries", "num_gradients", "saw_nan"):
+                values[which] += getattr(other, name)[which]  # of booleans: either
             elif name != "finished":
                 values[which] = getattr(other, name)[which]
         return self
@@ -124,6 +129,7 @@ class Queue:
       restart: int [L], of the job in each lane.
       steps: int [L], that it has taken.
       running: The lanes; None before the first job.
+      radius: float [N], within which the closest point leaves its image.
     """
 
     attack: Attack
@@ -142,16 +148,23 @@ class Queue:
     restart: np.ndarray = dataclasses.field(init=False)
     steps: np.ndarray = dataclasses.field(init=False)
     running: lanes.Lanes | None = dataclasses.field(init=False, default=None)
+    radius: np.ndarray = dataclasses.field(init=False)
 
     def run(self) -> None:
         """Runs all jobs to their end; what they find is in `found`."""
         self._begin()
         num_jobs = len(self.waiting) + int((self.row >= 0).sum())
-        saved, pause, whole = time.monotonic(), _SAVE_EVERY, True
+        saved, pause = time.monotonic(), _SAVE_EVERY
         # A look at the lanes costs about a millisecond, a fooled image that waits for it some steps.
         steps = jnp.int32(min(max(self.attack.num_steps // 10, 1), 50))
+        fits = (
+            True  # whether `found`, `row` and the lanes belong together, so that they can be kept
+        )
         try:
-            while self._refill():
+            while True:
+                fits = False
+                if not self._refill():
+                    break
                 assert self.running is not None
                 self.running = lanes.compiled_advance(
                     self.running,
@@ -160,19 +173,23 @@ class Queue:
                     until_fooled=self.until_fooled,
                     num_devices=self.num_devices,
                 )
+                fits = True
                 looked = self._look()
-                whole = False  # from here on lanes and `found` do not fit together
+                fits = False
                 self._harvest(*looked)
-                whole = True
+                fits = True
                 self._tell(num_jobs)
                 if self.state is not None and time.monotonic() - saved > pause:
                     start = time.monotonic()
                     self.state.save(self)
                     saved = time.monotonic()
                     pause = max(_SAVE_EVERY, 20 * (saved - start))
-        except BaseException:  # Ctrl-C, or an error: what was found is not lost
-            if self.state is not None and whole:
-                self.state.save(self)
+        except BaseException as error:  # Ctrl-C, or an error: what was found is not lost
+            if self.state is not None and fits:
+                try:
+                    self.state.save(self)
+                except Exception as second:  # the first error is the one to be told
+                    error.add_note(f"The state could not be kept: {second}")
             raise
         self._tell(num_jobs)
         self.running = None
@@ -188,6 +205,8 @@ class Queue:
             self.keys = jax.device_put(self.keys, lanes.everywhere(self.num_devices))
         self.row, self.restart = np.full(size, -1), np.zeros(size, np.int64)
         self.steps = np.zeros(size, np.int64)
+        if self.until_fooled and self.attack.keep == "closest":
+            self.radius = np.broadcast_to(radius(self.attack), len(self.images))
         if self.state is not None:
             self.state.restore_lanes(self)
         under_way = {(int(self.restart[lane]), int(self.row[lane])) for lane in self._busy()}
@@ -243,7 +262,7 @@ class Queue:
             return False
         if self.attack.keep != "closest":
             return True
-        return bool(is_within(-self.found.rank[row], radius(self.attack)[row]))
+        return bool(judging.is_within(-self.found.rank[row], self.radius[row]))
 
     def _close_ranks(self) -> None:
         """Busy lanes to the front where that saves work, once no job waits."""
@@ -311,14 +330,12 @@ class Queue:
             found.images[row] = point
             found.success[row], found.rank[row] = told["success"][winner], told["rank"][winner]
             found.restart[row] = self.restart[winner]
-        for lane in np.flatnonzero(over & told["fooled"]):
-            image = int(self.row[lane])
-            taken = int(self.restart[lane]) * self.attack.num_steps
-            taken += int(told["first_success"][lane])
-            found.first_success[image] = min(int(found.first_success[image]), taken)
         beaten = np.array([row >= 0 and self._is_left(int(row)) for row in self.row]) & ~over
         free = over | beaten
-        for name in ("num_steps", "num_queries", "num_gradients"):
+        jobs = self.row[free], self.restart[free]
+        found.steps[jobs] = told["num_steps"][free]
+        found.first[jobs] = np.where(told["fooled"], told["first_success"], _NEVER)[free]
+        for name in ("num_queries", "num_gradients"):
             np.add.at(getattr(found, name), self.row[free], told[name][free])
         np.logical_or.at(found.saw_nan, self.row[free], told["saw_nan"][free])
         found.finished[self.restart[free], self.row[free]] = True
@@ -352,11 +369,6 @@ def _pieces(which: np.ndarray, size: int) -> list[np.ndarray]:
 def radius(attack: Attack) -> np.ndarray:
     """The epsilon of an attack that has one: a number, or one for each image."""
     return np.asarray(getattr(attack, "epsilon"))  # noqa: B009  (the protocol has none)
-
-
-def is_within(length: Any, epsilon: Any) -> Any:
-    """Whether a perturbation's norm is at most epsilon, up to float32's rounding."""
-    return length <= epsilon * (1 + 1e-5)
 
 
 def lane_count(num_lanes: int, num_jobs: int, num_devices: int) -> int:

@@ -52,11 +52,11 @@ def attack_dataset(
         lies within its epsilon. Not obeyed where the first success may be lost again: with
         `keep="last"`, and by a `Stochastic` classifier.
       search_type: "float32", or "bfloat16" to search in that type, where a device is faster in it.
-        Every success is verified in float32, and what fails that is attacked once more in float32.
-        Robust accuracy can only come out higher for it. Of a plain function only the images are cast,
-        not the weights inside it.
-      path: Of a file (.npz) that keeps what was found: a killed attack goes on from it, and starts only
-        what was under way anew.
+        Every success is verified in float32, and what fails that is attacked once more in float32. The
+        search takes other ways then: it may miss what float32 finds, or find more. Of a plain function
+        only the images are cast, not the weights inside it.
+      path: Of a file (.npz) that keeps what was found and the lanes as they stand, every 30 seconds: a
+        killed attack goes on from it. With another number of lanes it starts what was under way anew.
       progress: Called with (questions done, questions in all) to the classifier: num_steps + 1 for each
         restart of each image, whether it needs all of them or not.
 
@@ -87,7 +87,7 @@ def attack_dataset(
         clean_images=examples.images,
         images=found.images,
         clean_logits=examples.clean_logits,
-        logits=logits(logits_fn, found.images, num_lanes),
+        logits=logits(logits_fn, found.images, num_lanes, options.draw),
         num_steps=found.steps_to_success,
         num_queries=found.num_queries,
         num_gradients=found.num_gradients,

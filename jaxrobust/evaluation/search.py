@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import checks, compilation
-from jaxrobust.attacks import conversation, engine
+from jaxrobust.attacks import conversation, engine, judging
 from jaxrobust.evaluation import queue
 from jaxrobust.evaluation.classification import as_float, logits, predictions
 from jaxrobust.evaluation.state import State, description
@@ -32,6 +32,7 @@ class Options:
     search_type: str = "float32"
     path: str | os.PathLike[str] | None = None
     progress: Progress | None = None
+    draw: int = 1  # which answers of a `Stochastic` classifier judge; 0 are those to clean images
 
     def __post_init__(self) -> None:
         checks.integer("num_lanes", self.num_lanes, minimum=1)
@@ -125,14 +126,15 @@ def fooled(
     """
     holds = _fools(attack, examples, aims, found, options)
     if attack.keep == "closest" and hasattr(attack, "epsilon"):
-        holds &= queue.is_within(-found.rank, queue.radius(attack))
+        holds &= judging.is_within(-found.rank, queue.radius(attack))
     return holds
 
 
 def _fools(
     attack: Attack, examples: Examples, aims: np.ndarray, found: queue.Found, options: Options
 ) -> np.ndarray:
-    predicted = predictions(logits(examples.function, found.images, options.num_lanes))
+    answers = logits(examples.function, found.images, options.num_lanes, options.draw)
+    predicted = predictions(answers)
     holds: np.ndarray = (predicted == aims) if attack.targeted else (predicted != aims)
     return holds & (predicted >= 0) & (found.restart < attack.num_restarts)
 
@@ -180,7 +182,7 @@ def _run(
     found, state = queue.Found.nothing(images, mine, attack.num_restarts), None
     if options.path is not None:
         path = Path(os.fspath(options.path) + (f".{rank}" if processes > 1 else ""))
-        words = description(attack, labels, mine, key, options.until_fooled)
+        words = description(attack, images, labels, mine, key, options.until_fooled)
         state = State(path, words, examples.clean_logits)
         state.restore(found)
     queue.Queue(

@@ -12,13 +12,18 @@ import numpy as np
 
 from jaxrobust import attacks, files
 from jaxrobust.evaluation.queue import Found, Queue
-from jaxrobust.types import Attack
+from jaxrobust.types import Attack, PyTree
 
 
 def description(
-    attack: Attack, labels: np.ndarray, wanted: np.ndarray, key: jax.Array, until_fooled: bool
+    attack: Attack,
+    images: np.ndarray,
+    labels: np.ndarray,
+    wanted: np.ndarray,
+    key: jax.Array,
+    until_fooled: bool,
 ) -> str:
-    """What decides about an attack's outcome, but for the classifier and its images, in a line."""
+    """What decides about an attack's outcome, but for the classifier, in a line."""
 
     def crc(array: np.ndarray) -> int:
         return zlib.crc32(np.ascontiguousarray(array).tobytes())
@@ -26,7 +31,7 @@ def description(
     return json.dumps(
         {
             "attack": attacks.to_dict(attack) | {"module": type(attack).__module__},
-            "jobs": [crc(labels), crc(wanted), attack.num_restarts],
+            "jobs": [crc(images), crc(labels), crc(wanted), attack.num_restarts],
             "key": np.asarray(jax.random.key_data(key)).tolist(),
             "until_fooled": until_fooled,
         },
@@ -57,13 +62,9 @@ class State:
         rows = np.flatnonzero(found.restart < len(found.finished))
         arrays = vars(found) | {"images": found.images[rows], "rows": rows}
         if queue.running is not None:
-            leaves = jax.tree.leaves(queue.running)
-            arrays |= {f"lane/{i}": _plain(leaf) for i, leaf in enumerate(leaves)}
-            arrays |= {
-                "lane/row": queue.row,
-                "lane/restart": queue.restart,
-                "lane/steps": queue.steps,
-            }
+            arrays |= {f"lane{name}": leaf for name, leaf in _named(queue.running).items()}
+            arrays |= {"lane/asked": _asked(queue), "lane/row": queue.row}
+            arrays |= {"lane/restart": queue.restart, "lane/steps": queue.steps}
         with files.replace(self.path) as partial:
             np.savez(
                 partial, description=self.description, clean_logits=self.clean_logits, **arrays
@@ -91,22 +92,42 @@ class State:
                 f"{self.path} holds another attack (settings, images, classifier or key differ); name "
                 "another file, or delete it to start anew."
             )
-        self.kept = {name: arrays.pop(name) for name in [*arrays] if name.startswith("lane/")}
+        self.kept = {name: arrays.pop(name) for name in [*arrays] if name.startswith("lane")}
         found.images[rows] = images
         for name, values in arrays.items():
             setattr(found, name, values)
 
     def restore_lanes(self, queue: Queue) -> None:
-        """Puts the lanes that were read into a queue with as many; their jobs start anew in another."""
+        """Puts back the lanes that were read, where the queue has as many and they are of its kind.
+
+        Where not, their jobs start anew.
+        """
         kept, self.kept = self.kept, {}
-        if not kept or len(kept["lane/row"]) != len(queue.row):
+        if not kept or not np.array_equal(kept["lane/asked"], _asked(queue)):
             return
+        free = queue.row, queue.restart, queue.steps
         queue.row, queue.restart = kept["lane/row"], kept["lane/restart"]
         queue.steps = kept["lane/steps"]
         template = queue.start(np.arange(len(queue.row)))
-        leaves, structure = jax.tree.flatten(template)
-        restored = [_like(kept[f"lane/{i}"], leaf) for i, leaf in enumerate(leaves)]
-        queue.running = jax.tree.unflatten(structure, restored)
+        if any(
+            f"lane{name}" not in kept or kept[f"lane{name}"].shape != leaf.shape
+            for name, leaf in _named(template).items()
+        ):
+            queue.row, queue.restart, queue.steps = free
+            return
+        queue.running = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: _like(kept[f"lane{jax.tree_util.keystr(path)}"], leaf), template
+        )
+
+
+def _asked(queue: Queue) -> np.ndarray:
+    """What the number of lanes was made of; it may have shrunk since."""
+    return np.array([queue.num_lanes, queue.num_devices])
+
+
+def _named(tree: PyTree) -> dict[str, np.ndarray]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path): _plain(leaf) for path, leaf in leaves}
 
 
 def _plain(leaf: jax.Array) -> np.ndarray:

@@ -92,7 +92,8 @@ def attack_suite(
 ) -> SuiteReport:
     """Makes each attack on the images that are right and that none before it has fooled.
 
-    An image is left at its first success, with all restarts and target classes that are still to come.
+    An image is left at its first success, with all restarts and target classes that are still to come;
+    for a `Stochastic` classifier all are made, and the best point is shown again.
 
     Args:
       suite: {name: attack}, untargeted, each with an epsilon.
@@ -132,7 +133,7 @@ def attack_suite(
         if standing.any():
             path = None if folder is None else Path(folder) / f"{number}_{_plain(name)}.npz"
             told = None if progress is None else functools.partial(progress, name)
-            options = Options(num_lanes, True, search_type, path, told)
+            options = Options(num_lanes, True, search_type, path, told, draw=number + 1)
             found = search(
                 attack,
                 examples,
