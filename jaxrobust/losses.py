@@ -29,12 +29,14 @@ def cross_entropy(logits: Array, label: Array) -> Array:
     return jax.nn.logsumexp(logits) - logits[label]
 
 
-def margin(logits: Array, label: Array) -> Array:
+def margin(logits: Array, label: Array, targeted: bool = False) -> Array:
     """The largest other logit minus the label's: positive where another class is predicted.
 
     Args:
       logits: [K], K of at least 2.
       label: An integer scalar in 0 .. K - 1.
+      targeted: Whether the label is the class to reach: then the negative, positive where it is
+        predicted.
 
     Returns:
       A scalar.
@@ -44,7 +46,8 @@ def margin(logits: Array, label: Array) -> Array:
       -3.0
     """
     others = jnp.where(jnp.arange(logits.shape[0]) == label, -jnp.inf, logits)
-    return jnp.max(others) - logits[label]
+    value = jnp.max(others) - logits[label]
+    return -value if targeted else value
 
 
 def dlr(logits: Array, label: Array) -> Array:

@@ -123,11 +123,8 @@ class CarliniWagner:
 
     def objective(self, logits: Array, state: State) -> Array:
         """The penalty's negative: 0 where the class is won by the confidence."""
-        return jnp.minimum(self._won_by(logits, state.label) - self.confidence, 0.0)
-
-    def _won_by(self, logits: Array, label: Array) -> Array:
-        margin = losses.margin(logits, label)
-        return -margin if self.targeted else margin
+        won_by = losses.margin(logits, state.label, self.targeted)
+        return jnp.minimum(won_by - self.confidence, 0.0)
 
     def tell(self, state: State, evaluation: Evaluation) -> State:
         """A step of Adam; after the last one the next c."""
@@ -136,7 +133,7 @@ class CarliniWagner:
         step = state.step + 1
         move, first, second = adam(through_tanh(by_point, state.w), state.first, state.second, step)
         # More than the confidence: a tie fools nobody.
-        won = self._won_by(evaluation.logits, state.label) > self.confidence
+        won = losses.margin(evaluation.logits, state.label, self.targeted) > self.confidence
         moved = state._replace(
             w=state.w - self.learning_rate * move,
             first=first,

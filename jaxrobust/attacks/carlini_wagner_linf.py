@@ -114,17 +114,14 @@ class CarliniWagnerLinf:
 
     def objective(self, logits: Array, state: State) -> Array:
         """The penalty's negative: 0 where the class is won by the confidence."""
-        return jnp.minimum(self._won_by(logits, state.label) - self.confidence, 0.0)
-
-    def _won_by(self, logits: Array, label: Array) -> Array:
-        margin = losses.margin(logits, label)
-        return -margin if self.targeted else margin
+        won_by = losses.margin(logits, state.label, self.targeted)
+        return jnp.minimum(won_by - self.confidence, 0.0)
 
     def tell(self, state: State, evaluation: Evaluation) -> State:
         """A step of Adam, with a lower limit where the point has kept to the last one."""
         change = after_tanh(state.w) - state.original
         largest = jnp.max(jnp.abs(change))
-        won = self._won_by(evaluation.logits, state.label) > self.confidence
+        won = losses.margin(evaluation.logits, state.label, self.targeted) > self.confidence
         solved = won & (largest <= state.tau)
         tau = jnp.where(solved, _SHRINK * largest, state.tau)
         first, second = (jnp.where(solved, 0.0, old) for old in (state.first, state.second))

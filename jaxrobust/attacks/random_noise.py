@@ -67,8 +67,7 @@ class RandomNoise:
 
     def objective(self, logits: Array, state: State) -> Array:
         """The margin: positive where another class is predicted (targeted: the target)."""
-        margin = losses.margin(logits, state.label)
-        return -margin if self.targeted else margin
+        return losses.margin(logits, state.label, self.targeted)
 
     def tell(self, state: State, evaluation: Evaluation) -> State:
         """On to the next draw."""

@@ -107,8 +107,7 @@ class Square:
 
     def objective(self, logits: Array, state: State) -> Array:
         """The margin: positive where another class is predicted (targeted: the target)."""
-        margin = losses.margin(logits, state.label)
-        return -margin if self.targeted else margin
+        return losses.margin(logits, state.label, self.targeted)
 
     def tell(self, state: State, evaluation: Evaluation) -> State:
         """Keeps the candidate if it is better, and draws the next one."""
