@@ -1,10 +1,14 @@
 """The one place that knows compiler options and platforms."""
 
 import functools
+import os
+import platform
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import jaxlib
 
 from jaxrobust import checks
 
@@ -35,6 +39,46 @@ def compiler_options() -> dict[str, str]:
     return _CPU_OPTIONS
 
 
+# Its requests have another format in other releases, and one that is not understood ends the process.
+_ONEDNN_RELEASES = ("0.10.2",)
+
+
+def with_onednn() -> bool:
+    """Whether convolutions on the CPU are computed by the copy of oneDNN inside jaxlib.
+
+    Off unless the environment has JAXROBUST_ONEDNN=1: a third faster than XLA's own convolutions, but
+    an internal of jaxlib, not an interface.
+
+    Raises:
+      ValueError: Asked for where it has not been tested.
+    """
+    if os.environ.get("JAXROBUST_ONEDNN", "0") in ("", "0") or jax.default_backend() != "cpu":
+        return False
+    here = (jaxlib.__version__, sys.platform, platform.machine())
+    if here[0] not in _ONEDNN_RELEASES or here[1:] != ("linux", "x86_64"):
+        raise ValueError(
+            f"JAXROBUST_ONEDNN=1 needs jaxlib {' or '.join(_ONEDNN_RELEASES)} on Linux and x86_64, got "
+            f"jaxlib {here[0]} on {here[1]} and {here[2]}; unset it."
+        )
+    return True
+
+
+def use_every_core() -> None:
+    """Makes a device of every core that this process may use, where the CPU is the device.
+
+    Attacks share their lanes among the devices: two devices of a core each were a quarter faster than
+    one of two cores, which wait for each other at every layer. Only at the start of a program: jax
+    cannot change its devices once it has looked at them. Left alone where the user has chosen a number
+    (JAX_NUM_CPU_DEVICES, or the flag in XLA_FLAGS).
+    """
+    flag = "xla_force_host_platform_device_count"
+    if getattr(jax.config, "jax_num_cpu_devices", 0) > 0 or flag in os.environ.get("XLA_FLAGS", ""):
+        return
+    # Of those that the machine has, the ones that this process is bound to, where systems can tell.
+    bound = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
+    jax.config.update("jax_num_cpu_devices", len(bound(0)))
+
+
 def microbatch_size() -> int | None:
     """How many images at a time an attack works on; None for all at once.
 
@@ -44,13 +88,14 @@ def microbatch_size() -> int | None:
     return 32 if jax.default_backend() == "cpu" else None
 
 
-def group_size() -> int | None:
-    """How many lanes of an attack take their steps together; None for all.
+def group_sizes() -> tuple[int, ...] | None:
+    """How many lanes of an attack may take their steps together; None for all of them.
 
-    On the CPU an image costs the same in groups of 8 as in groups of 32, and a group whose lanes are
-    all finished costs nothing.
+    On the CPU an image costs the same in groups of 4 as in groups of 32, and a group whose lanes are
+    all finished costs nothing. The first size serves everything; each of the others, which may leave
+    fewer lanes idle, needs a program of its own.
     """
-    return 16 if jax.default_backend() == "cpu" else None
+    return (4, 5, 6, 7) if jax.default_backend() == "cpu" else None
 
 
 def jit(function: F, **jit_options: Any) -> F:

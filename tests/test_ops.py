@@ -74,8 +74,55 @@ def convolution_case(rows, inputs, outputs, stride, padding, size):
     return images, kernel, cotangent, strides, pads, keys[3]
 
 
+@pytest.fixture(scope="module", params=["xla", "onednn"])  # caches are cleared twice, not 40 times
+def library(request):
+    """What computes the convolutions."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "onednn":
+            patch.setenv("JAXROBUST_ONEDNN", "1")
+            try:
+                compilation.with_onednn()
+            except ValueError as error:
+                pytest.skip(str(error))
+        jax.clear_caches()
+        yield request.param
+    jax.clear_caches()
+
+
+def test_onednn_is_asked_where_it_was_tested(monkeypatch):
+    monkeypatch.delenv("JAXROBUST_ONEDNN", raising=False)
+    assert not compilation.with_onednn()
+    monkeypatch.setenv("JAXROBUST_ONEDNN", "1")
+    monkeypatch.setattr(compilation.jaxlib, "__version__", "0.99.0")
+    with pytest.raises(ValueError, match="JAXROBUST_ONEDNN=1 needs jaxlib .* got jaxlib 0.99.0"):
+        compilation.with_onednn()
+
+
+def test_onednn_is_used_where_asked(library):
+    images, kernel, _, strides, pads, _ = convolution_case(*CONVOLUTIONS[1])
+    program = jax.jit(lambda x, w: ops.convolution(x, w, strides, pads)).lower(images, kernel)
+    assert ("onednn" in program.as_text()) == (library == "onednn")
+    # A type that it does not have, and no images at all.
+    for other in (images.astype(jnp.float16), images[:0]):
+        outputs = ops.convolution(other, kernel.astype(other.dtype), strides, pads)
+        assert outputs.shape[0] == len(other)
+
+
+def test_convolutions_of_bfloat16_and_under_vmap(library):
+    images, kernel, _, strides, pads, key = convolution_case(*CONVOLUTIONS[1])
+    small, coarse = images.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+    expected = plain_convolution(*(x.astype(jnp.float32) for x in (small, coarse)), strides, pads)
+    actual = ops.convolution(small, coarse, strides, pads)
+    assert actual.dtype == jnp.bfloat16
+    assert_close(actual.astype(jnp.float32), expected, tolerance=1e-2)
+    kernels = jax.random.normal(key, (2, *kernel.shape))
+    stacked = jax.vmap(lambda w: ops.convolution(images, w, strides, pads))(kernels)
+    assert_close(stacked[1], plain_convolution(images, kernels[1], strides, pads))
+
+
 @pytest.mark.parametrize("loop", [lambda f: f, in_scan], ids=["plain", "scan"])
 @pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
+@pytest.mark.usefixtures("library")
 def test_convolution_gradients_equal_plain(case, loop):
     images, kernel, cotangent, strides, pads, _ = convolution_case(*case)
 
@@ -89,6 +136,7 @@ def test_convolution_gradients_equal_plain(case, loop):
 
 
 @pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("case", CONVOLUTIONS[:2] + CONVOLUTIONS[4:5], ids=str)
 def test_fused_gradients_equal_plain(case, residual):
     images, kernel, cotangent, strides, pads, key = convolution_case(*case)
@@ -155,6 +203,7 @@ def test_gradients_equal_finite_differences_in_float64():
 
 
 @pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.usefixtures("library")
 def test_input_gradients_of_the_networks_equal_plain_ones(name, monkeypatch):
     widths = {"mlp": (16, 8), "cnn": (8, 8, 16, 16, 16), "simple_cnn": (8, 16, 16)}
     network = models.create(name, widths=widths.get(name, (8, 16, 16)))
@@ -219,8 +268,12 @@ def test_linen_hook_passes_other_convolutions_on():
     np.testing.assert_array_equal(same, expected)
 
 
-def test_other_platforms_get_plain_operations():
+def test_other_platforms_get_plain_operations(monkeypatch):
     """Lowered for a GPU, which takes none: the fast forms are for the CPU alone."""
+    monkeypatch.delenv(
+        "JAXROBUST_ONEDNN", raising=False
+    )  # of `library`; what it calls is not exported
+    jax.clear_caches()
     network = models.create("cnn", widths=(8, 8, 16, 16, 16))
     images = jnp.zeros((2, 16, 16, 3))
     variables = network.init(jax.random.key(0), images)

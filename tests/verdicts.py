@@ -15,6 +15,7 @@ from jaxrobust.attacks import APGD, FAB, PGD, Square
 from jaxrobust.models import Classifier
 
 NUM_CLASSES = 4
+SEED = 3
 ATTACKS = {
     "pgd": (PGD(0.03, 0.01, 5, num_restarts=2), False),
     "pgd-last": (PGD(0.03, 0.01, 5, keep="last"), True),
@@ -43,20 +44,18 @@ def examples(size: int = 45) -> tuple[np.ndarray, np.ndarray]:
     return images, np.asarray(jnp.argmax(classifier()(images), axis=1))
 
 
+def attack(settings, **options) -> evaluation.AttackReport:
+    images, labels = examples()
+    return evaluation.attack_dataset(
+        settings, classifier(), images, labels, key=jax.random.key(SEED), **options
+    )
+
+
 def verdicts(**options) -> dict[str, list]:
     """{attack: whether each image is fooled}, and of one that is not cut short what it took."""
-    images, labels = examples()
     found = {}
-    for name, (attack, until_fooled) in ATTACKS.items():
-        report = evaluation.attack_dataset(
-            attack,
-            classifier(),
-            images,
-            labels,
-            key=jax.random.key(3),
-            until_fooled=until_fooled,
-            **options,
-        )
+    for name, (settings, until_fooled) in ATTACKS.items():
+        report = attack(settings, until_fooled=until_fooled, **options)
         found[name] = report.success.tolist()
         if not until_fooled:
             found[f"{name}: counts"] = [

@@ -4,11 +4,10 @@
         --cifar CIFAR
     python -m experiments.benchmarks.auto_attack --peer-python PEER/bin/python --shared SHARED --quick
 
-Expected time: 20 minutes on 2 cores, once the networks are there (experiments/benchmarks/parity, which
+Expected time: 25 minutes on 2 cores, once the networks are there (experiments/benchmarks/parity, which
 says what SHARED, CIFAR and PEER are); with --quick (8 images, few steps, one round: a rehearsal, not a
-measurement) one minute. Expected numbers: less than 1/1.5 of torchattacks' time on the reference
-network (50 images, half of them robust), and less than 1/1.2 on the robust CIFAR network (200 images, a
-quarter of them robust); on a GPU less than 1/4.
+measurement) one minute. Expected numbers: README.md. With JAXROBUST_ONEDNN=1 in the environment our
+side uses the convolutions of the library that PyTorch uses (`jaxrobust.compilation.with_onednn`).
 
 Both sides make the attacks of `standard` with the same settings on the same kind of device: where jax
 computes on a GPU, PyTorch has to as well. They take turns, so that drift of the machine meets both.
@@ -19,11 +18,13 @@ takes beyond that is printed beside it.
 """
 
 import dataclasses
+import os
 import statistics
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,7 @@ from experiments.benchmarks.parity import export, matrix, networks, peers
 from jaxrobust import checks, compilation, evaluation, files, studies
 from jaxrobust.types import Attack
 
+_NETWORKS = ("reference", "cifar_robust")
 _SIDES = {"cpu": 2048, "cuda": 8192}  # of the matrices of which the product is timed
 
 
@@ -45,6 +47,7 @@ class Config:
       shared: The folder that holds reference/sports10_cnn.
       cifar: cifar10-jpeg.tar.xz, or the folder that it unpacks to; without it, the reference network
         alone.
+      networks: Which of reference and cifar_robust; the latter needs `cifar`.
       reference_epsilon: linf radius on the reference network; half of the images withstand it.
       cifar_epsilon: linf radius on the robust CIFAR network; a quarter of the images withstand it.
       rounds: How often each side runs; the medians are compared.
@@ -58,6 +61,7 @@ class Config:
     peer_python: Path
     shared: Path
     cifar: Path | None = None
+    networks: tuple[str, ...] = _NETWORKS
     reference_epsilon: float = 0.0042
     cifar_epsilon: float = 7 / 255
     rounds: int = 3
@@ -69,15 +73,24 @@ class Config:
 
     def __post_init__(self) -> None:
         checks.integer("rounds", self.rounds, minimum=1)
+        for name in self.networks:
+            checks.one_of("networks", name, _NETWORKS)
 
 
 def main(config: Config) -> None:
     """Compares the networks and prints a line for each."""
     versions = peers.versions(config.peer_python)
     home = config.results_dir / "parity" / "networks"
-    used = [(networks.reference(home, config.shared), config.reference_epsilon)]
-    if config.cifar is not None and not config.quick:
+    used = []
+    if "reference" in config.networks:
+        used.append((networks.reference(home, config.shared), config.reference_epsilon))
+    if "cifar_robust" in config.networks and config.cifar is not None and not config.quick:
         used.append((networks.cifar(home, config.cifar)[1], config.cifar_epsilon))
+    if not used:
+        raise ValueError(
+            "`networks` must leave one to compare (cifar_robust needs `cifar` and is not part of "
+            f"`quick`), got {config.networks}."
+        )
     output = (
         config.output.with_stem(f"{config.output.stem}_quick") if config.quick else config.output
     )
@@ -152,6 +165,7 @@ def compare(
         "effort": dataclasses.asdict(effort),
         "num_images": len(network.images),
         "devices": {"jaxrobust": _device(), "torchattacks": hello["device"]},
+        "onednn": compilation.with_onednn(),
         "num_threads": {"jaxrobust": peers.num_cores(), "torchattacks": hello["num_threads"]},
         "robust": {
             "jaxrobust": int(reports[-1].robust.sum()),
@@ -214,8 +228,9 @@ def _operations(
     the numbers are those of the timed run but for the steps to a success.
     """
     image = jax.ShapeDtypeStruct((1, *network.images.shape[1:]), jnp.float32)
-    # Before compilation, after which a GPU's own kernels would not be counted.
-    analysis = jax.jit(network.classifier.__call__).lower(image).cost_analysis()
+    # Before compilation, after which a GPU's own kernels would not be counted, nor are oneDNN's.
+    with mock.patch.dict(os.environ, JAXROBUST_ONEDNN="0"):
+        analysis = jax.jit(network.classifier.__call__).lower(image).cost_analysis()
     forward = float((analysis or {}).get("flops", float("nan")))
     operations = {}
     for number, (name, attack) in enumerate(report.suite.items()):
@@ -238,7 +253,8 @@ def describe(row: dict[str, Any]) -> str:
     low, high = row["ratio_range"]
     lines = [
         f"{row['network']}, {row['num_images']} images, linf {row['epsilon']:.4g}, "
-        f"jax on {row['devices']['jaxrobust']} (CPU cores: {row['num_threads']['jaxrobust']}), "
+        f"jax on {row['devices']['jaxrobust']} (CPU cores: {row['num_threads']['jaxrobust']}"
+        f"{', with oneDNN' if row['onednn'] else ''}), "
         f"PyTorch on {row['devices']['torchattacks']} (threads: {row['num_threads']['torchattacks']}):",
         f"  jaxrobust {ours:.1f} s ({row['robust']['jaxrobust']} robust; first call "
         f"{row['first_call_seconds']:.1f} s), torchattacks {theirs:.1f} s "

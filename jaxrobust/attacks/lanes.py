@@ -144,14 +144,19 @@ def _is_close(attack: Attack, progress: judging.Progress) -> Array:
 
 
 def advance_in_groups(
-    lanes: Lanes, logits_fn: LogitsFn, num_steps: Array, *, until_fooled: bool
+    lanes: Lanes, logits_fn: LogitsFn, num_steps: Array, *, until_fooled: bool, group: int | None
 ) -> Lanes:
-    """`advance`, a few lanes at a time where this machine is as fast so; arguments and result as there.
+    """`advance`, a group of lanes at a time; a group whose lanes are all finished costs nothing.
 
-    A group whose lanes are all finished costs nothing.
+    Args:
+      lanes: As `advance`, like the result.
+      logits_fn: As `advance`.
+      num_steps: As `advance`.
+      until_fooled: As `advance`.
+      group: How many lanes at a time, a divisor of L; None: all of them.
     """
-    size, total = compilation.group_size(), len(lanes.finished)
-    if size is None or total <= size or total % size:
+    size, total = group, len(lanes.finished)
+    if size is None or total <= size:
         return advance(lanes, logits_fn, num_steps, until_fooled=until_fooled)
     groups = jax.tree.map(lambda leaf: leaf.reshape(total // size, size, *leaf.shape[1:]), lanes)
     moved = jax.lax.map(
@@ -161,10 +166,16 @@ def advance_in_groups(
 
 
 def advance_on_devices(
-    lanes: Lanes, logits_fn: LogitsFn, num_steps: Array, *, until_fooled: bool, num_devices: int
+    lanes: Lanes,
+    logits_fn: LogitsFn,
+    num_steps: Array,
+    *,
+    until_fooled: bool,
+    group: int | None,
+    num_devices: int,
 ) -> Lanes:
     """`advance_in_groups`, an equal share of the lanes on each of this process's devices."""
-    step = functools.partial(advance_in_groups, until_fooled=until_fooled)
+    step = functools.partial(advance_in_groups, until_fooled=until_fooled, group=group)
     if num_devices == 1:
         return step(lanes, logits_fn, num_steps)
     rows, all_of_it = jax.sharding.PartitionSpec("lanes"), jax.sharding.PartitionSpec()
@@ -202,5 +213,5 @@ compiled_refill = compilation.jit(refill, donate_argnums=0)
 compiled_pick = compilation.jit(pick)
 compiled_reorder = compilation.jit(reorder)
 compiled_advance = compilation.jit(
-    advance_on_devices, static_argnames=("until_fooled", "num_devices"), donate_argnums=0
+    advance_on_devices, static_argnames=("until_fooled", "group", "num_devices"), donate_argnums=0
 )

@@ -21,6 +21,7 @@ from jaxrobust.attacks import judging, lanes
 from jaxrobust.types import Attack
 
 _SAVE_EVERY = 30.0  # seconds between two states on the disk, or 20 times what saving takes
+_MANY_STEPS = 1000  # that are worth a program for the number of jobs at hand
 # Of 32 bits: more do not survive a gather over processes.
 _NEVER = np.iinfo(np.int32).max
 
@@ -128,6 +129,7 @@ class Queue:
       row: int [L], the image in each lane; -1 for a lane that is free.
       restart: int [L], of the job in each lane.
       steps: int [L], that it has taken.
+      group: How many lanes of a device take their steps together; None: all of them.
       running: The lanes; None before the first job.
       radius: float [N], within which the closest point leaves its image.
     """
@@ -147,6 +149,7 @@ class Queue:
     row: np.ndarray = dataclasses.field(init=False)
     restart: np.ndarray = dataclasses.field(init=False)
     steps: np.ndarray = dataclasses.field(init=False)
+    group: int | None = dataclasses.field(init=False)
     running: lanes.Lanes | None = dataclasses.field(init=False, default=None)
     radius: np.ndarray = dataclasses.field(init=False)
 
@@ -171,6 +174,7 @@ class Queue:
                     self.function,
                     steps,
                     until_fooled=self.until_fooled,
+                    group=self.group,
                     num_devices=self.num_devices,
                 )
                 fits = True
@@ -199,7 +203,9 @@ class Queue:
     def _begin(self) -> None:
         """All lanes free, or as an earlier process has left them."""
         num_jobs = int((~self.found.finished).sum())
-        size = lane_count(self.num_lanes, num_jobs, self.num_devices)
+        self.group, size = lane_count(
+            self.num_lanes, num_jobs, self.num_devices, self.attack.num_steps
+        )
         if self.num_devices > 1:  # whatever device they were on
             self.function = jax.device_put(self.function, lanes.everywhere(self.num_devices))
             self.keys = jax.device_put(self.keys, lanes.everywhere(self.num_devices))
@@ -236,7 +242,8 @@ class Queue:
     def _refill(self) -> bool:
         """Puts waiting jobs into the lanes that are free; False once there is nothing to do."""
         fresh = []
-        for lane in np.flatnonzero(self.row < 0):
+        turns = _in_turn(len(self.row), self.num_devices)
+        for lane in turns[self.row[turns] < 0]:
             while self.waiting and self._is_left(self.waiting[-1][1]):
                 self.found.finished[self.waiting.pop()] = True
             if not self.waiting:
@@ -249,10 +256,10 @@ class Queue:
         if self.running is None:
             self.running = self.start(np.arange(len(self.row)))
         elif fresh:
-            for piece in _pieces(np.array(fresh), len(self.row)):
+            for piece in self._pieces(fresh):
                 started = self.start(piece)
                 self.running = lanes.compiled_refill(self.running, started, jnp.asarray(piece))
-        elif not self.waiting and self.num_devices == 1:
+        elif not self.waiting:
             self._close_ranks()
         return True
 
@@ -265,22 +272,28 @@ class Queue:
         return bool(judging.is_within(-self.found.rank[row], self.radius[row]))
 
     def _close_ranks(self) -> None:
-        """Busy lanes to the front where that saves work, once no job waits."""
-        group, busy, size = compilation.group_size(), self.row >= 0, len(self.row)
-        if group is None:
+        """Busy lanes to the front, shared by the devices, where that saves work; no job waits."""
+        busy, size = self.row >= 0, len(self.row)
+        count = int(busy.sum())
+        if self.group is None:
             # All lanes take their steps together: fewer of them, where it is worth a compilation.
-            kept = 1 << max(int(busy.sum()) - 1, 0).bit_length()
+            kept = self.num_devices * (1 << max(-(-count // self.num_devices) - 1, 0).bit_length())
             if 4 * kept > size:
                 return
         else:
-            # A group with none that is busy costs nothing.
-            kept, groups = size, busy.reshape(-1, min(group, size)).any(axis=1).sum()
-            if -(-int(busy.sum()) // group) >= groups:
+            # A group with none that is busy costs nothing, and a step ends with the last device.
+            kept = size
+            groups = busy.reshape(self.num_devices, -1, self.group).any(axis=2).sum(axis=1).max()
+            if -(-count // (self.num_devices * self.group)) >= groups:
                 return
         assert self.running is not None
-        order = np.argsort(~busy, kind="stable")[:kept]
+        order = np.empty(kept, int)
+        busy_first = np.concatenate([np.flatnonzero(busy), np.flatnonzero(~busy)])[:kept]
+        order[_in_turn(kept, self.num_devices)] = busy_first
         self.row, self.restart, self.steps = self.row[order], self.restart[order], self.steps[order]
         self.running = lanes.compiled_reorder(self.running, jnp.asarray(order))
+        if self.num_devices > 1:
+            self.running = jax.device_put(self.running, lanes.by_rows(self.num_devices))
 
     def _look(self) -> tuple[np.ndarray, dict[str, np.ndarray], dict[int, int], np.ndarray]:
         """What the lanes have come to, all of it on the host.
@@ -309,7 +322,7 @@ class Queue:
                 better[row] = int(lane)
         points = [
             np.asarray(lanes.compiled_pick(seen.images, jnp.asarray(piece)))
-            for piece in _pieces(np.array(list(better.values()), int), len(self.row))
+            for piece in self._pieces(list(better.values()))
         ]
         none = np.zeros((0, *self.images.shape[1:]), np.float32)
         return over, told, better, np.concatenate([none, *points])[: len(better)]
@@ -346,6 +359,12 @@ class Queue:
             finished = self.running.finished | jax.device_put(beaten, sharding)
             self.running = dataclasses.replace(self.running, finished=finished)
 
+    def _pieces(self, which: list[int]) -> list[np.ndarray]:
+        """Lanes in pieces of one length, the last filled up with its last: one length, one program."""
+        length = max(len(self.row) // 8, 1)
+        pieces = [which[i : i + length] for i in range(0, len(which), length)]
+        return [np.array(piece + piece[-1:] * (length - len(piece))) for piece in pieces]
+
     def _tell(self, num_jobs: int) -> None:
         if self.progress is None or not num_jobs:
             return
@@ -354,16 +373,9 @@ class Queue:
         self.progress(over * each + int(self.steps[busy].sum()), num_jobs * each)
 
 
-def _pieces(which: np.ndarray, size: int) -> list[np.ndarray]:
-    """Lanes in pieces of one length, the last filled up with its last: one length, one program."""
-    length = compilation.group_size() or max(size // 8, 1)
-    starts = range(0, len(which), length)
-    return [
-        np.concatenate(
-            [which[i : i + length], np.repeat(which[-1:], max(i + length - len(which), 0))]
-        )
-        for i in starts
-    ]
+def _in_turn(size: int, num_devices: int) -> np.ndarray:
+    """All lanes, int [L]: the first of every device, then the second of every device, and so on."""
+    return np.arange(size).reshape(num_devices, -1).T.ravel()
 
 
 def radius(attack: Any) -> np.ndarray:  # Any: not every Attack has an epsilon
@@ -371,12 +383,32 @@ def radius(attack: Any) -> np.ndarray:  # Any: not every Attack has an epsilon
     return np.asarray(attack.epsilon)
 
 
-def lane_count(num_lanes: int, num_jobs: int, num_devices: int) -> int:
-    """Lanes to compile for: few different numbers, so that other numbers of jobs compile nothing."""
-    group = compilation.group_size()
-    if group is None:
+def lane_count(
+    num_lanes: int, num_jobs: int, num_devices: int, num_steps: int
+) -> tuple[int | None, int]:
+    """Lanes to compile for: few different numbers, so that other numbers of jobs compile nothing.
+
+    Args:
+      num_lanes: As many as were asked for.
+      num_jobs: That there are.
+      num_devices: That share the lanes.
+      num_steps: Of the attack.
+
+    Returns:
+      (how many lanes take their steps together, how many there are in all).
+    """
+    sizes = compilation.group_sizes()
+    if sizes is None:
         # No more than twice as many as there are jobs: here an idle lane costs as much as a busy one.
-        group, num_lanes = num_devices, min(num_lanes, 1 << max(num_jobs - 1, 0).bit_length())
-    else:
-        group *= num_devices
-    return max(-(-num_lanes // group), 1) * group
+        num_lanes = min(num_lanes, 1 << max(num_jobs - 1, 0).bit_length())
+        return None, _multiple(num_lanes, num_devices)
+    if num_steps < _MANY_STEPS:
+        sizes = sizes[:1]
+    busy = -(-min(num_lanes, num_jobs) // num_devices)
+    group = min(sizes, key=lambda size: (_multiple(busy, size), -size))
+    return group, _multiple(num_lanes, group * num_devices)
+
+
+def _multiple(number: int, factor: int) -> int:
+    """The smallest multiple of the factor that is not below the number, nor 0."""
+    return max(-(-number // factor), 1) * factor

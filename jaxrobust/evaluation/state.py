@@ -63,7 +63,8 @@ class State:
         arrays = vars(found) | {"images": found.images[rows], "rows": rows}
         if queue.running is not None:
             arrays |= {f"lane{name}": leaf for name, leaf in _named(queue.running).items()}
-            arrays |= {"lane/asked": _asked(queue), "lane/row": queue.row}
+            arrays |= {"lane/asked": _asked(queue), "lane/group": np.array(queue.group or 0)}
+            arrays |= {"lane/row": queue.row}
             arrays |= {"lane/restart": queue.restart, "lane/steps": queue.steps}
         with files.replace(self.path) as partial:
             np.savez(
@@ -105,7 +106,10 @@ class State:
         kept, self.kept = self.kept, {}
         if not kept or not np.array_equal(kept["lane/asked"], _asked(queue)):
             return
-        free = queue.row, queue.restart, queue.steps
+        if bool(kept["lane/group"]) != bool(queue.group):
+            return
+        free = queue.group, queue.row, queue.restart, queue.steps
+        queue.group = int(kept["lane/group"]) or None
         queue.row, queue.restart = kept["lane/row"], kept["lane/restart"]
         queue.steps = kept["lane/steps"]
         template = queue.start(np.arange(len(queue.row)))
@@ -113,7 +117,7 @@ class State:
             f"lane{name}" not in kept or kept[f"lane{name}"].shape != leaf.shape
             for name, leaf in _named(template).items()
         ):
-            queue.row, queue.restart, queue.steps = free
+            queue.group, queue.row, queue.restart, queue.steps = free
             return
         queue.running = jax.tree_util.tree_map_with_path(
             lambda path, leaf: _like(kept[f"lane{jax.tree_util.keystr(path)}"], leaf), template

@@ -18,19 +18,43 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxrobust import compilation
+from jaxrobust.ops import onednn
 from jaxrobust.types import Array
 
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
+_NO_PADDING = ((0, 0), (0, 0))
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
-def _convolve(
-    images: Array, kernel: Array, strides: Pair, padding: Padding | str, groups: int = 1
+def _convolve(images: Array, kernel: Array, strides: Pair, padding: Padding) -> Array:
+    return lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=_DIMENSIONS)
+
+
+def _convolve_fast(
+    images: Array,
+    kernel: Array,
+    strides: Pair,
+    padding: Padding,
+    bias: Array | None = None,
+    residual: Array | None = None,
+    *,
+    relu: bool = False,
 ) -> Array:
-    return lax.conv_general_dilated(
-        images, kernel, strides, padding, dimension_numbers=_DIMENSIONS, feature_group_count=groups
-    )
+    """`_convolve` and what follows it, by the fastest library there is; not to be differentiated."""
+
+    def plain(images: Array, kernel: Array, bias: Array | None, residual: Array | None) -> Array:
+        outputs = _convolve(images, kernel, strides, padding)
+        for addend in (bias, residual):
+            outputs = outputs if addend is None else outputs + addend
+        return jnp.maximum(outputs, 0) if relu else outputs
+
+    operands = (images, kernel, bias, residual)
+    if not (compilation.with_onednn() and onednn.takes(images, kernel, padding)):
+        return plain(*operands)
+    fast = functools.partial(onednn.convolve, strides=strides, padding=padding, relu=relu)
+    return lax.platform_dependent(*operands, cpu=fast, default=plain)
 
 
 def _rotated(kernel: Array) -> Array:
@@ -102,7 +126,9 @@ def _gradient_by_phases(cotangent: Array, kernel: Array) -> Array:
     for row_taps, rows in taps.values():
         phases.append(
             [
-                _convolve(after[:, rows, columns], weights[row_taps, column_taps], (1, 1), "VALID")
+                _convolve_fast(
+                    after[:, rows, columns], weights[row_taps, column_taps], (1, 1), _NO_PADDING
+                )
                 for column_taps, columns in taps.values()
             ]
         )
@@ -124,7 +150,7 @@ def _input_gradient_fast(
     """The CPU form for this shape, or None where there is none."""
     rows, columns, inputs, _ = kernel.shape
     even = shape[1] % 2 == 0 and shape[2] % 2 == 0
-    if (rows, columns) == (1, 1) and padding == ((0, 0), (0, 0)):
+    if (rows, columns) == (1, 1) and padding == _NO_PADDING:
         if strides == (1, 1) or (strides == (2, 2) and even):
             return _gradient_pointwise(cotangent, kernel, strides)
         return None
@@ -136,7 +162,7 @@ def _input_gradient_fast(
             (rows - 1 - top, rows - 1 - bottom),
             (columns - 1 - left, columns - 1 - right),
         )
-        return _convolve(cotangent, _rotated(kernel), (1, 1), opposite)
+        return _convolve_fast(cotangent, _rotated(kernel), (1, 1), opposite)
     if (rows, columns, strides) == (3, 3, (2, 2)) and padding == ((1, 1), (1, 1)) and even:
         return _gradient_by_phases(cotangent, kernel)
     return None
@@ -179,13 +205,13 @@ def convolution(images: Array, kernel: Array, strides: Pair, padding: Padding) -
       >>> convolution(image, kernel, (1, 1), ((1, 1), (1, 1)))[0, :2, :2, 0].tolist()
       [[4.0, 6.0], [6.0, 9.0]]
     """
-    return _convolve(images, kernel, strides, padding)
+    return _convolve_fast(images, kernel, strides, padding)
 
 
 def _convolution_forward(
     images: Array, kernel: Array, strides: Pair, padding: Padding
 ) -> tuple[Array, Any]:
-    return _convolve(images, kernel, strides, padding), (images, kernel)
+    return convolution(images, kernel, strides, padding), (images, kernel)
 
 
 def _convolution_backward(
@@ -226,10 +252,7 @@ def convolution_bias_relu(
     Returns:
       [B, H', W', C_out], not negative.
     """
-    outputs = _convolve(images, kernel, strides, padding) + bias
-    if residual is not None:
-        outputs = outputs + residual
-    return jnp.maximum(outputs, 0)
+    return _convolve_fast(images, kernel, strides, padding, bias, residual, relu=True)
 
 
 def _fused_forward(

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from jaxrobust import files, reports
+from jaxrobust import compilation, files, reports
 from jaxrobust.studies import progress
 from jaxrobust.studies.results import commit, configuration, environment
 
@@ -36,6 +36,7 @@ def run_script(main: Callable[[Config], Any], config_type: type[Config]) -> None
     import tyro
 
     try:
+        compilation.use_every_core()
         module = sys.modules[main.__module__]
         name = getattr(module.__spec__, "name", "script").removesuffix(".__main__")
         main(tyro.cli(config_type, prog=f"python -m {name}", description=module.__doc__))

@@ -1,0 +1,176 @@
+"""Attacks over data sets that are killed: they go on where they were, and nothing is lost."""
+
+import jax
+import numpy as np
+import pytest
+from verdicts import ATTACKS, SEED, attack, classifier, examples
+
+from jaxrobust import compilation, evaluation
+from jaxrobust.attacks import APGD, BIM, FAB, PGD, lanes
+from jaxrobust.evaluation import queue, state
+
+KEY = jax.random.key(SEED)
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_after(calls):
+    def progress(done, total):
+        nonlocal calls
+        calls -= 1
+        if calls < 0:
+            raise Killed
+
+    return progress
+
+
+@pytest.mark.parametrize("calls", [0, 4, 20])
+def test_a_killed_attack_goes_on(calls, tmp_path):
+    """Where it was, in the middle of its lanes: nothing is done twice."""
+    settings, _ = ATTACKS["apgd-t"]
+    options = {"num_lanes": 16, "until_fooled": True, "path": tmp_path / "state.npz"}
+    before, after = [], []
+    stop = killed_after(calls)
+
+    def until_killed(done, total):
+        before.append((done, total))
+        stop(done, total)
+
+    with pytest.raises(Killed):
+        attack(settings, progress=until_killed, **options)
+    report = attack(settings, progress=lambda *told: after.append(told), **options)
+    whole = attack(settings, num_lanes=16, until_fooled=True)
+    np.testing.assert_array_equal(report.success, whole.success)
+    np.testing.assert_array_equal(report.images, whole.images)
+    np.testing.assert_array_equal(report.num_queries, whole.num_queries)
+    assert after[-1][0] == after[-1][1]
+    # What is left when it goes on is what was left when it was killed.
+    left = before[-1][1] - before[-1][0]
+    assert after[0][1] - after[0][0] < left
+    # Finished: nothing is left to do.
+    again = attack(settings, progress=lambda *_: pytest.fail("attacked again"), **options)
+    np.testing.assert_array_equal(again.images, report.images)
+
+
+@pytest.mark.parametrize(
+    "where, groups",
+    [
+        *((where, (8,)) for where in ("start", "refill", "advance", "pick", "harvest", "progress")),
+        *((where, None) for where in ("advance", "reorder")),
+    ],
+)
+def test_an_interrupt_anywhere_loses_no_verdict(where, groups, tmp_path, monkeypatch):
+    """In the middle of each call, late enough that jobs are over and others under way."""
+    monkeypatch.setattr(compilation, "group_sizes", lambda: groups)
+    monkeypatch.setattr(queue, "_SAVE_EVERY", 0.0)
+    settings = PGD(0.03, 0.01, 6, num_restarts=2)
+    options = {"num_lanes": 16, "path": tmp_path / "state.npz", "until_fooled": True}
+    whole = attack(settings, num_lanes=16, until_fooled=True)
+    calls = {"start": 3, "refill": 2, "advance": 5, "pick": 2, "reorder": 1, "harvest": 9}
+    left = calls.get(where, 9)
+
+    def interrupted(function):
+        def call(*arguments, **keywords):
+            nonlocal left
+            left -= 1
+            result = function(*arguments, **keywords)  # donated buffers are gone by now
+            if left == 0:
+                raise KeyboardInterrupt
+            return result
+
+        return call
+
+    with monkeypatch.context() as patch:
+        told = None
+        if where == "harvest":
+            patch.setattr(queue.Queue, "_is_left", interrupted(queue.Queue._is_left))
+        elif where == "progress":
+            told = interrupted(lambda done, total: None)
+        else:
+            name = f"compiled_{where}"
+            patch.setattr(lanes, name, interrupted(getattr(lanes, name)))
+        try:
+            attack(settings, progress=told, **options)
+        except KeyboardInterrupt:
+            assert left == 0
+        else:
+            assert where == "reorder"  # the only one that need not happen
+    report = attack(settings, **options)
+    np.testing.assert_array_equal(report.success, whole.success)
+    np.testing.assert_allclose(report.images, whole.images, atol=1e-6)
+
+
+def test_what_was_found_is_kept_without_the_handler(tmp_path, monkeypatch):
+    """Killed for good: nothing is saved any more, and the last state on the disk must do."""
+    monkeypatch.setattr(queue, "_SAVE_EVERY", 0.0)
+    settings, _ = ATTACKS["apgd-t"]
+    options = {"num_lanes": 16, "until_fooled": True, "path": tmp_path / "state.npz"}
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        stop = killed_after(20)
+
+        def last(done, total):
+            try:
+                stop(done, total)
+            except Killed:
+                patch.setattr(state.State, "save", lambda self, queue: None)
+                raise
+
+        attack(settings, progress=last, **options)
+    told = []
+    report = attack(settings, progress=lambda *one: told.append(one), **options)
+    whole = attack(settings, num_lanes=16, until_fooled=True)
+    np.testing.assert_array_equal(report.images, whole.images)
+    assert told[0][0] > 16  # more than the first look at 16 lanes that start anew
+
+
+def test_with_other_lanes_a_killed_attack_starts_the_jobs_under_way_anew(tmp_path):
+    settings, _ = ATTACKS["apgd-t"]
+    options = {"until_fooled": True, "path": tmp_path / "state.npz"}
+    told = []
+    with pytest.raises(Killed):
+        attack(settings, num_lanes=16, progress=killed_after(19), **options)
+    report = attack(settings, num_lanes=48, progress=lambda *one: told.append(one), **options)
+    whole = attack(settings, num_lanes=45, until_fooled=True)
+    np.testing.assert_array_equal(report.success, whole.success)
+    assert told[0][1] < 3 * 45 * 12  # but not those that were over
+
+
+def test_a_file_of_another_attack_is_refused(tmp_path):
+    path = tmp_path / "state.npz"
+    attack(BIM(0.05, 0.02, 2), path=path)
+    for other, options in ((BIM(0.06, 0.02, 2), {}), (BIM(0.05, 0.02, 2), {"until_fooled": True})):
+        with pytest.raises(ValueError, match="holds another attack"):
+            attack(other, path=path, **options)
+    images, labels = examples()
+    with pytest.raises(ValueError, match="holds another attack"):
+        evaluation.attack_dataset(
+            BIM(0.05, 0.02, 2), classifier(1), images, labels, key=KEY, path=path
+        )
+    path.unlink()
+    # Plain functions, of which no weights are seen, with the same predictions.
+    plain = {"images": images, "labels": labels, "key": KEY, "path": path}
+    evaluation.attack_dataset(BIM(0.05, 0.02, 2), lambda x: classifier()(x), **plain)
+    with pytest.raises(ValueError, match="holds another attack"):
+        evaluation.attack_dataset(BIM(0.05, 0.02, 2), lambda x: 50 * classifier()(x), **plain)
+    path.write_bytes(b"half of")
+    with pytest.raises(ValueError, match="holds no attack; delete it"):
+        attack(BIM(0.05, 0.02, 2), path=path)
+
+
+def test_a_killed_suite_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(queue, "_SAVE_EVERY", 0.0)
+    images, labels = examples()
+    suite = {"APGD": APGD(0.05, num_iterations=5), "FAB": FAB(0.05, num_iterations=5)}
+
+    def run(**options):
+        return evaluation.attack_suite(
+            suite, classifier(), images, labels, key=KEY, num_lanes=8, **options
+        )
+
+    whole = run()
+    stop = killed_after(9)
+    with pytest.raises(Killed):
+        run(folder=tmp_path, progress=lambda name, done, total: stop(done, total))
+    np.testing.assert_array_equal(run(folder=tmp_path).fooled_by, whole.fooled_by)
