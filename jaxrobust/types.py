@@ -111,8 +111,10 @@ class Attack(Protocol):
       uses_gradient: False for attacks that need only the logits.
 
     An attack may also have `eligible(state) -> bool`: whether the point it asks about may be returned,
-    for one that looks at points outside of its ball; and `done(state) -> bool`: whether it has nothing
-    more to ask, before its `num_steps` are over. The point of a state that is done is judged last.
+    for one that looks at points outside of its ball; `done(state) -> bool`: whether it has nothing more
+    to ask, before its `num_steps` are over (the point of a state that is done is judged last); and
+    `wants_gradient(state) -> bool`: whether this answer needs one. An attack for which that depends on
+    the number of its questions alone saves what the others would cost.
     """
 
     @property

@@ -348,7 +348,11 @@ def test_counts_queries_and_gradients(attack):
         steps = np.asarray(result.num_queries) - starts
         assert (steps <= starts * attack.num_steps).all() and (steps > 0).all()
     np.testing.assert_array_equal(result.num_queries, steps + starts)
-    np.testing.assert_array_equal(result.num_gradients, each * steps * attack.uses_gradient)
+    if hasattr(attack, "wants_gradient"):  # FAB: of two questions one
+        asked = starts * attack.num_iterations
+        np.testing.assert_array_equal(result.num_gradients, each * asked)
+    else:
+        np.testing.assert_array_equal(result.num_gradients, each * steps * attack.uses_gradient)
     assert (np.asarray(result.num_steps) <= steps).all()
 
 

@@ -3,6 +3,8 @@
 Rows never mix: a NaN row or a padded row leaves the others as they are.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -78,6 +80,7 @@ def evaluate(
     states: PyTree,
     keys: Array,
     with_gradient: bool = True,
+    finished: Array | bool = False,
 ) -> tuple[Array, Evaluation]:
     """Asks every lane for a point and evaluates the classifier there, once for all lanes.
 
@@ -87,7 +90,9 @@ def evaluate(
         and gradients are means over its samples.
       states: States of B lanes, stacked.
       keys: PRNG keys [B], for a classifier that answers at random.
-      with_gradient: Whether to differentiate; an attack with `uses_gradient = False` never is.
+      with_gradient: Whether to differentiate; for an attack with `uses_gradient = False` never, and
+        where no lane wants it not either: then gradients are zeros.
+      finished: bool [B], lanes whose answers nobody will hear.
 
     Returns:
       (points [B, H, W, C], Evaluation with float32 fields [B, ...]).
@@ -106,18 +111,12 @@ def evaluate(
         values, pull_back, logits = jax.vjp(
             lambda points: objectives(points, answer), points, has_aux=True
         )
-        if values.ndim == 1:
-            (gradients,) = pull_back(jnp.ones_like(values))
-        else:
-            # [B, k] objectives: one pull-back for each of the k, all rows at once; a few of the k at a
-            # time, because each needs as much memory as a gradient.
-            basis = jnp.eye(values.shape[1], dtype=values.dtype)
-            by_objective = jax.lax.map(
-                lambda row: pull_back(jnp.broadcast_to(row, values.shape))[0],
-                basis,
-                batch_size=min(len(basis), _PULL_BACKS),
-            )
-            gradients = jnp.moveaxis(by_objective, 0, 1)
+        pulled = functools.partial(_gradients, values, pull_back)
+        if not hasattr(attack, "wants_gradient"):
+            return Evaluation(logits, values, pulled())
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(pulled))
+        wanted = each(attack, "wants_gradient", states) & jnp.logical_not(finished)
+        gradients = jax.lax.cond(jnp.any(wanted), pulled, lambda: nothing)
         return Evaluation(logits, values, gradients)
 
     if not isinstance(logits_fn, Stochastic):
@@ -130,13 +129,42 @@ def evaluate(
     return points, jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), samples)
 
 
-def cost(logits_fn: LogitsFn, evaluation: Evaluation) -> tuple[int, int]:
-    """What an evaluation took for each image: (images shown to the classifier, gradients)."""
+def _gradients(values: Array, pull_back: Callable[[Array], tuple[Array]]) -> Array:
+    """Every row's gradient of its own value, or [B, k, ...] of its k values."""
+    if values.ndim == 1:
+        return pull_back(jnp.ones_like(values))[0]
+    # [B, k] objectives: one pull-back for each of the k, all rows at once; a few of the k at a time,
+    # because each needs as much memory as a gradient.
+    basis = jnp.eye(values.shape[1], dtype=values.dtype)
+    by_objective = jax.lax.map(
+        lambda row: pull_back(jnp.broadcast_to(row, values.shape))[0],
+        basis,
+        batch_size=min(len(basis), _PULL_BACKS),
+    )
+    return jnp.moveaxis(by_objective, 0, 1)
+
+
+def cost(
+    attack: Attack, logits_fn: LogitsFn, states: PyTree, evaluation: Evaluation
+) -> tuple[int, Array | int]:
+    """What an evaluation took for each image.
+
+    Args:
+      attack: Whose states these are.
+      logits_fn: That was asked.
+      states: Before the answer.
+      evaluation: The answer.
+
+    Returns:
+      (images shown to the classifier, gradients: one number for all images or int32 [B]).
+    """
     samples = logits_fn.num_samples if isinstance(logits_fn, Stochastic) else 1
     if evaluation.gradient is None:
         return samples, 0
-    objectives = evaluation.value.shape[1] if evaluation.value.ndim == 2 else 1
-    return samples, samples * objectives
+    gradients = samples * (evaluation.value.shape[1] if evaluation.value.ndim == 2 else 1)
+    if not hasattr(attack, "wants_gradient"):
+        return samples, gradients
+    return samples, gradients * each(attack, "wants_gradient", states).astype(jnp.int32)
 
 
 def tell(attack: Attack, states: PyTree, evaluation: Evaluation) -> PyTree:

@@ -195,7 +195,9 @@ def _attempt(
         states, progress = carry
         points, evaluation = evaluate(attack, logits_fn, states, answer_keys(keys, index))
         judged = judge(attack, progress, images, labels, points, evaluation, states, is_last=False)
-        judged = _counted(judged, conversation.cost(logits_fn, evaluation), num_steps=1)
+        judged = _counted(
+            judged, conversation.cost(attack, logits_fn, states, evaluation), num_steps=1
+        )
         following = tell(attack, states, evaluation), judged
         if not hasattr(attack, "done"):
             return following, None
@@ -208,10 +210,10 @@ def _attempt(
     last = answer_keys(keys, progress.num_steps - before)
     points, evaluation = evaluate(attack, logits_fn, states, last, with_gradient=False)
     progress = judge(attack, progress, images, labels, points, evaluation, states, is_last=True)
-    return _counted(progress, conversation.cost(logits_fn, evaluation), num_steps=0)
+    return _counted(progress, conversation.cost(attack, logits_fn, states, evaluation), num_steps=0)
 
 
-def _counted(progress: Progress, cost: tuple[int, int], num_steps: int) -> Progress:
+def _counted(progress: Progress, cost: tuple[int, Array | int], num_steps: int) -> Progress:
     return dataclasses.replace(
         progress,
         num_steps=progress.num_steps + num_steps,

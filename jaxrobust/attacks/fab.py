@@ -8,8 +8,9 @@ At x, with the original x0, the nearest boundary is that of the class k with the
     x    <- clip( (1 - alpha) (x + eta d) + alpha (x0 + eta d0) )
 
 and where that fools, x <- x0 + beta (x - x0): back towards the original. The closest point that fooled
-is kept. The points that steps are taken from are evaluated anyway, so they count as well; the reference
-implementation looks at the ones stepped to alone.
+is kept. A step asks twice: whether the point stepped to fools, which needs no gradient, and for the
+gradients at the point to step from, which counts as well where it fools; the reference implementation
+looks at the ones stepped to alone.
 
 References:
   Croce, Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack",
@@ -59,9 +60,6 @@ class State(NamedTuple):
 class FAB:
     """Fast adaptive boundary attack: minimal norm.
 
-    A step costs one gradient where its point does not fool, and two where it does: then the next step
-    starts from another one.
-
     Attributes:
       epsilon: Radius of the random starts (at half of it), and of what AutoAttack counts; in pixel
         units. The perturbations found are not limited by it.
@@ -96,8 +94,8 @@ class FAB:
 
     @property
     def num_steps(self) -> int:
-        """Questions at most: two for each step, and the look at the clean image."""
-        return 2 * self.num_iterations + 1
+        """Two questions for each step but the last point's; one aim has a look at the clean image."""
+        return 2 * self.num_iterations - (self.aim == "all")
 
     def done(self, state: State) -> Array:
         """Whether all steps are taken."""
@@ -130,6 +128,10 @@ class FAB:
         """The candidate, or where to linearise."""
         return state.point
 
+    def wants_gradient(self, state: State) -> Array:
+        """Whether the point is one to linearise at."""
+        return ~state.candidate & (state.step >= 0)
+
     def objective(self, logits: Array, state: State) -> Array:
         """Logit differences to the label: those of all other classes [K - 1], or the target's."""
         if self.aim == "one":
@@ -138,18 +140,18 @@ class FAB:
         return logits[others + (others >= state.label)] - logits[state.label]
 
     def tell(self, state: State, evaluation: Evaluation) -> State:
-        """A step from here; from a candidate that fooled first back towards the original."""
-        fooled = state.candidate & (jnp.argmax(evaluation.logits) != state.label)
-        back = state._replace(
-            point=state.original + _BETA * (state.point - state.original),
-            candidate=jnp.zeros((), bool),
+        """A step from here; before the next one, a candidate that fooled moves towards the original."""
+        fooled = jnp.argmax(evaluation.logits) != state.label
+        nearer = state.original + _BETA * (state.point - state.original)
+        looked = state._replace(
+            point=jnp.where(fooled, nearer, state.point), candidate=jnp.zeros((), bool)
         )
         stepped = state._replace(
             point=self._step(state, evaluation),
             candidate=jnp.ones((), bool),
             step=state.step + 1,
         )
-        following = jax.tree.map(lambda a, b: jnp.where(fooled, a, b), back, stepped)
+        following = jax.tree.map(lambda a, b: jnp.where(state.candidate, a, b), looked, stepped)
         if self.aim == "all":
             return following
         target = conversation.ranked_class(evaluation.logits, state.label, state.target)

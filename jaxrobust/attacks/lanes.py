@@ -107,7 +107,9 @@ def _step(lanes: Lanes, logits_fn: LogitsFn, until_fooled: bool) -> Lanes:
     if hasattr(attack, "done"):
         is_last |= conversation.each(attack, "done", lanes.states)
     keys = conversation.answer_keys(lanes.keys, progress.num_steps)
-    points, evaluation = conversation.evaluate(attack, logits_fn, lanes.states, keys)
+    points, evaluation = conversation.evaluate(
+        attack, logits_fn, lanes.states, keys, finished=lanes.finished
+    )
     progress = judging.judge(
         attack,
         progress,
@@ -119,7 +121,7 @@ def _step(lanes: Lanes, logits_fn: LogitsFn, until_fooled: bool) -> Lanes:
         is_last=is_last,
     )
     taken = (~is_last).astype(jnp.int32)
-    queries, gradients = conversation.cost(logits_fn, evaluation)
+    queries, gradients = conversation.cost(attack, logits_fn, lanes.states, evaluation)
     progress = dataclasses.replace(
         progress,
         num_steps=progress.num_steps + taken,

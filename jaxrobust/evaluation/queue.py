@@ -159,7 +159,8 @@ class Queue:
         num_jobs = len(self.waiting) + int((self.row >= 0).sum())
         saved, pause = time.monotonic(), _SAVE_EVERY
         # A look at the lanes costs about a millisecond, a fooled image that waits for it some steps.
-        steps = jnp.int32(min(max(self.attack.num_steps // 10, 1), 50))
+        # An even number: attacks that want a gradient every other time keep in step with each other.
+        steps = jnp.int32(min(max(self.attack.num_steps // 20, 1), 25) * 2)
         fits = (
             True  # whether `found`, `row` and the lanes belong together, so that they can be kept
         )

@@ -42,6 +42,9 @@ from experiments.benchmarks.parity import compare, export, matrix, networks, our
 from jaxrobust import checks, files, studies
 
 
+_ALL_IMAGES = networks.NUM_IMAGES  # within Config, `networks` is a setting
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Settings.
@@ -55,6 +58,7 @@ class Config:
       norms: Which of linf, l2 and l1.
       smallest: Whether to compare minimal norms too.
       art: Whether ART is one of the peers; it is the slowest of all.
+      num_images: Of each network, at most: the first of its 50 or 200.
       num_radii: For each network and norm.
       num_searches: Of Carlini-Wagner.
       num_iterations: Of each of its searches.
@@ -74,6 +78,7 @@ class Config:
     norms: tuple[str, ...] = matrix.NORMS
     smallest: bool = True
     art: bool = True
+    num_images: int = _ALL_IMAGES
     num_radii: int = 3
     num_searches: int = 9
     num_iterations: int = 1000
@@ -85,6 +90,7 @@ class Config:
     quick: bool = False
 
     def __post_init__(self) -> None:
+        checks.integer("num_images", self.num_images, minimum=1)
         checks.integer("num_radii", self.num_radii, minimum=1)
         checks.integer("num_threads", self.num_threads, minimum=1)
         matrix.minimal(self.effort)  # checks its own settings
@@ -124,10 +130,10 @@ def main(config: Config) -> Path:
     for network in used:
         with peers.Peer(config.peer_python, network.path, config.num_threads) as peer:
             hello = peer.hello()
-            if config.quick:
-                network = dataclasses.replace(
-                    network, images=network.images[:8], labels=network.labels[:8]
-                )
+            count = 8 if config.quick else config.num_images
+            network = dataclasses.replace(
+                network, images=network.images[:count], labels=network.labels[:count]
+            )
             devices = {"torch_device": hello["device"], "torch_threads": hello["num_threads"]}
             comparison = compare.Comparison(
                 network, peer.ask, stages, config.effort, config.seed, config.art
