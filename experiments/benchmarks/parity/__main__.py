@@ -41,7 +41,6 @@ from typing import Any
 from experiments.benchmarks.parity import compare, export, matrix, networks, ours, peers, tables
 from jaxrobust import checks, files, studies
 
-
 _ALL_IMAGES = networks.NUM_IMAGES  # within Config, `networks` is a setting
 
 
