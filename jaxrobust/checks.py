@@ -50,6 +50,7 @@ def number(
     if not isinstance(value, int | float | np.number):
         return
     if not (math.isfinite(value) and minimum <= value <= maximum and value > above):
+        minimum = minimum if minimum > above else -math.inf  # which says the same
         bounds = [
             f"{words} {bound:g}"
             for words, bound in (("above", above), ("at least", minimum), ("at most", maximum))

@@ -46,13 +46,15 @@ _ONEDNN_RELEASES = ("0.10.2",)
 def with_onednn() -> bool:
     """Whether convolutions on the CPU are computed by the copy of oneDNN inside jaxlib.
 
-    Off unless the environment has JAXROBUST_ONEDNN=1: a third faster than XLA's own convolutions, but
-    an internal of jaxlib, not an interface.
+    Off unless the environment has JAXROBUST_ONEDNN=1: a quarter faster than XLA's own convolutions, but
+    an internal of jaxlib, not an interface. Asked while programs are traced: set it before the first.
 
     Raises:
-      ValueError: Asked for where it has not been tested.
+      ValueError: Asked for where it has not been tested, or by another value than 1.
     """
-    if os.environ.get("JAXROBUST_ONEDNN", "0") in ("", "0") or jax.default_backend() != "cpu":
+    asked = os.environ.get("JAXROBUST_ONEDNN", "0")
+    checks.one_of("JAXROBUST_ONEDNN", asked, ("", "0", "1"))
+    if asked != "1" or jax.default_backend() != "cpu":
         return False
     here = (jaxlib.__version__, sys.platform, platform.machine())
     if here[0] not in _ONEDNN_RELEASES or here[1:] != ("linux", "x86_64"):
@@ -69,14 +71,24 @@ def use_every_core() -> None:
     Attacks share their lanes among the devices: two devices of a core each were a quarter faster than
     one of two cores, which wait for each other at every layer. Only at the start of a program: jax
     cannot change its devices once it has looked at them. Left alone where the user has chosen a number
-    (JAX_NUM_CPU_DEVICES, or the flag in XLA_FLAGS).
+    (JAX_NUM_CPU_DEVICES, or the flag in XLA_FLAGS), which is also how to tell of a container's share of
+    the cores. Measured on 2 cores.
+
+    Raises:
+      RuntimeError: jax has looked at its devices.
     """
     flag = "xla_force_host_platform_device_count"
     if getattr(jax.config, "jax_num_cpu_devices", 0) > 0 or flag in os.environ.get("XLA_FLAGS", ""):
         return
     # Of those that the machine has, the ones that this process is bound to, where systems can tell.
     bound = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
-    jax.config.update("jax_num_cpu_devices", len(bound(0)))
+    try:
+        jax.config.update("jax_num_cpu_devices", len(bound(0)))
+    except RuntimeError as error:
+        raise RuntimeError(
+            "`use_every_core` must come before jax computes anything or looks at its devices: call it "
+            "first in the program."
+        ) from error
 
 
 def microbatch_size() -> int | None:

@@ -102,7 +102,7 @@ class Attack(Protocol):
 
     Attributes:
       norm: "linf", "l2" or "l1": what its perturbations are measured in.
-      num_steps: How many gradients (or, without gradients, queries) the attack takes.
+      num_steps: How many questions the attack asks before its last point is judged.
       num_restarts: How often the attack starts over, with another key; the engine keeps the best.
       targeted: Whether `label` names the class to reach (True) or the class to leave (False).
       keep: Which of the points asked about is returned: "best" (fooling first, then the highest

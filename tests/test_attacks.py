@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrobust import attacks, norms
+from jaxrobust import attacks, compilation, models, norms
 from jaxrobust.attacks import (
     APGD,
     BIM,
@@ -26,7 +26,7 @@ from jaxrobust.attacks import (
     engine,
 )
 from jaxrobust.models import Classifier
-from jaxrobust.types import fold_keys
+from jaxrobust.types import Evaluation, fold_keys
 
 ATTACKS = {
     "fgsm": FGSM(0.1),
@@ -301,6 +301,52 @@ def test_works_in_a_gradient_taken_around_it():
 
     gradient = jax.grad(loss)(start.variables)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_works_in_a_gradient_around_it_whatever_computes_convolutions(monkeypatch):
+    """Nested gradients reach into the forms that convolutions have on the CPU."""
+    images = jax.random.uniform(jax.random.key(1), (2, 8, 8, 3))
+    labels = jnp.zeros(2, jnp.int32)
+    network = models.create("cnn", widths=(4, 4, 4, 4, 4))
+    variables = network.init(jax.random.key(0), images)
+
+    def loss(variables):
+        found = BIM(0.1, 0.03, 2)(
+            jax.random.key(0), lambda x: network.apply(variables, x), images, labels
+        )
+        return network.apply(variables, jax.lax.stop_gradient(found.images)).sum()
+
+    expected = jax.grad(loss)(variables)
+    monkeypatch.setenv("JAXROBUST_ONEDNN", "1")
+    try:
+        compilation.with_onednn()
+    except ValueError as error:
+        pytest.skip(str(error))
+    jax.clear_caches()
+    chex.assert_trees_all_close(jax.grad(loss)(variables), expected, atol=1e-3)
+    jax.clear_caches()
+
+
+def test_a_row_that_wants_no_gradient_gets_zeros():
+    """Whatever the rows beside it want."""
+    fab = conversation.per_image(FAB(0.1, 3), 3)
+    images, labels = batch(3)
+    keys = fold_keys(jax.random.key(0), jnp.arange(3))
+    states = conversation.start(fab, keys, images, labels, jnp.int32(0))
+    mixed = states._replace(candidate=jnp.array([False, True, False]))
+
+    def gradients(states, finished=False):
+        found = conversation.evaluate(fab, classifier(), states, keys, finished=finished)[1]
+        return np.asarray(found.gradient)
+
+    both = gradients(states)
+    assert np.abs(both).reshape(3, -1).max(axis=1).all()
+    np.testing.assert_array_equal(gradients(mixed)[1], 0)
+    np.testing.assert_allclose(gradients(mixed)[[0, 2]], both[[0, 2]], atol=TOLERANCE)
+    np.testing.assert_array_equal(gradients(states, jnp.ones(3, bool)), 0)
+    answer = Evaluation(jnp.zeros((3, NUM_CLASSES)), both[..., 0, 0, 0], both)
+    cost = conversation.cost(fab, classifier(), mixed, answer)
+    assert cost[1].tolist() == [NUM_CLASSES - 1, 0, NUM_CLASSES - 1]
 
 
 def test_works_with_64_bits_enabled(attack):

@@ -1,5 +1,9 @@
 """Norms, losses, checks and compilation."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +13,13 @@ from hypothesis import strategies as st
 
 from jaxrobust import checks, compilation, losses, norms
 
+CORES = """
+import jax
+from jaxrobust import compilation
+compilation.use_every_core()
+compilation.use_every_core()
+print(jax.local_device_count())
+"""
 FLOATS = st.floats(-10, 10, width=32)
 PERTURBATIONS = st.lists(FLOATS, min_size=12, max_size=12).map(
     lambda values: jnp.asarray(values, jnp.float32).reshape(2, 2, 3)
@@ -123,3 +134,25 @@ def test_lowering_and_calling_use_the_options(monkeypatch):
 def test_is_traced():
     assert not checks.is_traced()
     assert jax.jit(lambda x: jnp.asarray(checks.is_traced()))(0)
+
+
+@pytest.mark.parametrize("chosen, expected", [({}, None), ({"JAX_NUM_CPU_DEVICES": "3"}, 3)])
+def test_a_device_for_every_core(chosen, expected):
+    bound = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count()))
+    kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+    told = subprocess.run(
+        [sys.executable, "-c", CORES],
+        env=kept | {"JAX_PLATFORMS": "cpu"} | chosen,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(told.stdout) == (expected or len(bound(0)))
+
+
+def test_devices_cannot_change_once_jax_has_looked_at_them():
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        pytest.skip("the number of devices was chosen from outside")
+    jax.devices()
+    with pytest.raises(RuntimeError, match="`use_every_core` must come before jax computes"):
+        compilation.use_every_core()

@@ -96,16 +96,21 @@ def test_onednn_is_asked_where_it_was_tested(monkeypatch):
     monkeypatch.setattr(compilation.jaxlib, "__version__", "0.99.0")
     with pytest.raises(ValueError, match="JAXROBUST_ONEDNN=1 needs jaxlib .* got jaxlib 0.99.0"):
         compilation.with_onednn()
+    monkeypatch.setenv("JAXROBUST_ONEDNN", "yes")
+    with pytest.raises(ValueError, match=r"`JAXROBUST_ONEDNN` must be one of \('', '0', '1'\)"):
+        compilation.with_onednn()
 
 
 def test_onednn_is_used_where_asked(library):
     images, kernel, _, strides, pads, _ = convolution_case(*CONVOLUTIONS[1])
     program = jax.jit(lambda x, w: ops.convolution(x, w, strides, pads)).lower(images, kernel)
     assert ("onednn" in program.as_text()) == (library == "onednn")
-    # A type that it does not have, and no images at all.
-    for other in (images.astype(jnp.float16), images[:0]):
-        outputs = ops.convolution(other, kernel.astype(other.dtype), strides, pads)
-        assert outputs.shape[0] == len(other)
+    # Types that it does not have, no images at all, and images that the kernel does not fit into.
+    for other in (images.astype(jnp.float16), images[:0], images[:, :1]):
+        padding = pads if other.shape[1] == 8 else ((0, 0), (0, 0))
+        outputs = ops.convolution(other, kernel.astype(other.dtype), strides, padding)
+        expected = plain_convolution(other, kernel.astype(other.dtype), strides, padding)
+        assert outputs.shape == expected.shape
 
 
 def test_convolutions_of_bfloat16_and_under_vmap(library):

@@ -272,11 +272,25 @@ def test_targets_that_are_the_labels():
         (128, 25, 1, 5000, (5, 130)),
         (128, 25, 2, 100, (4, 128)),  # not worth a program
         (1, 1000, 1, 5000, (4, 4)),
+        (10, 0, 2, 100, (4, 16)),
     ],
 )
 def test_groups_leave_few_lanes_idle(asked, jobs, devices, steps, expected, monkeypatch):
     monkeypatch.setattr(compilation, "group_sizes", lambda: (4, 5, 6, 7))
     assert queue.lane_count(asked, jobs, devices, steps) == expected
+
+
+def test_few_lanes_go_to_few_devices(monkeypatch):
+    monkeypatch.setattr(jax, "local_device_count", lambda: 64)
+    monkeypatch.setattr(compilation, "group_sizes", lambda: (4,))
+    assert [queue.device_count(lanes) for lanes in (1, 9, 128, 1000)] == [1, 3, 32, 64]
+    monkeypatch.setattr(compilation, "group_sizes", lambda: None)
+    assert queue.device_count(8) == 8
+
+
+def test_busy_lanes_are_dealt_to_the_devices_in_turn():
+    np.testing.assert_array_equal(queue._in_turn(8, 2), [0, 4, 1, 5, 2, 6, 3, 7])
+    np.testing.assert_array_equal(queue._in_turn(3, 1), [0, 1, 2])
 
 
 def environment(num_devices: int) -> dict[str, str]:

@@ -91,7 +91,7 @@ def evaluate(
       states: States of B lanes, stacked.
       keys: PRNG keys [B], for a classifier that answers at random.
       with_gradient: Whether to differentiate; for an attack with `uses_gradient = False` never, and
-        where no lane wants it not either: then gradients are zeros.
+        and zeros for a lane that does not want it.
       finished: bool [B], lanes whose answers nobody will hear.
 
     Returns:
@@ -117,6 +117,7 @@ def evaluate(
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(pulled))
         wanted = each(attack, "wants_gradient", states) & jnp.logical_not(finished)
         gradients = jax.lax.cond(jnp.any(wanted), pulled, lambda: nothing)
+        gradients = where_rows(wanted, gradients, nothing)  # whatever the rows beside them want
         return Evaluation(logits, values, gradients)
 
     if not isinstance(logits_fn, Stochastic):

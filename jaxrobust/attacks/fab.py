@@ -94,12 +94,8 @@ class FAB:
 
     @property
     def num_steps(self) -> int:
-        """Two questions for each step but the last point's; one aim has a look at the clean image."""
+        """Two questions a step, and for "one" a look at the clean image; the last one only judges."""
         return 2 * self.num_iterations - (self.aim == "all")
-
-    def done(self, state: State) -> Array:
-        """Whether all steps are taken."""
-        return state.step >= self.num_iterations
 
     def init(self, key: Array, image: Array, label: Array, restart: Array) -> State:
         """The image itself; from the second start on, a random point near it."""

@@ -157,12 +157,12 @@ def advance_in_groups(
       until_fooled: As `advance`.
       group: How many lanes at a time, a divisor of L; None: all of them.
     """
-    size, total = group, len(lanes.finished)
-    if size is None or total <= size:
+    total = len(lanes.finished)
+    if group is None or total <= group:
         return advance(lanes, logits_fn, num_steps, until_fooled=until_fooled)
-    groups = jax.tree.map(lambda leaf: leaf.reshape(total // size, size, *leaf.shape[1:]), lanes)
+    groups = jax.tree.map(lambda leaf: leaf.reshape(-1, group, *leaf.shape[1:]), lanes)
     moved = jax.lax.map(
-        lambda group: advance(group, logits_fn, num_steps, until_fooled=until_fooled), groups
+        lambda few: advance(few, logits_fn, num_steps, until_fooled=until_fooled), groups
     )
     return jax.tree.map(lambda leaf: leaf.reshape(total, *leaf.shape[2:]), moved)
 

@@ -222,7 +222,8 @@ def _compiled(function: Any, example: jax.Array) -> tuple[Callable[[Any], Any], 
         peak = sum(int(getattr(memory, size)) for size in sizes)
     facts = {
         "compile_seconds": seconds,
-        "flops": _known(cost.get("flops")),
+        # XLA does not see into the convolutions of another library.
+        "flops": None if compilation.with_onednn() else _known(cost.get("flops")),
         "bytes_accessed": _known(cost.get("bytes accessed")),
         "peak_memory_bytes": peak,
     }

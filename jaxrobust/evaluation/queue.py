@@ -119,7 +119,7 @@ class Queue:
       labels: int32 [N].
       keys: PRNG keys [N].
       found: The jobs' state.
-      num_lanes: How many jobs at a time.
+      num_lanes: How many jobs at a time, before `lane_count` has rounded it.
       num_devices: Of this process, that share the lanes.
       until_fooled: Whether an image's first success ends its jobs.
       progress: Called with (questions done, questions in all) to the classifier: num_steps + 1 for each
@@ -260,6 +260,7 @@ class Queue:
             for piece in self._pieces(fresh):
                 started = self.start(piece)
                 self.running = lanes.compiled_refill(self.running, started, jnp.asarray(piece))
+            self._share()
         elif not self.waiting:
             self._close_ranks()
         return True
@@ -293,6 +294,10 @@ class Queue:
         order[_in_turn(kept, self.num_devices)] = busy_first
         self.row, self.restart, self.steps = self.row[order], self.restart[order], self.steps[order]
         self.running = lanes.compiled_reorder(self.running, jnp.asarray(order))
+        self._share()
+
+    def _share(self) -> None:
+        """Every device has its lanes, wherever XLA has left them."""
         if self.num_devices > 1:
             self.running = jax.device_put(self.running, lanes.by_rows(self.num_devices))
 
@@ -387,7 +392,7 @@ def radius(attack: Any) -> np.ndarray:  # Any: not every Attack has an epsilon
 def lane_count(
     num_lanes: int, num_jobs: int, num_devices: int, num_steps: int
 ) -> tuple[int | None, int]:
-    """Lanes to compile for: few different numbers, so that other numbers of jobs compile nothing.
+    """Lanes to compile for: other numbers of jobs compile nothing, but for an attack of many steps.
 
     Args:
       num_lanes: As many as were asked for.
@@ -408,6 +413,12 @@ def lane_count(
     busy = -(-min(num_lanes, num_jobs) // num_devices)
     group = min(sizes, key=lambda size: (_multiple(busy, size), -size))
     return group, _multiple(num_lanes, group * num_devices)
+
+
+def device_count(num_lanes: int) -> int:
+    """How many of this process's devices have lanes to share: no more than make a group each."""
+    sizes = compilation.group_sizes()
+    return min(jax.local_device_count(), -(-num_lanes // (sizes[0] if sizes else 1)))
 
 
 def _multiple(number: int, factor: int) -> int:

@@ -44,8 +44,8 @@ def attack_dataset(
       key: A PRNG key.
       targets: For a targeted attack the class to reach, one for all or [N]. With one for all, images
         that are of that class themselves are not counted.
-      num_lanes: How many images, or restarts of images, at a time; on the CPU rounded up to a multiple
-        of 16.
+      num_lanes: How many images, or restarts of images, at a time; on the CPU rounded up to groups of 4
+        to 7 on each device.
       until_fooled: Whether an image is left at its first success, with all the restarts that are still
         to come. The verdicts are the same, far sooner; the adversarial images are then the first found
         and not the best. An attack that looks for the smallest perturbation is left at the first that
@@ -56,7 +56,8 @@ def attack_dataset(
         search takes other ways then: it may miss what float32 finds, or find more. Of a plain function
         only the images are cast, not the weights inside it.
       path: Of a file (.npz) that keeps what was found and the lanes as they stand, every 30 seconds: a
-        killed attack goes on from it. With another number of lanes it starts what was under way anew.
+        killed attack goes on from it. With another number of lanes, or of devices that
+        cannot share these, it starts what was under way anew.
       progress: Called with (questions done, questions in all) to the classifier: num_steps + 1 for each
         restart of each image, whether it needs all of them or not.
 

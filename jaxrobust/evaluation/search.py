@@ -193,7 +193,7 @@ def _run(
         keys=fold_keys(key, jnp.arange(len(labels))),
         found=found,
         num_lanes=options.num_lanes,
-        num_devices=jax.local_device_count(),
+        num_devices=queue.device_count(options.num_lanes),
         until_fooled=options.until_fooled,
         progress=options.progress,
         state=state,

@@ -99,14 +99,14 @@ class State:
             setattr(found, name, values)
 
     def restore_lanes(self, queue: Queue) -> None:
-        """Puts back the lanes that were read, where the queue has as many and they are of its kind.
+        """Puts back the lanes that were read, if as many were asked for and the devices can share them.
 
         Where not, their jobs start anew.
         """
         kept, self.kept = self.kept, {}
         if not kept or not np.array_equal(kept["lane/asked"], _asked(queue)):
             return
-        if bool(kept["lane/group"]) != bool(queue.group):
+        if len(kept["lane/row"]) % (max(int(kept["lane/group"]), 1) * queue.num_devices):
             return
         free = queue.group, queue.row, queue.restart, queue.steps
         queue.group = int(kept["lane/group"]) or None
@@ -126,7 +126,7 @@ class State:
 
 def _asked(queue: Queue) -> np.ndarray:
     """What the number of lanes was made of; it may have shrunk since."""
-    return np.array([queue.num_lanes, queue.num_devices])
+    return np.array([queue.num_lanes, queue.group is not None])
 
 
 def _named(tree: PyTree) -> dict[str, np.ndarray]:

@@ -51,7 +51,7 @@ def _convolve_fast(
         return jnp.maximum(outputs, 0) if relu else outputs
 
     operands = (images, kernel, bias, residual)
-    if not (compilation.with_onednn() and onednn.takes(images, kernel, padding)):
+    if not (compilation.with_onednn() and onednn.takes(*operands, strides, padding)):
         return plain(*operands)
     fast = functools.partial(onednn.convolve, strides=strides, padding=padding, relu=relu)
     return lax.platform_dependent(*operands, cpu=fast, default=plain)
@@ -126,7 +126,7 @@ def _gradient_by_phases(cotangent: Array, kernel: Array) -> Array:
     for row_taps, rows in taps.values():
         phases.append(
             [
-                _convolve_fast(
+                convolution(
                     after[:, rows, columns], weights[row_taps, column_taps], (1, 1), _NO_PADDING
                 )
                 for column_taps, columns in taps.values()
@@ -162,7 +162,8 @@ def _input_gradient_fast(
             (rows - 1 - top, rows - 1 - bottom),
             (columns - 1 - left, columns - 1 - right),
         )
-        return _convolve_fast(cotangent, _rotated(kernel), (1, 1), opposite)
+        # `convolution`, because a gradient may be taken around an attack and so of this one.
+        return convolution(cotangent, _rotated(kernel), (1, 1), opposite)
     if (rows, columns, strides) == (3, 3, (2, 2)) and padding == ((1, 1), (1, 1)) and even:
         return _gradient_by_phases(cotangent, kernel)
     return None

@@ -1,7 +1,7 @@
 """Convolutions by the copy of oneDNN inside jaxlib; `jaxrobust.compilation.with_onednn` says when.
 
 XLA offers no way to ask for it, so this is the call that its own rewriter would make. A request that
-oneDNN refuses ends the process: what is asked for here is limited to what the tests cover.
+oneDNN refuses ends the process, so what is not plainly a convolution of float32 images goes to XLA.
 """
 
 import json
@@ -13,17 +13,32 @@ from jaxrobust.types import Array
 
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
-_TYPES = (jnp.float32, jnp.bfloat16)
 
 
-def takes(images: Array, kernel: Array, padding: Padding) -> bool:
-    """Whether a convolution of these is one that `convolve` makes."""
+def takes(
+    images: Array,
+    kernel: Array,
+    bias: Array | None,
+    residual: Array | None,
+    strides: Pair,
+    padding: Padding,
+) -> bool:
+    """Whether this is a convolution that `convolve` makes; arguments as there."""
+    operands = [operand for operand in (images, kernel, bias, residual) if operand is not None]
     return (
-        images.dtype in _TYPES
-        and images.dtype == kernel.dtype
-        and min(*images.shape, *kernel.shape) > 0
+        all(operand.dtype == jnp.float32 for operand in operands)
+        and min(*images.shape, *kernel.shape, *_sides(images, kernel, strides, padding)) > 0
         and min(*padding[0], *padding[1]) >= 0
     )
+
+
+def _sides(images: Array, kernel: Array, strides: Pair, padding: Padding) -> list[int]:
+    return [
+        (size + sum(zeros) - taps) // stride + 1
+        for size, zeros, taps, stride in zip(
+            images.shape[1:3], padding, kernel.shape[:2], strides, strict=True
+        )
+    ]
 
 
 def convolve(
@@ -39,7 +54,7 @@ def convolve(
     """Convolution, plus bias, plus residual, ReLU: in one call.
 
     Args:
-      images: float32 or bfloat16 [B, H, W, C_in], like the kernel.
+      images: float32 [B, H, W, C_in], like the other arrays.
       kernel: [rows, columns, C_in, C_out].
       bias: [C_out], or None.
       residual: [B, H', W', C_out], or None; not without a bias.
@@ -50,13 +65,7 @@ def convolve(
     Returns:
       [B, H', W', C_out].
     """
-    sides = [
-        (size + sum(zeros) - taps) // stride + 1
-        for size, zeros, taps, stride in zip(
-            images.shape[1:3], padding, kernel.shape[:2], strides, strict=True
-        )
-    ]
-    shape = (images.shape[0], *sides, kernel.shape[3])
+    shape = (len(images), *_sides(images, kernel, strides, padding), kernel.shape[3])
     operands, steps = [images, kernel], []
     if bias is not None:
         operands.append(bias)
@@ -69,11 +78,11 @@ def convolve(
     call = jax.ffi.ffi_call(
         "__onednn$convolution",
         jax.ShapeDtypeStruct(shape, images.dtype),
-        vmap_method="sequential",
+        vmap_method="sequential",  # of stacked kernels; attacks ask about whole batches
         custom_call_api_version=1,
         legacy_backend_config=_request(strides, padding, steps),
     )
-    return call(*(operand.astype(images.dtype) for operand in operands))
+    return call(*operands)
 
 
 def _request(strides: Pair, padding: Padding, steps: list[str]) -> str:

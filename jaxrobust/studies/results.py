@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxrobust import compilation
 from jaxrobust._version import __version__
 from jaxrobust.evaluation import attack_label, evaluate
 from jaxrobust.reports.reading import FORMAT
@@ -34,6 +35,7 @@ def environment() -> dict[str, Any]:
         "device": " ".join(dict.fromkeys([device.platform, device.device_kind])),
         "num_devices": jax.device_count(),
         "num_cpus": os.cpu_count(),
+        "onednn": compilation.with_onednn(),
         "commit": commit(),
     }
 

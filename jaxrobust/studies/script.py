@@ -36,7 +36,8 @@ def run_script(main: Callable[[Config], Any], config_type: type[Config]) -> None
     import tyro
 
     try:
-        compilation.use_every_core()
+        with contextlib.suppress(RuntimeError):  # jax is in use already: with the devices it has
+            compilation.use_every_core()
         module = sys.modules[main.__module__]
         name = getattr(module.__spec__, "name", "script").removesuffix(".__main__")
         main(tyro.cli(config_type, prog=f"python -m {name}", description=module.__doc__))

@@ -129,7 +129,7 @@ def main(config: Config) -> Path:
     for network in used:
         with peers.Peer(config.peer_python, network.path, config.num_threads) as peer:
             hello = peer.hello()
-            count = 8 if config.quick else config.num_images
+            count = min(8 if config.quick else _ALL_IMAGES, config.num_images)
             network = dataclasses.replace(
                 network, images=network.images[:count], labels=network.labels[:count]
             )
