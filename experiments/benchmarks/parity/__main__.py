@@ -58,7 +58,7 @@ class Config:
       smallest: Whether to compare minimal norms too.
       art: Whether ART is one of the peers; it is the slowest of all.
       num_images: Of each network, at most: the first of its 50 or 200.
-      num_radii: For each network and norm.
+      num_radii: For each network and norm; 0: minimal norms alone.
       num_searches: Of Carlini-Wagner.
       num_iterations: Of each of its searches.
       num_threads: That PyTorch may use; by default as many as this process may use cores.
@@ -90,7 +90,7 @@ class Config:
 
     def __post_init__(self) -> None:
         checks.integer("num_images", self.num_images, minimum=1)
-        checks.integer("num_radii", self.num_radii, minimum=1)
+        checks.integer("num_radii", self.num_radii, minimum=0)
         checks.integer("num_threads", self.num_threads, minimum=1)
         matrix.minimal(self.effort)  # checks its own settings
         for name in self.networks:
@@ -148,12 +148,12 @@ def main(config: Config) -> Path:
                     "recipe": network.recipe,
                 }
             )
-            for norm in config.norms:
-                radii = 1 if config.quick else config.num_radii
-                cells += compare.within_ball(comparison, norm, radii)
             for norm, row in matrix.minimal(config.effort) if config.smallest else []:
                 if norm in config.norms:
                     norms.append(compare.smallest(comparison, norm, row, mask))
+            for norm in config.norms if config.num_radii else ():
+                radii = 1 if config.quick else config.num_radii
+                cells += compare.within_ball(comparison, norm, radii)
     result = {
         "experiment": "parity",
         "run": config.run,
