@@ -18,84 +18,11 @@ import numpy as np
 
 from jaxrobust import compilation
 from jaxrobust.attacks import judging, lanes
+from jaxrobust.evaluation.found import NEVER, Found
 from jaxrobust.types import Attack
 
 _SAVE_EVERY = 30.0  # seconds between two states on the disk, or 20 times what saving takes
 _MANY_STEPS = 1000  # that are worth a program for the number of jobs at hand
-# Of 32 bits: more do not survive a gather over processes.
-_NEVER = np.iinfo(np.int32).max
-
-
-@dataclasses.dataclass(eq=False)
-class Found:
-    """What the jobs have found so far, by image; host arrays.
-
-    Attributes:
-      images: float32 [N, H, W, C], the best point of each image's jobs.
-      success: bool [N], whether it fools.
-      rank: float32 [N], what points that fool equally are compared by.
-      restart: int [N], the start that found it.
-      steps: int [N, restarts], steps that each job has taken.
-      first: int [N, restarts], its steps before the first point that fooled; the largest if none.
-      num_queries: int [N].
-      num_gradients: int [N].
-      saw_nan: bool [N], whether an answer held a NaN.
-      finished: bool [restarts, N], the jobs that are over, cancelled or not wanted.
-    """
-
-    images: np.ndarray
-    success: np.ndarray
-    rank: np.ndarray
-    restart: np.ndarray
-    steps: np.ndarray
-    first: np.ndarray
-    num_queries: np.ndarray
-    num_gradients: np.ndarray
-    saw_nan: np.ndarray
-    finished: np.ndarray
-
-    @classmethod
-    def nothing(cls, images: np.ndarray, wanted: np.ndarray, num_restarts: int) -> "Found":
-        """Before the first job; wanted, bool [N]: the images to attack."""
-        size = len(images)
-        return cls(
-            images=images.copy(),
-            success=np.zeros(size, bool),
-            rank=np.full(size, -np.inf, np.float32),
-            restart=np.full(size, num_restarts, np.int64),
-            steps=np.zeros((size, num_restarts), np.int64),
-            first=np.full((size, num_restarts), _NEVER, np.int64),
-            num_queries=np.zeros(size, np.int64),
-            num_gradients=np.zeros(size, np.int64),
-            saw_nan=np.zeros(size, bool),
-            finished=np.tile(~wanted, (num_restarts, 1)),
-        )
-
-    @property
-    def steps_to_success(self) -> np.ndarray:
-        """Int [N], steps before the first point that fooled, through the restarts in their order.
-
-        All that were taken where none did. Of a restart that was cancelled those until then count.
-        """
-        before = np.cumsum(self.steps, axis=1) - self.steps
-        fooled = self.first < _NEVER
-        rows, which = np.arange(len(fooled)), fooled.argmax(axis=1)
-        found: np.ndarray = before[rows, which] + self.first[rows, which]
-        return np.where(fooled.any(axis=1), found, self.steps.sum(axis=1))
-
-    def is_better(self, row: int, restart: int, success: bool, rank: float) -> bool:
-        """Whether a job's point is better than what its image has; of equals the earlier restart's."""
-        kept = (self.success[row], self.rank[row], -self.restart[row])
-        return bool((success, rank, -restart) > kept)
-
-    def replaced(self, which: np.ndarray, other: "Found") -> "Found":
-        """With the rows of another search in the place of these, bool [N]; what they took adds up."""
-        for name, values in vars(self).items():
-            if name in ("steps", "num_queries", "num_gradients", "saw_nan"):
-                values[which] += getattr(other, name)[which]  # of booleans: either
-            elif name != "finished":
-                values[which] = getattr(other, name)[which]
-        return self
 
 
 class Keeper(Protocol):
@@ -353,7 +280,7 @@ class Queue:
         free = over | beaten
         jobs = self.row[free], self.restart[free]
         found.steps[jobs] = told["num_steps"][free]
-        found.first[jobs] = np.where(told["fooled"], told["first_success"], _NEVER)[free]
+        found.first[jobs] = np.where(told["fooled"], told["first_success"], NEVER)[free]
         for name in ("num_queries", "num_gradients"):
             np.add.at(getattr(found, name), self.row[free], told[name][free])
         np.logical_or.at(found.saw_nan, self.row[free], told["saw_nan"][free])

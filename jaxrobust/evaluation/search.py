@@ -14,6 +14,7 @@ from jaxrobust import checks, compilation
 from jaxrobust.attacks import conversation, engine, judging
 from jaxrobust.evaluation import queue
 from jaxrobust.evaluation.classification import as_float, logits, predictions
+from jaxrobust.evaluation.found import Found
 from jaxrobust.evaluation.state import State, description
 from jaxrobust.types import Array, Attack, LogitsFn, Stochastic, fold_keys
 
@@ -82,7 +83,7 @@ def search(
     *,
     key: jax.Array,
     options: Options,
-) -> queue.Found:
+) -> Found:
     """Runs an attack's jobs on the wanted images.
 
     Args:
@@ -118,7 +119,7 @@ def search(
 
 
 def fooled(
-    attack: Attack, examples: Examples, aims: np.ndarray, found: queue.Found, options: Options
+    attack: Attack, examples: Examples, aims: np.ndarray, found: Found, options: Options
 ) -> np.ndarray:
     """Bool [N]: what was found fools when it is shown again, within epsilon.
 
@@ -131,7 +132,7 @@ def fooled(
 
 
 def _fools(
-    attack: Attack, examples: Examples, aims: np.ndarray, found: queue.Found, options: Options
+    attack: Attack, examples: Examples, aims: np.ndarray, found: Found, options: Options
 ) -> np.ndarray:
     answers = logits(examples.function, found.images, options.num_lanes, options.draw)
     predicted = predictions(answers)
@@ -171,7 +172,7 @@ def _run(
     wanted: np.ndarray,
     key: jax.Array,
     options: Options,
-) -> queue.Found:
+) -> Found:
     """This process's share of the jobs, and what all processes found."""
     images, labels = examples.images, aims.astype(np.int32)
     mine = np.zeros(len(labels), bool)
@@ -179,7 +180,7 @@ def _run(
     # Of those wanted, so that every process has as many to attack.
     mine[np.flatnonzero(wanted)[rank::processes]] = True
     arrays = jax.tree.map(np.asarray, conversation.per_image(attack, len(labels)))
-    found, state = queue.Found.nothing(images, mine, attack.num_restarts), None
+    found, state = Found.nothing(images, mine, attack.num_restarts), None
     if options.path is not None:
         path = Path(os.fspath(options.path) + (f".{rank}" if processes > 1 else ""))
         words = description(attack, images, labels, mine, key, options.until_fooled)
@@ -201,7 +202,7 @@ def _run(
     return found if processes == 1 else _gathered(found, wanted)
 
 
-def _gathered(found: queue.Found, wanted: np.ndarray) -> queue.Found:
+def _gathered(found: Found, wanted: np.ndarray) -> Found:
     """Every process's images from the process that attacked them."""
     from jax.experimental import multihost_utils
 

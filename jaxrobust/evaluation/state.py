@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import attacks, files
-from jaxrobust.evaluation.queue import Found, Queue
+from jaxrobust.evaluation.found import Found
+from jaxrobust.evaluation.queue import Queue
 from jaxrobust.types import Attack, PyTree
 
 
