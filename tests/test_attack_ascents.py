@@ -168,6 +168,17 @@ def test_square_starts_with_stripes_and_its_windows_get_smaller():
     assert sides == [29, 29, 20, 20, 14, 14, 10, 10, 7, 7, 5, 4, 3]
 
 
+@pytest.mark.parametrize("num_steps", [37, 1000, 5000, 10_000, 20_000])
+def test_a_rescaled_schedule_shrinks_at_the_same_shares_of_the_steps(num_steps):
+    halvings = np.array(Square(0.1, num_steps)._halvings())
+    rescaled = np.array(Square(0.1, num_steps, rescale_schedule=True)._halvings())
+    for step in range(
+        1, num_steps, 1 + num_steps // 3000
+    ):  # the reference counts a step as so many of 10,000
+        level = (step * 10_000 // num_steps > halvings).sum()
+        assert (step > rescaled).sum() == level
+
+
 def test_square_l2_starts_on_the_sphere_with_tiles_that_sum_to_little():
     image = jnp.full((32, 32, 3), 0.5)
     attack = Square(0.5, norm="l2")

@@ -167,8 +167,8 @@ def test_both_sides_have_the_same_settings(norm):
             # Targeted ones take every wrong class once, all others start once.
             targeted = request["attack"] in ("APGDT", "FABT")
             assert row.ours.num_restarts == (9 if targeted else request.get("num_restarts", 1))
-            if "step_size" in request:
-                assert row.ours.keep == "last"
+            if request["library"] == "art" and "Square" in row.name:
+                assert row.ours.rescale_schedule
 
 
 def test_the_suite_is_auto_attack_at_the_effort_given():
@@ -226,13 +226,43 @@ def test_verdicts_come_from_the_judge_and_the_suite_is_an_intersection(
     assert len(judged) == len(cells)  # our side is judged too
     assert all(request["norm"] == "linf" and request["epsilon"] for request in judged)
     _, robust, _ = ATTACK(network, FGSM(0.05), 0.05, 0)
-    assert {cell["ours"]["robust"] for cell in cells.values()} == {int(robust.sum())}
+    assert [cell["ours"]["robust"] for cell in cells.values()] == [[int(robust.sum())]] * len(cells)
     suite = cells["AutoAttack"]["peers"]["torchattacks"]
-    assert suite["robust"] == 2  # the even ones of the first three
-    assert suite["difference"] == cells["AutoAttack"]["ours"]["robust"] - 2
+    assert suite["robust"] == [2]  # the even ones of the first three
+    assert suite["difference"] == cells["AutoAttack"]["ours"]["robust"][0] - 2
     assert cells["APGD-CE"]["num_images"] == 16
-    difference = cells["APGD-CE"]["ours"]["robust"] - 8
+    difference = cells["APGD-CE"]["ours"]["robust"][0] - 8
     assert cells["APGD-CE"]["peers"]["art"]["holds"] == (difference <= 0)
+
+
+def test_what_is_drawn_is_made_with_every_seed_and_the_sums_are_compared(
+    network, tmp_path, one_attack
+):
+    judge = Judge(network, every_answer())
+    comparison = compare.Comparison(network, judge, studies.Stages(tmp_path), EFFORT, seeds=(3, 5))
+    cells = {c["attack"]: c for c in compare.within_ball(comparison, "linf", 1)}
+    asked = [(r["attack"], r["seed"]) for r in judge.asked if "attack" in r]
+    assert asked.count(("Square", 3)) == asked.count(("Square", 5)) == 1
+    assert ("MIFGSM", 3) in asked and ("MIFGSM", 5) not in asked  # it draws nothing
+    assert [len(cells[name]["ours"]["robust"]) for name in ("Square", "MI-FGSM")] == [2, 1]
+    suite = cells["AutoAttack"]["peers"]["torchattacks"]
+    assert suite["robust"] == [8, 8]  # FAB-T's one answer goes with both seeds
+    assert suite["difference"] == sum(cells["AutoAttack"]["ours"]["robust"]) - 16
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "holds"),
+    [((9, 9, 6), (8, 8, 8), True), ((9, 8, 8), (8, 8, 8), False), ((50, 51), (50, 50), True)],
+)
+def test_a_comparison_holds_by_one_image_in_two_hundred_over_all_seeds(mine, theirs, holds):
+    def answers(counts, images):
+        masks = [[index < count for index in range(images)] for count in counts]
+        return [{"robust": mask, "outside": 0, "seconds": 1.0} for mask in masks]
+
+    images = 40 if len(mine) == 3 else 100
+    beside = compare._beside(answers(mine, images), answers(theirs, images))
+    assert beside["holds"] == holds
+    assert beside["difference"] == sum(mine) - sum(theirs)
 
 
 def test_a_broken_peer_is_no_success_and_is_asked_again(network, tmp_path, one_attack):
@@ -270,8 +300,8 @@ def test_minimal_norms_are_medians_of_what_fools(network, tmp_path):
 
 
 def one_result():
-    peer = {"robust": 10, "outside": 2, "difference": 3, "holds": False, "seconds": 1.0}
-    mine = {"robust": 13, "by_our_own_reckoning": 13, "outside": 0, "seconds": 1.0}
+    peer = {"robust": [10, 11], "outside": 2, "difference": 5, "holds": False, "seconds": 1.0}
+    mine = {"robust": [13, 13], "by_our_own_reckoning": [13, 13], "outside": 0, "seconds": 1.0}
     cell = {"network": "small", "norm": "linf", "epsilon": 0.1, "attack": "APGD-CE"}
     norm = {"network": "small", "norm": "l2", "attack": "DeepFool", "num_images": 40}
     found = {"median": 0.5, "found": 40, "seconds": 1.0}
@@ -279,7 +309,7 @@ def one_result():
     environment |= {"torch_device": "cpu", "torch_threads": 1, "num_cores": 1}
     return {
         "run": "one",
-        "config": {"seed": 0},
+        "config": {"seeds": [0, 1]},
         "effort": {"num_steps": 100},
         "per_image": 200,
         "environment": environment | {"commit": "abc", "commits_of_stages": ["abc"]},
@@ -311,7 +341,10 @@ def other_result():
 
 def test_the_tables_say_what_they_are_of():
     text = tables.markdown([one_result(), other_result()])
-    assert "| small | linf | 0.1 | APGD-CE | 50 | 13 | 10 (+3), 2 outside |  | **no** |" in text
+    assert (
+        "| small | linf | 0.1 | APGD-CE | 50 | 2 | 13 | 10.5 (+2.5), 2 outside |  | **no** |"
+        in text
+    )
     assert "| small | l2 | 0.1 | APGD-CE | 50 |" in text
     assert (
         "| small | DeepFool | l2 | 40 | 0.5000 (40) | foolbox | 0.5000 (40) | 1.000 | yes |" in text
@@ -336,7 +369,6 @@ def test_a_broken_peer_is_said_to_have_broken():
     ("path", "value"),
     [
         (("effort",), {"num_steps": 5}),
-        (("config", "seed"), 1),
         (("peer_versions",), {"torch": "3"}),
         (("environment", "device"), "gpu"),
     ],

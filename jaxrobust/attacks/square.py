@@ -67,6 +67,8 @@ class Square:
       targeted: Whether labels name the class to reach.
       num_restarts: Random starts.
       p_init: Share of the image that the first windows cover, in (0, 1].
+      rescale_schedule: Whether windows shrink at the same shares of `num_steps` as they do in 10,000
+        steps, instead of after the same steps. AutoAttack's do not.
     """
 
     epsilon: float = 8 / 255
@@ -75,6 +77,7 @@ class Square:
     targeted: bool = settings.static(False)
     num_restarts: int = settings.static(1)
     p_init: float = settings.static(0.8)
+    rescale_schedule: bool = settings.static(False)
 
     keep: ClassVar[str] = "best"
     uses_gradient: ClassVar[bool] = False
@@ -116,11 +119,18 @@ class Square:
         best = jnp.where(better, state.point, state.best)
         value = jnp.where(better, value, state.best_value)
         # The schedule counts windows, of which this is the first after the start.
-        level = jnp.sum(state.step > jnp.asarray(_HALVINGS))
+        level = jnp.sum(state.step > jnp.asarray(self._halvings()))
         key = jax.random.fold_in(state.key, state.step)
         change = self._window_linf if self.norm == "linf" else self._window_l2
         point = change(key, state.original, best, level)
         return state._replace(best=best, best_value=value, point=point, step=state.step + 1)
+
+    def _halvings(self) -> tuple[int, ...]:
+        """The steps after which the window's share is halved."""
+        if not self.rescale_schedule:
+            return _HALVINGS
+        # A step counts as floor(10,000 step / num_steps) ones: here, from where that exceeds h.
+        return tuple(-(-(h + 1) * self.num_steps // 10_000) - 1 for h in _HALVINGS)
 
     def _window_linf(self, key: Array, original: Array, best: Array, level: Array) -> Array:
         height, width, channels = original.shape

@@ -30,7 +30,7 @@ class Comparison:
       ask: Sends a request to torch_worker.py, `Peer.ask`.
       stages: That keep what was computed.
       effort: Of both sides.
-      seed: Of the attacks, on both sides.
+      seeds: Of the attacks, on both sides; what draws nothing is made with the first alone.
       art: Whether ART is one of the peers.
     """
 
@@ -38,7 +38,7 @@ class Comparison:
     ask: Ask
     stages: studies.Stages
     effort: matrix.Effort
-    seed: int = 0
+    seeds: tuple[int, ...] = (0,)
     art: bool = True
 
 
@@ -47,20 +47,17 @@ def within_ball(comparison: Comparison, norm: str, num_radii: int) -> list[dict[
     network, steps = comparison.network, comparison.effort.num_steps
     epsilons = comparison.stages.remember(
         f"{network.name} {norm}: radii",
-        lambda _: ours.radii(network, norm, num_radii, steps, comparison.seed),
+        lambda _: ours.radii(network, norm, num_radii, steps, comparison.seeds[0]),
     )
     cells = []
     for epsilon in epsilons:
-        suite: dict[
-            str, dict[str, Any]
-        ] = {}  # what torchattacks answered to the attacks of a suite
+        suite: dict[str, list[dict[str, Any]]] = {}  # torchattacks' answers to its attacks
         for row in matrix.within_ball(comparison.effort, norm, epsilon, comparison.art):
             mine, theirs = _both(comparison, row, norm, epsilon)
             if row.name in matrix.SUITE and "torchattacks" in theirs:
                 suite[row.name] = theirs["torchattacks"]
             if isinstance(row.ours, dict):
-                theirs = {"torchattacks": _intersection(suite)}
-            robust = sum(mine["robust"])
+                theirs = {"torchattacks": _intersections(suite, len(mine))}
             cells.append(
                 {
                     "network": network.name,
@@ -68,14 +65,10 @@ def within_ball(comparison: Comparison, norm: str, num_radii: int) -> list[dict[
                     "epsilon": epsilon,
                     "attack": row.name,
                     "num_images": len(network.images),
-                    "ours": {
-                        "robust": robust,
-                        "by_our_own_reckoning": mine["claimed"],
-                        "outside": mine["outside"],
-                        "seconds": mine["seconds"],
-                    },
+                    "ours": _counts(mine)
+                    | {"by_our_own_reckoning": [answer["claimed"] for answer in mine]},
                     "peers": {
-                        library: _robust(robust, answer) for library, answer in theirs.items()
+                        library: _beside(mine, answers) for library, answers in theirs.items()
                     },
                 }
             )
@@ -93,10 +86,10 @@ def smallest(
       row: The attack.
       mask: bool [N], the images that are right when clean.
     """
-    mine, theirs = _both(comparison, row, norm, None)
+    (mine,), theirs = _both(comparison, row, norm, None)
     median, found = _median(mine, norm, mask)
     answers = {}
-    for library, answer in theirs.items():
+    for library, (answer,) in theirs.items():
         answers[library] = answer
         if "error" not in answer:
             other, others = _median(answer, norm, mask)
@@ -132,24 +125,27 @@ def count(cells: list[dict[str, Any]], norms: list[dict[str, Any]]) -> str:
 
 def _both(
     comparison: Comparison, row: matrix.Row, norm: str, epsilon: float | None
-) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Our answer and the peers', each computed once; a peer that broke is asked anew next time."""
+) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]]]:
+    """Our answers and the peers' for each seed, computed once; a peer that broke is asked anew."""
     network, stages = comparison.network, comparison.stages
-    name = f"{network.name} {norm} {'smallest' if epsilon is None else f'{epsilon:g}'} {row.name}"
+    where = f"{network.name} {norm} {'smallest' if epsilon is None else f'{epsilon:g}'} {row.name}"
     ball = {"norm": norm, "epsilon": epsilon, "indices": list(range(len(network.images)))}
-    mine = stages.remember(
-        f"{name}: jaxrobust", lambda _: _made(comparison, row.ours, epsilon, ball)
-    )
-    theirs = {}
-    for library, request in row.peers.items():
-        asked = request | {"indices": ball["indices"], "seed": comparison.seed}
-        try:
-            theirs[library] = stages.remember(
-                f"{name}: {library}", functools.partial(_answer, comparison.ask, asked)
-            )
-        except _BrokenError as error:
-            print(f"{name}: {library} broke: {error}", flush=True)
-            theirs[library] = {"error": str(error)}
+    mine: list[dict[str, Any]] = []
+    theirs: dict[str, list[dict[str, Any]]] = {library: [] for library in row.peers}
+    for seed in comparison.seeds if row.random else comparison.seeds[:1]:
+        name = f"{where} {seed}"
+        make = functools.partial(_made, comparison, row.ours, epsilon, ball, seed)
+        mine.append(stages.remember(f"{name}: jaxrobust", make))
+        for library, request in row.peers.items():
+            asked = request | {"indices": ball["indices"], "seed": seed}
+            try:
+                answer = stages.remember(
+                    f"{name}: {library}", functools.partial(_answer, comparison.ask, asked)
+                )
+            except _BrokenError as error:
+                print(f"{name}: {library} broke: {error}", flush=True)
+                answer = {"error": str(error)}
+            theirs[library].append(answer)
     return mine, theirs
 
 
@@ -169,9 +165,11 @@ def _made(
     chosen: Attack | dict[str, Attack],
     epsilon: float | None,
     ball: dict[str, Any],
+    seed: int,
+    _: Any,
 ) -> dict[str, Any]:
     """Our images as the peers' judge sees them, with what we said of them ourselves."""
-    images, robust, seconds = ours.attack(comparison.network, chosen, epsilon, comparison.seed)
+    images, robust, seconds = ours.attack(comparison.network, chosen, epsilon, seed)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "images.npy"
         np.save(path, images)
@@ -181,8 +179,18 @@ def _made(
     return verdict | {"claimed": int(robust.sum()), "seconds": seconds}
 
 
+def _intersections(suite: dict[str, list[dict[str, Any]]], count: int) -> list[dict[str, Any]]:
+    """A peer's suite, seed by seed; an attack that draws nothing has one answer for all seeds."""
+    return [
+        _intersection(
+            {name: answers[min(seed, len(answers) - 1)] for name, answers in suite.items()}
+        )
+        for seed in range(count)
+    ]
+
+
 def _intersection(answers: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """A peer's suite: what withstood each of its attacks, which were all made on all images."""
+    """What withstood each attack of a suite, which were all made on all images."""
     broke = [name for name in matrix.SUITE if "error" in answers.get(name, {"error": ""})]
     if broke:
         return {"error": f"of its suite {', '.join(broke)} broke"}
@@ -191,16 +199,25 @@ def _intersection(answers: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {"robust": masks.all(axis=0).tolist(), "outside": 0, "seconds": seconds}
 
 
-def _robust(robust: int, answer: dict[str, Any]) -> dict[str, Any]:
-    if "error" in answer:
-        return answer
-    difference = robust - sum(answer["robust"])
+def _counts(answers: list[dict[str, Any]]) -> dict[str, Any]:
+    """How many images are robust, seed by seed, and what all seeds have in common."""
     return {
-        "robust": sum(answer["robust"]),
-        "outside": answer["outside"],
+        "robust": [sum(answer["robust"]) for answer in answers],
+        "outside": sum(answer["outside"] for answer in answers),
+        "seconds": sum(answer["seconds"] for answer in answers),
+    }
+
+
+def _beside(mine: list[dict[str, Any]], answers: list[dict[str, Any]]) -> dict[str, Any]:
+    """A peer's counts and how ours compare, over all seeds together."""
+    for answer in answers:
+        if "error" in answer:
+            return answer
+    difference = sum(_counts(mine)["robust"]) - sum(_counts(answers)["robust"])
+    judged = sum(len(answer["robust"]) for answer in answers)
+    return _counts(answers) | {
         "difference": difference,
-        "holds": difference * PER_IMAGE <= len(answer["robust"]),
-        "seconds": answer["seconds"],
+        "holds": difference * PER_IMAGE <= judged,
     }
 
 

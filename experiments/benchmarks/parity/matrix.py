@@ -66,11 +66,13 @@ class Row:
       name: Of the attack.
       ours: The attack, or a suite of attacks by name.
       peers: {library: request}, for torch_worker.py.
+      random: Whether anything is drawn: if not, one seed says what all would.
     """
 
     name: str
     ours: Attack | dict[str, Attack]
     peers: dict[str, dict[str, Any]]
+    random: bool = True
 
 
 def suite(effort: Effort, norm: str, epsilon: float) -> dict[str, Attack]:
@@ -101,13 +103,13 @@ def within_ball(effort: Effort, norm: str, epsilon: float, art: bool = True) -> 
     ball = {"norm": norm, "epsilon": epsilon}
     steps, queries = effort.num_steps, effort.num_queries
 
-    def row(name: str, ours: Attack | dict[str, Attack], **peers: dict[str, Any]) -> Row:
+    def row(name: str, ours: Attack, random: bool = True, **peers: dict[str, Any]) -> Row:
         requests = {
             library: {"library": library, **ball, **settings}
             for library, settings in peers.items()
             if has[library]
         }
-        return Row(name, ours, requests)
+        return Row(name, ours, requests, random)
 
     def art_apgd(loss: str) -> dict[str, Any]:
         return {"attack": "AutoProjectedGradientDescent", "loss": loss, "num_steps": steps}
@@ -131,9 +133,7 @@ def within_ball(effort: Effort, norm: str, epsilon: float, art: bool = True) -> 
     ]
     if norm == "l1":
         return rows
-    # The peer returns its last point, so ours does.
     size = epsilon / 10
-    last: dict[str, Any] = {"num_steps": effort.pgd_steps, "keep": "last"}
     rows += [
         row(
             "APGD-T",
@@ -143,22 +143,29 @@ def within_ball(effort: Effort, norm: str, epsilon: float, art: bool = True) -> 
         row(
             "FAB",
             FAB(epsilon, steps, norm),
+            random=False,
             torchattacks={"attack": "FAB", "num_steps": steps},
         ),
         row(
             "FAB-T",
             FAB(epsilon, steps, norm, aim="one", num_restarts=9),
+            random=False,
             torchattacks={"attack": "FABT", "num_steps": steps},
         ),
         row(
             "Square",
             Square(epsilon, queries, norm),
             torchattacks={"attack": "Square", "num_queries": queries},
+        ),
+        # ART's windows shrink at shares of the queries.
+        row(
+            "Square, rescaled",
+            Square(epsilon, queries, norm, rescale_schedule=True),
             art={"attack": "SquareAttack", "num_queries": queries},
         ),
         row(
             "PGD",
-            PGD(epsilon, size, norm=norm, **last),
+            PGD(epsilon, size, effort.pgd_steps, norm),  # its best point; the peer's is its last
             torchattacks={"attack": "PGD", "num_steps": effort.pgd_steps, "step_size": size},
         ),
     ]
@@ -169,8 +176,9 @@ def within_ball(effort: Effort, norm: str, epsilon: float, art: bool = True) -> 
             "step_size": size,
             "decay": 1.0,
         }
-        ours = MIFGSM(epsilon, size, **last)
-        rows.append(row("MI-FGSM", ours, torchattacks=momentum))
+        ours = MIFGSM(epsilon, size, num_steps=effort.pgd_steps)
+        rows.append(row("MI-FGSM", ours, random=False, torchattacks=momentum))
+    rows = [row for row in rows if row.peers]
     return [*rows, Row("AutoAttack", suite(effort, norm, epsilon), {})]
 
 
@@ -186,11 +194,12 @@ def minimal(effort: Effort) -> list[tuple[str, Row]]:
         "num_iterations": iterations,
     }
     ours = CarliniWagner(num_searches=searches, num_iterations=iterations)
-    rows = [("l2", Row("Carlini-Wagner", ours, {"foolbox": carlini}))]
+    rows = [("l2", Row("Carlini-Wagner", ours, {"foolbox": carlini}, random=False))]
     for norm, foolbox in (("l2", "L2DeepFoolAttack"), ("linf", "LinfDeepFoolAttack")):
         shared = {"norm": norm, "num_steps": steps, "overshoot": 0.02}
         peers = {"foolbox": {"library": "foolbox", "attack": foolbox, **shared}}
         if norm == "l2":
             peers["art"] = {"library": "art", "attack": "DeepFool", **shared}
-        rows.append((norm, Row("DeepFool", DeepFool(num_steps=steps, norm=norm), peers)))
+        deepfool = DeepFool(num_steps=steps, norm=norm)
+        rows.append((norm, Row("DeepFool", deepfool, peers, random=False)))
     return rows
