@@ -164,7 +164,8 @@ def _cell_table(cells: list[dict[str, Any]]) -> _Lines:
         "of torchattacks is the intersection of its four attacks, each made on all images: what "
         "withstood its APGD-CE, APGD-T, FAB-T and Square; ours is the suite as users run it, each "
         "attack on what withstood those before it. FAB of jaxrobust returns the closest image "
-        "that fools, also where that lies outside the ball. An empty place: the library has no such attack, or not in this norm.",
+        "that fools, also where that lies outside the ball. An empty place: the library has no such "
+        "attack, or not in this norm.",
         "",
         "| network | norm | epsilon | attack | n | seeds | jaxrobust | torchattacks | ART | holds |",
         "|---|---|---|---|---|---|---|---|---|---|",
