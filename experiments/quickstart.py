@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxrobust import checks, data, evaluation, models, studies, training
 from jaxrobust.attacks import FGSM, PGD
+from jaxrobust.reports.suites import BANNERS
 from jaxrobust.types import Attack
 
 
@@ -32,6 +33,7 @@ class Config:
       num_epochs: Of each network.
       num_steps: Of the PGD that attacks.
       train_steps: Of the PGD that trains.
+      num_checked: Images that the sanity checks look at, of each network.
       num_shown: Images in the gallery of each network.
       seed: Of everything random.
       run: Name of the run; results go to <results_dir>/quickstart/<run>.
@@ -43,6 +45,7 @@ class Config:
     num_epochs: int = 8
     num_steps: int = 40
     train_steps: int = 7
+    num_checked: int = 50
     num_shown: int = 6
     seed: int = 0
     run: str = "default"
@@ -51,6 +54,7 @@ class Config:
 
     def __post_init__(self) -> None:
         checks.number("epsilon", self.epsilon, above=0.0, maximum=1.0)
+        checks.integer("num_checked", self.num_checked, minimum=1)
         checks.integer("num_shown", self.num_shown, minimum=0)
         _recipe(self), _teacher(self), _attacks(self)  # each checks its own settings
 
@@ -73,7 +77,9 @@ def _attacks(config: Config) -> list[Attack]:
 def main(config: Config) -> Path:
     """Runs the study; returns the report's path."""
     if config.quick:
-        config = dataclasses.replace(config, num_epochs=2, num_steps=10, train_steps=3)
+        config = dataclasses.replace(
+            config, num_epochs=2, num_steps=10, train_steps=3, num_checked=10
+        )
     folder = studies.open_run(config.results_dir, "quickstart", config.run, config)
     stages = studies.Stages()
     digits = data.load("digits")
@@ -113,7 +119,7 @@ def main(config: Config) -> Path:
             )
         )
 
-    attack_entries, gallery, curves, found = [], [], [], {}
+    attack_entries, gallery, curves, diagnostics, found = [], [], [], [], {}
     key = jax.random.key(config.seed)
     for name, classifier in classifiers.items():
         for attack in _attacks(config):
@@ -122,6 +128,17 @@ def main(config: Config) -> Path:
                     attack, classifier, test.images, test.labels, key=key, progress=progress
                 )
             attack_entries.append(evaluation.summarise(found[name], name, digits.class_names))
+        with stages(f"sanity checks of {name}") as progress:
+            sane = evaluation.sanity(
+                classifier,
+                test.images,
+                test.labels,
+                config.epsilon,
+                key=key,
+                num_images=config.num_checked,
+                progress=progress,
+            )
+        diagnostics.append({"model": name} | sane)
         with stages(f"explain {name}"):
             shown = studies.spread(found[name].attacked, config.num_shown)
             gallery += studies.gallery(classifier, found[name], shown, model=name)
@@ -141,10 +158,11 @@ def main(config: Config) -> Path:
 
     title = "Handwritten digits: a standard and an adversarially trained network"
     result = studies.result_header("quickstart", title, config, config.seed, digits) | {
-        "summary": _summary(config, entries, attack_entries),
+        "summary": _summary(config, entries, attack_entries, diagnostics),
         "timings": stages.seconds,
         "models": entries,
         "attacks": attack_entries,
+        "diagnostics": diagnostics,
         "transfer": [evaluation.transfer_matrix(classifiers, found)],
         "gallery": gallery,
         "curves": curves,
@@ -152,10 +170,12 @@ def main(config: Config) -> Path:
     return studies.finish(folder, result)
 
 
-def _summary(config: Config, entries: list[dict], attack_entries: list[dict]) -> list[str]:
+def _summary(
+    config: Config, entries: list[dict], attack_entries: list[dict], diagnostics: list[dict]
+) -> list[str]:
     """What came out, in words."""
     sentences = []
-    for entry in entries:
+    for entry, sane in zip(entries, diagnostics, strict=True):
         clean = entry["evaluation"]["accuracy"]
         strongest = [a for a in attack_entries if a["model"] == entry["name"]][-1]
         robust = strongest["robust_accuracy"]
@@ -163,7 +183,8 @@ def _summary(config: Config, entries: list[dict], attack_entries: list[dict]) ->
         sentences.append(
             f"The {entry['name']} network has {100 * clean['rate']:.1f} % of the {clean['n']} test "
             f"images right, and {rate} % (95 % interval {low} to {high} %) when PGD with "
-            f"{config.num_steps} steps may change every pixel by up to {config.epsilon:g}."
+            f"{config.num_steps} steps may change every pixel by up to {config.epsilon:g}. "
+            f"{BANNERS[sane['verdict']]}"
         )
     return sentences
 

@@ -180,6 +180,17 @@ def test_the_suite_is_auto_attack_at_the_effort_given():
     assert short["Square"].num_steps == 5
 
 
+def test_every_comparison_has_a_name_and_some_can_be_chosen(network, tmp_path, one_attack):
+    rows = [row.name for norm in matrix.NORMS for row in matrix.within_ball(EFFORT, norm, 0.1)]
+    assert set(rows) == set(matrix.NAMES)
+    comparison = compare.Comparison(
+        network, Judge(network, every_answer()), studies.Stages(tmp_path), EFFORT, attacks=("PGD",)
+    )
+    assert [c["attack"] for c in compare.within_ball(comparison, "linf", 1)] == ["PGD"]
+    with pytest.raises(ValueError, match="`attacks` must be one of .* got 'PDG'"):
+        parity.Config(tmp_path, tmp_path, attacks=("PDG",))
+
+
 def test_minimal_norms_have_the_same_settings():
     for norm, row in matrix.minimal(EFFORT):
         for request in row.peers.values():

@@ -97,6 +97,21 @@ def test_a_sound_verdict_warns_of_nothing(tmp_path):
     assert f"under AutoAttack {EVIL}" in page.text("key-figures")
 
 
+def test_the_checks_of_a_model_stand_alone_where_it_has_no_suite(tmp_path):
+    name = make_result()["models"][0]["name"]
+    doubtful = make_diagnostics("suspicious") | {"model": name}
+    text = report(tmp_path, make_result() | {"diagnostics": [doubtful]})
+    page = Page(text)
+    assert page.open == []
+    words = page.text("sanity")
+    assert words.index(name) < words.index("Suspicious: take") < words.index("✗ unbounded attack")
+    assert "Suspicious: take" in page.text("key-figures")
+    sound = make_diagnostics("sound") | {"model": name}
+    assert "Suspicious" not in report(tmp_path, make_result() | {"diagnostics": [sound]})
+    with pytest.raises(ValueError, match=r"`diagnostics\[0\].model` is missing"):
+        report(tmp_path, make_result() | {"diagnostics": [make_diagnostics("sound")]})
+
+
 def test_the_key_figure_is_what_the_strongest_suite_leaves(tmp_path):
     weak = make_suite() | {"robust_accuracy": RATE, "label": "weak"}
     unknown = make_suite() | {"robust_accuracy": NO_RATE, "label": "unknown"}

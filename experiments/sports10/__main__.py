@@ -65,7 +65,7 @@ PARTS = [
     {
         "id": "b",
         "title": "Problem B: attacks and defences",
-        "includes": ["attacks", "curves", "transfer", "gallery"],
+        "includes": ["attacks", "sanity", "curves", "transfer", "gallery"],
     },
     {"id": "c", "title": "Problem C: compression"},
 ]

@@ -33,7 +33,8 @@ def report_of(study: Study, attack: Any, name: str) -> AttackReport:
 
 def typed(study: Study) -> dict[str, Any]:
     """The attacks, gallery, curves and transfer tables that every report of a study has."""
-    found: dict[str, list[Any]] = {"attacks": [], "gallery": [], "transfer": [], "curves": []}
+    kinds = ("attacks", "gallery", "transfer", "curves", "diagnostics")
+    found: dict[str, list[Any]] = {kind: [] for kind in kinds}
     for attack in main_attacks(study):
         for name in study.config.models:
             report = report_of(study, attack, name)
@@ -54,6 +55,12 @@ def typed(study: Study) -> dict[str, Any]:
         found["curves"] += study.stages.remember(
             f"curves over epsilon, {name}", functools.partial(_curves, study, name)
         )
+    # They compile seven programs: with --quick, for the network that compiles fastest.
+    for name in study.config.models[:1] if study.config.quick else study.config.models:
+        sane = study.stages.remember(
+            f"sanity checks of {name}", functools.partial(_sanity, study, name)
+        )
+        found["diagnostics"].append({"model": name} | sane)
     return found
 
 
@@ -68,6 +75,19 @@ def same_size(study: Study) -> list[list[str]]:
     for name in study.config.models:
         sizes.setdefault(RECIPES[name].image_size, []).append(name)
     return [names for names in sizes.values() if len(names) > 1]
+
+
+def _sanity(study: Study, name: str, progress: Any) -> dict[str, Any]:
+    test = study.test(name)
+    return evaluation.sanity(
+        study.base(name),
+        test.images,
+        test.labels,
+        study.config.epsilon,
+        key=study.key,
+        num_images=2 if study.config.quick else 50,
+        progress=progress,
+    )
 
 
 def _curves(study: Study, name: str, progress: Any) -> list[dict[str, Any]]:

@@ -36,10 +36,12 @@ def build_context(result: dict[str, Any]) -> dict[str, Any]:
                 model,
                 _strongest(model["name"], attacks),
                 suites.strongest(model["name"], result["suites"]),
+                suites.warning(model["name"], result),
             )
             for model in models
         ],
         "suites": suites.drawn(result["suites"]),
+        "sanity": [suites.drawn_diagnostics(item) for item in result["diagnostics"]],
         "seeds": [_seeds(model) for model in models if len(model.get("seeds") or ()) > 1],
         "training": _training(models, looks),
         "has_validation": any(

@@ -16,6 +16,7 @@ TYPED = {
     "confusion": ("Confusion matrices", "confusion"),
     "classes": ("Class by class", "per_class"),
     "attacks": ("Attacks", "attacks"),
+    "sanity": ("Sanity checks", "sanity"),
     "curves": ("Robust accuracy over epsilon", "curves"),
     "transfer": ("Transfer between models", "transfer"),
     "explanations": ("Explanations", "explanations"),

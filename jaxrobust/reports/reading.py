@@ -20,7 +20,7 @@ from jaxrobust.reports.schema import (
     check_image,
     short,
 )
-from jaxrobust.reports.suites import suite
+from jaxrobust.reports.suites import diagnostics_of_model, suite
 
 FORMAT = 1
 
@@ -130,6 +130,7 @@ _RESULT = {
     "models": [_MODEL],
     "suites?": [suite],
     "attacks?": [_ATTACK],
+    "diagnostics?": [diagnostics_of_model],
     "transfer?": [{"label": TEXT, "target?": TEXT, "models": [TEXT], "rates": [[RATE]]}],
     "explanations?": [_EXPLANATION],
     "gallery?": [_EXAMPLE],

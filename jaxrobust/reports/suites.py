@@ -1,4 +1,4 @@
-"""Suites of attacks in a report: what each left standing, and whether the figures can be trusted."""
+"""Suites of attacks and sanity checks in a report: what was left standing, and whether to trust it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +21,23 @@ _DIAGNOSTICS = {
     "verdict": TEXT,
     "reason": TEXT,
 }
+
+
+def diagnostics(value: Any, where: str) -> None:
+    """Raises ValueError, naming the place, unless `value` is a DIAGNOSTICS."""
+    check(value, _DIAGNOSTICS, where)
+    if value["verdict"] not in BANNERS:
+        raise ValueError(
+            f"`{where}.verdict` must be one of {tuple(BANNERS)}, got {short(value['verdict'])}."
+        )
+
+
+def diagnostics_of_model(value: Any, where: str) -> None:
+    """Raises ValueError, naming the place, unless `value` is a DIAGNOSTICS that names its model."""
+    check(value, {"model": TEXT}, where)
+    diagnostics(value, where)
+
+
 _SUITE = {
     "model": TEXT,
     "label?": TEXT,
@@ -43,7 +60,7 @@ _SUITE = {
     "predictions": [INTEGER],
     "labels": [INTEGER],
     "indices?": [INTEGER],
-    "diagnostics?": _DIAGNOSTICS,
+    "diagnostics?": diagnostics,
 }
 
 
@@ -62,12 +79,6 @@ def suite(value: Any, where: str) -> None:
                 f"`{where}.{key}` must have an entry for each of the {len(value['fooled_by'])} "
                 f"images, got {len(value[key])}."
             )
-    diagnostics = value.get("diagnostics")
-    if diagnostics is not None and diagnostics["verdict"] not in BANNERS:
-        raise ValueError(
-            f"`{where}.diagnostics.verdict` must be one of {tuple(BANNERS)}, "
-            f"got {short(diagnostics['verdict'])}."
-        )
 
 
 def strongest(model: str, suites: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
@@ -78,9 +89,20 @@ def strongest(model: str, suites: Sequence[dict[str, Any]]) -> dict[str, Any] | 
     if least is None:
         return None
     label = least.get("label") or ", ".join(attack["name"] for attack in least["attacks"])
-    verdict = (least.get("diagnostics") or {}).get("verdict")
-    warning = BANNERS[verdict] if verdict not in (None, "sound") else None
-    return {"label": label, "robust_accuracy": least["robust_accuracy"], "warning": warning}
+    return {"label": label, "robust_accuracy": least["robust_accuracy"]}
+
+
+def warning(model: str, result: dict[str, Any]) -> str | None:
+    """What the sanity checks of a model warn of; None where there are none, or they hold.
+
+    Args:
+      model: Its name.
+      result: As `read_result` returns it.
+    """
+    of_suites = [item.get("diagnostics") for item in result["suites"] if item["model"] == model]
+    alone = [item for item in result["diagnostics"] if item.get("model") == model]
+    verdicts = {item["verdict"] for item in (*of_suites, *alone) if item is not None}
+    return next((BANNERS[v] for v in reversed(BANNERS) if v in verdicts and v != "sound"), None)
 
 
 def drawn(suites: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -109,7 +131,7 @@ def _drawn(item: dict[str, Any]) -> dict[str, Any]:
         ],
         "size": formatting.sample_size(item["clean_accuracy"]),
         "saw_nan": item["saw_nan"],
-        "diagnostics": _diagnostics(item.get("diagnostics")),
+        "diagnostics": drawn_diagnostics(item["diagnostics"]) if item.get("diagnostics") else None,
     }
 
 
@@ -117,9 +139,8 @@ def _share(rate: dict[str, Any]) -> float:
     return rate["rate"] if formatting.finite(rate["rate"]) else 0.0
 
 
-def _diagnostics(item: dict[str, Any] | None) -> dict[str, Any] | None:
-    if item is None:
-        return None
+def drawn_diagnostics(item: dict[str, Any]) -> dict[str, Any]:
+    """Sanity checks as the template prints them: with a banner, and a mark for each check."""
     marks = {True: ("✓", "passed"), False: ("✗", "failed"), None: ("–", "not applicable")}
     return {
         **item,

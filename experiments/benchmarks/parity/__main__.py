@@ -56,6 +56,8 @@ class Config:
       networks: Which of reference, cifar_standard and cifar_robust.
       norms: Which of linf, l2 and l1.
       smallest: Whether to compare minimal norms too.
+      attacks: Which to compare within a ball, by their names in the tables; None: all. AutoAttack
+        needs the attacks that it is made of.
       art: Whether ART is one of the peers; it is the slowest of all.
       num_images: Of each network, at most: the first of its 50 or 200.
       num_radii: For each network and norm; 0: minimal norms alone.
@@ -77,6 +79,7 @@ class Config:
     networks: tuple[str, ...] = networks.NAMES
     norms: tuple[str, ...] = matrix.NORMS
     smallest: bool = True
+    attacks: tuple[str, ...] | None = None
     art: bool = True
     num_images: int = _ALL_IMAGES
     num_radii: int = 3
@@ -100,6 +103,8 @@ class Config:
             checks.one_of("networks", name, networks.NAMES)
         for norm in self.norms:
             checks.one_of("norms", norm, matrix.NORMS)
+        for attack in self.attacks or ():
+            checks.one_of("attacks", attack, matrix.NAMES)
 
     @property
     def effort(self) -> matrix.Effort:
@@ -139,7 +144,7 @@ def main(config: Config) -> Path:
             )
             devices = {"torch_device": hello["device"], "torch_threads": hello["num_threads"]}
             comparison = compare.Comparison(
-                network, peer.ask, stages, config.effort, seeds, config.art
+                network, peer.ask, stages, config.effort, seeds, config.art, config.attacks
             )
             mask = ours.right(network)
             facts.append(

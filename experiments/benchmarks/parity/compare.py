@@ -32,6 +32,7 @@ class Comparison:
       effort: Of both sides.
       seeds: Of the attacks, on both sides; what draws nothing is made with the first alone.
       art: Whether ART is one of the peers.
+      attacks: The names of those to compare within a ball; None: all.
     """
 
     network: Network
@@ -40,6 +41,7 @@ class Comparison:
     effort: matrix.Effort
     seeds: tuple[int, ...] = (0,)
     art: bool = True
+    attacks: tuple[str, ...] | None = None
 
 
 def within_ball(comparison: Comparison, norm: str, num_radii: int) -> list[dict[str, Any]]:
@@ -52,7 +54,8 @@ def within_ball(comparison: Comparison, norm: str, num_radii: int) -> list[dict[
     cells = []
     for epsilon in epsilons:
         suite: dict[str, list[dict[str, Any]]] = {}  # torchattacks' answers to its attacks
-        for row in matrix.within_ball(comparison.effort, norm, epsilon, comparison.art):
+        rows = matrix.within_ball(comparison.effort, norm, epsilon, comparison.art)
+        for row in (r for r in rows if comparison.attacks is None or r.name in comparison.attacks):
             mine, theirs = _both(comparison, row, norm, epsilon)
             if row.name in matrix.SUITE and "torchattacks" in theirs:
                 suite[row.name] = theirs["torchattacks"]

@@ -10,6 +10,21 @@ from jaxrobust.types import Attack
 NORMS = ("linf", "l2", "l1")
 SUITE = ("APGD-CE", "APGD-T", "FAB-T", "Square")
 """The attacks of AutoAttack standard: what withstands each of them withstands the suite."""
+NAMES = (
+    *(
+        "APGD-CE",
+        "APGD-DLR",
+        "APGD-T",
+        "FAB",
+        "FAB-T",
+        "Square",
+        "Square, rescaled",
+        "PGD",
+        "MI-FGSM",
+    ),
+    "AutoAttack",
+)
+"""What can be compared within a ball."""
 
 UNMATCHED = (
     ("AutoAttack plus and rand", "all", "made of attacks that are compared one by one"),
