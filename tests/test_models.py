@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_networks import SMALL
 
 from jaxrobust import compilation, evaluation, models
-from jaxrobust.models import torch_weights
+from jaxrobust.models import torch_layouts
 
 COUNTS = {
     "mlp": 1_723_466,
@@ -16,6 +17,15 @@ COUNTS = {
     "photo_cnn": 289_002,
     "simple_cnn": 620_810,
     "resnet_small": 2_777_674,
+    "resnet18": 11_173_962,
+    "resnet34": 21_282_122,
+    "resnet50": 23_520_842,
+    "preact_resnet18": 11_172_170,
+    "wide_resnet": 36_479_194,
+    "vgg19": 20_040_522,
+    "mobilenet_v1": 3_217_226,
+    "mobilenet_v2": 2_296_922,
+    "densenet121": 6_956_298,
 }
 IMAGES = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
 
@@ -36,11 +46,10 @@ def test_parameter_count_and_output_shape(name):
 
 
 # simple_cnn's training pass is random (dropout); its blocks are those of cnn.
-@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet_small"])
+@pytest.mark.parametrize("name", sorted(set(SMALL) - {"simple_cnn", "photo_cnn", "resnet34"}))
 def test_folded_evaluation_equals_batch_norm(name):
     """With the batch's own statistics stored, evaluation gives what training gives."""
-    widths = {"mlp": (16, 8), "cnn": (8, 8, 8, 8, 8), "resnet_small": (8, 8, 8)}
-    network = models.create(name, widths=widths[name])
+    network = models.create(name, **SMALL[name])
     images = jax.random.normal(jax.random.key(0), (8, 16, 16, 3))
     variables = network.init(jax.random.key(1), images)
 
@@ -89,9 +98,66 @@ def test_create_errors():
         models.create("mlp", widths=(8, 0))
     with pytest.raises(ValueError, match="`num_classes` must be at least 2, got 1"):
         models.create("cnn", num_classes=1)
-    with pytest.raises(ValueError, match="one entry for each of the 3 stages"):
-        network = models.create("resnet_small", widths=(8, 8))
-        jax.eval_shape(network.init, jax.random.key(0), IMAGES)
+    with pytest.raises(TypeError, match="`stem_width` must be an integer, got 'wide'"):
+        models.create("resnet50", stem_width="wide")
+    with pytest.raises(ValueError, match="`bottleneck` must be one of"):
+        models.create("resnet50", bottleneck=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "message"),
+    [
+        ("resnet_small", {"widths": (8, 8)}, "`widths` must have 3 entries, one for each stage"),
+        (
+            "resnet50",
+            {"inner_widths": (8,) * 16},
+            "`inner_widths` must have 32 entries, 2 for each",
+        ),
+        ("vgg19", {"widths": (8,)}, "`widths` must have 16 entries, one for each convolution"),
+        ("mobilenet_v1", {"widths": (8,)}, "`widths` must have 14 entries, the stem and 13"),
+        ("mobilenet_v2", {"widths": (8,)}, "`widths` must have 9 entries"),
+        ("mobilenet_v2", {"inner_widths": (8,)}, "`inner_widths` must have 17 entries"),
+        ("densenet121", {"widths": (8,)}, "`widths` must have 58 entries, one for each layer"),
+        ("densenet121", {"transition_widths": (8,)}, "`transition_widths` must have 3 entries"),
+    ],
+)
+def test_sizes_that_do_not_fit_together(name, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(models.create(name, **sizes).init, jax.random.key(0), IMAGES)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_size_is_a_field(name):
+    """A network whose default sizes are spelled out is the same network."""
+    network = models.create(name)
+    variables = jax.eval_shape(network.init, jax.random.key(0), IMAGES)
+
+    def width(path):
+        tree = variables["params"]
+        for part in path.split("/"):
+            tree = tree[part]
+        return tree["kernel"].shape[-1]
+
+    spelled = {}
+    if name.startswith(("resnet", "preact", "wide")):
+        inner = ("conv_0", "conv_1")[: 2 if name == "resnet50" else 1]
+        stem = "stem/conv" if name.startswith("resnet") else "stem"
+        blocks = [k for k in variables["params"] if k.startswith("stage")]
+        blocks.sort(key=lambda k: [int(part) for part in k.split("_") if part.isdigit()])
+        spelled["inner_widths"] = [width(f"{b}/{conv}/conv") for b in blocks for conv in inner]
+        spelled["stem_width"] = width(stem)
+    elif name == "mobilenet_v2":
+        sizes = enumerate((1, 2, 3, 4, 3, 3, 1))
+        blocks = [f"stage_{stage}_block_{block}" for stage, size in sizes for block in range(size)]
+        spelled["inner_widths"] = [width(f"{block}/expand/conv") for block in blocks]
+    elif name == "densenet121":
+        sizes = enumerate((6, 12, 24, 16))
+        layers = [f"stage_{stage}_layer_{layer}" for stage, size in sizes for layer in range(size)]
+        spelled["inner_widths"] = [width(f"{layer}/conv_0/conv") for layer in layers]
+        spelled["transition_widths"] = [width(f"transition_{stage}") for stage in (1, 2, 3)]
+    same = models.create(name, **spelled)
+    again = jax.eval_shape(same.init, jax.random.key(0), IMAGES)
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, again)
 
 
 def test_reference_logits(reference, reference_classifier):
@@ -116,7 +182,7 @@ def torch_state_dict(name: str) -> dict[str, np.ndarray]:
     shapes = jax.eval_shape(network.init, jax.random.key(0), IMAGES)
     generator = np.random.default_rng(0)
     state = {}
-    for layer in torch_weights.LAYOUTS[name]:
+    for layer in torch_layouts.LAYOUTS[name]:
         tree = shapes["params"]
         for part in layer.ours.split("/"):
             tree = tree[part]
@@ -133,7 +199,7 @@ def torch_state_dict(name: str) -> dict[str, np.ndarray]:
     return state
 
 
-@pytest.mark.parametrize("name", sorted(torch_weights.LAYOUTS))
+@pytest.mark.parametrize("name", sorted(torch_layouts.LAYOUTS))
 def test_from_torch_fills_every_variable(name):
     variables = models.from_torch(name, torch_state_dict(name))
     network = models.create(name)
@@ -150,6 +216,20 @@ def test_from_torch_reorders_the_rows_behind_a_flatten():
     np.testing.assert_allclose(
         image.ravel() @ dense["kernel"] + dense["bias"], theirs, rtol=1e-3, atol=1e-3
     )
+
+
+def test_from_torch_knows_other_names_of_the_same_layers():
+    state = torch_state_dict("resnet18")
+    renamed = {
+        "module." + key.replace("shortcut", "downsample").replace("fc.", "linear."): value
+        for key, value in state.items()
+    }
+    chex.assert_trees_all_equal(
+        models.from_torch("resnet18", state), models.from_torch("resnet18", renamed)
+    )
+    state = torch_state_dict("mobilenet_v1")
+    renamed = {key.replace("linear.", "fc."): value for key, value in state.items()}
+    models.from_torch("mobilenet_v1", renamed)
 
 
 def test_from_torch_lists_what_is_wrong():

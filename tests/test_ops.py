@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from small_networks import SMALL
 
 from jaxrobust import compilation, models, ops
+from jaxrobust.ops import conv
 
 CONVOLUTIONS = [
     # rows, C_in, C_out, stride, padding, size
@@ -26,6 +28,17 @@ CONVOLUTIONS = [
 def plain_convolution(images, kernel, strides, padding):
     return lax.conv_general_dilated(
         images, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def plain_depthwise(images, kernel, strides):
+    return lax.conv_general_dilated(
+        images,
+        kernel,
+        strides,
+        ((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=images.shape[-1],
     )
 
 
@@ -207,11 +220,52 @@ def test_gradients_equal_finite_differences_in_float64():
         np.testing.assert_allclose(slope, difference, rtol=1e-7)
 
 
+@pytest.mark.parametrize("loop", [lambda f: f, in_scan], ids=["plain", "scan"])
+@pytest.mark.parametrize(
+    ("stride", "height", "width"), [(1, 8, 7), (2, 8, 8), (2, 7, 9), (2, 8, 5)]
+)
+def test_depthwise_gradients_equal_plain(stride, height, width, loop):
+    keys = jax.random.split(jax.random.key(0), 3)
+    images = jax.random.normal(keys[0], (3, height, width, 6))
+    kernel = jax.random.normal(keys[1], (3, 3, 1, 6))
+    shape = jax.eval_shape(lambda: plain_depthwise(images, kernel, (stride, stride))).shape
+    cotangent = jax.random.normal(keys[2], shape)
+
+    def gradients(function):
+        def loss(x, w):
+            return jnp.sum(jnp.sin(function(x, w, (stride, stride))) * cotangent)
+
+        return compilation.jit(loop(jax.value_and_grad(loss, (0, 1))))(images, kernel)
+
+    assert_close(gradients(ops.depthwise_convolution), gradients(plain_depthwise))
+
+    def twice(function):  # around an attack, a gradient of the gradient is taken
+        inner = jax.grad(lambda x: jnp.sum(jnp.sin(function(x, kernel, (stride, stride)))))
+        return jax.grad(lambda x: jnp.sum(inner(x) ** 2))(images)
+
+    assert_close(twice(ops.depthwise_convolution), twice(plain_depthwise))
+
+
+def test_depthwise_is_what_flax_asks_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        conv, "depthwise_convolution", lambda *a: asked.append(a) or plain_depthwise(*a)
+    )
+    images = jnp.ones((1, 8, 8, 4))
+    for size, padding, features in ((3, 1, 4), (3, 0, 4), (5, 2, 4), (3, 1, 8)):
+        pads = ((padding, padding), (padding, padding))
+        options = {"feature_group_count": 4, "conv_general_dilated": ops.conv_general_dilated}
+        layer = nn.Conv(features, (size, size), padding=pads, **options)
+        layer.init(jax.random.key(0), images)
+    assert len(asked) == 1  # the others are XLA's
+    with pytest.raises(ValueError, match=r"`kernel` must have shape \(3, 3, 1, 4\)"):
+        ops.depthwise_convolution(images, jnp.ones((3, 3, 1, 3)), (1, 1))
+
+
 @pytest.mark.parametrize("name", models.MODELS)
 @pytest.mark.usefixtures("library")
 def test_input_gradients_of_the_networks_equal_plain_ones(name, monkeypatch):
-    widths = {"mlp": (16, 8), "cnn": (8, 8, 16, 16, 16), "simple_cnn": (8, 16, 16)}
-    network = models.create(name, widths=widths.get(name, (8, 16, 16)))
+    network = models.create(name, **SMALL[name])
     images = jax.random.uniform(jax.random.key(0), (2, 16, 16, 3))
     variables = network.init(jax.random.key(1), images)
     # Statistics of a trained network, so that folding them matters.
@@ -225,6 +279,7 @@ def test_input_gradients_of_the_networks_equal_plain_ones(name, monkeypatch):
     for operation, plain in {
         "convolution": plain_convolution,
         "convolution_bias_relu": plain_fused,
+        "depthwise_convolution": plain_depthwise,
         "max_pool": plain_max_pool,
         "average_pool": plain_average_pool,
     }.items():

@@ -1,6 +1,6 @@
 """Networks of jaxrobust in PyTorch, for processes that run in an environment without jaxrobust.
 
-Their state dicts have the names and layouts of `jaxrobust.models.torch_weights`.
+Their state dicts have the names and layouts of `jaxrobust.models.torch_layouts`.
 """
 
 from collections.abc import Sequence

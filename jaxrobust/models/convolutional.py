@@ -1,4 +1,4 @@
-"""Plain networks: those of the two Sports-10 reports (but the residual one), and one of our own."""
+"""Plain networks: those of the two Sports-10 reports (but the residual one), one of our own, VGG."""
 
 from collections.abc import Sequence
 
@@ -9,6 +9,7 @@ from jaxrobust.models.layers import (
     ConvBlock,
     DenseBlock,
     batch_norm,
+    check_count,
     flatten,
     global_average,
     he_fan_in,
@@ -115,3 +116,34 @@ class SimpleCNN(nn.Module):
         hidden = nn.Dense(self.hidden_width, kernel_init=he_fan_in, name="hidden")(features)
         features = nn.Dropout(0.3, deterministic=not train)(nn.relu(hidden))
         return nn.Dense(self.num_classes, name="head")(features)
+
+
+class VGG(nn.Module):
+    """Stages of 3x3 convolutions with BatchNorm, pooling after each, one dense layer.
+
+    Attributes:
+      num_classes: K.
+      stage_sizes: Convolutions in each stage; every stage halves the image.
+      widths: Of the convolutions, one after the other.
+
+    References:
+      Simonyan, Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR
+      2015, https://arxiv.org/abs/1409.1556 (configuration E, with BatchNorm, for small images)
+    """
+
+    num_classes: int = 10
+    stage_sizes: Sequence[int] = (2, 2, 4, 4, 4)
+    widths: Sequence[int] = (*(64,) * 2, *(128,) * 2, *(256,) * 4, *(512,) * 8)
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> Array:
+        """Normalised images float32 [B, H, W, C], H and W multiples of 32 -> logits [B, K]."""
+        check_count("widths", self.widths, sum(self.stage_sizes), "one for each convolution")
+        features, widths = images, iter(enumerate(self.widths))
+        for size in self.stage_sizes:
+            for _ in range(size):
+                index, width = next(widths)
+                block = ConvBlock(width, use_bias=True, name=f"block_{index}")
+                features = block(features, train)
+            features = ops.max_pool(features)
+        return nn.Dense(self.num_classes, name="head")(global_average(features))

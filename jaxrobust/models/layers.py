@@ -1,5 +1,7 @@
 """The layers that the networks are made of."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -57,7 +59,7 @@ class ConvBlock(nn.Module):
         """
         padding = ((self.padding, self.padding), (self.padding, self.padding))
         if not train and not self.is_initializing():
-            kernel, bias = self._folded()
+            kernel, bias = folded(self, self.use_bias)
             if self.relu:
                 return ops.convolution_bias_relu(
                     images, kernel, bias, residual, self.strides, padding
@@ -79,14 +81,47 @@ class ConvBlock(nn.Module):
             outputs = outputs + residual
         return nn.relu(outputs) if self.relu else outputs
 
-    def _folded(self) -> tuple[Array, Array]:
-        """The kernel and bias of the convolution that equals convolution and BatchNorm together."""
-        params, statistics = self.variables["params"], self.variables["batch_stats"]["bn"]
-        factor = params["bn"]["scale"] * jax.lax.rsqrt(statistics["var"] + _EPSILON)
-        mean = statistics["mean"]
-        if self.use_bias:
-            mean = mean - params["conv"]["bias"]
-        return params["conv"]["kernel"] * factor, params["bn"]["bias"] - mean * factor
+
+class DepthwiseBlock(nn.Module):
+    """A 3x3 convolution of each channel by itself, BatchNorm, ReLU.
+
+    Folded in evaluation as `ConvBlock` is, with parameters and statistics of the same names; the kernel
+    is [3, 3, 1, C].
+
+    Attributes:
+      strides: Of rows and columns, both 1 or both 2.
+    """
+
+    strides: tuple[int, int] = (1, 1)
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> Array:
+        """float32 [B, H, W, C] -> float32 [B, H / stride, W / stride, C]."""
+        if not train and not self.is_initializing():
+            kernel, bias = folded(self, use_bias=False)
+            return nn.relu(ops.depthwise_convolution(images, kernel, self.strides) + bias)
+        channels = images.shape[-1]
+        outputs = nn.Conv(
+            channels,
+            (3, 3),
+            self.strides,
+            ((1, 1), (1, 1)),
+            use_bias=False,
+            feature_group_count=channels,
+            kernel_init=he_fan_in,  # its fan out is nine times the channels, which is not what it sums
+            conv_general_dilated=ops.conv_general_dilated,
+            name="conv",
+        )(images)
+        return nn.relu(batch_norm(train, name="bn")(outputs))
+
+
+class NormRelu(nn.Module):
+    """BatchNorm and ReLU, as networks have them that normalise before they convolve."""
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> Array:
+        """float32 [B, H, W, C] -> float32 [B, H, W, C]."""
+        return nn.relu(batch_norm(train, name="bn")(images))
 
 
 class DenseBlock(nn.Module):
@@ -103,6 +138,58 @@ class DenseBlock(nn.Module):
         """Applies the block to float32 [B, N]; returns float32 [B, features]."""
         outputs = nn.Dense(self.features, kernel_init=he_fan_in, name="dense")(inputs)
         return nn.relu(batch_norm(train, name="bn")(outputs))
+
+
+def convolution(features: int, size: int, stride: int, name: str) -> nn.Conv:
+    """A convolution without bias, padded as in PyTorch, with what follows it elsewhere.
+
+    Args:
+      features: C_out.
+      size: Of the kernel's rows and columns, odd.
+      stride: Of rows and columns.
+      name: The layer's name.
+    """
+    half = size // 2
+    return nn.Conv(
+        features,
+        (size, size),
+        (stride, stride),
+        ((half, half), (half, half)),
+        use_bias=False,
+        kernel_init=he_fan_out,
+        conv_general_dilated=ops.conv_general_dilated,
+        name=name,
+    )
+
+
+def folded(block: nn.Module, use_bias: bool) -> tuple[Array, Array]:
+    """The kernel and bias of the convolution that equals a block's `conv` and `bn` together.
+
+    Args:
+      block: With its variables bound.
+      use_bias: Whether `conv` has a bias.
+    """
+    params, statistics = block.variables["params"], block.variables["batch_stats"]["bn"]
+    factor = params["bn"]["scale"] * jax.lax.rsqrt(statistics["var"] + _EPSILON)
+    mean = statistics["mean"]
+    if use_bias:
+        mean = mean - params["conv"]["bias"]
+    return params["conv"]["kernel"] * factor, params["bn"]["bias"] - mean * factor
+
+
+def check_count(name: str, sizes: Sequence[int], count: int, of: str) -> None:
+    """Raises ValueError unless there are as many sizes as a network has places for them.
+
+    Args:
+      name: Of the field, "widths".
+      sizes: Its value.
+      count: How many there must be.
+      of: What they are of, in words.
+    """
+    if len(sizes) != count:
+        raise ValueError(
+            f"`{name}` must have {count} entries, {of}, got {len(sizes)}: {tuple(sizes)}."
+        )
 
 
 def batch_norm(train: bool, name: str) -> nn.BatchNorm:

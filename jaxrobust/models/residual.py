@@ -1,14 +1,17 @@
-"""Residual networks.
+"""Residual networks for small images: a 3x3 stem, no first pooling.
 
 References:
   He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, https://arxiv.org/abs/1512.03385
+  He et al., "Identity Mappings in Deep Residual Networks", ECCV 2016, https://arxiv.org/abs/1603.05027
+  Zagoruyko, Komodakis, "Wide Residual Networks", BMVC 2016, https://arxiv.org/abs/1605.07146
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import flax.linen as nn
 
-from jaxrobust.models.layers import ConvBlock, global_average
+from jaxrobust.models.layers import ConvBlock, NormRelu, check_count, convolution, global_average
 from jaxrobust.types import Array
 
 
@@ -17,49 +20,174 @@ class BasicBlock(nn.Module):
 
     Attributes:
       features: C_out.
+      inner: Channels between the two.
       strides: Of the first convolution and of the shortcut.
     """
 
     features: int
+    inner: tuple[int, ...]
     strides: tuple[int, int] = (1, 1)
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
         """float32 [B, H, W, C_in] -> float32 [B, H / stride, W / stride, features]."""
-        shortcut = images
-        if self.strides != (1, 1) or images.shape[-1] != self.features:
-            shortcut = ConvBlock(
-                self.features, (1, 1), self.strides, padding=0, relu=False, name="shortcut"
-            )(images, train)
-        features = ConvBlock(self.features, strides=self.strides, name="conv_0")(images, train)
+        shortcut = _shortcut(self.features, self.strides, images, train)
+        features = ConvBlock(self.inner[0], strides=self.strides, name="conv_0")(images, train)
         return ConvBlock(self.features, name="conv_1")(features, train, residual=shortcut)
 
 
+class BottleneckBlock(nn.Module):
+    """A 1x1, a 3x3 and a 1x1 convolution, and a shortcut as in `BasicBlock`.
+
+    Attributes:
+      features: C_out.
+      inner: Channels after the first and after the second.
+      strides: Of the second convolution and of the shortcut.
+    """
+
+    features: int
+    inner: tuple[int, ...]
+    strides: tuple[int, int] = (1, 1)
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> Array:
+        """float32 [B, H, W, C_in] -> float32 [B, H / stride, W / stride, features]."""
+        shortcut = _shortcut(self.features, self.strides, images, train)
+        first, second = self.inner
+        features = ConvBlock(first, (1, 1), padding=0, name="conv_0")(images, train)
+        features = ConvBlock(second, strides=self.strides, name="conv_1")(features, train)
+        return ConvBlock(self.features, (1, 1), padding=0, name="conv_2")(
+            features, train, residual=shortcut
+        )
+
+
+def _shortcut(features: int, strides: tuple[int, int], images: Array, train: bool) -> Array:
+    if strides == (1, 1) and images.shape[-1] == features:
+        return images
+    return ConvBlock(features, (1, 1), strides, padding=0, relu=False, name="shortcut")(
+        images, train
+    )
+
+
 class ResNet(nn.Module):
-    """A residual network for small images: a 3x3 stem, no first pooling.
+    """Stages of residual blocks.
 
     Attributes:
       num_classes: K.
       stage_sizes: Blocks in each stage; every stage but the first halves the image.
-      widths: Channels of each stage; the stem has those of the first.
+      widths: Channels that each stage puts out.
+      inner_widths: Channels within the blocks, one after the other: one for each block, with
+        `bottleneck` two. None: as many as the stage puts out, with `bottleneck` a quarter of it.
+      stem_width: Of the first convolution; None: the first of `widths`.
+      bottleneck: Whether blocks are of three convolutions.
     """
 
     num_classes: int = 10
     stage_sizes: Sequence[int] = (2, 2, 2)
     widths: Sequence[int] = (64, 128, 256)
+    inner_widths: Sequence[int] | None = None
+    stem_width: int | None = None
+    bottleneck: bool = False
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
         """Normalised images float32 [B, H, W, C] -> logits [B, K]."""
-        if len(self.stage_sizes) != len(self.widths):
-            raise ValueError(
-                f"`widths` must have one entry for each of the {len(self.stage_sizes)} stages of "
-                f"`stage_sizes`, got {tuple(self.widths)}."
-            )
-        features = ConvBlock(self.widths[0], name="stem")(images, train)
-        for stage, (size, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True)):
-            for block in range(size):
-                strides = (2, 2) if stage > 0 and block == 0 else (1, 1)
-                name = f"stage_{stage}_block_{block}"
-                features = BasicBlock(width, strides, name=name)(features, train)
+        kind: type[BottleneckBlock | BasicBlock] = (
+            BottleneckBlock if self.bottleneck else BasicBlock
+        )
+        per_block, share = (2, 4) if self.bottleneck else (1, 1)
+        features = ConvBlock(self.stem_width or self.widths[0], name="stem")(images, train)
+        for place in _places(
+            self.stage_sizes, self.widths, self.inner_widths, per_block=per_block, share=share
+        ):
+            block = kind(place.width, place.inner, place.strides, name=place.name)
+            features = block(features, train)
         return nn.Dense(self.num_classes, name="head")(global_average(features))
+
+
+class PreActBlock(nn.Module):
+    """BatchNorm and ReLU before each of two 3x3 convolutions.
+
+    Attributes:
+      features: C_out.
+      inner: Channels between the two.
+      strides: Of the first convolution and of the shortcut, which is a 1x1 convolution of the
+        normalised image where the shape changes.
+    """
+
+    features: int
+    inner: tuple[int, ...]
+    strides: tuple[int, int] = (1, 1)
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> Array:
+        """float32 [B, H, W, C_in] -> float32 [B, H / stride, W / stride, features]."""
+        active = NormRelu(name="norm")(images, train)
+        shortcut = images
+        if self.strides != (1, 1) or images.shape[-1] != self.features:
+            shortcut = convolution(self.features, 1, self.strides[0], name="shortcut")(active)
+        features = ConvBlock(self.inner[0], strides=self.strides, name="conv_0")(active, train)
+        return convolution(self.features, 3, 1, name="conv_1")(features) + shortcut
+
+
+class PreActResNet(nn.Module):
+    """A residual network that normalises before it convolves, and once more at its end.
+
+    Attributes:
+      num_classes: K.
+      stage_sizes: Blocks in each stage; every stage but the first halves the image.
+      widths: Channels that each stage puts out.
+      inner_widths: Channels within each block; None: as many as its stage puts out.
+      stem_width: Of the first convolution; None: the first of `widths`.
+    """
+
+    num_classes: int = 10
+    stage_sizes: Sequence[int] = (2, 2, 2, 2)
+    widths: Sequence[int] = (64, 128, 256, 512)
+    inner_widths: Sequence[int] | None = None
+    stem_width: int | None = None
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> Array:
+        """Normalised images float32 [B, H, W, C] -> logits [B, K]."""
+        features = convolution(self.stem_width or self.widths[0], 3, 1, name="stem")(images)
+        for place in _places(self.stage_sizes, self.widths, self.inner_widths):
+            block = PreActBlock(place.width, place.inner, place.strides, name=place.name)
+            features = block(features, train)
+        features = global_average(NormRelu(name="final")(features, train))
+        return nn.Dense(self.num_classes, name="head")(features)
+
+
+class _Place(NamedTuple):
+    """A block's."""
+
+    name: str
+    width: int
+    inner: tuple[int, ...]
+    strides: tuple[int, int]
+
+
+def _places(
+    stage_sizes: Sequence[int],
+    widths: Sequence[int],
+    inner_widths: Sequence[int] | None,
+    *,
+    per_block: int = 1,
+    share: int = 1,
+) -> Iterator[_Place]:
+    """The blocks in their order; without `inner_widths` the inner ones are a share of the outer."""
+    check_count("widths", widths, len(stage_sizes), "one for each stage of `stage_sizes`")
+    if inner_widths is None:
+        inner_widths = [
+            width // share
+            for size, width in zip(stage_sizes, widths, strict=True)
+            for _ in range(size * per_block)
+        ]
+    count = per_block * sum(stage_sizes)
+    check_count("inner_widths", inner_widths, count, f"{per_block} for each block")
+    left = iter(inner_widths)
+    for stage, (size, width) in enumerate(zip(stage_sizes, widths, strict=True)):
+        for block in range(size):
+            inner = tuple(next(left) for _ in range(per_block))
+            strides = (2, 2) if stage > 0 and block == 0 else (1, 1)
+            yield _Place(f"stage_{stage}_block_{block}", width, inner, strides)

@@ -1,89 +1,21 @@
 """Weights of PyTorch networks as variables of ours."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import checks
+from jaxrobust.models.torch_layouts import LAYOUTS, Layer
 from jaxrobust.models.zoo import create
 from jaxrobust.types import PyTree
 
-
-class Layer(NamedTuple):
-    """Where one PyTorch layer goes.
-
-    Attributes:
-      theirs: Its prefix in the state dict, "features.0".
-      ours: The path of ours, "block_0/conv".
-      kind: "conv", "dense" or "bn".
-      bias: Whether a convolution has one.
-      flattened: For a dense layer behind a flatten of [C, H, W], that shape: its rows are put into
-        the order [H, W, C].
-    """
-
-    theirs: str
-    ours: str
-    kind: str
-    bias: bool = True
-    flattened: tuple[int, int, int] | None = None
-
-
-def _sequence(convolutions: list[int]) -> list[Layer]:
-    """A Sequential of convolutions with bias at these places, BatchNorm right after each."""
-    layers = []
-    for index, place in enumerate(convolutions):
-        layers.append(Layer(f"features.{place}", f"block_{index}/conv", "conv"))
-        layers.append(Layer(f"features.{place + 1}", f"block_{index}/bn", "bn"))
-    return layers
-
-
-def _mlp() -> list[Layer]:
-    layers = []
-    for index in range(3):
-        flattened = (3, 32, 32) if index == 0 else None
-        place = 3 * index
-        layers.append(
-            Layer(f"layers.{place}", f"block_{index}/dense", "dense", flattened=flattened)
-        )
-        layers.append(Layer(f"layers.{place + 1}", f"block_{index}/bn", "bn"))
-    return [*layers, Layer("layers.9", "head", "dense")]
-
-
-def _conv_bn(conv: str, bn: str, ours: str) -> list[Layer]:
-    return [Layer(conv, f"{ours}/conv", "conv", bias=False), Layer(bn, f"{ours}/bn", "bn")]
-
-
-def _resnet(stage_sizes: tuple[int, ...]) -> list[Layer]:
-    layers = _conv_bn("conv1", "bn1", "stem")
-    for stage, size in enumerate(stage_sizes):
-        for block in range(size):
-            theirs, ours = f"layer{stage + 1}.{block}", f"stage_{stage}_block_{block}"
-            layers += _conv_bn(f"{theirs}.conv1", f"{theirs}.bn1", f"{ours}/conv_0")
-            layers += _conv_bn(f"{theirs}.conv2", f"{theirs}.bn2", f"{ours}/conv_1")
-            if stage > 0 and block == 0:
-                layers += _conv_bn(
-                    f"{theirs}.shortcut.0", f"{theirs}.shortcut.1", f"{ours}/shortcut"
-                )
-    return [*layers, Layer("fc", "head", "dense")]
-
-
-LAYOUTS: dict[str, list[Layer]] = {
-    "mlp": _mlp(),
-    "cnn": [
-        *_sequence([0, 3, 7, 10, 14]),
-        Layer("classifier.2", "head_bn", "bn"),
-        Layer("classifier.3", "head", "dense"),
-    ],
-    "simple_cnn": [
-        *_sequence([0, 4, 8]),
-        Layer("classifier.1", "hidden", "dense", flattened=(128, 4, 4)),
-        Layer("classifier.4", "head", "dense"),
-    ],
-    "resnet_small": _resnet((2, 2, 2)),
-}
+# Other names of the same layers: of torchvision's residual networks, and of the last layer.
+_ALIASES = {".downsample.": ".shortcut."}
+_HEADS = ("fc", "linear")
+_WRAPPER = "module."  # of networks that were trained on several devices
 
 
 def from_torch(name: str, state_dict: Mapping[str, Any]) -> PyTree:
@@ -91,12 +23,12 @@ def from_torch(name: str, state_dict: Mapping[str, Any]) -> PyTree:
 
     Convolutions go from OIHW to HWIO, dense layers are transposed, BatchNorm's weight, bias and
     running statistics become scale, bias, mean and var. `num_batches_tracked` is left out. The
-    layouts expected are those of `jaxrobust.models.torch_weights.LAYOUTS`: Sequentials `features` and
-    `classifier` for "cnn" and "simple_cnn", a Sequential `layers` for "mlp", torchvision-style
-    `conv1`, `layer1.0.conv1`, `fc` with `shortcut` for "resnet_small".
+    names expected are those of `jaxrobust.models.torch_layouts`, which are those of the networks for
+    CIFAR that most checkpoints come from; `downsample` may stand for `shortcut`, `linear` for `fc`,
+    and `module.` before everything.
 
     Args:
-      name: "mlp", "cnn", "simple_cnn" or "resnet_small", of default sizes for images of 32x32x3; any
+      name: A network of `MODELS`, but "photo_cnn", of its published size for images of 32x32x3; any
         number of classes.
       state_dict: PyTorch's names to arrays (numpy, or anything that numpy can read).
 
@@ -109,7 +41,7 @@ def from_torch(name: str, state_dict: Mapping[str, Any]) -> PyTree:
     """
     checks.one_of("name", name, tuple(LAYOUTS))
     arrays = {
-        key: np.asarray(value)
+        _renamed(key, LAYOUTS[name][-1].theirs): np.asarray(value)
         for key, value in state_dict.items()
         if not key.endswith("num_batches_tracked")
     }
@@ -137,6 +69,15 @@ def from_torch(name: str, state_dict: Mapping[str, Any]) -> PyTree:
             + "\n  ".join(problems)
         )
     return {collection: tree for collection, tree in variables.items() if tree}
+
+
+def _renamed(key: str, head: str) -> str:
+    """A key of a state dict under the name that the layouts have for it."""
+    key = key.removeprefix(_WRAPPER)
+    for theirs, ours in _ALIASES.items():
+        key = key.replace(theirs, ours)
+    layer, _, leaf = key.partition(".")
+    return f"{head}.{leaf}" if layer in _HEADS and head in _HEADS else key
 
 
 def _expected(name: str, arrays: Mapping[str, np.ndarray]) -> dict[tuple[str, ...], tuple]:

@@ -8,22 +8,38 @@ import flax.linen as nn
 import numpy as np
 
 from jaxrobust import checks
-from jaxrobust.models.convolutional import CNN, MLP, PhotoCNN, SimpleCNN
-from jaxrobust.models.residual import ResNet
+from jaxrobust.models.convolutional import CNN, MLP, VGG, PhotoCNN, SimpleCNN
+from jaxrobust.models.densely_connected import DenseNet
+from jaxrobust.models.mobile import MobileNetV1, MobileNetV2
+from jaxrobust.models.residual import PreActResNet, ResNet
 
-MODELS: dict[str, type[nn.Module]] = {
-    "mlp": MLP,
-    "cnn": CNN,
-    "photo_cnn": PhotoCNN,
-    "simple_cnn": SimpleCNN,
-    "resnet_small": ResNet,
+_FOUR = (64, 128, 256, 512)
+
+MODELS: dict[str, nn.Module] = {
+    "mlp": MLP(),
+    "cnn": CNN(),
+    "photo_cnn": PhotoCNN(),
+    "simple_cnn": SimpleCNN(),
+    "resnet_small": ResNet(),
+    "resnet18": ResNet(stage_sizes=(2, 2, 2, 2), widths=_FOUR),
+    "resnet34": ResNet(stage_sizes=(3, 4, 6, 3), widths=_FOUR),
+    "resnet50": ResNet(
+        stage_sizes=(3, 4, 6, 3), widths=(256, 512, 1024, 2048), stem_width=64, bottleneck=True
+    ),
+    "preact_resnet18": PreActResNet(),
+    "wide_resnet": PreActResNet(stage_sizes=(4, 4, 4), widths=(160, 320, 640), stem_width=16),
+    "vgg19": VGG(),
+    "mobilenet_v1": MobileNetV1(),
+    "mobilenet_v2": MobileNetV2(),
+    "densenet121": DenseNet(),
 }
+"""The networks in their published sizes, for ten classes; `wide_resnet` is WRN-28-10."""
 
 
 @functools.cache
 def _create(name: str, num_classes: int, sizes: tuple[tuple[str, Any], ...]) -> nn.Module:
     # Without a parent even if a module that is being called asks: the object is shared.
-    return MODELS[name](num_classes=num_classes, parent=None, **dict(sizes))
+    return MODELS[name].clone(num_classes=num_classes, parent=None, **dict(sizes))
 
 
 def create(name: str, num_classes: int = 10, **sizes: Any) -> nn.Module:
@@ -50,23 +66,31 @@ def create(name: str, num_classes: int = 10, **sizes: Any) -> nn.Module:
     """
     checks.one_of("name", name, tuple(MODELS))
     checks.integer("num_classes", num_classes, minimum=2)
-    fields = [f.name for f in dataclasses.fields(MODELS[name]) if f.name not in _NOT_SIZES]
+    prototype: Any = MODELS[name]
+    fields = [f.name for f in dataclasses.fields(prototype) if f.name not in _NOT_SIZES]
     for size in sizes:
         if size not in fields:
             raise TypeError(f"`{size}` is no size of {name!r}; it has {', '.join(fields)}.")
-    frozen = {name: _size(name, value) for name, value in sizes.items()}
+    frozen = {size: _size(size, value, getattr(prototype, size)) for size, value in sizes.items()}
     return _create(name, num_classes, tuple(sorted(frozen.items())))
 
 
-def _size(name: str, value: Any) -> int | tuple[int, ...]:
-    if np.ndim(value) == 0:
+def _size(name: str, value: Any, default: Any) -> Any:
+    """A size as a static field has it, of the kind of its default."""
+    if isinstance(default, bool):
+        checks.one_of(name, value, (True, False))
+        return value
+    if value is None and name in _OPTIONAL:
+        return None
+    if name.endswith("_width"):
         checks.integer(name, value, minimum=1)
-        if name != "hidden_width":
-            raise TypeError(f"`{name}` must be a sequence of integers, got {value!r}.")
         return int(value)
+    if np.ndim(value) == 0:
+        raise TypeError(f"`{name}` must be a sequence of integers, got {value!r}.")
     for entry in value:
         checks.integer(name, entry, minimum=1)
     return tuple(int(entry) for entry in value)
 
 
+_OPTIONAL = ("inner_widths", "stem_width", "transition_widths")
 _NOT_SIZES = ("num_classes", "parent", "name")

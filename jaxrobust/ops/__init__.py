@@ -5,6 +5,7 @@ from jaxrobust.ops.conv import (
     convolution,
     convolution_bias_relu,
 )
+from jaxrobust.ops.depthwise import depthwise_convolution
 from jaxrobust.ops.pool import average_pool, max_pool
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "conv_general_dilated",
     "convolution",
     "convolution_bias_relu",
+    "depthwise_convolution",
     "max_pool",
 ]

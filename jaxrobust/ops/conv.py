@@ -20,6 +20,7 @@ from jax import lax
 
 from jaxrobust import compilation
 from jaxrobust.ops import onednn
+from jaxrobust.ops.depthwise import depthwise_convolution
 from jaxrobust.types import Array
 
 Pair = tuple[int, int]
@@ -298,8 +299,9 @@ def conv_general_dilated(
       rhs: Kernel [rows, columns, C_in / groups, C_out].
       window_strides: Of rows and columns.
       padding: Pairs of zeros, or "SAME" or "VALID".
-      **options: The rest of the signature. With groups, dilation, another layout or precision, the
-        call goes to `jax.lax.conv_general_dilated` as it is.
+      **options: The rest of the signature. A 3x3 convolution of each channel by itself goes to
+        `depthwise_convolution`; with other groups, dilation, another layout or precision, the call
+        goes to `jax.lax.conv_general_dilated` as it is.
 
     Returns:
       [B, H', W', C_out].
@@ -309,12 +311,18 @@ def conv_general_dilated(
         for name, value in options.items()
         if value is not None and _PLAIN_OPTIONS.get(name) != _plain(value)
     }
-    if changed or lhs.ndim != 4:
+    is_depthwise = changed == {"feature_group_count": lhs.shape[-1]} and rhs.shape[:3] == (3, 3, 1)
+    if lhs.ndim != 4 or (changed and not is_depthwise):
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
     (top, bottom), (left, right) = padding
     rows, columns = window_strides
+    if changed:
+        ones = top == bottom == left == right == 1
+        if rhs.shape[3] == lhs.shape[3] and ones and (rows, columns) in ((1, 1), (2, 2)):
+            return depthwise_convolution(lhs, rhs, (rows, columns))
+        return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
     return convolution(lhs, rhs, (rows, columns), ((top, bottom), (left, right)))
 
 

@@ -125,7 +125,7 @@ def _of_run(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     described = dict(settings["model"])
     kind = described.pop("type")
     for model, network in models.MODELS.items():
-        if kind == f"{network.__module__}.{network.__qualname__}":
+        if kind == f"{type(network).__module__}.{type(network).__qualname__}":
             facts = {"model": model, "num_classes": described.pop("num_classes")}
             return facts | {"sizes": described, "mean": settings["mean"], "std": settings["std"]}
     raise ValueError(

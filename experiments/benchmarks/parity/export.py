@@ -21,7 +21,7 @@ import numpy as np
 from flax import traverse_util
 
 from jaxrobust import evaluation, files, models
-from jaxrobust.models.torch_weights import LAYOUTS
+from jaxrobust.models.torch_layouts import LAYOUTS
 from jaxrobust.types import PyTree
 
 # Of each kind of layer: PyTorch's name of an array -> (our collection, our name).

@@ -1,0 +1,87 @@
+"""DenseNets for small images: every layer sees what all layers before it in its stage put out.
+
+References:
+  Huang et al., "Densely Connected Convolutional Networks", CVPR 2017, https://arxiv.org/abs/1608.06993
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxrobust import ops
+from jaxrobust.models.layers import (
+    ConvBlock,
+    NormRelu,
+    check_count,
+    convolution,
+    global_average,
+)
+from jaxrobust.types import Array
+
+
+class DenseLayer(nn.Module):
+    """A 1x1 and a 3x3 convolution, each after BatchNorm and ReLU; its channels join what came in.
+
+    Attributes:
+      features: Channels that it adds.
+      inner: Channels between the two convolutions.
+    """
+
+    features: int
+    inner: int
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> Array:
+        """float32 [B, H, W, C] -> float32 [B, H, W, features + C], the new channels first."""
+        active = NormRelu(name="norm")(images, train)
+        hidden = ConvBlock(self.inner, (1, 1), padding=0, name="conv_0")(active, train)
+        return jnp.concatenate(
+            [convolution(self.features, 3, 1, name="conv_1")(hidden), images], -1
+        )
+
+
+class DenseNet(nn.Module):
+    """Stages of `DenseLayer`, between them a 1x1 convolution and average pooling.
+
+    Attributes:
+      num_classes: K.
+      stage_sizes: Layers in each stage; every stage but the first halves the image.
+      widths: Channels that each layer adds, one after the other.
+      inner_widths: Channels within each layer; None: four times what it adds.
+      transition_widths: Channels between stages; None: half of what the stage before puts out.
+      stem_width: Of the first convolution.
+    """
+
+    num_classes: int = 10
+    stage_sizes: Sequence[int] = (6, 12, 24, 16)
+    widths: Sequence[int] = (32,) * 58
+    inner_widths: Sequence[int] | None = None
+    transition_widths: Sequence[int] | None = None
+    stem_width: int = 64
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> Array:
+        """Normalised images float32 [B, H, W, C], H and W multiples of 8 -> logits [B, K]."""
+        count, stages = sum(self.stage_sizes), len(self.stage_sizes)
+        check_count("widths", self.widths, count, "one for each layer")
+        inner_widths = self.inner_widths or tuple(4 * width for width in self.widths)
+        check_count("inner_widths", inner_widths, count, "one for each layer")
+        if self.transition_widths is not None:
+            check_count("transition_widths", self.transition_widths, stages - 1, "between stages")
+        features = convolution(self.stem_width, 3, 1, name="stem")(images)
+        left = iter(zip(self.widths, inner_widths, strict=True))
+        for stage, size in enumerate(self.stage_sizes):
+            if stage:
+                width = features.shape[-1] // 2
+                if self.transition_widths is not None:
+                    width = self.transition_widths[stage - 1]
+                features = NormRelu(name=f"transition_{stage}_norm")(features, train)
+                features = convolution(width, 1, 1, name=f"transition_{stage}")(features)
+                features = ops.average_pool(features)
+            for layer in range(size):
+                width, inner = next(left)
+                block = DenseLayer(width, inner, name=f"stage_{stage}_layer_{layer}")
+                features = block(features, train)
+        features = global_average(NormRelu(name="final")(features, train))
+        return nn.Dense(self.num_classes, name="head")(features)

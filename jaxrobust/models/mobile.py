@@ -1,0 +1,123 @@
+"""MobileNets for small images: depthwise convolutions, and strides where 32x32 pixels allow them.
+
+References:
+  Howard et al., "MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications",
+  2017, https://arxiv.org/abs/1704.04861 (table 1)
+  Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", CVPR 2018,
+  https://arxiv.org/abs/1801.04381 (table 2)
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+
+from jaxrobust.models.layers import ConvBlock, DepthwiseBlock, check_count, global_average
+from jaxrobust.types import Array
+
+_V1_STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
+# Of the stages: how many blocks, and the stride of the first; the paper's first two strides of 2, and
+# the stem's, are for images of 224 pixels.
+_V2_BLOCKS = (1, 2, 3, 4, 3, 3, 1)
+_V2_STRIDES = (1, 1, 2, 2, 1, 2, 1)
+_V2_EXPANSION = (1, 6, 6, 6, 6, 6, 6)
+
+
+class MobileNetV1(nn.Module):
+    """Depthwise and pointwise convolutions in turns.
+
+    Attributes:
+      num_classes: K.
+      widths: Of the stem and of the 13 pointwise convolutions; a depthwise one has as many channels
+        as come in.
+    """
+
+    num_classes: int = 10
+    widths: Sequence[int] = (32, 64, 128, 128, 256, 256, *(512,) * 6, 1024, 1024)
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> Array:
+        """Normalised images float32 [B, H, W, C] -> logits [B, K]."""
+        check_count("widths", self.widths, 14, "the stem and 13 blocks")
+        stem, *widths = self.widths
+        features = ConvBlock(stem, name="stem")(images, train)
+        for index, (width, stride) in enumerate(zip(widths, _V1_STRIDES, strict=True)):
+            depthwise = DepthwiseBlock((stride, stride), name=f"block_{index}_depthwise")
+            features = depthwise(features, train)
+            pointwise = ConvBlock(width, (1, 1), padding=0, name=f"block_{index}_pointwise")
+            features = pointwise(features, train)
+        return nn.Dense(self.num_classes, name="head")(global_average(features))
+
+
+class InvertedResidual(nn.Module):
+    """Expansion by a 1x1 convolution, a depthwise one, projection by a 1x1 convolution without ReLU.
+
+    With stride 1 there is a shortcut, which is a 1x1 convolution where the channels change.
+
+    Attributes:
+      features: C_out.
+      inner: Channels of the depthwise convolution.
+      stride: Of the depthwise convolution.
+    """
+
+    features: int
+    inner: int
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> Array:
+        """float32 [B, H, W, C_in] -> float32 [B, H / stride, W / stride, features]."""
+        features = ConvBlock(self.inner, (1, 1), padding=0, name="expand")(images, train)
+        features = DepthwiseBlock((self.stride,) * 2, name="depthwise")(features, train)
+        shortcut = None
+        if self.stride == 1:
+            shortcut = images
+            if images.shape[-1] != self.features:
+                shortcut = _linear(self.features, "shortcut")(images, train)
+        return _linear(self.features, "project")(features, train, residual=shortcut)
+
+
+def _linear(features: int, name: str) -> ConvBlock:
+    return ConvBlock(features, (1, 1), padding=0, relu=False, name=name)
+
+
+class MobileNetV2(nn.Module):
+    """Inverted residual blocks, with ReLU for ReLU6 and shortcuts where channels change.
+
+    Both are so in the network for CIFAR-10 that is widespread in PyTorch, whose weights fit.
+
+    Attributes:
+      num_classes: K.
+      widths: Of the stem, of what each of the 7 stages puts out, and of the last convolution.
+      inner_widths: Of the depthwise convolutions of the 17 blocks; None: 6 times what comes in, in
+        the first stage as many.
+    """
+
+    num_classes: int = 10
+    widths: Sequence[int] = (32, 16, 24, 32, 64, 96, 160, 320, 1280)
+    inner_widths: Sequence[int] | None = None
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False) -> Array:
+        """Normalised images float32 [B, H, W, C] -> logits [B, K]."""
+        check_count("widths", self.widths, 9, "the stem, 7 stages and the last convolution")
+        stem, *stages, last = self.widths
+        inner_widths = self.inner_widths
+        if inner_widths is None:
+            # A stage's first block takes what the stage before it puts out, the others its own.
+            inner_widths = [
+                factor * (before if block == 0 else width)
+                for before, width, factor, size in zip(
+                    (stem, *stages[:-1]), stages, _V2_EXPANSION, _V2_BLOCKS, strict=True
+                )
+                for block in range(size)
+            ]
+        check_count("inner_widths", inner_widths, sum(_V2_BLOCKS), "one for each block")
+        features = ConvBlock(stem, name="stem")(images, train)
+        left = iter(inner_widths)
+        for stage, (width, size) in enumerate(zip(stages, _V2_BLOCKS, strict=True)):
+            for block in range(size):
+                stride = _V2_STRIDES[stage] if block == 0 else 1
+                name = f"stage_{stage}_block_{block}"
+                features = InvertedResidual(width, next(left), stride, name=name)(features, train)
+        features = ConvBlock(last, (1, 1), padding=0, name="last")(features, train)
+        return nn.Dense(self.num_classes, name="head")(global_average(features))

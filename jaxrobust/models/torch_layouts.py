@@ -1,0 +1,163 @@
+"""Where the layers of PyTorch's networks are in ours.
+
+The names are those of the implementations for CIFAR that most published checkpoints come from: for
+wide_resnet those of the adversarial training literature, for the others those of the widespread
+collection of networks for CIFAR-10; for "cnn", "simple_cnn" and "mlp" those of the Sports-10 reports.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Layer(NamedTuple):
+    """Where one PyTorch layer goes.
+
+    Attributes:
+      theirs: Its prefix in the state dict, "features.0".
+      ours: The path of ours, "block_0/conv".
+      kind: "conv", "dense" or "bn".
+      bias: Whether a convolution has one.
+      flattened: For a dense layer behind a flatten of [C, H, W], that shape: its rows are put into
+        the order [H, W, C].
+    """
+
+    theirs: str
+    ours: str
+    kind: str
+    bias: bool = True
+    flattened: tuple[int, int, int] | None = None
+
+
+def _sequence(convolutions: list[int]) -> list[Layer]:
+    """A Sequential of convolutions with bias at these places, BatchNorm right after each."""
+    layers = []
+    for index, place in enumerate(convolutions):
+        layers.append(Layer(f"features.{place}", f"block_{index}/conv", "conv"))
+        layers.append(Layer(f"features.{place + 1}", f"block_{index}/bn", "bn"))
+    return layers
+
+
+def _mlp() -> list[Layer]:
+    layers = []
+    for index in range(3):
+        flattened = (3, 32, 32) if index == 0 else None
+        place = 3 * index
+        layers.append(
+            Layer(f"layers.{place}", f"block_{index}/dense", "dense", flattened=flattened)
+        )
+        layers.append(Layer(f"layers.{place + 1}", f"block_{index}/bn", "bn"))
+    return [*layers, Layer("layers.9", "head", "dense")]
+
+
+def _conv(theirs: str, ours: str) -> Layer:
+    return Layer(theirs, ours, "conv", bias=False)
+
+
+def _conv_bn(conv: str, bn: str, ours: str) -> list[Layer]:
+    return [_conv(conv, f"{ours}/conv"), Layer(bn, f"{ours}/bn", "bn")]
+
+
+def _blocks(stage_sizes: tuple[int, ...], theirs: str) -> Iterator[tuple[int, int, str, str]]:
+    """(stage, block, their prefix, our name); `theirs` has places for both, counted from 1 and 0."""
+    for stage, size in enumerate(stage_sizes):
+        for block in range(size):
+            prefix = theirs.format(stage=stage + 1, block=block)
+            yield stage, block, prefix, f"stage_{stage}_block_{block}"
+
+
+def _resnet(stage_sizes: tuple[int, ...], convolutions: int = 2) -> list[Layer]:
+    layers = _conv_bn("conv1", "bn1", "stem")
+    for stage, block, theirs, ours in _blocks(stage_sizes, "layer{stage}.{block}"):
+        for index in range(convolutions):
+            conv, bn = f"{theirs}.conv{index + 1}", f"{theirs}.bn{index + 1}"
+            layers += _conv_bn(conv, bn, f"{ours}/conv_{index}")
+        # A bottleneck's first stage has four times the channels of the stem.
+        if block == 0 and (stage > 0 or convolutions == 3):
+            layers += _conv_bn(f"{theirs}.shortcut.0", f"{theirs}.shortcut.1", f"{ours}/shortcut")
+    return [*layers, Layer("fc", "head", "dense")]
+
+
+def _preact_resnet(
+    stage_sizes: tuple[int, ...], blocks: str, shortcut: str, final: str, wider: bool
+) -> list[Layer]:
+    layers = [_conv("conv1", "stem")]
+    for stage, block, theirs, ours in _blocks(stage_sizes, blocks):
+        layers.append(Layer(f"{theirs}.bn1", f"{ours}/norm/bn", "bn"))
+        layers += _conv_bn(f"{theirs}.conv1", f"{theirs}.bn2", f"{ours}/conv_0")
+        layers.append(_conv(f"{theirs}.conv2", f"{ours}/conv_1"))
+        if block == 0 and (stage > 0 or wider):
+            layers.append(_conv(f"{theirs}.{shortcut}", f"{ours}/shortcut"))
+    return [*layers, Layer(final, "final/bn", "bn"), Layer("fc", "head", "dense")]
+
+
+def _vgg(stage_sizes: tuple[int, ...]) -> list[Layer]:
+    places, place = [], 0
+    for size in stage_sizes:
+        places += [place + 3 * index for index in range(size)]
+        place += 3 * size + 1  # a convolution, BatchNorm and ReLU each, then the pooling
+    return [*_sequence(places), Layer("classifier", "head", "dense")]
+
+
+def _mobilenet_v1() -> list[Layer]:
+    layers = _conv_bn("conv1", "bn1", "stem")
+    for index in range(13):
+        theirs, ours = f"layers.{index}", f"block_{index}"
+        layers += _conv_bn(f"{theirs}.conv1", f"{theirs}.bn1", f"{ours}_depthwise")
+        layers += _conv_bn(f"{theirs}.conv2", f"{theirs}.bn2", f"{ours}_pointwise")
+    return [*layers, Layer("linear", "head", "dense")]
+
+
+def _mobilenet_v2(stage_sizes: tuple[int, ...], shortcuts: tuple[int, ...]) -> list[Layer]:
+    """`shortcuts`: the stages whose first block has a convolution for one."""
+    layers = _conv_bn("conv1", "bn1", "stem")
+    for index, (stage, block, _, ours) in enumerate(_blocks(stage_sizes, "")):
+        theirs = f"layers.{index}"
+        for number, name in enumerate(("expand", "depthwise", "project"), start=1):
+            layers += _conv_bn(f"{theirs}.conv{number}", f"{theirs}.bn{number}", f"{ours}/{name}")
+        if block == 0 and stage in shortcuts:
+            layers += _conv_bn(f"{theirs}.shortcut.0", f"{theirs}.shortcut.1", f"{ours}/shortcut")
+    return [*layers, *_conv_bn("conv2", "bn2", "last"), Layer("linear", "head", "dense")]
+
+
+def _densenet(stage_sizes: tuple[int, ...]) -> list[Layer]:
+    layers = [_conv("conv1", "stem")]
+    for stage, size in enumerate(stage_sizes):
+        if stage:
+            layers.append(Layer(f"trans{stage}.bn", f"transition_{stage}_norm/bn", "bn"))
+            layers.append(_conv(f"trans{stage}.conv", f"transition_{stage}"))
+        for index in range(size):
+            theirs, ours = f"dense{stage + 1}.{index}", f"stage_{stage}_layer_{index}"
+            layers.append(Layer(f"{theirs}.bn1", f"{ours}/norm/bn", "bn"))
+            layers += _conv_bn(f"{theirs}.conv1", f"{theirs}.bn2", f"{ours}/conv_0")
+            layers.append(_conv(f"{theirs}.conv2", f"{ours}/conv_1"))
+    return [*layers, Layer("bn", "final/bn", "bn"), Layer("linear", "head", "dense")]
+
+
+LAYOUTS: dict[str, list[Layer]] = {
+    "mlp": _mlp(),
+    "cnn": [
+        *_sequence([0, 3, 7, 10, 14]),
+        Layer("classifier.2", "head_bn", "bn"),
+        Layer("classifier.3", "head", "dense"),
+    ],
+    "simple_cnn": [
+        *_sequence([0, 4, 8]),
+        Layer("classifier.1", "hidden", "dense", flattened=(128, 4, 4)),
+        Layer("classifier.4", "head", "dense"),
+    ],
+    "resnet_small": _resnet((2, 2, 2)),
+    "resnet18": _resnet((2, 2, 2, 2)),
+    "resnet34": _resnet((3, 4, 6, 3)),
+    "resnet50": _resnet((3, 4, 6, 3), convolutions=3),
+    "preact_resnet18": _preact_resnet(
+        (2, 2, 2, 2), "layer{stage}.{block}", "shortcut.0", "bn", wider=False
+    ),
+    "wide_resnet": _preact_resnet(
+        (4, 4, 4), "block{stage}.layer.{block}", "convShortcut", "bn1", wider=True
+    ),
+    "vgg19": _vgg((2, 2, 4, 4, 4)),
+    "mobilenet_v1": _mobilenet_v1(),
+    "mobilenet_v2": _mobilenet_v2((1, 2, 3, 4, 3, 3, 1), shortcuts=(0, 1, 4, 6)),
+    "densenet121": _densenet((6, 12, 24, 16)),
+}
+"""The layers of each network, the head last."""
