@@ -100,6 +100,14 @@ def microbatch_size() -> int | None:
     return 32 if jax.default_backend() == "cpu" else None
 
 
+def loops_are_fast() -> bool:
+    """Whether steps of training may as well be taken in a loop within the compiled program.
+
+    On the CPU they may not: a weight gradient inside `lax.scan` or `fori_loop` is several times slower.
+    """
+    return jax.default_backend() != "cpu"
+
+
 def group_sizes() -> tuple[int, ...] | None:
     """How many lanes of an attack may take their steps together; None for all of them.
 

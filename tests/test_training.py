@@ -23,7 +23,7 @@ from jaxrobust.training import (
 from jaxrobust.training import step as step_module
 from jaxrobust.training.data import Examples, padded_batch_at, shuffled
 from jaxrobust.training.history import best_epoch, is_finished, learning_rate_scale, plateau_scale
-from jaxrobust.training.step import smoothed_cross_entropy
+from jaxrobust.training.objectives import smoothed_cross_entropy
 
 
 class Net(nn.Module):

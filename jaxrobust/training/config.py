@@ -9,6 +9,8 @@ OptimizerName = Literal["adamw", "adam", "sgd"]
 ScheduleName = Literal["constant", "cosine", "step", "plateau"]
 DecayedWeights = Literal["all", "kernels"]
 Monitor = Literal["validation_loss", "validation_accuracy"]
+LossName = Literal["cross_entropy", "trades"]
+ComputeType = Literal["float32", "bfloat16"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +40,16 @@ class TrainConfig:
       plateau_patience: Epochs without improvement that are borne; the next one lowers the rate.
       gradient_clip: The gradient's largest global l2 norm; None: not clipped.
       label_smoothing: Probability spread evenly over all classes, in [0, 1).
+      loss: Of adversarial training: "cross_entropy" of the adversarial images, or "trades", which
+        compares them with the clean ones.
+      natural_weight: Share of the clean images' cross-entropy in the loss "cross_entropy", in [0, 1).
+      trades_beta: Weight of the divergence in "trades", above 0.
+      attack_warmup_epochs: The attack's epsilon and step size grow linearly over so many epochs.
+      awp_gamma: Of adversarial weight perturbation: the gradient is taken where the weights are this
+        share of their length up the loss. 0: it is left out.
+      awp_warmup_epochs: Epochs before weights are perturbed.
+      compute_type: "float32", or "bfloat16" for the passes of training and of its attack; weights,
+        statistics and sums stay float32.
       early_stopping_patience: Stop after so many epochs without a new best; None: never.
       monitor: The figure that decides about the best epoch, the plateau and early stopping.
       ema_decay: Validate and return an exponential moving average of the weights; None: the
@@ -69,6 +81,13 @@ class TrainConfig:
     plateau_patience: int = 3
     gradient_clip: float | None = None
     label_smoothing: float = 0.0
+    loss: LossName = "cross_entropy"
+    natural_weight: float = 0.0
+    trades_beta: float = 6.0
+    attack_warmup_epochs: int = 0
+    awp_gamma: float = 0.0
+    awp_warmup_epochs: int = 0
+    compute_type: ComputeType = "float32"
     early_stopping_patience: int | None = None
     monitor: Monitor = "validation_loss"
     ema_decay: float | None = None
@@ -105,6 +124,15 @@ class TrainConfig:
         if self.gradient_clip is not None:
             checks.number("gradient_clip", self.gradient_clip, above=0.0)
         _fraction("label_smoothing", self.label_smoothing)
+        checks.one_of("loss", self.loss, get_args(LossName))
+        _fraction("natural_weight", self.natural_weight)
+        if self.natural_weight and self.loss != "cross_entropy":
+            raise ValueError('`natural_weight` is of the loss "cross_entropy", not of "trades".')
+        checks.number("trades_beta", self.trades_beta, above=0.0)
+        checks.integer("attack_warmup_epochs", self.attack_warmup_epochs, minimum=0)
+        checks.number("awp_gamma", self.awp_gamma, minimum=0.0)
+        checks.integer("awp_warmup_epochs", self.awp_warmup_epochs, minimum=0)
+        checks.one_of("compute_type", self.compute_type, get_args(ComputeType))
         if self.early_stopping_patience is not None:
             checks.integer("early_stopping_patience", self.early_stopping_patience, minimum=1)
         checks.one_of("monitor", self.monitor, get_args(Monitor))

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxrobust import checks, files
 from jaxrobust.training import fingerprint, loop, programs
+from jaxrobust.training.adversaries import FreeReplays
 from jaxrobust.training.checkpoint import RunCheckpoints
 from jaxrobust.training.config import TrainConfig
 from jaxrobust.training.data import Examples, on_device
@@ -23,7 +24,7 @@ from jaxrobust.training.interrupt import catch_interrupt
 from jaxrobust.training.logs import Display, RunLog
 from jaxrobust.training.optimizers import make_optimizer
 from jaxrobust.training.state import TrainState, create_state
-from jaxrobust.training.step import Augment
+from jaxrobust.training.step import Augment, check_objective, check_untargeted
 from jaxrobust.types import Array, Attack, Masks, PyTree
 
 CHECKPOINTS = "checkpoints"
@@ -93,11 +94,12 @@ def fit(
     std: Any = 1.0,
     validation: tuple[Any, Any] | None = None,
     augment: Augment | None = None,
-    attack: Attack | None = None,
+    attack: Attack | FreeReplays | None = None,
     validation_attack: Attack | None = None,
     variables: PyTree | None = None,
     masks: Masks | None = None,
     checkpoint_every: int = 1,
+    num_devices: int = 1,
     progress: bool = True,
     tensorboard: bool = False,
 ) -> FitResult:
@@ -122,14 +124,17 @@ def fit(
       validation: As `train`; evaluated after each epoch, each example once. Needed for early
         stopping and the plateau schedule.
       augment: (key, images float32 [B, H, W, C] in [0, 1]) -> images.
-      attack: For adversarial training, untargeted; its last point replaces each image. Restarts and
-        `keep` do not matter: no point is judged.
+      attack: For adversarial training, untargeted; its last point takes the place of each image, as
+        the loss of `config` says. Restarts and `keep` do not matter: no point is judged. Beside the
+        attacks of `jaxrobust.attacks` those of `training`: NFGSM, KLAscent (TRADES), FreeReplays.
       validation_attack: Likewise for the validation images, so that the best epoch is the most
         robust one: of a long adversarial training that is not the last. None: they stay clean.
       variables: To start from, for fine-tuning. None: the model's own initial ones.
       masks: The parameters' structure with boolean leaves; False keeps a parameter at 0.
       checkpoint_every: Epochs between checkpoints, besides the last one and every new best. A run
         that is killed repeats what came after the last. It changes no result.
+      num_devices: How many of the devices share each batch, at most as many as jax sees; a divisor of
+        `batch_size`. It changes nothing but rounding, and a run may go on with another number.
       progress: Whether to show a bar on a terminal, and a line per epoch.
       tensorboard: Whether to write `tensorboard/` too.
 
@@ -161,11 +166,19 @@ def fit(
       1.0
     """
     checks.integer("checkpoint_every", checkpoint_every, minimum=1)
+    checks.integer("num_devices", num_devices, minimum=1)
+    if num_devices > jax.device_count() or config.batch_size % num_devices:
+        raise ValueError(
+            f"`num_devices` must be at most the {jax.device_count()} devices that jax sees and divide "
+            f"`batch_size` = {config.batch_size}, got {num_devices}."
+        )
     train_set = on_device("train", train)
     validation_set = None
     if validation is not None:
         validation_set = on_device("validation", validation, train_set.images.shape[1:])
     _check_sizes(config, train_set, validation_set, mean, std)
+    check_objective(programs.objective_of(config), attack)
+    check_untargeted(validation_attack)
 
     _, order_key, step_key = jax.random.split(jax.random.key(config.seed), 3)
     image = jnp.zeros((1, *train_set.images.shape[1:]), jnp.float32)
@@ -177,7 +190,14 @@ def fit(
             start = initial_variables(model, train_set.images.shape[1:], config.seed)
         if masks is not None:
             start = dict(start) | {"params": _masked(start["params"], masks)}
-        return create_state(start, optimizer, average=config.ema_decay is not None)
+        return create_state(
+            start,
+            optimizer,
+            average=config.ema_decay is not None,
+            perturbed=_trained_shape(train_set, config, augment)
+            if isinstance(attack, FreeReplays)
+            else None,
+        )
 
     # Shapes alone: a run that goes on, or is finished, needs no initial weights.
     template = jax.eval_shape(initial_state)
@@ -212,6 +232,10 @@ def fit(
         position = loop.restore(checkpoints, template) or loop.Position(
             initial_state(), programs.zero_totals(), ()
         )
+        replicate = programs.replicated(num_devices)
+        position = position._replace(
+            state=replicate(position.state), totals=replicate(position.totals)
+        )
         unfinished = not is_finished(config, position.history)
         log = stack.enter_context(
             RunLog(directory, position.history, tensorboard=tensorboard and unfinished)
@@ -226,7 +250,9 @@ def fit(
                 position,
                 config,
                 programs.compile_programs(
-                    programs.make_plan(model, augment, config, len(train_set.labels), digests),
+                    programs.make_plan(
+                        model, augment, config, len(train_set.labels), digests, num_devices
+                    ),
                     programs.make_constants(mean, std, masks, attack, validation_attack),
                     template,
                     train_set,
@@ -240,6 +266,7 @@ def fit(
                 stack.enter_context(catch_interrupt()),
                 steps_per_epoch=steps_per_epoch,
                 checkpoint_every=checkpoint_every,
+                is_attacked=validation_attack is not None,
             )
         best = best_epoch(config, position.history) or len(position.history)
         best_state = position.state
@@ -253,6 +280,17 @@ def fit(
             history=position.history,
             timings=tuple(log.timings),
         )
+
+
+def _trained_shape(
+    train: Examples, config: TrainConfig, augment: Augment | None
+) -> tuple[int, ...]:
+    """Of a batch as the network sees it: augmentation may change the size of the images."""
+    shape = (config.batch_size, *train.images.shape[1:])
+    if augment is None:
+        return shape
+    key, images = jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32)
+    return jax.eval_shape(lambda *arguments: augment(*arguments), key, images).shape
 
 
 def _programs(

@@ -33,6 +33,42 @@ def best_epoch(config: TrainConfig, history: Sequence[Row]) -> int | None:
     return 1 + values.index(min(values)) if values else None
 
 
+def catastrophic_overfitting(history: Sequence[Row]) -> int | None:
+    """The epoch in which training against weak attacks stopped to help against the stronger one.
+
+    Networks that are trained against a single step may learn to hide from just that: within an epoch or
+    two the accuracy under a stronger attack collapses, and that under the training attack rises.
+
+    Args:
+      history: Of a run whose validation images are attacked.
+
+    Returns:
+      The first epoch, counted from 1, with less than half of the best validation accuracy before it and
+      no lower training accuracy than in that best epoch; None if there is none.
+
+    References:
+      Wong, Rice, Kolter, "Fast is better than free: Revisiting adversarial training", ICLR 2020,
+      section 5.4, https://arxiv.org/abs/2001.03994
+
+    Example:
+      >>> rows = [(0.3, 0.30), (0.4, 0.35), (0.6, 0.10)]
+      >>> names = ("train_accuracy", "validation_accuracy")
+      >>> catastrophic_overfitting([dict(zip(names, row)) for row in rows])
+      3
+    """
+    best: Row | None = None
+    for row in history:
+        robust = row.get("validation_accuracy")
+        if robust is None:
+            return None
+        if best is not None and robust < best["validation_accuracy"] / 2:
+            if row["train_accuracy"] >= best["train_accuracy"]:
+                return history.index(row) + 1
+        elif best is None or robust > best["validation_accuracy"]:
+            best = row
+    return None
+
+
 def plateau_scale(values: Sequence[float], factor: float, patience: int) -> float:
     """What the plateau schedule has multiplied the learning rate by after these epochs.
 

@@ -139,9 +139,9 @@ class Display:
         name = f"epoch {epoch}/{self._num_epochs}"
         self._progress.reset(self._task, description=name, completed=done)
 
-    def advance(self) -> None:
-        """One more step."""
-        self._progress.advance(self._task)
+    def advance(self, count: int) -> None:
+        """So many steps more."""
+        self._progress.advance(self._task, count)
 
     def end_epoch(self, row: Row, seconds: float) -> None:
         """A line with what the epoch came to."""

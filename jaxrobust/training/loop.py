@@ -1,9 +1,9 @@
-"""The training loop: one compiled step, called from Python.
+"""The training loop: a compiled step, on a GPU a compiled epoch, called from Python.
 
-Why not a whole epoch in `lax.scan`: inside it XLA's CPU convolution gradients are slower, no bar
+Why not a whole epoch on the CPU: inside a loop XLA's CPU convolution gradients are slower, no bar
 could move, and Ctrl-C would have to wait for the end of the epoch. A call of the compiled step
 costs some tens of microseconds and waits for nothing; the host waits for the device once an epoch,
-to read the sums.
+to read the sums. On a GPU steps may be shorter than calls, and an epoch is one program.
 """
 
 import dataclasses
@@ -12,7 +12,6 @@ import time
 from typing import NamedTuple, NoReturn
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust.training import history as decisions
@@ -63,6 +62,7 @@ def train(
     *,
     steps_per_epoch: int,
     checkpoint_every: int,
+    is_attacked: bool,
 ) -> Position:
     """Trains until the run is finished.
 
@@ -79,6 +79,7 @@ def train(
       interrupt: Looked at after every step.
       steps_per_epoch: At least 1.
       checkpoint_every: Epochs between checkpoints, besides the best and the last.
+      is_attacked: Whether the validation images are, so that catastrophic overfitting shows in them.
 
     Returns:
       The position at the end.
@@ -107,7 +108,7 @@ def train(
         _check_finite(row, config, checkpoints)
         validated = time.perf_counter()
 
-        history, totals = (*history, row), zero_totals()
+        history, totals = (*history, row), programs.zero_totals()
         if (
             epoch % checkpoint_every == 0
             or decisions.best_epoch(config, history) == epoch
@@ -126,6 +127,12 @@ def train(
             },
         )
         display.end_epoch(row, saved - started)
+        if is_attacked and decisions.catastrophic_overfitting(history) == epoch:
+            display.say(
+                f"Catastrophic overfitting in epoch {epoch}: accuracy under the validation attack fell "
+                f"to {100 * row['validation_accuracy']:.1f} %, that in training did not. The best "
+                "epoch is kept (`best_variables`); a wider noise (NFGSM) or more steps avoid it."
+            )
         if interrupt.requested and not decisions.is_finished(config, history):
             _stop(checkpoints, epoch + 1, 0)
     return Position(state, totals, history)
@@ -142,16 +149,18 @@ def _train_epoch(
     steps_per_epoch: int,
 ) -> tuple[TrainState, Metrics]:
     """The rest of an epoch, or as much of it as Ctrl-C leaves."""
-    scale = jnp.float32(decisions.learning_rate_scale(config, history))
+    scale = decisions.learning_rate_scale(config, history)
+    # In place of the old one, wherever that is.
+    scale = jax.device_put(np.float32(scale), state.learning_rate_scale.sharding)
     state = dataclasses.replace(state, learning_rate_scale=scale)
     order = programs.order(len(history))
     done = int(state.step) - len(history) * steps_per_epoch
     display.start_epoch(len(history) + 1, done)
-    for _ in range(done, steps_per_epoch):
-        if interrupt.requested:
-            break
-        state, totals = programs.train_batch(state, totals, order)
-        display.advance()
+    while done < steps_per_epoch and not interrupt.requested:
+        count = min(programs.steps_per_call, steps_per_epoch - done)
+        state, totals = programs.train_batches(state, totals, order, count)
+        display.advance(count)
+        done += count
     return state, totals
 
 

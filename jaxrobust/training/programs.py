@@ -12,12 +12,16 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxrobust import compilation
 from jaxrobust.attacks import conversation
 from jaxrobust.models import Classifier
+from jaxrobust.training.adversaries import FreeReplays
 from jaxrobust.training.config import TrainConfig
 from jaxrobust.training.data import Examples, batch_at, padded_batch_at, shuffled
+from jaxrobust.training.objectives import Objective
 from jaxrobust.training.optimizers import make_optimizer, make_schedule
 from jaxrobust.training.state import TrainState
 from jaxrobust.training.step import Augment, Metrics, eval_step, train_step
@@ -52,12 +56,14 @@ class Plan(NamedTuple):
       augment: Of the training images, or None.
       config: The settings, whose seed does not matter.
       num_examples: Of the training set.
+      num_devices: That share each batch.
     """
 
     model: Itself
     augment: Itself
     config: TrainConfig
     num_examples: int
+    num_devices: int
 
     @property
     def steps_per_epoch(self) -> int:
@@ -79,7 +85,7 @@ class Constants(NamedTuple):
     mean: Any
     std: Any
     masks: Masks | None
-    attack: Attack | None
+    attack: Attack | FreeReplays | None
     validation_attack: Attack | None
 
 
@@ -89,6 +95,7 @@ def make_plan(
     config: TrainConfig,
     num_examples: int,
     digests: dict[str, str | None],
+    num_devices: int,
 ) -> Plan:
     """The plan of a run; `digests` are of what "model" and "augment" compute."""
     return Plan(
@@ -96,6 +103,7 @@ def make_plan(
         Itself(augment, digests["augment"]),
         dataclasses.replace(config, seed=0),
         num_examples,
+        num_devices,
     )
 
 
@@ -103,7 +111,7 @@ def make_constants(
     mean: Any,
     std: Any,
     masks: Masks | None,
-    attack: Attack | None,
+    attack: Attack | FreeReplays | None,
     validation_attack: Attack | None,
 ) -> Constants:
     """The constants of a run, all of their leaves arrays."""
@@ -111,8 +119,8 @@ def make_constants(
         jnp.asarray(mean, jnp.float32),
         jnp.asarray(std, jnp.float32),
         jax.tree.map(jnp.asarray, masks),
-        None if attack is None else conversation.as_arrays(attack),
-        None if validation_attack is None else conversation.as_arrays(validation_attack),
+        conversation.as_arrays(attack),
+        conversation.as_arrays(validation_attack),
     )
 
 
@@ -127,13 +135,17 @@ class Programs(NamedTuple):
 
     Attributes:
       order: Epoch (from 0) -> the order of its examples, int32 [N].
-      train_batch: (state, totals, order) -> (state, totals) after the next batch. Donates both: the
-        arguments are gone afterwards.
+      train_batches: (state, totals, order, count) -> (state, totals) after so many batches more.
+        Donates both: the arguments are gone afterwards.
+      steps_per_call: The largest count.
+      zero_totals: The metrics of no step, where the state is.
       evaluate: Variables -> sums over the validation set (`eval_step`); None without one.
     """
 
     order: Callable[[int], Array]
-    train_batch: Callable[[TrainState, Metrics, Array], tuple[TrainState, Metrics]]
+    train_batches: Callable[[TrainState, Metrics, Array, int], tuple[TrainState, Metrics]]
+    steps_per_call: int
+    zero_totals: Callable[[], Metrics]
     evaluate: Callable[[PyTree], Metrics] | None
 
 
@@ -168,16 +180,62 @@ def compile_programs(
       step_key: Folded with the step for whatever is random in it.
     """
     order = _order(order_key, jnp.int32(0), count=plan.num_examples)
-    compiled: Any = _train_batch.lower(  # type: ignore[attr-defined]
-        state, zero_totals(), order, train, step_key, constants, plan=plan
+    replicate = replicated(plan.num_devices)
+    train, step_key, constants = replicate((train, step_key, constants))
+    looped = compilation.loops_are_fast()
+    like = functools.partial(jax.tree.map, lambda leaf: _like(leaf, plan.num_devices))
+    compiled: Any = _train_batches.lower(  # type: ignore[attr-defined]
+        *like((state, zero_totals(), order)),
+        train,
+        step_key,
+        constants,
+        like(jnp.int32(0)),
+        plan=plan,
+        looped=looped,
     ).compile()
+
+    def train_batches(
+        state: TrainState, totals: Metrics, order: Array, count: int
+    ) -> tuple[TrainState, Metrics]:
+        number = replicate(jnp.int32(count))
+        return compiled(state, totals, order, train, step_key, constants, number)
+
     return Programs(
-        order=lambda epoch: _order(order_key, jnp.int32(epoch), count=plan.num_examples),
-        train_batch=lambda state, totals, order: compiled(
-            state, totals, order, train, step_key, constants
-        ),
+        order=lambda epoch: replicate(_order(order_key, jnp.int32(epoch), count=plan.num_examples)),
+        train_batches=train_batches,
+        steps_per_call=plan.steps_per_epoch if looped else 1,
+        zero_totals=lambda: replicate(zero_totals()),
         evaluate=_compile_evaluation(plan, constants, state, validation, step_key),
     )
+
+
+def replicated(num_devices: int) -> Callable[[Any], Any]:
+    """A function that puts a pytree of arrays on the first so many devices, whole on each."""
+    if num_devices == 1:
+        return lambda tree: tree
+    sharding = NamedSharding(_mesh(num_devices), PartitionSpec())
+    return lambda tree: jax.tree.map(lambda leaf: jax.device_put(leaf, sharding), tree)
+
+
+@functools.cache
+def _mesh(num_devices: int) -> Mesh:
+    return Mesh(np.array(jax.devices()[:num_devices]), ("data",))
+
+
+def _like(leaf: Any, num_devices: int) -> jax.ShapeDtypeStruct:
+    """The shape of an array, and that every device has the whole of it."""
+    sharding = None
+    if num_devices > 1:
+        sharding = NamedSharding(_mesh(num_devices), PartitionSpec())
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _shared(tree: Any, num_devices: int, spec: PartitionSpec) -> Any:
+    """Within compiled code: rows shared by the devices ("data"), or whole on each."""
+    if num_devices == 1:
+        return tree
+    sharding = NamedSharding(_mesh(num_devices), spec)
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, sharding), tree)
 
 
 @functools.partial(compilation.jit, static_argnames="count")
@@ -185,19 +243,41 @@ def _order(key: Array, epoch: Array, *, count: int) -> Array:
     return shuffled(key, epoch, count)
 
 
-@functools.partial(compilation.jit, static_argnames="plan", donate_argnums=(0, 1))
-def _train_batch(
+@functools.partial(compilation.jit, static_argnames=("plan", "looped"), donate_argnums=(0, 1))
+def _train_batches(
     state: TrainState,
     totals: Metrics,
     order: Array,
     examples: Examples,
     key: Array,
     constants: Constants,
+    count: Array,
     *,
+    plan: Plan,
+    looped: bool,
+) -> tuple[TrainState, Metrics]:
+    """`count` batches, or one where loops are slow."""
+    if not looped:
+        return _step(state, totals, order, examples, key, constants, plan)
+
+    def body(_: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+        return _step(*carry, order, examples, key, constants, plan)
+
+    return jax.lax.fori_loop(0, count, body, (state, totals))
+
+
+def _step(
+    state: TrainState,
+    totals: Metrics,
+    order: Array,
+    examples: Examples,
+    key: Array,
+    constants: Constants,
     plan: Plan,
 ) -> tuple[TrainState, Metrics]:
     config = plan.config
     batch = batch_at(examples, order, state.step % plan.steps_per_epoch, config.batch_size)
+    batch = _shared(batch, plan.num_devices, PartitionSpec("data"))
     state, metrics = train_step(
         state,
         batch,
@@ -209,12 +289,32 @@ def _train_batch(
         std=constants.std,
         augment=plan.augment.value,
         attack=constants.attack,
-        label_smoothing=config.label_smoothing,
+        attack_scale=_ramp(state.step, config.attack_warmup_epochs * plan.steps_per_epoch),
+        objective=objective_of(config),
+        awp_gamma=_awp_gamma(state.step, config, plan.steps_per_epoch),
+        compute_type=config.compute_type,
         ema_decay=config.ema_decay,
         masks=constants.masks,
     )
     sums = {name: totals[name] + metrics[name] for name in totals}
-    return state, sums | {"learning_rate": metrics["learning_rate"]}
+    sums["learning_rate"] = metrics["learning_rate"]
+    return _shared((state, sums), plan.num_devices, PartitionSpec())
+
+
+def objective_of(config: TrainConfig) -> Objective:
+    """The objective that a run's settings name."""
+    return Objective(config.loss, config.natural_weight, config.trades_beta, config.label_smoothing)
+
+
+def _ramp(step: Array, num_steps: int) -> Array | None:
+    """What the attack is scaled by; the first step is 1 / num_steps rather than a wasted one at 0."""
+    return None if num_steps == 0 else jnp.minimum(1.0, (step + 1) / num_steps)
+
+
+def _awp_gamma(step: Array, config: TrainConfig, steps_per_epoch: int) -> Array | None:
+    if config.awp_gamma == 0:
+        return None
+    return jnp.where(step < config.awp_warmup_epochs * steps_per_epoch, 0.0, config.awp_gamma)
 
 
 @functools.partial(compilation.jit, static_argnames="plan")
@@ -229,12 +329,14 @@ def _evaluate_batch(
     plan: Plan,
 ) -> Metrics:
     batch, valid = padded_batch_at(examples, index, plan.config.batch_size)
+    batch, valid = _shared((batch, valid), plan.num_devices, PartitionSpec("data"))
     # The same key in every epoch: figures are compared between epochs, so luck is held fixed.
     key = jax.random.fold_in(key, index)
     apply_fn: Any = plan.model.value.apply
     classifier = Classifier(apply_fn, variables, constants.mean, constants.std)
     sums = eval_step(classifier, batch, valid, attack=constants.validation_attack, key=key)
-    return jax.tree.map(jnp.add, totals, sums)
+    sums = jax.tree.map(jnp.add, totals, sums)
+    return _shared(sums, plan.num_devices, PartitionSpec())
 
 
 def _compile_evaluation(
@@ -242,19 +344,25 @@ def _compile_evaluation(
 ) -> Callable[[PyTree], Metrics] | None:
     if examples is None:
         return None
-    zeros = {
-        "loss": jnp.zeros((), jnp.float32),
-        "correct": jnp.zeros((), jnp.int32),
-        "count": jnp.zeros((), jnp.int32),
-    }
+    replicate = replicated(plan.num_devices)
+    zeros = replicate(
+        {
+            "loss": jnp.zeros((), jnp.float32),
+            "correct": jnp.zeros((), jnp.int32),
+            "count": jnp.zeros((), jnp.int32),
+        }
+    )
+    examples, key = replicate((examples, key))
+    like = functools.partial(jax.tree.map, lambda leaf: _like(leaf, plan.num_devices))
     compiled: Any = _evaluate_batch.lower(  # type: ignore[attr-defined]
-        state.evaluated, zeros, jnp.int32(0), examples, key, constants, plan=plan
+        like(state.evaluated), zeros, like(jnp.int32(0)), examples, key, constants, plan=plan
     ).compile()
 
     def evaluate(variables: PyTree) -> Metrics:
         totals = zeros
         for index in range(-(-examples.labels.shape[0] // plan.config.batch_size)):
-            totals = compiled(variables, totals, jnp.int32(index), examples, key, constants)
+            number = replicate(jnp.int32(index))
+            totals = compiled(variables, totals, number, examples, key, constants)
         return totals
 
     return evaluate

@@ -22,6 +22,7 @@ class TrainState:
       opt_state: The optimizer's.
       learning_rate_scale: float32 scalar, by which the plateau schedule lowers the learning rate.
       average: The moving average of `variables`; None where none is kept.
+      perturbation: float32 [B, H, W, C], that of `FreeReplays`; None for any other training.
     """
 
     step: Array
@@ -30,6 +31,7 @@ class TrainState:
     opt_state: PyTree
     learning_rate_scale: Array
     average: PyTree | None = None
+    perturbation: Array | None = None
 
     @property
     def variables(self) -> dict[str, PyTree]:
@@ -52,6 +54,7 @@ def create_state(
     optimizer: optax.GradientTransformation,
     *,
     average: bool = False,
+    perturbed: tuple[int, ...] | None = None,
 ) -> TrainState:
     """The state before the first step.
 
@@ -62,6 +65,7 @@ def create_state(
       variables: {"params": ..., "batch_stats": ...}, as a linen module's `init` returns them.
       optimizer: For its initial state.
       average: Whether to keep a moving average of the variables.
+      perturbed: The shape [B, H, W, C] of a batch as it is trained on, for `FreeReplays`.
 
     Returns:
       The state.
@@ -87,4 +91,5 @@ def create_state(
         opt_state=optimizer.init(params),
         learning_rate_scale=jnp.ones((), jnp.float32),
         average=copy(as_variables(params, batch_stats)) if average else None,
+        perturbation=None if perturbed is None else jnp.zeros(perturbed, jnp.float32),
     )

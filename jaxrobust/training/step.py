@@ -15,8 +15,11 @@ import optax
 from jaxrobust import losses
 from jaxrobust.attacks import engine
 from jaxrobust.models import Classifier
+from jaxrobust.training import adversaries
+from jaxrobust.training.adversaries import FreeReplays
+from jaxrobust.training.objectives import Objective, make_forward, weight_perturbation
 from jaxrobust.training.state import TrainState
-from jaxrobust.types import Array, Attack, LogitsFn, Masks, PyTree
+from jaxrobust.types import Array, Attack, LogitsFn, Masks, PyTree, Rounded
 
 Augment = Callable[[Array, Array], Array]
 """(key, images float32 [B, H, W, C] in [0, 1]) -> images of the same kind, of any size."""
@@ -35,17 +38,20 @@ def train_step(
     mean: Any = 0.0,
     std: Any = 1.0,
     augment: Augment | None = None,
-    attack: Attack | None = None,
-    label_smoothing: float = 0.0,
+    attack: Attack | FreeReplays | None = None,
+    attack_scale: Array | None = None,
+    objective: Objective = Objective(),  # noqa: B008 (it cannot be changed)
+    awp_gamma: Array | float | None = None,
+    compute_type: str = "float32",
     ema_decay: float | None = None,
     masks: Masks | None = None,
     penalty: Callable[[PyTree], Array] | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """Augments, attacks, and takes one step against the mean cross-entropy.
+    """Augments, attacks, and takes one step down the objective.
 
     The attack is made on the network in evaluation mode (running statistics, no dropout): that is
     the network an adversary will meet, and the objective is then a function of one image. The step
-    itself is in training mode, on the adversarial images alone.
+    itself is in training mode. (FreeReplays alone takes its gradient from the training pass.)
 
     Args:
       state: Before the step.
@@ -57,8 +63,13 @@ def train_step(
       mean: [C] or a scalar, of pixel values in [0, 1].
       std: [C] or a scalar.
       augment: Applied to the images first.
-      attack: For adversarial training: its last point replaces each image.
-      label_smoothing: Probability spread evenly over all classes, in [0, 1).
+      attack: For adversarial training: its last point takes the place of each image. With
+        `FreeReplays` the step is repeated on the batch, and the state holds the perturbation.
+      attack_scale: A scalar in [0, 1] that multiplies the attack's epsilon and step size; None: 1.
+      objective: The loss. "trades" and a natural weight compare clean with adversarial images.
+      awp_gamma: Of adversarial weight perturbation, a scalar of at least 0: the gradient is taken
+        where the weights are this share of their length up the loss. None: it is left out.
+      compute_type: "float32", or "bfloat16" for the training passes (`make_forward`) and the attack.
       ema_decay: Of `state.average`, in [0, 1); it starts low and grows as (1 + step) / (10 + step)
         up to this, so that the average soon forgets the initial weights. Needed if the state has
         one.
@@ -69,54 +80,72 @@ def train_step(
     Returns:
       (The state after the step, {"loss": mean, "correct": int32 count, "gradient_norm": global l2
       norm before clipping, "learning_rate"}, all scalars). Loss and count are of the images trained
-      on, in training mode, before the step.
+      on, in training mode, before the step (of FreeReplays: before the last replay).
 
     Raises:
-      ValueError: A moving average in the state but no `ema_decay`, or the reverse; a targeted attack.
-
-    References:
-      Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018,
-      https://arxiv.org/abs/1706.06083 (equation 2.1: training on the attack's last point).
+      ValueError: A moving average in the state but no `ema_decay`, or the reverse; likewise for a
+        perturbation and FreeReplays; a targeted attack; an objective that needs one and has none.
     """
     if (state.average is None) != (ema_decay is None):
         raise ValueError("`ema_decay` and a state with a moving average need each other.")
-    _check_attack(attack)
+    is_free = isinstance(attack, FreeReplays)
+    if (state.perturbation is not None) != is_free:
+        raise ValueError("FreeReplays and a state with a perturbation need each other.")
+    check_objective(objective, attack)
     images, labels = batch
     augment_key, attack_key, dropout_key = jax.random.split(key, 3)
     images = to_unit_range(images)
     if augment is not None:
         images = augment(augment_key, images)
-    if attack is not None:
-        classifier = Classifier(apply_fn, state.variables, mean, std)
-        images = engine.craft(attack, attack_key, classifier, images, labels)
-    normalised = (images - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
-
-    def loss_fn(params: PyTree) -> tuple[Array, tuple[Array, PyTree]]:
-        logits, updated = apply_fn(
-            state.variables | {"params": params},
-            normalised,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": dropout_key},
-        )
-        loss = jnp.mean(smoothed_cross_entropy(logits, labels, label_smoothing))
-        if penalty is not None:
-            loss = loss + penalty(params)
-        return loss, (logits, updated.get("batch_stats", state.batch_stats))
-
-    (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
-        state.params
-    )
+    if attack is not None and attack_scale is not None:
+        attack = adversaries.scaled(attack, attack_scale)
     learning_rate = schedule(state.step) * state.learning_rate_scale
-    updates, opt_state = optax.with_extra_args_support(optimizer).update(
-        gradients, state.opt_state, state.params, learning_rate=learning_rate
-    )
-    params = optax.apply_updates(state.params, updates)
-    if masks is not None:
-        params = jax.tree.map(lambda mask, leaf: jnp.where(mask, leaf, 0), masks, params)
-    after = dataclasses.replace(
-        state, step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state
-    )
+    forward = make_forward(apply_fn, mean, std, dropout_key, compute_type)
+
+    def descend(state: TrainState, adversarial: Array) -> tuple[TrainState, Metrics, Array]:
+        """A step of the optimizer; also the gradient by the adversarial images."""
+
+        def loss(params: PyTree, adversarial: Array) -> tuple[Array, tuple[Array, PyTree]]:
+            value, parts = objective(
+                forward, params, state.batch_stats, images, adversarial, labels
+            )
+            return value if penalty is None else value + penalty(params), parts
+
+        params = state.params
+        if awp_gamma is not None:
+            uphill = jax.grad(loss, has_aux=True)(params, adversarial)[0]
+            added = weight_perturbation(params, uphill, awp_gamma)
+            params = jax.tree.map(jnp.add, params, added)
+        (value, (logits, batch_stats)), (gradients, by_image) = jax.value_and_grad(
+            loss, (0, 1), has_aux=True
+        )(params, adversarial)
+        updates, opt_state = optax.with_extra_args_support(optimizer).update(
+            gradients, state.opt_state, state.params, learning_rate=learning_rate
+        )
+        params = optax.apply_updates(state.params, updates)
+        if masks is not None:
+            params = jax.tree.map(lambda mask, leaf: jnp.where(mask, leaf, 0), masks, params)
+        after = dataclasses.replace(
+            state, params=params, batch_stats=batch_stats, opt_state=opt_state
+        )
+        metrics = {
+            "loss": value,
+            "correct": jnp.sum(jnp.argmax(logits, -1) == labels, dtype=jnp.int32),
+            "gradient_norm": optax.tree.norm(gradients),
+            "learning_rate": jnp.asarray(learning_rate, jnp.float32),
+        }
+        return after, metrics, by_image
+
+    if isinstance(attack, FreeReplays):
+        after, metrics = _replayed(state, images, attack, descend)
+    else:
+        adversarial = images
+        if attack is not None:
+            attacked = Classifier(apply_fn, state.variables, mean, std)
+            logits_fn = Rounded(attacked) if compute_type == "bfloat16" else attacked
+            adversarial = adversaries.craft(attack, attack_key, logits_fn, images, labels)
+        after, metrics, _ = descend(state, adversarial)
+    after = dataclasses.replace(after, step=state.step + 1)
     if ema_decay is not None:
         decay = jnp.minimum(ema_decay, (1 + after.step) / (10 + after.step))
         # Statistics are averaged too: those of the last weights would not fit the averaged ones.
@@ -124,13 +153,45 @@ def train_step(
             lambda old, new: decay * old + (1 - decay) * new, state.average, after.variables
         )
         after = dataclasses.replace(after, average=average)
-    metrics = {
-        "loss": loss,
-        "correct": jnp.sum(jnp.argmax(logits, -1) == labels, dtype=jnp.int32),
-        "gradient_norm": optax.tree.norm(gradients),
-        "learning_rate": jnp.asarray(learning_rate, jnp.float32),
-    }
     return after, metrics
+
+
+def _replayed(
+    state: TrainState,
+    images: Array,
+    attack: FreeReplays,
+    descend: Callable[[TrainState, Array], tuple[TrainState, Metrics, Array]],
+) -> tuple[TrainState, Metrics]:
+    """Steps on one batch, between which the perturbation takes one as well."""
+
+    def replay(
+        carry: tuple[TrainState, Array], _: None
+    ) -> tuple[tuple[TrainState, Array], Metrics]:
+        state, perturbation = carry
+        state, metrics, by_image = descend(state, jnp.clip(images + perturbation, 0.0, 1.0))
+        moved = perturbation + attack.epsilon * jnp.sign(by_image)
+        return (state, jnp.clip(moved, -attack.epsilon, attack.epsilon)), metrics
+
+    start: Any = (state, state.perturbation)
+    (state, perturbation), metrics = jax.lax.scan(replay, start, None, attack.num_replays)
+    state = dataclasses.replace(state, perturbation=perturbation)
+    return state, jax.tree.map(lambda values: values[-1], metrics)
+
+
+def check_objective(objective: Objective, attack: Attack | FreeReplays | None) -> None:
+    """Checks that an objective and an attack fit each other.
+
+    Raises:
+      ValueError: A targeted attack, no attack for an objective that compares with one, or free
+        training with another objective than the cross-entropy of the adversarial images.
+    """
+    check_untargeted(attack)
+    compares = objective.loss == "trades" or objective.natural_weight > 0
+    if compares and (attack is None or isinstance(attack, FreeReplays)):
+        raise ValueError(
+            '`attack` is needed by loss "trades" and by `natural_weight`, and must not be FreeReplays, '
+            f"got {attack}."
+        )
 
 
 def eval_step(
@@ -168,7 +229,7 @@ def eval_step(
     if attack is not None:
         if key is None:
             raise ValueError("`key` is needed by `attack`.")
-        _check_attack(attack)
+        check_untargeted(attack)
         images = engine.craft(attack, key, logits_fn, images, labels)
     logits = logits_fn(images)
     loss = jax.vmap(losses.cross_entropy)(logits, labels)
@@ -179,7 +240,8 @@ def eval_step(
     }
 
 
-def _check_attack(attack: Attack | None) -> None:
+def check_untargeted(attack: Any) -> None:
+    """Raises ValueError for an attack that is aimed at the labels."""
     if getattr(attack, "targeted", False):
         raise ValueError(
             "`attack` must be untargeted: aimed at the true labels, it would make the task easier."
@@ -197,25 +259,3 @@ def to_unit_range(images: Array) -> Array:
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise TypeError(f"`images` must be uint8 or floating point, got {images.dtype}.")
     return images.astype(jnp.float32)
-
-
-def smoothed_cross_entropy(logits: Array, labels: Array, smoothing: float = 0.0) -> Array:
-    """Cross-entropy against (1 - smoothing) of the label and smoothing / K of every class.
-
-    Args:
-      logits: [B, K].
-      labels: int [B].
-      smoothing: In [0, 1).
-
-    Returns:
-      [B], in nats.
-
-    References:
-      Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016,
-      https://arxiv.org/abs/1512.00567 (section 7).
-    """
-    label_loss = jax.vmap(losses.cross_entropy)(logits, labels)
-    if smoothing == 0.0:
-        return label_loss
-    mean_loss = jax.nn.logsumexp(logits, -1) - jnp.mean(logits, -1)
-    return (1 - smoothing) * label_loss + smoothing * mean_loss
