@@ -5,8 +5,9 @@
 
 The model is a run folder of `jaxrobust.training.fit`, a saved model (`save_variables`, `save_sparse`),
 or module:function: a Python function without arguments that returns a function from images
-[B, H, W, C] in [0, 1] to logits [B, K]. The data are `digits`, `sports10`, a folder
-<split>/<class>/<image> (the split is test, valid or val), or an .npz with `images` and `labels`.
+[B, H, W, C] in [0, 1] to logits [B, K]. The data are `digits`, `sports10`, `cifar10`, `cifar100`,
+`cifar10_jpeg` (data/README.md says what to place in --data-dir), a folder <split>/<class>/<image> (the
+split is test, valid or val), or an .npz with `images` and `labels`.
 
 Expected time: 2 to 3 minutes on 2 cores for a very small network (`simple_cnn` with widths of 8) and
 200 digits of which 56 withstand, a minute of it for the sanity checks; more in proportion to the
@@ -39,7 +40,7 @@ from jaxrobust.studies import suite_run, suites
 from jaxrobust.types import Attack, LogitsFn, Stochastic
 
 # Settings that change no verdict: a run goes on, or is drawn anew, with others.
-_VIEWS = ("save_images", "num_shown", "num_lanes", "curve", "diagnostics")
+_VIEWS = ("save_images", "num_shown", "num_lanes", "curve", "diagnostics", "download")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Config:
 
     Attributes:
       model: A run folder, a saved model, or module:function.
-      data: digits, sports10, a folder of images, or an .npz with images and labels.
+      data: digits, sports10, cifar10, cifar100, cifar10_jpeg, a folder of images, or an .npz with
+        images and labels.
       suite: standard, plus, rand, the name of one attack in small letters, or a .json of attacks.
       epsilon: Radius of the ball in pixel units (1 is black to white), as in 0.03 or 8/255.
       norm: Of the ball.
@@ -61,6 +63,7 @@ class Config:
       search_type: The type of the search; what bfloat16 finds is verified in float32.
       weights: Of a run folder: those of the last epoch or of the best.
       data_dir: Where a named data set lies.
+      download: Fetch cifar10 or cifar100 into data_dir if it is not there (170 MB).
       image_size: Side of the images of a folder, in pixels; their own by default.
       seed: Of everything random.
       run: Name of the run; results go to <results_dir>/evaluate/<run>.
@@ -82,6 +85,7 @@ class Config:
     search_type: Literal["float32", "bfloat16"] = "float32"
     weights: Literal["last", "best"] = "last"
     data_dir: Path | None = None
+    download: bool = False
     image_size: int | None = None
     seed: int = 0
     run: str = "default"
@@ -174,6 +178,7 @@ def _task(config: Config) -> _Task:
         config.seed,
         data_dir=config.data_dir,
         image_size=config.image_size,
+        download=config.download,
     )
     classifier = studies.load_classifier(config.model, config.weights)
     num_classes = studies.check_classifier(classifier, config.model, examples.images.shape[1:])

@@ -93,19 +93,19 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 @contextlib.contextmanager
-def scratch(cache: Path) -> Iterator[Path]:
-    """A new folder in the cache, removed at the end, with those that killed processes left behind.
+def scratch(parent: Path) -> Iterator[Path]:
+    """A new folder in another, removed at the end, with those that killed processes left behind.
 
     Args:
-      cache: The cache's folder.
+      parent: The cache's folder, or another to write to.
 
     Yields:
-      The new folder, on the cache's file system: a rename out of it is atomic.
+      The new folder, on the file system of `parent`: a rename out of it is atomic.
     """
-    for leftover in cache.glob(f"{_SCRATCH}*"):
+    for leftover in parent.glob(f"{_SCRATCH}*"):
         # A day, because a younger one may belong to a process that is still at work.
         with contextlib.suppress(OSError):
             if time.time() - leftover.stat().st_mtime > _SCRATCH_LIFETIME:
                 shutil.rmtree(leftover, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=cache) as name:
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=parent) as name:
         yield Path(name)

@@ -84,7 +84,8 @@ def scan(root: Path, test_split: str) -> ImageFolder:
     )
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is what systems leave behind, rather than data."""
     return name.startswith(".") or name in _CLUTTER
 
 
@@ -95,7 +96,7 @@ def _class_names(split: Path) -> tuple[str, ...]:
             "<folder>/<split>/<class>/<image>, with the splits 'train' and 'test' (or 'valid', "
             "'val', or the name given as `test_split`)."
         )
-    names = sorted(e.name for e in os.scandir(split) if e.is_dir() and not _is_hidden(e.name))
+    names = sorted(e.name for e in os.scandir(split) if e.is_dir() and not is_hidden(e.name))
     if not names:
         raise ValueError(f"{str(split)!r} holds no class folders.")
     return tuple(names)
@@ -104,7 +105,7 @@ def _class_names(split: Path) -> tuple[str, ...]:
 def _files(split: Path, class_names: Sequence[str]) -> tuple[File, ...]:
     files: list[File] = []
     for label, class_name in enumerate(class_names):
-        entries = [e for e in os.scandir(split / class_name) if not _is_hidden(e.name)]
+        entries = [e for e in os.scandir(split / class_name) if not is_hidden(e.name)]
         if not entries:
             raise ValueError(f"The class folder {str(split / class_name)!r} is empty.")
         for entry in sorted(entries, key=lambda e: e.name):

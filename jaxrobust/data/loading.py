@@ -6,14 +6,25 @@ from pathlib import Path
 import numpy as np
 
 from jaxrobust import checks
-from jaxrobust.data import decoding, folder
+from jaxrobust.data import archives, cifar, decoding, folder, tar
 from jaxrobust.data.dataset import Dataset, Split
 
-NAMES = ("digits", "sports10", "image_folder")
+NAMES = ("digits", "sports10", "image_folder", "cifar10", "cifar100", "cifar10_jpeg")
 
 # ImageNet's, which the studies of Sports-10 and most pretrained networks normalise with.
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
+# Of the train splits' pixels.
+_CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+_CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+_CIFAR100_MEAN = (0.5071, 0.4865, 0.4409)
+_CIFAR100_STD = (0.2673, 0.2564, 0.2762)
+_MEAN_AND_STD = {
+    "cifar10": (_CIFAR10_MEAN, _CIFAR10_STD),
+    "cifar10_jpeg": (_CIFAR10_MEAN, _CIFAR10_STD),
+    "cifar100": (_CIFAR100_MEAN, _CIFAR100_STD),
+}
+_TAR = "cifar10-jpeg.tar.xz"
 
 _TEST_SPLITS = ("test", "valid", "val")
 
@@ -25,6 +36,7 @@ def load(
     *,
     test_split: str | None = None,
     skip_damaged: bool = False,
+    download: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Dataset:
     """Loads a data set into memory, decoded.
@@ -35,23 +47,36 @@ def load(
       standard deviation are those of the train split: 0.310 and 0.349 at 32 pixels.
     - "sports10": photographs of ten sports, at 32 pixels unless `image_size` says otherwise. Its
       test split is the folder "valid", as in the studies that use it.
+    - "cifar10", "cifar100": 50,000 and 10,000 photographs of 32x32 pixels, of 10 classes or of 100
+      (the fine labels), in the order of the official archive. `data_dir` holds that archive
+      (cifar-10-python.tar.gz, cifar-100-python.tar.gz), whose checksum is verified, or a folder
+      "<name>/<version>" that tensorflow-datasets prepared in the format "array_record"; from an
+      archive such a folder is made. `download` fetches what is missing.
+    - "cifar10_jpeg": CIFAR-10 encoded anew as JPEG, from cifar10-jpeg.tar.xz (read without unpacking
+      it) or its unpacked folders "train" and "test". JPEG changes the pixels: train and test on it,
+      and do not set its figures beside those of CIFAR-10.
     - "image_folder", or simply the folder's path: any `<data_dir>/<split>/<class>/<image>`, of the
       images' own size unless `image_size` is given.
 
     Photographs are resized with Pillow's bicubic filter (not cropped: one that is not square is
-    squeezed) and carry ImageNet's mean and standard deviation. Classes and files are in the order
-    of their names. Hidden files are ignored, and so are files that lie outside the class folders.
-    What is decoded once is cached, and decoded anew when a file's name, size or time changes.
+    squeezed). They carry ImageNet's mean and standard deviation, CIFAR those of its own train split.
+    Classes and files of a folder are in the order of their names. Hidden files are ignored, and so
+    are files that lie outside the class folders. What is decoded once is cached, and decoded anew
+    when a file's name, size or time changes.
 
     Args:
       name: One of `NAMES`, or the path of a folder of images.
       data_dir: The folder that holds the splits; for "sports10" also one with a folder "sports10"
-        that does. Not used for "digits".
+        that does. For "cifar10" and "cifar100" as above; for "cifar10_jpeg" the tar file, or a folder
+        that holds it or the splits, or one with a folder "cifar10_jpeg" that does. Not used for
+        "digits".
       image_size: Side of the images in pixels, at least 1; None for the defaults above.
       test_split: The folder of the test split. None: the one of "test", "valid" and "val" that is
-        there; for "sports10", "valid" before the others.
+        there; for "sports10", "valid" before the others. The CIFAR data sets have "test" alone.
       skip_damaged: Leave out files that are no readable image, and list them in the result's
         `skipped_files`, rather than raise an error.
+      download: Fetch the archive of "cifar10" or "cifar100" (170 MB) into `data_dir`, if nothing of
+        it is there.
       cache_dir: Where decoded images are kept. None: $JAXROBUST_CACHE, else
         $XDG_CACHE_HOME/jaxrobust, else ~/.cache/jaxrobust.
 
@@ -60,11 +85,13 @@ def load(
 
     Raises:
       TypeError: `image_size` is not an integer.
-      FileNotFoundError: `data_dir` or a split in it does not exist.
-      OSError: The cache cannot be written to.
+      FileNotFoundError: `data_dir`, or what it must hold, does not exist.
+      ConnectionError: A download failed; nothing of it is kept.
+      OSError: The cache cannot be written to, or a file cannot be read.
       ValueError: An unknown name, no `data_dir` where one is needed, a `test_split` that is "train"
         or could be one of several folders, classes that are empty or in one split only, damaged
-        files, or images that differ in size while no `image_size` is given.
+        files, images that differ in size while no `image_size` is given, an archive of another
+        checksum, or `download` where there is nothing to download.
 
     Example:
       >>> digits = load("digits")
@@ -82,15 +109,30 @@ def load(
     if name == "digits":
         return _digits(32 if image_size is None else int(image_size))
 
-    root = _root(name, data_dir)
-    if test_split is None:
-        test_split = _find_test_split(name, root)
-    elif test_split == "train":
+    if test_split == "train":
         raise ValueError("`test_split` must be another folder than 'train'.")
-    if name == "sports10" and image_size is None:
-        image_size = 32
-    listing = folder.scan(root, test_split)
-    decoded = decoding.decode(listing, None if image_size is None else int(image_size), cache_dir)
+    side = None if image_size is None else int(image_size)
+    if (name in archives.ARCHIVES or name == "cifar10_jpeg") and test_split not in (None, "test"):
+        raise ValueError(f"`test_split` of {name!r} must be 'test', got {test_split!r}.")
+    if download and name not in archives.ARCHIVES:
+        raise ValueError(
+            f"`download` works for {' and '.join(archives.ARCHIVES)}; {name!r} is to be placed in "
+            "`data_dir`, as data/README.md says."
+        )
+    if name in archives.ARCHIVES:
+        root = _cifar_root(name, data_dir, download)
+        decoded = cifar.load(name, root, side, download=download, cache_dir=cache_dir)
+        return _dataset(name, decoded)
+    root = _jpeg_root(data_dir) if name == "cifar10_jpeg" else _root(name, data_dir)
+    if root.is_file():
+        test_split = "test"
+        decoded = tar.decode(root, side, cache_dir)
+    else:
+        if test_split is None:
+            test_split = _find_test_split(name, root)
+        if name == "sports10" and side is None:
+            side = 32
+        decoded = decoding.decode(folder.scan(root, test_split), side, cache_dir)
     if decoded.damaged and not skip_damaged:
         shown = "".join(f"\n  {root / file}: {reason}" for file, reason in decoded.damaged[:5])
         more = "\n  ..." if len(decoded.damaged) > 5 else ""
@@ -100,17 +142,59 @@ def load(
             "them out."
         )
     for split_name, split in (("train", decoded.train), (test_split, decoded.test)):
-        for label in set(range(len(listing.class_names))) - set(split.labels.tolist()):
-            empty = root / split_name / listing.class_names[label]
+        for label in set(range(len(decoded.class_names))) - set(split.labels.tolist()):
+            empty = root / split_name / decoded.class_names[label]
             raise ValueError(f"The class folder {str(empty)!r} holds no readable image.")
+    return _dataset(name, decoded)
+
+
+def _dataset(name: str, decoded: decoding.Decoded) -> Dataset:
+    mean, std = _MEAN_AND_STD.get(name, (_IMAGENET_MEAN, _IMAGENET_STD))
     return Dataset(
         name=name,
         train=decoded.train,
         test=decoded.test,
-        class_names=listing.class_names,
-        mean=np.array(_IMAGENET_MEAN, np.float32),
-        std=np.array(_IMAGENET_STD, np.float32),
+        class_names=decoded.class_names,
+        mean=np.array(mean, np.float32),
+        std=np.array(std, np.float32),
         skipped_files=decoded.damaged,
+    )
+
+
+def _cifar_root(name: str, data_dir: str | os.PathLike[str] | None, download: bool) -> Path:
+    archive = archives.ARCHIVES[name]
+    if data_dir is None:
+        raise ValueError(
+            f"{name!r} needs `data_dir`, a folder with {archive.file_name} from {archive.url} in it, "
+            "or one to which download=True (an experiment: --download) fetches it."
+        )
+    root = Path(data_dir).expanduser().absolute()
+    if root.is_file():
+        raise ValueError(f"`data_dir` must be the folder that holds {name!r}, got {str(root)!r}.")
+    if not root.is_dir() and not download:
+        raise FileNotFoundError(
+            f"`data_dir` must be an existing folder with {archive.file_name} from {archive.url} in "
+            f"it, got {str(root)!r}. With download=True (an experiment: --download) it is made."
+        )
+    return root
+
+
+def _jpeg_root(data_dir: str | os.PathLike[str] | None) -> Path:
+    """The tar file, or the folder with the splits."""
+    layout = f"{_TAR}, or with the train and test that it unpacks to"
+    if data_dir is None:
+        raise ValueError(
+            f"'cifar10_jpeg' needs `data_dir`, a folder with {layout}, or that file itself. Nothing "
+            "is downloaded; data/README.md says more."
+        )
+    root = Path(data_dir).expanduser().absolute()
+    for found in (root, root / "cifar10_jpeg"):
+        if found.is_file() or (found / "train").is_dir():
+            return found
+        if (found / _TAR).is_file():
+            return found / _TAR
+    raise FileNotFoundError(
+        f"`data_dir` must be a folder with {layout}, or that file itself, got {str(root)!r}."
     )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 # Two threads that redirect the output at once may restore each other's.
 _OUTPUT_LOCK = threading.Lock()
+_READ_AT_ONCE = 64  # examples, which may be photographs of some megabytes
 
 
 @functools.cache
@@ -69,6 +70,22 @@ def contents(paths: Sequence[Path], folder: Path) -> Iterator[tuple[int, bytes]]
     import tensorflow_datasets as tfds
 
     builder = _builder_class()(paths, data_dir=folder, file_format="array_record")
+    prepare(builder)
+    skip = {"image": tfds.decode.SkipDecoding()}
+    for example in examples(builder.as_data_source(split="files", decoders=skip)):
+        yield int(example["index"]), example["image"]
+
+
+def examples(source: Any) -> Iterator[dict[str, Any]]:
+    """The examples of a data source, in its order; one by one they would take thrice as long."""
+    for start in range(0, len(source), _READ_AT_ONCE):
+        yield from source.__getitems__(range(start, min(start + _READ_AT_ONCE, len(source))))
+
+
+def prepare(builder: Any) -> None:
+    """Lets a builder of tensorflow-datasets write its shards, and say nothing."""
+    import tensorflow_datasets as tfds
+
     config = tfds.download.DownloadConfig(
         try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP
     )
@@ -76,6 +93,3 @@ def contents(paths: Sequence[Path], folder: Path) -> Iterator[tuple[int, bytes]]
     quiet = io.StringIO()
     with _OUTPUT_LOCK, contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
         builder.download_and_prepare(download_config=config)
-    skip = {"image": tfds.decode.SkipDecoding()}
-    for example in builder.as_data_source(split="files", decoders=skip):
-        yield int(example["index"]), example["image"]

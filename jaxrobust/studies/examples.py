@@ -70,6 +70,7 @@ def load_examples(
     *,
     data_dir: str | os.PathLike[str] | None = None,
     image_size: int | None = None,
+    download: bool = False,
 ) -> Examples:
     """Images of a test split, chosen at random and in the order of the split.
 
@@ -83,8 +84,10 @@ def load_examples(
       seed: Of the choice.
       data_dir: As in `load`.
       image_size: As in `load`.
+      download: As in `load`.
 
     Raises:
+      ConnectionError: A download failed.
       FileNotFoundError: No such file or folder.
       TypeError: Images or labels of another type.
       ValueError: Images outside [0, 1] or of another shape, labels that do not fit them, or anything
@@ -102,7 +105,9 @@ def load_examples(
                 f"`data` must be one of {data.NAMES}, an existing folder of images or an .npz, "
                 f"got {name!r}."
             )
-        whole = _folder(root) if is_folder else _named(name, data_dir, image_size)
+        if is_folder and download:
+            raise ValueError(f"`download` is for named data sets, got the folder {name!r}.")
+        whole = _folder(root) if is_folder else _named(name, data_dir, image_size, download)
     count = len(whole.labels)
     chosen = np.sort(np.random.default_rng(seed).permutation(count)[:num_images])
     images = whole.images[chosen]
@@ -116,8 +121,10 @@ def load_examples(
     )
 
 
-def _named(name: str, data_dir: str | os.PathLike[str] | None, image_size: int | None) -> Examples:
-    loaded = data.load(name, data_dir, image_size)
+def _named(
+    name: str, data_dir: str | os.PathLike[str] | None, image_size: int | None, download: bool
+) -> Examples:
+    loaded = data.load(name, data_dir, image_size, download=download)
     return Examples(
         name=loaded.name,
         images=loaded.test.images,

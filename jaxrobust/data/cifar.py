@@ -1,0 +1,115 @@
+"""CIFAR-10 and CIFAR-100: from a prepared folder, from the official archive, or downloaded."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from jaxrobust.data import archives, batches, cache, decoding, prepared
+from jaxrobust.data.archives import Archive
+from jaxrobust.data.batches import Batch, Content
+
+
+def load(
+    name: str,
+    root: Path,
+    image_size: int | None,
+    *,
+    download: bool,
+    cache_dir: str | os.PathLike[str] | None,
+) -> decoding.Decoded:
+    """Loads one of them, from the cache where it has not changed since.
+
+    Args:
+      name: One of `archives.ARCHIVES`.
+      root: Holds "<name>/<version>", as tensorflow-datasets prepares it in the format "array_record",
+        or the archive. Of an archive such a folder is made, if `root` can be written to.
+      image_size: Side in pixels; None for the images' own 32.
+      download: Fetch the archive if there is neither.
+      cache_dir: See `cache.folder`.
+
+    Returns:
+      The splits, in the archive's order; a file is called "<class>/<place in the split's archive>".
+
+    Raises:
+      FileNotFoundError: Neither is there, and `download` is False.
+      ConnectionError: The download failed.
+      OSError: A folder cannot be written to, or a file cannot be read.
+      ValueError: An archive of another checksum, or a prepared folder that is damaged.
+    """
+    archive = archives.ARCHIVES[name]
+    cache.folder(cache_dir)  # before minutes of downloading, rather than after
+    content: Content | None = None
+    folder = prepared.find(root, name)
+    identity = None if folder is None else prepared.identity(folder)
+    if folder is None:
+        path = _archive(archive, name, root, download)
+        if os.access(root, os.W_OK):
+            content = _content(path, archive)
+            folder = prepared.write(content, root, name)
+            identity = prepared.identity(folder)
+        else:  # the cache alone then spares the next call the archive
+            status = path.stat()
+            identity = [str(path.resolve()), status.st_size, status.st_mtime_ns]
+
+    def make() -> dict[str, np.ndarray]:
+        if content is not None:
+            return _arrays(content, image_size)
+        if folder is not None:
+            return _arrays(prepared.read(folder), image_size)
+        return _arrays(_content(path, archive), image_size)
+
+    return decoding.cached(name, [identity, image_size], make, cache_dir)
+
+
+def _archive(archive: Archive, name: str, root: Path, download: bool) -> Path:
+    """The archive, downloaded where that is asked for and needed."""
+    places = [root / archive.file_name, root / name / archive.file_name]
+    for path in places:
+        if path.is_file():
+            return path
+    if download:
+        return archives.download(archive, root)
+    raise FileNotFoundError(
+        f"There is no {name!r} in {str(root)!r}. Place one of these there:\n"
+        f"  {archive.file_name} as it is, from {archive.url}\n"
+        f"  {name}/<version>, as tensorflow-datasets prepares it with file_format='array_record'\n"
+        f"or pass download=True (an experiment: --download), which fetches the archive "
+        f"({archive.num_bytes / 1e6:,.0f} MB)."
+    )
+
+
+def _content(path: Path, archive: Archive) -> Content:
+    archives.verify(path, archive)
+    return batches.read(path, archive)
+
+
+def _arrays(content: Content, image_size: int | None) -> dict[str, np.ndarray]:
+    names = content.names["label"]
+    splits = (content.train, content.test)
+    files = [file for split in splits for file in _files(split, names)]
+    images = np.concatenate([split.images for split in splits])
+    return {
+        "images": images if image_size in (None, batches.SIDE) else _resized(images, image_size),
+        "labels": np.concatenate([split.labels["label"] for split in splits]).astype(np.int32),
+        "files": np.array(files, np.str_),
+        "train_end": np.array(len(content.train.images)),
+        "damaged": np.array("[]"),
+        "class_names": np.array(names, np.str_),
+    }
+
+
+def _files(split: Batch, names: tuple[str, ...]) -> list[str]:
+    labels = split.labels["label"].tolist()
+    return [f"{names[label]}/{row:05d}" for row, label in enumerate(labels)]
+
+
+def _resized(images: np.ndarray, side: int | None) -> np.ndarray:
+    from PIL import Image
+
+    assert side is not None
+    resized = np.empty((len(images), side, side, 3), np.uint8)
+    for row, image in enumerate(images):
+        picture = Image.fromarray(image)
+        resized[row] = np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC))
+    return resized
