@@ -34,8 +34,8 @@ import jax
 import numpy as np
 
 from jaxrobust import checks, evaluation, files, studies, training
-from jaxrobust.evaluation.attack_report import epsilon_label
 from jaxrobust.reports import BANNERS
+from jaxrobust.reports.formatting import rate_words
 from jaxrobust.studies import suite_run, suites
 from jaxrobust.types import Attack, LogitsFn, Stochastic
 
@@ -201,7 +201,7 @@ def _task(config: Config) -> _Task:
         config=config,
         classifier=classifier,
         suite=suite,
-        label=_label(config) + ", shortened" * (suite != whole),
+        label=suites.label(config.suite, config.radius, config.norm, shortened=suite != whole),
         examples=examples,
         names=examples.names(num_classes),
         model=Path(config.model).name,
@@ -300,26 +300,14 @@ def _curve(task: _Task, stages: studies.Stages, summary: dict[str, Any]) -> dict
     return curve
 
 
-def _label(config: Config) -> str:
-    if config.suite in ("standard", "plus", "rand"):
-        name = f"AutoAttack ({config.suite})"
-    else:
-        name = suites.SINGLE.get(config.suite) or Path(config.suite).name
-    return f"{name}, {config.norm} {epsilon_label(config.radius)}"
-
-
 def _summary(task: _Task, summary: dict[str, Any]) -> list[str]:
     """What came out, in words."""
     config = task.config
 
-    def words(rate: dict[str, Any]) -> str:
-        value, low, high = (f"{100 * rate[part]:.1f}" for part in ("rate", "low", "high"))
-        return f"{value} % (95 % interval {low} to {high} %)"
-
     clean, robust = summary["clean_accuracy"], summary["robust_accuracy"]
     paragraphs = [
-        f"{summary['model']} has {words(clean)} of {clean['n']} test images right, and "
-        f"{words(robust)} under {task.label}."
+        f"{summary['model']} has {rate_words(clean)} of {clean['n']} test images right, and "
+        f"{rate_words(robust)} under {task.label}."
     ]
     if config.suite == "rand" and not isinstance(task.classifier, Stochastic):
         paragraphs.append(

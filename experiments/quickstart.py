@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxrobust import checks, data, evaluation, models, studies, training
 from jaxrobust.attacks import FGSM, PGD
-from jaxrobust.reports.suites import BANNERS
+from jaxrobust.reports import BANNERS
 from jaxrobust.types import Attack
 
 

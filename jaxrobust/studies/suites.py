@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxrobust import attacks, checks, evaluation
+from jaxrobust.evaluation.attack_report import epsilon_label
 from jaxrobust.evaluation.auto_attack import VERSIONS
 from jaxrobust.types import Attack
 
@@ -92,6 +93,23 @@ def make_suite(name: str, epsilon: float, norm: str, num_classes: int) -> dict[s
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name}, {title!r}: {error}") from error
     return suite
+
+
+def label(name: str, epsilon: float, norm: str, *, shortened: bool = False) -> str:
+    """What a suite of `make_suite` is called in tables.
+
+    Args:
+      name: As there.
+      epsilon: Radius in pixel units.
+      norm: "linf", "l2" or "l1".
+      shortened: Whether its attacks take fewer steps than they should.
+
+    Example:
+      >>> label("standard", 8 / 255, "linf"), label("pgd", 0.5, "l2", shortened=True)
+      ('AutoAttack (standard), linf 8/255', 'PGD, l2 0.5, shortened')
+    """
+    known = f"AutoAttack ({name})" if name in VERSIONS else SINGLE.get(name) or Path(name).name
+    return f"{known}, {norm} {epsilon_label(epsilon)}" + ", shortened" * shortened
 
 
 def shortened(suite: dict[str, Attack], num_steps: int) -> dict[str, Attack]:

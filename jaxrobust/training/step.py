@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrobust import losses
+from jaxrobust import compilation, losses
 from jaxrobust.attacks import engine
 from jaxrobust.models import Classifier
 from jaxrobust.training import adversaries
@@ -173,7 +173,9 @@ def _replayed(
         return (state, jnp.clip(moved, -attack.epsilon, attack.epsilon)), metrics
 
     start: Any = (state, state.perturbation)
-    (state, perturbation), metrics = jax.lax.scan(replay, start, None, attack.num_replays)
+    (state, perturbation), metrics = jax.lax.scan(
+        replay, start, None, attack.num_replays, unroll=not compilation.loops_are_fast()
+    )
     state = dataclasses.replace(state, perturbation=perturbation)
     return state, jax.tree.map(lambda values: values[-1], metrics)
 

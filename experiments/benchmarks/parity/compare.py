@@ -30,7 +30,7 @@ class Comparison:
       ask: Sends a request to torch_worker.py, `Peer.ask`.
       stages: That keep what was computed.
       effort: Of both sides.
-      seeds: Of the attacks, on both sides; what draws nothing is made with the first alone.
+      seeds: Of the attacks, on both sides; some are made with the first alone.
       art: Whether ART is one of the peers.
       attacks: The names of those to compare within a ball; None: all.
     """
@@ -135,7 +135,7 @@ def _both(
     ball = {"norm": norm, "epsilon": epsilon, "indices": list(range(len(network.images)))}
     mine: list[dict[str, Any]] = []
     theirs: dict[str, list[dict[str, Any]]] = {library: [] for library in row.peers}
-    for seed in comparison.seeds if row.random else comparison.seeds[:1]:
+    for seed in comparison.seeds[: row.num_seeds]:
         name = f"{where} {seed}"
         make = functools.partial(_made, comparison, row.ours, epsilon, ball, seed)
         mine.append(stages.remember(f"{name}: jaxrobust", make))

@@ -116,7 +116,7 @@ def _introduction(results: list[dict[str, Any]], merged: dict[str, list[dict[str
         "attack, all nine wrong classes for targeted ones. Radii are those at which our APGD-CE leaves "
         "robust accuracies well between 10 and 90 %. Attacks are as the libraries ship them: PGD and "
         "MI-FGSM of jaxrobust return the best point on their way, torchattacks' the last.",
-        "- Every attack that draws anything is made once with each seed, on both sides. Robust images "
+        "- Every attack that draws anything is made with as many seeds as stand there. Robust images "
         f"hold if over all seeds together we leave at most one image in {first['per_image']} more "
         "robust than the peer does; minimal norms hold if our median is at most 2 % above the peer's.",
         *(f"- In all, {words}." for words in counts),
