@@ -64,8 +64,9 @@ class Config:
       num_searches: Of Carlini-Wagner.
       num_iterations: Of each of its searches.
       num_threads: That PyTorch may use; by default as many as this process may use cores.
-      seeds: Of the attacks, on both sides. Every attack that draws anything (but one that takes too
-        long, matrix.py) is made once with each, and the sums are compared: of two equally strong attacks either may win by an image or two.
+      seeds: Of the attacks, on both sides. What draws anything is made once with each (but one that
+        takes too long, matrix.py), and the sums are compared: of two equally strong attacks either may
+        win by an image or two.
       run: Name of the run; results go to <results_dir>/parity/<run>.
       results_dir: Where results go.
       docs: A Markdown file for the tables of all runs in <results_dir>/parity; None: beside
