@@ -51,6 +51,15 @@ Method = Literal["standard", "pgd", "trades", "fgsm_rs", "n_fgsm", "free"]
 # Photographs are mirrored and moved by up to an eighth, the usual for CIFAR; digits are neither.
 _PHOTOGRAPHS = Augmentation(flip=0.5, translate=0.125)
 _VALIDATION_STEPS = 10
+_PARTS = [
+    {"id": "outcome", "title": "Results"},
+    {"id": "robustness", "title": "Robustness", "includes": ["suites"]},
+    {
+        "id": "trainings",
+        "title": "Training",
+        "includes": ["data", "models", "training", "confusion", "classes"],
+    },
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +162,8 @@ def main(config: Config) -> Path:
         "models": [run.entry for run in runs],
         "suites": [run.suite for run in runs if run.suite is not None],
         "recipes": {run.name: run.recipe for run in runs},
-        "sections": [{"id": "results", "title": "Results", "blocks": [table]}],
+        "parts": _PARTS,
+        "sections": [blocks.section("results", "All runs", [table], part="outcome")],
     }
     print("\n".join(["", *_lines(study, runs), ""]))
     return studies.finish(folder, result)

@@ -137,3 +137,49 @@ def test_sports10_errors_are_one_line(options, message, photographs, tmp_path):
 def test_help_explains_the_script():
     done = run("sports10", "--help")
     assert done.returncode == 0 and "--num-seeds" in done.stdout and os.linesep in done.stdout
+
+
+@pytest.mark.slow
+def test_train_by_several_methods(tmp_path):
+    options = ["--methods", "standard", "n_fgsm", "--widths", 4, 4, 4, "--suite", "fgsm", "--quick"]
+    options += ["--no-diagnostics", "--results-dir", tmp_path]
+    done = run("train", *options)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "train" / "default"
+    result = json.loads((folder / "result.json").read_text())
+    names = ["simple_cnn, standard", "simple_cnn, n_fgsm"]
+    assert [model["name"] for model in result["models"]] == names
+    assert [suite["model"] for suite in result["suites"]] == names
+    assert result["models"][1]["num_parameters"] < 30_000  # --widths
+    (table,) = result["sections"][0]["blocks"]
+    assert [row[0] for row in table["rows"]] == names
+    for row, suite in zip(table["rows"], result["suites"], strict=True):
+        assert row[2] == suite["robust_accuracy"] and row[2]["n"] == 20
+    assert "network, method" in done.stdout and "Report:" in done.stdout
+    again = run("train", *options)
+    assert again.returncode == 0 and "Trained before" in again.stderr + again.stdout
+    assert json.loads((folder / "result.json").read_text())["suites"] == result["suites"]
+    # What it saved is a model for experiments.evaluate.
+    saved = folder / "models" / "simple_cnn-n_fgsm"
+    options = ["--data", "digits", "--suite", "fgsm", "--quick", "--no-diagnostics"]
+    judged = run("evaluate", "--model", saved, *options, "--results-dir", tmp_path)
+    assert judged.returncode == 0, judged.stderr
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--models", "vgg"], "`models` must be one of"),
+        (["--methods", "pgd", "pgd"], "`methods` must be at least one and no name twice"),
+        (["--methods", "n_fgsm", "--norm", "l2"], "`norm` must be 'linf' for n_fgsm"),
+        (["--epsilon", "8"], "`epsilon` must be a finite number"),
+        (["--suite", "strong"], "`suite` must be one of"),
+        (["--num-validation", 2000], "`num_validation` must be less than the 1437 training images"),
+        (["--data", "cifar10_jpeg"], "needs `data_dir`"),
+    ],
+)
+def test_train_errors_are_one_line(options, message, tmp_path):
+    done = run("train", *options, "--results-dir", tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "train").exists()
