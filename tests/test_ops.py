@@ -262,7 +262,14 @@ def test_depthwise_is_what_flax_asks_for(monkeypatch):
         ops.depthwise_convolution(images, jnp.ones((3, 3, 1, 3)), (1, 1))
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+# oneDNN on networks whose blocks make up all the others.
+LIBRARIES_AND_NETWORKS = [
+    *(("xla", name) for name in models.MODELS),
+    *(("onednn", name) for name in ("cnn", "resnet_small", "mobilenet_v1", "densenet121")),
+]
+
+
+@pytest.mark.parametrize(("library", "name"), LIBRARIES_AND_NETWORKS, indirect=["library"])
 @pytest.mark.usefixtures("library")
 def test_input_gradients_of_the_networks_equal_plain_ones(name, monkeypatch):
     network = models.create(name, **SMALL[name])

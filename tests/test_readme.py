@@ -82,6 +82,28 @@ def test_pruning_and_defending_example_runs(tmp_path, monkeypatch):
     assert sparse.st_size < dense.st_size
 
 
+def test_robust_training_example_is_a_call_of_fit():
+    (code,) = re.findall(r"```python\n(.*?)```", section("Train robustly"), flags=re.S)
+    called = []
+
+    def fit(network, train, config, **options):
+        assert isinstance(network, models.ResNet)
+        called.append((len(train[1]), len(options["validation"][1])))
+        small = models.create("mlp", widths=(8,))
+        short = dataclasses.replace(config, num_epochs=1)
+        return training.fit(small, train, short, progress=False, **options)
+
+    exec(
+        code,
+        {
+            "data": types.SimpleNamespace(load=lambda *_, **__: data.load("digits", image_size=8)),
+            "models": models,
+            "training": types.SimpleNamespace(fit=fit),
+        },
+    )
+    assert called == [(437, 1000)]
+
+
 def test_files_that_the_readme_names_exist():
     for name in re.findall(r"\b(?:docs|data|experiments)/[\w/]+\.(?:md|py)\b", README):
         assert (ROOT / name).exists(), name
