@@ -3,13 +3,14 @@
 import copy
 import dataclasses
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmarks import auto_attack
+from experiments.benchmarks import auto_attack, worker
 from experiments.benchmarks.parity import __main__ as parity
 from experiments.benchmarks.parity import compare, export, matrix, ours, peers, tables
 from jaxrobust import evaluation, models, studies
@@ -413,6 +414,16 @@ def test_a_python_without_the_peers_is_refused_before_anything_is_made(tmp_path)
     with pytest.raises(ValueError, match="torchattacks"):
         parity.main(dataclasses.replace(config, peer_python=bare))
     assert not (tmp_path / "results").exists()
+
+
+def test_a_worker_that_stops_is_said_to_have_stopped(tmp_path):
+    with (
+        worker.Worker(Path(sys.executable), "experiments.benchmarks.no_such_module") as peer,
+        pytest.raises(RuntimeError, match="stopped; its own words are above"),
+    ):
+        peer.ask({"model": "cnn"})
+    with pytest.raises(FileNotFoundError, match="`peer_python` must be a Python"):
+        worker.Worker(tmp_path / "python", "json.tool")
 
 
 def test_nothing_left_to_compare_is_an_error(tmp_path, monkeypatch):

@@ -13,10 +13,8 @@ timed. The two sides take turns, so drift of the machine meets both. Compilation
 """
 
 import dataclasses
-import json
 import os
 import statistics
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -25,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.benchmarks import worker
 from jaxrobust import compilation, files, models, studies
 from jaxrobust.attacks import PGD
 
@@ -64,26 +63,19 @@ def compare(config: Config, model: str, batch_size: int, path: Path) -> dict:
         "num_steps": attack.num_steps,
         "num_threads": config.num_threads,
     }
-    root = Path(__file__).resolve().parents[2]
-    peer = subprocess.Popen(
-        [str(config.peer_python), "-m", "experiments.benchmarks.torchattacks_worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_PROC_BIND": "close", "PYTHONPATH": str(root)},
-    )
-    to_peer, from_peer = peer.stdin, peer.stdout
-    assert to_peer is not None and from_peer is not None  # both are pipes
+    with worker.Worker(config.peer_python, "experiments.benchmarks.torchattacks_worker") as peer:
+        return _timed(config, model, batch_size, path, attack, peer, peer.ask(settings))
 
-    def ask(line: str) -> dict:
-        to_peer.write(line + "\n")
-        to_peer.flush()
-        answer = from_peer.readline()
-        if not answer:
-            raise RuntimeError(f"{config.peer_python} stopped; its own words are above.")
-        return json.loads(answer)
 
-    versions = ask(json.dumps(settings))
+def _timed(
+    config: Config,
+    model: str,
+    batch_size: int,
+    path: Path,
+    attack: PGD,
+    peer: worker.Worker,
+    versions: dict,
+) -> dict:
     data = np.load(path)
     weights = {k.removeprefix("weights/"): data[k] for k in data.files if k.startswith("weights/")}
     classifier = models.Classifier(
@@ -103,13 +95,11 @@ def compare(config: Config, model: str, batch_size: int, path: Path) -> dict:
         return {"seconds": seconds, "success": float(jnp.mean(result.success))}
 
     compile_seconds = ours()["seconds"]
-    ask("run")  # theirs warms up too
+    peer.ask("run")  # theirs warms up too
     theirs_runs, ours_runs = [], []
     for _ in range(config.rounds):
-        theirs_runs.append(ask("run"))
+        theirs_runs.append(peer.ask("run"))
         ours_runs.append(ours())
-    to_peer.close()
-    peer.wait()
     seconds = {
         "jaxrobust": statistics.median(run["seconds"] for run in ours_runs),
         "torchattacks": statistics.median(run["seconds"] for run in theirs_runs),
