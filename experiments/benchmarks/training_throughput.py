@@ -8,8 +8,9 @@ measurement) one. Expected numbers: README.md.
 Both sides take the same SGD steps (Nesterov momentum .9, weight decay 5e-4) from the same weights on
 the same batch, in float32, and must have the same loss to 1 % after them, where nothing is random.
 Clean steps, and steps under PGD of `--pgd-steps` steps with the network in evaluation mode; PyTorch's
-PGD is written out in the worker, channels last, without a library's checks. The two sides take turns, so that
-drift of the machine meets both. Compilation is reported apart. PEER is an environment with torch:
+PGD is written out in the worker, channels last, without a library's checks. The two sides take turns,
+so that drift of the machine meets both. Compilation is reported apart. PEER is an environment with
+torch:
 
     python3 -m venv PEER && PEER/bin/pip install torch
 """
