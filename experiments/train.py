@@ -14,20 +14,21 @@ Every network of --models is trained with every method of --methods, and attacke
                https://arxiv.org/abs/2001.03994)
     n_fgsm     one step from wide noise (de Jorge et al. 2022, https://arxiv.org/abs/2202.01181)
     free       each batch --train-steps times, the perturbation goes on (Shafahi et al. 2019,
-               https://arxiv.org/abs/1904.12843); it has as many fewer epochs
+               https://arxiv.org/abs/1904.12843); its epochs, warm-ups and milestones are as many times
+               fewer
 
 All settings of `jaxrobust.training.TrainConfig` are there as --training.*, among them weighted losses
-(natural_weight), a warm-up of epsilon (attack_warmup_epochs), adversarial weight perturbation
-(awp_gamma), a moving average (ema_decay) and bfloat16 (compute_type). --num-validation training images
-are held out; the weights of the epoch that does best on them, under PGD where the training is
-adversarial, are those attacked in the end: the last ones of a long adversarial training are not the
-best. The test images decide nothing.
+(natural_weight; of pgd, fgsm_rs and n_fgsm), a warm-up of epsilon (attack_warmup_epochs), adversarial
+weight perturbation (awp_gamma), a moving average (ema_decay) and bfloat16 (compute_type).
+--num-validation training images are held out; the weights of the epoch that does best on them, under
+PGD where the training is adversarial, are those attacked in the end: the last ones of a long
+adversarial training are not the best. The test images decide nothing.
 
 Expected time: the network's arithmetic decides; simple_cnn on 50,000 images of 32x32 takes about half a
 minute for an epoch on 2 cores, the first line of each epoch says what yours takes. --quick (digits, 2
 epochs) takes under a minute. A run that was killed goes on with the same command.
 
-Expected numbers: README.md, docs/results.md.
+Expected numbers: README.md.
 """
 
 import dataclasses
@@ -133,6 +134,9 @@ def main(config: Config) -> Path:
         config = _shortened(config)
     dataset = data.load(config.data, config.data_dir, download=config.download)
     train, validation = _split(config, dataset)
+    for name in config.models:  # sizes that do not fit, before the first of them is trained
+        image = jax.ShapeDtypeStruct((1, *dataset.image_shape), np.float32)
+        jax.eval_shape(_network(config, name, dataset).init, jax.random.key(0), image)
     suite = {}
     if config.suite != "none":
         suite = suites.make_suite(config.suite, config.radius, config.norm, dataset.num_classes)
@@ -176,6 +180,10 @@ def _check(config: Config) -> None:
     checks.integer("train_steps", config.train_steps, minimum=1)
     checks.integer("num_validation", config.num_validation, minimum=1)
     checks.integer("num_images", config.num_images, minimum=1)
+    if config.num_train is not None:
+        checks.integer("num_train", config.num_train, minimum=2)
+    if config.training.loss != "cross_entropy":
+        raise ValueError("`training.loss` is chosen by the method: name trades in `methods`.")
     for name in config.models:
         checks.one_of("models", name, tuple(models.MODELS))
     for name in ("models", "methods"):
@@ -189,7 +197,8 @@ def _check(config: Config) -> None:
         raise ValueError("`norm` must be 'linf' or 'l2' for trades.")
     for method in config.methods:
         checks.one_of("methods", method, get_args(Method))
-        _method(config, method)  # the attack checks its own settings
+        attack, settings = _method(config, method)  # the attack checks its own settings
+        training.check_objective(training.objective_of(settings), attack)
 
 
 def _shortened(config: Config) -> Config:
@@ -222,6 +231,8 @@ def _method(config: Config, method: str) -> tuple[Any, TrainConfig]:
     epsilon, steps, settings = config.radius, config.train_steps, config.training
     size = 2.5 * epsilon / steps
     attack: Any = None
+    if method in ("standard", "trades", "free"):
+        settings = dataclasses.replace(settings, natural_weight=0.0)
     if method == "pgd":
         attack = PGD(epsilon, size, steps, config.norm)
     elif method == "trades":
@@ -233,10 +244,30 @@ def _method(config: Config, method: str) -> tuple[Any, TrainConfig]:
         attack = NFGSM(epsilon)
     elif method == "free":
         attack = FreeReplays(epsilon, steps)
-        epochs = max(1, round(settings.num_epochs / steps))
-        warmup = min(settings.warmup_epochs, epochs - 1)
-        settings = dataclasses.replace(settings, num_epochs=epochs, warmup_epochs=warmup)
+        settings = _fewer_epochs(settings, steps)
     return attack, settings
+
+
+def _fewer_epochs(settings: TrainConfig, replays: int) -> TrainConfig:
+    """The settings of a training that takes so many steps where others take one."""
+
+    def fewer(epochs: int) -> int:
+        return max(1, round(epochs / replays)) if epochs else 0
+
+    num_epochs = fewer(settings.num_epochs)
+    return dataclasses.replace(
+        settings,
+        num_epochs=num_epochs,
+        warmup_epochs=min(fewer(settings.warmup_epochs), num_epochs - 1),
+        milestones=tuple(sorted({fewer(milestone) for milestone in settings.milestones})),
+        attack_warmup_epochs=min(fewer(settings.attack_warmup_epochs), num_epochs),
+        awp_warmup_epochs=min(fewer(settings.awp_warmup_epochs), num_epochs),
+    )
+
+
+def _network(config: Config, name: str, dataset: data.Dataset) -> Any:
+    sizes = {"widths": config.widths} if config.widths else {}
+    return models.create(name, dataset.num_classes, **sizes)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -260,15 +291,14 @@ class _Run:
     entry: dict[str, Any]
     suite: dict[str, Any] | None
     recipe: dict[str, Any]
-    best_epoch: int
-    seconds_per_epoch: float | None
+    fitted: training.FitResult
 
 
 def _run(study: _Study, model: str, method: str) -> _Run:
     config, dataset = study.config, study.dataset
     name = f"{model}, {method}"
     sizes = {"widths": config.widths} if config.widths else {}
-    network = models.create(model, dataset.num_classes, **sizes)
+    network = _network(config, model, dataset)
     attack, settings = _method(config, method)
     judge = None
     if attack is not None:
@@ -313,7 +343,7 @@ def _run(study: _Study, model: str, method: str) -> _Run:
     )
     recipe = {"training": training.describe(settings), "attack": training.describe(attack)}
     suite = _attacked(study, name, classifier) if study.suite else None
-    return _Run(name, entry, suite, recipe, fitted.best_epoch, fitted.seconds_per_epoch)
+    return _Run(name, entry, suite, recipe, fitted)
 
 
 def _attacked(study: _Study, name: str, classifier: models.Classifier) -> dict[str, Any]:
@@ -363,12 +393,13 @@ _COLUMNS = ["network, method", "clean", "robust", "best epoch", "seconds an epoc
 def _row(study: _Study, run: _Run) -> list[Any]:
     robust = None if run.suite is None else run.suite["robust_accuracy"]
     verdict = None if run.suite is None else (run.suite.get("diagnostics") or {}).get("verdict")
+    seconds = run.fitted.seconds_per_epoch
     return [
         run.name,
         run.entry["evaluation"]["accuracy"],
         robust,
-        run.best_epoch,
-        None if run.seconds_per_epoch is None else round(run.seconds_per_epoch, 1),
+        run.fitted.best_epoch,
+        None if seconds is None else round(seconds, 1),
         verdict,
     ]
 
@@ -392,6 +423,8 @@ def _lines(study: _Study, runs: list[_Run]) -> list[str]:
 def _sentence(study: _Study, run: _Run) -> str:
     clean = run.entry["evaluation"]["accuracy"]
     text = f"{run.name}: {rate_words(clean)} of the {clean['n']:,} test images right"
+    if run.fitted.catastrophic_epoch is not None:
+        text = f"Catastrophic overfitting in epoch {run.fitted.catastrophic_epoch}. {text}"
     if run.suite is None:
         return f"{text}."
     robust = run.suite["robust_accuracy"]

@@ -169,22 +169,3 @@ class AttackResult:
 
     def __repr__(self) -> str:
         return f"AttackResult({len(self.success)} images)"
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class Rounded:
-    """A classifier computed in bfloat16: its arrays and the images are rounded first."""
-
-    function: Any
-
-    def __call__(self, *arguments: Array) -> Array:
-        """Images [B, H, W, C], or keys [B] and images -> logits float32 [B, K]."""
-
-        def rounded(leaf: Any) -> Any:
-            floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-            return jnp.asarray(leaf, jnp.bfloat16) if floating else leaf
-
-        *keys, images = arguments
-        function = jax.tree.map(rounded, self.function)
-        return function(*keys, images.astype(jnp.bfloat16)).astype(jnp.float32)

@@ -173,6 +173,8 @@ def test_train_by_several_methods(tmp_path):
         (["--methods", "pgd", "pgd"], "`methods` must be at least one and no name twice"),
         (["--methods", "n_fgsm", "--norm", "l2"], "`norm` must be 'linf' for n_fgsm"),
         (["--epsilon", "8"], "`epsilon` must be a finite number"),
+        (["--training.loss", "trades"], "`training.loss` is chosen by the method"),
+        (["--models", "mlp", "simple_cnn", "--widths", 8, 8, 8, 8], "`widths`"),
         (["--suite", "strong"], "`suite` must be one of"),
         (["--num-validation", 2000], "`num_validation` must be less than the 1437 training images"),
         (["--data", "cifar10_jpeg"], "needs `data_dir`"),

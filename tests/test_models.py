@@ -1,11 +1,15 @@
 """Networks: sizes, the Classifier, imported weights."""
 
+import json
+from pathlib import Path
+
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch_zoo
 from small_networks import SMALL
 
 from jaxrobust import compilation, evaluation, models
@@ -126,9 +130,12 @@ def test_sizes_that_do_not_fit_together(name, sizes, message):
         jax.eval_shape(models.create(name, **sizes).init, jax.random.key(0), IMAGES)
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_every_size_is_a_field(name):
-    """A network whose default sizes are spelled out is the same network."""
+@pytest.mark.parametrize(
+    "name",
+    ["resnet_small", "resnet50", "preact_resnet18", "wide_resnet", "mobilenet_v2", "densenet121"],
+)
+def test_sizes_that_follow_from_others_are_fields_too(name):
+    """A network whose inner widths are spelled out is the same network."""
     network = models.create(name)
     variables = jax.eval_shape(network.init, jax.random.key(0), IMAGES)
 
@@ -138,7 +145,7 @@ def test_every_size_is_a_field(name):
             tree = tree[part]
         return tree["kernel"].shape[-1]
 
-    spelled = {}
+    spelled = {"widths": tuple(network.widths)}
     if name.startswith(("resnet", "preact", "wide")):
         inner = ("conv_0", "conv_1")[: 2 if name == "resnet50" else 1]
         stem = "stem/conv" if name.startswith("resnet") else "stem"
@@ -182,7 +189,7 @@ def torch_state_dict(name: str) -> dict[str, np.ndarray]:
     shapes = jax.eval_shape(network.init, jax.random.key(0), IMAGES)
     generator = np.random.default_rng(0)
     state = {}
-    for layer in torch_layouts.LAYOUTS[name]:
+    for layer in torch_layouts.layout(name, network):
         tree = shapes["params"]
         for part in layer.ours.split("/"):
             tree = tree[part]
@@ -199,12 +206,51 @@ def torch_state_dict(name: str) -> dict[str, np.ndarray]:
     return state
 
 
-@pytest.mark.parametrize("name", sorted(torch_layouts.LAYOUTS))
+@pytest.mark.parametrize("name", sorted(torch_layouts.NAMES))
 def test_from_torch_fills_every_variable(name):
     variables = models.from_torch(name, torch_state_dict(name))
     network = models.create(name)
     expected = jax.eval_shape(network.init, jax.random.key(0), IMAGES)
     assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, expected)
+
+
+TORCH_SIZES = {
+    "resnet18": {"widths": torch_zoo.WIDTHS},
+    "resnet34": {"stage_sizes": (3, 1, 1, 1), "widths": torch_zoo.WIDTHS},
+    "resnet50": {"stage_sizes": (1, 2, 1, 1), "widths": (32, 48, 64, 96), "stem_width": 8},
+    "preact_resnet18": {"widths": torch_zoo.WIDTHS},
+    "preact_resnet18, raw": {"widths": torch_zoo.WIDTHS, "raw_shortcut": True},
+    "preact_resnet18, no final": {
+        "widths": torch_zoo.WIDTHS,
+        "stage_sizes": (1, 1, 1, 1),
+        "final_norm": False,
+    },
+    "wide_resnet": {"stage_sizes": (2, 2, 2), "widths": (12, 16, 24), "stem_width": 8},
+    "vgg19": {"widths": (8, 8, 12, 12, *(16,) * 4, *(24,) * 8)},
+    "mobilenet_v1": {"widths": tuple(range(8, 22))},
+    "mobilenet_v2": {"widths": (8, 4, 6, 8, 9, 10, 11, 12, 16)},
+    "densenet121": {"stage_sizes": (1, 2, 1, 2), "widths": (4,) * 6, "stem_width": 8},
+}
+
+
+@pytest.mark.parametrize("name", TORCH_SIZES)
+def test_networks_compute_what_those_of_pytorch_do(name):
+    """Logits that PyTorch computed from the same weights (torch_zoo.py)."""
+    path = Path(__file__).with_name("torch_zoo.json")
+    known = json.loads(path.read_text())[name]
+    state = torch_zoo.weights({key: tuple(shape) for key, shape in known["shapes"].items()})
+    model, sizes = name.split(",")[0], TORCH_SIZES[name]
+    variables = models.from_torch(model, state, **sizes)
+    network = models.create(model, **sizes)
+    logits = compilation.jit(network.apply)(variables, torch_zoo.images())
+    expected = np.array(known["logits"])
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * expected.std())
+
+
+def test_wide_resnets_carry_layers_that_are_never_called():
+    state = torch_state_dict("wide_resnet")
+    unused = {"sub_block1.layer.0.conv1.weight": np.zeros((16, 16, 3, 3))}
+    models.from_torch("wide_resnet", state | unused)
 
 
 def test_from_torch_reorders_the_rows_behind_a_flatten():

@@ -190,6 +190,10 @@ def test_every_comparison_has_a_name_and_some_can_be_chosen(network, tmp_path, o
     assert [c["attack"] for c in compare.within_ball(comparison, "linf", 1)] == ["PGD"]
     with pytest.raises(ValueError, match="`attacks` must be one of .* got 'PDG'"):
         parity.Config(tmp_path, tmp_path, attacks=("PDG",))
+    with pytest.raises(
+        ValueError, match="`attacks` with AutoAttack must have APGD-T, FAB-T, Square"
+    ):
+        parity.Config(tmp_path, tmp_path, attacks=("APGD-CE", "AutoAttack"))
 
 
 def test_minimal_norms_have_the_same_settings():
@@ -354,7 +358,7 @@ def other_result():
 def test_the_tables_say_what_they_are_of():
     text = tables.markdown([one_result(), other_result()])
     assert (
-        "| small | linf | 0.1 | APGD-CE | 50 | 2 | 13 | 10.5 (+2.5), 2 outside |  | **no** |"
+        "| small | linf | 0.1 | APGD-CE | 50 | 2 | 13 | 10.5 (+2.5), 1 outside |  | **no** |"
         in text
     )
     assert "| small | l2 | 0.1 | APGD-CE | 50 |" in text

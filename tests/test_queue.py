@@ -234,6 +234,27 @@ def test_a_stochastic_classifier_is_attacked_in_expectation():
     np.testing.assert_allclose(evaluation_of_all.gradient, by_hand, atol=1e-5)
 
 
+def test_samples_of_a_classifier_that_does_not_answer_at_random_change_nothing():
+    """FAB, which wants a gradient at every other question only, through the mean of samples."""
+    images, labels = examples(10)
+    steady = jax.tree_util.Partial(lambda variables, keys, x: network(variables, x), variables())
+    plain = jax.tree_util.Partial(network, variables())
+    attack = FAB(0.05, num_iterations=6)
+    one, other = (
+        evaluation.attack_dataset(attack, function, images, labels, key=KEY, num_lanes=6)
+        for function in (Stochastic(steady, num_samples=3), plain)
+    )
+    assert one.success.sum() > 0 and (one.success == other.success).all()
+    np.testing.assert_allclose(one.norms, other.norms, rtol=1e-4)
+    # Three samples for every question, and no gradient where none is wanted.
+    assert (one.num_queries == 3 * other.num_queries).all()
+    assert (one.num_gradients == 3 * other.num_gradients).all()
+
+
+def variables():
+    return classifier().variables
+
+
 def test_nan_is_flagged_and_never_a_success():
     images, labels = examples(8)
 

@@ -288,7 +288,7 @@ def test_attack_replaces_the_images_and_sees_the_network_in_evaluation_mode(monk
         seen.update(attack=attack, logits=logits_fn(images), images=images)
         return 1.0 - images
 
-    monkeypatch.setattr(step_module.engine, "craft", invert)
+    monkeypatch.setattr(step_module.adversaries, "craft", invert)
     key = jax.random.key(5)
     augment = lambda key, images: images / 2  # noqa: E731
     attacked, _ = train_step(

@@ -1,6 +1,7 @@
 """Methods of adversarial training against closed forms: what crafts, what is descended, and how."""
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -13,9 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.extend.core import jaxprs_in_params
+from small_networks import SMALL
 
-from jaxrobust import compilation
-from jaxrobust.attacks import PGD
+from jaxrobust import compilation, evaluation, models
+from jaxrobust.attacks import PGD, DeepFool
+from jaxrobust.models import Classifier
 from jaxrobust.training import (
     NFGSM,
     FreeReplays,
@@ -175,6 +179,27 @@ def test_with_awp_the_gradient_is_that_of_the_perturbed_weights():
     )
 
 
+def test_pruned_weights_are_not_perturbed():
+    masks = {
+        "bn": {"scale": np.ones(3, bool), "bias": np.ones(3, bool)},
+        "dense": {"kernel": np.arange(36).reshape(12, 3) % 2 == 0, "bias": np.ones(3, bool)},
+    }
+    _, (after, _) = stepped(awp_gamma=0.05, masks=masks)
+    assert (after.params["dense"]["kernel"][~masks["dense"]["kernel"]] == 0).all()
+    # The gradient is that of the pruned network's neighbour.
+    state, _ = stepped()
+    added = jax.tree.map(lambda m, v: jnp.where(m, v, 0), masks, perturbation_of(state))
+    moved = jax.tree.map(jnp.add, state.params, added)
+    gradients = gradient_at(moved, state.batch_stats, IMAGES)
+    expected = state.params["dense"]["bias"] - 0.1 * gradients["dense"]["bias"]
+    np.testing.assert_allclose(after.params["dense"]["bias"], expected, atol=1e-6)
+
+
+def perturbation_of(state):
+    uphill = gradient_at(state.params, state.batch_stats, IMAGES)
+    return weight_perturbation(state.params, uphill, 0.05)
+
+
 def test_free_training_moves_weights_and_perturbation_by_one_gradient():
     attack = FreeReplays(epsilon=0.05, num_replays=1)
     _, (after, _) = stepped(attack, IMAGES.shape)
@@ -194,26 +219,78 @@ def test_free_training_moves_weights_and_perturbation_by_one_gradient():
         stepped(attack)
 
 
-def test_bfloat16_rounds_the_passes_and_nothing_that_is_kept(monkeypatch):
-    seen = []
-    crafted = step_module.adversaries.craft
+CONVOLUTIONS = models.create("resnet_small", 3, stage_sizes=(1, 1), widths=(4, 6))
 
-    def spy(attack, key, logits_fn, images, labels):
-        seen.append(type(logits_fn).__name__)
-        return crafted(attack, key, logits_fn, images, labels)
 
-    monkeypatch.setattr(step_module.adversaries, "craft", spy)
+def convolution_types(function, *arguments):
+    """The types of what every convolution in a program is made of."""
+    found = set()
+
+    def search(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "conv_general_dilated":
+                found.update(str(v.aval.dtype) for v in equation.invars)
+            for inner in jaxprs_in_params(equation.params):
+                search(inner)
+
+    search(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return found
+
+
+@pytest.mark.parametrize("compute_type", ["float32", "bfloat16"])
+def test_bfloat16_computes_the_passes_and_keeps_nothing(compute_type):
     attack = PGD(0.03, 0.01, num_steps=2)
-    _, (coarse, metrics) = stepped(attack, compute_type="bfloat16")
-    _, (fine, _) = stepped(attack)
-    assert seen == ["Rounded", "Classifier"]
-    for a, b in zip(
-        jax.tree.leaves(coarse.variables), jax.tree.leaves(fine.variables), strict=True
-    ):
-        assert a.dtype == b.dtype == jnp.float32
-        np.testing.assert_allclose(a, b, atol=0.02)
-    differs = jax.tree.map(lambda a, b: bool((a != b).any()), coarse.params, fine.params)
-    assert any(jax.tree.leaves(differs)) and metrics["loss"].dtype == jnp.float32
+    sgd = optax.sgd(0.1)
+    state = create_state(CONVOLUTIONS.init(KEY, jnp.ones((1, 8, 8, 3))), sgd)
+    batch = np.random.default_rng(0).uniform(size=(4, 8, 8, 3)).astype(np.float32), LABELS
+
+    def step(state, batch):
+        return train_step(
+            state,
+            batch,
+            KEY,
+            apply_fn=CONVOLUTIONS.apply,
+            optimizer=sgd,
+            schedule=lambda step: 0.1,
+            attack=attack,
+            compute_type=compute_type,
+        )
+
+    assert convolution_types(step, state, batch) == {compute_type}
+    after, metrics = jax.jit(step)(state, batch)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(after.variables))
+    assert metrics["loss"].dtype == jnp.float32 and np.isfinite(metrics["loss"])
+    assert float(metrics["loss"]) == pytest.approx(float(stepped_loss(batch)), rel=0.05)
+
+
+def stepped_loss(batch):
+    """The loss of the step above, in float32."""
+    variables = CONVOLUTIONS.init(KEY, jnp.ones((1, 8, 8, 3)))
+    classifier = Classifier(CONVOLUTIONS.apply, variables)
+    key = jax.random.split(KEY, 3)[1]
+    adversarial = craft(PGD(0.03, 0.01, num_steps=2), key, classifier, *batch)
+    logits, _ = CONVOLUTIONS.apply(variables, adversarial, train=True, mutable=["batch_stats"])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
+
+
+@pytest.mark.parametrize("name", ["resnet_small", "mobilenet_v2", "densenet121"])
+def test_a_classifier_of_rounded_weights_computes_in_their_type(name):
+    network = models.create(name, **SMALL[name])
+    images = jnp.ones((1, 32, 32, 3))
+    variables = jax.eval_shape(network.init, KEY, images)
+    half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), variables)
+    classifier = functools.partial(Classifier, network.apply, mean=0.5, std=0.2)
+    types = convolution_types(lambda v, x: classifier(v)(x), half, images.astype(jnp.bfloat16))
+    assert types == {"bfloat16"}
+
+
+def test_names_that_there_are_not():
+    with pytest.raises(ValueError, match="`loss` must be one of .* got 'trade'"):
+        stepped(objective=Objective("trade"))
+    with pytest.raises(ValueError, match="`compute_type` must be one of"):
+        stepped(compute_type="float16")
+    with pytest.raises(ValueError, match="needs an attack with an epsilon, got DeepFool"):
+        scaled(DeepFool(), 0.5)
 
 
 @pytest.mark.parametrize(
@@ -293,6 +370,23 @@ def test_what_an_objective_needs_is_asked_for_before_training():
             trained(config, FreeReplays(0.05))
 
 
+def test_what_only_trains_does_not_measure():
+    with pytest.raises(ValueError, match="`validation_attack` must be an attack; FreeReplays"):
+        trained(attack=PGD(0.05, 0.02), validation_attack=FreeReplays(0.05))
+    classifier = functools.partial(jnp.dot, b=WEIGHTS)
+    with pytest.raises(ValueError, match="KLAscent compares with the answers to the clean images"):
+        evaluation.attack_dataset(
+            KLAscent(0.05, 0.02, 2),
+            lambda x: classifier(x.reshape(len(x), -1)),
+            IMAGES,
+            LABELS,
+            key=KEY,
+        )
+    # In training it is given them, also where it validates.
+    result = trained(attack=PGD(0.05, 0.02), validation_attack=KLAscent(0.05, 0.02, 3))
+    assert 0 < result.history[-1]["validation_accuracy"] <= 1
+
+
 def test_the_attack_grows_over_its_warm_up(monkeypatch):
     scales = []
     crafted = step_module.adversaries.craft
@@ -325,7 +419,12 @@ def test_catastrophic_overfitting_is_said_and_the_best_epoch_kept(monkeypatch, c
     said = capsys.readouterr()
     assert (said.out + said.err).count("Catastrophic overfitting") == 1
     assert "Catastrophic overfitting in epoch 4" in said.out + said.err
-    assert result.best_epoch == 3
+    assert result.best_epoch == 3 and result.catastrophic_epoch == 4
+    # A network that is not trained against an attack has nothing to overfit to.
+    rows = iter([(0.5, 40), (0.5, 60), (0.5, 70), (0.5, 20), (0.5, 10), (0.5, 60)])
+    clean = trained(config, validation_attack=PGD(0.05, 0.02), progress=True)
+    assert clean.catastrophic_epoch is None
+    assert "Catastrophic" not in "".join(capsys.readouterr())
 
 
 def test_an_epoch_in_one_program_is_the_same_training(monkeypatch):
@@ -343,29 +442,38 @@ def test_an_epoch_in_one_program_is_the_same_training(monkeypatch):
 _ON_DEVICES = """
 import json, sys
 sys.path.insert(0, {folder!r})
-import jax, numpy as np
-from test_training_methods import CONFIG, PGD, trained
-count, run_dir = int(sys.argv[1]), sys.argv[2]
-result = trained(CONFIG, PGD(0.05, 0.02, num_steps=2), num_devices=count, run_dir=run_dir)
-print(json.dumps([jax.device_count(), list(result.history)]))
+import jax
+from jaxrobust import compilation
+from test_training_methods import CONFIG, FreeReplays, PGD, trained
+run_dir, pgd = sys.argv[1], PGD(0.05, 0.02, num_steps=2)
+result = trained(CONFIG, pgd, num_devices=2, run_dir=run_dir)
+tuned = trained(CONFIG, variables=result.best_variables)  # on one device again
+compilation.loops_are_fast = lambda: True
+free = trained(CONFIG, FreeReplays(0.05, 3), num_devices=2)
+histories = [list(r.history) for r in (result, tuned, free)]
+print(json.dumps([jax.device_count(), *histories]))
 """
 
 
 @pytest.mark.slow
 def test_devices_share_a_batch_and_change_nothing(tmp_path):
     script = _ON_DEVICES.format(folder=str(Path(__file__).parent))
-    command = [sys.executable, "-c", script, "2", str(tmp_path)]
+    command = [sys.executable, "-c", script, str(tmp_path)]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-3000:]
-    devices, history = json.loads(run.stdout.splitlines()[-1])
+    devices, shared, _, free = json.loads(run.stdout.splitlines()[-1])
     assert devices == 2
-    single = trained(CONFIG, PGD(0.05, 0.02, num_steps=2))
-    for one, other in zip(single.history, history, strict=True):
-        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-3)
-        assert one["validation_accuracy"] == other["validation_accuracy"]
+    for history, attack in (
+        (shared, PGD(0.05, 0.02, num_steps=2)),
+        (free, FreeReplays(0.05, 3)),
+    ):
+        single = trained(CONFIG, attack)
+        for one, other in zip(single.history, history, strict=True):
+            assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-3)
+            assert one["validation_accuracy"] == other["validation_accuracy"]
     # What two devices have trained one device reads back.
     again = trained(CONFIG, PGD(0.05, 0.02, num_steps=2), run_dir=tmp_path)
-    assert list(again.history) == history
+    assert list(again.history) == shared
     with pytest.raises(ValueError, match="`num_devices` must be at most the 1 devices"):
         trained(num_devices=2)

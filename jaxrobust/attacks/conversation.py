@@ -16,7 +16,7 @@ _PULL_BACKS = 10  # of one evaluation at a time
 
 
 def as_arrays(attack: Any) -> Any:
-    """An attack with float32 leaves, so that 8/255 and an array of it share compiled code."""
+    """Any attack, or None, with float32 leaves: 8/255 and an array of it share compiled code."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), attack)
 
 

@@ -16,7 +16,7 @@ from jaxrobust.evaluation import queue
 from jaxrobust.evaluation.classification import as_float, logits, predictions
 from jaxrobust.evaluation.found import Found
 from jaxrobust.evaluation.state import State, description
-from jaxrobust.types import Attack, LogitsFn, Rounded, Stochastic, fold_keys
+from jaxrobust.types import Array, Attack, LogitsFn, Stochastic, fold_keys
 
 SEARCH_TYPES = ("float32", "bfloat16")
 
@@ -138,6 +138,25 @@ def _fools(
     predicted = predictions(answers)
     holds: np.ndarray = (predicted == aims) if attack.targeted else (predicted != aims)
     return holds & (predicted >= 0) & (found.restart < attack.num_restarts)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rounded:
+    """A classifier computed in bfloat16: its arrays and the images are rounded first."""
+
+    function: Any
+
+    def __call__(self, *arguments: Array) -> Array:
+        """Images [B, H, W, C], or keys [B] and images -> logits float32 [B, K]."""
+
+        def rounded(leaf: Any) -> Any:
+            floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+            return jnp.asarray(leaf, jnp.bfloat16) if floating else leaf
+
+        *keys, images = arguments
+        function = jax.tree.map(rounded, self.function)
+        return function(*keys, images.astype(jnp.bfloat16)).astype(jnp.float32)
 
 
 def _rounded(function: Any) -> Any:

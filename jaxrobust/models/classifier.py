@@ -42,7 +42,7 @@ class Classifier:
     std: Any = 1.0
 
     def __call__(self, images: Array) -> Array:
-        """Images float32 [B, H, W, C] in [0, 1] -> logits float32 [B, K].
+        """Images floating [B, H, W, C] in [0, 1] -> logits [B, K], both float32 but in a search.
 
         Raises:
           TypeError: Integer images: divide uint8 by 255 first.
@@ -51,4 +51,5 @@ class Classifier:
         checks.float_images(images)
         # An explicit float32: Python's floats would make another type of leaf than an array does.
         mean, std = jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32)
-        return self.apply_fn(self.variables, (images - mean) / std)
+        # In the images' type: a network whose weights are bfloat16 computes in bfloat16.
+        return self.apply_fn(self.variables, ((images - mean) / std).astype(images.dtype))

@@ -111,13 +111,15 @@ class PreActBlock(nn.Module):
     Attributes:
       features: C_out.
       inner: Channels between the two.
-      strides: Of the first convolution and of the shortcut, which is a 1x1 convolution of the
-        normalised image where the shape changes.
+      strides: Of the first convolution and of the shortcut, which is a 1x1 convolution where the
+        shape changes.
+      raw_shortcut: Whether that convolution takes the image before BatchNorm and ReLU.
     """
 
     features: int
     inner: tuple[int, ...]
     strides: tuple[int, int] = (1, 1)
+    raw_shortcut: bool = False
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
@@ -125,7 +127,8 @@ class PreActBlock(nn.Module):
         active = NormRelu(name="norm")(images, train)
         shortcut = images
         if self.strides != (1, 1) or images.shape[-1] != self.features:
-            shortcut = convolution(self.features, 1, self.strides[0], name="shortcut")(active)
+            source = images if self.raw_shortcut else active
+            shortcut = convolution(self.features, 1, self.strides[0], name="shortcut")(source)
         features = ConvBlock(self.inner[0], strides=self.strides, name="conv_0")(active, train)
         return convolution(self.features, 3, 1, name="conv_1")(features) + shortcut
 
@@ -133,12 +136,16 @@ class PreActBlock(nn.Module):
 class PreActResNet(nn.Module):
     """A residual network that normalises before it convolves, and once more at its end.
 
+    Published networks of this kind differ in two respects that the weights do not always show.
+
     Attributes:
       num_classes: K.
       stage_sizes: Blocks in each stage; every stage but the first halves the image.
       widths: Channels that each stage puts out.
       inner_widths: Channels within each block; None: as many as its stage puts out.
       stem_width: Of the first convolution; None: the first of `widths`.
+      final_norm: Whether there is BatchNorm and ReLU after the last stage.
+      raw_shortcut: Whether shortcut convolutions take the image before BatchNorm and ReLU.
     """
 
     num_classes: int = 10
@@ -146,16 +153,21 @@ class PreActResNet(nn.Module):
     widths: Sequence[int] = (64, 128, 256, 512)
     inner_widths: Sequence[int] | None = None
     stem_width: int | None = None
+    final_norm: bool = True
+    raw_shortcut: bool = False
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
         """Normalised images float32 [B, H, W, C] -> logits [B, K]."""
         features = convolution(self.stem_width or self.widths[0], 3, 1, name="stem")(images)
         for place in _places(self.stage_sizes, self.widths, self.inner_widths):
-            block = PreActBlock(place.width, place.inner, place.strides, name=place.name)
+            block = PreActBlock(
+                place.width, place.inner, place.strides, self.raw_shortcut, name=place.name
+            )
             features = block(features, train)
-        features = global_average(NormRelu(name="final")(features, train))
-        return nn.Dense(self.num_classes, name="head")(features)
+        if self.final_norm:
+            features = NormRelu(name="final")(features, train)
+        return nn.Dense(self.num_classes, name="head")(global_average(features))
 
 
 class _Place(NamedTuple):

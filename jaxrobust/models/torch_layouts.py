@@ -5,8 +5,8 @@ wide_resnet those of the adversarial training literature, for the others those o
 collection of networks for CIFAR-10; for "cnn", "simple_cnn" and "mlp" those of the Sports-10 reports.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 
 class Layer(NamedTuple):
@@ -65,34 +65,36 @@ def _blocks(stage_sizes: tuple[int, ...], theirs: str) -> Iterator[tuple[int, in
             yield stage, block, prefix, f"stage_{stage}_block_{block}"
 
 
-def _resnet(stage_sizes: tuple[int, ...], convolutions: int = 2) -> list[Layer]:
+def _resnet(network: Any) -> list[Layer]:
+    convolutions = 3 if network.bottleneck else 2
+    widens = (network.stem_width or network.widths[0]) != network.widths[0]
     layers = _conv_bn("conv1", "bn1", "stem")
-    for stage, block, theirs, ours in _blocks(stage_sizes, "layer{stage}.{block}"):
+    for stage, block, theirs, ours in _blocks(network.stage_sizes, "layer{stage}.{block}"):
         for index in range(convolutions):
             conv, bn = f"{theirs}.conv{index + 1}", f"{theirs}.bn{index + 1}"
             layers += _conv_bn(conv, bn, f"{ours}/conv_{index}")
-        # A bottleneck's first stage has four times the channels of the stem.
-        if block == 0 and (stage > 0 or convolutions == 3):
+        if block == 0 and (stage > 0 or widens):
             layers += _conv_bn(f"{theirs}.shortcut.0", f"{theirs}.shortcut.1", f"{ours}/shortcut")
     return [*layers, Layer("fc", "head", "dense")]
 
 
-def _preact_resnet(
-    stage_sizes: tuple[int, ...], blocks: str, shortcut: str, final: str, wider: bool
-) -> list[Layer]:
+def _preact_resnet(network: Any, blocks: str, shortcut: str, final: str) -> list[Layer]:
+    widens = (network.stem_width or network.widths[0]) != network.widths[0]
     layers = [_conv("conv1", "stem")]
-    for stage, block, theirs, ours in _blocks(stage_sizes, blocks):
+    for stage, block, theirs, ours in _blocks(network.stage_sizes, blocks):
         layers.append(Layer(f"{theirs}.bn1", f"{ours}/norm/bn", "bn"))
         layers += _conv_bn(f"{theirs}.conv1", f"{theirs}.bn2", f"{ours}/conv_0")
         layers.append(_conv(f"{theirs}.conv2", f"{ours}/conv_1"))
-        if block == 0 and (stage > 0 or wider):
+        if block == 0 and (stage > 0 or widens):
             layers.append(_conv(f"{theirs}.{shortcut}", f"{ours}/shortcut"))
-    return [*layers, Layer(final, "final/bn", "bn"), Layer("fc", "head", "dense")]
+    if network.final_norm:
+        layers.append(Layer(final, "final/bn", "bn"))
+    return [*layers, Layer("fc", "head", "dense")]
 
 
-def _vgg(stage_sizes: tuple[int, ...]) -> list[Layer]:
+def _vgg(network: Any) -> list[Layer]:
     places, place = [], 0
-    for size in stage_sizes:
+    for size in network.stage_sizes:
         places += [place + 3 * index for index in range(size)]
         place += 3 * size + 1  # a convolution, BatchNorm and ReLU each, then the pooling
     return [*_sequence(places), Layer("classifier", "head", "dense")]
@@ -119,9 +121,9 @@ def _mobilenet_v2(stage_sizes: tuple[int, ...], shortcuts: tuple[int, ...]) -> l
     return [*layers, *_conv_bn("conv2", "bn2", "last"), Layer("linear", "head", "dense")]
 
 
-def _densenet(stage_sizes: tuple[int, ...]) -> list[Layer]:
+def _densenet(network: Any) -> list[Layer]:
     layers = [_conv("conv1", "stem")]
-    for stage, size in enumerate(stage_sizes):
+    for stage, size in enumerate(network.stage_sizes):
         if stage:
             layers.append(Layer(f"trans{stage}.bn", f"transition_{stage}_norm/bn", "bn"))
             layers.append(_conv(f"trans{stage}.conv", f"transition_{stage}"))
@@ -133,31 +135,41 @@ def _densenet(stage_sizes: tuple[int, ...]) -> list[Layer]:
     return [*layers, Layer("bn", "final/bn", "bn"), Layer("linear", "head", "dense")]
 
 
-LAYOUTS: dict[str, list[Layer]] = {
-    "mlp": _mlp(),
-    "cnn": [
-        *_sequence([0, 3, 7, 10, 14]),
-        Layer("classifier.2", "head_bn", "bn"),
-        Layer("classifier.3", "head", "dense"),
-    ],
-    "simple_cnn": [
-        *_sequence([0, 4, 8]),
-        Layer("classifier.1", "hidden", "dense", flattened=(128, 4, 4)),
-        Layer("classifier.4", "head", "dense"),
-    ],
-    "resnet_small": _resnet((2, 2, 2)),
-    "resnet18": _resnet((2, 2, 2, 2)),
-    "resnet34": _resnet((3, 4, 6, 3)),
-    "resnet50": _resnet((3, 4, 6, 3), convolutions=3),
-    "preact_resnet18": _preact_resnet(
-        (2, 2, 2, 2), "layer{stage}.{block}", "shortcut.0", "bn", wider=False
+def _cnn() -> list[Layer]:
+    head = [Layer("classifier.2", "head_bn", "bn"), Layer("classifier.3", "head", "dense")]
+    return [*_sequence([0, 3, 7, 10, 14]), *head]
+
+
+def _simple_cnn(network: Any) -> list[Layer]:
+    # Average pooling leaves 4x4 of an image of 32x32.
+    hidden = Layer("classifier.1", "hidden", "dense", flattened=(network.widths[-1], 4, 4))
+    return [*_sequence([0, 4, 8]), hidden, Layer("classifier.4", "head", "dense")]
+
+
+_LAYOUTS: dict[str, Callable[[Any], list[Layer]]] = {
+    "mlp": lambda network: _mlp(),
+    "cnn": lambda network: _cnn(),
+    "simple_cnn": _simple_cnn,
+    **dict.fromkeys(("resnet_small", "resnet18", "resnet34", "resnet50"), _resnet),
+    "preact_resnet18": lambda network: _preact_resnet(
+        network, "layer{stage}.{block}", "shortcut.0", "bn"
     ),
-    "wide_resnet": _preact_resnet(
-        (4, 4, 4), "block{stage}.layer.{block}", "convShortcut", "bn1", wider=True
+    "wide_resnet": lambda network: _preact_resnet(
+        network, "block{stage}.layer.{block}", "convShortcut", "bn1"
     ),
-    "vgg19": _vgg((2, 2, 4, 4, 4)),
-    "mobilenet_v1": _mobilenet_v1(),
-    "mobilenet_v2": _mobilenet_v2((1, 2, 3, 4, 3, 3, 1), shortcuts=(0, 1, 4, 6)),
-    "densenet121": _densenet((6, 12, 24, 16)),
+    "vgg19": _vgg,
+    "mobilenet_v1": lambda network: _mobilenet_v1(),
+    "mobilenet_v2": lambda network: _mobilenet_v2((1, 2, 3, 4, 3, 3, 1), shortcuts=(0, 1, 4, 6)),
+    "densenet121": _densenet,
 }
-"""The layers of each network, the head last."""
+NAMES = tuple(_LAYOUTS)
+
+
+def layout(name: str, network: Any) -> list[Layer]:
+    """The layers of a network, the head last.
+
+    Args:
+      name: One of NAMES.
+      network: What `create(name, ...)` returns, for its sizes.
+    """
+    return _LAYOUTS[name](network)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import checks
-from jaxrobust.models.torch_layouts import LAYOUTS, Layer
+from jaxrobust.models.torch_layouts import NAMES, Layer, layout
 from jaxrobust.models.zoo import create
 from jaxrobust.types import PyTree
 
@@ -16,9 +16,11 @@ from jaxrobust.types import PyTree
 _ALIASES = {".downsample.": ".shortcut."}
 _HEADS = ("fc", "linear")
 _WRAPPER = "module."  # of networks that were trained on several devices
+# Layers that wide residual networks carry along and never call.
+_UNUSED = "sub_block1."
 
 
-def from_torch(name: str, state_dict: Mapping[str, Any]) -> PyTree:
+def from_torch(name: str, state_dict: Mapping[str, Any], **sizes: Any) -> PyTree:
     """Converts a PyTorch state dict into variables for `create(name, ...)`.
 
     Convolutions go from OIHW to HWIO, dense layers are transposed, BatchNorm's weight, bias and
@@ -27,10 +29,16 @@ def from_torch(name: str, state_dict: Mapping[str, Any]) -> PyTree:
     CIFAR that most checkpoints come from; `downsample` may stand for `shortcut`, `linear` for `fc`,
     and `module.` before everything.
 
+    Weights do not show everything. Preactivation networks exist with `raw_shortcut` (the networks of
+    N-FGSM, Wong2020Fast and Andriushchenko2020Understanding) and without it (Rice2020Overfitting, and
+    what PreAct-18 stands for elsewhere); the wrong one gives other logits without a word. Compare the
+    accuracy with the published one.
+
     Args:
-      name: A network of `MODELS`, but "photo_cnn", of its published size for images of 32x32x3; any
-        number of classes.
+      name: A network of `MODELS`, but "photo_cnn", for images of 32x32x3; any number of classes.
       state_dict: PyTorch's names to arrays (numpy, or anything that numpy can read).
+      **sizes: Of `create`, where they are not the published ones: `stage_sizes=(5, 5, 5)` for a
+        wide_resnet of depth 34, `final_norm=False` for a preact_resnet18 without BatchNorm at its end.
 
     Returns:
       {"params": ..., "batch_stats": ...}, float32.
@@ -39,16 +47,18 @@ def from_torch(name: str, state_dict: Mapping[str, Any]) -> PyTree:
       ValueError: An unknown name, or a state dict whose entries or shapes do not fit; the message
         lists all of them.
     """
-    checks.one_of("name", name, tuple(LAYOUTS))
+    checks.one_of("name", name, NAMES)
+    layers = layout(name, create(name, **sizes))
     arrays = {
-        _renamed(key, LAYOUTS[name][-1].theirs): np.asarray(value)
+        _renamed(key, layers[-1].theirs): np.asarray(value)
         for key, value in state_dict.items()
         if not key.endswith("num_batches_tracked")
     }
-    expected = _expected(name, arrays)
+    arrays = {key: value for key, value in arrays.items() if not key.startswith(_UNUSED)}
+    expected = _expected(name, sizes, arrays.get(f"{layers[-1].theirs}.weight"))
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
     problems, seen = [], set()
-    for layer in LAYOUTS[name]:
+    for layer in layers:
         for suffix, collection, leaf in _leaves(layer):
             key, path = f"{layer.theirs}.{suffix}", (collection, *layer.ours.split("/"), leaf)
             seen.add(key)
@@ -80,12 +90,13 @@ def _renamed(key: str, head: str) -> str:
     return f"{head}.{leaf}" if layer in _HEADS and head in _HEADS else key
 
 
-def _expected(name: str, arrays: Mapping[str, np.ndarray]) -> dict[tuple[str, ...], tuple]:
+def _expected(
+    name: str, sizes: Mapping[str, Any], head: np.ndarray | None
+) -> dict[tuple[str, ...], tuple]:
     """The shape of each of our leaves by its path; the number of classes is read off the head."""
-    head = arrays.get(f"{LAYOUTS[name][-1].theirs}.weight")
     num_classes = 10 if head is None or head.ndim != 2 or len(head) < 2 else len(head)
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    shapes = jax.eval_shape(create(name, num_classes).init, jax.random.key(0), images)
+    shapes = jax.eval_shape(create(name, num_classes, **sizes).init, jax.random.key(0), images)
     return {
         tuple(entry.key for entry in path): leaf.shape
         for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)

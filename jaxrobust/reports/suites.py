@@ -7,6 +7,7 @@ from jaxrobust.reports import formatting
 from jaxrobust.reports.schema import BOOLEAN, INTEGER, MAPPING, NUMBER, RATE, TEXT, check, short
 
 # What a verdict of the sanity checks means to whoever reads the robust accuracy.
+# From the best to the worst: of several verdicts on a model the worst counts.
 BANNERS = {
     "sound": "The sanity checks found no sign of gradient masking.",
     "suspicious": "Suspicious: take the robust accuracy for an upper bound.",

@@ -8,8 +8,9 @@ from jaxrobust.training.finished import load_run
 from jaxrobust.training.fitting import FitResult, fit, initial_variables
 from jaxrobust.training.objectives import Objective
 from jaxrobust.training.optimizers import make_optimizer, make_schedule
+from jaxrobust.training.programs import objective_of
 from jaxrobust.training.state import TrainState, create_state
-from jaxrobust.training.step import eval_step, train_step
+from jaxrobust.training.step import check_objective, eval_step, train_step
 
 __all__ = [
     "NFGSM",
@@ -19,6 +20,7 @@ __all__ = [
     "Objective",
     "TrainConfig",
     "TrainState",
+    "check_objective",
     "create_state",
     "describe",
     "eval_step",
@@ -28,6 +30,7 @@ __all__ = [
     "load_variables",
     "make_optimizer",
     "make_schedule",
+    "objective_of",
     "save_variables",
     "train_step",
 ]

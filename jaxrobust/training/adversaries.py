@@ -92,8 +92,8 @@ class NFGSM:
 class KLAscent:
     """Steps away from the answer that the network gives for the clean image: the attack of TRADES.
 
-    It ascends KL(p(clean) || p(point)) and knows no label. Its classifier gives 2 K numbers: the logits
-    of the point and those of the clean image (`craft` sees to that).
+    It ascends KL(p(clean) || p(point)) and knows no label. For training alone: `craft` gives it the
+    logits [2, K] of the point and of the clean image.
 
     Attributes:
       epsilon: Radius in pixel units, not negative; for linf at most 1.
@@ -136,8 +136,13 @@ class KLAscent:
         return state.point
 
     def objective(self, logits: Array, state: State) -> Array:
-        """The divergence of the point's answer from the clean one; logits [2 K]."""
-        point, clean = jnp.split(logits, 2)
+        """The divergence of the point's answer from the clean one; logits [2, K]."""
+        if logits.ndim != 2:
+            raise ValueError(
+                "KLAscent compares with the answers to the clean images, which training gives it; to "
+                "measure, take PGD."
+            )
+        point, clean = logits
         return divergence(jax.lax.stop_gradient(clean), point)
 
     def tell(self, state: State, evaluation: Evaluation) -> State:
@@ -194,12 +199,20 @@ def craft(attack: Attack, key: Array, logits_fn: LogitsFn, images: Array, labels
     clean = jax.lax.stop_gradient(logits_fn(images))
 
     def beside(points: Array) -> Array:
-        return jnp.concatenate([logits_fn(points), clean], axis=1)
+        return jnp.stack([logits_fn(points), clean], axis=1)
 
     return engine.craft(attack, key, beside, images, labels)
 
 
 def scaled(attack: Any, scale: Array) -> Any:
-    """An attack whose epsilon and step size are multiplied by a number in [0, 1]."""
+    """An attack whose epsilon and step size are multiplied by a number in [0, 1].
+
+    Raises:
+      ValueError: An attack without an epsilon.
+    """
     lengths = {f.name for f in dataclasses.fields(attack)} & {"epsilon", "step_size"}
+    if "epsilon" not in lengths:
+        raise ValueError(
+            f"`attack_warmup_epochs` needs an attack with an epsilon, got {type(attack).__name__}."
+        )
     return dataclasses.replace(attack, **{name: getattr(attack, name) * scale for name in lengths})

@@ -133,6 +133,12 @@ class TrainConfig:
         checks.number("awp_gamma", self.awp_gamma, minimum=0.0)
         checks.integer("awp_warmup_epochs", self.awp_warmup_epochs, minimum=0)
         checks.one_of("compute_type", self.compute_type, get_args(ComputeType))
+        for name in ("attack_warmup_epochs", "awp_warmup_epochs"):
+            if getattr(self, name) > self.num_epochs:
+                raise ValueError(
+                    f"`{name}` must be at most `num_epochs` = {self.num_epochs}, "
+                    f"got {getattr(self, name)}."
+                )
         if self.early_stopping_patience is not None:
             checks.integer("early_stopping_patience", self.early_stopping_patience, minimum=1)
         checks.one_of("monitor", self.monitor, get_args(Monitor))

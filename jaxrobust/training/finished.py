@@ -42,7 +42,9 @@ def load_run(
     leaves, metadata = load_leaves(folder / "checkpoints" / str(steps[-1]))
     if weights == "best":
         history = metadata["history"]
-        known = {field: settings["config"][field] for field in TrainConfig.__dataclass_fields__}
+        # A run of an earlier release lacks the fields that it did not know.
+        fields = TrainConfig.__dataclass_fields__.keys() & settings["config"].keys()
+        known = {field: settings["config"][field] for field in fields}
         best = best_epoch(TrainConfig(**known), history)
         if best is None:
             raise ValueError(f"`weights` must be 'last' for a run without validation: {folder}.")

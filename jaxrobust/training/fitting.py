@@ -19,7 +19,12 @@ from jaxrobust.training.adversaries import FreeReplays
 from jaxrobust.training.checkpoint import RunCheckpoints
 from jaxrobust.training.config import TrainConfig
 from jaxrobust.training.data import Examples, on_device
-from jaxrobust.training.history import Row, best_epoch, is_finished
+from jaxrobust.training.history import (
+    Row,
+    best_epoch,
+    catastrophic_overfitting,
+    is_finished,
+)
 from jaxrobust.training.interrupt import catch_interrupt
 from jaxrobust.training.logs import Display, RunLog
 from jaxrobust.training.optimizers import make_optimizer
@@ -43,6 +48,8 @@ class FitResult:
         validation_loss, validation_accuracy, learning_rate, gradient_norm.
       timings: One row per epoch, as in timings.jsonl: epoch, train_seconds, validation_seconds,
         checkpoint_seconds. Epochs in which the run was killed may be short or absent.
+      catastrophic_epoch: The epoch of catastrophic overfitting (`history.catastrophic_overfitting`),
+        where training and validation were attacked and there was one; else None.
     """
 
     state: TrainState
@@ -51,6 +58,7 @@ class FitResult:
     best_epoch: int
     history: tuple[Row, ...]
     timings: tuple[Row, ...]
+    catastrophic_epoch: int | None = None
 
     @property
     def seconds(self) -> float:
@@ -110,8 +118,9 @@ def fit(
     finished run returns its result without training. On a GPU, results are only repeatable, and so
     a resumed run only equal to an undisturbed one, with XLA_FLAGS=--xla_gpu_deterministic_ops=true.
 
-    Ctrl-C finishes the step, saves a checkpoint and raises KeyboardInterrupt; the same call goes on
-    with the next step. A second Ctrl-C stops at once and loses what came after the last checkpoint.
+    Ctrl-C finishes the step (on a GPU up to a hundred), saves a checkpoint and raises
+    KeyboardInterrupt; the same call goes on with the next step. A second Ctrl-C stops at once and loses
+    what came after the last checkpoint.
 
     Args:
       model: A linen module, `model(images, train=False)` on normalised images -> logits [B, K],
@@ -133,8 +142,8 @@ def fit(
       masks: The parameters' structure with boolean leaves; False keeps a parameter at 0.
       checkpoint_every: Epochs between checkpoints, besides the last one and every new best. A run
         that is killed repeats what came after the last. It changes no result.
-      num_devices: How many of the devices share each batch, at most as many as jax sees; a divisor of
-        `batch_size`. It changes nothing but rounding, and a run may go on with another number.
+      num_devices: How many of this process's devices share each batch; a divisor of `batch_size`. It
+        changes nothing but rounding, and a run may go on with another number.
       progress: Whether to show a bar on a terminal, and a line per epoch.
       tensorboard: Whether to write `tensorboard/` too.
 
@@ -167,10 +176,10 @@ def fit(
     """
     checks.integer("checkpoint_every", checkpoint_every, minimum=1)
     checks.integer("num_devices", num_devices, minimum=1)
-    if num_devices > jax.device_count() or config.batch_size % num_devices:
+    if num_devices > jax.local_device_count() or config.batch_size % num_devices:
         raise ValueError(
-            f"`num_devices` must be at most the {jax.device_count()} devices that jax sees and divide "
-            f"`batch_size` = {config.batch_size}, got {num_devices}."
+            f"`num_devices` must be at most the {jax.local_device_count()} devices of this process and "
+            f"divide `batch_size` = {config.batch_size}, got {num_devices}."
         )
     train_set = on_device("train", train)
     validation_set = None
@@ -179,6 +188,8 @@ def fit(
     _check_sizes(config, train_set, validation_set, mean, std)
     check_objective(programs.objective_of(config), attack)
     check_untargeted(validation_attack)
+    if isinstance(validation_attack, FreeReplays):
+        raise ValueError("`validation_attack` must be an attack; FreeReplays is a way to train.")
 
     _, order_key, step_key = jax.random.split(jax.random.key(config.seed), 3)
     image = jnp.zeros((1, *train_set.images.shape[1:]), jnp.float32)
@@ -224,6 +235,7 @@ def fit(
         "masks": masks,
     }
     steps_per_epoch = len(train_set.labels) // config.batch_size
+    is_attacked = attack is not None and validation_attack is not None
     with contextlib.ExitStack() as stack:
         directory = Path(run_dir or stack.enter_context(tempfile.TemporaryDirectory()))
         started = any((directory / CHECKPOINTS).glob("*"))
@@ -266,12 +278,16 @@ def fit(
                 stack.enter_context(catch_interrupt()),
                 steps_per_epoch=steps_per_epoch,
                 checkpoint_every=checkpoint_every,
-                is_attacked=validation_attack is not None,
+                is_attacked=is_attacked,
             )
         best = best_epoch(config, position.history) or len(position.history)
+        whole = programs.replicated(1)  # whoever takes the result knows nothing of the devices
+        position = position._replace(state=whole(position.state))
         best_state = position.state
         if best < len(position.history):
-            best_state = loop.restore_step(checkpoints, template, best * steps_per_epoch).state
+            best_state = whole(
+                loop.restore_step(checkpoints, template, best * steps_per_epoch).state
+            )
         return FitResult(
             state=position.state,
             variables=position.state.evaluated,
@@ -279,6 +295,7 @@ def fit(
             best_epoch=best,
             history=position.history,
             timings=tuple(log.timings),
+            catastrophic_epoch=catastrophic_overfitting(position.history) if is_attacked else None,
         )
 
 

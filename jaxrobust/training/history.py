@@ -57,13 +57,13 @@ def catastrophic_overfitting(history: Sequence[Row]) -> int | None:
       3
     """
     best: Row | None = None
-    for row in history:
+    for epoch, row in enumerate(history, start=1):
         robust = row.get("validation_accuracy")
         if robust is None:
             return None
         if best is not None and robust < best["validation_accuracy"] / 2:
             if row["train_accuracy"] >= best["train_accuracy"]:
-                return history.index(row) + 1
+                return epoch
         elif best is None or robust > best["validation_accuracy"]:
             best = row
     return None

@@ -1,9 +1,9 @@
-"""The training loop: a compiled step, on a GPU a compiled epoch, called from Python.
+"""The training loop: a compiled step, on a GPU a hundred in a compiled loop, called from Python.
 
 Why not a whole epoch on the CPU: inside a loop XLA's CPU convolution gradients are slower, no bar
 could move, and Ctrl-C would have to wait for the end of the epoch. A call of the compiled step
 costs some tens of microseconds and waits for nothing; the host waits for the device once an epoch,
-to read the sums. On a GPU steps may be shorter than calls, and an epoch is one program.
+to read the sums. On a GPU steps may be shorter than calls, so one program takes many of them.
 """
 
 import dataclasses
@@ -79,7 +79,7 @@ def train(
       interrupt: Looked at after every step.
       steps_per_epoch: At least 1.
       checkpoint_every: Epochs between checkpoints, besides the best and the last.
-      is_attacked: Whether the validation images are, so that catastrophic overfitting shows in them.
+      is_attacked: Whether training and validation images are, so that catastrophic overfitting shows.
 
     Returns:
       The position at the end.

@@ -23,8 +23,9 @@ from jaxrobust.training.adversaries import divergence
 from jaxrobust.types import Array, PyTree
 
 LOSSES = ("cross_entropy", "trades")
+COMPUTE_TYPES = ("float32", "bfloat16")
 
-Forward = Callable[[PyTree, PyTree, Array, int], tuple[Array, PyTree]]
+Forward = Callable[[PyTree, PyTree, Array, Array | int], tuple[Array, PyTree]]
 """(parameters, running statistics, images, the number of this pass) -> (logits float32 [B, K], the
 statistics after it)."""
 
@@ -52,6 +53,7 @@ class Objective(NamedTuple):
         images: Array,
         adversarial: Array,
         labels: Array,
+        first_pass: Array | int = 0,
     ) -> tuple[Array, tuple[Array, PyTree]]:
         """The mean over a batch.
 
@@ -62,6 +64,7 @@ class Objective(NamedTuple):
           images: float32 [B, H, W, C] in [0, 1], the clean ones.
           adversarial: Likewise, what the attack made of them.
           labels: int [B].
+          first_pass: The number of the first pass: each has a dropout of its own.
 
         Returns:
           (the loss, (logits [B, K] of the adversarial images, the statistics after all passes)).
@@ -71,16 +74,23 @@ class Objective(NamedTuple):
             return jnp.mean(smoothed_cross_entropy(logits, labels, self.label_smoothing))
 
         if self.loss == "trades":
-            clean, statistics = forward(params, statistics, images, 0)
-            logits, statistics = forward(params, statistics, adversarial, 1)
+            clean, statistics = forward(params, statistics, images, first_pass)
+            logits, statistics = forward(params, statistics, adversarial, first_pass + 1)
             apart = jnp.mean(jax.vmap(divergence)(clean, logits))
             return cross_entropy(clean) + self.trades_beta * apart, (logits, statistics)
-        logits, statistics = forward(params, statistics, adversarial, 0)
+        logits, statistics = forward(params, statistics, adversarial, first_pass)
         value = cross_entropy(logits)
         if self.natural_weight:
-            clean, statistics = forward(params, statistics, images, 1)
+            clean, statistics = forward(params, statistics, images, first_pass + 1)
             value = (1 - self.natural_weight) * value + self.natural_weight * cross_entropy(clean)
         return value, (logits, statistics)
+
+
+def rounded(tree: PyTree, compute_type: str) -> PyTree:
+    """A pytree of arrays in the type that passes are computed in."""
+    if compute_type == "float32":
+        return tree
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(compute_type)), tree)
 
 
 def make_forward(
@@ -100,18 +110,18 @@ def make_forward(
     mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
 
     def forward(
-        params: PyTree, statistics: PyTree, images: Array, number: int
+        params: PyTree, statistics: PyTree, images: Array, number: Array | int
     ) -> tuple[Array, PyTree]:
-        images = (images - mean) / std
-        if compute_type == "bfloat16":
-            params, images = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (params, images))
+        params, images = rounded((params, (images - mean) / std), compute_type)
         variables = {"params": params} | ({"batch_stats": statistics} if statistics else {})
+        is_first = isinstance(number, int) and number == 0
+        key = dropout_key if is_first else jax.random.fold_in(dropout_key, number)
         logits, updated = apply_fn(
             variables,
             images,
             train=True,
             mutable=["batch_stats"],
-            rngs={"dropout": jax.random.fold_in(dropout_key, number) if number else dropout_key},
+            rngs={"dropout": key},
         )
         return logits.astype(jnp.float32), updated.get("batch_stats", statistics)
 

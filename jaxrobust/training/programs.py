@@ -27,6 +27,9 @@ from jaxrobust.training.state import TrainState
 from jaxrobust.training.step import Augment, Metrics, eval_step, train_step
 from jaxrobust.types import Array, Attack, Masks, PyTree
 
+# Where they loop: calls cost nothing beside so many steps, a bar moves, and Ctrl-C waits a moment.
+_STEPS_PER_CALL = 100
+
 
 class Itself:
     """A value that compiled code depends on: equal to itself alone, so that any value will do.
@@ -203,7 +206,7 @@ def compile_programs(
     return Programs(
         order=lambda epoch: replicate(_order(order_key, jnp.int32(epoch), count=plan.num_examples)),
         train_batches=train_batches,
-        steps_per_call=plan.steps_per_epoch if looped else 1,
+        steps_per_call=_STEPS_PER_CALL if looped else 1,
         zero_totals=lambda: replicate(zero_totals()),
         evaluate=_compile_evaluation(plan, constants, state, validation, step_key),
     )
@@ -211,15 +214,15 @@ def compile_programs(
 
 def replicated(num_devices: int) -> Callable[[Any], Any]:
     """A function that puts a pytree of arrays on the first so many devices, whole on each."""
-    if num_devices == 1:
-        return lambda tree: tree
-    sharding = NamedSharding(_mesh(num_devices), PartitionSpec())
+    sharding: Any = jax.local_devices()[0]
+    if num_devices > 1:
+        sharding = NamedSharding(_mesh(num_devices), PartitionSpec())
     return lambda tree: jax.tree.map(lambda leaf: jax.device_put(leaf, sharding), tree)
 
 
 @functools.cache
 def _mesh(num_devices: int) -> Mesh:
-    return Mesh(np.array(jax.devices()[:num_devices]), ("data",))
+    return Mesh(np.array(jax.local_devices()[:num_devices]), ("data",))
 
 
 def _like(leaf: Any, num_devices: int) -> jax.ShapeDtypeStruct:
@@ -263,7 +266,9 @@ def _train_batches(
     def body(_: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
         return _step(*carry, order, examples, key, constants, plan)
 
-    return jax.lax.fori_loop(0, count, body, (state, totals))
+    done = jax.lax.fori_loop(0, count, body, (state, totals))
+    # What a loop carries is laid out anew: its body's word is not enough.
+    return _shared(done, plan.num_devices, PartitionSpec())
 
 
 def _step(

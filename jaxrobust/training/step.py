@@ -12,14 +12,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrobust import compilation, losses
-from jaxrobust.attacks import engine
-from jaxrobust.models import Classifier
+from jaxrobust import checks, compilation, losses
 from jaxrobust.training import adversaries
 from jaxrobust.training.adversaries import FreeReplays
-from jaxrobust.training.objectives import Objective, make_forward, weight_perturbation
+from jaxrobust.training.objectives import (
+    COMPUTE_TYPES,
+    LOSSES,
+    Objective,
+    make_forward,
+    rounded,
+    weight_perturbation,
+)
 from jaxrobust.training.state import TrainState
-from jaxrobust.types import Array, Attack, LogitsFn, Masks, PyTree, Rounded
+from jaxrobust.types import Array, Attack, LogitsFn, Masks, PyTree
 
 Augment = Callable[[Array, Array], Array]
 """(key, images float32 [B, H, W, C] in [0, 1]) -> images of the same kind, of any size."""
@@ -91,6 +96,7 @@ def train_step(
     is_free = isinstance(attack, FreeReplays)
     if (state.perturbation is not None) != is_free:
         raise ValueError("FreeReplays and a state with a perturbation need each other.")
+    checks.one_of("compute_type", compute_type, COMPUTE_TYPES)
     check_objective(objective, attack)
     images, labels = batch
     augment_key, attack_key, dropout_key = jax.random.split(key, 3)
@@ -102,29 +108,37 @@ def train_step(
     learning_rate = schedule(state.step) * state.learning_rate_scale
     forward = make_forward(apply_fn, mean, std, dropout_key, compute_type)
 
-    def descend(state: TrainState, adversarial: Array) -> tuple[TrainState, Metrics, Array]:
+    def descend(
+        state: TrainState, adversarial: Array, first_pass: Array | int = 0
+    ) -> tuple[TrainState, Metrics, Array]:
         """A step of the optimizer; also the gradient by the adversarial images."""
 
-        def loss(params: PyTree, adversarial: Array) -> tuple[Array, tuple[Array, PyTree]]:
-            value, parts = objective(
-                forward, params, state.batch_stats, images, adversarial, labels
+        def attacked(params: PyTree, adversarial: Array) -> tuple[Array, tuple[Array, PyTree]]:
+            return objective(
+                forward, params, state.batch_stats, images, adversarial, labels, first_pass
             )
+
+        def loss(params: PyTree, adversarial: Array) -> tuple[Array, tuple[Array, PyTree]]:
+            value, parts = attacked(params, adversarial)
             return value if penalty is None else value + penalty(params), parts
+
+        def perturbed(params: PyTree, gamma: Array) -> PyTree:
+            uphill = jax.grad(attacked, has_aux=True)(params, adversarial)[0]
+            added = _masked(weight_perturbation(params, uphill, gamma), masks)
+            return jax.tree.map(jnp.add, params, added)
 
         params = state.params
         if awp_gamma is not None:
-            uphill = jax.grad(loss, has_aux=True)(params, adversarial)[0]
-            added = weight_perturbation(params, uphill, awp_gamma)
-            params = jax.tree.map(jnp.add, params, added)
+            # Before its warm-up is over it shall not cost its pass.
+            gamma = jnp.asarray(awp_gamma, jnp.float32)
+            params = jax.lax.cond(gamma > 0, perturbed, lambda same, _: same, params, gamma)
         (value, (logits, batch_stats)), (gradients, by_image) = jax.value_and_grad(
             loss, (0, 1), has_aux=True
         )(params, adversarial)
         updates, opt_state = optax.with_extra_args_support(optimizer).update(
             gradients, state.opt_state, state.params, learning_rate=learning_rate
         )
-        params = optax.apply_updates(state.params, updates)
-        if masks is not None:
-            params = jax.tree.map(lambda mask, leaf: jnp.where(mask, leaf, 0), masks, params)
+        params = _masked(optax.apply_updates(state.params, updates), masks)
         after = dataclasses.replace(
             state, params=params, batch_stats=batch_stats, opt_state=opt_state
         )
@@ -141,8 +155,12 @@ def train_step(
     else:
         adversarial = images
         if attack is not None:
-            attacked = Classifier(apply_fn, state.variables, mean, std)
-            logits_fn = Rounded(attacked) if compute_type == "bfloat16" else attacked
+            variables = rounded(state.variables, compute_type)
+
+            def logits_fn(points: Array) -> Array:
+                points = rounded((points - jnp.asarray(mean)) / jnp.asarray(std), compute_type)
+                return apply_fn(variables, points).astype(jnp.float32)
+
             adversarial = adversaries.craft(attack, attack_key, logits_fn, images, labels)
         after, metrics, _ = descend(state, adversarial)
     after = dataclasses.replace(after, step=state.step + 1)
@@ -160,21 +178,25 @@ def _replayed(
     state: TrainState,
     images: Array,
     attack: FreeReplays,
-    descend: Callable[[TrainState, Array], tuple[TrainState, Metrics, Array]],
+    descend: Callable[[TrainState, Array, Array], tuple[TrainState, Metrics, Array]],
 ) -> tuple[TrainState, Metrics]:
     """Steps on one batch, between which the perturbation takes one as well."""
 
     def replay(
-        carry: tuple[TrainState, Array], _: None
+        carry: tuple[TrainState, Array], number: Array
     ) -> tuple[tuple[TrainState, Array], Metrics]:
         state, perturbation = carry
-        state, metrics, by_image = descend(state, jnp.clip(images + perturbation, 0.0, 1.0))
+        perturbed = jnp.clip(images + perturbation, 0.0, 1.0)
+        state, metrics, by_image = descend(state, perturbed, number)
         moved = perturbation + attack.epsilon * jnp.sign(by_image)
         return (state, jnp.clip(moved, -attack.epsilon, attack.epsilon)), metrics
 
     start: Any = (state, state.perturbation)
     (state, perturbation), metrics = jax.lax.scan(
-        replay, start, None, attack.num_replays, unroll=not compilation.loops_are_fast()
+        replay,
+        start,
+        jnp.arange(attack.num_replays),
+        unroll=not compilation.loops_are_fast(),
     )
     state = dataclasses.replace(state, perturbation=perturbation)
     return state, jax.tree.map(lambda values: values[-1], metrics)
@@ -184,9 +206,10 @@ def check_objective(objective: Objective, attack: Attack | FreeReplays | None) -
     """Checks that an objective and an attack fit each other.
 
     Raises:
-      ValueError: A targeted attack, no attack for an objective that compares with one, or free
-        training with another objective than the cross-entropy of the adversarial images.
+      ValueError: An unknown loss, a targeted attack, no attack for an objective that compares with
+        one, or free training with such an objective.
     """
+    checks.one_of("loss", objective.loss, LOSSES)
     check_untargeted(attack)
     compares = objective.loss == "trades" or objective.natural_weight > 0
     if compares and (attack is None or isinstance(attack, FreeReplays)):
@@ -232,7 +255,9 @@ def eval_step(
         if key is None:
             raise ValueError("`key` is needed by `attack`.")
         check_untargeted(attack)
-        images = engine.craft(attack, key, logits_fn, images, labels)
+        if isinstance(attack, FreeReplays):
+            raise ValueError("FreeReplays is a way to train; to evaluate, take PGD.")
+        images = adversaries.craft(attack, key, logits_fn, images, labels)
     logits = logits_fn(images)
     loss = jax.vmap(losses.cross_entropy)(logits, labels)
     return {
@@ -240,6 +265,12 @@ def eval_step(
         "correct": jnp.sum(valid & (jnp.argmax(logits, -1) == labels), dtype=jnp.int32),
         "count": jnp.sum(valid, dtype=jnp.int32),
     }
+
+
+def _masked(tree: PyTree, masks: Masks | None) -> PyTree:
+    if masks is None:
+        return tree
+    return jax.tree.map(lambda mask, leaf: jnp.where(mask, leaf, 0), masks, tree)
 
 
 def check_untargeted(attack: Any) -> None:

@@ -106,6 +106,9 @@ class Config:
             checks.one_of("norms", norm, matrix.NORMS)
         for attack in self.attacks or ():
             checks.one_of("attacks", attack, matrix.NAMES)
+        missing = [name for name in matrix.SUITE if name not in (self.attacks or matrix.SUITE)]
+        if missing and "AutoAttack" in (self.attacks or ()):
+            raise ValueError(f"`attacks` with AutoAttack must have {', '.join(missing)} too.")
 
     @property
     def effort(self) -> matrix.Effort:

@@ -21,7 +21,7 @@ import numpy as np
 from flax import traverse_util
 
 from jaxrobust import evaluation, files, models
-from jaxrobust.models.torch_layouts import LAYOUTS
+from jaxrobust.models.torch_layouts import layout
 from jaxrobust.types import PyTree
 
 # Of each kind of layer: PyTorch's name of an array -> (our collection, our name).
@@ -70,7 +70,7 @@ def to_torch(architecture: str, variables: PyTree) -> dict[str, np.ndarray]:
     """
     ours = traverse_util.flatten_dict(variables, sep="/")
     weights = {}
-    for layer in LAYOUTS[architecture]:
+    for layer in layout(architecture, models.create(architecture)):
         for suffix, (collection, leaf) in _NAMES[layer.kind].items():
             if layer.kind == "conv" and suffix == "bias" and not layer.bias:
                 continue

@@ -11,17 +11,15 @@ NORMS = ("linf", "l2", "l1")
 SUITE = ("APGD-CE", "APGD-T", "FAB-T", "Square")
 """The attacks of AutoAttack standard: what withstands each of them withstands the suite."""
 NAMES = (
-    *(
-        "APGD-CE",
-        "APGD-DLR",
-        "APGD-T",
-        "FAB",
-        "FAB-T",
-        "Square",
-        "Square, rescaled",
-        "PGD",
-        "MI-FGSM",
-    ),
+    "APGD-CE",
+    "APGD-DLR",
+    "APGD-T",
+    "FAB",
+    "FAB-T",
+    "Square",
+    "Square, rescaled",
+    "PGD",
+    "MI-FGSM",
     "AutoAttack",
 )
 """What can be compared within a ball."""

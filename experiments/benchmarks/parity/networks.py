@@ -114,9 +114,15 @@ def _ready(folder: Path, recipes: dict[str, dict[str, Any]]) -> list[export.Netw
 
 
 def _recipe(config: training.TrainConfig) -> dict[str, Any]:
+    default = training.TrainConfig()
     return {
         "data": "cifar10_jpeg",
-        "training": {k: v for k, v in dataclasses.asdict(config).items() if v is not None},
+        # What is no default: a setting that comes with a later release changes no recipe.
+        "training": {
+            name: value
+            for name, value in dataclasses.asdict(config).items()
+            if name == "num_epochs" or value != getattr(default, name)
+        },
         "augment": {"flip": _AUGMENT.flip, "translate": _AUGMENT.translate},
         "num_images": NUM_IMAGES,
         "image_seed": _SEED,

@@ -242,7 +242,9 @@ def _mean(counts: list[int]) -> str:
 
 
 def _outside(side: dict[str, Any]) -> str:
-    return f", {side['outside']} outside" if side["outside"] else ""
+    # A sum in result.json, and here the mean over the seeds as all else.
+    outside = side["outside"] / len(side["robust"])
+    return f", {outside:.3g} outside" if outside else ""
 
 
 def _trained(network: dict[str, Any]) -> str:
