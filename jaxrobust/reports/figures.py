@@ -173,8 +173,8 @@ def lines(
     """Lines with markers, and bands where there are intervals.
 
     Args:
-      series: (look, {"x", "y", "low"?, "high"?, "dashed"?}) of each line, as in a chart of
-        docs/result_format.md. A point without a finite x and y, or that a logarithmic axis has no
+      series: (look, {"x", "y", "low"?, "high"?, "dashed"?, "scatter"?}) of each line, as in a
+        chart of docs/result_format.md. A point without a finite x and y, or that a logarithmic axis has no
         place for, is left out.
       x: {"title", "percent"?, "log"?} of the axis.
       y: The same.
@@ -201,14 +201,16 @@ def lines(
             axes.fill_between(band[0], *band[2:], color=look.colour, alpha=0.16, linewidth=0)
             shown_y += [*band[2], *band[3]]
         over, values, _, _ = zip(*points, strict=True)
+        scatter = bool(item.get("scatter"))
         axes.plot(
             over,
             values,
             color=look.colour,
-            linestyle=(0, (4, 2)) if item.get("dashed") else "-",
+            linestyle="" if scatter else (0, (4, 2)) if item.get("dashed") else "-",
             marker=look.marker,
-            markersize=4,
-            markevery=max(1, len(points) // 12),  # more would cover the line
+            markersize=3 if scatter else 4,
+            alpha=0.55 if scatter else 1,
+            markevery=1 if scatter else max(1, len(points) // 12),  # more would cover the line
             clip_on=False,
         )
         shown_x += over
