@@ -27,17 +27,17 @@ def section(study: Study, ablation: Ablation, *, part: str) -> dict[str, Any]:
             blocks.table(
                 [
                     ablation.title.capitalize(),
-                    blocks.column("Source 002", "%", group="Test accuracy"),
-                    blocks.column("here", "%", 1, group="Test accuracy"),
-                    blocks.column("here, against the setting in bold", "points", 2),
+                    blocks.column("Source 002", "%", 2, group="Test accuracy"),
+                    blocks.column("here", "%", 2, group="Test accuracy"),
+                    blocks.column("Difference to the row in bold", "points", 2),
                     blocks.column("Validation accuracy", "%", 1),
                     blocks.column("Training accuracy", "%", 1),
                 ],
                 [_row(curves, ablation, index) for index in range(len(ablation.values))],
-                f"Means over {_seeds(study.config.num_seeds)} with 95 % intervals (Student's t); the "
-                "differences are paired, because all settings of a seed start from the same weights and "
-                "see the images in the same order. Training accuracy is that of the last epoch's "
-                "batches as they were trained on.",
+                f"Means over {_seeds(study.config.num_seeds)} with 95 % intervals (Student's t). The "
+                "differences are of test accuracy and paired: all settings of a seed start from the "
+                "same weights and see the images in the same order. In bold the source's own setting. "
+                "Training accuracy is that of the last epoch's batches as they were trained on.",
                 highlight=[ablation.values.index(base)],
             ),
         ],

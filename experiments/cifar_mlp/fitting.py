@@ -58,9 +58,7 @@ def squared_error(layer: Layer, features: jax.Array, targets: jax.Array) -> jax.
 
 
 @functools.partial(compilation.jit, static_argnames="num_steps")
-def descend(
-    features: jax.Array, targets: jax.Array, rate: float | jax.Array, num_steps: int
-) -> Descent:
+def descend(features: Any, targets: Any, rate: float | jax.Array, num_steps: int) -> Descent:
     """Gradient descent from zero, all of it one program.
 
     Args:
@@ -96,18 +94,24 @@ def problems(seed: int) -> list[Problem]:
     line = 2 * x + 1 + generator.normal(0, 0.3, x.shape)
     curve = 2 * x**3 - x + 0.5 + generator.normal(0, 0.15, x.shape)
     # Pixels of an image, as matches between two photographs are: the source's rate fits their scale.
-    plane = generator.uniform(-100, 100, (NUM_POINTS, 2))
+    grid = np.linspace(-100, 100, 5)
+    plane = np.stack(np.meshgrid(grid, grid), axis=-1).reshape(-1, 2)
     moved = plane @ np.array([[1.2, 0.3], [-0.4, 0.9]]) + generator.normal(0, 3, plane.shape)
     powers = np.column_stack([x, x**2, x**3])
-    described = [
-        ("line", x, line, 0.1, 200, (0, 2, 5, 15, 200)),
-        ("curve", powers, curve, 0.3, 3000, (0, 5, 50, 400, 3000)),
-        ("affine map", plane, moved + np.array([3.0, -2.0]), FIT_RATE, 60000, (0, 1, 3, 10, 60000)),
-    ]
+    moved += np.array([30.0, -20.0])
     return [
-        Problem(name, features.astype(np.float32), targets.astype(np.float32), *rest)
-        for name, features, targets, *rest in described
+        _problem("line", x, line, 0.1, (0, 2, 5, 15, 200)),
+        _problem("curve", powers, curve, 0.3, (0, 5, 50, 400, 3000)),
+        _problem("affine map", plane, moved, FIT_RATE, (0, 1, 3, 60000)),
     ]
+
+
+def _problem(
+    name: str, features: np.ndarray, targets: np.ndarray, rate: float, moments: tuple[int, ...]
+) -> Problem:
+    """In float32, descended until the last moment."""
+    pair = (features.astype(np.float32), targets.astype(np.float32))
+    return Problem(name, *pair, rate, moments[-1], moments)
 
 
 def section(seed: int, *, part: str) -> dict[str, Any]:
@@ -128,7 +132,7 @@ def section(seed: int, *, part: str) -> dict[str, Any]:
             blocks.table(
                 [
                     "Fit",
-                    blocks.column("Learning rate"),
+                    "Learning rate",
                     blocks.column("Steps"),
                     blocks.column("Loss at the start", decimals=4),
                     blocks.column("Loss at the end", decimals=4),
@@ -137,8 +141,8 @@ def section(seed: int, *, part: str) -> dict[str, Any]:
                     "Least squares",
                 ],
                 rows,
-                "The loss of least squares is the least that there is: where the loss at the end is equal "
-                "to it, gradient descent has arrived.",
+                "Nothing has a smaller loss than least squares: where the loss at the end is equal to that, "
+                "gradient descent has arrived.",
             ),
         ],
         part=part,
@@ -146,9 +150,9 @@ def section(seed: int, *, part: str) -> dict[str, Any]:
             "One linear layer under the mean squared error, descended from zero: y = a x + b to a line, "
             "y = a x + b x² + c x³ + d to a curve, and an affine map of the plane, y = S x + t. The "
             "source gives its learning rate, 1e-4, and a figure without numbers. Its course has an "
-            "affine map fitted to matching points of two photographs, whose coordinates are of the order "
-            "of a hundred pixels: there 1e-4 is right for S, and the reason why t needs thousands of "
-            "steps. The points here are drawn from known functions with noise."
+            "affine map fitted to matching points of two photographs, whose coordinates are of the "
+            "order of a hundred pixels: with these 1e-4 finds S in a few steps, and t in tens of "
+            "thousands. The points here are drawn from known functions with noise."
         ],
     )
 
@@ -160,7 +164,7 @@ def _row(problem: Problem, descent: Descent, best: np.ndarray) -> list[Any]:
     ends = [float(descent.losses[index]) for index in (0, -1)]
     return [
         problem.name,
-        problem.rate,
+        f"{problem.rate:g}",
         problem.num_steps,
         *ends,
         residual,
@@ -175,25 +179,20 @@ def _formula(layer: np.ndarray) -> str:
 
 
 def _charts(problem: Problem, descent: Descent) -> list[dict[str, Any]]:
-    answers = [
-        problem.features @ descent.layers.weights[moment] + descent.layers.bias[moment]
-        for moment in problem.moments
-    ]
-    if problem.name == "affine map":
-        # The plane has no axis left for the answer: how far the points still are from their targets.
-        over, values = (part[:, 0] for part in (problem.features, problem.targets))
-        titles = ("first coordinate of the point", "first coordinate of its image")
-        order = None
-    else:
-        over, values = problem.features[:, 0], problem.targets[:, 0]
-        titles, order = ("x", "y"), np.argsort(over)
-    lines = [blocks.line("data", over, values, scatter=True)]
-    for moment, answer in zip(problem.moments, answers, strict=True):
-        name = f"after {moment:,} steps" if moment else "at the start"
-        if order is None:
-            lines.append(blocks.line(name, over, answer[:, 0], scatter=True))
+    lines, mapped = [], problem.targets.shape[1] > 1
+    over, values = problem.features[:, 0], problem.targets[:, 0]
+    titles = ("x", "y")
+    if mapped:
+        over, values = problem.targets.T
+        titles = ("first coordinate", "second coordinate")
+    lines.append(_line("targets" if mapped else "data", over, values, scatter=True))
+    for moment in problem.moments:
+        name = f"after {moment:,} step{'s' * (moment > 1)}" if moment else "at the start"
+        answer = problem.features @ descent.layers.weights[moment] + descent.layers.bias[moment]
+        if mapped:
+            lines.append(_line(name, *answer.T, scatter=True))
         else:
-            lines.append(blocks.line(name, over[order], answer[order, 0]))
+            lines.append(_line(name, over, answer[:, 0]))
     steps = np.unique(np.geomspace(1, problem.num_steps, 60).round().astype(int))
     return [
         blocks.chart(f"The {problem.name} at several moments", *titles, lines),
@@ -205,3 +204,7 @@ def _charts(problem: Problem, descent: Descent) -> list[dict[str, Any]]:
             log_x=True,
         ),
     ]
+
+
+def _line(name: str, x: np.ndarray, y: np.ndarray, *, scatter: bool = False) -> dict[str, Any]:
+    return blocks.line(name, x.tolist(), y.tolist(), scatter=scatter)

@@ -17,7 +17,7 @@ MODELS = (
     ("hidden layer", 1, 100, source.HIDDEN_ACCURACY),
     ("hidden layer, 200 units", 3, 200, WIDTH.published[3]),
 )
-NUM_UNITS = 20  # of the hidden layer, shown
+NUM_UNITS, UNITS_IN_A_ROW = 18, 9  # of the hidden layer, shown
 
 
 def params_of(study: Study, name: str) -> Params:
@@ -98,8 +98,8 @@ def accuracies(study: Study, *, part: str) -> dict[str, Any]:
             blocks.table(
                 [
                     "Classifier",
-                    blocks.column("Source 002", "%", group="Test accuracy"),
-                    blocks.column("here", "%", 1, group="Test accuracy"),
+                    blocks.column("Source 002", "%", 2, group="Test accuracy"),
+                    blocks.column("here", "%", 2, group="Test accuracy"),
                     blocks.column("Validation accuracy", "%", 1),
                     blocks.column("Training accuracy", "%", 1),
                 ],
@@ -142,14 +142,11 @@ def templates(study: Study, *, part: str) -> dict[str, Any]:
     first, last = params_of(study, "hidden layer")
     strength = np.linalg.norm(last.weights, axis=1) * np.linalg.norm(first.weights, axis=0)
     units = np.argsort(-strength)[:NUM_UNITS]
-    width = len(names)
-    lines = [
-        (
-            f"units {start + 1} to {start + len(group)}",
-            [_unit(first, last, u, study) for u in group],
-        )
-        for start, group in ((i, units[i : i + width]) for i in range(0, len(units), width))
-    ]
+    lines = []
+    for start in range(0, len(units), UNITS_IN_A_ROW):
+        group = units[start : start + UNITS_IN_A_ROW]
+        label = f"units {start + 1} to {start + len(group)}"
+        lines.append((label, [_unit(first, last, unit, study) for unit in group]))
     return blocks.section(
         "templates",
         "What the weights look like",
@@ -158,7 +155,7 @@ def templates(study: Study, *, part: str) -> dict[str, Any]:
                 rows,
                 "One layer: the logit of a class is the product of the image with these weights, drawn "
                 "around grey (0) and clipped at their 99th percentile. Below, the mean of the class's "
-                "training images, which a template tends to resemble where the class has one typical look.",
+                "training images, which a template resembles where the class has one typical look.",
                 columns=names,
                 title="Templates of the classes",
             ),

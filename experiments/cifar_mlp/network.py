@@ -14,7 +14,7 @@ and SGD takes W <- W - rate * dL/dW. `jax.grad` finds the same (tests/test_cifar
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +30,8 @@ class Layer(NamedTuple):
       bias: float32 [H].
     """
 
-    weights: jax.Array
-    bias: jax.Array
+    weights: Any
+    bias: Any
 
 
 Params = tuple[Layer, ...]
@@ -87,7 +87,8 @@ def data_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 def penalty(params: Params, regularizer: jax.Array | float) -> jax.Array:
     """Half the regularizer times the sum of all squared weights; biases are free."""
-    return 0.5 * regularizer * sum(jnp.sum(layer.weights**2) for layer in params)
+    squares = jnp.stack([jnp.sum(layer.weights**2) for layer in params])
+    return 0.5 * regularizer * jnp.sum(squares)
 
 
 def loss(

@@ -127,7 +127,7 @@ def _train(
     keys: jax.Array,
     settings: Settings,
     splits: Splits,
-    scale: jax.Array,
+    scale: float | jax.Array,
     *,
     unit: int,
     num_units: int,
@@ -200,13 +200,13 @@ def _train(
         _, tested = scores(answers(params, splits.test.images), splits.test.labels)
         first, *rest = params
         params = (first._replace(weights=first.weights.swapaxes(0, 1)), *rest)
-        return Trained(params, *(curve.T for curve in curves), tested)
+        return Trained(params, *(curve.T for curve in curves), tested)  # type: ignore[call-arg]
 
     return jax.lax.map(one_seed, keys)
 
 
 def _initial(
-    key: jax.Array, widths: jax.Array, sizes: tuple[int, int, int], scale: jax.Array
+    key: jax.Array, widths: jax.Array, sizes: tuple[int, int, int], scale: float | jax.Array
 ) -> Params:
     """The first weights of all settings: equal, but for the units that a setting does not have."""
     num_inputs, hidden, num_classes = sizes

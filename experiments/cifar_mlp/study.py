@@ -42,11 +42,11 @@ class Study:
             (train.images[validating], train.labels[validating]),
             (dataset.test.images, dataset.test.labels),
         ]
-        examples = [
+        fitting, held_out, test = (
             programs.Examples(images.reshape(len(images), -1), labels) for images, labels in parts
-        ]
+        )
         mean, std = (np.tile(values, pixels) for values in (dataset.mean, dataset.std))
-        self.splits = programs.Splits(*examples, mean, std)
+        self.splits = programs.Splits(fitting, held_out, test, mean, std)
 
     @property
     def seeds(self) -> range:

@@ -174,8 +174,8 @@ def lines(
 
     Args:
       series: (look, {"x", "y", "low"?, "high"?, "dashed"?, "scatter"?}) of each line, as in a
-        chart of docs/result_format.md. A point without a finite x and y, or that a logarithmic axis has no
-        place for, is left out.
+        chart of docs/result_format.md. A point without a finite x and y, or that a logarithmic axis
+        has no place for, is left out.
       x: {"title", "percent"?, "log"?} of the axis.
       y: The same.
       name: As in `training`.
@@ -278,7 +278,7 @@ def _log_ticks(axis: Any, values: Sequence[float]) -> None:
 
 def _plain(value: float) -> str:
     # matplotlib writes powers in TeX, and text in a figure is never parsed.
-    return f"{value:,.0f}" if 1e4 <= value < 1e7 else f"{value:.3g}"
+    return f"{value:,.0f}" if 1e3 <= value < 1e7 else f"{value:.3g}"
 
 
 def _axes(height: float) -> tuple[Any, Any]:
