@@ -1,4 +1,4 @@
-"""Source 002 from the gradient up: closed forms, one trace per ablation, the script as a user runs it."""
+"""Source 002: closed forms, one trace for each ablation, and the script from end to end."""
 
 import dataclasses
 import json

@@ -13,15 +13,15 @@ Expected time: TIME.
 
 Expected numbers: NUMBERS
 
-Source: 002, a course report whose text gives learning rates, decays, batch sizes, regularizers, widths
-and epochs. It does not say how pixels are normalised or weights drawn. Here each channel is normalised
-by the data set's mean and deviation, and the first weights have a deviation of 1e-3. Held-out training
-images chose this (30 epochs, one seed): with pixels from -0.5 to 0.5 the linear classifier has 37.6 % at
-the source's learning rate and gains with every larger one, which is not what the source saw; normalised
-it has 40.6 % and no longer gains at 0.05. Weights with a deviation of 1e-2 are no better. The test images
-decide nothing in a run: every figure is of the last epoch, and a tenth of the training images is held out
-to be looked at. On cifar10_jpeg all images are encoded anew, so that accuracies can differ a little from
-those on CIFAR-10.
+Source: 002, a course report whose text gives learning rates, decays, batch sizes, regularizers,
+widths and epochs. It does not say how pixels are normalised or weights drawn. Here each channel is
+normalised by the data set's mean and deviation, and the first weights have a deviation of 1e-3.
+Held-out training images chose this (30 epochs, one seed): with pixels from -0.5 to 0.5 the linear
+classifier has 37.6 % at the source's learning rate and gains with every larger one, which is not
+what the source saw; normalised it has 40.6 % and no longer gains at 0.05. Weights with a deviation
+of 1e-2 are no better. The test images decide nothing in a run: every figure is of the last epoch,
+and a tenth of the training images is held out to be looked at. On cifar10_jpeg all images are
+encoded anew, so that accuracies can differ a little from those on CIFAR-10.
 """
 
 from pathlib import Path

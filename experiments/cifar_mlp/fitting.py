@@ -141,18 +141,19 @@ def section(seed: int, *, part: str) -> dict[str, Any]:
                     "Least squares",
                 ],
                 rows,
-                "Nothing has a smaller loss than least squares: where the loss at the end is equal to that, "
-                "gradient descent has arrived.",
+                "Nothing has a smaller loss than least squares: where the loss at the end is "
+                "equal to that, gradient descent has arrived.",
             ),
         ],
         part=part,
         text=[
-            "One linear layer under the mean squared error, descended from zero: y = a x + b to a line, "
-            "y = a x + b x² + c x³ + d to a curve, and an affine map of the plane, y = S x + t. The "
-            "source gives its learning rate, 1e-4, and a figure without numbers. Its course has an "
-            "affine map fitted to matching points of two photographs, whose coordinates are of the "
-            "order of a hundred pixels: with these 1e-4 finds S in a few steps, and t in tens of "
-            "thousands. The points here are drawn from known functions with noise."
+            "One linear layer under the mean squared error, descended from zero: y = a x + b to "
+            "a line, y = a x + b x² + c x³ + d to a curve, and an affine map of the plane, y = S "
+            "x + t. The source gives its learning rate, 1e-4, and a figure without numbers. Its "
+            "course has an affine map fitted to matching points of two photographs, whose "
+            "coordinates are of the order of a hundred pixels: with these 1e-4 finds S in a few "
+            "steps, and t in tens of thousands. The points here are drawn from known functions "
+            "with noise."
         ],
     )
 

@@ -4,9 +4,10 @@ The source takes one step of "targeted PGD" from a truck that its network has ri
 that the network calls an automobile, and reports a difference of norm 91 over 3 x 32 x 32 values from 0
 to 255. That is 91 / 255 = 0.357 in the unit of everything here, pixels from 0 to 1.
 
-As published: the image plus a step of that norm along the gradient of the target's score; and the same in
-small steps until the network answers with the target, which says how long the way is. As defined: PGD,
-FAB and Carlini-Wagner of the library, which keep to a ball or look for its smallest radius.
+As published: the image plus a step of that norm along the gradient of the target's score; and the
+same in small steps until the network answers with the target, which says how long the way is. As
+defined: PGD, FAB and Carlini-Wagner of the library, which keep to a ball or look for its smallest
+radius.
 """
 
 from typing import Any, NamedTuple
@@ -187,28 +188,30 @@ def section(
                     ),
                 ],
                 rows,
-                "The norm is l2 over all values of an image, of the images that were fooled; in brackets "
-                "the 95 % interval of the median. The source reports "
-                f"{DIFFERENCE_NORM:g} of 0 to 255 for its one image. FAB and Carlini-Wagner look for the "
-                "smallest norm, however large it is: FAB's success is within the source's norm, "
-                "Carlini-Wagner's at any. Success without a target is of the images that the network has "
-                "right; with one it is of those of other classes, and counts those that are taken for the "
-                "target already, which the norms leave out.",
+                "The norm is l2 over all values of an image, of the images that were fooled; in "
+                "brackets the 95 % interval of the median. The source reports "
+                f"{DIFFERENCE_NORM:g} of 0 to 255 for its one image. FAB and Carlini-Wagner look "
+                "for the smallest norm, however large it is: FAB's success is within the "
+                "source's norm, Carlini-Wagner's at any. Success without a target is of the "
+                "images that the network has right; with one it is of those of other classes, "
+                "and counts those that are taken for the target already, which the norms leave "
+                "out.",
             ),
             blocks.pictures(
                 [(row["label"], row["tiles"]) for row in published["pictures"]],
-                f"One step of norm {DIFFERENCE_NORM:g} towards {second} from pictures of {first} that "
-                "the network has right, as in the source's figures: the image, the fooled image, and "
-                "their difference as the source draws it, which looks black, and amplified around grey.",
+                f"One step of norm {DIFFERENCE_NORM:g} towards {second} from pictures of {first} "
+                "that the network has right, as in the source's figures: the image, the fooled "
+                "image, and their difference as the source draws it, which looks black, and "
+                "amplified around grey.",
                 columns=["image", "after the step", "difference", "difference, amplified"],
             ),
         ],
         part=part,
         text=[
-            f"The source ascends from a picture of a truck to the class automobile (here {first} and "
-            f"{second}); the difference of its image has norm {DIFFERENCE_NORM:g} in grey levels over all "
-            f"values, {EPSILON:.3f} in pixels from 0 to 1. Spread evenly it would change each value by "
-            f"{levels:.1f} of 255 levels. {published['words']}"
+            f"The source ascends from a picture of a truck to the class automobile (here {first} "
+            f"and {second}); the difference of its image has norm {DIFFERENCE_NORM:g} in grey "
+            f"levels over all values, {EPSILON:.3f} in pixels from 0 to 1. Spread evenly it would "
+            f"change each value by {levels:.1f} of 255 levels. {published['words']}"
         ],
     )
 
@@ -281,8 +284,8 @@ def _published(study: Study, classifier: models.Classifier) -> dict[str, Any]:
     count, share = table[0][1]["count"], table[0][1]["rate"]
     typical = table[1][3]
     words = (
-        f"That one step turns {count} of the {len(rows)} test pictures of {first} that our network has "
-        f"right into {second} ({100 * share:.0f} %)."
+        f"That one step turns {count} of the {len(rows)} test pictures of {first} that our "
+        f"network has right into {second} ({100 * share:.0f} %)."
     )
     if typical is not None:
         middle = typical["value"] if isinstance(typical, dict) else typical
