@@ -290,7 +290,7 @@ def _published(study: Study, classifier: models.Classifier) -> dict[str, Any]:
     if typical is not None:
         middle = typical["value"] if isinstance(typical, dict) else typical
         words += (
-            f" Half of them are there after a way of norm {middle:.0f} or less, in small steps."
+            f" Of those that get there in small steps, half do so within a norm of {middle:.0f}."
         )
     return {"rows": table, "pictures": _pictures(study, classifier, rows, *shown), "words": words}
 
