@@ -9,9 +9,13 @@ by SGD; eight hyper-parameters are varied, every value and seed of one of them i
 and the network is fooled. Resumable: killed or stopped with Ctrl-C, the same command goes on with the
 stage that it had not finished.
 
-Expected time: TIME.
+Expected time: 25 minutes of processor time in all, so at most that on 2 cores that are free (31 minutes
+were measured on 2 cores shared with other programs); --quick 1 to 2 minutes, most of it compiling.
 
-Expected numbers: NUMBERS
+Expected numbers on cifar10_jpeg, means of four seeds: one layer 40.5 % of the test images (the source:
+41.1), 100 hidden units 51.8 % (51.4), 200 units 53.0 % (52.7). Four of its eight conclusions are found
+again; the report says what became of the others. A change of the norm of its fooling image fools two
+thirds of the images that the network has right, by PGD without a target; to its own target one in six.
 
 Source: 002, a course report whose text gives learning rates, decays, batch sizes, regularizers,
 widths and epochs. It does not say how pixels are normalised or weights drawn. Here each channel is

@@ -83,31 +83,38 @@ def judge(ablation: Ablation, accuracies: np.ndarray) -> tuple[str, list[str]]:
     if not ablation.better:
         return _judge_flat(ablation, accuracies)
     column = dict(zip(ablation.values, accuracies.T, strict=True))
-    reasons, states = [], []
+    reasons, shown, others = [], [], []
     for better, worse in ablation.better:
         gap = evaluation.paired_mean_difference(column[better], column[worse])
         low, high = _bounds(gap)
-        states.append("shown" if low > 0 else "reversed" if high < 0 else "open")
+        pair = f"{better:g} against {worse:g}"
+        if low > 0:
+            shown.append(pair)
+        else:
+            how = "goes the other way" if high < 0 else "may be chance"
+            others.append((pair, how))
         reasons.append(
-            f"{ablation.title.capitalize()} {better:g} against {worse:g}: "
-            f"{100 * gap['mean']:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f})."
+            f"{ablation.title.capitalize()} {pair}: {100 * gap['mean']:+.2f} points "
+            f"({100 * low:+.2f} to {100 * high:+.2f})."
         )
     means = accuracies.mean(axis=0)
     direction = np.sign(np.diff(ablation.published))
-    if ablation.ordered and (np.sign(np.diff(means)) != direction).any():
-        states.append("disordered")
+    disordered = ablation.ordered and (np.sign(np.diff(means)) != direction).any()
+    if disordered:
         listed = ", ".join(
             f"{value:g}: {100 * mean:.2f} %"
             for value, mean in zip(ablation.values, means, strict=True)
         )
         reasons.append(f"From value to value the means do not keep the source's order ({listed}).")
-    if set(states) == {"shown"}:
-        return FOUND, reasons
-    if "reversed" in states:
-        return "Not so here: a difference goes the other way, beyond chance.", reasons
-    if "open" in states:
-        return "Not shown here: a difference may be chance.", reasons
-    return "In part: the ends differ as the source says, the steps between do not all.", reasons
+    if others:
+        words = "; ".join(f"{pair} {how}" for pair, how in others)
+        if shown:
+            return f"In part: {', '.join(shown)} is as it says; {words}.", reasons
+        reverse = all(how == "goes the other way" for _, how in others)
+        return f"{'Not so' if reverse else 'Not shown'} here: {words}.", reasons
+    if disordered:
+        return "In part: the ends differ as it says, the values between do not all.", reasons
+    return FOUND, reasons
 
 
 def _judge_flat(ablation: Ablation, accuracies: np.ndarray) -> tuple[str, list[str]]:
