@@ -173,9 +173,9 @@ def lines(
     """Lines with markers, and bands where there are intervals.
 
     Args:
-      series: (look, {"x", "y", "low"?, "high"?, "dashed"?}) of each line, as in a chart of
-        docs/result_format.md. A point without a finite x and y, or that a logarithmic axis has no
-        place for, is left out.
+      series: (look, {"x", "y", "low"?, "high"?, "dashed"?, "scatter"?}) of each line, as in a
+        chart of docs/result_format.md. A point without a finite x and y, or that a logarithmic axis
+        has no place for, is left out.
       x: {"title", "percent"?, "log"?} of the axis.
       y: The same.
       name: As in `training`.
@@ -201,14 +201,16 @@ def lines(
             axes.fill_between(band[0], *band[2:], color=look.colour, alpha=0.16, linewidth=0)
             shown_y += [*band[2], *band[3]]
         over, values, _, _ = zip(*points, strict=True)
+        scatter = bool(item.get("scatter"))
         axes.plot(
             over,
             values,
             color=look.colour,
-            linestyle=(0, (4, 2)) if item.get("dashed") else "-",
+            linestyle="" if scatter else (0, (4, 2)) if item.get("dashed") else "-",
             marker=look.marker,
-            markersize=4,
-            markevery=max(1, len(points) // 12),  # more would cover the line
+            markersize=3 if scatter else 4,
+            alpha=0.55 if scatter else 1,
+            markevery=1 if scatter else max(1, len(points) // 12),  # more would cover the line
             clip_on=False,
         )
         shown_x += over
@@ -276,7 +278,7 @@ def _log_ticks(axis: Any, values: Sequence[float]) -> None:
 
 def _plain(value: float) -> str:
     # matplotlib writes powers in TeX, and text in a figure is never parsed.
-    return f"{value:,.0f}" if 1e4 <= value < 1e7 else f"{value:.3g}"
+    return f"{value:,.0f}" if 1e3 <= value < 1e7 else f"{value:.3g}"
 
 
 def _axes(height: float) -> tuple[Any, Any]:

@@ -97,6 +97,7 @@ _SERIES = {
     "low?": [NUMBER],
     "high?": [NUMBER],
     "dashed?": BOOLEAN,
+    "scatter?": BOOLEAN,
 }
 VERDICT = {
     "question": TEXT,

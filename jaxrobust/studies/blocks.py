@@ -96,6 +96,7 @@ def line(
     y: Sequence[Any],
     *,
     dashed: bool = False,
+    scatter: bool = False,
     model: str | None = None,
 ) -> dict[str, Any]:
     """A line of a chart.
@@ -105,10 +106,13 @@ def line(
       x: Positions.
       y: Numbers; or rates or {"value", "low", "high"}, whose bounds become a band. None is left out.
       dashed: For a control, or the second of two lines of a model.
+      scatter: Points without a line between them.
       model: Whose colour the line takes, where its name is another.
     """
     kept = [pair for pair in zip(x, y, strict=True) if _known(pair[1])]
     found: dict[str, Any] = {"name": name, "x": [float(p) for p, _ in kept], "dashed": dashed}
+    if scatter:
+        found["scatter"] = True
     bounded = [_bounded(value) for _, value in kept]
     found["y"] = [value for value, _, _ in bounded]
     # A band where every point has one, be it of no width.
