@@ -174,7 +174,7 @@ def test_train_by_several_methods(tmp_path):
         (["--methods", "n_fgsm", "--norm", "l2"], "`norm` must be 'linf' for n_fgsm"),
         (["--epsilon", "8"], "`epsilon` must be a finite number"),
         (["--training.loss", "trades"], "`training.loss` is chosen by the method"),
-        (["--models", "mlp", "simple_cnn", "--widths", 8, 8, 8, 8], "`widths`"),
+        (["--models", "mlp", "vgg19", "--widths", 8], "`widths` must have 16 entries"),
         (["--suite", "strong"], "`suite` must be one of"),
         (["--num-validation", 2000], "`num_validation` must be less than the 1437 training images"),
         (["--data", "cifar10_jpeg"], "needs `data_dir`"),
