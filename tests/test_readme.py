@@ -96,7 +96,9 @@ def test_robust_training_example_is_a_call_of_fit():
     exec(
         code,
         {
-            "data": types.SimpleNamespace(load=lambda *_, **__: data.load("digits", image_size=8)),
+            "data": types.SimpleNamespace(
+                load=lambda *_, **__: data.load("digits", image_size=8), augment=data.augment
+            ),
             "models": models,
             "training": types.SimpleNamespace(fit=fit),
         },

@@ -152,7 +152,7 @@ def test_adversarial_training_attacks_every_batch(monkeypatch):
     def hide(attack, key, logits_fn, images, labels):
         return jnp.full_like(images, attack)
 
-    monkeypatch.setattr(step_module.engine, "craft", hide)
+    monkeypatch.setattr(step_module.adversaries, "craft", hide)
     blind = quick_fit(dataclasses.replace(CONFIG, num_epochs=6), attack=0.5)
     seeing = quick_fit(dataclasses.replace(CONFIG, num_epochs=6))
     assert blind.history[-1]["train_loss"] > 0.6  # constant images: nothing to learn
@@ -161,7 +161,7 @@ def test_adversarial_training_attacks_every_batch(monkeypatch):
 
 def test_validation_may_be_attacked(monkeypatch):
     monkeypatch.setattr(
-        step_module.engine, "craft", lambda attack, key, logits_fn, images, labels: 1 - images
+        step_module.adversaries, "craft", lambda attack, key, logits_fn, images, labels: 1 - images
     )
     config = dataclasses.replace(CONFIG, num_epochs=6)
     attacked = quick_fit(config, validation=VALIDATION, validation_attack=PGD())
