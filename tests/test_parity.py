@@ -402,6 +402,13 @@ def test_runs_that_differ_are_not_put_into_one_table(path, value):
 def test_a_comparison_is_there_once_and_a_network_has_one_meaning():
     with pytest.raises(ValueError, match=r"small linf 0\.1 APGD-CE"):
         tables.markdown([one_result(), one_result()])
+    # Of one with more seeds that one counts.
+    longer = copy.deepcopy(one_result())
+    longer["cells"][0]["ours"]["robust"] = [13, 13, 14]
+    longer["minimal_norms"] = []
+    text = tables.markdown([one_result(), longer])
+    assert "| small | linf | 0.1 | APGD-CE | 50 | 3 | 13.3 |" in text
+    assert text.count("APGD-CE | 50 |") == 1
     other = other_result()
     other["networks"][0]["fingerprint"] = "g"
     with pytest.raises(ValueError, match="two called 'small'"):

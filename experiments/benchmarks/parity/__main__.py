@@ -30,7 +30,7 @@ to, PyTorch is told):
 
 and so on for the other norms and, with --cifar CIFAR, networks. Whichever run ends last writes the
 tables of all. Runs of other settings or versions do not go into one table: that is an error, as is
-the same cell twice.
+the same cell twice; of a cell that is there with more images or seeds too, that one counts.
 """
 
 import dataclasses

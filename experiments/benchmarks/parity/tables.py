@@ -32,11 +32,12 @@ def markdown(results: list[dict[str, Any]]) -> str:
 
     Raises:
       ValueError: Runs of other settings or versions, a network of other weights or images, or a
-        comparison that is there twice.
+        comparison that is there twice, of as many images and seeds. Of others the larger counts.
     """
     _check_alike(results)
     merged = {name: [row for run in results for row in run[name]] for name in _LISTS}
     networks = _networks(merged["networks"])
+    merged["cells"] = _most_judged(merged["cells"])
     _check_once(merged["cells"] + merged["minimal_norms"])
     sections = [
         _introduction(results, merged),
@@ -62,6 +63,19 @@ def _check_alike(results: list[dict[str, Any]]) -> None:
                 )
 
 
+def _most_judged(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without the comparisons that another one made on more images, or with more seeds."""
+
+    def size(cell: dict[str, Any]) -> int:
+        return cell["num_images"] * len(cell["ours"]["robust"])
+
+    most: dict[tuple, int] = {}
+    for cell in cells:
+        key = tuple(cell[name] for name in _CELL)
+        most[key] = max(most.get(key, 0), size(cell))
+    return [cell for cell in cells if size(cell) == most[tuple(cell[name] for name in _CELL)]]
+
+
 def _check_once(rows: list[dict[str, Any]]) -> None:
     keys = [tuple(row.get(name) for name in _CELL) for row in rows]
     twice = sorted({" ".join(map(str, key)) for key in keys if keys.count(key) > 1})
@@ -76,8 +90,9 @@ def _networks(facts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         known = networks.setdefault(fact["name"], fact)
         if known["fingerprint"] != fact["fingerprint"]:
             raise ValueError(f"`results` must share networks, got two called {fact['name']!r}.")
+        larger = max(known, fact, key=lambda one: one["num_images"])
         worst = max(known["logits_difference"], fact["logits_difference"])
-        networks[fact["name"]] = known | {"logits_difference": worst}
+        networks[fact["name"]] = larger | {"logits_difference": worst}
     return list(networks.values())
 
 
