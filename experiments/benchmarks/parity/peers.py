@@ -9,7 +9,8 @@ from typing import Any, Self
 
 import jax
 
-_ROOT = Path(__file__).resolve().parents[3]
+from experiments.benchmarks import worker
+
 _PACKAGES = ("torch", "torchattacks", "adversarial-robustness-toolbox", "foolbox")
 _VERSIONS = """
 import importlib.metadata, json, sys
@@ -68,7 +69,7 @@ class Peer:
 
     def __init__(self, python: Path, network: Path, num_threads: int) -> None:
         self._python, self._network, self._num_threads = python, network, num_threads
-        self._process: subprocess.Popen[str] | None = None
+        self._worker: worker.Worker | None = None
         self._hello: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
@@ -80,9 +81,8 @@ class Peer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._process is not None:
-            self._process.kill()  # it may be at work for hours, and keeps nothing
-            self._process.wait()
+        if self._worker is not None:
+            self._worker.__exit__(kind, error, trace)
 
     def hello(self) -> dict[str, Any]:
         """Its device and threads, and how far its logits are from ours.
@@ -90,18 +90,11 @@ class Peer:
         Raises:
           ValueError: The two networks differ, or their devices.
         """
-        if self._process is None:
-            self._process = subprocess.Popen(
-                # Not resolved: a virtual environment's Python is a link, and the link says which.
-                [str(self._python.absolute()), "-m", "experiments.benchmarks.parity.torch_worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                cwd=_ROOT,
-                env={**os.environ, "OMP_PROC_BIND": "close", "PYTHONPATH": str(_ROOT)},
-            )
+        if self._worker is None:
+            module = "experiments.benchmarks.parity.torch_worker"
+            self._worker = worker.Worker(self._python, module)
             path = str(self._network.resolve())
-            self._hello = self._exchange(
+            self._hello = self._worker.ask(
                 {
                     "network": path,
                     "num_threads": self._num_threads,
@@ -116,14 +109,5 @@ class Peer:
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """Runs one attack (torch_worker.py): its verdicts, or {"error": ...}."""
         self.hello()
-        return self._exchange(request)
-
-    def _exchange(self, message: dict[str, Any]) -> dict[str, Any]:
-        process = self._process
-        assert process is not None and process.stdin is not None and process.stdout is not None
-        process.stdin.write(json.dumps(message) + "\n")
-        process.stdin.flush()
-        answer = process.stdout.readline()
-        if not answer:
-            raise RuntimeError(f"{self._python} stopped; its own words are above.")
-        return json.loads(answer)
+        assert self._worker is not None  # since `hello`
+        return self._worker.ask(request)
