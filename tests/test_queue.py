@@ -2,16 +2,12 @@
 
 import dataclasses
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from processes import answers
 from verdicts import ATTACKS, SEED, attack, classifier, examples, network, verdicts
 
 from jaxrobust import compilation, evaluation
@@ -314,49 +310,13 @@ def test_busy_lanes_are_dealt_to_the_devices_in_turn():
     np.testing.assert_array_equal(queue._in_turn(3, 1), [0, 1, 2])
 
 
-def environment(num_devices: int) -> dict[str, str]:
-    root = Path(__file__).resolve().parents[1]
-    return os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}",
-    }
-
-
-def answer(process: subprocess.Popen) -> dict:
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err[-3000:]
-    return json.loads(out.strip().splitlines()[-1])
-
-
 @pytest.mark.slow
 def test_two_devices_give_the_verdicts_of_one(expected):
-    command = [sys.executable, str(Path(__file__).with_name("verdicts.py"))]
-    process = subprocess.Popen(
-        command, env=environment(2), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert answer(process) == {"devices": 2, "verdicts": expected}
+    [given] = answers("verdicts.py", num_devices=2)
+    assert given == {"devices": 2, "verdicts": expected}
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_verdicts_of_one(expected):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    command = [sys.executable, str(Path(__file__).with_name("verdicts.py")), address, "2"]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank)],
-            env=environment(1),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in processes:
-            assert answer(process) == {"devices": 1, "verdicts": expected}
-    finally:
-        for process in processes:
-            process.kill()
+    for given in answers("verdicts.py", num_processes=2):
+        assert given == {"devices": 1, "verdicts": expected}

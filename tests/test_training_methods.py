@@ -2,11 +2,6 @@
 
 import dataclasses
 import functools
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -22,6 +17,7 @@ from jaxrobust.attacks import PGD, DeepFool
 from jaxrobust.models import Classifier
 from jaxrobust.training import (
     NFGSM,
+    AttackSchedule,
     FreeReplays,
     KLAscent,
     Objective,
@@ -371,7 +367,7 @@ def test_what_an_objective_needs_is_asked_for_before_training():
 
 
 def test_what_only_trains_does_not_measure():
-    with pytest.raises(ValueError, match="`validation_attack` must be an attack; FreeReplays"):
+    with pytest.raises(ValueError, match="`validation_attack` must be one attack.*got FreeReplays"):
         trained(attack=PGD(0.05, 0.02), validation_attack=FreeReplays(0.05))
     classifier = functools.partial(jnp.dot, b=WEIGHTS)
     with pytest.raises(ValueError, match="KLAscent compares with the answers to the clean images"):
@@ -401,6 +397,60 @@ def test_the_attack_grows_over_its_warm_up(monkeypatch):
     jax.effects_barrier()
     expected = [0.06 * min(1, (step + 1) / 12) for step in range(18)]
     np.testing.assert_allclose(scales, expected, rtol=1e-5)
+
+
+def test_a_schedule_attacks_as_its_stages_say(monkeypatch, tmp_path):
+    """Each stage from its epoch on; those that differ in numbers share a program; resumable."""
+    seen = []
+    crafted = step_module.adversaries.craft
+
+    def spy(attack, *arguments):
+        traced.append(attack.num_steps)
+        jax.debug.callback(
+            lambda epsilon: seen.append((attack.num_steps, float(epsilon))), attack.epsilon
+        )
+        return crafted(attack, *arguments)
+
+    traced: list[int] = []
+    monkeypatch.setattr(step_module.adversaries, "craft", spy)
+    config = dataclasses.replace(CONFIG, num_epochs=4, seed=11)
+    stages = (1, PGD(0.01, 0.01)), (2, PGD(0.03, 0.01)), (4, PGD(0.03, 0.01, num_steps=3))
+    schedule = AttackSchedule(stages)
+    result = trained(config, schedule, run_dir=tmp_path)
+    jax.effects_barrier()
+    one = PGD().num_steps
+    expected = 6 * [(one, 0.01)] + 12 * [(one, 0.03)] + 6 * [(3, 0.03)]
+    assert [steps for steps, _ in seen] == [steps for steps, _ in expected]
+    np.testing.assert_allclose([e for _, e in seen], [e for _, e in expected], rtol=1e-6)
+    assert sorted(traced) == [3, one]
+    again = trained(config, schedule, run_dir=tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, again.state, result.state)
+    with pytest.raises(ValueError, match="run of other settings: attack.stages"):
+        trained(config, AttackSchedule(stages[:2]), run_dir=tmp_path)
+
+
+def test_a_schedule_that_cannot_be_is_refused():
+    attack = PGD(0.05, 0.02)
+    for stages in (
+        ((2, attack),),
+        ((1, attack), (1, attack)),
+        ((1, attack), (3, attack), (2, attack)),
+        (),
+    ):
+        with pytest.raises(ValueError, match="`stages` must begin with epoch 1 and ascend"):
+            AttackSchedule(stages)
+    with pytest.raises(TypeError, match="`stages` must be pairs"):
+        AttackSchedule((attack, attack))
+    with pytest.raises(ValueError, match="got FreeReplays, which is a way to train"):
+        AttackSchedule(((1, FreeReplays(0.05)),))
+    late = AttackSchedule(((1, attack), (CONFIG.num_epochs + 1, attack)))
+    with pytest.raises(ValueError, match="`attack` has a stage from epoch .* beyond `num_epochs`"):
+        trained(attack=late)
+    aimed = AttackSchedule(((1, attack), (2, PGD(0.05, 0.02, targeted=True))))
+    with pytest.raises(ValueError, match="must be untargeted"):
+        trained(attack=aimed)
+    with pytest.raises(ValueError, match="`validation_attack` must be one attack"):
+        trained(attack=attack, validation_attack=AttackSchedule(((1, attack),)))
 
 
 def test_catastrophic_overfitting_is_said_and_the_best_epoch_kept(monkeypatch, capsys):
@@ -437,43 +487,3 @@ def test_an_epoch_in_one_program_is_the_same_training(monkeypatch):
         assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-3)
     close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3)  # noqa: E731
     jax.tree.map(close, stepwise.variables, looped.variables)
-
-
-_ON_DEVICES = """
-import json, sys
-sys.path.insert(0, {folder!r})
-import jax
-from jaxrobust import compilation
-from test_training_methods import CONFIG, FreeReplays, PGD, trained
-run_dir, pgd = sys.argv[1], PGD(0.05, 0.02, num_steps=2)
-result = trained(CONFIG, pgd, num_devices=2, run_dir=run_dir)
-tuned = trained(CONFIG, variables=result.best_variables)  # on one device again
-compilation.loops_are_fast = lambda: True
-free = trained(CONFIG, FreeReplays(0.05, 3), num_devices=2)
-histories = [list(r.history) for r in (result, tuned, free)]
-print(json.dumps([jax.device_count(), *histories]))
-"""
-
-
-@pytest.mark.slow
-def test_devices_share_a_batch_and_change_nothing(tmp_path):
-    script = _ON_DEVICES.format(folder=str(Path(__file__).parent))
-    command = [sys.executable, "-c", script, str(tmp_path)]
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr[-3000:]
-    devices, shared, _, free = json.loads(run.stdout.splitlines()[-1])
-    assert devices == 2
-    for history, attack in (
-        (shared, PGD(0.05, 0.02, num_steps=2)),
-        (free, FreeReplays(0.05, 3)),
-    ):
-        single = trained(CONFIG, attack)
-        for one, other in zip(single.history, history, strict=True):
-            assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-3)
-            assert one["validation_accuracy"] == other["validation_accuracy"]
-    # What two devices have trained one device reads back.
-    again = trained(CONFIG, PGD(0.05, 0.02, num_steps=2), run_dir=tmp_path)
-    assert list(again.history) == shared
-    with pytest.raises(ValueError, match="`num_devices` must be at most the 1 devices"):
-        trained(num_devices=2)

@@ -1,6 +1,6 @@
 """Training of image classifiers, clean or adversarial, that survives being killed."""
 
-from jaxrobust.training.adversaries import NFGSM, FreeReplays, KLAscent
+from jaxrobust.training.adversaries import NFGSM, AttackSchedule, FreeReplays, KLAscent
 from jaxrobust.training.checkpoint import load_variables, save_variables
 from jaxrobust.training.config import TrainConfig
 from jaxrobust.training.fingerprint import describe
@@ -14,6 +14,7 @@ from jaxrobust.training.step import check_objective, eval_step, train_step
 
 __all__ = [
     "NFGSM",
+    "AttackSchedule",
     "FitResult",
     "FreeReplays",
     "KLAscent",

@@ -180,6 +180,59 @@ class FreeReplays:
         checks.integer("num_replays", self.num_replays, minimum=1)
 
 
+@dataclasses.dataclass(frozen=True)
+class AttackSchedule:
+    """Another attack from an epoch on: a larger radius, more steps.
+
+    Attributes:
+      stages: ((first epoch, attack), ...), the epochs counted from 1 as in the log, ascending, the
+        first of them 1. Attacks that differ in numbers alone (epsilon, step size, not in how many
+        steps) share a compiled program.
+
+    Raises:
+      TypeError: Not such pairs.
+      ValueError: Epochs that do not ascend from 1; free training in a stage, which is a way to
+        train and not an attack that could follow another.
+
+    Example:
+      >>> from jaxrobust.attacks import PGD
+      >>> stages = (1, PGD(2 / 255, num_steps=3)), (11, PGD(8 / 255, num_steps=10))
+      >>> [AttackSchedule(stages).in_epoch(epoch).num_steps for epoch in (10, 11)]
+      [3, 10]
+    """
+
+    stages: tuple[tuple[int, Attack], ...]
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(stage, tuple) and len(stage) == 2 for stage in self.stages):
+            raise TypeError("`stages` must be pairs (first epoch, attack).")
+        epochs = [epoch for epoch, _ in self.stages]
+        for epoch in epochs:
+            checks.integer("stages", epoch, minimum=1)
+        if epochs[:1] != [1] or epochs != sorted(set(epochs)):
+            raise ValueError(f"`stages` must begin with epoch 1 and ascend, got epochs {epochs}.")
+        if any(isinstance(attack, FreeReplays) for _, attack in self.stages):
+            raise ValueError("`stages` must be attacks, got FreeReplays, which is a way to train.")
+
+    def in_epoch(self, epoch: int) -> Attack:
+        """The attack in an epoch, counted from 1."""
+        return self.stages[index_of(self, epoch - 1)][1]
+
+
+def all_of(attack: Attack | FreeReplays | AttackSchedule | None) -> list[Any]:
+    """Of a schedule its attacks, of anything else itself alone."""
+    if isinstance(attack, AttackSchedule):
+        return [one for _, one in attack.stages]
+    return [attack]
+
+
+def index_of(attack: Attack | FreeReplays | AttackSchedule | None, epoch: int) -> int:
+    """Which of `all_of` it is in an epoch, counted from 0."""
+    if not isinstance(attack, AttackSchedule):
+        return 0
+    return sum(first <= epoch + 1 for first, _ in attack.stages) - 1
+
+
 def divergence(first: Array, second: Array) -> Array:
     """KL(p || q) of the softmaxes of two vectors of logits [K], in nats: a scalar.
 

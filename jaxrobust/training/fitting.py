@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import checks, files
-from jaxrobust.training import fingerprint, loop, programs
-from jaxrobust.training.adversaries import FreeReplays
+from jaxrobust.training import adversaries, fingerprint, loop, programs, sharing
+from jaxrobust.training.adversaries import AttackSchedule, FreeReplays
 from jaxrobust.training.checkpoint import RunCheckpoints
 from jaxrobust.training.config import TrainConfig
 from jaxrobust.training.data import Examples, on_device
@@ -102,7 +102,7 @@ def fit(
     std: Any = 1.0,
     validation: tuple[Any, Any] | None = None,
     augment: Augment | None = None,
-    attack: Attack | FreeReplays | None = None,
+    attack: Attack | FreeReplays | AttackSchedule | None = None,
     validation_attack: Attack | None = None,
     variables: PyTree | None = None,
     masks: Masks | None = None,
@@ -136,14 +136,17 @@ def fit(
       attack: For adversarial training, untargeted; its last point takes the place of each image, as
         the loss of `config` says. Restarts and `keep` do not matter: no point is judged. Beside the
         attacks of `jaxrobust.attacks` those of `training`: NFGSM, KLAscent (TRADES), FreeReplays.
+        An AttackSchedule has another one from certain epochs on.
       validation_attack: Likewise for the validation images, so that the best epoch is the most
         robust one: of a long adversarial training that is not the last. None: they stay clean.
       variables: To start from, for fine-tuning. None: the model's own initial ones.
       masks: The parameters' structure with boolean leaves; False keeps a parameter at 0.
       checkpoint_every: Epochs between checkpoints, besides the last one and every new best. A run
         that is killed repeats what came after the last. It changes no result.
-      num_devices: How many of this process's devices share each batch; a divisor of `batch_size`. It
-        changes nothing but rounding, and a run may go on with another number.
+      num_devices: How many devices share each batch; a divisor of `batch_size`. It changes nothing but
+        rounding, and a run may go on with another number. With several processes
+        (`jax.distributed`) it is how many of each: all of them make the same call with the same
+        data, and Ctrl-C is answered at the end of an epoch.
       progress: Whether to show a bar on a terminal, and a line per epoch.
       tensorboard: Whether to write `tensorboard/` too.
 
@@ -176,20 +179,35 @@ def fit(
     """
     checks.integer("checkpoint_every", checkpoint_every, minimum=1)
     checks.integer("num_devices", num_devices, minimum=1)
-    if num_devices > jax.local_device_count() or config.batch_size % num_devices:
+    shares = sharing.num_shares(num_devices)
+    if num_devices > jax.local_device_count() or config.batch_size % shares:
         raise ValueError(
-            f"`num_devices` must be at most the {jax.local_device_count()} devices of this process and "
-            f"divide `batch_size` = {config.batch_size}, got {num_devices}."
+            f"`num_devices` must be at most the {jax.local_device_count()} devices of a process and, "
+            f"times {jax.process_count()} process(es), divide `batch_size` = {config.batch_size}, got "
+            f"{num_devices}."
+        )
+    if run_dir is None and jax.process_count() > 1:
+        raise ValueError(
+            "`run_dir` is needed with several processes: a folder that all of them see."
         )
     train_set = on_device("train", train)
     validation_set = None
     if validation is not None:
         validation_set = on_device("validation", validation, train_set.images.shape[1:])
     _check_sizes(config, train_set, validation_set, mean, std)
-    check_objective(programs.objective_of(config), attack)
+    for one in adversaries.all_of(attack):
+        check_objective(programs.objective_of(config), one)
+    if isinstance(attack, AttackSchedule) and attack.stages[-1][0] > config.num_epochs:
+        raise ValueError(
+            f"`attack` has a stage from epoch {attack.stages[-1][0]} on, which is beyond `num_epochs` "
+            f"= {config.num_epochs}."
+        )
     check_untargeted(validation_attack)
-    if isinstance(validation_attack, FreeReplays):
-        raise ValueError("`validation_attack` must be an attack; FreeReplays is a way to train.")
+    if isinstance(validation_attack, FreeReplays | AttackSchedule):
+        raise ValueError(
+            "`validation_attack` must be one attack, the same in all epochs, got "
+            f"{type(validation_attack).__name__}."
+        )
 
     _, order_key, step_key = jax.random.split(jax.random.key(config.seed), 3)
     image = jnp.zeros((1, *train_set.images.shape[1:]), jnp.float32)
@@ -238,21 +256,26 @@ def fit(
     is_attacked = attack is not None and validation_attack is not None
     with contextlib.ExitStack() as stack:
         directory = Path(run_dir or stack.enter_context(tempfile.TemporaryDirectory()))
-        started = any((directory / CHECKPOINTS).glob("*"))
-        files.claim(directory, fingerprint.describe(settings), in_use=started)
+        _claim(directory, fingerprint.describe(settings))
         checkpoints = stack.enter_context(RunCheckpoints(directory / CHECKPOINTS))
         position = loop.restore(checkpoints, template) or loop.Position(
             initial_state(), programs.zero_totals(), ()
         )
-        replicate = programs.replicated(num_devices)
+        replicate = sharing.replicated(num_devices)
         position = position._replace(
             state=replicate(position.state), totals=replicate(position.totals)
         )
         unfinished = not is_finished(config, position.history)
         log = stack.enter_context(
-            RunLog(directory, position.history, tensorboard=tensorboard and unfinished)
+            RunLog(
+                directory,
+                position.history,
+                tensorboard=tensorboard and unfinished,
+                writes=sharing.is_first_process(),
+            )
         )
-        display = stack.enter_context(Display(progress, config.num_epochs, steps_per_epoch))
+        shown = progress and sharing.is_first_process()
+        display = stack.enter_context(Display(shown, config.num_epochs, steps_per_epoch))
         if not unfinished:
             display.say(f"Trained before: the result is that of {directory}.")
         elif int(position.state.step):
@@ -265,7 +288,8 @@ def fit(
                     programs.make_plan(
                         model, augment, config, len(train_set.labels), digests, num_devices
                     ),
-                    programs.make_constants(mean, std, masks, attack, validation_attack),
+                    programs.make_constants(mean, std, masks, validation_attack),
+                    attack,
                     template,
                     train_set,
                     validation_set,
@@ -281,13 +305,11 @@ def fit(
                 is_attacked=is_attacked,
             )
         best = best_epoch(config, position.history) or len(position.history)
-        whole = programs.replicated(1)  # whoever takes the result knows nothing of the devices
-        position = position._replace(state=whole(position.state))
+        # Whoever takes the result knows nothing of the devices.
+        position = position._replace(state=sharing.own(position.state))
         best_state = position.state
         if best < len(position.history):
-            best_state = whole(
-                loop.restore_step(checkpoints, template, best * steps_per_epoch).state
-            )
+            best_state = loop.restore_step(checkpoints, template, best * steps_per_epoch).state
         return FitResult(
             state=position.state,
             variables=position.state.evaluated,
@@ -296,6 +318,21 @@ def fit(
             history=position.history,
             timings=tuple(log.timings),
             catastrophic_epoch=catastrophic_overfitting(position.history) if is_attacked else None,
+        )
+
+
+def _claim(directory: Path, settings: dict[str, Any]) -> None:
+    """`files.claim` by the first process, whose refusal stops the others too."""
+    refusal = None
+    if sharing.is_first_process():
+        started = any((directory / CHECKPOINTS).glob("*"))
+        try:
+            files.claim(directory, settings, in_use=started)
+        except (ValueError, OSError) as error:
+            refusal = error
+    if sharing.agreed(refusal is not None):
+        raise refusal or ValueError(
+            f"The first process refused `run_dir` {directory}; it says why."
         )
 
 

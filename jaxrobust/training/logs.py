@@ -58,18 +58,22 @@ class RunLog:
       directory: The run's.
       history: The rows of log.jsonl so far, from the checkpoint.
       tensorboard: Whether to write `tensorboard/` too.
+      writes: False leaves all files to another process.
 
     Attributes:
       timings: The rows of timings.jsonl.
     """
 
-    def __init__(self, directory: Path, history: Sequence[Row], *, tensorboard: bool):
+    def __init__(
+        self, directory: Path, history: Sequence[Row], *, tensorboard: bool, writes: bool = True
+    ):
         self._log, self._timings = directory / "log.jsonl", directory / "timings.jsonl"
         self.timings = [row for row in read_rows(self._timings) if row["epoch"] <= len(history)]
-        write_rows(self._log, history)
-        write_rows(self._timings, self.timings)
-        self._writer = None
-        if tensorboard:
+        self._writer, self._writes = None, writes
+        if writes:
+            write_rows(self._log, history)
+            write_rows(self._timings, self.timings)
+        if tensorboard and writes:
             self._writer = summary_writer(directory / "tensorboard", len(history) + 1)
 
     def __enter__(self) -> "RunLog":
@@ -86,9 +90,10 @@ class RunLog:
           row: Of log.jsonl: values that are the same in every run.
           timing: Of timings.jsonl.
         """
-        append_row(self._log, row)
-        append_row(self._timings, timing)
         self.timings.append(dict(timing))
+        if self._writes:
+            append_row(self._log, row)
+            append_row(self._timings, timing)
         if self._writer is not None:
             for name, value in row.items():
                 if name != "epoch":

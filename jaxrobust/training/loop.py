@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from jaxrobust.training import history as decisions
+from jaxrobust.training import sharing
 from jaxrobust.training.checkpoint import RunCheckpoints
 from jaxrobust.training.config import TrainConfig
 from jaxrobust.training.history import Row
@@ -106,14 +107,16 @@ def train(
             row["validation_loss"] = float(sums["loss"]) / int(sums["count"])
             row["validation_accuracy"] = int(sums["correct"]) / int(sums["count"])
         _check_finite(row, config, checkpoints)
+        # One that comes later is answered by the next epoch.
+        requested = sharing.agreed(interrupt.requested)
         validated = time.perf_counter()
 
-        history, totals = (*history, row), programs.zero_totals()
+        history, totals = (*history, row), programs.replicate(zero_totals())
         if (
             epoch % checkpoint_every == 0
             or decisions.best_epoch(config, history) == epoch
             or decisions.is_finished(config, history)
-            or interrupt.requested
+            or requested
         ):
             _save(checkpoints, config, Position(state, totals, history))
         saved = time.perf_counter()
@@ -133,7 +136,7 @@ def train(
                 f"to {100 * row['validation_accuracy']:.1f} %, that in training did not. The best "
                 "epoch is kept (`best_variables`); a wider noise (NFGSM) or more steps avoid it."
             )
-        if interrupt.requested and not decisions.is_finished(config, history):
+        if requested and not decisions.is_finished(config, history):
             _stop(checkpoints, epoch + 1, 0)
     return Position(state, totals, history)
 
@@ -149,16 +152,16 @@ def _train_epoch(
     steps_per_epoch: int,
 ) -> tuple[TrainState, Metrics]:
     """The rest of an epoch, or as much of it as Ctrl-C leaves."""
-    scale = decisions.learning_rate_scale(config, history)
-    # In place of the old one, wherever that is.
-    scale = jax.device_put(np.float32(scale), state.learning_rate_scale.sharding)
+    scale = programs.replicate(np.float32(decisions.learning_rate_scale(config, history)))
     state = dataclasses.replace(state, learning_rate_scale=scale)
     order = programs.order(len(history))
     done = int(state.step) - len(history) * steps_per_epoch
     display.start_epoch(len(history) + 1, done)
-    while done < steps_per_epoch and not interrupt.requested:
+    # A process that stopped by itself would leave the others waiting for it.
+    alone = jax.process_count() == 1
+    while done < steps_per_epoch and not (alone and interrupt.requested):
         count = min(programs.steps_per_call, steps_per_epoch - done)
-        state, totals = programs.train_batches(state, totals, order, count)
+        state, totals = programs.train_batches(state, totals, order, len(history), count)
         display.advance(count)
         done += count
     return state, totals

@@ -12,13 +12,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxrobust import compilation
 from jaxrobust.attacks import conversation
 from jaxrobust.models import Classifier
-from jaxrobust.training.adversaries import FreeReplays
+from jaxrobust.training import adversaries, sharing
+from jaxrobust.training.adversaries import AttackSchedule, FreeReplays
 from jaxrobust.training.config import TrainConfig
 from jaxrobust.training.data import Examples, batch_at, padded_batch_at, shuffled
 from jaxrobust.training.objectives import Objective
@@ -59,7 +58,7 @@ class Plan(NamedTuple):
       augment: Of the training images, or None.
       config: The settings, whose seed does not matter.
       num_examples: Of the training set.
-      num_devices: That share each batch.
+      num_devices: Of each process, that share each batch.
     """
 
     model: Itself
@@ -81,14 +80,12 @@ class Constants(NamedTuple):
       mean: [C] or a scalar, of pixel values in [0, 1].
       std: [C] or a scalar.
       masks: The parameters' structure with boolean leaves, or None.
-      attack: On the training images, or None.
       validation_attack: On the validation images, or None.
     """
 
     mean: Any
     std: Any
     masks: Masks | None
-    attack: Attack | FreeReplays | None
     validation_attack: Attack | None
 
 
@@ -114,7 +111,6 @@ def make_constants(
     mean: Any,
     std: Any,
     masks: Masks | None,
-    attack: Attack | FreeReplays | None,
     validation_attack: Attack | None,
 ) -> Constants:
     """The constants of a run, all of their leaves arrays."""
@@ -122,7 +118,6 @@ def make_constants(
         jnp.asarray(mean, jnp.float32),
         jnp.asarray(std, jnp.float32),
         jax.tree.map(jnp.asarray, masks),
-        conversation.as_arrays(attack),
         conversation.as_arrays(validation_attack),
     )
 
@@ -138,17 +133,17 @@ class Programs(NamedTuple):
 
     Attributes:
       order: Epoch (from 0) -> the order of its examples, int32 [N].
-      train_batches: (state, totals, order, count) -> (state, totals) after so many batches more.
-        Donates both: the arguments are gone afterwards.
+      train_batches: (state, totals, order, epoch from 0, count) -> (state, totals) after so many
+        batches more. Donates both: the arguments are gone afterwards.
       steps_per_call: The largest count.
-      zero_totals: The metrics of no step, where the state is.
+      replicate: Puts arrays where the state is.
       evaluate: Variables -> sums over the validation set (`eval_step`); None without one.
     """
 
     order: Callable[[int], Array]
-    train_batches: Callable[[TrainState, Metrics, Array, int], tuple[TrainState, Metrics]]
+    train_batches: Callable[[TrainState, Metrics, Array, int, int], tuple[TrainState, Metrics]]
     steps_per_call: int
-    zero_totals: Callable[[], Metrics]
+    replicate: Callable[[Any], Any]
     evaluate: Callable[[PyTree], Metrics] | None
 
 
@@ -165,6 +160,7 @@ def zero_totals() -> Metrics:
 def compile_programs(
     plan: Plan,
     constants: Constants,
+    attack: Attack | FreeReplays | AttackSchedule | None,
     state: TrainState,
     train: Examples,
     validation: Examples | None,
@@ -176,6 +172,8 @@ def compile_programs(
     Args:
       plan: What to compile.
       constants: Of the run.
+      attack: On the training images, or None. Attacks of a schedule that differ in numbers alone
+        share a program.
       state: For its shapes alone.
       train: The training set.
       validation: The validation set.
@@ -183,62 +181,42 @@ def compile_programs(
       step_key: Folded with the step for whatever is random in it.
     """
     order = _order(order_key, jnp.int32(0), count=plan.num_examples)
-    replicate = replicated(plan.num_devices)
+    replicate = sharing.replicated(plan.num_devices)
     train, step_key, constants = replicate((train, step_key, constants))
     looped = compilation.loops_are_fast()
-    like = functools.partial(jax.tree.map, lambda leaf: _like(leaf, plan.num_devices))
-    compiled: Any = _train_batches.lower(  # type: ignore[attr-defined]
-        *like((state, zero_totals(), order)),
-        train,
-        step_key,
-        constants,
-        like(jnp.int32(0)),
-        plan=plan,
-        looped=looped,
-    ).compile()
+    like = functools.partial(sharing.like, num_devices=plan.num_devices)
+    attacks = [replicate(conversation.as_arrays(one)) for one in adversaries.all_of(attack)]
+    compiled: dict[Any, Any] = {}
+    for one in attacks:
+        structure = jax.tree.structure(one)
+        if structure not in compiled:
+            compiled[structure] = _train_batches.lower(  # type: ignore[attr-defined]
+                *like((state, zero_totals(), order)),
+                train,
+                step_key,
+                constants,
+                one,
+                like(jnp.int32(0)),
+                plan=plan,
+                looped=looped,
+            ).compile()
 
     def train_batches(
-        state: TrainState, totals: Metrics, order: Array, count: int
+        state: TrainState, totals: Metrics, order: Array, epoch: int, count: int
     ) -> tuple[TrainState, Metrics]:
-        number = replicate(jnp.int32(count))
-        return compiled(state, totals, order, train, step_key, constants, number)
+        now = attacks[adversaries.index_of(attack, epoch)]
+        program = compiled[jax.tree.structure(now)]
+        return program(
+            state, totals, order, train, step_key, constants, now, replicate(jnp.int32(count))
+        )
 
     return Programs(
         order=lambda epoch: replicate(_order(order_key, jnp.int32(epoch), count=plan.num_examples)),
         train_batches=train_batches,
         steps_per_call=_STEPS_PER_CALL if looped else 1,
-        zero_totals=lambda: replicate(zero_totals()),
+        replicate=replicate,
         evaluate=_compile_evaluation(plan, constants, state, validation, step_key),
     )
-
-
-def replicated(num_devices: int) -> Callable[[Any], Any]:
-    """A function that puts a pytree of arrays on the first so many devices, whole on each."""
-    sharding: Any = jax.local_devices()[0]
-    if num_devices > 1:
-        sharding = NamedSharding(_mesh(num_devices), PartitionSpec())
-    return lambda tree: jax.tree.map(lambda leaf: jax.device_put(leaf, sharding), tree)
-
-
-@functools.cache
-def _mesh(num_devices: int) -> Mesh:
-    return Mesh(np.array(jax.local_devices()[:num_devices]), ("data",))
-
-
-def _like(leaf: Any, num_devices: int) -> jax.ShapeDtypeStruct:
-    """The shape of an array, and that every device has the whole of it."""
-    sharding = None
-    if num_devices > 1:
-        sharding = NamedSharding(_mesh(num_devices), PartitionSpec())
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _shared(tree: Any, num_devices: int, spec: PartitionSpec) -> Any:
-    """Within compiled code: rows shared by the devices ("data"), or whole on each."""
-    if num_devices == 1:
-        return tree
-    sharding = NamedSharding(_mesh(num_devices), spec)
-    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, sharding), tree)
 
 
 @functools.partial(compilation.jit, static_argnames="count")
@@ -254,6 +232,7 @@ def _train_batches(
     examples: Examples,
     key: Array,
     constants: Constants,
+    attack: Attack | FreeReplays | None,
     count: Array,
     *,
     plan: Plan,
@@ -261,14 +240,14 @@ def _train_batches(
 ) -> tuple[TrainState, Metrics]:
     """`count` batches, or one where loops are slow."""
     if not looped:
-        return _step(state, totals, order, examples, key, constants, plan)
+        return _step(state, totals, order, examples, key, constants, attack, plan)
 
     def body(_: Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
-        return _step(*carry, order, examples, key, constants, plan)
+        return _step(*carry, order, examples, key, constants, attack, plan)
 
     done = jax.lax.fori_loop(0, count, body, (state, totals))
     # What a loop carries is laid out anew: its body's word is not enough.
-    return _shared(done, plan.num_devices, PartitionSpec())
+    return sharing.constrained(done, plan.num_devices, sharing.WHOLE)
 
 
 def _step(
@@ -278,11 +257,12 @@ def _step(
     examples: Examples,
     key: Array,
     constants: Constants,
+    attack: Attack | FreeReplays | None,
     plan: Plan,
 ) -> tuple[TrainState, Metrics]:
     config = plan.config
     batch = batch_at(examples, order, state.step % plan.steps_per_epoch, config.batch_size)
-    batch = _shared(batch, plan.num_devices, PartitionSpec("data"))
+    batch = sharing.constrained(batch, plan.num_devices, sharing.ROWS)
     state, metrics = train_step(
         state,
         batch,
@@ -293,7 +273,7 @@ def _step(
         mean=constants.mean,
         std=constants.std,
         augment=plan.augment.value,
-        attack=constants.attack,
+        attack=attack,
         attack_scale=_ramp(state.step, config.attack_warmup_epochs * plan.steps_per_epoch),
         objective=objective_of(config),
         awp_gamma=_awp_gamma(state.step, config, plan.steps_per_epoch),
@@ -303,7 +283,7 @@ def _step(
     )
     sums = {name: totals[name] + metrics[name] for name in totals}
     sums["learning_rate"] = metrics["learning_rate"]
-    return _shared((state, sums), plan.num_devices, PartitionSpec())
+    return sharing.constrained((state, sums), plan.num_devices, sharing.WHOLE)
 
 
 def objective_of(config: TrainConfig) -> Objective:
@@ -334,14 +314,14 @@ def _evaluate_batch(
     plan: Plan,
 ) -> Metrics:
     batch, valid = padded_batch_at(examples, index, plan.config.batch_size)
-    batch, valid = _shared((batch, valid), plan.num_devices, PartitionSpec("data"))
+    batch, valid = sharing.constrained((batch, valid), plan.num_devices, sharing.ROWS)
     # The same key in every epoch: figures are compared between epochs, so luck is held fixed.
     key = jax.random.fold_in(key, index)
     apply_fn: Any = plan.model.value.apply
     classifier = Classifier(apply_fn, variables, constants.mean, constants.std)
     sums = eval_step(classifier, batch, valid, attack=constants.validation_attack, key=key)
     sums = jax.tree.map(jnp.add, totals, sums)
-    return _shared(sums, plan.num_devices, PartitionSpec())
+    return sharing.constrained(sums, plan.num_devices, sharing.WHOLE)
 
 
 def _compile_evaluation(
@@ -349,7 +329,7 @@ def _compile_evaluation(
 ) -> Callable[[PyTree], Metrics] | None:
     if examples is None:
         return None
-    replicate = replicated(plan.num_devices)
+    replicate = sharing.replicated(plan.num_devices)
     zeros = replicate(
         {
             "loss": jnp.zeros((), jnp.float32),
@@ -358,7 +338,7 @@ def _compile_evaluation(
         }
     )
     examples, key = replicate((examples, key))
-    like = functools.partial(jax.tree.map, lambda leaf: _like(leaf, plan.num_devices))
+    like = functools.partial(sharing.like, num_devices=plan.num_devices)
     compiled: Any = _evaluate_batch.lower(  # type: ignore[attr-defined]
         like(state.evaluated), zeros, like(jnp.int32(0)), examples, key, constants, plan=plan
     ).compile()

@@ -1,0 +1,88 @@
+"""Which devices share each batch, and what of a run lies where.
+
+Weights, data and sums are whole on every device; the rows of a batch are shared. With several processes
+(`jax.distributed`) each gives as many devices, and all of them run the same program.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+WHOLE, ROWS = PartitionSpec(), PartitionSpec("data")
+
+
+def num_shares(num_devices: int) -> int:
+    """Into how many parts a batch is cut, with so many devices of each process."""
+    return num_devices * jax.process_count()
+
+
+def replicated(num_devices: int) -> Callable[[Any], Any]:
+    """A function that puts a pytree of arrays, the same in every process, whole on each device."""
+    if num_shares(num_devices) == 1:
+        return functools.partial(jax.device_put, device=jax.local_devices()[0])
+    sharding = NamedSharding(_mesh(num_devices), WHOLE)
+    if jax.process_count() == 1:
+        return functools.partial(jax.device_put, device=sharding)
+
+    def put(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(
+                put(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf)
+            )
+        # Not device_put, with which the processes would compare what each of them has.
+        value = np.asarray(leaf)
+        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+    return functools.partial(jax.tree.map, put)
+
+
+def own(tree: Any) -> Any:
+    """A pytree of arrays that lie whole on every device, on one of this process."""
+    device = jax.local_devices()[0]
+    return jax.tree.map(lambda leaf: jax.device_put(leaf.addressable_data(0), device), tree)
+
+
+def like(tree: Any, num_devices: int) -> Any:
+    """The shapes of a pytree of arrays, and that every device has the whole of each."""
+    sharding = None
+    if num_shares(num_devices) > 1:
+        sharding = NamedSharding(_mesh(num_devices), WHOLE)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )
+
+
+def constrained(tree: Any, num_devices: int, spec: PartitionSpec) -> Any:
+    """Within compiled code: the rows shared by the devices (ROWS), or all on each (WHOLE)."""
+    if num_shares(num_devices) == 1:
+        return tree
+    sharding = NamedSharding(_mesh(num_devices), spec)
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, sharding), tree)
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes and speaks for all."""
+    return jax.process_index() == 0
+
+
+def agreed(value: bool) -> bool:
+    """Whether the value is true in any process; all of them must ask at the same time."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(value))))
+
+
+@functools.cache
+def _mesh(num_devices: int) -> Mesh:
+    of_process: dict[int, list[Any]] = {}
+    for device in jax.devices():
+        of_process.setdefault(device.process_index, []).append(device)
+    chosen = [device for rank in sorted(of_process) for device in of_process[rank][:num_devices]]
+    return Mesh(np.array(chosen), ("data",))

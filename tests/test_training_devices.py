@@ -1,0 +1,80 @@
+"""Training that several devices, of one process or of several, share: the same as on one."""
+
+import dataclasses
+import json
+
+import pytest
+from processes import answers
+from test_training_methods import CONFIG, trained
+
+from jaxrobust.attacks import PGD
+from jaxrobust.training import FreeReplays
+from jaxrobust.training import interrupt as interrupts
+from jaxrobust.training import loop as loop_module
+
+PGD_2 = PGD(0.05, 0.02, num_steps=2)
+
+
+@pytest.fixture(scope="module")
+def single():
+    return [list(trained(CONFIG, attack).history) for attack in (PGD_2, FreeReplays(0.05, 3))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("devices", "processes"), [(2, 1), (1, 2), (2, 2)])
+def test_devices_and_processes_share_a_batch_and_change_nothing(
+    devices, processes, single, tmp_path
+):
+    given = answers("trained.py", tmp_path, devices, num_devices=devices, num_processes=processes)
+    for answer in given:
+        assert answer == given[0]
+        assert answer["devices"] == devices * processes
+        for history, expected in zip(answer["histories"], single, strict=True):
+            for one, other in zip(history, expected, strict=True):
+                assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-3)
+                assert one["validation_accuracy"] == other["validation_accuracy"]
+    # One of them wrote, and what several devices have trained one device reads back.
+    lines = (tmp_path / "pgd" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == given[0]["histories"][0]
+    again = trained(CONFIG, PGD_2, run_dir=tmp_path / "pgd")
+    assert list(again.history) == given[0]["histories"][0]
+    tuned = trained(CONFIG, variables=again.best_variables)
+    assert len(tuned.history) == CONFIG.num_epochs
+
+
+def test_devices_that_are_not_there_are_refused():
+    with pytest.raises(ValueError, match="`num_devices` must be at most the 1 devices"):
+        trained(num_devices=2)
+
+
+def test_several_processes_need_a_folder_and_stop_between_epochs(monkeypatch, tmp_path):
+    """Whatever one of them is told: half a batch would wait for ever."""
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    with pytest.raises(ValueError, match="`run_dir` is needed with several processes"):
+        trained()
+    stopped = interrupts.Interrupt()
+    stopped.requested = True
+    taken = []
+
+    class Programs:
+        steps_per_call = 2
+        replicate = staticmethod(lambda value: value)
+        order = staticmethod(lambda epoch: None)
+
+        @staticmethod
+        def train_batches(state, totals, order, epoch, count):
+            taken.append(count)
+            return dataclasses.replace(state, step=state.step + count), totals
+
+    @dataclasses.dataclass
+    class State:
+        step: int = 0
+        learning_rate_scale: float = 1.0
+
+    class Display:
+        start_epoch = advance = staticmethod(lambda *_: None)
+
+    state, _ = loop_module._train_epoch(
+        State(), {}, CONFIG, (), Programs(), Display(), stopped, steps_per_epoch=5
+    )
+    assert state.step == 5 and taken == [2, 2, 1]
