@@ -19,7 +19,9 @@ Every network of --models is trained with every method of --methods, and attacke
 
 All settings of `jaxrobust.training.TrainConfig` are there as --training.*, among them weighted losses
 (natural_weight; of pgd, fgsm_rs and n_fgsm), a warm-up of epsilon (attack_warmup_epochs), adversarial
-weight perturbation (awp_gamma), a moving average (ema_decay) and bfloat16 (compute_type).
+weight perturbation (awp_gamma), a moving average (ema_decay) and bfloat16 (compute_type). The attack of
+pgd and trades may grow in stages: --attack-milestones 10 20 --attack-epsilons 2/255 4/255 8/255
+--attack-steps 2 4 10.
 --num-validation training images are held out; the weights of the epoch that does best on them, under
 PGD where the training is adversarial, are those attacked in the end: the last ones of a long
 adversarial training are not the best. The test images decide nothing.
@@ -45,7 +47,7 @@ from jaxrobust.data.augment import Augmentation
 from jaxrobust.reports import BANNERS
 from jaxrobust.reports.formatting import rate_words
 from jaxrobust.studies import blocks, suite_run, suites
-from jaxrobust.training import NFGSM, FreeReplays, KLAscent, TrainConfig
+from jaxrobust.training import NFGSM, AttackSchedule, FreeReplays, KLAscent, TrainConfig
 
 Method = Literal["standard", "pgd", "trades", "fgsm_rs", "n_fgsm", "free"]
 
@@ -78,6 +80,9 @@ class Config:
       epsilon: Radius in pixel units, of training and of the attacks, as in 0.03 or 8/255.
       norm: Of the ball; "l2" and "l1" with pgd and trades (without l1) alone.
       train_steps: Of the attack in training, for pgd and trades; replays for free.
+      attack_milestones: Epochs after which the attack of pgd and trades is another one.
+      attack_epsilons: Its radii, one more than milestones; none: always `epsilon`.
+      attack_steps: Its steps, one more than milestones; none: always `train_steps`.
       num_train: How many training images; None: all.
       num_validation: Of them, how many decide about the best epoch instead of being trained on.
       weights: Of the best epoch or of the last.
@@ -110,6 +115,9 @@ class Config:
     epsilon: str = "8/255"
     norm: Literal["linf", "l2", "l1"] = "linf"
     train_steps: int = 10
+    attack_milestones: tuple[int, ...] = ()
+    attack_epsilons: tuple[str, ...] = ()
+    attack_steps: tuple[int, ...] = ()
     num_train: int | None = None
     num_validation: int = 1000
     weights: Literal["best", "last"] = "best"
@@ -190,6 +198,16 @@ def _check(config: Config) -> None:
         values = getattr(config, name)
         if not values or len(set(values)) < len(values):
             raise ValueError(f"`{name}` must be at least one and no name twice, got {values}.")
+    for name in ("attack_epsilons", "attack_steps"):
+        values, needed = getattr(config, name), len(config.attack_milestones) + 1
+        if values and len(values) != needed:
+            raise ValueError(
+                f"`{name}` must be none or {needed}, one more than `attack_milestones`, got {values}."
+            )
+    for steps in config.attack_steps:
+        checks.integer("attack_steps", steps, minimum=1)
+    if config.attack_milestones and not {"pgd", "trades"} & set(config.methods):
+        raise ValueError("`attack_milestones` are of the methods pgd and trades.")
     only_linf = {"fgsm_rs", "n_fgsm", "free"} & set(config.methods)
     if only_linf and config.norm != "linf":
         raise ValueError(f"`norm` must be 'linf' for {', '.join(sorted(only_linf))}.")
@@ -202,9 +220,20 @@ def _check(config: Config) -> None:
 
 
 def _shortened(config: Config) -> Config:
+    # Of the stages of an attack the first and the last.
+    ends = slice(None, None, max(1, len(config.attack_milestones)))
     return dataclasses.replace(
         config,
-        training=dataclasses.replace(config.training, num_epochs=2, warmup_epochs=0),
+        attack_milestones=(1,) if config.attack_milestones else (),
+        attack_epsilons=config.attack_epsilons[ends],
+        attack_steps=tuple(min(steps, 2) for steps in config.attack_steps[ends]),
+        training=dataclasses.replace(
+            config.training,
+            num_epochs=2,
+            warmup_epochs=0,
+            attack_warmup_epochs=min(config.training.attack_warmup_epochs, 1),
+            awp_warmup_epochs=min(config.training.awp_warmup_epochs, 1),
+        ),
         train_steps=min(config.train_steps, 2),
         num_train=min(config.num_train or 1000, 1000),
         num_validation=min(config.num_validation, 100),
@@ -229,14 +258,13 @@ def _split(config: Config, dataset: data.Dataset) -> tuple[Any, Any]:
 def _method(config: Config, method: str) -> tuple[Any, TrainConfig]:
     """What makes the training images, and the settings that go with it."""
     epsilon, steps, settings = config.radius, config.train_steps, config.training
-    size = 2.5 * epsilon / steps
     attack: Any = None
     if method in ("standard", "trades", "free"):
         settings = dataclasses.replace(settings, natural_weight=0.0)
     if method == "pgd":
-        attack = PGD(epsilon, size, steps, config.norm)
+        attack = _staged(config, PGD)
     elif method == "trades":
-        attack = KLAscent(epsilon, size, steps, config.norm)
+        attack = _staged(config, KLAscent)
         settings = dataclasses.replace(settings, loss="trades")
     elif method == "fgsm_rs":
         attack = PGD(epsilon, 1.25 * epsilon, num_steps=1)
@@ -246,6 +274,19 @@ def _method(config: Config, method: str) -> tuple[Any, TrainConfig]:
         attack = FreeReplays(epsilon, steps)
         settings = _fewer_epochs(settings, steps)
     return attack, settings
+
+
+def _staged(config: Config, attack: type[PGD] | type[KLAscent]) -> Any:
+    """The attack of training, or those of its stages; a step is 2.5 epsilon over their number."""
+    starts = [1, *(milestone + 1 for milestone in config.attack_milestones)]
+    epsilons = config.attack_epsilons or (config.epsilon,) * len(starts)
+    numbers = config.attack_steps or (config.train_steps,) * len(starts)
+    radii = [suites.number("attack_epsilons", epsilon) for epsilon in epsilons]
+    stages = tuple(
+        (start, attack(radius, 2.5 * radius / steps, steps, config.norm))
+        for start, radius, steps in zip(starts, radii, numbers, strict=True)
+    )
+    return AttackSchedule(stages) if len(stages) > 1 else stages[0][1]
 
 
 def _fewer_epochs(settings: TrainConfig, replays: int) -> TrainConfig:

@@ -141,13 +141,14 @@ def test_help_explains_the_script():
 
 @pytest.mark.slow
 def test_train_by_several_methods(tmp_path):
-    options = ["--methods", "standard", "n_fgsm", "--widths", 4, 4, 4, "--suite", "fgsm", "--quick"]
-    options += ["--no-diagnostics", "--results-dir", tmp_path]
+    options = ["--methods", "standard", "pgd", "--widths", 4, 4, 4, "--suite", "fgsm", "--quick"]
+    options += ["--attack-milestones", 5, 9, "--attack-epsilons", 0.01, 0.02, 0.03]
+    options += ["--attack-steps", 1, 2, 7, "--no-diagnostics", "--results-dir", tmp_path]
     done = run("train", *options)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "train" / "default"
     result = json.loads((folder / "result.json").read_text())
-    names = ["simple_cnn, standard", "simple_cnn, n_fgsm"]
+    names = ["simple_cnn, standard", "simple_cnn, pgd"]
     assert [model["name"] for model in result["models"]] == names
     assert [suite["model"] for suite in result["suites"]] == names
     assert result["models"][1]["num_parameters"] < 30_000  # --widths
@@ -156,11 +157,16 @@ def test_train_by_several_methods(tmp_path):
     for row, suite in zip(table["rows"], result["suites"], strict=True):
         assert row[2] == suite["robust_accuracy"] and row[2]["n"] == 20
     assert "network, method" in done.stdout and "Report:" in done.stdout
+    stages = result["recipes"]["simple_cnn, pgd"]["attack"]["stages"]  # the first and the last
+    assert [(first, made["epsilon"], made["num_steps"]) for first, made in stages] == [
+        (1, 0.01, 1),
+        (2, 0.03, 2),
+    ]
     again = run("train", *options)
     assert again.returncode == 0 and "Trained before" in again.stderr + again.stdout
     assert json.loads((folder / "result.json").read_text())["suites"] == result["suites"]
     # What it saved is a model for experiments.evaluate.
-    saved = folder / "models" / "simple_cnn-n_fgsm"
+    saved = folder / "models" / "simple_cnn-pgd"
     options = ["--data", "digits", "--suite", "fgsm", "--quick", "--no-diagnostics"]
     judged = run("evaluate", "--model", saved, *options, "--results-dir", tmp_path)
     assert judged.returncode == 0, judged.stderr
@@ -178,6 +184,12 @@ def test_train_by_several_methods(tmp_path):
         (["--suite", "strong"], "`suite` must be one of"),
         (["--num-validation", 2000], "`num_validation` must be less than the 1437 training images"),
         (["--data", "cifar10_jpeg"], "needs `data_dir`"),
+        (
+            ["--attack-milestones", 5, "--attack-epsilons", "2/255"],
+            "`attack_epsilons` must be none or 2, one more than `attack_milestones`",
+        ),
+        (["--methods", "free", "--attack-milestones", 5], "are of the methods pgd and trades"),
+        (["--attack-milestones", 5, 5], "`stages` must begin with epoch 1 and ascend"),
     ],
 )
 def test_train_errors_are_one_line(options, message, tmp_path):
