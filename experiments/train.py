@@ -77,11 +77,11 @@ class Config:
       download: Fetch cifar10 or cifar100 into data_dir if it is not there (170 MB).
       widths: Of the network, where there is one: other than the published ones.
       training: All other settings of training.
-      epsilon: Radius in pixel units, of training and of the attacks, as in 0.03 or 8/255.
+      epsilon: Radius in pixel units, of the attacks and of training, as in 0.03 or 8/255.
       norm: Of the ball; "l2" and "l1" with pgd and trades (without l1) alone.
       train_steps: Of the attack in training, for pgd and trades; replays for free.
       attack_milestones: Epochs after which the attack of pgd and trades is another one.
-      attack_epsilons: Its radii, one more than milestones; none: always `epsilon`.
+      attack_epsilons: Its radii in training, one more than milestones; none: always `epsilon`.
       attack_steps: Its steps, one more than milestones; none: always `train_steps`.
       num_train: How many training images; None: all.
       num_validation: Of them, how many decide about the best epoch instead of being trained on.
@@ -198,16 +198,7 @@ def _check(config: Config) -> None:
         values = getattr(config, name)
         if not values or len(set(values)) < len(values):
             raise ValueError(f"`{name}` must be at least one and no name twice, got {values}.")
-    for name in ("attack_epsilons", "attack_steps"):
-        values, needed = getattr(config, name), len(config.attack_milestones) + 1
-        if values and len(values) != needed:
-            raise ValueError(
-                f"`{name}` must be none or {needed}, one more than `attack_milestones`, got {values}."
-            )
-    for steps in config.attack_steps:
-        checks.integer("attack_steps", steps, minimum=1)
-    if config.attack_milestones and not {"pgd", "trades"} & set(config.methods):
-        raise ValueError("`attack_milestones` are of the methods pgd and trades.")
+    _check_stages(config, largest)
     only_linf = {"fgsm_rs", "n_fgsm", "free"} & set(config.methods)
     if only_linf and config.norm != "linf":
         raise ValueError(f"`norm` must be 'linf' for {', '.join(sorted(only_linf))}.")
@@ -217,6 +208,35 @@ def _check(config: Config) -> None:
         checks.one_of("methods", method, get_args(Method))
         attack, settings = _method(config, method)  # the attack checks its own settings
         training.check_objective(training.objective_of(settings), attack)
+
+
+def _check_stages(config: Config, largest: float) -> None:
+    """Refuses stages of the attack that would not be reached, or change nothing."""
+    milestones = config.attack_milestones
+    values = {name: getattr(config, name) for name in ("attack_epsilons", "attack_steps")}
+    if bool(milestones) != any(values.values()):
+        raise ValueError(
+            "`attack_milestones` need `attack_epsilons` or `attack_steps`, and these need them."
+        )
+    if milestones and not {"pgd", "trades"} & set(config.methods):
+        raise ValueError("`attack_milestones` are of the methods pgd and trades.")
+    num_epochs = config.training.num_epochs
+    if list(milestones) != sorted(set(milestones) & set(range(1, num_epochs))):
+        raise ValueError(
+            f"`attack_milestones` must ascend and be at least 1 and below the {num_epochs} epochs, got "
+            f"{milestones}."
+        )
+    for name, given in values.items():
+        if given and len(given) != len(milestones) + 1:
+            raise ValueError(
+                f"`{name}` must be none or {len(milestones) + 1}, one more than `attack_milestones`, "
+                f"got {given}."
+            )
+    for epsilon in config.attack_epsilons:
+        value = suites.number("attack_epsilons", epsilon)
+        checks.number("attack_epsilons", value, above=0.0, maximum=largest)
+    for steps in config.attack_steps:
+        checks.integer("attack_steps", steps, minimum=1)
 
 
 def _shortened(config: Config) -> Config:

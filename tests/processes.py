@@ -5,10 +5,13 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 _TESTS = Path(__file__).resolve().parent
+_SECONDS = 300
 
 
 def answers(
@@ -27,26 +30,35 @@ def answers(
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    processes = []
-    try:
-        for rank in range(num_processes):
-            group = [address, num_processes, rank] if num_processes > 1 else []
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, str(_TESTS / script), *map(str, [*group, *arguments])],
-                    env=environment,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                )
-            )
-        return [_answer(process) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    with tempfile.TemporaryDirectory() as folder:
+        written = [Path(folder) / str(rank) for rank in range(num_processes)]
+        processes = []
+        try:
+            for rank, path in enumerate(written):
+                group = [address, num_processes, rank] if num_processes > 1 else []
+                with path.open("w") as out, path.with_suffix(".err").open("w") as err:
+                    command = [sys.executable, _TESTS / script, *group, *arguments]
+                    processes.append(
+                        subprocess.Popen(
+                            list(map(str, command)), env=environment, stdout=out, stderr=err
+                        )
+                    )
+            _wait(processes, written)
+            return [json.loads(path.read_text().strip().splitlines()[-1]) for path in written]
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
 
 
-def _answer(process: subprocess.Popen) -> Any:
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err[-3000:]
-    return json.loads(out.strip().splitlines()[-1])
+def _wait(processes: list[subprocess.Popen], written: list[Path]) -> None:
+    """Until all are done; the first that fails is shown, because the others would wait for it."""
+    deadline = time.monotonic() + _SECONDS
+    while any(process.poll() is None for process in processes):
+        if time.monotonic() > deadline or any(process.poll() for process in processes):
+            break
+        time.sleep(0.1)
+    for process, path in zip(processes, written, strict=True):
+        if process.poll():
+            raise AssertionError(path.with_suffix(".err").read_text()[-3000:])
+    assert all(process.poll() == 0 for process in processes), "not done in time"

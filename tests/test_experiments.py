@@ -1,5 +1,6 @@
 """The experiment scripts as a user runs them."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -9,10 +10,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from experiments import train
+from jaxrobust.attacks import PGD
+from jaxrobust.training import NFGSM, FreeReplays, KLAscent, TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ["basketball", "golf", "tennis"]
@@ -172,6 +178,22 @@ def test_train_by_several_methods(tmp_path):
     assert judged.returncode == 0, judged.stderr
 
 
+@pytest.mark.parametrize("method", get_args(train.Method))
+def test_what_each_method_trains_with(method):
+    config = train.Config(methods=(method,), training=TrainConfig(num_epochs=8))
+    attack, settings = train._method(config, method)
+    kinds = {"trades": KLAscent, "n_fgsm": NFGSM, "free": FreeReplays}
+    assert isinstance(attack, {"standard": type(None)}.get(method, kinds.get(method, PGD)))
+    assert getattr(attack, "epsilon", 8 / 255) == 8 / 255
+    assert settings.loss == ("trades" if method == "trades" else "cross_entropy")
+    assert settings.num_epochs == (1 if method == "free" else 8)  # ten replays of each batch
+    if method in ("pgd", "trades"):
+        staged = dataclasses.replace(config, attack_milestones=(3,), attack_steps=(2, 5))
+        (first, one), (second, other) = train._method(staged, method)[0].stages
+        assert (first, one.num_steps, second, other.num_steps) == (1, 2, 4, 5)
+        assert type(one) is type(attack) and other.step_size == pytest.approx(4 / 255)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -188,8 +210,20 @@ def test_train_by_several_methods(tmp_path):
             ["--attack-milestones", 5, "--attack-epsilons", "2/255"],
             "`attack_epsilons` must be none or 2, one more than `attack_milestones`",
         ),
-        (["--methods", "free", "--attack-milestones", 5], "are of the methods pgd and trades"),
-        (["--attack-milestones", 5, 5], "`stages` must begin with epoch 1 and ascend"),
+        (["--attack-milestones", 5], "need `attack_epsilons` or `attack_steps`"),
+        (["--attack-epsilons", "2/255"], "need `attack_epsilons` or `attack_steps`"),
+        (
+            ["--methods", "free", "--attack-milestones", 5, "--attack-steps", 2, 4],
+            "are of the methods pgd and trades",
+        ),
+        (
+            ["--attack-milestones", 5, 30, "--attack-steps", 2, 4, 6],
+            "`attack_milestones` must ascend and be at least 1 and below the 30 epochs",
+        ),
+        (
+            ["--attack-milestones", 5, "--attack-epsilons", 2, 3],
+            "`attack_epsilons` must be a finite number",
+        ),
     ],
 )
 def test_train_errors_are_one_line(options, message, tmp_path):

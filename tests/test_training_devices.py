@@ -27,9 +27,9 @@ def test_devices_and_processes_share_a_batch_and_change_nothing(
 ):
     given = answers("trained.py", tmp_path, devices, num_devices=devices, num_processes=processes)
     for answer in given:
-        assert answer == given[0]
+        assert answer["histories"] == given[0]["histories"]
         assert answer["devices"] == devices * processes
-        for history, expected in zip(answer["histories"], single, strict=True):
+        for history, expected in zip(answer["histories"][:2], single, strict=True):
             for one, other in zip(history, expected, strict=True):
                 assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-3)
                 assert one["validation_accuracy"] == other["validation_accuracy"]
@@ -38,8 +38,22 @@ def test_devices_and_processes_share_a_batch_and_change_nothing(
     assert [json.loads(line) for line in lines] == given[0]["histories"][0]
     again = trained(CONFIG, PGD_2, run_dir=tmp_path / "pgd")
     assert list(again.history) == given[0]["histories"][0]
-    tuned = trained(CONFIG, variables=again.best_variables)
-    assert len(tuned.history) == CONFIG.num_epochs
+    if processes == 1:
+        return
+    first, second = (answer["said"] for answer in given)
+    for said, words in zip(
+        zip(first, second, strict=True),
+        (
+            ("called alike in all processes; they differ in config",) * 2,
+            ("must be a folder that all processes see",) * 2,
+            ("holds a run of other settings", "The first process refused `run_dir`"),
+            ("Interrupted in epoch 2 after 0 of its steps",) * 2,
+            ("this training run is finished and saved",) * 2,
+            (str(CONFIG.num_epochs),) * 2,
+        ),
+        strict=True,
+    ):
+        assert all(part in text for part, text in zip(words, said, strict=True)), said
 
 
 def test_devices_that_are_not_there_are_refused():

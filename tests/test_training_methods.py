@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import signal
 
 import flax.linen as nn
 import jax
@@ -26,6 +27,7 @@ from jaxrobust.training import (
     fit,
     train_step,
 )
+from jaxrobust.training import programs as programs_module
 from jaxrobust.training import step as step_module
 from jaxrobust.training.adversaries import craft, divergence, scaled
 from jaxrobust.training.objectives import make_forward, weight_perturbation
@@ -407,7 +409,9 @@ def test_a_schedule_attacks_as_its_stages_say(monkeypatch, tmp_path):
     def spy(attack, *arguments):
         traced.append(attack.num_steps)
         jax.debug.callback(
-            lambda epsilon: seen.append((attack.num_steps, float(epsilon))), attack.epsilon
+            lambda epsilon: seen.append((attack.num_steps, float(epsilon))),
+            attack.epsilon,
+            ordered=True,
         )
         return crafted(attack, *arguments)
 
@@ -416,17 +420,43 @@ def test_a_schedule_attacks_as_its_stages_say(monkeypatch, tmp_path):
     config = dataclasses.replace(CONFIG, num_epochs=4, seed=11)
     stages = (1, PGD(0.01, 0.01)), (2, PGD(0.03, 0.01)), (4, PGD(0.03, 0.01, num_steps=3))
     schedule = AttackSchedule(stages)
-    result = trained(config, schedule, run_dir=tmp_path)
+    result = trained(config, schedule)
     jax.effects_barrier()
     one = PGD().num_steps
     expected = 6 * [(one, 0.01)] + 12 * [(one, 0.03)] + 6 * [(3, 0.03)]
     assert [steps for steps, _ in seen] == [steps for steps, _ in expected]
     np.testing.assert_allclose([e for _, e in seen], [e for _, e in expected], rtol=1e-6)
     assert sorted(traced) == [3, one]
-    again = trained(config, schedule, run_dir=tmp_path)
+    # Stopped in the second stage, it goes on with the attack of that epoch, and compiles no other.
+    saved = programs_module.compile_programs
+    folder = tmp_path / "stopped"
+
+    def stopping(*arguments):
+        programs = saved(*arguments)
+        calls = iter(range(9))
+
+        def train_batches(*batch):
+            if next(calls, None) is None:
+                signal.raise_signal(signal.SIGINT)
+            return programs.train_batches(*batch)
+
+        return programs._replace(train_batches=train_batches)
+
+    monkeypatch.setattr(programs_module, "compile_programs", stopping)
+    with pytest.raises(KeyboardInterrupt, match="Interrupted in epoch 2"):
+        trained(config, schedule, run_dir=folder)
+    monkeypatch.setattr(programs_module, "compile_programs", saved)
+    jax.effects_barrier()
+    seen.clear()
+    traced.clear()
+    jax.clear_caches()
+    again = trained(config, schedule, run_dir=folder)
+    jax.effects_barrier()
+    assert [steps for steps, _ in seen] == [steps for steps, _ in expected[10:]]
+    assert sorted(traced) == [3, one]
     jax.tree.map(np.testing.assert_array_equal, again.state, result.state)
-    with pytest.raises(ValueError, match="run of other settings: attack.stages"):
-        trained(config, AttackSchedule(stages[:2]), run_dir=tmp_path)
+    with pytest.raises(ValueError, match="other settings: attack.from epoch 4.*is now absent"):
+        trained(config, AttackSchedule(stages[:2]), run_dir=folder)
 
 
 def test_a_schedule_that_cannot_be_is_refused():
@@ -439,10 +469,16 @@ def test_a_schedule_that_cannot_be_is_refused():
     ):
         with pytest.raises(ValueError, match="`stages` must begin with epoch 1 and ascend"):
             AttackSchedule(stages)
-    with pytest.raises(TypeError, match="`stages` must be pairs"):
-        AttackSchedule((attack, attack))
-    with pytest.raises(ValueError, match="got FreeReplays, which is a way to train"):
-        AttackSchedule(((1, FreeReplays(0.05)),))
+    for wrong in (attack, (attack, attack), [(1, attack)]):
+        with pytest.raises(TypeError, match="`stages` must be a tuple of pairs"):
+            AttackSchedule(wrong)
+    for none in (FreeReplays(0.05), "pgd", None, AttackSchedule(((1, attack),))):
+        with pytest.raises(TypeError, match="`stages` must have attacks, got"):
+            AttackSchedule(((1, none),))
+    with pytest.raises(ValueError, match=r"`stages\[0\]\[0\]` must be at least 1"):
+        AttackSchedule(((0, attack),))
+    with pytest.raises(ValueError, match="an AttackSchedule is for `fit`"):
+        step_module.check_objective(Objective(), AttackSchedule(((1, attack),)))
     late = AttackSchedule(((1, attack), (CONFIG.num_epochs + 1, attack)))
     with pytest.raises(ValueError, match="`attack` has a stage from epoch .* beyond `num_epochs`"):
         trained(attack=late)

@@ -182,7 +182,7 @@ class FreeReplays:
 
 @dataclasses.dataclass(frozen=True)
 class AttackSchedule:
-    """Another attack from an epoch on: a larger radius, more steps.
+    """Another attack from an epoch on: a larger radius, more steps. For `fit`.
 
     Attributes:
       stages: ((first epoch, attack), ...), the epochs counted from 1 as in the log, ascending, the
@@ -190,47 +190,42 @@ class AttackSchedule:
         steps) share a compiled program.
 
     Raises:
-      TypeError: Not such pairs.
-      ValueError: Epochs that do not ascend from 1; free training in a stage, which is a way to
-        train and not an attack that could follow another.
+      TypeError: Not a tuple of such pairs.
+      ValueError: Epochs that do not ascend from 1.
 
     Example:
       >>> from jaxrobust.attacks import PGD
-      >>> stages = (1, PGD(2 / 255, num_steps=3)), (11, PGD(8 / 255, num_steps=10))
-      >>> [AttackSchedule(stages).in_epoch(epoch).num_steps for epoch in (10, 11)]
-      [3, 10]
+      >>> AttackSchedule(((1, PGD(2 / 255, num_steps=3)), (11, PGD(8 / 255, num_steps=10))))
+      AttackSchedule(stages=((1, PGD(...)), (11, PGD(...))))
     """
 
     stages: tuple[tuple[int, Attack], ...]
 
     def __post_init__(self) -> None:
-        if not all(isinstance(stage, tuple) and len(stage) == 2 for stage in self.stages):
-            raise TypeError("`stages` must be pairs (first epoch, attack).")
+        pairs = isinstance(self.stages, tuple) and all(
+            isinstance(stage, tuple) and len(stage) == 2 for stage in self.stages
+        )
+        if not pairs:
+            raise TypeError(
+                f"`stages` must be a tuple of pairs (first epoch, attack), got {self.stages!r}."
+            )
+        for index, (epoch, attack) in enumerate(self.stages):
+            checks.integer(f"stages[{index}][0]", epoch, minimum=1)
+            if not all(hasattr(attack, name) for name in ("init", "ask", "tell")):
+                raise TypeError(
+                    f"`stages` must have attacks, got {attack!r} from epoch {epoch} on; free training "
+                    "is none, it is a way to train."
+                )
         epochs = [epoch for epoch, _ in self.stages]
-        for epoch in epochs:
-            checks.integer("stages", epoch, minimum=1)
         if epochs[:1] != [1] or epochs != sorted(set(epochs)):
             raise ValueError(f"`stages` must begin with epoch 1 and ascend, got epochs {epochs}.")
-        if any(isinstance(attack, FreeReplays) for _, attack in self.stages):
-            raise ValueError("`stages` must be attacks, got FreeReplays, which is a way to train.")
-
-    def in_epoch(self, epoch: int) -> Attack:
-        """The attack in an epoch, counted from 1."""
-        return self.stages[index_of(self, epoch - 1)][1]
 
 
-def all_of(attack: Attack | FreeReplays | AttackSchedule | None) -> list[Any]:
-    """Of a schedule its attacks, of anything else itself alone."""
-    if isinstance(attack, AttackSchedule):
-        return [one for _, one in attack.stages]
-    return [attack]
-
-
-def index_of(attack: Attack | FreeReplays | AttackSchedule | None, epoch: int) -> int:
-    """Which of `all_of` it is in an epoch, counted from 0."""
-    if not isinstance(attack, AttackSchedule):
-        return 0
-    return sum(first <= epoch + 1 for first, _ in attack.stages) - 1
+def stages_of(
+    attack: Attack | FreeReplays | AttackSchedule | None,
+) -> tuple[tuple[int, Any], ...]:
+    """((first epoch, attack), ...): those of a schedule, or one for all epochs."""
+    return attack.stages if isinstance(attack, AttackSchedule) else ((1, attack),)
 
 
 def divergence(first: Array, second: Array) -> Array:

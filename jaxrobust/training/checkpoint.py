@@ -160,6 +160,8 @@ def save_variables(
 ) -> None:
     """Saves a finished model, to be loaded without building its network first.
 
+    With several processes (`jax.distributed`) all of them make the call, and the first one writes.
+
     Args:
       path: A directory that does not exist, or holds such a model, which is replaced.
       variables: Nested dicts of arrays: {"params": ..., "batch_stats": ...}.
@@ -185,11 +187,13 @@ def save_variables(
             raise TypeError(f"`variables` must hold arrays, got {type(leaf).__name__} at {name}.")
     if target.exists() and not ocp.is_orbax_checkpoint(target):
         raise ValueError(f"`path` {target} exists and is not a saved model; not overwritten.")
-    ocp.save(target, variables, overwrite=True, custom_metadata=dict(metadata))
+    # As numpy has them: with several processes Orbax takes no array that is one process's own.
+    values = jax.tree.map(np.asarray, variables)
+    ocp.save(target, values, overwrite=True, custom_metadata=dict(metadata))
 
 
 def load_variables(path: str | os.PathLike[str]) -> tuple[PyTree, dict[str, Any]]:
-    """Loads a model that `save_variables` saved.
+    """Loads a model that `save_variables` saved; with several processes all of them make the call.
 
     Args:
       path: Its directory.

@@ -62,7 +62,7 @@ class FitResult:
 
     @property
     def seconds(self) -> float:
-        """Of all epochs that were timed, over all the processes that took part."""
+        """Of all epochs that were timed, however often the run was started again."""
         return sum(
             row[name]
             for row in self.timings
@@ -146,7 +146,8 @@ def fit(
       num_devices: How many devices share each batch; a divisor of `batch_size`. It changes nothing but
         rounding, and a run may go on with another number. With several processes
         (`jax.distributed`) it is how many of each: all of them make the same call with the same
-        data, and Ctrl-C is answered at the end of an epoch.
+        data, the first one writes, Ctrl-C is answered at the end of an epoch, and an error in one of
+        them leaves the others waiting until jax gives them up.
       progress: Whether to show a bar on a terminal, and a line per epoch.
       tensorboard: Whether to write `tensorboard/` too.
 
@@ -179,12 +180,15 @@ def fit(
     """
     checks.integer("checkpoint_every", checkpoint_every, minimum=1)
     checks.integer("num_devices", num_devices, minimum=1)
-    shares = sharing.num_shares(num_devices)
-    if num_devices > jax.local_device_count() or config.batch_size % shares:
+    if num_devices > jax.local_device_count():
         raise ValueError(
-            f"`num_devices` must be at most the {jax.local_device_count()} devices of a process and, "
-            f"times {jax.process_count()} process(es), divide `batch_size` = {config.batch_size}, got "
+            f"`num_devices` must be at most the {jax.local_device_count()} devices of a process, got "
             f"{num_devices}."
+        )
+    if config.batch_size % sharing.num_shares(num_devices):
+        raise ValueError(
+            f"`batch_size` must be a multiple of the {sharing.num_shares(num_devices)} devices that "
+            f"share it, got {config.batch_size}."
         )
     if run_dir is None and jax.process_count() > 1:
         raise ValueError(
@@ -195,19 +199,20 @@ def fit(
     if validation is not None:
         validation_set = on_device("validation", validation, train_set.images.shape[1:])
     _check_sizes(config, train_set, validation_set, mean, std)
-    for one in adversaries.all_of(attack):
+    stages = adversaries.stages_of(attack)
+    for _, one in stages:
         check_objective(programs.objective_of(config), one)
-    if isinstance(attack, AttackSchedule) and attack.stages[-1][0] > config.num_epochs:
+    if stages[-1][0] > config.num_epochs:
         raise ValueError(
-            f"`attack` has a stage from epoch {attack.stages[-1][0]} on, which is beyond `num_epochs` "
-            f"= {config.num_epochs}."
+            f"`attack` has a stage from epoch {stages[-1][0]} on, which is beyond `num_epochs` = "
+            f"{config.num_epochs}."
         )
-    check_untargeted(validation_attack)
     if isinstance(validation_attack, FreeReplays | AttackSchedule):
         raise ValueError(
             "`validation_attack` must be one attack, the same in all epochs, got "
             f"{type(validation_attack).__name__}."
         )
+    check_untargeted(validation_attack)
 
     _, order_key, step_key = jax.random.split(jax.random.key(config.seed), 3)
     image = jnp.zeros((1, *train_set.images.shape[1:]), jnp.float32)
@@ -245,7 +250,7 @@ def fit(
         "versions": fingerprint.versions(),
         "programs": digests,
         "augment": augment,
-        "attack": attack,
+        "attack": {f"from epoch {first}": one for first, one in stages} if stages[1:] else attack,
         "validation_attack": validation_attack,
         "train": train_set._asdict(),
         "validation": None if validation_set is None else validation_set._asdict(),
@@ -256,8 +261,14 @@ def fit(
     is_attacked = attack is not None and validation_attack is not None
     with contextlib.ExitStack() as stack:
         directory = Path(run_dir or stack.enter_context(tempfile.TemporaryDirectory()))
-        _claim(directory, fingerprint.describe(settings))
+        _claim(
+            directory,
+            fingerprint.describe(settings),
+            {"num_devices": num_devices, "checkpoint_every": checkpoint_every},
+        )
         checkpoints = stack.enter_context(RunCheckpoints(directory / CHECKPOINTS))
+        if sharing.different({"step": checkpoints.latest_step}):
+            raise ValueError(f"`run_dir` {directory} is not the same folder in all processes.")
         position = loop.restore(checkpoints, template) or loop.Position(
             initial_state(), programs.zero_totals(), ()
         )
@@ -290,6 +301,7 @@ def fit(
                     ),
                     programs.make_constants(mean, std, masks, validation_attack),
                     attack,
+                    len(position.history),
                     template,
                     train_set,
                     validation_set,
@@ -306,7 +318,7 @@ def fit(
             )
         best = best_epoch(config, position.history) or len(position.history)
         # Whoever takes the result knows nothing of the devices.
-        position = position._replace(state=sharing.own(position.state))
+        position = position._replace(state=sharing.on_this_process(position.state))
         best_state = position.state
         if best < len(position.history):
             best_state = loop.restore_step(checkpoints, template, best * steps_per_epoch).state
@@ -321,19 +333,29 @@ def fit(
         )
 
 
-def _claim(directory: Path, settings: dict[str, Any]) -> None:
-    """`files.claim` by the first process, whose refusal stops the others too."""
-    refusal = None
+def _claim(directory: Path, settings: dict[str, Any], call: dict[str, Any]) -> None:
+    """`files.claim` by the first process; with several, all of them go on or none does.
+
+    What one process alone refused, the others would wait for.
+    """
+    unlike = sharing.different(settings | call)
+    if unlike:
+        raise ValueError(
+            f"`fit` must be called alike in all processes; they differ in {', '.join(unlike)}."
+        )
+    refusal: Exception | None = None
     if sharing.is_first_process():
-        started = any((directory / CHECKPOINTS).glob("*"))
         try:
+            started = any((directory / CHECKPOINTS).glob("*"))
             files.claim(directory, settings, in_use=started)
-        except (ValueError, OSError) as error:
+        except Exception as error:
             refusal = error
-    if sharing.agreed(refusal is not None):
+    if sharing.in_any_process(refusal is not None):
         raise refusal or ValueError(
             f"The first process refused `run_dir` {directory}; it says why."
         )
+    if sharing.in_any_process(not (directory / files.SETTINGS).is_file()):
+        raise ValueError(f"`run_dir` {directory} must be a folder that all processes see.")
 
 
 def _trained_shape(

@@ -33,8 +33,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def summary_writer(directory: Path, next_epoch: int) -> Any:
+def summary_writer(directory: Path, next_epoch: int, *, writes: bool) -> Any:
     """A TensorBoard writer that hides what an interrupted run wrote from `next_epoch` on.
+
+    None where another process writes, with the same error as there.
 
     Raises:
       ImportError: tensorboardX is not installed.
@@ -45,7 +47,7 @@ def summary_writer(directory: Path, next_epoch: int) -> Any:
         raise ImportError(
             "`tensorboard=True` needs tensorboardX: pip install 'jaxrobust[tensorboard]'"
         ) from error
-    return SummaryWriter(str(directory), purge_step=next_epoch)
+    return SummaryWriter(str(directory), purge_step=next_epoch) if writes else None
 
 
 class RunLog:
@@ -73,8 +75,10 @@ class RunLog:
         if writes:
             write_rows(self._log, history)
             write_rows(self._timings, self.timings)
-        if tensorboard and writes:
-            self._writer = summary_writer(directory / "tensorboard", len(history) + 1)
+        if tensorboard:
+            self._writer = summary_writer(
+                directory / "tensorboard", len(history) + 1, writes=writes
+            )
 
     def __enter__(self) -> "RunLog":
         return self

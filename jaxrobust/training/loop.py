@@ -77,7 +77,7 @@ def train(
       checkpoints: Where to save.
       log: What is written.
       display: What is shown.
-      interrupt: Looked at after every step.
+      interrupt: Looked at between the calls, with several processes between the epochs.
       steps_per_epoch: At least 1.
       checkpoint_every: Epochs between checkpoints, besides the best and the last.
       is_attacked: Whether training and validation images are, so that catastrophic overfitting shows.
@@ -107,9 +107,9 @@ def train(
             row["validation_loss"] = float(sums["loss"]) / int(sums["count"])
             row["validation_accuracy"] = int(sums["correct"]) / int(sums["count"])
         _check_finite(row, config, checkpoints)
-        # One that comes later is answered by the next epoch.
-        requested = sharing.agreed(interrupt.requested)
         validated = time.perf_counter()
+        # One that comes later is answered by the next epoch.
+        requested = interrupt.requested = sharing.in_any_process(interrupt.requested)
 
         history, totals = (*history, row), programs.replicate(zero_totals())
         if (
@@ -138,6 +138,7 @@ def train(
             )
         if requested and not decisions.is_finished(config, history):
             _stop(checkpoints, epoch + 1, 0)
+    interrupt.requested = sharing.in_any_process(interrupt.requested)
     return Position(state, totals, history)
 
 

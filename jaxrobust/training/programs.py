@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrobust import compilation
 from jaxrobust.attacks import conversation
@@ -147,6 +148,11 @@ class Programs(NamedTuple):
     evaluate: Callable[[PyTree], Metrics] | None
 
 
+def _form(attack: Any) -> Any:
+    """What a program is compiled for of an attack."""
+    return jax.tree.structure(attack), tuple(leaf.shape for leaf in jax.tree.leaves(attack))
+
+
 def zero_totals() -> Metrics:
     """The metrics of no step: sums, but for the learning rate, which is the last step's."""
     return {
@@ -161,6 +167,7 @@ def compile_programs(
     plan: Plan,
     constants: Constants,
     attack: Attack | FreeReplays | AttackSchedule | None,
+    epoch: int,
     state: TrainState,
     train: Examples,
     validation: Examples | None,
@@ -173,7 +180,8 @@ def compile_programs(
       plan: What to compile.
       constants: Of the run.
       attack: On the training images, or None. Attacks of a schedule that differ in numbers alone
-        share a program.
+        share a program; those of stages that are over need none.
+      epoch: The first one to come, from 0.
       state: For its shapes alone.
       train: The training set.
       validation: The validation set.
@@ -184,31 +192,35 @@ def compile_programs(
     replicate = sharing.replicated(plan.num_devices)
     train, step_key, constants = replicate((train, step_key, constants))
     looped = compilation.loops_are_fast()
-    like = functools.partial(sharing.like, num_devices=plan.num_devices)
-    attacks = [replicate(conversation.as_arrays(one)) for one in adversaries.all_of(attack)]
+    like = functools.partial(sharing.shapes_of, num_devices=plan.num_devices)
+    stages = [
+        (first, replicate(conversation.as_arrays(one)))
+        for first, one in adversaries.stages_of(attack)
+    ]
     compiled: dict[Any, Any] = {}
-    for one in attacks:
-        structure = jax.tree.structure(one)
-        if structure not in compiled:
-            compiled[structure] = _train_batches.lower(  # type: ignore[attr-defined]
-                *like((state, zero_totals(), order)),
-                train,
-                step_key,
-                constants,
-                one,
-                like(jnp.int32(0)),
-                plan=plan,
-                looped=looped,
-            ).compile()
+    for following, (_, one) in zip(
+        [*(first for first, _ in stages[1:]), None], stages, strict=True
+    ):
+        is_over = following is not None and following <= epoch + 1
+        if is_over or _form(one) in compiled:
+            continue
+        compiled[_form(one)] = _train_batches.lower(  # type: ignore[attr-defined]
+            *like((state, zero_totals(), order)),
+            train,
+            step_key,
+            constants,
+            one,
+            like(np.int32(0)),
+            plan=plan,
+            looped=looped,
+        ).compile()
 
     def train_batches(
         state: TrainState, totals: Metrics, order: Array, epoch: int, count: int
     ) -> tuple[TrainState, Metrics]:
-        now = attacks[adversaries.index_of(attack, epoch)]
-        program = compiled[jax.tree.structure(now)]
-        return program(
-            state, totals, order, train, step_key, constants, now, replicate(jnp.int32(count))
-        )
+        now = next(one for first, one in reversed(stages) if first <= epoch + 1)
+        program, number = compiled[_form(now)], replicate(np.int32(count))
+        return program(state, totals, order, train, step_key, constants, now, number)
 
     return Programs(
         order=lambda epoch: replicate(_order(order_key, jnp.int32(epoch), count=plan.num_examples)),
@@ -337,16 +349,16 @@ def _compile_evaluation(
             "count": jnp.zeros((), jnp.int32),
         }
     )
-    examples, key = replicate((examples, key))
-    like = functools.partial(sharing.like, num_devices=plan.num_devices)
+    examples = replicate(examples)
+    like = functools.partial(sharing.shapes_of, num_devices=plan.num_devices)
     compiled: Any = _evaluate_batch.lower(  # type: ignore[attr-defined]
-        like(state.evaluated), zeros, like(jnp.int32(0)), examples, key, constants, plan=plan
+        like(state.evaluated), zeros, like(np.int32(0)), examples, key, constants, plan=plan
     ).compile()
 
     def evaluate(variables: PyTree) -> Metrics:
         totals = zeros
         for index in range(-(-examples.labels.shape[0] // plan.config.batch_size)):
-            number = replicate(jnp.int32(index))
+            number = replicate(np.int32(index))
             totals = compiled(variables, totals, number, examples, key, constants)
         return totals
 

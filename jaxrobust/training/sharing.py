@@ -5,13 +5,15 @@ Weights, data and sums are whole on every device; the rows of a batch are shared
 """
 
 import functools
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from hashlib import sha256
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 WHOLE, ROWS = PartitionSpec(), PartitionSpec("data")
 
@@ -41,13 +43,13 @@ def replicated(num_devices: int) -> Callable[[Any], Any]:
     return functools.partial(jax.tree.map, put)
 
 
-def own(tree: Any) -> Any:
-    """A pytree of arrays that lie whole on every device, on one of this process."""
+def on_this_process(tree: Any) -> Any:
+    """A pytree of arrays that lie whole on every device, on one device of this process."""
     device = jax.local_devices()[0]
     return jax.tree.map(lambda leaf: jax.device_put(leaf.addressable_data(0), device), tree)
 
 
-def like(tree: Any, num_devices: int) -> Any:
+def shapes_of(tree: Any, num_devices: int) -> Any:
     """The shapes of a pytree of arrays, and that every device has the whole of each."""
     sharding = None
     if num_shares(num_devices) > 1:
@@ -70,13 +72,31 @@ def is_first_process() -> bool:
     return jax.process_index() == 0
 
 
-def agreed(value: bool) -> bool:
+def in_any_process(value: bool) -> bool:
     """Whether the value is true in any process; all of them must ask at the same time."""
+    return bool(np.any(_gathered(np.asarray(value))))
+
+
+def different(values: Mapping[str, Any]) -> list[str]:
+    """The names of what is not the same in all processes; all of them must ask at the same time.
+
+    Args:
+      values: JSON, by the same names in every process.
+    """
+    texts = [json.dumps(value, sort_keys=True).encode() for value in values.values()]
+    digests = np.stack([np.frombuffer(sha256(text).digest(), np.uint8) for text in texts])
+    gathered = _gathered(digests)
+    unlike = np.any(gathered != gathered[0], axis=(0, 2))
+    return [name for name, differs in zip(values, unlike, strict=True) if differs]
+
+
+def _gathered(value: np.ndarray) -> np.ndarray:
+    """[processes, ...]."""
     if jax.process_count() == 1:
-        return value
+        return value[None]
     from jax.experimental import multihost_utils
 
-    return bool(np.any(multihost_utils.process_allgather(np.asarray(value))))
+    return np.asarray(multihost_utils.process_allgather(value))
 
 
 @functools.cache
@@ -85,4 +105,4 @@ def _mesh(num_devices: int) -> Mesh:
     for device in jax.devices():
         of_process.setdefault(device.process_index, []).append(device)
     chosen = [device for rank in sorted(of_process) for device in of_process[rank][:num_devices]]
-    return Mesh(np.array(chosen), ("data",))
+    return Mesh(np.array(chosen), ("data",), axis_types=(AxisType.Auto,))

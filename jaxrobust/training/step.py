@@ -14,7 +14,7 @@ import optax
 
 from jaxrobust import checks, compilation, losses
 from jaxrobust.training import adversaries
-from jaxrobust.training.adversaries import FreeReplays
+from jaxrobust.training.adversaries import AttackSchedule, FreeReplays
 from jaxrobust.training.objectives import (
     COMPUTE_TYPES,
     LOSSES,
@@ -274,7 +274,9 @@ def _masked(tree: PyTree, masks: Masks | None) -> PyTree:
 
 
 def check_untargeted(attack: Any) -> None:
-    """Raises ValueError for an attack that is aimed at the labels."""
+    """Raises ValueError for an attack that is aimed at the labels, and for several in one."""
+    if isinstance(attack, AttackSchedule):
+        raise ValueError("`attack` must be one attack; an AttackSchedule is for `fit`.")
     if getattr(attack, "targeted", False):
         raise ValueError(
             "`attack` must be untargeted: aimed at the true labels, it would make the task easier."
