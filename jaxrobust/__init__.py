@@ -19,6 +19,7 @@ _SUBPACKAGES = (
     "data",
     "defenses",
     "evaluation",
+    "export",
     "files",
     "losses",
     "models",

@@ -1,10 +1,12 @@
 """The one place that knows compiler options and platforms."""
 
+import contextlib
+import contextvars
 import functools
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -43,6 +45,19 @@ def compiler_options() -> dict[str, str]:
 _ONEDNN_RELEASES = ("0.10.2",)
 
 
+_IS_PORTABLE = contextvars.ContextVar("_IS_PORTABLE", default=False)
+
+
+@contextlib.contextmanager
+def portable() -> Iterator[None]:
+    """Programs traced within use nothing that only this machine's jaxlib knows."""
+    token = _IS_PORTABLE.set(True)
+    try:
+        yield
+    finally:
+        _IS_PORTABLE.reset(token)
+
+
 def with_onednn() -> bool:
     """Whether convolutions on the CPU are computed by the copy of oneDNN inside jaxlib.
 
@@ -54,7 +69,7 @@ def with_onednn() -> bool:
     """
     asked = os.environ.get("JAXROBUST_ONEDNN", "0")
     checks.one_of("JAXROBUST_ONEDNN", asked, ("", "0", "1"))
-    if asked != "1" or jax.default_backend() != "cpu":
+    if asked != "1" or _IS_PORTABLE.get() or jax.default_backend() != "cpu":
         return False
     here = (jaxlib.__version__, sys.platform, platform.machine())
     if here[0] not in _ONEDNN_RELEASES or here[1:] != ("linux", "x86_64"):

@@ -7,7 +7,7 @@ SMALL = {
     "simple_cnn": {"widths": (8, 16, 16), "hidden_width": 16},
     "resnet_small": {"widths": (8, 8, 8), "inner_widths": (4, 6, 8, 4, 6, 8)},
     "resnet18": {"stage_sizes": (1, 1), "widths": (8, 12)},
-    "resnet34": {"stage_sizes": (2, 1), "widths": (8, 12), "stem_width": 6},
+    "resnet34": {"stage_sizes": (2, 1), "widths": (8, 12), "stem_width": 6, "stem_shortcut": True},
     "resnet50": {"stage_sizes": (1, 2), "widths": (16, 24)},
     "preact_resnet18": {"stage_sizes": (1, 2), "widths": (8, 12), "inner_widths": (4, 6, 8)},
     "wide_resnet": {"stage_sizes": (1, 1), "widths": (8, 12)},

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "jaxrobust"
 LAYERS = [
     {"studies"},
     {"reports"},
-    {"evaluation", "training"},
+    {"evaluation", "export", "training"},
     {"attacks", "attribution", "data", "defenses", "models", "pruning"},
     {"ops"},
     {"norms", "losses"},

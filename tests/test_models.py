@@ -69,7 +69,8 @@ def test_folded_evaluation_equals_batch_norm(name):
 
     for _ in range(200):  # a moving average with momentum .9 has converged to 1e-9
         logits, variables = update(variables)
-    np.testing.assert_allclose(network.apply(variables, images), logits, atol=1e-4)
+    # Narrow layers of little variance magnify rounding: in float64 mobilenet_v2 differs by 2e-7.
+    np.testing.assert_allclose(network.apply(variables, images), logits, atol=3e-4)
 
 
 def test_create_returns_one_object_for_one_network():
@@ -106,6 +107,8 @@ def test_create_errors():
         models.create("resnet50", stem_width="wide")
     with pytest.raises(ValueError, match="`bottleneck` must be one of"):
         models.create("resnet50", bottleneck=3)
+    with pytest.raises(ValueError, match="`stem_shortcut` must be one of"):
+        models.create("resnet18", stem_shortcut=3)
 
 
 @pytest.mark.parametrize(
@@ -123,6 +126,11 @@ def test_create_errors():
         ("mobilenet_v2", {"inner_widths": (8,)}, "`inner_widths` must have 17 entries"),
         ("densenet121", {"widths": (8,)}, "`widths` must have 58 entries, one for each layer"),
         ("densenet121", {"transition_widths": (8,)}, "`transition_widths` must have 3 entries"),
+        (
+            "resnet18",
+            {"stem_width": 8, "stem_shortcut": False},
+            "`stem_width` must be that of the first stage, 64, without `stem_shortcut`, got 8",
+        ),
     ],
 )
 def test_sizes_that_do_not_fit_together(name, sizes, message):

@@ -1,5 +1,6 @@
 """Networks, the Classifier around them, and import of PyTorch weights."""
 
+from jaxrobust.models.channels import channel_spec
 from jaxrobust.models.classifier import Classifier
 from jaxrobust.models.convolutional import CNN, MLP, SimpleCNN
 from jaxrobust.models.residual import ResNet
@@ -13,6 +14,7 @@ __all__ = [
     "Classifier",
     "ResNet",
     "SimpleCNN",
+    "channel_spec",
     "create",
     "from_torch",
 ]

@@ -17,8 +17,8 @@ from jaxrobust.types import Array
 _V1_STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
 # Of the stages: how many blocks, and the stride of the first; the paper's first two strides of 2, and
 # the stem's, are for images of 224 pixels.
-_V2_BLOCKS = (1, 2, 3, 4, 3, 3, 1)
-_V2_STRIDES = (1, 1, 2, 2, 1, 2, 1)
+V2_BLOCKS = (1, 2, 3, 4, 3, 3, 1)
+V2_STRIDES = (1, 1, 2, 2, 1, 2, 1)
 _V2_EXPANSION = (1, 6, 6, 6, 6, 6, 6)
 
 
@@ -51,17 +51,19 @@ class MobileNetV1(nn.Module):
 class InvertedResidual(nn.Module):
     """Expansion by a 1x1 convolution, a depthwise one, projection by a 1x1 convolution without ReLU.
 
-    With stride 1 there is a shortcut, which is a 1x1 convolution where the channels change.
+    With stride 1 there is a shortcut.
 
     Attributes:
       features: C_out.
       inner: Channels of the depthwise convolution.
       stride: Of the depthwise convolution.
+      projected: Whether the shortcut is a 1x1 convolution; it must be where the channels change.
     """
 
     features: int
     inner: int
     stride: int = 1
+    projected: bool = False
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
@@ -71,7 +73,7 @@ class InvertedResidual(nn.Module):
         shortcut = None
         if self.stride == 1:
             shortcut = images
-            if images.shape[-1] != self.features:
+            if self.projected:
                 shortcut = _linear(self.features, "shortcut")(images, train)
         return _linear(self.features, "project")(features, train, residual=shortcut)
 
@@ -81,9 +83,10 @@ def _linear(features: int, name: str) -> ConvBlock:
 
 
 class MobileNetV2(nn.Module):
-    """Inverted residual blocks, with ReLU for ReLU6 and shortcuts where channels change.
+    """Inverted residual blocks, with ReLU for ReLU6 and a shortcut in every block of stride 1.
 
-    Both are so in the network for CIFAR-10 that is widespread in PyTorch, whose weights fit.
+    The shortcut of a stage's first block is a convolution. All of this is so in the network for
+    CIFAR-10 that is widespread in PyTorch, whose weights fit.
 
     Attributes:
       num_classes: K.
@@ -107,17 +110,18 @@ class MobileNetV2(nn.Module):
             inner_widths = [
                 factor * (before if block == 0 else width)
                 for before, width, factor, size in zip(
-                    (stem, *stages[:-1]), stages, _V2_EXPANSION, _V2_BLOCKS, strict=True
+                    (stem, *stages[:-1]), stages, _V2_EXPANSION, V2_BLOCKS, strict=True
                 )
                 for block in range(size)
             ]
-        check_count("inner_widths", inner_widths, sum(_V2_BLOCKS), "one for each block")
+        check_count("inner_widths", inner_widths, sum(V2_BLOCKS), "one for each block")
         features = ConvBlock(stem, name="stem")(images, train)
         left = iter(inner_widths)
-        for stage, (width, size) in enumerate(zip(stages, _V2_BLOCKS, strict=True)):
+        for stage, (width, size) in enumerate(zip(stages, V2_BLOCKS, strict=True)):
             for block in range(size):
-                stride = _V2_STRIDES[stage] if block == 0 else 1
+                stride = V2_STRIDES[stage] if block == 0 else 1
                 name = f"stage_{stage}_block_{block}"
-                features = InvertedResidual(width, next(left), stride, name=name)(features, train)
+                inverted = InvertedResidual(width, next(left), stride, block == 0, name=name)
+                features = inverted(features, train)
         features = ConvBlock(last, (1, 1), padding=0, name="last")(features, train)
         return nn.Dense(self.num_classes, name="head")(global_average(features))

@@ -16,22 +16,24 @@ from jaxrobust.types import Array
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where the shape changes.
+    """Two 3x3 convolutions and a shortcut.
 
     Attributes:
       features: C_out.
       inner: Channels between the two.
       strides: Of the first convolution and of the shortcut.
+      projected: Whether the shortcut is a 1x1 convolution; it must be where the shape changes.
     """
 
     features: int
     inner: tuple[int, ...]
     strides: tuple[int, int] = (1, 1)
+    projected: bool = False
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
         """float32 [B, H, W, C_in] -> float32 [B, H / stride, W / stride, features]."""
-        shortcut = _shortcut(self.features, self.strides, images, train)
+        shortcut = _projection(self)(images, train) if self.projected else images
         features = ConvBlock(self.inner[0], strides=self.strides, name="conv_0")(images, train)
         return ConvBlock(self.features, name="conv_1")(features, train, residual=shortcut)
 
@@ -43,16 +45,18 @@ class BottleneckBlock(nn.Module):
       features: C_out.
       inner: Channels after the first and after the second.
       strides: Of the second convolution and of the shortcut.
+      projected: As in `BasicBlock`.
     """
 
     features: int
     inner: tuple[int, ...]
     strides: tuple[int, int] = (1, 1)
+    projected: bool = False
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
         """float32 [B, H, W, C_in] -> float32 [B, H / stride, W / stride, features]."""
-        shortcut = _shortcut(self.features, self.strides, images, train)
+        shortcut = _projection(self)(images, train) if self.projected else images
         first, second = self.inner
         features = ConvBlock(first, (1, 1), padding=0, name="conv_0")(images, train)
         features = ConvBlock(second, strides=self.strides, name="conv_1")(features, train)
@@ -61,12 +65,8 @@ class BottleneckBlock(nn.Module):
         )
 
 
-def _shortcut(features: int, strides: tuple[int, int], images: Array, train: bool) -> Array:
-    if strides == (1, 1) and images.shape[-1] == features:
-        return images
-    return ConvBlock(features, (1, 1), strides, padding=0, relu=False, name="shortcut")(
-        images, train
-    )
+def _projection(block: BasicBlock | BottleneckBlock) -> ConvBlock:
+    return ConvBlock(block.features, (1, 1), block.strides, padding=0, relu=False, name="shortcut")
 
 
 class ResNet(nn.Module):
@@ -79,6 +79,8 @@ class ResNet(nn.Module):
       inner_widths: Channels within the blocks, one after the other: one for each block, with
         `bottleneck` two. None: as many as the stage puts out, with `bottleneck` a quarter of it.
       stem_width: Of the first convolution; None: the first of `widths`.
+      stem_shortcut: Whether the first block's shortcut is a convolution; None: where the stem has
+        another width than the first stage. True keeps it where pruning leaves both as wide.
       bottleneck: Whether blocks are of three convolutions.
     """
 
@@ -87,6 +89,7 @@ class ResNet(nn.Module):
     widths: Sequence[int] = (64, 128, 256)
     inner_widths: Sequence[int] | None = None
     stem_width: int | None = None
+    stem_shortcut: bool | None = None
     bottleneck: bool = False
 
     @nn.compact
@@ -97,10 +100,8 @@ class ResNet(nn.Module):
         )
         per_block, share = (2, 4) if self.bottleneck else (1, 1)
         features = ConvBlock(self.stem_width or self.widths[0], name="stem")(images, train)
-        for place in _places(
-            self.stage_sizes, self.widths, self.inner_widths, per_block=per_block, share=share
-        ):
-            block = kind(place.width, place.inner, place.strides, name=place.name)
+        for place in _places(self, per_block=per_block, share=share):
+            block = kind(place.width, place.inner, place.strides, place.projected, name=place.name)
             features = block(features, train)
         return nn.Dense(self.num_classes, name="head")(global_average(features))
 
@@ -111,14 +112,15 @@ class PreActBlock(nn.Module):
     Attributes:
       features: C_out.
       inner: Channels between the two.
-      strides: Of the first convolution and of the shortcut, which is a 1x1 convolution where the
-        shape changes.
+      strides: Of the first convolution and of the shortcut.
+      projected: Whether the shortcut is a 1x1 convolution; it must be where the shape changes.
       raw_shortcut: Whether that convolution takes the image before BatchNorm and ReLU.
     """
 
     features: int
     inner: tuple[int, ...]
     strides: tuple[int, int] = (1, 1)
+    projected: bool = False
     raw_shortcut: bool = False
 
     @nn.compact
@@ -126,7 +128,7 @@ class PreActBlock(nn.Module):
         """float32 [B, H, W, C_in] -> float32 [B, H / stride, W / stride, features]."""
         active = NormRelu(name="norm")(images, train)
         shortcut = images
-        if self.strides != (1, 1) or images.shape[-1] != self.features:
+        if self.projected:
             source = images if self.raw_shortcut else active
             shortcut = convolution(self.features, 1, self.strides[0], name="shortcut")(source)
         features = ConvBlock(self.inner[0], strides=self.strides, name="conv_0")(active, train)
@@ -144,6 +146,7 @@ class PreActResNet(nn.Module):
       widths: Channels that each stage puts out.
       inner_widths: Channels within each block; None: as many as its stage puts out.
       stem_width: Of the first convolution; None: the first of `widths`.
+      stem_shortcut: As in `ResNet`.
       final_norm: Whether there is BatchNorm and ReLU after the last stage.
       raw_shortcut: Whether shortcut convolutions take the image before BatchNorm and ReLU.
     """
@@ -153,6 +156,7 @@ class PreActResNet(nn.Module):
     widths: Sequence[int] = (64, 128, 256, 512)
     inner_widths: Sequence[int] | None = None
     stem_width: int | None = None
+    stem_shortcut: bool | None = None
     final_norm: bool = True
     raw_shortcut: bool = False
 
@@ -160,14 +164,32 @@ class PreActResNet(nn.Module):
     def __call__(self, images: Array, train: bool = False) -> Array:
         """Normalised images float32 [B, H, W, C] -> logits [B, K]."""
         features = convolution(self.stem_width or self.widths[0], 3, 1, name="stem")(images)
-        for place in _places(self.stage_sizes, self.widths, self.inner_widths):
+        for place in _places(self):
             block = PreActBlock(
-                place.width, place.inner, place.strides, self.raw_shortcut, name=place.name
+                place.width,
+                place.inner,
+                place.strides,
+                place.projected,
+                self.raw_shortcut,
+                name=place.name,
             )
             features = block(features, train)
         if self.final_norm:
             features = NormRelu(name="final")(features, train)
         return nn.Dense(self.num_classes, name="head")(global_average(features))
+
+
+def has_stem_shortcut(network: ResNet | PreActResNet) -> bool:
+    """Whether the shortcut of the network's first block is a convolution."""
+    stem_width = network.stem_width or network.widths[0]
+    if network.stem_shortcut is None:
+        return stem_width != network.widths[0]
+    if stem_width != network.widths[0] and not network.stem_shortcut:
+        raise ValueError(
+            f"`stem_width` must be that of the first stage, {network.widths[0]}, without "
+            f"`stem_shortcut`, got {stem_width}."
+        )
+    return network.stem_shortcut
 
 
 class _Place(NamedTuple):
@@ -177,17 +199,14 @@ class _Place(NamedTuple):
     width: int
     inner: tuple[int, ...]
     strides: tuple[int, int]
+    projected: bool
 
 
 def _places(
-    stage_sizes: Sequence[int],
-    widths: Sequence[int],
-    inner_widths: Sequence[int] | None,
-    *,
-    per_block: int = 1,
-    share: int = 1,
+    network: ResNet | PreActResNet, *, per_block: int = 1, share: int = 1
 ) -> Iterator[_Place]:
     """The blocks in their order; without `inner_widths` the inner ones are a share of the outer."""
+    stage_sizes, widths, inner_widths = network.stage_sizes, network.widths, network.inner_widths
     check_count("widths", widths, len(stage_sizes), "one for each stage of `stage_sizes`")
     if inner_widths is None:
         inner_widths = [
@@ -201,5 +220,11 @@ def _places(
     for stage, (size, width) in enumerate(zip(stage_sizes, widths, strict=True)):
         for block in range(size):
             inner = tuple(next(left) for _ in range(per_block))
-            strides = (2, 2) if stage > 0 and block == 0 else (1, 1)
-            yield _Place(f"stage_{stage}_block_{block}", width, inner, strides)
+            halves = stage > 0 and block == 0
+            yield _Place(
+                f"stage_{stage}_block_{block}",
+                width,
+                inner,
+                (2, 2) if halves else (1, 1),
+                halves or (block == 0 and has_stem_shortcut(network)),
+            )

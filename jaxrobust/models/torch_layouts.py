@@ -8,6 +8,8 @@ collection of networks for CIFAR-10; for "cnn", "simple_cnn" and "mlp" those of 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from jaxrobust.models.residual import has_stem_shortcut
+
 
 class Layer(NamedTuple):
     """Where one PyTorch layer goes.
@@ -67,25 +69,23 @@ def _blocks(stage_sizes: tuple[int, ...], theirs: str) -> Iterator[tuple[int, in
 
 def _resnet(network: Any) -> list[Layer]:
     convolutions = 3 if network.bottleneck else 2
-    widens = (network.stem_width or network.widths[0]) != network.widths[0]
     layers = _conv_bn("conv1", "bn1", "stem")
     for stage, block, theirs, ours in _blocks(network.stage_sizes, "layer{stage}.{block}"):
         for index in range(convolutions):
             conv, bn = f"{theirs}.conv{index + 1}", f"{theirs}.bn{index + 1}"
             layers += _conv_bn(conv, bn, f"{ours}/conv_{index}")
-        if block == 0 and (stage > 0 or widens):
+        if block == 0 and (stage > 0 or has_stem_shortcut(network)):
             layers += _conv_bn(f"{theirs}.shortcut.0", f"{theirs}.shortcut.1", f"{ours}/shortcut")
     return [*layers, Layer("fc", "head", "dense")]
 
 
 def _preact_resnet(network: Any, blocks: str, shortcut: str, final: str) -> list[Layer]:
-    widens = (network.stem_width or network.widths[0]) != network.widths[0]
     layers = [_conv("conv1", "stem")]
     for stage, block, theirs, ours in _blocks(network.stage_sizes, blocks):
         layers.append(Layer(f"{theirs}.bn1", f"{ours}/norm/bn", "bn"))
         layers += _conv_bn(f"{theirs}.conv1", f"{theirs}.bn2", f"{ours}/conv_0")
         layers.append(_conv(f"{theirs}.conv2", f"{ours}/conv_1"))
-        if block == 0 and (stage > 0 or widens):
+        if block == 0 and (stage > 0 or has_stem_shortcut(network)):
             layers.append(_conv(f"{theirs}.{shortcut}", f"{ours}/shortcut"))
     if network.final_norm:
         layers.append(Layer(final, "final/bn", "bn"))

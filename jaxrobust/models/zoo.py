@@ -24,10 +24,16 @@ MODELS: dict[str, nn.Module] = {
     "resnet18": ResNet(stage_sizes=(2, 2, 2, 2), widths=_FOUR),
     "resnet34": ResNet(stage_sizes=(3, 4, 6, 3), widths=_FOUR),
     "resnet50": ResNet(
-        stage_sizes=(3, 4, 6, 3), widths=(256, 512, 1024, 2048), stem_width=64, bottleneck=True
+        stage_sizes=(3, 4, 6, 3),
+        widths=(256, 512, 1024, 2048),
+        stem_width=64,
+        stem_shortcut=True,
+        bottleneck=True,
     ),
     "preact_resnet18": PreActResNet(),
-    "wide_resnet": PreActResNet(stage_sizes=(4, 4, 4), widths=(160, 320, 640), stem_width=16),
+    "wide_resnet": PreActResNet(
+        stage_sizes=(4, 4, 4), widths=(160, 320, 640), stem_width=16, stem_shortcut=True
+    ),
     "vgg19": VGG(),
     "mobilenet_v1": MobileNetV1(),
     "mobilenet_v2": MobileNetV2(),
@@ -77,11 +83,11 @@ def create(name: str, num_classes: int = 10, **sizes: Any) -> nn.Module:
 
 def _size(name: str, value: Any, default: Any) -> Any:
     """A size as a static field has it, of the kind of its default."""
-    if isinstance(default, bool):
-        checks.one_of(name, value, (True, False))
-        return value
     if value is None and name in _OPTIONAL:
         return None
+    if isinstance(default, bool) or name == "stem_shortcut":
+        checks.one_of(name, value, (True, False))
+        return value
     if name.endswith("_width"):
         checks.integer(name, value, minimum=1)
         return int(value)
@@ -92,5 +98,5 @@ def _size(name: str, value: Any, default: Any) -> Any:
     return tuple(int(entry) for entry in value)
 
 
-_OPTIONAL = ("inner_widths", "stem_width", "transition_widths")
+_OPTIONAL = ("inner_widths", "stem_shortcut", "stem_width", "transition_widths")
 _NOT_SIZES = ("num_classes", "parent", "name")

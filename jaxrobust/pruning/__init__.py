@@ -1,5 +1,6 @@
-"""Smaller networks: magnitude pruning, schedules, int8 weights, and files that are smaller too."""
+"""Smaller networks: weights or whole filters pruned, schedules, int8, files that are smaller too."""
 
+from jaxrobust.pruning.channels import check_spec, group_sizes
 from jaxrobust.pruning.counts import (
     LayerSparsity,
     ParameterCounts,
@@ -7,6 +8,8 @@ from jaxrobust.pruning.counts import (
     parameter_counts,
     sparsity_of,
 )
+from jaxrobust.pruning.criteria import filter_scores
+from jaxrobust.pruning.filters import keep_filters, prune_filters
 from jaxrobust.pruning.magnitude import (
     global_magnitude,
     layerwise_magnitude,
@@ -22,8 +25,15 @@ from jaxrobust.pruning.quantization import (
     quantize,
     quantized_apply,
 )
-from jaxrobust.pruning.schedules import Round, cubic_schedule, geometric_schedule, iterative
+from jaxrobust.pruning.schedules import (
+    Round,
+    cubic_schedule,
+    exponential_schedule,
+    geometric_schedule,
+    iterative,
+)
 from jaxrobust.pruning.sensitivity import SensitivityRow, sensitivity
+from jaxrobust.pruning.shrinking import filter_masks, kept_filters, shrink, shrink_state
 from jaxrobust.pruning.storage import load_sparse, save_sparse
 
 __all__ = [
@@ -34,23 +44,33 @@ __all__ = [
     "Round",
     "SensitivityRow",
     "apply_masks",
+    "check_spec",
     "cubic_schedule",
     "dequantize",
+    "exponential_schedule",
     "fake_quantize",
+    "filter_masks",
+    "filter_scores",
     "geometric_schedule",
     "global_magnitude",
+    "group_sizes",
     "iterative",
     "keep_all",
+    "keep_filters",
+    "kept_filters",
     "kernel_paths",
     "layer_sparsity",
     "layerwise_magnitude",
     "load_sparse",
     "masks_from_scores",
     "parameter_counts",
+    "prune_filters",
     "quantize",
     "quantized_apply",
     "random",
     "save_sparse",
     "sensitivity",
+    "shrink",
+    "shrink_state",
     "sparsity_of",
 ]

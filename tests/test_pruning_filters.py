@@ -1,0 +1,451 @@
+"""Filter pruning: the masked network is the shrunk one, for all of the zoo; criteria and budgets."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_networks import SMALL
+
+from jaxrobust import models, pruning, training
+from jaxrobust.models.residual import PreActResNet, ResNet
+
+NETWORKS = {name: models.create(name, **sizes) for name, sizes in SMALL.items()} | {
+    # What the zoo does not have: a stem without group of its own among bottlenecks, and one that is
+    # as wide as the stage and yet apart from it, as pruning may leave it.
+    "bottlenecks": ResNet(stage_sizes=(1, 1), widths=(8, 12), bottleneck=True),
+    "same width": PreActResNet(
+        stage_sizes=(1, 1),
+        widths=(8, 12),
+        stem_width=8,
+        stem_shortcut=True,
+        final_norm=False,
+        raw_shortcut=True,
+    ),
+}
+IMAGES = jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.float32)
+
+
+@functools.cache
+def shapes_of(network, **widths):
+    return jax.eval_shape(network.clone(**widths).init, jax.random.key(0), IMAGES)
+
+
+@functools.cache
+def random_variables(name):
+    """Weights, BatchNorm's scales and biases, and running statistics that are all random."""
+    generator = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        last = path[-1].key
+        if last == "kernel":
+            fan_in = leaf.size / leaf.shape[-1]
+            drawn = generator.normal(size=leaf.shape) * np.sqrt(2 / fan_in)
+        elif last in ("scale", "var"):
+            drawn = generator.uniform(0.5, 1.5, leaf.shape)
+        else:
+            drawn = generator.normal(size=leaf.shape) * 0.3
+        return jnp.asarray(drawn, jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes_of(NETWORKS[name]))
+
+
+def random_keep(spec, key=0):
+    """Between one and all of the channels of each group, others for each."""
+    generator = np.random.default_rng(key)
+    return {
+        group: np.sort(generator.choice(size, generator.integers(1, size), replace=False))
+        for group, size in pruning.group_sizes(spec).items()
+    }
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_masked_network_equals_shrunk_network(name):
+    network, variables = NETWORKS[name], random_variables(name)
+    spec = models.channel_spec(network, variables)
+    keep = random_keep(spec)
+    masks = pruning.filter_masks(variables["params"], spec, keep)
+    masked = variables | {"params": pruning.apply_masks(variables["params"], masks)}
+    small, widths = pruning.shrink(variables, spec, keep)
+    smaller = network.clone(**widths)
+    # Nothing is larger or missing that the smaller network would not have made itself.
+    assert jax.tree.map(jnp.shape, small) == jax.tree.map(jnp.shape, shapes_of(smaller))
+    images = jax.random.uniform(jax.random.key(1), IMAGES.shape)
+    apply = jax.jit(network.apply)
+    expected = apply(masked, images)
+    assert float(expected.std()) > 1e-3
+    logits = jax.jit(smaller.apply)(small, images)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * float(abs(expected).max()))
+    dense = apply(variables, images)
+    assert float(abs(dense - expected).max()) > 1e-3 * float(abs(dense).max())
+    for group, kept in pruning.kept_filters(masks, spec).items():
+        np.testing.assert_array_equal(kept, keep[group])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_width_changes_exactly_the_declared_axes(name):
+    network = NETWORKS[name]
+    spec = models.channel_spec(network, shapes_of(network))
+    pruning.check_spec(spec, functools.partial(shapes_of, network))
+    # Each axis of the spec matters: without it, or with another size, the check names it.
+    entry = list(spec)[len(spec) // 2]
+    missing = {key: segments for key, segments in spec.items() if key != entry}
+    with pytest.raises(ValueError, match=f"changes axis {entry[2]} of {entry[0]}/{entry[1]} by"):
+        pruning.check_spec(missing, functools.partial(shapes_of, network))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_keeping_all_is_the_identity(name):
+    network, variables = NETWORKS[name], random_variables(name)
+    spec = models.channel_spec(network, variables)
+    everything = {group: range(size) for group, size in pruning.group_sizes(spec).items()}
+    for keep in ({}, everything):
+        same, widths = pruning.shrink(variables, spec, keep)
+        assert jax.tree.all(jax.tree.map(lambda a, b: a is b, same, variables))
+        for field, value in widths.items():
+            declared = getattr(network, field)
+            assert declared is None or value == declared, field
+        again = jax.tree.map(jnp.shape, shapes_of(network, **widths))
+        assert again == jax.tree.map(jnp.shape, variables)
+        masks = pruning.filter_masks(variables["params"], spec, keep)
+        assert jax.tree.all(jax.tree.map(jnp.all, masks))
+
+
+@pytest.mark.parametrize("name", ["densenet121"])
+def test_training_under_masks_is_training_the_smaller_network(name):
+    """Gradients, BatchNorm's batch statistics and momentum too: after steps both are still equal."""
+    network, variables = NETWORKS[name], random_variables(name)
+    spec = models.channel_spec(network, variables)
+    keep = random_keep(spec)
+    masks = pruning.filter_masks(variables["params"], spec, keep)
+    config = training.TrainConfig(
+        num_epochs=2, batch_size=8, optimizer="sgd", learning_rate=0.01, ema_decay=0.9
+    )
+    images = np.asarray(jax.random.uniform(jax.random.key(2), (16, 16, 16, 3)))
+    train = (images, np.arange(16) % 10)
+    fitted = training.fit(network, train, config, variables=variables, masks=masks, progress=False)
+    small, widths = pruning.shrink(variables, spec, keep)
+    smaller = network.clone(**widths)
+    expected = training.fit(smaller, train, config, variables=small, progress=False).state
+    shrunk = pruning.shrink_state(fitted.state, fitted.state.variables, spec, keep)
+    assert jax.tree.structure(shrunk) == jax.tree.structure(expected)
+    # Momentum of masked weights is never seen, and taken out with them.
+    for (path, ours), theirs in zip(
+        jax.tree_util.tree_leaves_with_path(shrunk), jax.tree.leaves(expected), strict=True
+    ):
+        scale = max(1.0, float(jnp.abs(theirs).max()))
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-4 * scale, err_msg=str(path))
+    averaged, _ = pruning.shrink(fitted.variables, spec, keep)
+    assert jax.tree.map(jnp.shape, averaged) == jax.tree.map(jnp.shape, shrunk.average)
+
+
+def brute_force(criterion, kernels, slopes, index, *, normalise=False):
+    """The score of one filter, written out for one kernel after the other."""
+    total = 0.0
+    for kernel, slope in zip(kernels, slopes, strict=True):
+        if normalise:
+            kernel = kernel / np.sqrt(np.sum(kernel**2))
+        own = kernel[..., index]
+        if criterion == "l1":
+            total += np.abs(own).sum()
+        elif criterion == "l2":
+            total += np.sqrt((own**2).sum())
+        elif criterion == "taylor":
+            total += abs((own * slope[..., index]).sum())
+        else:
+            others = [kernel[..., j] for j in range(kernel.shape[-1])]
+            total += sum(np.sqrt(((own - other) ** 2).sum()) for other in others)
+    return total
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize("criterion", ["l1", "l2", "geometric_median", "taylor"])
+def test_criteria_are_brute_force_over_the_kernels_of_a_group(criterion, normalise):
+    """A stage of a residual network: its channels are made by the stem and both last convolutions."""
+    variables = random_variables("resnet_small")
+    params, spec = variables["params"], models.channel_spec(NETWORKS["resnet_small"], variables)
+    slopes = jax.tree.map(lambda leaf: jnp.cos(7 * leaf), params)
+    options = {"gradients": slopes} if criterion == "taylor" else {}
+    if criterion == "taylor" and normalise:
+        with pytest.raises(ValueError, match="`normalise` goes without the criterion 'taylor'"):
+            pruning.filter_scores(params, spec, criterion, normalise=True, **options)
+        return
+    scores = pruning.filter_scores(params, spec, criterion, normalise=normalise, **options)
+    for group, layers in (
+        (("widths", 0), ["stem", "stage_0_block_0/conv_1", "stage_0_block_1/conv_1"]),
+        (("widths", 2), [f"stage_2_block_{c}" for c in ("0/conv_1", "1/conv_1", "0/shortcut")]),
+        (("inner_widths", 1), ["stage_0_block_1/conv_0"]),
+    ):
+        of = [
+            [
+                functools.reduce(dict.get, f"{layer}/conv/kernel".split("/"), tree)
+                for layer in layers
+            ]
+            for tree in (params, slopes)
+        ]
+        kernels = [[np.asarray(kernel, np.float64) for kernel in tree] for tree in of]
+        expected = [
+            brute_force(criterion, *kernels, index, normalise=normalise)
+            for index in range(kernels[0][0].shape[-1])
+        ]
+        np.testing.assert_allclose(scores[group], expected, rtol=1e-6)
+    whole = {"gradients": {"params": slopes}} if criterion == "taylor" else {}
+    again = pruning.filter_scores(variables, spec, criterion, normalise=normalise, **whole)
+    assert all(np.array_equal(scores[group], again[group]) for group in scores)
+
+
+def test_taylor_is_the_change_of_a_loss_that_is_linear_in_the_weights():
+    weights = jax.random.normal(jax.random.key(0), (3, 3, 2, 5))
+    slope = jax.random.normal(jax.random.key(1), weights.shape)
+    loss = lambda params: jnp.sum(params["kernel"] * slope)  # noqa: E731
+    params, spec = {"kernel": weights}, {("params", "kernel", 3): (("width", 5, 1),)}
+    scores = pruning.filter_scores(params, spec, "taylor", gradients=jax.grad(loss)(params))
+    for channel in range(5):
+        without = {"kernel": weights.at[..., channel].set(0)}
+        change = abs(float(loss(without) - loss(params)))
+        np.testing.assert_allclose(scores["width"][channel], change, rtol=1e-4)
+
+
+def test_geometric_median_removes_what_others_can_stand_in_for():
+    """The example of its paper: of filters on a line the middle one goes, though it is not small."""
+    kernel = jnp.array([[-1.0, 5.0, 10.0], [1.0, 1.0, 1.0]])
+    spec = {("params", "kernel", 1): (("width", 3, 1),)}
+    scores = pruning.filter_scores({"kernel": kernel}, spec, "geometric_median")
+    np.testing.assert_allclose(scores["width"], [17, 11, 16])
+    keep = pruning.keep_filters(scores, 1 / 3, min_filters=1)
+    assert keep["width"].tolist() == [0, 2]
+
+
+def test_segments_and_repeats_of_the_last_axis():
+    """Two groups one after the other, the second twice: a channel's filters are joined."""
+    kernel = jnp.arange(1.0, 9.0)[None]
+    spec = {("params", "kernel", 1): (("a", 2, 1), (None, 2, 1), ("b", 2, 2))}
+    scores = pruning.filter_scores({"kernel": kernel}, spec)
+    assert scores["a"].tolist() == [1, 2] and scores["b"].tolist() == [5 + 7, 6 + 8]
+    small, widths = pruning.shrink({"params": {"kernel": kernel}}, spec, {"a": [1], "b": [0]})
+    assert small["params"]["kernel"].tolist() == [[2, 3, 4, 5, 7]] and widths == {"a": 1, "b": 1}
+
+
+def test_random_scores_know_the_key_alone():
+    network, variables = NETWORKS["cnn"], random_variables("cnn")
+    spec = models.channel_spec(network, variables)
+    draw = functools.partial(pruning.filter_scores, variables, spec, "random")
+    first, same, other = (draw(key=jax.random.key(seed)) for seed in (0, 0, 1))
+    assert all(np.array_equal(first[group], same[group]) for group in first)
+    assert all(not np.array_equal(first[group], other[group]) for group in first)
+    assert not np.array_equal(first["widths", 0], first["widths", 1])
+
+
+SCORES = st.lists(st.sampled_from([0.0, 1.0, 1.0, 2.0, 3.0]), min_size=1, max_size=12)
+SPARSITIES = st.floats(0, 1, exclude_max=True)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(SCORES, min_size=1, max_size=4), SPARSITIES, st.integers(1, 4), st.booleans())
+def test_budgets_are_exact_and_ties_go_in_order(lists, sparsity, min_filters, together):
+    scores = {("widths", index): np.array(list_) for index, list_ in enumerate(lists)}
+    total = sum(map(len, lists))
+    removable = {group: max(0, len(s) - min_filters) for group, s in scores.items()}
+    options = {"scope": "global" if together else "layer", "min_filters": min_filters}
+    if not together:
+        keep = pruning.keep_filters(scores, sparsity, **options)
+        for group, score in scores.items():
+            count = min(round(sparsity * len(score)), removable[group])
+            order = sorted(range(len(score)), key=lambda i, score=score: (score[i], i))
+            assert keep[group].tolist() == sorted(order[count:])
+        return
+    count = round(sparsity * total)
+    if count > sum(removable.values()):
+        with pytest.raises(ValueError, match="cannot be reached"):
+            pruning.keep_filters(scores, sparsity, **options)
+        return
+    keep = pruning.keep_filters(scores, sparsity, **options)
+    # Brute force: one after the other goes the lowest of those that may still go.
+    left = {group: list(range(len(score))) for group, score in scores.items()}
+    for _ in range(count):
+        lowest = min(
+            (scores[group][i], group, i)
+            for group, indices in left.items()
+            for i in indices
+            if len(indices) > min(len(scores[group]), min_filters)
+        )
+        left[lowest[1]].remove(lowest[2])
+    assert {group: kept.tolist() for group, kept in keep.items()} == left
+
+
+def test_floors_multiples_and_groups_to_keep():
+    scores = {"wide": np.arange(32.0), "narrow": np.arange(6.0), "other": np.arange(20.0)}
+
+    def counts(sparsity, **options):
+        kept = pruning.keep_filters(scores, sparsity, **options)
+        return [len(kept[group]) for group in scores]
+
+    assert counts(0.5) == [16, 6, 10]  # at least 8, or all
+    assert counts(0.9) == [8, 6, 8]
+    assert counts(0.9, min_filters=1) == [3, 1, 2]
+    assert counts(0.4, multiple_of=8) == [24, 6, 16]  # 19 and 12, rounded up
+    assert counts(0.5, exclude=("wide",)) == [32, 6, 10]
+    assert counts({"other": 0.25}) == [32, 6, 15]
+    assert sum(counts(0.5, scope="global", exclude=("narrow",))) == 29
+    assert counts(0.4, scope="global", exclude=("wide",), min_filters=1)[0] == 32
+    with pytest.raises(ValueError, match=r"keep 46 of the 58 channels; .* is 0.2068"):
+        counts(0.3, scope="global", exclude=("wide",))
+    with pytest.raises(ValueError, match="goes with `scope='layer'`"):
+        counts({"other": 0.25}, scope="global")
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_a_schedule_never_revives_and_ends_at_its_target(scope):
+    """With rounds of `iterative`, in which removed filters must stay removed whatever they score."""
+    network, variables = NETWORKS["resnet_small"], random_variables("resnet_small")
+    spec = models.channel_spec(network, variables)
+    prune = functools.partial(
+        pruning.prune_filters,
+        spec=spec,
+        criterion="geometric_median",  # to which a removed filter is no small one
+        scope=scope,
+        min_filters=1,
+    )
+    sparsities = pruning.exponential_schedule(0.6, 4, initial=0.1)
+    grow = lambda params, masks, number: jax.tree.map(lambda leaf: leaf * 1.5, params)  # noqa: E731
+    sizes = pruning.group_sizes(spec)
+    for whole in (variables["params"], variables):
+        for done in pruning.iterative(whole, sparsities, grow, prune=prune):
+            kept = pruning.kept_filters(done.masks, spec)
+            if scope == "global":
+                left = sum(map(len, kept.values()))
+                assert left == sum(sizes.values()) - round(done.sparsity * sum(sizes.values()))
+            else:
+                for group, size in sizes.items():
+                    assert len(kept[group]) == size - round(done.sparsity * size)
+        assert done.sparsity == 0.6
+
+
+def test_exponential_schedule_is_nncfs():
+    """Its formula, with its default of 100 steps for 10 epochs, which falls far short."""
+    steps = pruning.exponential_schedule(0.5, 100, initial=0.1)
+    assert len(steps) == 100 and steps[0] == 0.1 and steps[-1] == 0.5
+    for index, value in enumerate(steps):
+        expected = 1 - (1 - 0.1) * ((1 - 0.5) / (1 - 0.1)) ** (index / 99)
+        assert value == pytest.approx(expected)
+    assert steps[9] == pytest.approx(0.147, abs=5e-4)
+    assert pruning.exponential_schedule(0.5, 1, initial=0.1) == (0.5,)
+    assert pruning.exponential_schedule(0.0, 3) == (0.0, 0.0, 0.0)
+    with pytest.raises(ValueError, match="`initial` must be at most `sparsity` = 0.1, got 0.2"):
+        pruning.exponential_schedule(0.1, 3, initial=0.2)
+
+
+def test_states_of_optimizers():
+    """Moments by path, also where a transformation leaves leaves out; counters as they are."""
+    network, variables = NETWORKS["cnn"], random_variables("cnn")
+    params, spec = variables["params"], models.channel_spec(network, variables)
+    keep = random_keep(spec)
+    small, _ = pruning.shrink(variables, spec, keep)
+    kernels = lambda tree: jax.tree_util.tree_map_with_path(  # noqa: E731
+        lambda path, _: path[-1].key == "kernel", tree
+    )
+    optimizer = optax.chain(optax.adam(0.1), optax.masked(optax.trace(0.9), kernels))
+    state = optimizer.update(params, optimizer.init(params), params)[1]
+    shrunk = pruning.shrink_state(state, variables, spec, keep)
+    expected = optimizer.update(small["params"], optimizer.init(small["params"]), small["params"])[
+        1
+    ]
+    jax.tree.map(np.testing.assert_array_equal, shrunk, expected)
+    factored = optax.scale_by_factored_rms(min_dim_size_to_factor=2).init(params)
+    with pytest.raises(ValueError, match="`state` has shape .* where the network has .* anew"):
+        pruning.shrink_state(factored, variables, spec, keep)
+
+
+def test_paths_that_end_alike_are_told_apart():
+    variables = {"params": {"kernel": jnp.ones((1, 4)), "deep": {"kernel": jnp.ones((1, 4))}}}
+    spec = {("params", "kernel", 1): (("width", 4, 1),)}
+    state = {"trace": variables["params"], "other": jnp.ones(4)}
+    shrunk = pruning.shrink_state(state, variables, spec, {"width": [0]})
+    assert shrunk["trace"]["kernel"].shape == (1, 1)
+    assert shrunk["trace"]["deep"]["kernel"].shape == (1, 4) and shrunk["other"].shape == (4,)
+
+
+def test_errors_of_specs_and_keeps():
+    variables = {"params": {"kernel": jnp.ones((2, 4))}}
+    spec = {("params", "kernel", 1): (("width", 4, 1),)}
+    with pytest.raises(ValueError, match="`keep` names 'depth'; the groups are 'width'"):
+        pruning.shrink(variables, spec, {"depth": [0]})
+    for bad in ([], [0, 0], [4], [-1], [0.5]):
+        with pytest.raises(ValueError, match=r"at least one of the channels 0 .. 3 of 'width'"):
+            pruning.filter_masks(variables["params"], spec, {"width": bad})
+    for wrong, message in (
+        (
+            {("params", "kernel", 2): (("width", 4, 1),)},
+            r"axis 2 of params/kernel, .* shape \(2, 4\)",
+        ),
+        (
+            {("params", "bias", 0): (("width", 4, 1),)},
+            "axis 0 of params/bias, .* they have params/k",
+        ),
+        ({("params", "kernel", 1): (("width", 3, 1),)}, "3 channels on axis 1 of .* 4 long"),
+        ({("params", "kernel", 1): (("width", 4, 0),)}, "sizes and repeats of at least 1"),
+        ({("params", "kernel", 1): ((("widths", 1), 4, 1),)}, "not the one of index 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pruning.shrink(variables, wrong, {})
+    with pytest.raises(ValueError, match="No kernel makes 'width'"):
+        rows = {("params", "kernel", 0): (("width", 2, 1),)}
+        pruning.filter_scores(variables["params"], rows)
+    with pytest.raises(ValueError, match="Raising 'width' by one adds params/more"):
+        pruning.check_spec(
+            spec,
+            lambda width: {
+                "params": {"kernel": np.ones((2, width))} | ({"more": 1} if width > 4 else {})
+            },
+        )
+    with pytest.raises(ValueError, match="With 'width' raised by one to 5 the network cannot"):
+        pruning.check_spec(
+            spec, lambda width: {"params": {"kernel": np.ones((2, 4)) + np.ones((2, width))}}
+        )
+
+
+def test_errors_of_criteria_and_budgets():
+    params, spec = {"kernel": jnp.ones((2, 4))}, {("params", "kernel", 1): (("width", 4, 1),)}
+    scores = pruning.filter_scores
+    with pytest.raises(ValueError, match="`criterion` must be one of .*'l2'.* got 'l3'"):
+        scores(params, spec, "l3")
+    with pytest.raises(ValueError, match="`gradients` and the criterion 'taylor' need each other"):
+        scores(params, spec, "taylor")
+    with pytest.raises(ValueError, match="`key` and the criterion 'random' need each other"):
+        scores(params, spec, "l1", key=jax.random.key(0))
+    with pytest.raises(ValueError, match="`gradients` must have the structure and shapes"):
+        scores(params, spec, "taylor", gradients={"kernel": jnp.ones(4)})
+    with pytest.raises(ValueError, match="kernels of 'width' or their `gradients` have NaN"):
+        scores({"kernel": jnp.full((2, 4), jnp.nan)}, spec)
+    keep = functools.partial(pruning.keep_filters, {"width": np.arange(4.0)}, min_filters=1)
+    with pytest.raises(ValueError, match=r"`sparsity` must be in \[0, 1\), got 1"):
+        keep(1.0)
+    with pytest.raises(ValueError, match="`scope` must be one of"):
+        keep(0.5, scope="network")
+    with pytest.raises(ValueError, match="`exclude` names 'head'; the groups are 'width'"):
+        keep(0.5, exclude=["head"])
+    with pytest.raises(TypeError, match="`exclude` must be a sequence of groups, got 'width'"):
+        keep(0.5, exclude="width")
+    with pytest.raises(ValueError, match="removed 3 of the 4 channels of 'width', and 1 are to be"):
+        keep(0.25, previous={"width": [0]})
+    with pytest.raises(ValueError, match="`scores` must be .* without NaN"):
+        pruning.keep_filters({"width": [np.nan]}, 0.5)
+
+
+def test_networks_that_have_no_spec():
+    variables = random_variables("resnet18")
+    with pytest.raises(TypeError, match="got Dense: write the spec .* docs/pruning.md"):
+        models.channel_spec(nn.Dense(3), variables)
+    with pytest.raises(ValueError, match="have no layer 'block_0/conv': they are of another"):
+        models.channel_spec(NETWORKS["cnn"], variables)
+    for stem_width, remedy in ((6, "give `stem_shortcut=True`"), (8, "leave it None")):
+        network = models.create(
+            "resnet18", widths=(8, 12), stem_width=stem_width, stage_sizes=(1, 1)
+        )
+        with pytest.raises(ValueError, match=remedy):
+            models.channel_spec(network, shapes_of(network))
