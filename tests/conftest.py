@@ -11,6 +11,21 @@ import pytest
 from jaxrobust import models
 
 
+def _compile_quickly() -> None:
+    """Leaves LLVM's optimisations out in this process, where compiling takes most of the time.
+
+    XLA's own are all there, and scripts under test are compiled as for their users. The flag is read
+    when jax first looks at its devices.
+    """
+    before = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{before} --xla_backend_optimization_level=0"
+    jax.devices()
+    os.environ["XLA_FLAGS"] = before
+
+
+_compile_quickly()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fast tests first: a broken change should show in seconds."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
