@@ -16,14 +16,10 @@ def source_accuracy(study: Study, variant: Variant) -> float | None:
     if rows is None:
         return None
     if variant.kind == "base":
-        return _first(rows["base"]) / 100
+        return rows["base"] / 100
     if variant.kind not in rows or variant.sparsity not in published.SPARSITIES:
         return None
     return rows[variant.kind][published.SPARSITIES.index(variant.sparsity)] / 100
-
-
-def _first(value: Any) -> float:
-    return float(value)
 
 
 def section(study: Study) -> dict[str, Any]:

@@ -64,8 +64,8 @@ def compare(pairs: Mapping[tuple[str, Variant, Variant], Outcomes]) -> list[Comp
     found = []
     for (pair, outcomes), p_value in zip(kept.items(), evaluation.holm(raw), strict=True):
         gap = evaluation.paired_difference(*outcomes)
-        figures = (gap["n"], gap["difference"], gap["low"], gap["high"])
-        found.append(Comparison(*pair, *figures, p_value))
+        size, difference, low, high = gap["n"], gap["difference"], gap["low"], gap["high"]
+        found.append(Comparison(*pair, size, difference, low, high, p_value))
     return found
 
 

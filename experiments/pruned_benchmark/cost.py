@@ -52,9 +52,10 @@ def _times(study: Study, progress: Any) -> list[dict[str, Any]]:
 
 
 def _latency(study: Study, timed: list[dict[str, Any]]) -> dict[str, Any]:
-    rows, groups = [], []
+    rows: list[list[Any]] = []
+    groups: dict[str, dict[str, Any]] = {}
     for entry in timed:
-        items, network = [], entry["network"]
+        items, network = dict[str, Any](), entry["network"]
         for words, times in entry["variants"].items():
             gap = times["difference"]
             difference = None
@@ -74,21 +75,13 @@ def _latency(study: Study, timed: list[dict[str, Any]]) -> dict[str, Any]:
                     _source_time(study, network, words, entry["batch"]),
                 ]
             )
-            spread = times["std_ms"] or 0.0
-            mean = times["mean_ms"]
-            items.append(
-                {"name": words, "value": blocks.estimate(mean, mean - spread, mean + spread)}
-            )
-        groups.append({"name": f"{network}, batch {entry['batch']}", "items": items})
+            items[words] = {"value": times["mean_ms"], "deviation": times["std_ms"]}
+        groups[f"{network}, batch {entry['batch']}"] = items
     return blocks.section(
         "inference-time",
         "Inference time",
         [
-            {
-                "kind": "intervals",
-                "title": "Time of a batch, ms, mean ± deviation",
-                "groups": groups,
-            },
+            blocks.bars("Time of a batch, ms", groups, "Means with their deviations."),
             blocks.table(
                 [
                     "Network",
@@ -135,10 +128,11 @@ def _source_time(study: Study, network: str, words: str, batch_size: int) -> str
 
 
 def _sizes(study: Study) -> dict[str, Any]:
-    rows, groups = [], []
+    rows: list[list[Any]] = []
+    groups: dict[str, dict[str, Any]] = {}
     criterion = study.shown_criterion
     for network in study.config.networks:
-        variants, items = [Variant(network), *study.pruned(network, criterion)], []
+        variants, items = [Variant(network), *study.pruned(network, criterion)], {}
         base = study.facts[Variant(network)]
         for variant in variants:
             facts = study.facts[variant]
@@ -153,10 +147,10 @@ def _sizes(study: Study) -> dict[str, Any]:
                     1 - facts["bytes"] / base["bytes"],
                 ]
             )
-            items.append({"name": variant.words, "value": blocks.estimate(size, size, size)})
-        groups.append({"name": network, "items": items})
+            items[variant.words] = size
+        groups[network] = items
     tables = [
-        {"kind": "intervals", "title": "Size of the file, MB", "groups": groups},
+        blocks.bars("Size of the file, MB", groups),
         blocks.table(
             [
                 "Network",

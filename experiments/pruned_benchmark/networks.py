@@ -1,8 +1,6 @@
 """The networks of the study: the source's four, and smaller ones of the same families for a CPU."""
 
 import dataclasses
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
@@ -24,12 +22,12 @@ class Network:
     """
 
     family: str
-    sizes: Mapping[str, Any] = MappingProxyType({})
+    sizes: dict[str, Any] = dataclasses.field(default_factory=dict)
     words: str = "as published, for 32x32 pixels"
 
 
 def _smaller(family: str, words: str, **sizes: Any) -> Network:
-    return Network(family, MappingProxyType(sizes), words)
+    return Network(family, sizes, words)
 
 
 # The source's short names of its networks, and the size classes of ours.
@@ -96,8 +94,7 @@ TINY = ("resnet8_tiny", "vgg6_tiny")
 
 def create(name: str, num_classes: int, **widths: Any) -> nn.Module:
     """A network without weights; `widths` are those that pruning has left."""
-    network = NETWORKS[name]
-    return models.create(network.family, num_classes, **dict(network.sizes) | widths)
+    return models.create(NETWORKS[name].family, num_classes, **NETWORKS[name].sizes | widths)
 
 
 def published_parameters(family: str, num_classes: int) -> int:

@@ -5,7 +5,7 @@ base victim, and of the victims pruned by l2 to 10, 20, 30, 40 and 50 %.
 """
 
 # Its tables 10, 9, 6 and 11: surrogate -> victim -> attack -> row.
-TRANSFER = {
+TRANSFER: dict[str, dict[str, dict[str, tuple[float, ...]]]] = {
     "mobilenet_v1": {
         "densenet121": {
             "CW": (82.3, 85.5, 84.7, 85.6, 84.2, 79.7),

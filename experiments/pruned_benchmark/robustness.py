@@ -43,7 +43,7 @@ def _shown(study: Study, setting: str) -> dict[str, Any]:
     found = [_chart(study, network, setting) for network in study.config.networks]
     for network in study.config.networks:
         for criterion in study.config.criteria:
-            found.append(_table(study, network, criterion, setting))
+            found.append(shown_table(study, network, criterion, setting))
     if as_source:
         title = "The source's attacks, made on the base network"
         text = [
@@ -100,7 +100,7 @@ def _chart(study: Study, network: str, setting: str) -> dict[str, Any]:
     )
 
 
-def _table(study: Study, network: str, criterion: str, setting: str) -> dict[str, Any]:
+def shown_table(study: Study, network: str, criterion: str, setting: str) -> dict[str, Any]:
     """Two rows for each attack: ours, and where there is one the source's."""
     variants = [Variant(network), Variant(network, "control"), *study.pruned(network, criterion)]
     clean = [rate_of(study.right_of_attacked(v)) for v in variants]

@@ -136,7 +136,7 @@ class Study:
     def save(self, variant: Variant, variables: Any, widths: Mapping[str, Any]) -> int:
         """Saves a network as a file of its own, dense; returns its size in bytes."""
         known = networks.NETWORKS[variant.network]
-        sizes = dict(known.sizes) | dict(widths)
+        sizes = known.sizes | dict(widths)
         metadata = {
             "model": known.family,
             "num_classes": self.dataset.num_classes,

@@ -89,13 +89,13 @@ def _fine_tuned(study: Study, variant: Variant) -> dict[str, Any]:
     config, spec = study.config, study.spec(variant.network)
     network = study.network(variant.network)
     variables = study.classifier(Variant(variant.network)).variables
-    sparsities = schedule(variant.sparsity, config.fine_tuning_epochs, config.schedule_epochs)
-    if variant.kind == "control":
-        sparsities = (0.0,) * config.fine_tuning_epochs
+    sparsities = (0.0,) * config.fine_tuning_epochs  # of a control
+    if variant.kind != "control":
+        sparsities = schedule(variant.sparsity, config.fine_tuning_epochs, config.schedule_epochs)
     masks, history, folder = None, [], study.folder / "training" / variant.stem
     key = jax.random.fold_in(study.key, 1)
     for epoch, sparsity in enumerate(sparsities):
-        # Not taken from a control, which scores nothing: it keeps all filters by any criterion.
+        # A control keeps all filters, whatever they score.
         criterion = "l1" if variant.kind == "control" else variant.kind
         masks = pruning.prune_filters(
             variables["params"],
