@@ -83,9 +83,7 @@ def main(config: Config) -> Path:
         ),
     )
     if config.preset == "full" and not config.quick and jax.default_backend() == "cpu":
-        print(
-            "The full preset takes weeks on a CPU: --preset cpu is made for one.", file=sys.stderr
-        )
+        print("The full preset is made for a GPU, --preset cpu for this one.", file=sys.stderr)
     study = Study(config, folder, dataset)
 
     for network in study.config.networks:

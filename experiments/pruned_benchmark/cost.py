@@ -34,6 +34,7 @@ def _times(study: Study, progress: Any) -> list[dict[str, Any]]:
                 example.astype(np.float32) / 255,
                 runs=study.config.latency_runs,
                 reference="base",
+                controls=1 if study.config.quick else 3,
             )
             kept = ("mean_ms", "std_ms", "median_ms", "flops", "difference")
             found.append(

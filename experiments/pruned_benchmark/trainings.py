@@ -129,6 +129,8 @@ def _fine_tuned(study: Study, variant: Variant) -> dict[str, Any]:
     assert masks is not None  # there is at least one epoch
     keep = pruning.kept_filters(masks, spec)
     small, widths = pruning.shrink(variables, spec, keep)
+    if variant.kind == "control":
+        widths = {}  # the base network itself, by its name too: what is compiled for it serves both
     facts = _facts(study, variant, small, widths)
     images = study.test.images[:_COMPARED]
     masked = evaluation.logits(study.as_classifier(network, variables), images)
