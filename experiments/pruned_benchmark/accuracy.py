@@ -194,6 +194,7 @@ def agreement(study: Study) -> dict[str, Any]:
                 rows,
                 "All figures of this report are of networks from which the filters were taken out. "
                 "They were trained under masks; the last column says how far the two differ.",
+                title="Each pruned network",
                 folded=True,
             )
         ],

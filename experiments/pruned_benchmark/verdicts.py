@@ -31,29 +31,29 @@ def rises(found: Sequence[Comparison]) -> str:
     """Whether accuracy rises, in a few words."""
     up, down, _, _ = tally(found)
     if up == len(found) and found:
-        return "Yes"
-    if up and not down:
-        return f"In {up} of {len(found)} cases"
+        return "yes"
     if up:
-        return f"In {up} of {len(found)} cases; in {down} it falls"
-    return "No: it falls" if down == len(found) and found else "Not shown"
+        return f"in {up} of {len(found)} cases" + (f", in {down} it falls" if down else "")
+    if down:
+        return "no, it falls" if down == len(found) else f"no, in {down} of {len(found)} it falls"
+    return "not shown"
 
 
 def unchanged(found: Sequence[Comparison]) -> str:
     """Whether robustness stays what it is, in a few words."""
-    up, down, same, undecided = tally(found)
+    up, down, same, _ = tally(found)
     if not found:
-        return "Not measured: no image is right without an attack."
-    if not up + down:
-        if same == len(found):
-            return "Yes, within a point everywhere."
-        return (
-            f"No change is shown; within a point for certain in {same} of {len(found)} cases, too few "
-            f"images to tell in {undecided}."
-        )
+        return "not measured, as no image is right without an attack"
+    if up + down:
+        return f"no, more robust in {up} of {len(found)} cases, less in {down}"
+    return "yes, within a point" if same == len(found) else "no change is shown"
+
+
+def _counted(found: Sequence[Comparison]) -> str:
+    up, down, same, undecided = tally(found)
     return (
-        f"No: beyond chance less robust in {down} of {len(found)} cases, more robust in {up}; within a "
-        f"point in {same}, undecided in {undecided}."
+        f"of {len(found)} cases {up} more often right, {down} less often, {same} the same within a "
+        f"point, {undecided} undecided; mean change {_mean(found)}"
     )
 
 
@@ -62,22 +62,22 @@ def _accuracy(study: Study) -> dict[str, Any]:
     control = comparisons.accuracy(study, "control")
     noise = comparisons.between_controls(study)
     details = (
-        f"Against the base network: {rises(base)[0].lower()}{rises(base)[1:]}; mean change "
-        f"{_mean(base)}. Against the control, which has had the same fine-tuning: mean change "
-        f"{_mean(control)}, from {_extreme(control, min)} to {_extreme(control, max)}."
+        f"Against the base network the mean change is {_mean(base)}; against the control, which has "
+        f"had the same fine-tuning, {_mean(control)}, from {_extreme(control, min)} to "
+        f"{_extreme(control, max)}."
     )
     if noise:
         largest = max(abs(c.difference) for c in noise)
         details += (
-            f" Controls that saw the images in another order differ from it by up to "
+            " Controls that saw the images in another order differ among themselves by up to "
             f"{100 * largest:.1f} points: a smaller difference is that of a training."
         )
     return blocks.verdict(
         "Does pruning raise accuracy?",
-        f"Of the pruning: {rises(control)[0].lower()}{rises(control)[1:]}.",
+        f"Against the base network: {rises(base)}. Against the control: {rises(control)}.",
         f"McNemar on {len(study.test)} test images, Holm over {len(control)} pruned networks, one "
-        "training of each. The source has no control: it compares with base networks of "
-        f"{study.config.num_epochs} epochs what had {study.config.fine_tuning_epochs} more.",
+        f"training of each. The source has no control: it compares base networks of "
+        f"{study.config.num_epochs} epochs with pruned ones that had more.",
         [("accuracy over sparsity", "accuracy-over-sparsity")],
         details=details,
     )
@@ -87,57 +87,60 @@ def _shown(study: Study) -> dict[str, Any]:
     words, details = [], []
     for setting in threats.SETTINGS:
         found = comparisons.shown(study, setting, threats.NAMES[:7])
-        name = "the source's parameters" if setting == "source" else "8/255"
-        words.append(f"At {name}: {_lower(unchanged(found))}")
-        details.append(f"At {name} the mean change is {_mean(found)}")
-    answer = " ".join(words)
-    kept, total = _source_within()
+        name = "With the source's parameters" if setting == "source" else f"At {setting}"
+        words.append(f"{name}: {unchanged(found)}.")
+        details.append(f"{name}: {_counted(found)}.")
+    within = [
+        f"{kept} of {total} on {dataset.replace('cifar', 'CIFAR-')}"
+        for dataset, (kept, total) in source_within().items()
+    ]
     return blocks.verdict(
         "Do pruned networks stand up to the base network's images as before?",
-        answer,
+        " ".join(words),
         "Pruned against control, of the images that both have right without an attack (McNemar, Holm "
-        "over all attacks and networks of a setting). 'Within a point': the whole 95 % interval lies "
-        f"within the source's own ±1. In the source's tables of these attacks {kept} of {total} max δ "
-        "lie within ±1.",
+        "over all attacks and networks of a setting). Within a point: the whole 95 % interval is. The "
+        f"source says that its max δ are mostly within ±1; in its tables {' and '.join(within)} are.",
         [("with the source's parameters", "shown-source"), ("at 8/255", "shown-8-255")],
-        details="; ".join(details) + ".",
+        details=" ".join(details),
     )
 
 
 def _white_box(study: Study) -> dict[str, Any]:
     found = comparisons.white_box(study, WHITE_BOX)
-    by_attack = {name: [c for c in found if c.attack == name] for name in WHITE_BOX}
-    left = {
-        name: np.mean([study.white_box[c.variant][name].mean() for c in cases]) if cases else 0.0
-        for name, cases in by_attack.items()
-    }
-    answer = " ".join(f"{name}: {_lower(unchanged(cases))}" for name, cases in by_attack.items())
-    details = "; ".join(
-        f"{name} leaves pruned networks {100 * left[name]:.1f} % of the images on average, mean change "
-        f"to the control {_mean(cases)}"
-        for name, cases in by_attack.items()
-    )
+    words, details = [], []
+    for name in WHITE_BOX:
+        cases = [c for c in found if c.attack == name]
+        words.append(f"{name}: {unchanged(cases)}.")
+        left = [study.white_box[v][name].mean() for v in comparisons.pruned_variants(study)]
+        details.append(
+            f"{name}: {_counted(cases)}; it leaves pruned networks {100 * np.mean(left):.1f} % of the "
+            "images on average."
+        )
     return blocks.verdict(
         "Are pruned networks as robust to attacks made on themselves?",
-        answer,
+        " ".join(words),
         "White box, pruned against control, of the images that both have right without an attack "
-        "(McNemar, Holm over both attacks and all networks). The source has no such attack.",
+        "(McNemar, Holm over both attacks and all networks). Where nearly nothing is left, no change "
+        "can show. The source has no such attack.",
         [("attacks made on the pruned networks themselves", "white-box")],
-        details=f"{details}. Where nearly nothing is left, no change can show.",
+        details=" ".join(details),
     )
 
 
-def _source_within() -> tuple[int, int]:
-    """How many of the source's largest changes lie within a point, of its seven attacks' cells."""
-    gaps = [
-        max(row[1:]) - row[0]
-        for tables in published.UNDER_ATTACK.values()
-        for networks in tables.values()
-        for attacks in networks.values()
-        for row in attacks.values()
-    ]
-    # To the first decimal, in which they are printed.
-    return sum(abs(round(gap, 2)) <= 1.0 for gap in gaps), len(gaps)
+def source_within() -> dict[str, tuple[int, int]]:
+    """Of the source's largest changes by attack and network, those within a point; and of how many."""
+    found = {}
+    for dataset, tables in published.UNDER_ATTACK.items():
+        rows = [
+            row
+            for by_network in tables.values()
+            for by_attack in by_network.values()
+            for row in by_attack.values()
+        ]
+        # To the second decimal, in which they are printed at most.
+        gaps = [round(max(row[1:]) - row[0], 2) for row in rows]
+        found[dataset] = (sum(abs(gap) <= 1 for gap in gaps), len(gaps))
+    return found
 
 
 def _mean(found: Sequence[Comparison]) -> str:
@@ -149,7 +152,3 @@ def _mean(found: Sequence[Comparison]) -> str:
 def _extreme(found: Sequence[Comparison], which: Any) -> str:
     chosen = which(found, key=lambda c: c.difference)
     return f"{100 * chosen.difference:+.1f} ({chosen.variant.name})"
-
-
-def _lower(sentence: str) -> str:
-    return sentence[0].lower() + sentence[1:]
