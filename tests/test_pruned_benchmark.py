@@ -220,7 +220,7 @@ def test_whether_robustness_stays(rights, words):
         ({"networks": ("vgg19", "vgg19")}, "no name twice"),
         ({"criteria": ("l3",)}, "`criteria` must be one of"),
         ({"criteria": ()}, "`criteria` must be at least one"),
-        ({"sparsities": (0.05, 0.5)}, "`sparsities` must be at least 0.1"),
+        ({"sparsities": (0.05, 0.5)}, "`sparsities` must be a finite number at least 0.1"),
         ({"sparsities": (0.5, 0.3)}, "`sparsities` must be some, ascending"),
         ({"fine_tuning_epochs": 1}, "`fine_tuning_epochs` must be at least 2"),
         ({"pruning_epochs": 20}, "`pruning_epochs` must be at most"),
