@@ -78,22 +78,16 @@ def _extremes(study: Study) -> dict[str, Any]:
         variants = [v for v in comparisons.pruned_variants(study) if v.network == network]
         rates = [_share(study, v) for v in variants]
         base, control = (_share(study, Variant(network, k)) for k in ("base", "control"))
-        theirs = [source_accuracy(study, v) for v in [Variant(network), *_of_source(network)]]
-        known = [100 * value for value in theirs if value is not None]
-        rows.append(
-            [
-                network,
-                base,
-                control,
-                100 * (max(rates) - base),
-                100 * (min(rates) - base),
-                100 * (max(rates) - control),
-                100 * (min(rates) - control),
-                max(known[1:]) - known[0] if len(known) > 1 else None,
-                min(known[1:]) - known[0] if len(known) > 1 else None,
-            ]
-        )
-    ours, theirs_words = "Against the base", "Source, against the base"
+        figures: list[float | None] = [
+            100 * (end(rates) - other) for other in (base, control) for end in (max, min)
+        ]
+        if study.source_data:
+            reported = [source_accuracy(study, v) for v in _of_source(network)]
+            known = [100 * value for value in reported if value is not None]
+            figures += [end(known[1:]) - known[0] if known else None for end in (max, min)]
+        rows.append([network, base, control, *figures])
+    ours, theirs = "Against the base", "Source, against the base"
+    ends = ("max", "min") if study.source_data else ()
     return blocks.table(
         [
             "Network",
@@ -103,8 +97,7 @@ def _extremes(study: Study) -> dict[str, Any]:
             blocks.column("min δ", unit="points", decimals=1, group=ours),
             blocks.column("max δ", unit="points", decimals=1, group="Against the control"),
             blocks.column("min δ", unit="points", decimals=1, group="Against the control"),
-            blocks.column("max δ", unit="points", decimals=1, group=theirs_words),
-            blocks.column("min δ", unit="points", decimals=1, group=theirs_words),
+            *(blocks.column(f"{end} δ", unit="points", decimals=1, group=theirs) for end in ends),
         ],
         rows,
         "The best and the worst of all pruned networks, as in the source's tables 1 and 13. The best "
@@ -115,11 +108,13 @@ def _extremes(study: Study) -> dict[str, Any]:
 
 
 def _of_source(network: str) -> list[Variant]:
-    return [
+    """The source's base network and all that it pruned."""
+    pruned = [
         Variant(network, criterion, sparsity)
         for criterion in ("l1", "l2", "geometric_median")
         for sparsity in published.SPARSITIES
     ]
+    return [Variant(network), *pruned]
 
 
 def _share(study: Study, variant: Variant) -> float:
@@ -150,11 +145,14 @@ def _table(
                 None if control is None else control.cell,
                 None if control is None else control.p_value,
                 1 - study.facts[variant]["parameters"] / whole,
-                theirs,
-                their_gap,
+                *([theirs, their_gap] if study.source_data else []),
             ]
         )
-    source = f"Source, {SHORT[study.family(network)]}"
+    words = f"Source, {SHORT[study.family(network)]}"
+    source = [
+        blocks.column("accuracy", unit="%", decimals=1, group=words),
+        blocks.column("points", decimals=1, group=words),
+    ]
     return blocks.table(
         [
             "Variant",
@@ -164,13 +162,13 @@ def _table(
             blocks.column("points", decimals=1, group="Against the control"),
             blocks.column("p", decimals=4, group="Against the control"),
             blocks.column("Parameters removed", unit="%", decimals=1),
-            blocks.column("accuracy", unit="%", decimals=1, group=source),
-            blocks.column("points", decimals=1, group=source),
+            *(source if study.source_data else []),
         ],
         rows,
-        f"{NETWORKS[network].words}. Of {len(study.test)} test images. Differences are paired, with "
-        "Newcombe's 95 % intervals; p is McNemar's, with Holm's correction over all pruned networks. "
-        "The images say nothing of what another training would give: the controls among themselves do.",
+        f"{network}: {NETWORKS[network].words}. Of {len(study.test)} test images. Differences are "
+        "paired, with Newcombe's 95 % intervals; p is McNemar's, with Holm's correction over all "
+        "pruned networks. The images say nothing of what another training would give: the controls "
+        "among themselves do.",
         title=network,
     )
 

@@ -73,7 +73,7 @@ def _latency(study: Study, timed: list[dict[str, Any]]) -> dict[str, Any]:
                     difference,
                     _verdict(gap),
                     base / times["median_ms"],
-                    _source_time(study, network, words, entry["batch"]),
+                    *_source_time(study, network, words, entry["batch"]),
                 ]
             )
             items[words] = {"value": times["mean_ms"], "deviation": times["std_ms"]}
@@ -93,7 +93,7 @@ def _latency(study: Study, timed: list[dict[str, Any]]) -> dict[str, Any]:
                     blocks.column("Against base", unit="ms", decimals=2),
                     "Verdict",
                     blocks.column("Times faster", decimals=2),
-                    "Source, ms",
+                    *(["Source, ms"] if study.source_data == "cifar10" else []),
                 ],
                 rows,
                 f"{study.config.latency_runs} rounds after 10 of warm-up, compiled ahead of time, the "
@@ -116,16 +116,17 @@ def _verdict(gap: Any) -> str:
     return "faster" if gap["median_ms"] < 0 else "slower"
 
 
-def _source_time(study: Study, network: str, words: str, batch_size: int) -> str:
+def _source_time(study: Study, network: str, words: str, batch_size: int) -> list[str]:
+    """The cell of the source's column, if it has one."""
     if study.source_data != "cifar10":
-        return ""
+        return []
     by_words = {"base": 0.0} | {v.words: v.sparsity for v in study.pruned(network, "l2")}
     sparsity = by_words.get(words)
     if sparsity not in published.LATENCY_SPARSITIES:
-        return ""
+        return [""]
     place = published.LATENCY_SPARSITIES.index(sparsity)
     mean, deviation = published.LATENCY[batch_size][study.family(network)][place]
-    return f"{mean:.1f} ± {deviation:.1f}"
+    return [f"{mean:.1f} ± {deviation:.1f}"]
 
 
 def _sizes(study: Study) -> dict[str, Any]:
