@@ -290,6 +290,17 @@ def test_the_same_study_gives_the_same_bytes(tmp_path, text):
     assert report(tmp_path, make_study()) == text
 
 
+def test_bars_begin_at_zero():
+    """The length of a bar is what it says, so it must not begin anywhere else."""
+    rows = [
+        (figures.series(index), {"value": value, "low": None, "high": None})
+        for index, value in enumerate((90.0, 91.0))
+    ]
+    drawn = {bars: figures.intervals({"a": rows}, "x", False, bars) for bars in (False, True)}
+    ticks = {bars: re.findall(r"<text[^>]*>([0-9.]+)</text>", text) for bars, text in drawn.items()}
+    assert ticks[True][0] == "0" and "0" not in ticks[False]
+
+
 def test_names_that_meet_in_a_chart_differ_in_colour():
     def chart(*names):
         axis = {"title": ""}

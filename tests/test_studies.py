@@ -103,6 +103,14 @@ def test_an_estimate_without_bounds_is_a_number():
     assert blocks.estimate(0.5, 0.25, 1.0, 100) == {"value": 50, "low": 25, "high": 100}
 
 
+def test_bars_take_numbers_and_values_with_their_spread():
+    spread = {"value": 2.0, "deviation": 0.5}
+    found = blocks.bars("Time", {"batch 32": {"dense": 3, "small": spread}})
+    assert found["bars"] and found["kind"] == "intervals"
+    items = [item["value"] for item in found["groups"][0]["items"]]
+    assert items == [{"value": 3, "low": None, "high": None}, spread]
+
+
 def test_tiles_keep_small_differences():
     image = np.full((2, 2, 3), 0.5, np.float32)
     found = blocks.tile(image + 0.001, style="difference", against=image)

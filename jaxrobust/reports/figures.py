@@ -121,7 +121,10 @@ def training(
 
 @_settings()
 def intervals(
-    groups: dict[str, list[tuple[Series, dict[str, Any]]]], name: str, percent: bool = True
+    groups: dict[str, list[tuple[Series, dict[str, Any]]]],
+    name: str,
+    percent: bool = True,
+    bars: bool = False,
 ) -> str:
     """Values as dots with their intervals, one block for each label, one line for each value.
 
@@ -129,6 +132,8 @@ def intervals(
       groups: Label -> (look, {"value", "low", "high"}) of each model or series.
       name: As in `training`.
       percent: Whether the values are shares, to be written as percentages.
+      bars: Whether to draw bars from 0 instead of dots: for sizes and times, of which the length is
+        what matters.
 
     Returns:
       SVG text.
@@ -147,11 +152,16 @@ def intervals(
             y += line
         for look, item in rows:
             if finite(item["value"]):
+                colour = _INK if bars else look.colour
                 if finite(item["low"]) and finite(item["high"]):
                     ends = [item["low"], item["high"]]
-                    axes.plot(ends, [y, y], color=look.colour, linewidth=1.6)
+                    axes.plot(ends, [y, y], color=colour, linewidth=1.6 - 0.8 * bars, zorder=3)
                     shown += ends
-                axes.plot(item["value"], y, color=look.colour, marker=look.marker, clip_on=False)
+                if bars:
+                    axes.barh(y, item["value"], height=0.75 * line, color=look.colour)
+                else:
+                    marker = {"color": colour, "marker": look.marker, "clip_on": False}
+                    axes.plot(item["value"], y, **marker)
                 shown.append(item["value"])
             y += line
         y += height - line * (len(labels[label]) + len(rows))
@@ -160,6 +170,8 @@ def intervals(
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
     _scale(axes.xaxis, shown, percent=percent, measured=True)
+    if bars and shown and min(shown) >= 0:
+        axes.set_xlim(0)
     return _svg(figure, name)
 
 

@@ -115,6 +115,7 @@ _KINDS: dict[str, dict[str, Any]] = {
     "chart": {"x": _AXIS, "y": _AXIS, "series": [_SERIES]},
     "intervals": {
         "percent?": BOOLEAN,
+        "bars?": BOOLEAN,
         "groups": [{"name": TEXT, "items": [{"name": TEXT, "value": estimate}]}],
     },
     "pictures": {

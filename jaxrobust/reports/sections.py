@@ -133,7 +133,7 @@ def _intervals(
     ]
     names = dict.fromkeys(item["name"] for item in items)
     return {
-        "drawing": figures.intervals(groups, name, percent),
+        "drawing": figures.intervals(groups, name, percent, bool(block.get("bars"))),
         "label": f"{title} with intervals",
         "lines": [{"name": item, "look": looks[item], "dashed": False} for item in names],
         "table": table({"columns": columns, "rows": rows}),

@@ -169,6 +169,33 @@ def chart(
     }
 
 
+def bars(title: str, groups: Mapping[str, Mapping[str, Any]], caption: str = "") -> Block:
+    """Bars from 0, for sizes and times; groups stand one below the other.
+
+    Args:
+      title: Above it.
+      groups: {group: {name: an estimate as `estimate` returns it, or a number}}.
+      caption: What a reader must know to read it.
+    """
+    return {
+        "kind": "intervals",
+        "title": title,
+        "bars": True,
+        "groups": [
+            {
+                "name": group,
+                "items": [{"name": name, "value": _whole(value)} for name, value in items.items()],
+            }
+            for group, items in groups.items()
+        ],
+        "caption": caption,
+    }
+
+
+def _whole(value: Any) -> Any:
+    return value if isinstance(value, Mapping) else {"value": value, "low": None, "high": None}
+
+
 def tile(
     image: Any,
     *,

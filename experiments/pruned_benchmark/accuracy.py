@@ -1,0 +1,200 @@
+"""Accuracy on clean images: the source's tables 1 and 13, with controls."""
+
+from typing import Any
+
+from experiments.pruned_benchmark import comparisons, published
+from experiments.pruned_benchmark.networks import NETWORKS, SHORT
+from experiments.pruned_benchmark.study import CRITERION_WORDS, Study, Variant, rate_of
+from jaxrobust.studies import blocks
+
+PART = "accuracy"
+
+
+def source_accuracy(study: Study, variant: Variant) -> float | None:
+    """What the source reports of its relative of a network, as a share; None where nothing."""
+    rows = published.ACCURACY.get(study.source_data or "", {}).get(study.family(variant.network))
+    if rows is None:
+        return None
+    if variant.kind == "base":
+        return rows["base"] / 100
+    if variant.kind not in rows or variant.sparsity not in published.SPARSITIES:
+        return None
+    return rows[variant.kind][published.SPARSITIES.index(variant.sparsity)] / 100
+
+
+def section(study: Study) -> dict[str, Any]:
+    """Charts, the table with the largest gain and loss, and a table of all for each network."""
+    against_base = {c.variant: c for c in comparisons.accuracy(study, "base")}
+    against_control = {c.variant: c for c in comparisons.accuracy(study, "control")}
+    found: list[dict[str, Any]] = [_chart(study, network) for network in study.config.networks]
+    found.append(_extremes(study))
+    for network in study.config.networks:
+        found.append(_table(study, network, against_base, against_control))
+    return blocks.section(
+        "accuracy-over-sparsity",
+        "Accuracy over sparsity",
+        found,
+        part=PART,
+        text=[
+            "The source compares pruned networks, which have been fine-tuned, with base networks, "
+            "which have not. A control has had the fine-tuning and no pruning: the same images in "
+            "the same order, at the same learning rates, under masks that remove nothing. What a "
+            "pruned network has more than the base and not more than the control is due to training."
+        ],
+    )
+
+
+def _chart(study: Study, network: str) -> dict[str, Any]:
+    """A line for each criterion; base and controls as level lines, the control with its band."""
+    sparsities = list(study.config.sparsities)
+    ends = [0.0, sparsities[-1]]
+    base = rate_of(study.right(Variant(network)))["rate"]
+    lines = [blocks.line("base", ends, [base, base], dashed=True)]
+    for variant in study.variants(network):
+        if variant.kind == "control":
+            rate = rate_of(study.right(variant))
+            values = [rate, rate] if variant.number == 0 else [rate["rate"]] * 2
+            lines.append(blocks.line(variant.words, ends, values, dashed=variant.number > 0))
+    for criterion in study.config.criteria:
+        variants = study.pruned(network, criterion)
+        rates = [rate_of(study.right(v)) for v in variants]
+        lines.append(blocks.line(CRITERION_WORDS[criterion], sparsities, rates))
+    return blocks.chart(
+        f"{network}: accuracy over sparsity",
+        "share of the filters removed",
+        "accuracy",
+        lines,
+        "Bands: 95 % intervals. Level lines: the base network and the controls, which nothing was "
+        "removed from.",
+        percent=True,
+        percent_x=True,
+    )
+
+
+def _extremes(study: Study) -> dict[str, Any]:
+    """The source's max delta and min delta, against the base and against the control."""
+    rows = []
+    for network in study.config.networks:
+        variants = [v for v in comparisons.pruned_variants(study) if v.network == network]
+        rates = [_share(study, v) for v in variants]
+        base, control = (_share(study, Variant(network, k)) for k in ("base", "control"))
+        figures: list[float | None] = [
+            100 * (end(rates) - other) for other in (base, control) for end in (max, min)
+        ]
+        if study.source_data:
+            reported = [source_accuracy(study, v) for v in _of_source(network)]
+            known = [100 * value for value in reported if value is not None]
+            figures += [end(known[1:]) - known[0] if known else None for end in (max, min)]
+        rows.append([network, base, control, *figures])
+    ours, theirs = "Against the base", "Source, against the base"
+    ends = ("max", "min") if study.source_data else ()
+    return blocks.table(
+        [
+            "Network",
+            blocks.column("Base", unit="%", decimals=1),
+            blocks.column("Control", unit="%", decimals=1),
+            blocks.column("max δ", unit="points", decimals=1, group=ours),
+            blocks.column("min δ", unit="points", decimals=1, group=ours),
+            blocks.column("max δ", unit="points", decimals=1, group="Against the control"),
+            blocks.column("min δ", unit="points", decimals=1, group="Against the control"),
+            *(blocks.column(f"{end} δ", unit="points", decimals=1, group=theirs) for end in ends),
+        ],
+        rows,
+        "The best and the worst of all pruned networks, as in the source's tables 1 and 13. The best "
+        f"of {len(comparisons.pruned_variants(study)) // len(study.config.networks)} is chosen by the "
+        "images that it is measured on, which flatters it.",
+        title="Largest gain and loss",
+    )
+
+
+def _of_source(network: str) -> list[Variant]:
+    """The source's base network and all that it pruned."""
+    pruned = [
+        Variant(network, criterion, sparsity)
+        for criterion in ("l1", "l2", "geometric_median")
+        for sparsity in published.SPARSITIES
+    ]
+    return [Variant(network), *pruned]
+
+
+def _share(study: Study, variant: Variant) -> float:
+    return float(study.right(variant).mean())
+
+
+def _table(
+    study: Study,
+    network: str,
+    against_base: dict[Variant, comparisons.Comparison],
+    against_control: dict[Variant, comparisons.Comparison],
+) -> dict[str, Any]:
+    rows = []
+    whole = study.facts[Variant(network)]["parameters"]
+    theirs_of_base = source_accuracy(study, Variant(network))
+    for variant in study.variants(network):
+        base, control = against_base.get(variant), against_control.get(variant)
+        theirs = source_accuracy(study, variant)
+        their_gap = None
+        if theirs is not None and theirs_of_base is not None and variant.kind != "base":
+            their_gap = 100 * (theirs - theirs_of_base)
+        rows.append(
+            [
+                variant.words,
+                rate_of(study.right(variant)),
+                None if base is None else base.cell,
+                None if base is None else base.p_value,
+                None if control is None else control.cell,
+                None if control is None else control.p_value,
+                1 - study.facts[variant]["parameters"] / whole,
+                *([theirs, their_gap] if study.source_data else []),
+            ]
+        )
+    words = f"Source, {SHORT[study.family(network)]}"
+    source = [
+        blocks.column("accuracy", unit="%", decimals=1, group=words),
+        blocks.column("points", decimals=1, group=words),
+    ]
+    return blocks.table(
+        [
+            "Variant",
+            "Accuracy",
+            blocks.column("points", decimals=1, group="Against the base"),
+            blocks.column("p", decimals=4, group="Against the base"),
+            blocks.column("points", decimals=1, group="Against the control"),
+            blocks.column("p", decimals=4, group="Against the control"),
+            blocks.column("Parameters removed", unit="%", decimals=1),
+            *(source if study.source_data else []),
+        ],
+        rows,
+        f"{network}: {NETWORKS[network].words}. Of {len(study.test)} test images. Differences are "
+        "paired, with Newcombe's 95 % intervals; p is McNemar's, with Holm's correction over all "
+        "pruned networks. The images say nothing of what another training would give: the controls "
+        "among themselves do.",
+        title=network,
+    )
+
+
+def agreement(study: Study) -> dict[str, Any]:
+    """That a shrunk network computes what the masked one did, which was trained."""
+    rows = [
+        [v.name, study.facts[v]["kept"], study.facts[v]["difference"]]
+        for v in comparisons.pruned_variants(study)
+    ]
+    return blocks.section(
+        "shrunk",
+        "Shrunk, not masked",
+        [
+            blocks.table(
+                [
+                    "Network",
+                    blocks.column("Filters kept", unit="%", decimals=1),
+                    blocks.column("Largest difference of a logit", decimals=7),
+                ],
+                rows,
+                "All figures of this report are of networks from which the filters were taken out. "
+                "They were trained under masks; the last column says how far the two differ.",
+                title="Each pruned network",
+                folded=True,
+            )
+        ],
+        part=PART,
+    )

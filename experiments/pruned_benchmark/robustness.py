@@ -1,0 +1,299 @@
+"""Images made on base networks and shown to pruned ones (tables 2, 5, 8, 14 to 16), and white box."""
+
+from typing import Any
+
+import numpy as np
+
+from experiments.pruned_benchmark import comparisons, crafting, published, threats
+from experiments.pruned_benchmark.networks import SHORT
+from experiments.pruned_benchmark.study import CRITERION_WORDS, Study, Variant, rate_of
+from jaxrobust import evaluation
+from jaxrobust.studies import blocks
+
+PART = "robustness"
+WHITE_BOX = ("PGD at 8/255", "PGD at 1/255")
+_SOURCE_TABLES = {
+    "cifar10": {"l2": "2", "geometric_median": "5", "l1": "8"},
+    "cifar100": {"l2": "14", "l1": "15", "geometric_median": "16"},
+}
+
+
+def sections(study: Study) -> list[dict[str, Any]]:
+    """One section for each setting of the attacks, the smallest perturbations, and the white box."""
+    return [
+        *(_shown(study, setting) for setting in threats.SETTINGS),
+        _smallest(study),
+        _white_box(study),
+    ]
+
+
+def source_row(study: Study, network: str, criterion: str, name: str) -> list[float | None]:
+    """The source's figures of an attack, as shares: of the base, and at each of our sparsities."""
+    tables = published.UNDER_ATTACK.get(study.source_data or "", {}).get(criterion, {})
+    row = tables.get(study.family(network), {}).get(name)
+    if row is None:
+        return [None] * (1 + len(study.config.sparsities))
+    by_sparsity = dict(zip((0.0, *published.SPARSITIES), row, strict=True))
+    found = [by_sparsity.get(sparsity) for sparsity in (0.0, *study.config.sparsities)]
+    return [None if value is None else value / 100 for value in found]
+
+
+def _shown(study: Study, setting: str) -> dict[str, Any]:
+    as_source = setting == "source"
+    found = [_chart(study, network, setting) for network in study.config.networks]
+    for network in study.config.networks:
+        for criterion in study.config.criteria:
+            found.append(shown_table(study, network, criterion, setting))
+    if as_source:
+        title = "The source's attacks, made on the base network"
+        text = [
+            "Seven attacks with the parameters of the source's table 7, made on the base network and "
+            "shown to everything made of it, as the source has it. The base network is attacked white "
+            "box, all others are shown another network's images: that they have more of them right is "
+            "no robustness of theirs. The control tells what training on alone does to that.",
+            *(line for line in _READING),
+        ]
+    else:
+        title = "The same attacks at 8/255, made on the base network"
+        text = [
+            "Epsilon 8/255 in linf for FGSM, BiM, PGD, APGD and the universal perturbation (made on "
+            "training images), with the steps of their papers; CW and DeepFool look for the smallest "
+            f"perturbation in l2. Their images lie just beyond the base network's boundary, so other "
+            f"networks have most of them right. {threats.NOISE.capitalize()} is uniform in the ball."
+        ]
+    identifier = "shown-source" if as_source else "shown-8-255"
+    return blocks.section(identifier, title, found, part=PART, text=text)
+
+
+_READING = (
+    "What these parameters mean in ART, which the source used: CW stops after 10 steps for each of 10 "
+    "constants, DeepFool leaves its images on the base network's own boundary (overshoot 1e-6), BiM's "
+    "epsilon of 1 allows any image, PGD starts at the image and is BiM with epsilon 0.3, the universal "
+    "perturbation's epsilon of 10 is no bound where pixels end at 1. At 0.3 most of what was in an "
+    f"image is gone: the row {threats.NOISE}, uniform within 0.3, says what that does by itself.",
+)
+
+
+def _chart(study: Study, network: str, setting: str) -> dict[str, Any]:
+    """Accuracy over sparsity under the strongest attack, a line for each criterion."""
+    record, name = study.shown[network, setting, "PGD"], "PGD"
+    sparsities = list(study.config.sparsities)
+    ends = [0.0, sparsities[-1]]
+    control = rate_of(record[Variant(network, "control")])
+    base = rate_of(record[Variant(network)])["rate"]
+    lines = [
+        blocks.line("base", ends, [base, base], dashed=True),
+        blocks.line("control", ends, [control, control]),
+    ]
+    for criterion in study.config.criteria:
+        rates = [rate_of(record[v]) for v in study.pruned(network, criterion)]
+        lines.append(blocks.line(CRITERION_WORDS[criterion], sparsities, rates))
+    words = "epsilon 0.3" if setting == "source" else setting
+    return blocks.chart(
+        f"{network}: {name} of the base network, {words}",
+        "share of the filters removed",
+        "accuracy",
+        lines,
+        "Images made on the base network, shown to all. Bands: 95 % intervals.",
+        percent=True,
+        percent_x=True,
+    )
+
+
+def shown_table(study: Study, network: str, criterion: str, setting: str) -> dict[str, Any]:
+    """Two rows for each attack: ours, and where there is one the source's."""
+    variants = [Variant(network), Variant(network, "control"), *study.pruned(network, criterion)]
+    clean = [rate_of(study.right_of_attacked(v)) for v in variants]
+    rows: list[list[Any]] = [["no attack", *clean, *_deltas([r["rate"] for r in clean])]]
+    for name in threats.NAMES:
+        record = study.shown[network, setting, name]
+        rates = [rate_of(record[v]) for v in variants]
+        rows.append([name, *rates, *_deltas([r["rate"] for r in rates])])
+        theirs = source_row(study, network, criterion, name)
+        if setting == "source" and theirs[0] is not None:
+            known = [value for value in theirs[1:] if value is not None]
+            delta = 100 * (max(known) - theirs[0]) if known else None
+            rows.append([f"{name}, source", theirs[0], None, *theirs[1:], delta, None])
+    words = CRITERION_WORDS[criterion]
+    table = _SOURCE_TABLES.get(study.source_data or "", {}).get(criterion)
+    beside = ""
+    if setting == "source" and table is not None:
+        beside = (
+            f" Beside ours the source's {SHORT[study.family(network)]}, of 10,000 images (its table "
+            f"{table})."
+        )
+    return blocks.table(
+        [
+            "Attack",
+            blocks.column("base", unit="%", decimals=1),
+            blocks.column("control", unit="%", decimals=1),
+            *(
+                blocks.column(f"{100 * s:g} %", unit="%", decimals=1, group=words)
+                for s in study.config.sparsities
+            ),
+            blocks.column("the base", unit="points", decimals=1, group="max δ against"),
+            blocks.column("the control", unit="points", decimals=1, group="max δ against"),
+        ],
+        rows,
+        f"Of {len(study.attacked)} test images, those wrong without an attack included, as in the "
+        f"source; 95 % intervals.{beside}",
+        title=f"{network}, {words}",
+        folded=criterion != study.shown_criterion,
+    )
+
+
+def _deltas(rates: list[Any]) -> list[float]:
+    """The largest of the pruned less the base and less the control, in points."""
+    base, control, *pruned = rates
+    return [100 * (max(pruned) - base), 100 * (max(pruned) - control)]
+
+
+def _smallest(study: Study) -> dict[str, Any]:
+    """What CW and DeepFool needed on the base networks, with either parameters."""
+    rows = []
+    for network in study.config.networks:
+        for name in ("CW", "DF"):
+            for setting in threats.SETTINGS:
+                lengths = crafting.smallest(study, network, setting, name)
+                found = lengths[np.isfinite(lengths)]
+                rows.append(
+                    [
+                        network,
+                        name,
+                        "source's" if setting == "source" else "enough",
+                        evaluation.rate(len(found), len(lengths)),
+                        _median(lengths),
+                        evaluation.rate(int((lengths > threats.RADIUS).sum()), len(lengths)),
+                    ]
+                )
+    return blocks.section(
+        "smallest",
+        "The smallest perturbations",
+        [
+            blocks.table(
+                [
+                    "Network",
+                    "Attack",
+                    "Steps",
+                    "Fooled",
+                    blocks.column("Median l2 norm", decimals=3),
+                    f"Right within l2 {threats.RADIUS:g}",
+                ],
+                rows,
+                "Of the images that the base network has right without an attack. An attack that finds "
+                "nothing for half of them has no median. Only a minimal-norm attack that fools nearly "
+                "all images says something of the network, and not of its own steps.",
+            )
+        ],
+        part=PART,
+    )
+
+
+def _median(lengths: np.ndarray) -> Any:
+    """The median with its interval; None where it, or an end of it, is infinite."""
+    if not len(lengths):
+        return None
+    # Of ranks alone, so that what was not found may stand as more than anything that was.
+    most = 1e9
+    found = evaluation.median_interval(np.minimum(lengths, most))
+    if found["median"] >= most / 2:
+        return None
+    high = found["high"]
+    if high is not None and high >= most / 2:
+        return found["median"]
+    return blocks.estimate(found["median"], found["low"], high)
+
+
+def _white_box(study: Study) -> dict[str, Any]:
+    """Every network attacked itself, at 8/255, at 1/255 and by DeepFool."""
+    against = {(c.attack, c.variant): c for c in comparisons.white_box(study, WHITE_BOX)}
+    charts = [
+        _white_box_chart(study, network, name)
+        for name in reversed(WHITE_BOX)
+        for network in study.config.networks
+    ]
+    tables = []
+    for network in study.config.networks:
+        rows = []
+        for variant in study.variants(network):
+            found = study.white_box[variant]
+            row: list[Any] = [variant.words, rate_of(study.right_of_attacked(variant))]
+            for name in WHITE_BOX:
+                comparison = against.get((name, variant))
+                row.append(rate_of(found[name]))
+                row.append(None if comparison is None else comparison.cell)
+                row.append(None if comparison is None else comparison.p_value)
+            lengths = found["norms"][study.right_of_attacked(variant)]
+            rows.append([*row, _median(lengths), _longer(study, variant)])
+        tables.append(_white_box_table(network, rows))
+    return blocks.section(
+        "white-box",
+        "Attacks made on the pruned networks themselves",
+        [*charts, *tables],
+        part=PART,
+        text=[
+            "An attacker who has the pruned network attacks that. At 8/255 networks that were not "
+            "trained against attacks lose nearly everything, and what is equally near to nothing "
+            "cannot differ: at 1/255, and in the smallest perturbation, they can."
+        ],
+    )
+
+
+def _white_box_table(network: str, rows: list[list[Any]]) -> dict[str, Any]:
+    columns: list[Any] = ["Variant", "No attack"]
+    for name in WHITE_BOX:
+        columns += [
+            blocks.column("right", group=name),
+            blocks.column("to the control", unit="points", decimals=1, group=name),
+            blocks.column("p", decimals=4, group=name),
+        ]
+    smallest = "DeepFool, l2"
+    return blocks.table(
+        [
+            *columns,
+            blocks.column("median norm", decimals=3, group=smallest),
+            blocks.column("to the control", decimals=4, group=smallest),
+        ],
+        rows,
+        "Right: of all attacked images. Differences to the control are of the images that both have "
+        "right without an attack, with 95 % intervals; p is McNemar's, with Holm's correction over "
+        "both attacks and all pruned networks. The last column is the median of the paired differences "
+        "of DeepFool's norms: positive where the pruned network takes a larger perturbation.",
+        title=network,
+    )
+
+
+def _longer(study: Study, variant: Variant) -> Any:
+    """How much larger a perturbation the variant takes than the control, image by image."""
+    if variant.kind in ("base", "control"):
+        return None
+    control = Variant(variant.network, "control")
+    both = study.right_of_attacked(variant) & study.right_of_attacked(control)
+    a, b = (study.white_box[v]["norms"] for v in (variant, control))
+    both &= np.isfinite(a) & np.isfinite(b)
+    if not both.any():
+        return None
+    found = evaluation.median_interval(a[both] - b[both])
+    return blocks.estimate(found["median"], found["low"], found["high"])
+
+
+def _white_box_chart(study: Study, network: str, name: str) -> dict[str, Any]:
+    sparsities = list(study.config.sparsities)
+    ends = [0.0, sparsities[-1]]
+    base = rate_of(study.white_box[Variant(network)][name])["rate"]
+    control = rate_of(study.white_box[Variant(network, "control")][name])
+    lines = [
+        blocks.line("base", ends, [base, base], dashed=True),
+        blocks.line("control", ends, [control, control]),
+    ]
+    for criterion in study.config.criteria:
+        rates = [rate_of(study.white_box[v][name]) for v in study.pruned(network, criterion)]
+        lines.append(blocks.line(CRITERION_WORDS[criterion], sparsities, rates))
+    return blocks.chart(
+        f"{network}: {name} on each itself",
+        "share of the filters removed",
+        "accuracy",
+        lines,
+        percent=True,
+        percent_x=True,
+    )

@@ -1,0 +1,220 @@
+"""What the stages of the study share: data, networks by name, and what each has right."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.pruned_benchmark import networks
+from jaxrobust import data, evaluation, models, pruning, studies
+from jaxrobust.evaluation.classification import predictions
+from jaxrobust.types import ChannelSpec
+
+CRITERION_WORDS = {
+    "l1": "L1",
+    "l2": "L2",
+    "geometric_median": "GM",
+    "random": "random",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A base network or what was made of it.
+
+    Attributes:
+      network: The base network's name.
+      kind: "base", "control" (fine-tuned without pruning), or a criterion.
+      sparsity: Fraction of the filters removed.
+      number: Of a control, from 0.
+    """
+
+    network: str
+    kind: str = "base"
+    sparsity: float = 0.0
+    number: int = 0
+
+    @property
+    def words(self) -> str:
+        """Without the network: "L2, 30 %"."""
+        if self.kind == "control":
+            return "control" + f" {self.number + 1}" * (self.number > 0)
+        if self.kind == "base":
+            return "base"
+        return f"{CRITERION_WORDS[self.kind]}, {100 * self.sparsity:g} %"
+
+    @property
+    def name(self) -> str:
+        """With the network: "resnet50, L2, 30 %"."""
+        return f"{self.network}, {self.words}"
+
+    @property
+    def stem(self) -> str:
+        """Of its files."""
+        words = self.name.replace(", ", "-").replace(" %", "").replace(" ", "-")
+        return words.lower().replace("_", "-")
+
+
+class Study:
+    """One run: its settings, its folder, and everything that several stages need.
+
+    Args:
+      config: The settings, complete.
+      folder: Of the run.
+      dataset: The data.
+    """
+
+    def __init__(self, config: Any, folder: Path, dataset: data.Dataset) -> None:
+        # Any: a complete configuration has no None where a preset fills in.
+        self.config, self.folder, self.dataset = config, folder, dataset
+        self.stages = studies.Stages(folder)
+        self.train = spread(dataset.train, config.num_train)
+        self.test = dataset.test
+        self.attacked = spread(dataset.test, config.num_attacked)
+        self._classifiers: dict[Variant, models.Classifier] = {}
+        self.facts: dict[Variant, dict[str, Any]] = {}  # of every network that was trained
+        # (surrogate, setting, attack) -> victim -> bool [N]: which images it has right.
+        self.shown: dict[tuple[str, str, str], dict[Variant, np.ndarray]] = {}
+        self.white_box: dict[Variant, dict[str, np.ndarray]] = {}  # of `crafting.white_box`
+
+    @property
+    def key(self) -> jax.Array:
+        """The key of whatever is random outside of training."""
+        return jax.random.key(self.config.seed)
+
+    @property
+    def source_data(self) -> str | None:
+        """The source's data set that these figures stand beside, if any."""
+        return self.dataset.name.removesuffix("_jpeg") if "cifar" in self.dataset.name else None
+
+    def family(self, network: str) -> str:
+        """The source's network that a network is or is related to."""
+        return networks.NETWORKS[network].family
+
+    def variants(self, network: str) -> list[Variant]:
+        """Base, controls, and every criterion at every sparsity."""
+        controls = [Variant(network, "control", 0.0, i) for i in range(self.config.num_controls)]
+        pruned = [
+            Variant(network, criterion, sparsity)
+            for criterion in self.config.criteria
+            for sparsity in self.config.sparsities
+        ]
+        return [Variant(network), *controls, *pruned]
+
+    def pruned(self, network: str, criterion: str) -> list[Variant]:
+        """A criterion at every sparsity."""
+        return [Variant(network, criterion, sparsity) for sparsity in self.config.sparsities]
+
+    @property
+    def shown_criterion(self) -> str:
+        """The criterion whose networks are timed and shown other networks' images: L2, as there."""
+        return "l2" if "l2" in self.config.criteria else self.config.criteria[0]
+
+    def network(self, name: str, **widths: Any) -> nn.Module:
+        """A base network without weights, or one with the widths that pruning has left."""
+        return networks.create(name, self.dataset.num_classes, **widths)
+
+    def spec(self, name: str) -> ChannelSpec:
+        """Where the channels of a base network are."""
+        network, image = self.network(name), jnp.zeros((1, *self.dataset.image_shape))
+        shapes = jax.eval_shape(network.init, jax.random.key(0), image)
+        return models.channel_spec(network, shapes)
+
+    def as_classifier(self, network: nn.Module, variables: Any) -> models.Classifier:
+        """A network with weights, as attacks take it."""
+        return models.Classifier(network.apply, variables, self.dataset.mean, self.dataset.std)
+
+    def path(self, variant: Variant) -> Path:
+        """The file that a trained network is saved in, shrunk where it was pruned."""
+        return self.folder / "models" / f"{variant.stem}.jrw"
+
+    def save(self, variant: Variant, variables: Any, widths: Mapping[str, Any]) -> int:
+        """Saves a network as a file of its own, dense; returns its size in bytes."""
+        known = networks.NETWORKS[variant.network]
+        sizes = known.sizes | dict(widths)
+        metadata = {
+            "model": known.family,
+            "num_classes": self.dataset.num_classes,
+            "sizes": {name: _plain(value) for name, value in sizes.items()},
+            "mean": self.dataset.mean.tolist(),
+            "std": self.dataset.std.tolist(),
+            "class_names": list(self.dataset.class_names),
+        }
+        return pruning.save_sparse(self.path(variant), variables, metadata, sparse=False)
+
+    def classifier(self, variant: Variant) -> models.Classifier:
+        """A trained network, read from its file: what was removed is not in it."""
+        if variant not in self._classifiers:
+            variables, metadata = pruning.load_sparse(self.path(variant))
+            sizes = {k: _frozen(v) for k, v in metadata["sizes"].items()}
+            network = models.create(metadata["model"], metadata["num_classes"], **sizes)
+            variables = jax.tree.map(jnp.asarray, variables)
+            self._classifiers[variant] = self.as_classifier(network, variables)
+        return self._classifiers[variant]
+
+    def right(self, variant: Variant) -> np.ndarray:
+        """Which of all test images a network has right, bool [N]."""
+        return unpack(self.facts[variant]["right"], len(self.test))
+
+    def right_of_attacked(self, variant: Variant) -> np.ndarray:
+        """Which of the images that are attacked it has right without an attack."""
+        rows = spread_rows(len(self.test), self.config.num_attacked)
+        return self.right(variant)[rows]
+
+
+def spread_rows(size: int, most: int | None) -> np.ndarray:
+    """At most so many rows, spread evenly: of images in the order of their classes a fair share."""
+    count = size if most is None else min(most, size)
+    return np.unique(np.linspace(0, size - 1, count).round().astype(int))
+
+
+def spread(split: data.Split, most: int | None) -> data.Split:
+    """At most so many images of a split, spread evenly."""
+    rows = spread_rows(len(split), most)
+    names = tuple(split.files[row] for row in rows)
+    return data.Split(split.images[rows], split.labels[rows], names)
+
+
+def right_ones(classifier: Any, images: Any, labels: np.ndarray) -> np.ndarray:
+    """Which images a classifier has right, bool [N]."""
+    return predictions(evaluation.logits(classifier, images)) == labels
+
+
+def pack(outcomes: np.ndarray) -> str:
+    """Bool [N] as hexadecimal digits, for JSON."""
+    return np.packbits(outcomes).tobytes().hex()
+
+
+def unpack(digits: str, count: int) -> np.ndarray:
+    """What `pack` packed."""
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(digits), np.uint8), count=count)
+    return bits.astype(bool)
+
+
+def rate_of(outcomes: np.ndarray) -> evaluation.Rate:
+    """The rate of true among bool [N]."""
+    return evaluation.rate(int(outcomes.sum()), len(outcomes))
+
+
+def gap(a: np.ndarray, b: np.ndarray) -> Any:
+    """How much more often a is true than b, paired, as a cell in points with its 95 % interval."""
+    found = evaluation.paired_difference(a, b)
+    return studies.blocks.estimate(found["difference"], found["low"], found["high"], 100)
+
+
+def percent(values: Sequence[float | None]) -> list[float | None]:
+    """The source's percentages as the fractions that tables take."""
+    return [None if value is None else value / 100 for value in values]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

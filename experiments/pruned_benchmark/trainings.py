@@ -1,0 +1,154 @@
+"""Base networks, their pruned and fine-tuned versions, and controls that only lack the pruning.
+
+The source's way: SGD with learning rate 0.1, momentum 0.9 (Nesterov) and batches of 128, the rate a
+tenth after each milestone; pruning by NNCF's exponential schedule, from 10 % in the first epoch of
+fine-tuning on. An epoch of fine-tuning is a training of its own under the masks of that epoch, so that
+momentum starts anew with each; the controls do the same with masks that remove nothing.
+"""
+
+import shutil
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.pruned_benchmark.config import INITIAL
+from experiments.pruned_benchmark.study import Study, Variant, pack, right_ones
+from jaxrobust import evaluation, pruning, training
+
+MOMENTUM, FACTOR = 0.9, 0.1  # the factor is of the learning rate, at a milestone
+MIN_FILTERS = 1  # so that every layer loses the share that is asked for, narrow ones too
+_COMPARED = 64  # images on which the masked and the shrunk network are held against each other
+
+
+def make(study: Study, variant: Variant) -> dict[str, Any]:
+    """Trains a network, saves it as a file, and says what it is; once.
+
+    Returns:
+      {"right": of all test images, packed, "parameters", "bytes" of its file, "history",
+      "seconds_per_epoch"}, and of pruned ones {"difference": the largest of masked and shrunk logits,
+      "kept": share of the filters}.
+    """
+    train = _base if variant.kind == "base" else _fine_tuned
+    facts = study.stages.remember(f"train {variant.name}", lambda _: train(study, variant))
+    if not study.path(variant).is_file():
+        raise ValueError(
+            f"{study.path(variant)} is missing; delete {study.folder} to start anew, or put it back."
+        )
+    study.facts[variant] = facts
+    return facts
+
+
+def settings(study: Study, **changes: Any) -> training.TrainConfig:
+    """The source's settings of training."""
+    config = study.config
+    fields: dict[str, Any] = {
+        "batch_size": min(config.batch_size, len(study.train)),
+        "optimizer": "sgd",
+        "learning_rate": config.learning_rate,
+        "weight_decay": 0.0,
+        "momentum": MOMENTUM,
+        "nesterov": True,
+        "seed": config.seed,
+    }
+    return training.TrainConfig(**fields | changes)
+
+
+def schedule(sparsity: float, num_epochs: int, pruning_epochs: int) -> tuple[float, ...]:
+    """The sparsity of every epoch of fine-tuning."""
+    if pruning_epochs == 1:
+        return (sparsity,) * num_epochs
+    rising = pruning.exponential_schedule(sparsity, pruning_epochs, INITIAL)
+    return (*rising, *(sparsity,) * (num_epochs - pruning_epochs))
+
+
+def _base(study: Study, variant: Variant) -> dict[str, Any]:
+    network = study.network(variant.network)
+    config = study.config
+    steps: dict[str, Any] = {}
+    if config.milestones:
+        steps = {"schedule": "step", "milestones": config.milestones, "step_factor": FACTOR}
+    folder = study.folder / "training" / variant.stem
+    fitted = training.fit(
+        network,
+        (study.train.images, study.train.labels),
+        settings(study, num_epochs=config.num_epochs, **steps),
+        run_dir=folder,
+        mean=study.dataset.mean,
+        std=study.dataset.std,
+    )
+    facts = _facts(study, variant, fitted.variables, {})
+    shutil.rmtree(folder, ignore_errors=True)
+    return facts | {
+        "history": list(fitted.history),
+        "seconds_per_epoch": fitted.seconds_per_epoch,
+    }
+
+
+def _fine_tuned(study: Study, variant: Variant) -> dict[str, Any]:
+    config, spec = study.config, study.spec(variant.network)
+    network = study.network(variant.network)
+    variables = study.classifier(Variant(variant.network)).variables
+    sparsities = (0.0,) * config.fine_tuning_epochs  # of a control
+    if variant.kind != "control":
+        sparsities = schedule(variant.sparsity, config.fine_tuning_epochs, config.schedule_epochs)
+    masks, history, folder = None, [], study.folder / "training" / variant.stem
+    key = jax.random.fold_in(study.key, 1)
+    for epoch, sparsity in enumerate(sparsities):
+        # A control keeps all filters, whatever they score.
+        criterion = "l1" if variant.kind == "control" else variant.kind
+        masks = pruning.prune_filters(
+            variables["params"],
+            sparsity,
+            spec,
+            masks=masks,
+            criterion=criterion,
+            key=key if criterion == "random" else None,
+            min_filters=MIN_FILTERS,
+        )
+        passed = sum(milestone <= epoch for milestone in config.milestones)
+        fitted = training.fit(
+            network,
+            (study.train.images, study.train.labels),
+            settings(
+                study,
+                num_epochs=1,
+                learning_rate=config.learning_rate * FACTOR**passed,
+                # The same order for all pruned networks and the first control.
+                seed=1000 * (config.seed + 1 + variant.number) + epoch,
+            ),
+            run_dir=folder / f"epoch-{epoch}",
+            mean=study.dataset.mean,
+            std=study.dataset.std,
+            variables=variables,
+            masks=masks,
+            progress=False,
+        )
+        variables = fitted.variables
+        history.append(dict(fitted.history[0]) | {"epoch": epoch + 1, "sparsity": sparsity})
+    assert masks is not None  # there is at least one epoch
+    keep = pruning.kept_filters(masks, spec)
+    small, widths = pruning.shrink(variables, spec, keep)
+    if variant.kind == "control":
+        widths = {}  # the base network itself, by its name too: what is compiled for it serves both
+    facts = _facts(study, variant, small, widths)
+    images = study.test.images[:_COMPARED]
+    masked = evaluation.logits(study.as_classifier(network, variables), images)
+    shrunk = evaluation.logits(study.classifier(variant), images)
+    shutil.rmtree(folder, ignore_errors=True)
+    sizes = pruning.group_sizes(spec)
+    return facts | {
+        "history": history,
+        "seconds_per_epoch": fitted.seconds_per_epoch,
+        "difference": float(np.abs(masked - shrunk).max()),
+        "kept": sum(map(len, keep.values())) / sum(sizes.values()),
+    }
+
+
+def _facts(study: Study, variant: Variant, variables: Any, widths: Any) -> dict[str, Any]:
+    """Saves a network, and says what it has right."""
+    size = study.save(variant, variables, widths)
+    classifier = study.classifier(variant)
+    right = right_ones(classifier, study.test.images, study.test.labels)
+    count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    return {"right": pack(right), "parameters": count, "bytes": size}

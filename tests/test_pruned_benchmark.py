@@ -1,0 +1,353 @@
+"""Source 003: its numbers, the study's arithmetic, and the script from end to end."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.pruned_benchmark import (
+    accuracy,
+    comparisons,
+    networks,
+    published,
+    published_transfer,
+    robustness,
+    threats,
+    trainings,
+    verdicts,
+)
+from experiments.pruned_benchmark.__main__ import main
+from experiments.pruned_benchmark.config import Config, complete
+from experiments.pruned_benchmark.study import Study, Variant, pack, spread_rows, unpack
+from jaxrobust import data, models, pruning, studies
+
+ROOT = Path(__file__).resolve().parents[1]
+NETWORK = "resnet50"
+
+
+def test_published_numbers():
+    """Cells of every table, read off the source by eye."""
+    table_1 = published.ACCURACY["cifar10"]
+    assert table_1["densenet121"]["base"] == 83.3 and table_1["resnet50"]["l2"][4] == 70.4
+    assert table_1["mobilenet_v1"]["l1"] == (84.4, 82.7, 82.7, 81.4, 80.2)
+    assert published.ACCURACY["cifar100"]["resnet50"]["geometric_median"][2] == 46
+    attacked = published.UNDER_ATTACK
+    assert attacked["cifar10"]["l2"]["vgg19"]["UP"] == (49.4, 48.7, 48.9, 50.6, 47.3, 48.8)
+    assert attacked["cifar10"]["geometric_median"]["mobilenet_v1"]["PGD"][:2] == (7.4, 18.3)
+    assert attacked["cifar10"]["l1"]["resnet50"]["CW"][1] == 73.1
+    assert attacked["cifar100"]["l2"]["densenet121"]["DF"] == (
+        *(13.49, 35.76, 35.1),
+        *(34.18, 33.64, 31.27),
+    )
+    assert attacked["cifar100"]["l1"]["resnet50"]["UP"][-1] == 15.02
+    assert attacked["cifar100"]["geometric_median"]["resnet50"]["APGD"][1] == 1.93
+    moved = published_transfer.TRANSFER
+    assert moved["resnet50"]["vgg19"]["UP"] == (12.4, 10.9, 12, 12.6, 14.5, 10.1)
+    assert moved["densenet121"]["vgg19"]["PGD"][-1] == 3.8
+    assert moved["mobilenet_v1"]["densenet121"]["APGD"][0] == 13.3
+    assert published.LATENCY[64]["resnet50"][3] == (81.41, 3.82)
+    assert published.LATENCY[32]["mobilenet_v1"][0] == (20.43, 1.61)
+    assert published.SIZES["cifar10"]["vgg19"] == (230, 77)
+
+
+def test_every_published_row_is_whole():
+    rows = [
+        row
+        for tables in published.UNDER_ATTACK.values()
+        for by_network in tables.values()
+        for by_attack in by_network.values()
+        for row in by_attack.values()
+    ]
+    assert len(rows) == 3 * 4 * 7 + 3 * 3 * 6 and all(len(row) == 6 for row in rows)
+    moved = [
+        row
+        for by_victim in published_transfer.TRANSFER.values()
+        for by_attack in by_victim.values()
+        for row in by_attack.values()
+    ]
+    assert len(moved) == 4 * 3 * 7 and all(len(row) == 6 for row in moved)
+
+
+def test_the_cell_in_doubt_repeats_its_neighbour():
+    ((surrogate, victim, name, place),) = published_transfer.IN_DOUBT
+    table = published_transfer.TRANSFER[surrogate][victim]
+    assert table[name][place] == table["CW"][place] == 82.2
+    others = [value for index, value in enumerate(table[name]) if index != place]
+    assert max(others) < 13
+
+
+def test_the_source_agrees_with_its_deltas():
+    """Its tables 1 and 13 print the largest and the smallest change."""
+    printed = {
+        "cifar10": {
+            "mobilenet_v1": (5.2, 0.8),
+            "densenet121": (3.7, -3.2),
+            "resnet50": (5, -7.7),
+            "vgg19": (2.9, 0.1),
+        },
+        "cifar100": {
+            "mobilenet_v1": (7.02, 0.71),
+            "densenet121": (12.2, 3.66),
+            "resnet50": (8, -9.08),
+        },
+    }
+    assert verdicts.source_within()["cifar10"][1] == 84
+    assert verdicts.source_within()["cifar100"][1] == 54
+    for dataset, by_network in printed.items():
+        for network, deltas in by_network.items():
+            rows = published.ACCURACY[dataset][network]
+            values = [v for name in ("l1", "l2", "geometric_median") for v in rows[name]]
+            found = max(values) - rows["base"], min(values) - rows["base"]
+            np.testing.assert_allclose(found, deltas, atol=1e-9)
+
+
+def test_the_sources_files_hold_an_optimizer():
+    """Its pruned files are the weights of the unpruned networks, its base files three times these."""
+    for family, (base, small) in published.SIZES["cifar10"].items():
+        weights = 4e-6 * networks.published_parameters(family, 10)
+        assert 0.9 < small / weights < 1.1, family
+        assert 2.6 < base / weights < 3.2, family
+
+
+def test_the_schedule_rises_from_a_tenth_to_the_target():
+    rising = trainings.schedule(0.5, 5, 4)
+    assert rising[0] == 0.1 and rising[3:] == (0.5, 0.5) and list(rising) == sorted(rising)
+    assert trainings.schedule(0.1, 3, 3) == (0.1, 0.1, 0.1)  # it just fine-tunes
+    assert trainings.schedule(0.5, 2, 1) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("name", [*networks.NARROW, *networks.TINY])
+def test_smaller_networks_lose_half_of_every_layer(name):
+    """So that every criterion leaves the same sizes, and one program serves them all."""
+    network = networks.create(name, 10)
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), image)
+    spec = models.channel_spec(network, shapes)
+    variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)
+    masks = pruning.prune_filters(variables["params"], 0.5, spec, min_filters=trainings.MIN_FILTERS)
+    small, widths = pruning.shrink(variables, spec, pruning.kept_filters(masks, spec))
+    for group, size in pruning.group_sizes(spec).items():
+        kept = widths[group] if isinstance(group, str) else widths[group[0]][group[1]]
+        assert kept == size - round(size / 2)
+    assert jax.tree.map(np.shape, small) == jax.tree.map(
+        np.shape, jax.eval_shape(networks.create(name, 10, **widths).init, jax.random.key(0), image)
+    )
+
+
+def test_attacks_are_those_of_table_7():
+    found = threats.attacks()
+    assert set(found) == set(threats.SETTINGS)
+    source = found["source"]
+    assert list(source) == list(threats.NAMES)
+    assert source["BiM"].epsilon == 1 and source["BiM"].num_steps == 100
+    assert source["FGSM"].epsilon == 0.2 and not source["PGD"].random_start
+    assert source["CW"].num_iterations == 10 and source["DF"].num_steps == 5
+    assert all(found["8/255"][n].epsilon == 8 / 255 for n in ("FGSM", "BiM", "PGD", "APGD", "UP"))
+    assert threats.attacks(2)["source"]["CW"].num_steps == 4
+    assert threats.attacks(2)["8/255"]["UP"].max_passes == 2
+
+
+def test_outcomes_are_packed_and_unpacked():
+    outcomes = np.random.default_rng(0).random(1003) < 0.3
+    assert np.array_equal(unpack(pack(outcomes), 1003), outcomes)
+    assert len(spread_rows(100, 7)) == 7 and len(spread_rows(5, 7)) == 5
+
+
+def outcomes(count: int, right: int) -> np.ndarray:
+    return np.arange(count) < right
+
+
+def compared(*rights: int, other: int = 500, count: int = 1000) -> list[comparisons.Comparison]:
+    return comparisons.compare(
+        {
+            ("", Variant(NETWORK, "l2", 0.1 + index), Variant(NETWORK, "control")): (
+                outcomes(count, right),
+                outcomes(count, other),
+            )
+            for index, right in enumerate(rights)
+        }
+    )
+
+
+def test_comparisons_are_paired_and_corrected():
+    first, second = compared(540, 500)
+    assert first.difference == 0.04 and first.direction == 1 and not first.within(0.01)
+    # 40 images that one alone has right, and two comparisons.
+    assert first.p_value == pytest.approx(2 * 2 * 0.5**40)
+    assert second.difference == 0 and second.p_value == 1 and second.direction == 0
+    assert comparisons.compare({("", Variant("a"), Variant("b")): (outcomes(0, 0),) * 2}) == []
+
+
+@pytest.mark.parametrize(
+    "rights, words",
+    [
+        ((560, 570), "yes"),
+        ((560, 500), "in 1 of 2 cases"),
+        ((560, 400), "in 1 of 2 cases, in 1 it falls"),
+        ((501, 499), "not shown"),
+        ((400, 420), "no, it falls"),
+        ((400, 500), "no, in 1 of 2 it falls"),
+    ],
+)
+def test_whether_accuracy_rises(rights, words):
+    assert verdicts.rises(compared(*rights)) == words
+
+
+@pytest.mark.parametrize(
+    "rights, words",
+    [
+        ((500, 501), "yes, within a point"),
+        ((500, 506), "no change is shown"),
+        ((500, 400), "no, more robust in 0 of 2 cases, less in 1"),
+        ((), "not measured"),
+    ],
+)
+def test_whether_robustness_stays(rights, words):
+    found = compared(*rights)
+    assert verdicts.unchanged(found).startswith(words)
+    assert sum(verdicts.tally(found)) == len(found)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"data": "mnist"}, "`data` must be one of"),
+        ({"networks": ("vgg11",)}, "`networks` must be one of"),
+        ({"networks": ("vgg19", "vgg19")}, "no name twice"),
+        ({"criteria": ("l3",)}, "`criteria` must be one of"),
+        ({"criteria": ()}, "`criteria` must be at least one"),
+        ({"sparsities": (0.05, 0.5)}, "`sparsities` must be a finite number at least 0.1"),
+        ({"sparsities": (0.5, 0.3)}, "`sparsities` must be some, ascending"),
+        ({"fine_tuning_epochs": 1}, "`fine_tuning_epochs` must be at least 2"),
+        ({"pruning_epochs": 20}, "`pruning_epochs` must be at most"),
+        ({"milestones": (20, 10)}, "`milestones` must ascend"),
+        ({"num_controls": 0}, "`num_controls` must be at least 1"),
+        ({"latency_runs": 1}, "`latency_runs` must be at least 2"),
+        ({"preset": "huge"}, "`preset` must be one of"),
+    ],
+)
+def test_settings_are_checked(settings, message):
+    with pytest.raises(ValueError, match=message):
+        complete(Config(**settings))
+
+
+def test_presets_fill_in_what_was_not_given():
+    full, cpu = complete(Config()), complete(Config(preset="cpu", num_epochs=3))
+    assert full.networks == networks.FULL and full.num_train is None
+    assert cpu.networks == networks.NARROW and cpu.num_epochs == 3 and cpu.num_train == 10_000
+    assert Config().data_set == "cifar10_jpeg" and Config(quick=True).data_set == "digits"
+
+
+def made_study(tmp_path: Path) -> Study:
+    """A study of made-up outcomes, as if it had been run on CIFAR-10."""
+    split = data.Split(np.zeros((40, 32, 32, 3), np.uint8), np.arange(40) % 10, ("",) * 40)
+    dataset = data.Dataset(
+        name="cifar10",
+        train=split,
+        test=split,
+        class_names=tuple("abcdefghij"),
+        mean=np.zeros(3, np.float32),
+        std=np.ones(3, np.float32),
+    )
+    config = complete(
+        Config(networks=(NETWORK,), criteria=("l2",), sparsities=(0.1, 0.5), num_attacked=40)
+    )
+    study = Study(config, tmp_path, dataset)
+    rights = {"base": 20, "control": 30, "control 2": 28, "L2, 10 %": 32, "L2, 50 %": 24}
+    for variant in study.variants(NETWORK):
+        count = rights[variant.words]
+        study.facts[variant] = {"right": pack(outcomes(40, count)), "parameters": count, "bytes": 1}
+    for setting in threats.SETTINGS:
+        for name in threats.NAMES:
+            study.shown[NETWORK, setting, name] = {
+                variant: outcomes(40, rights[variant.words] // 2)
+                for variant in study.variants(NETWORK)
+            }
+    return study
+
+
+def cells(table: dict, row: int) -> list:
+    return table["rows"][row]
+
+
+def test_tables_of_accuracy(tmp_path):
+    study = made_study(tmp_path)
+    section = accuracy.section(study)
+    tables = [block for block in section["blocks"] if block["kind"] == "table"]
+    extremes, rows = cells(tables[0], 0), {row[0]: row for row in tables[1]["rows"]}
+    assert extremes[1:3] == [0.5, 0.75]
+    np.testing.assert_allclose(extremes[3:7], [30, 10, 5, -15])
+    np.testing.assert_allclose(extremes[7:], [5, -7.7], atol=1e-9)  # of all that the source has
+    assert rows["L2, 50 %"][1]["count"] == 24
+    assert rows["L2, 50 %"][2]["value"] == pytest.approx(10)
+    assert rows["L2, 50 %"][4]["value"] == pytest.approx(-15)
+    assert rows["L2, 50 %"][7] == pytest.approx(0.704)
+    assert rows["L2, 50 %"][8] == pytest.approx(-7.7)
+    assert rows["control"][2:6] == [None] * 4 and rows["base"][7] == pytest.approx(0.781)
+
+
+def test_tables_under_attack_stand_beside_the_source(tmp_path):
+    study = made_study(tmp_path)
+    table = robustness.shown_table(study, NETWORK, "l2", "source")
+    rows = {row[0]: row for row in table["rows"]}
+    assert [cell["count"] for cell in rows["PGD"][1:5]] == [10, 15, 16, 12]
+    np.testing.assert_allclose(rows["PGD"][5:], [15, 2.5])
+    theirs = rows["CW, source"]
+    np.testing.assert_allclose([theirs[1], *theirs[3:6]], [0.683, 0.714, 0.604, 3.1])
+    assert theirs[2] is None and "noise, source" not in rows
+    assert "PGD, source" not in {
+        row[0] for row in robustness.shown_table(study, NETWORK, "l2", "8/255")["rows"]
+    }
+
+
+@pytest.mark.slow
+def test_quick_from_end_to_end_resumed_and_refused(tmp_path, capsys):
+    config = Config(
+        quick=True, results_dir=tmp_path, num_train=256, num_attacked=8, criteria=("l2",)
+    )
+    report = main(config)
+    folder = tmp_path / "pruned_benchmark" / "default"
+    result = json.loads((folder / "result.json").read_text())
+    assert report == folder / "report.html" and "Report:" in capsys.readouterr().out
+    assert [model["name"] for model in result["models"]] == [
+        f"{network}, {kind}" for network in networks.TINY for kind in ("base", "control")
+    ]
+    assert len(result["verdicts"]) == 3
+    assert not (folder / "training").exists() or not list((folder / "training").glob("*/*"))
+
+    # What was removed is not in the file, and the file is a model like any other.
+    dense = folder / "models" / "vgg6-tiny-base.jrw"
+    small = folder / "models" / "vgg6-tiny-l2-50.jrw"
+    assert small.stat().st_size < dense.stat().st_size / 2
+    smaller = studies.load_classifier(str(small))
+    assert smaller(np.zeros((2, 32, 32, 3), np.float32)).shape == (2, 10)
+    shrunk = next(section for section in result["sections"] if section["id"] == "shrunk")
+    assert all(row[2] < 1e-3 for row in shrunk["blocks"][0]["rows"])
+
+    text = report.read_text()
+    covered = (ROOT / "docs" / "coverage.md").read_text().split("\n# What source 003")[1]
+    anchors = set(re.findall(r"`#([a-z0-9-]+)`", covered.split("\n# ")[0]))
+    assert anchors
+    for anchor in anchors:
+        assert f'id="{anchor}"' in text, anchor
+
+    # Killed after some stages: what was finished is read back, the rest made again, the same.
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("stages/*.json")}
+    lost = [path for path in kept if "vgg6-tiny-l2" in path.name or "latency" in path.name]
+    assert len(lost) > 2
+    for path in (*lost, folder / "result.json"):
+        path.unlink()
+    main(config)
+    again = json.loads((folder / "result.json").read_text())
+    for part in ("models", "verdicts"):
+        assert again[part] == result[part], part
+    for path, time in kept.items():
+        assert (path.stat().st_mtime_ns == time) == (path not in lost)
+
+    with pytest.raises(ValueError, match="num_attacked was 8, is now 9"):
+        main(dataclasses.replace(config, num_attacked=9))
+    assert json.loads((folder / "result.json").read_text()) == again
