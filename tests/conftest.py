@@ -10,20 +10,11 @@ import pytest
 
 from jaxrobust import models
 
-
-def _compile_quickly() -> None:
-    """Leaves LLVM's optimisations out in this process, where compiling takes most of the time.
-
-    XLA's own are all there, and scripts under test are compiled as for their users. The flag is read
-    when jax first looks at its devices.
-    """
-    before = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{before} --xla_backend_optimization_level=0"
-    jax.devices()
-    os.environ["XLA_FLAGS"] = before
-
-
-_compile_quickly()
+# LLVM's optimisations are left out, here and in scripts under test: compiling takes most of the time of
+# the tests. XLA's own are all there. `test_quickstart_quick` runs without this, as users do.
+_QUICK = " --xla_backend_optimization_level=0"
+OWN_XLA_FLAGS = os.environ.get("XLA_FLAGS", "").replace(_QUICK, "")
+os.environ["XLA_FLAGS"] = OWN_XLA_FLAGS + _QUICK
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 _TESTS = Path(__file__).resolve().parent
 _SECONDS = 300
+_DEVICES = "--xla_force_host_platform_device_count"
 
 
 def answers(
@@ -23,7 +24,7 @@ def answers(
     be passed to `jax.distributed.initialize`.
     """
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}={num_devices}",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": f"{_TESTS.parent}{os.pathsep}{_TESTS}",
     }

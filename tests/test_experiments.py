@@ -14,6 +14,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+from conftest import OWN_XLA_FLAGS
 from PIL import Image
 
 from experiments import train
@@ -30,8 +31,14 @@ def command(module: str, *options: object) -> list[str]:
     return [sys.executable, "-m", f"experiments.{module}", *map(str, options)]
 
 
-def run(module: str, *options: object) -> subprocess.CompletedProcess:
-    return subprocess.run(command(module, *options), cwd=ROOT, capture_output=True, text=True)
+def run(module: str, *options: object, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(module, *options),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +59,8 @@ def photographs(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_quickstart_quick(tmp_path):
-    done = run("quickstart", "--quick", "--results-dir", tmp_path)
+    # Compiled as for its users.
+    done = run("quickstart", "--quick", "--results-dir", tmp_path, XLA_FLAGS=OWN_XLA_FLAGS)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "quickstart" / "default"
     result = json.loads((folder / "result.json").read_text())
