@@ -206,9 +206,16 @@ def logits_shape(function: Any, images: Any) -> tuple[int, ...]:
       (B, K).
 
     Raises:
+      TypeError: A classifier that jax cannot trace, of numpy say.
       ValueError: Logits that are not [B, K] with K of at least 2.
     """
-    shape = tuple(_call.eval_shape(function, images).shape)
+    try:
+        shape = tuple(_call.eval_shape(function, images).shape)
+    except jax.errors.TracerArrayConversionError as error:
+        raise TypeError(
+            "`logits_fn` must be written in jax.numpy: it makes a numpy array of its images, which jax "
+            "cannot trace."
+        ) from error
     if len(shape) != 2 or shape[0] != images.shape[0] or shape[1] < 2:
         raise ValueError(
             f"`logits_fn` must return [B, K] = [{images.shape[0]}, K] with K of at least 2, "

@@ -41,7 +41,12 @@ def fold_keys(key: Array, indices: Array) -> Array:
 
     Returns:
       Keys [B].
+
+    Raises:
+      TypeError: A seed instead of a key.
     """
+    if not hasattr(key, "dtype"):
+        raise TypeError(f"`key` must be a PRNG key such as `jax.random.key(0)`, got {key!r}.")
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
 
 

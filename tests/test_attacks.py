@@ -483,6 +483,8 @@ def test_wrong_settings(make, error, message):
         ({"labels": jnp.array([0, -1])}, ValueError, r"`labels` must lie in 0 .. 2"),
         ({"logits_fn": 3}, TypeError, "`logits_fn` must be callable, got int"),
         ({"logits_fn": lambda x: x.sum()}, ValueError, r"must return \[B, K\]"),
+        ({"logits_fn": lambda x: np.asarray(x)}, TypeError, "must be written in jax.numpy"),
+        ({"key": 0}, TypeError, "`key` must be a PRNG key such as .* got 0"),
     ],
 )
 def test_wrong_input(change, error, message):

@@ -157,7 +157,10 @@ def _called(name: str, module: str, function: str) -> LogitsFn:
     try:
         found: Any = importlib.import_module(module)
     except Exception as error:
-        raise ValueError(f"The module of {name!r} cannot be imported: {_words(error)}") from error
+        raise ValueError(
+            f"The module of {name!r} cannot be imported: {_words(error)}. It must be in this folder or "
+            "on PYTHONPATH."
+        ) from error
     try:
         for part in function.split("."):
             found = getattr(found, part)
@@ -169,7 +172,8 @@ def _called(name: str, module: str, function: str) -> LogitsFn:
         logits_fn = found()
     except Exception as error:
         raise ValueError(
-            f"{name!r}, called without arguments to get the classifier, raised {_words(error)}"
+            f"{name!r}, called without arguments to get the classifier, raised {_words(error)}. It "
+            "must be a function that returns it: `def load(): return logits_fn`."
         ) from error
     if not callable(logits_fn):
         raise ValueError(
