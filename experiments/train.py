@@ -207,7 +207,9 @@ def _check(config: Config) -> None:
     for method in config.methods:
         checks.one_of("methods", method, get_args(Method))
         attack, settings = _method(config, method)  # the attack checks its own settings
-        training.check_objective(training.objective_of(settings), attack)
+        stages = attack.stages if isinstance(attack, AttackSchedule) else ((1, attack),)
+        for _, one in stages:
+            training.check_objective(training.objective_of(settings), one)
 
 
 def _check_stages(config: Config, largest: float) -> None:

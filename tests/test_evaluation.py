@@ -226,7 +226,7 @@ def test_spread_over_the_true_positions():
 
 def test_curve_keeps_the_step_in_proportion_and_ends_at_the_clean_accuracy():
     curve = evaluation.robustness_curve(
-        BIM(0.05, 0.01, 6),
+        PGD(0.05, 0.01, 40),
         CLASSIFIER,
         IMAGES,
         LABELS,
@@ -236,7 +236,7 @@ def test_curve_keeps_the_step_in_proportion_and_ends_at_the_clean_accuracy():
     )
     counts = [point["robust_accuracy"]["count"] for point in curve["points"]]
     assert counts == [6, 3, 0]
-    assert curve["label"] == "BIM, 6 steps"
+    assert curve["label"] == "PGD, 40 steps"
     with pytest.raises(ValueError, match="`attack.epsilon` must be a finite number above 0"):
         evaluation.robustness_curve(
             FGSM(0.0), CLASSIFIER, IMAGES, LABELS, [0.1], key=jax.random.key(0), model="m"
