@@ -5,8 +5,8 @@ convolution runs 4 to 9 times slower inside `lax.scan` than outside it on the CP
 shape that the models use has a form of its own here, for the CPU. On other platforms, and for every
 other shape, the gradient is XLA's. So is the gradient by the weights, but for 1x1 kernels, where one
 matrix product is up to ten times faster; a program that does not use it does not compute it. The
-convolution itself is XLA's too, but for the smallest maps: 2x2 pixels of 512 channels took it 440 ms for
-64 images on 2 cores, four matrix products 2 ms.
+convolution itself is XLA's too, but for the smallest maps: 2x2 pixels of 512 channels took it 440 ms
+for 64 images on 2 cores, four matrix products 2 ms.
 
 Layout: images NHWC, kernels HWIO. These functions have a custom reverse-mode rule, so they cannot
 be differentiated in forward mode (`jax.jvp`).
