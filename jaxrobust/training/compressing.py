@@ -2,21 +2,26 @@
 
 import dataclasses
 import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import compilation
+from jaxrobust import compilation, files
 from jaxrobust.attacks import conversation
 from jaxrobust.training import adversaries, programs, sharing, statistics
-from jaxrobust.training.compression import Compression, kept_at
+from jaxrobust.training.compression import Compression, compressed_kernels, kept_at
 from jaxrobust.training.data import Examples
 from jaxrobust.training.programs import Constants, Plan, Programs
 from jaxrobust.training.state import TrainState, as_variables
 from jaxrobust.training.step import network_gradients
 from jaxrobust.types import Array, Masks, PyTree
+
+FINAL = "final.json"
 
 # Statistics are means over so many batches, or an epoch's: some thousand images are enough.
 _MAX_BATCHES = 50
@@ -112,6 +117,54 @@ def finished(
         count = min(_MAX_BATCHES, plan.steps_per_epoch)
         variables = statistics.averaged(variables, add, count)
     return variables, masks
+
+
+def results(
+    directory: Path,
+    state: TrainState,
+    best_state: TrainState,
+    kept: float,
+    plan: Plan,
+    constants: Constants,
+    train: Examples,
+    compile_evaluation: Callable[[], Callable[[PyTree], Any] | None],
+) -> dict[str, Any]:
+    """The compressed networks of a finished run and their masks; what the last one lost on the way.
+
+    Computed from the state alone, so the same however often the run was stopped. The figures are kept.
+    """
+    variables, masks = finished(state, kept, plan, constants, train, exact=True)
+    best_variables, best_masks = variables, masks
+    if best_state is not state:
+        best_variables, best_masks = finished(best_state, kept, plan, constants, train, exact=True)
+    if sharing.in_any_process(not (directory / FINAL).is_file()):
+        exclude = getattr(plan.compression, "exclude", None)
+        figures: dict[str, Any] = dict(_kept_weights(masks, exclude))
+        evaluate = compile_evaluation()
+        if evaluate is not None:
+            projected, _ = finished(state, kept, plan, constants, train, exact=True, anew=False)
+            before = effective(state, plan=plan)
+            for name, one in (("before", before), ("projected", projected), ("after", variables)):
+                sums = jax.device_get(evaluate(one))
+                figures[f"accuracy_{name}"] = int(sums["correct"]) / int(sums["count"])
+        if sharing.is_first_process():
+            files.write_json(directory / FINAL, figures)
+    else:
+        figures = json.loads((directory / FINAL).read_text(encoding="utf-8"))
+    return {
+        "variables": variables,
+        "best_variables": best_variables,
+        "masks": masks,
+        "best_masks": best_masks,
+        "final": figures,
+    }
+
+
+def _kept_weights(masks: Masks, exclude: tuple[str, ...] | None) -> dict[str, int]:
+    """How many weights stay, and of how many, in the kernels that are compressed."""
+    kernels = compressed_kernels(masks, exclude).values()
+    counts = jax.device_get([jnp.sum(mask) for mask in kernels])
+    return {"kept_weights": int(sum(counts)), "weights": sum(mask.size for mask in kernels)}
 
 
 @functools.partial(compilation.jit, static_argnames="plan", donate_argnums=0)

@@ -2,11 +2,9 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import statistics
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,7 @@ from jaxrobust import checks, files
 from jaxrobust.training import adversaries, compressing, fingerprint, loop, programs, sharing
 from jaxrobust.training.adversaries import AttackSchedule, FreeReplays
 from jaxrobust.training.checkpoint import RunCheckpoints
-from jaxrobust.training.compression import (
-    Compression,
-    check_compression,
-    compressed_kernels,
-    kept_at,
-)
+from jaxrobust.training.compression import Compression, check_compression, kept_at
 from jaxrobust.training.config import TrainConfig
 from jaxrobust.training.data import Examples, on_device
 from jaxrobust.training.history import (
@@ -41,7 +34,6 @@ from jaxrobust.training.step import Augment, check_objective, check_untargeted
 from jaxrobust.types import Array, Attack, Masks, PyTree
 
 CHECKPOINTS = "checkpoints"
-FINAL = "final.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -372,7 +364,7 @@ def fit(
             "best_variables": best_state.evaluated,
         }
         if compression is not None:
-            found = _compressed(
+            found = compressing.results(
                 directory,
                 state,
                 best_state,
@@ -395,58 +387,6 @@ def fit(
             catastrophic_epoch=catastrophic_overfitting(position.history) if is_attacked else None,
             final=figures,
         )
-
-
-def _compressed(
-    directory: Path,
-    state: TrainState,
-    best_state: TrainState,
-    kept: float,
-    plan: programs.Plan,
-    constants: programs.Constants,
-    train: Examples,
-    compile_evaluation: Callable[[], Callable[[PyTree], Any] | None],
-) -> dict[str, Any]:
-    """The compressed networks of a finished run and their masks; what the last one lost on the way.
-
-    Computed from the state alone, so the same however often the run was stopped. The figures are kept.
-    """
-    variables, masks = compressing.finished(state, kept, plan, constants, train, exact=True)
-    best_variables, best_masks = variables, masks
-    if best_state is not state:
-        best_variables, best_masks = compressing.finished(
-            best_state, kept, plan, constants, train, exact=True
-        )
-    if sharing.in_any_process(not (directory / FINAL).is_file()):
-        exclude = getattr(plan.compression, "exclude", None)
-        figures: dict[str, Any] = dict(_kept_weights(masks, exclude))
-        evaluate = compile_evaluation()
-        if evaluate is not None:
-            projected, _ = compressing.finished(
-                state, kept, plan, constants, train, exact=True, anew=False
-            )
-            before = compressing.effective(state, plan=plan)
-            for name, one in (("before", before), ("projected", projected), ("after", variables)):
-                sums = jax.device_get(evaluate(one))
-                figures[f"accuracy_{name}"] = int(sums["correct"]) / int(sums["count"])
-        if sharing.is_first_process():
-            files.write_json(directory / FINAL, figures)
-    else:
-        figures = json.loads((directory / FINAL).read_text(encoding="utf-8"))
-    return {
-        "variables": variables,
-        "best_variables": best_variables,
-        "masks": masks,
-        "best_masks": best_masks,
-        "final": figures,
-    }
-
-
-def _kept_weights(masks: Masks, exclude: tuple[str, ...] | None) -> dict[str, int]:
-    """How many weights stay, and of how many, in the kernels that are compressed."""
-    kernels = compressed_kernels(masks, exclude).values()
-    counts = jax.device_get([jnp.sum(mask) for mask in kernels])
-    return {"kept_weights": int(sum(counts)), "weights": sum(mask.size for mask in kernels)}
 
 
 def _claim(directory: Path, settings: dict[str, Any], call: dict[str, Any]) -> None:

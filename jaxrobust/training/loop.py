@@ -10,7 +10,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
@@ -184,7 +184,8 @@ def _compression_figures(
     state: TrainState, kept: Callable[[int], float], epoch: int, config: TrainConfig
 ) -> Row:
     """The budget of the epoch, whether it is the last one, and the method's figures."""
-    figures = jax.device_get(state.compression.figures)
+    memory: Any = state.compression
+    figures = jax.device_get(memory.figures)
     rounded = {name: float(str(np.float32(value))) for name, value in figures.items()}
     final = kept(epoch - 1) == kept(config.num_epochs)
     return {"kept": kept(epoch - 1), "kept_is_final": final, **rounded}

@@ -102,7 +102,9 @@ class Hydra:
         plain = compressed_kernels(self._masks(memory.frozen, kept), self.exclude)
         stays = sum(jnp.sum(mask) for mask in ours.values())
         other = sum(jnp.sum(mask & ~plain[path]) for path, mask in ours.items())
-        return params, HydraMemory(memory.frozen, kept, {"score_change": other / stays})
+        return params, HydraMemory(
+            memory.frozen, kept, {"score_change": jnp.asarray(other / stays)}
+        )
 
     def finish(
         self, params: PyTree, memory: HydraMemory, kept: Array | float
