@@ -24,18 +24,18 @@ def scope(tmp_path_factory):
 
 @pytest.mark.slow
 def test_all_of_them_end_at_their_budget_and_have_learned(scope):
-    size = 256 * 64 + 64 * 32
+    size = 768 * 64 + 64 * 32
     for figures in (scope["result"].final, *scope["figures"].values()):
         assert figures["weights"] == size
         assert figures["accuracy_after"] > 0.6
     kept = [figures["kept_weights"] for figures in scope["figures"].values()]
-    assert kept == [size // 2, *[round(0.2 * 256 * 64) + round(0.2 * 64 * 32)] * 2]
+    assert kept == [size // 2, *[round(0.2 * 768 * 64) + round(0.2 * 64 * 32)] * 2]
     assert scope["result"].final["kept_weights"] == kept[1]
     layers = pruning.layer_sparsity(scope["result"].variables["params"])
     assert layers["head/kernel"]["kept"] == layers["head/kernel"]["size"]
     retrained = scope["two"].retrained
     kernels = pruning.layer_sparsity(retrained.variables["params"], scope["two"].compressed.masks)
-    assert kernels["block_0/dense/kernel"]["kept"] == round(0.2 * 256 * 64)
+    assert kernels["block_0/dense/kernel"]["kept"] == round(0.2 * 768 * 64)
     assert retrained.history[-1]["train_accuracy"] > 0.6
 
 
@@ -44,7 +44,7 @@ def test_the_funnel_narrows(scope):
     layers = pruning.layer_sparsity(scope["result"].state.params, scope["masks"])
     first, second = layers["block_0/dense/kernel"], layers["block_1/dense/kernel"]
     assert first["kept"] / first["size"] >= second["kept"] / second["size"]
-    assert first["kept"] + second["kept"] == round(0.2 * (256 * 64 + 64 * 32))
+    assert first["kept"] + second["kept"] == round(0.2 * (768 * 64 + 64 * 32))
 
 
 @pytest.mark.slow
