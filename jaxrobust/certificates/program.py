@@ -254,8 +254,10 @@ class _Builder:
             if len(unknown) == 1:
                 return [step("scale")]
             return [self.square(operands[0], layer) if len({*unknown}) == 1 else two("product")]
-        if name == "square" or (name == "integer_pow" and params["y"] == 2):
+        if name == "square":
             return [self.square(operands[0], layer)]
+        if name == "integer_pow" and params["y"] > 0:
+            return [self.power(operands[0], params["y"], layer)]
         if name in ("max", "min"):
             return [two(name)]
         if name == "clamp" and not known[1] and known[0] and known[2]:
@@ -270,10 +272,21 @@ class _Builder:
             return [self.largest_of_windows(operands[0], params, equation.outvars[0].aval, layer)]
         if name in _CURVES:
             return [step(_CURVES[name])]
+        if name == "erfc":
+            inner = self.make("sigmoid", lax.erf, operands, layer)
+            return [self.make("scale", _one_less, (inner,), layer)]
         raise _unsupported(equation, layer)
 
     def square(self, operand: Operand, layer: str) -> Reference:
         return self.make("square", jnp.square, (operand,), layer)
+
+    def power(self, operand: Operand, exponent: int, layer: str) -> Operand:
+        if exponent == 1:
+            return operand
+        if exponent % 2 == 0:
+            return self.square(self.power(operand, exponent // 2, layer), layer)
+        rest = self.power(operand, exponent - 1, layer)
+        return self.make("product", jnp.multiply, (operand, rest), layer)
 
     def largest(self, value: Operand, axes: Sequence[int], layer: str) -> Operand:
         """The maximum over axes: of both halves of an axis, until one is left."""
@@ -333,9 +346,12 @@ def _evaluate(equation: Any, operands: list[Any]) -> Sequence[Any]:
     if equation.primitive.name in _CONTRACTIONS:
         # A GPU's default has 10 bits of 23: not what a bound should be computed with.
         params = {**params, "precision": (lax.Precision.HIGHEST, lax.Precision.HIGHEST)}
-    functions, params = equation.primitive.get_bind_params(params)
-    results = equation.primitive.bind(*functions, *operands, **params)
+    results = equation.primitive.bind(*operands, **params)
     return results if equation.primitive.multiple_results else [results]
+
+
+def _one_less(value: Array) -> Array:
+    return 1 - value
 
 
 def _join(first: Array, second: Array, axis: int) -> Array:
