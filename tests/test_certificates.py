@@ -109,7 +109,7 @@ def test_one_hidden_layer_against_a_grid_and_the_published_formula(seed):
     image = np.float32([[0.4, 0.6]]).reshape(1, 1, 2, 1)
     epsilon = 0.2
     axis = np.linspace(-epsilon, epsilon, 101)
-    grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2) + [0.4, 0.6]
+    grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2) + np.array([0.4, 0.6])
     values = np.maximum(grid @ first + bias, 0) @ second
     # Zhang et al. 2018, corollary 3.3, for two layers: all by hand.
     centre = np.array([0.4, 0.6]) @ first + bias
@@ -138,7 +138,7 @@ def test_one_hidden_layer_against_a_grid_and_the_published_formula(seed):
 
 def test_units_that_never_change_sign_cost_nothing():
     # All units open or shut in the whole box: the network is affine there.
-    classifier, (first, _, second) = two_pixels(0)
+    _, (first, _, second) = two_pixels(0)
     bias = np.array([9.0, 9.0, -9.0, 9.0])
     arrays = tuple(jnp.asarray(array, jnp.float32) for array in (first, bias, second))
     image = np.full((1, 1, 2, 1), 0.5, np.float32)

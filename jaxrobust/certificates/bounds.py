@@ -31,8 +31,8 @@ class Certified:
 
     Attributes:
       certified: bool [N]: every image within epsilon, and the image itself, has the label.
-      margins: float32 [N, K]: what the label's logit exceeds that of each class by, at least; inf for the
-        label itself.
+      margins: float32 [N, K]: what the label's logit exceeds that of each class by, at least; inf for
+        the label itself.
       labels: int [N].
       epsilon: float64 [N], radius of the linf ball in pixel units.
       method: "ibp", "crown-ibp" or "crown".
@@ -163,8 +163,8 @@ def certify(
 ) -> Certified:
     """Which images keep their label whatever is done to them within epsilon, proved by bounds.
 
-    An image that is not certified may be robust or not: attacks tell. `evaluation.certified_accuracy` has
-    the rate with its interval. Other epsilons, and other weights of a Classifier, compile nothing.
+    An image that is not certified may be robust or not: attacks tell. The rate with its interval is
+    `evaluation.certified_accuracy`. Other epsilons, and other weights of a Classifier, compile nothing.
 
     Args:
       logits_fn: As for `ibp_bounds`.
@@ -257,7 +257,9 @@ def _logit_bounds(
 
 
 @functools.partial(compilation.jit, static_argnames=("method", "num_rows"))
-def _both_sides(function: Any, images: Array, radii: Array, *, method: str, num_rows: int) -> Bounds:
+def _both_sides(
+    function: Any, images: Array, radii: Array, *, method: str, num_rows: int
+) -> Bounds:
     program = trace(function, jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype))
     identity = jnp.eye(program[-1].result.shape[1], dtype=images.dtype)
     functionals = jnp.concatenate([identity, -identity])

@@ -8,8 +8,8 @@ are widened by four units in the last place.
 References:
   Gowal et al., "Scalable Verified Training for Provably Robust Image Classification", ICCV 2019,
   equations 6 to 8, https://arxiv.org/abs/1810.12715
-  Higham, "Accuracy and Stability of Numerical Algorithms", 2nd edition, 2002, section 3.1 (the rounding of
-  sums)
+  Higham, "Accuracy and Stability of Numerical Algorithms", 2nd edition, 2002, section 3.1 (the
+  rounding of sums)
 """
 
 from collections.abc import Callable
@@ -29,7 +29,9 @@ class Interval(NamedTuple):
 
 
 def propagate(
-    program: Program, box: Interval, tighten: Callable[[int, list[Interval]], Interval] | None = None
+    program: Program,
+    box: Interval,
+    tighten: Callable[[int, list[Interval]], Interval] | None = None,
 ) -> list[Interval]:
     """Intervals of all steps, from that of the input.
 
@@ -65,7 +67,7 @@ def _decisive(program: Program) -> set[int]:
     """The steps whose intervals are loose and decide relaxations.
 
     An operation on single elements loses nothing, so behind every relaxed step those are looked for
-    that mix elements. One that mixes the pixels themselves loses nothing either, as pixels are independent.
+    that mix elements. One that mixes the pixels themselves loses nothing either: they are independent.
     """
     found: set[int] = set()
     pending = [o for step in program if not step.is_affine for o in step.operands]

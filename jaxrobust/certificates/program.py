@@ -36,8 +36,8 @@ class Step:
 
     Attributes:
       kind: "input"; of the affine ones "increasing" (no negative coefficient), "sum" (the same, of many
-        terms), "scale" (each element by itself, of either sign), "difference" and "contraction" (sums of
-        products with constants); "max", "min" and "product" of two operands, "square"; "convex",
+        terms), "scale" (each element by itself, of either sign), "difference" and "contraction" (sums
+        of products with constants); "max", "min" and "product" of two operands, "square"; "convex",
         "concave" and "sigmoid", which are increasing functions of each element by itself.
       operands: What it takes. Only "max", "min" and "product" have constants among them.
       function: Of the operands, which is what the step computes.
@@ -240,7 +240,9 @@ class _Builder:
         if name in _SUMS:
             return [step("sum", num_terms=_terms(equation), mixes=True)]
         if name in _CONTRACTIONS and len(unknown) == 1:
-            magnitudes = [jnp.abs(o) if is_known else o for o, is_known in zip(operands, known)]
+            magnitudes = [
+                jnp.abs(o) if is_known else o for o, is_known in zip(operands, known, strict=True)
+            ]
             absolute = functools.partial(_apply, equation, magnitudes, 0)
             terms = _terms(equation)
             return [step("contraction", absolute=absolute, num_terms=terms, mixes=True)]
@@ -294,7 +296,9 @@ class _Builder:
             while (size := self.result(value).shape[axis]) > 1:
                 half = size // 2
 
-                def part(start: int, stop: int, value: Operand = value, axis: int = axis) -> Operand:
+                def part(
+                    start: int, stop: int, value: Operand = value, axis: int = axis
+                ) -> Operand:
                     cut = functools.partial(
                         lax.slice_in_dim, start_index=start, limit_index=stop, axis=axis
                     )

@@ -1,4 +1,4 @@
-"""Straight lines below and above a step that is not affine, between the ends of its operands' intervals.
+"""Straight lines below and above a step that is not affine, within its operands' intervals.
 
 References:
   Zhang et al., "Efficient Neural Network Robustness Certification with General Activation Functions",
@@ -133,8 +133,8 @@ def _mirrored(lines: Lines) -> Lines:
 def _sigmoid(step: Step, low: Array, high: Array) -> Lines:
     """Convex below 0, concave above, steepest at 0.
 
-    On one side of 0 as convex and concave functions are. Across 0 no slope is less than the smaller one of both
-    ends, so the lines through the ends with that slope hold.
+    On one side of 0 as convex and concave functions are. Across 0 no slope is less than the smaller one
+    of both ends, so the lines through the ends with that slope hold.
     """
     gradient = jax.grad(lambda x: jnp.sum(step.function(x)))
     slope = jnp.minimum(gradient(low), gradient(high))
