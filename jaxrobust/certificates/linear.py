@@ -69,10 +69,9 @@ def lower_bounds(
     intervals = propagate(program, box, tighten if method == "crown" else None)
     last, logits = len(program) - 1, intervals[-1]
     # By the logits' own intervals, and then by as much of the network as the method goes through.
-    bounds = jnp.maximum(functionals, 0) @ logits.lower[0]
-    bounds = bounds + jnp.minimum(functionals, 0) @ logits.upper[0]
-    magnitude = jnp.abs(functionals) @ jnp.maximum(*jnp.abs(jnp.stack([*logits]))[:, 0])
-    bounds = bounds - ROUNDING * magnitude
+    positive, negative = jnp.maximum(functionals, 0), jnp.minimum(functionals, 0)
+    terms = jnp.concatenate([positive * logits.lower[0], negative * logits.upper[0]], axis=1)
+    bounds = terms.sum(axis=1) - ROUNDING * jnp.abs(terms).sum(axis=1)
     backwards.prepare(last, intervals)
     for relaxed in (False, True)[: 1 if method == "ibp" else 2]:
         follow = jax.vmap(lambda row, r=relaxed: backwards(last, row[None], intervals, r))
