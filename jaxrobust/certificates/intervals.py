@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from jaxrobust.certificates.program import Operand, Program, Reference, Step
+from jaxrobust.certificates.steps import Operand, Program, Reference, Step
 from jaxrobust.types import Array
 
 

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxrobust.certificates.intervals import Interval, interval_of, propagate
-from jaxrobust.certificates.program import Operand, Program, Reference
 from jaxrobust.certificates.relaxations import Line, Lines, relax
+from jaxrobust.certificates.steps import Operand, Program, Reference
 from jaxrobust.types import Array
 
 METHODS = ("ibp", "crown-ibp", "crown")

@@ -6,11 +6,10 @@ with their BatchNorm, say. What is left are affine steps and a few that are not.
 taken apart: a maximum over a window is a tournament of maxima of two.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,53 +17,8 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
+from jaxrobust.certificates.steps import Operand, Program, Reference, Step
 from jaxrobust.types import Array, LogitsFn
-
-
-class Reference(NamedTuple):
-    """The value of a step, by the step's position."""
-
-    index: int
-
-
-Operand = Reference | Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """One operation.
-
-    Attributes:
-      kind: "input"; of the affine ones "increasing" (no negative coefficient), "sum" (the same, of many
-        terms), "scale" (each element by itself, of either sign), "difference" and "contraction" (sums
-        of products with constants); "max", "min" and "product" of two operands, "square"; "convex",
-        "concave" and "sigmoid", which are increasing functions of each element by itself.
-      operands: What it takes. Only "max", "min" and "product" have constants among them.
-      function: Of the operands, which is what the step computes.
-      result: Shape and type.
-      layer: Where it is in the network, for messages.
-      absolute: Of "contraction": the same with the absolute values of its constants.
-      num_terms: Of "sum" and "contraction": how many terms an element is the sum of.
-      mixes: Whether an element of the result depends on several elements of the operands.
-    """
-
-    kind: str
-    operands: tuple[Operand, ...]
-    function: Callable[..., Array]
-    result: jax.ShapeDtypeStruct
-    layer: str = ""
-    absolute: Callable[..., Array] | None = None
-    num_terms: int = 1
-    mixes: bool = False
-
-    @property
-    def is_affine(self) -> bool:
-        """Whether the result is an affine function of the operands."""
-        return self.kind in ("increasing", "sum", "scale", "difference", "contraction")
-
-
-Program = tuple[Step, ...]
-"""The first step is the input, the last the logits; operands come before the steps that take them."""
 
 
 def trace(logits_fn: LogitsFn, image: jax.ShapeDtypeStruct) -> Program:

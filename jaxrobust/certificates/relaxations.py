@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust.certificates.intervals import Interval
-from jaxrobust.certificates.program import Step
+from jaxrobust.certificates.steps import Step
 from jaxrobust.types import Array
 
 
