@@ -44,7 +44,6 @@ def test_certified_is_at_most_robust_and_that_at_most_clean(scope):
         for looser, tighter in (("ibp", "crown-ibp"), ("crown-ibp", "crown")):
             assert certified[looser].sum() <= certified[tighter].sum()
         counts.append([int(proved.sum()) for proved in certified.values()] + [int(robust.sum())])
-    print(counts)
     counts = np.array(counts)
     assert (np.diff(counts, axis=0) <= 0).all()  # fewer at a larger epsilon
     # The invariant is not met by certifying nothing.

@@ -65,8 +65,8 @@ def ibp_bounds(logits_fn: LogitsFn, images: Array, epsilon: Any) -> Bounds:
     Example:
       >>> brighter = lambda x: jnp.stack([x.sum((1, 2, 3)), -x.sum((1, 2, 3))], axis=1)
       >>> lower, upper = ibp_bounds(brighter, jnp.full((1, 2, 2, 1), 0.5), 0.25)
-      >>> lower.round(3).tolist(), upper.round(3).tolist()
-      ([[1.0, -3.0]], [[3.0, -1.0]])
+      >>> [f"{float(low):.2f} .. {float(high):.2f}" for low, high in zip(lower[0], upper[0])]
+      ['1.00 .. 3.00', '-3.00 .. -1.00']
 
     References:
       Gowal et al., "Scalable Verified Training for Provably Robust Image Classification", ICCV 2019,

@@ -79,7 +79,10 @@ _INCREASING = (
     "slice",
     "split",
     "squeeze",
+    "stack",
+    "tile",
     "transpose",
+    "unstack",
 )
 _SUMS = ("cumsum", "reduce_sum", "reduce_window_sum")
 _CONTRACTIONS = ("conv_general_dilated", "dot_general")
