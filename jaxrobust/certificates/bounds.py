@@ -201,7 +201,7 @@ def certify(
     radii = np.broadcast_to(np.asarray(epsilon, np.float64), labels.shape)
     rows = []
     for indices, count in _batches(len(images), batch_size):
-        margins = margin_bounds(
+        of_batch = margin_bounds(
             logits_fn,
             jnp.asarray(images[indices]),
             jnp.asarray(labels[indices]),
@@ -209,7 +209,7 @@ def certify(
             method=method,
             num_rows=num_rows,
         )
-        rows.append(np.asarray(margins)[:count])
+        rows.append(np.asarray(of_batch)[:count])
         if progress is not None:
             progress(int(indices[count - 1]) + 1, len(images))
     margins = np.concatenate(rows)

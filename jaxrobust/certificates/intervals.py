@@ -59,7 +59,7 @@ def propagate(
 def interval_of(operand: Operand, intervals: list[Interval]) -> Interval:
     """Of a step, or of a constant, which is its own bounds."""
     if isinstance(operand, Reference):
-        return intervals[operand.index]
+        return intervals[operand.position]
     return Interval(operand, operand)
 
 
@@ -75,10 +75,10 @@ def _decisive(program: Program) -> set[int]:
         operand = pending.pop()
         if not isinstance(operand, Reference):
             continue
-        step = program[operand.index]
+        step = program[operand.position]
         if step.is_affine and step.mixes:
             if len(step.operands) > 1 or not _is_pixels(program, step.operands[0]):
-                found.add(operand.index)
+                found.add(operand.position)
         elif step.is_affine:
             pending += step.operands
     return found
@@ -87,7 +87,7 @@ def _decisive(program: Program) -> set[int]:
 def _is_pixels(program: Program, operand: Operand) -> bool:
     """Whether a value's elements are single, independent pixels."""
     assert isinstance(operand, Reference)
-    step = program[operand.index]
+    step = program[operand.position]
     if step.kind == "input":
         return True
     if not step.is_affine or step.mixes or len(step.operands) > 1:
@@ -100,7 +100,7 @@ def _is_pixels(program: Program, operand: Operand) -> bool:
 def _repeats(program: Program, step: Step) -> bool:
     (source,) = step.operands
     assert isinstance(source, Reference)
-    return step.result.size > program[source.index].result.size
+    return step.result.size > program[source.position].result.size
 
 
 def _step_of(dtype: jnp.dtype) -> float:

@@ -103,7 +103,7 @@ class _Backwards:
         if index not in self.steps:
             step = self.program[index]
             if step.is_affine:
-                shapes = [self.program[o.index].result for o in _references(step.operands)]
+                shapes = [self.program[o.position].result for o in _references(step.operands)]
                 zeros = [jnp.zeros(shape.shape, shape.dtype) for shape in shapes]
                 self.steps[index] = _Transpose(*jax.vjp(step.function, *zeros))
             else:
@@ -148,10 +148,10 @@ class _Backwards:
             for operand, share in zip(step.operands, shares, strict=True):
                 if not isinstance(operand, Reference):
                     total.add(share * operand)
-                elif operand.index in coefficients:
-                    coefficients[operand.index] = coefficients[operand.index] + share
+                elif operand.position in coefficients:
+                    coefficients[operand.position] = coefficients[operand.position] + share
                 else:
-                    coefficients[operand.index] = share
+                    coefficients[operand.position] = share
         return total.value - ROUNDING * total.magnitude
 
 

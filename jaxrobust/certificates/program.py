@@ -46,7 +46,7 @@ def trace(logits_fn: LogitsFn, image: jax.ShapeDtypeStruct) -> Program:
         logits = start
         function = functools.partial(_constant, constant=constant)
         builder.add(Step("increasing", (start,), function, result, mixes=True))
-    elif logits.index != len(builder.steps) - 1:
+    elif logits.position != len(builder.steps) - 1:
         builder.add(Step("increasing", (logits,), _same, result))
     return tuple(builder.steps)
 
@@ -124,7 +124,7 @@ class _Builder:
 
     def result(self, value: Operand) -> jax.ShapeDtypeStruct:
         if isinstance(value, Reference):
-            return self.steps[value.index].result
+            return self.steps[value.position].result
         return jax.ShapeDtypeStruct(jnp.shape(value), jnp.result_type(value))
 
     def make(

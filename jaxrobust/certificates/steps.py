@@ -12,7 +12,7 @@ from jaxrobust.types import Array
 class Reference(NamedTuple):
     """The value of a step, by the step's position."""
 
-    index: int
+    position: int
 
 
 Operand = Reference | Array
