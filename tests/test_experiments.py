@@ -17,7 +17,8 @@ import pytest
 from conftest import OWN_XLA_FLAGS
 from PIL import Image
 
-from experiments import train
+from experiments.train.config import Config, Method
+from experiments.train.methods import prepare
 from jaxrobust.attacks import PGD
 from jaxrobust.training import NFGSM, FreeReplays, KLAscent, TrainConfig
 
@@ -186,10 +187,10 @@ def test_train_by_several_methods(tmp_path):
     assert judged.returncode == 0, judged.stderr
 
 
-@pytest.mark.parametrize("method", get_args(train.Method))
+@pytest.mark.parametrize("method", get_args(Method))
 def test_what_each_method_trains_with(method):
-    config = train.Config(methods=(method,), training=TrainConfig(num_epochs=8))
-    attack, settings = train._method(config, method)
+    config = Config(methods=(method,), training=TrainConfig(num_epochs=8))
+    attack, settings = prepare(config, method)
     kinds = {"trades": KLAscent, "n_fgsm": NFGSM, "free": FreeReplays}
     assert isinstance(attack, {"standard": type(None)}.get(method, kinds.get(method, PGD)))
     assert getattr(attack, "epsilon", 8 / 255) == 8 / 255
@@ -197,7 +198,7 @@ def test_what_each_method_trains_with(method):
     assert settings.num_epochs == (1 if method == "free" else 8)  # ten replays of each batch
     if method in ("pgd", "trades"):
         staged = dataclasses.replace(config, attack_milestones=(3,), attack_steps=(2, 5))
-        (first, one), (second, other) = train._method(staged, method)[0].stages
+        (first, one), (second, other) = prepare(staged, method)[0].stages
         assert (first, one.num_steps, second, other.num_steps) == (1, 2, 4, 5)
         assert type(one) is type(attack) and other.step_size == pytest.approx(4 / 255)
 

@@ -22,6 +22,10 @@ CONVOLUTIONS = [
     (1, 8, 16, 1, 0, 8),
     (1, 8, 16, 2, 0, 8),
     (1, 8, 16, 2, 0, 7),
+    (3, 8, 16, 1, 1, 2),  # from here on few positions: a matrix product for each
+    (3, 8, 16, 1, 1, 1),
+    (5, 8, 4, 1, 2, 2),
+    (3, 8, 4, 1, 0, 4),
 ]
 
 
@@ -155,7 +159,7 @@ def test_convolution_gradients_equal_plain(case, loop):
 
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.usefixtures("library")
-@pytest.mark.parametrize("case", CONVOLUTIONS[:2] + CONVOLUTIONS[4:5], ids=str)
+@pytest.mark.parametrize("case", CONVOLUTIONS[:2] + CONVOLUTIONS[4:5] + CONVOLUTIONS[9:10], ids=str)
 def test_fused_gradients_equal_plain(case, residual):
     images, kernel, cotangent, strides, pads, key = convolution_case(*case)
     bias = jax.random.normal(key, kernel.shape[-1:])

@@ -222,9 +222,10 @@ def test_whether_robustness_stays(rights, words):
         ({"criteria": ()}, "`criteria` must be at least one"),
         ({"sparsities": (0.05, 0.5)}, "`sparsities` must be a finite number at least 0.1"),
         ({"sparsities": (0.5, 0.3)}, "`sparsities` must be some, ascending"),
-        ({"fine_tuning_epochs": 1}, "`fine_tuning_epochs` must be at least 2"),
+        ({"fine_tuning_epochs": 0}, "`fine_tuning_epochs` must be at least 1"),
         ({"pruning_epochs": 20}, "`pruning_epochs` must be at most"),
         ({"milestones": (20, 10)}, "`milestones` must ascend"),
+        ({"fine_tuning_milestones": (2, 1)}, "`fine_tuning_milestones` must ascend"),
         ({"num_controls": 0}, "`num_controls` must be at least 1"),
         ({"latency_runs": 1}, "`latency_runs` must be at least 2"),
         ({"preset": "huge"}, "`preset` must be one of"),
@@ -239,6 +240,12 @@ def test_presets_fill_in_what_was_not_given():
     full, cpu = complete(Config()), complete(Config(preset="cpu", num_epochs=3))
     assert full.networks == networks.FULL and full.num_train is None
     assert cpu.networks == networks.NARROW and cpu.num_epochs == 3 and cpu.num_train == 10_000
+    assert full.sparsities == cpu.sparsities == published.SPARSITIES
+    # Pruned networks train on at their last sparsity, and at a lower rate, before they are measured.
+    for config in (full, cpu):
+        assert config.pruning_epochs <= config.fine_tuning_milestones[0] < config.fine_tuning_epochs
+    short = complete(Config(preset="cpu", fine_tuning_epochs=2))
+    assert (short.pruning_epochs, short.fine_tuning_milestones) == (2, ())
     assert Config().data_set == "cifar10_jpeg" and Config(quick=True).data_set == "digits"
 
 
@@ -257,7 +264,8 @@ def made_study(tmp_path: Path) -> Study:
         Config(networks=(NETWORK,), criteria=("l2",), sparsities=(0.1, 0.5), num_attacked=40)
     )
     study = Study(config, tmp_path, dataset)
-    rights = {"base": 20, "control": 30, "control 2": 28, "L2, 10 %": 32, "L2, 50 %": 24}
+    rights = {"base": 20, "control": 30, "control 2": 28, "control 3": 29}
+    rights |= {"L2, 10 %": 32, "L2, 50 %": 24}
     for variant in study.variants(NETWORK):
         count = rights[variant.words]
         study.facts[variant] = {"right": pack(outcomes(40, count)), "parameters": count, "bytes": 1}
@@ -278,7 +286,7 @@ def test_tables_of_accuracy(tmp_path):
     study = made_study(tmp_path)
     section = accuracy.section(study)
     tables = [block for block in section["blocks"] if block["kind"] == "table"]
-    extremes, rows = cells(tables[0], 0), {row[0]: row for row in tables[1]["rows"]}
+    extremes, rows = cells(tables[0], 0), {row[0]: row for row in tables[2]["rows"]}
     assert extremes[1:3] == [0.5, 0.75]
     np.testing.assert_allclose(extremes[3:7], [30, 10, 5, -15])
     np.testing.assert_allclose(extremes[7:], [5, -7.7], atol=1e-9)  # of all that the source has

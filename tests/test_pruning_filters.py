@@ -221,6 +221,26 @@ def test_geometric_median_removes_what_others_can_stand_in_for():
     assert keep["width"].tolist() == [0, 2]
 
 
+def test_removed_filters_stand_in_for_none():
+    """Scores after a round are those of the network without what it removed."""
+    variables = random_variables("resnet_small")
+    spec = models.channel_spec(NETWORKS["resnet_small"], variables)
+    keep = random_keep(spec)
+    masks = pruning.filter_masks(variables["params"], spec, keep)
+    masked = pruning.apply_masks(variables["params"], masks)
+    small, widths = pruning.shrink(variables, spec, keep)
+    smaller = models.channel_spec(NETWORKS["resnet_small"].clone(**widths), small)
+    for criterion in ("l1", "geometric_median"):
+        scores = pruning.filter_scores(masked, spec, criterion, keep=keep)
+        expected = pruning.filter_scores(small, smaller, criterion)
+        for group, kept in keep.items():
+            np.testing.assert_allclose(scores[group][kept], expected[group], rtol=1e-5)
+            assert not np.delete(scores[group], kept).any()
+    # Without knowing them the far filters of a kernel count the zeros too.
+    blind = pruning.filter_scores(masked, spec, "geometric_median")
+    assert any((blind[group][kept] > scores[group][kept]).all() for group, kept in keep.items())
+
+
 def test_segments_and_repeats_of_the_last_axis():
     """Two groups one after the other, the second twice: a channel's filters are joined."""
     kernel = jnp.arange(1.0, 9.0)[None]

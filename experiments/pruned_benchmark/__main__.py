@@ -20,8 +20,9 @@ of the images. Training trains, test images decide nothing: every figure is of t
 Expected time: README.md.
 
 Source: 003, "Benchmarking Adversarial Robustness of Compressed Deep Learning Models". It trains base
-networks for 10 epochs and does not say for how many it fine-tunes: --fine-tuning-epochs. Its milestones
-(10, 20, 30) would make no sense below 30. It names no augmentation and no weight decay: there is none.
+networks for 10 epochs and does not say for how many it fine-tunes: --fine-tuning-epochs. Of its
+milestones (10, 20, 30) its base networks reach none; here fine-tuning has its own, of the pruned
+networks and of the controls alike. It names no augmentation and no weight decay: there is none.
 """
 
 import sys
@@ -181,14 +182,15 @@ def _summary(study: Study) -> list[str]:
             for v in (Variant(network), Variant(network, "control"), most)
         ]
         white = [
-            100 * float(study.white_box[v]["PGD at 1/255"].mean())
+            100 * float(study.white_box[v]["APGD at 1/255"].mean())
             for v in (Variant(network, "control"), most)
         ]
         sentences.append(
             f"{network}: {shares[0]:.1f} % right, fine-tuned without pruning {shares[1]:.1f} %, at "
             f"{100 * most.sparsity:g} % sparsity (its file "
             f"{study.facts[Variant(network)]['bytes'] / study.facts[most]['bytes']:.1f} times smaller) "
-            f"{shares[2]:.1f} %; under PGD at 1/255 on each itself {white[0]:.1f} and {white[1]:.1f} %."
+            f"{shares[2]:.1f} %; under APGD at 1/255 on each itself {white[0]:.1f} and "
+            f"{white[1]:.1f} %."
         )
     minutes = sum(study.stages.seconds.values()) / 60
     sentences.append(f"The stages took {minutes:.1f} minutes together.")

@@ -5,6 +5,7 @@ from typing import Any
 from experiments.pruned_benchmark import comparisons, published
 from experiments.pruned_benchmark.networks import NETWORKS, SHORT
 from experiments.pruned_benchmark.study import CRITERION_WORDS, Study, Variant, rate_of
+from jaxrobust.evaluation.statistics import Mean
 from jaxrobust.studies import blocks
 
 PART = "accuracy"
@@ -27,7 +28,7 @@ def section(study: Study) -> dict[str, Any]:
     against_base = {c.variant: c for c in comparisons.accuracy(study, "base")}
     against_control = {c.variant: c for c in comparisons.accuracy(study, "control")}
     found: list[dict[str, Any]] = [_chart(study, network) for network in study.config.networks]
-    found.append(_extremes(study))
+    found += [_extremes(study), _over_networks(study)]
     for network in study.config.networks:
         found.append(_table(study, network, against_base, against_control))
     return blocks.section(
@@ -105,6 +106,38 @@ def _extremes(study: Study) -> dict[str, Any]:
         "images that it is measured on, which flatters it.",
         title="Largest gain and loss",
     )
+
+
+def _over_networks(study: Study) -> dict[str, Any]:
+    """What pruning changes in all networks together."""
+    gaps = comparisons.over_networks(study)
+    rows = [
+        [
+            CRITERION_WORDS[criterion],
+            *(_cell(gaps[criterion, sparsity]) for sparsity in study.config.sparsities),
+        ]
+        for criterion in study.config.criteria
+    ]
+    return blocks.table(
+        [
+            "Criterion",
+            *(
+                blocks.column(f"{100 * s:g} %", unit="points", decimals=1, group="Filters removed")
+                for s in study.config.sparsities
+            ),
+        ],
+        rows,
+        f"Accuracy less that of the mean of {study.config.num_controls} controls, mean over "
+        f"{len(study.config.networks)} networks with its 95 % interval (Student's t over the networks, "
+        "one training of each).",
+        title="All networks together",
+    )
+
+
+def _cell(gap: Mean) -> Any:
+    if gap["low"] is None or gap["high"] is None:
+        return 100 * gap["mean"]
+    return blocks.estimate(gap["mean"], gap["low"], gap["high"], 100)
 
 
 def _of_source(network: str) -> list[Variant]:

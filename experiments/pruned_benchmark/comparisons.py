@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments.pruned_benchmark.study import Study, Variant
 from jaxrobust import evaluation
+from jaxrobust.evaluation.statistics import Mean
 from jaxrobust.studies import blocks
 
 Outcomes = tuple[np.ndarray, np.ndarray]
@@ -85,6 +86,25 @@ def accuracy(study: Study, kind: str) -> list[Comparison]:
     return compare({("", a, b): (study.right(a), study.right(b)) for a, b in pairs})
 
 
+def over_networks(study: Study) -> dict[tuple[str, float], Mean]:
+    """{(criterion, sparsity): accuracy less the mean of the controls, over the networks}.
+
+    An interval of Student's t over the networks: each pruned network is one training, and what another
+    would have given is in how they differ. None is in it with a single network.
+    """
+    found = {}
+    for criterion in study.config.criteria:
+        for place, sparsity in enumerate(study.config.sparsities):
+            gaps = []
+            for network in study.config.networks:
+                kinds = [v for v in study.variants(network) if v.kind == "control"]
+                controls = np.mean([study.right(v).mean() for v in kinds])
+                pruned = study.right(study.pruned(network, criterion)[place]).mean()
+                gaps.append(float(pruned - controls))
+            found[criterion, sparsity] = evaluation.mean_interval(gaps)
+    return found
+
+
 def between_controls(study: Study) -> list[Comparison]:
     """The other controls against the first: what another order of the images changes."""
     controls = [
@@ -96,27 +116,29 @@ def between_controls(study: Study) -> list[Comparison]:
     return compare({("", a, b): (study.right(a), study.right(b)) for a, b in controls})
 
 
-def shown(study: Study, setting: str, names: Sequence[str]) -> list[Comparison]:
-    """Pruned networks against the control, on the images that attacks made on their base network.
+def shown(study: Study, setting: str, names: Sequence[str], kind: str) -> list[Comparison]:
+    """Pruned networks against base or first control, on images that attacks made on their base.
 
     Only images count that both have right without an attack: others say nothing of the attack.
     """
-    return _under_attack(study, names, lambda name, v: study.shown[v.network, setting, name][v])
+    return _under_attack(
+        study, names, kind, lambda name, v: study.shown[v.network, setting, name][v]
+    )
 
 
 def white_box(study: Study, names: Sequence[str]) -> list[Comparison]:
     """Pruned networks against the control, each attacked itself; of the images both have right."""
-    return _under_attack(study, names, lambda name, v: study.white_box[v][name])
+    return _under_attack(study, names, "control", lambda name, v: study.white_box[v][name])
 
 
 def _under_attack(
-    study: Study, names: Sequence[str], outcomes: Callable[[str, Variant], np.ndarray]
+    study: Study, names: Sequence[str], kind: str, outcomes: Callable[[str, Variant], np.ndarray]
 ) -> list[Comparison]:
     pairs: dict[tuple[str, Variant, Variant], Outcomes] = {}
     for variant in pruned_variants(study):
-        control = Variant(variant.network, "control")
-        both = study.right_of_attacked(variant) & study.right_of_attacked(control)
+        other = Variant(variant.network, kind)
+        both = study.right_of_attacked(variant) & study.right_of_attacked(other)
         for name in names:
-            sides = [outcomes(name, v)[both] for v in (variant, control)]
-            pairs[name, variant, control] = (sides[0], sides[1])
+            sides = [outcomes(name, v)[both] for v in (variant, other)]
+            pairs[name, variant, other] = (sides[0], sides[1])
     return compare(pairs)

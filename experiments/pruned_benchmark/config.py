@@ -18,15 +18,19 @@ PRESETS: dict[str, dict[str, Any]] = {
         "sparsities": (0.1, 0.2, 0.3, 0.4, 0.5),
         "num_epochs": 10,
         "fine_tuning_epochs": 10,
+        "pruning_epochs": 5,
+        "fine_tuning_milestones": (6, 8),
         "num_train": None,
         "num_attacked": 10_000,
         "latency_runs": 100,
     },
     "cpu": {
         "networks": NARROW,
-        "sparsities": (0.1, 0.3, 0.5),
+        "sparsities": (0.1, 0.2, 0.3, 0.4, 0.5),
         "num_epochs": 10,
-        "fine_tuning_epochs": 5,
+        "fine_tuning_epochs": 6,
+        "pruning_epochs": 3,
+        "fine_tuning_milestones": (4,),
         "num_train": 10_000,
         "num_attacked": 500,
         "latency_runs": 100,
@@ -36,6 +40,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "sparsities": (0.5,),
         "num_epochs": 2,
         "fine_tuning_epochs": 2,
+        "pruning_epochs": 2,
+        "fine_tuning_milestones": (1,),
         "num_train": 1024,
         "num_attacked": 24,
         "latency_runs": 10,
@@ -59,8 +65,10 @@ class Config:
       sparsities: Fractions of the filters of every layer to remove, ascending, from 0.1 on.
       num_epochs: Of the base networks; the source's are 10.
       fine_tuning_epochs: Of pruned networks and of the controls. The source does not say how many.
-      pruning_epochs: Of these, in how many the sparsity rises from 0.1; by default in all.
-      milestones: Epochs after which the learning rate falls to a tenth, in either training.
+      pruning_epochs: Of these, in how many the sparsity rises from 0.1; the rest has the last one.
+      milestones: Epochs of the base networks after which the learning rate falls to a tenth.
+      fine_tuning_milestones: Likewise of fine-tuning, of pruned networks and of controls: figures are
+        of the last epoch, and at a high rate those of one epoch say little about the next.
       learning_rate: The source's 0.1.
       batch_size: The source's 128.
       num_train: Training images; by default all, with the cpu preset 10,000.
@@ -86,11 +94,12 @@ class Config:
     fine_tuning_epochs: int | None = None
     pruning_epochs: int | None = None
     milestones: tuple[int, ...] = (10, 20, 30)
+    fine_tuning_milestones: tuple[int, ...] | None = None
     learning_rate: float = 0.1
     batch_size: int = 128
     num_train: int | None = None
     num_attacked: int | None = None
-    num_controls: int = 2
+    num_controls: int = 3
     latency_runs: int | None = None
     max_steps: int | None = None
     seed: int = 0
@@ -105,12 +114,6 @@ class Config:
             return self.data
         return "digits" if self.quick and self.data_dir is None else "cifar10_jpeg"
 
-    @property
-    def schedule_epochs(self) -> int:
-        """Epochs of fine-tuning in which the sparsity rises."""
-        assert self.fine_tuning_epochs is not None  # of `complete`
-        return self.pruning_epochs or self.fine_tuning_epochs
-
 
 def complete(config: Config) -> Config:
     """The configuration with what its preset says, and checked.
@@ -123,6 +126,10 @@ def complete(config: Config) -> Config:
     preset = PRESETS["quick" if config.quick else config.preset]
     given = {name: getattr(config, name) for name in preset}
     filled = {name: preset[name] if value is None else value for name, value in given.items()}
+    if config.fine_tuning_epochs is not None:  # fewer than the preset's leave less to plan
+        for name in ("pruning_epochs", "fine_tuning_milestones"):
+            if given[name] is None:
+                filled[name] = _within(filled[name], config.fine_tuning_epochs)
     if config.quick:
         filled |= {"max_steps": min(config.max_steps or 2, 2), "num_controls": 1}
         filled["criteria"] = config.criteria[:2]
@@ -155,21 +162,25 @@ def _check(config: Config) -> None:
     for name in ("num_train", "max_steps", "pruning_epochs"):
         if getattr(config, name) is not None:
             checks.integer(name, getattr(config, name), minimum=1)
-    if config.schedule_epochs > (config.fine_tuning_epochs or 0):
+    if (config.pruning_epochs or 0) > (config.fine_tuning_epochs or 0):
         raise ValueError(
             f"`pruning_epochs` must be at most `fine_tuning_epochs` = {config.fine_tuning_epochs}, got "
             f"{config.pruning_epochs}."
         )
-    if config.schedule_epochs == 1 and sparsities[-1] > INITIAL and not config.pruning_epochs:
-        raise ValueError(
-            "`fine_tuning_epochs` must be at least 2, for the sparsity to rise from 0.1; or give "
-            "`pruning_epochs` 1 for all at once."
-        )
     checks.number("learning_rate", config.learning_rate, above=0.0)
-    for milestone in config.milestones:
-        checks.integer("milestones", milestone, minimum=1)
-    if list(config.milestones) != sorted(set(config.milestones)):
-        raise ValueError(f"`milestones` must ascend, got {config.milestones}.")
+    for name in ("milestones", "fine_tuning_milestones"):
+        milestones = getattr(config, name)
+        for milestone in milestones:
+            checks.integer(name, milestone, minimum=1)
+        if list(milestones) != sorted(set(milestones)):
+            raise ValueError(f"`{name}` must ascend, got {milestones}.")
+
+
+def _within(planned: Any, num_epochs: int) -> Any:
+    """A number of epochs, or milestones, that a shorter training has."""
+    if isinstance(planned, tuple):
+        return tuple(milestone for milestone in planned if milestone < num_epochs)
+    return min(planned, num_epochs)
 
 
 def _names(argument: str, names: tuple[str, ...] | None, known: tuple[str, ...]) -> None:

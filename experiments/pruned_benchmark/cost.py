@@ -36,7 +36,7 @@ def _times(study: Study, progress: Any) -> list[dict[str, Any]]:
                 reference="base",
                 controls=1 if study.config.quick else 3,
             )
-            kept = ("mean_ms", "std_ms", "median_ms", "flops", "difference")
+            kept = ("mean_ms", "std_ms", "median_ms", "difference")
             found.append(
                 {
                     "network": network,
@@ -71,6 +71,7 @@ def _latency(study: Study, timed: list[dict[str, Any]]) -> dict[str, Any]:
                     {"value": times["mean_ms"], "deviation": times["std_ms"]},
                     times["median_ms"],
                     difference,
+                    entry["floor"],
                     _verdict(gap),
                     base / times["median_ms"],
                     *_source_time(study, network, words, entry["batch"]),
@@ -91,6 +92,7 @@ def _latency(study: Study, timed: list[dict[str, Any]]) -> dict[str, Any]:
                     blocks.column("Mean ± sd", unit="ms", decimals=2),
                     blocks.column("Median", unit="ms", decimals=2),
                     blocks.column("Against base", unit="ms", decimals=2),
+                    blocks.column("Noise floor", unit="ms", decimals=2),
                     "Verdict",
                     blocks.column("Times faster", decimals=2),
                     *(["Source, ms"] if study.source_data == "cifar10" else []),
@@ -99,9 +101,9 @@ def _latency(study: Study, timed: list[dict[str, Any]]) -> dict[str, Any]:
                 f"{study.config.latency_runs} rounds after 10 of warm-up, compiled ahead of time, the "
                 "variants taking turns. Against base: the median of the differences within a round, "
                 "with its 95 % interval; the verdict also asks that it exceeds what the base network "
-                "differs from itself by. The source's are of its full-size networks, by OpenVINO on "
-                "another CPU (its tables 12 and 3), one variant after the other: of its own deviations "
-                "most of its differences are a fraction.",
+                "differs from itself by, the noise floor. The source's are of its full-size networks, "
+                "by OpenVINO on another CPU (its tables 12 and 3), one variant after the other: of its "
+                "own deviations most of its differences are a fraction.",
             ),
         ],
         part=PART,

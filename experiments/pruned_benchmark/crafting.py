@@ -125,7 +125,7 @@ def _white_box(study: Study, variant: Variant) -> dict[str, Any]:
     """Attacks made on a network itself.
 
     Returns:
-      {"PGD at 8/255": bool [N], which images it still has right, likewise at 1/255; "norms": float [N],
+      {attack of `threats.WHITE_BOX`: bool [N], which images it still has right; "norms": float [N],
       DeepFool's l2 norms, infinite where it did not fool, 0 where the image was wrong before}.
     """
     count = len(study.attacked)
@@ -146,6 +146,7 @@ def _attack(study: Study, variant: Variant, progress: Any) -> dict[str, Any]:
             split.images,
             split.labels,
             key=study.key,
+            until_fooled=attack.keep != "closest",  # of the others only who is fooled is asked
             progress=progress,
         )
         if attack.keep == "closest":

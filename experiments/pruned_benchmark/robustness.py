@@ -11,7 +11,6 @@ from jaxrobust import evaluation
 from jaxrobust.studies import blocks
 
 PART = "robustness"
-WHITE_BOX = ("PGD at 8/255", "PGD at 1/255")
 _SOURCE_TABLES = {
     "cifar10": {"l2": "2", "geometric_median": "5", "l1": "8"},
     "cifar100": {"l2": "14", "l1": "15", "geometric_median": "16"},
@@ -205,11 +204,11 @@ def _median(lengths: np.ndarray) -> Any:
 
 
 def _white_box(study: Study) -> dict[str, Any]:
-    """Every network attacked itself, at 8/255, at 1/255 and by DeepFool."""
-    against = {(c.attack, c.variant): c for c in comparisons.white_box(study, WHITE_BOX)}
+    """Every network attacked itself."""
+    against = {(c.attack, c.variant): c for c in comparisons.white_box(study, threats.WHITE_BOX)}
     charts = [
         _white_box_chart(study, network, name)
-        for name in reversed(WHITE_BOX)
+        for name in reversed(threats.WHITE_BOX)
         for network in study.config.networks
     ]
     tables = []
@@ -218,7 +217,7 @@ def _white_box(study: Study) -> dict[str, Any]:
         for variant in study.variants(network):
             found = study.white_box[variant]
             row: list[Any] = [variant.words, rate_of(study.right_of_attacked(variant))]
-            for name in WHITE_BOX:
+            for name in threats.WHITE_BOX:
                 comparison = against.get((name, variant))
                 row.append(rate_of(found[name]))
                 row.append(None if comparison is None else comparison.cell)
@@ -241,7 +240,7 @@ def _white_box(study: Study) -> dict[str, Any]:
 
 def _white_box_table(network: str, rows: list[list[Any]]) -> dict[str, Any]:
     columns: list[Any] = ["Variant", "No attack"]
-    for name in WHITE_BOX:
+    for name in threats.WHITE_BOX:
         columns += [
             blocks.column("right", group=name),
             blocks.column("to the control", unit="points", decimals=1, group=name),
@@ -257,7 +256,7 @@ def _white_box_table(network: str, rows: list[list[Any]]) -> dict[str, Any]:
         rows,
         "Right: of all attacked images. Differences to the control are of the images that both have "
         "right without an attack, with 95 % intervals; p is McNemar's, with Holm's correction over "
-        "both attacks and all pruned networks. The last column is the median of the paired differences "
+        "all attacks and all pruned networks. The last column is the median of the paired differences "
         "of DeepFool's norms: positive where the pruned network takes a larger perturbation.",
         title=network,
     )

@@ -1,7 +1,7 @@
 """What the stages of the study share: data, networks by name, and what each has right."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +115,9 @@ class Study:
         """The criterion whose networks are timed and shown other networks' images: L2, as there."""
         return "l2" if "l2" in self.config.criteria else self.config.criteria[0]
 
-    def network(self, name: str, **widths: Any) -> nn.Module:
-        """A base network without weights, or one with the widths that pruning has left."""
-        return networks.create(name, self.dataset.num_classes, **widths)
+    def network(self, name: str) -> nn.Module:
+        """A base network without weights."""
+        return networks.create(name, self.dataset.num_classes)
 
     def spec(self, name: str) -> ChannelSpec:
         """Where the channels of a base network are."""
@@ -199,17 +199,6 @@ def unpack(digits: str, count: int) -> np.ndarray:
 def rate_of(outcomes: np.ndarray) -> evaluation.Rate:
     """The rate of true among bool [N]."""
     return evaluation.rate(int(outcomes.sum()), len(outcomes))
-
-
-def gap(a: np.ndarray, b: np.ndarray) -> Any:
-    """How much more often a is true than b, paired, as a cell in points with its 95 % interval."""
-    found = evaluation.paired_difference(a, b)
-    return studies.blocks.estimate(found["difference"], found["low"], found["high"], 100)
-
-
-def percent(values: Sequence[float | None]) -> list[float | None]:
-    """The source's percentages as the fractions that tables take."""
-    return [None if value is None else value / 100 for value in values]
 
 
 def _plain(value: Any) -> Any:

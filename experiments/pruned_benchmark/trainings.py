@@ -91,7 +91,7 @@ def _fine_tuned(study: Study, variant: Variant) -> dict[str, Any]:
     variables = study.classifier(Variant(variant.network)).variables
     sparsities = (0.0,) * config.fine_tuning_epochs  # of a control
     if variant.kind != "control":
-        sparsities = schedule(variant.sparsity, config.fine_tuning_epochs, config.schedule_epochs)
+        sparsities = schedule(variant.sparsity, config.fine_tuning_epochs, config.pruning_epochs)
     masks, history, folder = None, [], study.folder / "training" / variant.stem
     key = jax.random.fold_in(study.key, 1)
     for epoch, sparsity in enumerate(sparsities):
@@ -106,7 +106,7 @@ def _fine_tuned(study: Study, variant: Variant) -> dict[str, Any]:
             key=key if criterion == "random" else None,
             min_filters=MIN_FILTERS,
         )
-        passed = sum(milestone <= epoch for milestone in config.milestones)
+        passed = sum(milestone <= epoch for milestone in config.fine_tuning_milestones)
         fitted = training.fit(
             network,
             (study.train.images, study.train.labels),

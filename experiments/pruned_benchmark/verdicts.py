@@ -7,8 +7,8 @@ import numpy as np
 
 from experiments.pruned_benchmark import comparisons, published, threats
 from experiments.pruned_benchmark.comparisons import Comparison
-from experiments.pruned_benchmark.robustness import WHITE_BOX
-from experiments.pruned_benchmark.study import Study
+from experiments.pruned_benchmark.study import CRITERION_WORDS, Study
+from jaxrobust.evaluation.statistics import Mean
 from jaxrobust.studies import blocks
 
 MARGIN = 0.01  # of "unchanged": the source's own, plus or minus one point
@@ -66,6 +66,18 @@ def _accuracy(study: Study) -> dict[str, Any]:
         f"had the same fine-tuning, {_mean(control)}, from {_extreme(control, min)} to "
         f"{_extreme(control, max)}."
     )
+    ends = (study.config.sparsities[0], study.config.sparsities[-1])
+    if len(study.config.networks) > 1:
+        gaps = comparisons.over_networks(study)
+        for sparsity in dict.fromkeys(ends):
+            words = [
+                f"{CRITERION_WORDS[criterion]} {_with_interval(gaps[criterion, sparsity])}"
+                for criterion in study.config.criteria
+            ]
+            details += (
+                f" Over the networks together, against the mean of their controls, at "
+                f"{100 * sparsity:g} %: {', '.join(words)} points."
+            )
     if noise:
         largest = max(abs(c.difference) for c in noise)
         details += (
@@ -86,10 +98,11 @@ def _accuracy(study: Study) -> dict[str, Any]:
 def _shown(study: Study) -> dict[str, Any]:
     words, details = [], []
     for setting in threats.SETTINGS:
-        found = comparisons.shown(study, setting, threats.NAMES[:7])
         name = "With the source's parameters" if setting == "source" else f"At {setting}"
-        words.append(f"{name}: {unchanged(found)}.")
-        details.append(f"{name}: {_counted(found)}.")
+        for kind in ("base", "control"):
+            found = comparisons.shown(study, setting, threats.NAMES[:7], kind)
+            words.append(f"{name}, against the {kind}: {unchanged(found)}.")
+            details.append(f"{name}, against the {kind}: {_counted(found)}.")
     within = [
         f"{kept} of {total} on {dataset.replace('cifar', 'CIFAR-')}"
         for dataset, (kept, total) in source_within().items()
@@ -97,18 +110,20 @@ def _shown(study: Study) -> dict[str, Any]:
     return blocks.verdict(
         "Do pruned networks stand up to the base network's images as before?",
         " ".join(words),
-        "Pruned against control, of the images that both have right without an attack (McNemar, Holm "
-        "over all attacks and networks of a setting). Within a point: the whole 95 % interval is. The "
-        f"source says that its max δ are mostly within ±1; in its tables {' and '.join(within)} are.",
+        "Of the images that both networks have right without an attack (McNemar, Holm over all attacks "
+        "and networks of a comparison). The images are the base network's worst, and not another's: "
+        "against it the source compares, against the control is pruning alone. Within a point: the "
+        "whole 95 % interval is. The source says that its max δ are mostly within ±1; in its tables "
+        f"{' and '.join(within)} are.",
         [("with the source's parameters", "shown-source"), ("at 8/255", "shown-8-255")],
         details=" ".join(details),
     )
 
 
 def _white_box(study: Study) -> dict[str, Any]:
-    found = comparisons.white_box(study, WHITE_BOX)
+    found = comparisons.white_box(study, threats.WHITE_BOX)
     words, details = [], []
-    for name in WHITE_BOX:
+    for name in threats.WHITE_BOX:
         cases = [c for c in found if c.attack == name]
         words.append(f"{name}: {unchanged(cases)}.")
         left = [study.white_box[v][name].mean() for v in comparisons.pruned_variants(study)]
@@ -120,7 +135,7 @@ def _white_box(study: Study) -> dict[str, Any]:
         "Are pruned networks as robust to attacks made on themselves?",
         " ".join(words),
         "White box, pruned against control, of the images that both have right without an attack "
-        "(McNemar, Holm over both attacks and all networks). Where nearly nothing is left, no change "
+        "(McNemar, Holm over all attacks and networks). Where nearly nothing is left, no change "
         "can show. The source has no such attack.",
         [("attacks made on the pruned networks themselves", "white-box")],
         details=" ".join(details),
@@ -147,6 +162,13 @@ def _mean(found: Sequence[Comparison]) -> str:
     if not found:
         return "none measured"
     return f"{100 * float(np.mean([c.difference for c in found])):+.1f} points"
+
+
+def _with_interval(gap: Mean) -> str:
+    words = f"{100 * gap['mean']:+.1f}"
+    if gap["low"] is None or gap["high"] is None:
+        return words
+    return f"{words} ({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f})"
 
 
 def _extreme(found: Sequence[Comparison], which: Any) -> str:

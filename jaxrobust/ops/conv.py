@@ -1,16 +1,19 @@
-"""Convolutions whose input gradient is fast on the CPU.
+"""Convolutions that are fast on the CPU, their input gradients above all.
 
 Attacks live on the gradient of a frozen network by its input. XLA's own input gradient of a
 convolution runs 4 to 9 times slower inside `lax.scan` than outside it on the CPU, so each kernel
 shape that the models use has a form of its own here, for the CPU. On other platforms, and for every
-other shape, the gradient is XLA's. The gradient by the weights is always XLA's; a program
-that does not use it does not compute it.
+other shape, the gradient is XLA's. So is the gradient by the weights, but for 1x1 kernels, where one
+matrix product is up to ten times faster; a program that does not use it does not compute it. The
+convolution itself is XLA's too, but for the smallest maps: 2x2 pixels of 512 channels took it 440 ms
+for 64 images on 2 cores, four matrix products 2 ms.
 
 Layout: images NHWC, kernels HWIO. These functions have a custom reverse-mode rule, so they cannot
 be differentiated in forward mode (`jax.jvp`).
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +36,32 @@ def _convolve(images: Array, kernel: Array, strides: Pair, padding: Padding) -> 
     return lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=_DIMENSIONS)
 
 
+def _convolve_small(images: Array, kernel: Array, padding: Padding) -> Array:
+    """Stride 1, few output positions: a matrix product for each, of the pixels that it sees."""
+    (top, bottom), (left, right) = padding
+    rows, columns, _, outputs = kernel.shape
+    batch, height, width, _ = images.shape
+    size = (height + top + bottom - rows + 1, width + left + right - columns + 1)
+    positions = []
+    for row, column in itertools.product(*map(range, size)):
+        # Of the window that begins at -top and -left, what lies on the image.
+        first, last = max(row - top, 0), min(row - top + rows, height)
+        start, end = max(column - left, 0), min(column - left + columns, width)
+        seen = images[:, first:last, start:end]
+        down, right_of = top - row, left - column
+        weights = kernel[first + down : last + down, start + right_of : end + right_of]
+        positions.append(jnp.dot(seen.reshape(batch, -1), weights.reshape(-1, outputs)))
+    return jnp.stack(positions, axis=1).reshape(batch, *size, outputs)
+
+
+def _is_small(images: Array, kernel: Array, strides: Pair, padding: Padding) -> bool:
+    (top, bottom), (left, right) = padding
+    rows = images.shape[1] + top + bottom - kernel.shape[0] + 1
+    columns = images.shape[2] + left + right - kernel.shape[1] + 1
+    has_window = kernel.shape[0] > 1 or kernel.shape[1] > 1
+    return has_window and strides == (1, 1) and 0 < rows <= 2 and 0 < columns <= 2
+
+
 def _convolve_fast(
     images: Array,
     kernel: Array,
@@ -45,16 +74,28 @@ def _convolve_fast(
 ) -> Array:
     """`_convolve` and what follows it, by the fastest library there is; not to be differentiated."""
 
-    def plain(images: Array, kernel: Array, bias: Array | None, residual: Array | None) -> Array:
-        outputs = _convolve(images, kernel, strides, padding)
+    def plain(
+        images: Array,
+        kernel: Array,
+        bias: Array | None,
+        residual: Array | None,
+        is_small: bool = False,
+    ) -> Array:
+        if is_small:
+            outputs = _convolve_small(images, kernel, padding)
+        else:
+            outputs = _convolve(images, kernel, strides, padding)
         for addend in (bias, residual):
             outputs = outputs if addend is None else outputs + addend
         return jnp.maximum(outputs, 0) if relu else outputs
 
     operands = (images, kernel, bias, residual)
-    if not (compilation.with_onednn() and onednn.takes(*operands, strides, padding)):
+    if compilation.with_onednn() and onednn.takes(*operands, strides, padding):
+        fast: Any = functools.partial(onednn.convolve, strides=strides, padding=padding, relu=relu)
+    elif _is_small(images, kernel, strides, padding):
+        fast = functools.partial(plain, is_small=True)
+    else:
         return plain(*operands)
-    fast = functools.partial(onednn.convolve, strides=strides, padding=padding, relu=relu)
     return lax.platform_dependent(*operands, cpu=fast, default=plain)
 
 
@@ -185,8 +226,19 @@ def _input_gradient(
 def _kernel_gradient(
     cotangent: Array, images: Array, kernel: Array, strides: Pair, padding: Padding
 ) -> Array:
-    _, pull_back = jax.vjp(lambda w: _convolve(images, w, strides, padding), kernel)
-    return pull_back(cotangent)[0]
+    def plain(cotangent: Array, images: Array, kernel: Array) -> Array:
+        _, pull_back = jax.vjp(lambda w: _convolve(images, w, strides, padding), kernel)
+        return pull_back(cotangent)[0]
+
+    def pointwise(cotangent: Array, images: Array, kernel: Array) -> Array:
+        rows, columns = strides
+        seen = images[:, ::rows, ::columns].reshape(-1, kernel.shape[2])
+        return jnp.dot(seen.T, cotangent.reshape(-1, kernel.shape[3])).reshape(kernel.shape)
+
+    operands = (cotangent, images, kernel)
+    if kernel.shape[:2] != (1, 1) or padding != _NO_PADDING:
+        return plain(*operands)
+    return lax.platform_dependent(*operands, cpu=pointwise, default=plain)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -33,7 +33,13 @@ from jaxrobust.pruning.schedules import (
     iterative,
 )
 from jaxrobust.pruning.sensitivity import SensitivityRow, sensitivity
-from jaxrobust.pruning.shrinking import filter_masks, kept_filters, shrink, shrink_state
+from jaxrobust.pruning.shrinking import (
+    check_shrinking,
+    filter_masks,
+    kept_filters,
+    shrink,
+    shrink_state,
+)
 from jaxrobust.pruning.storage import load_sparse, save_sparse
 
 __all__ = [
@@ -44,6 +50,7 @@ __all__ = [
     "Round",
     "SensitivityRow",
     "apply_masks",
+    "check_shrinking",
     "check_spec",
     "cubic_schedule",
     "dequantize",

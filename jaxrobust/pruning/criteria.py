@@ -27,6 +27,7 @@ def filter_scores(
     gradients: PyTree | None = None,
     key: Array | None = None,
     normalise: bool = False,
+    keep: Mapping[Group, Any] | None = None,
 ) -> dict[Group, np.ndarray]:
     """What each channel is worth, on the host.
 
@@ -48,6 +49,8 @@ def filter_scores(
       key: A PRNG key; for "random".
       normalise: Whether each kernel is first divided by its l2 norm, so that layers compare under one
         budget for all. Only for l1, l2 and geometric_median; the others compare as they are.
+      keep: {group: channels kept} of an earlier pruning. Those that it removed score 0 and are no F_j:
+        a filter of zeros stands in for none. None: all channels are there.
 
     Returns:
       {group: float32 [size]}, in the order of the spec; higher is worth more.
@@ -76,6 +79,7 @@ def filter_scores(
     if normalise and criterion in ("taylor", "random"):
         raise ValueError(f"`normalise` goes without the criterion {criterion!r}.")
     makers = _makers(params, spec, gradients)
+    kept = {} if keep is None else channels.check_keep("keep", spec, keep)
     scores = {}
     for index, (group, size) in enumerate(channels.group_sizes(spec).items()):
         if group not in makers:
@@ -83,13 +87,14 @@ def filter_scores(
                 f"No kernel makes {group!r}: `spec` has it on the last axis of no parameter of two "
                 "dimensions or more that is called 'kernel'."
             )
+        there = np.isin(np.arange(size), kept.get(group, np.arange(size)))
         total: Any = np.zeros(size)
         if key is not None:
             total = jax.random.uniform(jax.random.fold_in(key, index), (size,))
         else:
             for filters, slopes, norm in makers[group]:
-                total += _score(criterion, filters, slopes) / (norm if normalise else 1.0)
-        scores[group] = np.asarray(total, np.float32)
+                total += _score(criterion, filters, slopes, there) / (norm if normalise else 1.0)
+        scores[group] = np.where(there, np.asarray(total, np.float32), np.float32(0))
         if np.isnan(scores[group]).any():
             raise ValueError(f"The kernels of {group!r} or their `gradients` have NaN.")
     return scores
@@ -144,7 +149,10 @@ def _parameters(tree: PyTree) -> dict[str, Any]:
     return dict(named_leaves(channels.as_variables(tree)["params"]))
 
 
-def _score(criterion: str, filters: np.ndarray, slopes: np.ndarray | None) -> np.ndarray:
+def _score(
+    criterion: str, filters: np.ndarray, slopes: np.ndarray | None, there: np.ndarray
+) -> np.ndarray:
+    """[size], of filters [size, N]; `there` [size] says which of them have not been removed."""
     if criterion == "l1":
         return np.abs(filters).sum(1)
     if criterion == "l2":
@@ -154,4 +162,4 @@ def _score(criterion: str, filters: np.ndarray, slopes: np.ndarray | None) -> np
     squares = np.sum(filters**2, 1)
     distances = squares[:, None] + squares[None] - 2 * filters @ filters.T
     np.fill_diagonal(distances, 0.0)
-    return np.sqrt(np.maximum(distances, 0.0)).sum(1)
+    return np.sqrt(np.maximum(distances, 0.0))[:, there].sum(1)

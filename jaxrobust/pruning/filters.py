@@ -134,10 +134,16 @@ def prune_filters(
     Raises:
       TypeError, ValueError: As `filter_scores` and `keep_filters`.
     """
-    scores = filter_scores(
-        params, spec, criterion, gradients=gradients, key=key, normalise=normalise
-    )
     previous = None if masks is None else kept_filters(masks, spec)
+    scores = filter_scores(
+        params,
+        spec,
+        criterion,
+        gradients=gradients,
+        key=key,
+        normalise=normalise,
+        keep=previous,
+    )
     return filter_masks(params, spec, keep_filters(scores, sparsity, previous=previous, **budget))
 
 

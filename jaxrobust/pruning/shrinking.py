@@ -4,7 +4,7 @@ The two compute the same: a removed channel is masked wherever it is made (kerne
 scale and bias of BatchNorm, which would otherwise revive it) and wherever it is read.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust.pruning import channels
-from jaxrobust.pruning.masks import named_leaves
+from jaxrobust.pruning.masks import apply_masks, named_leaves
 from jaxrobust.types import ChannelSpec, Group, Masks, PyTree
 
 Keep = Mapping[Group, Sequence[int] | np.ndarray]
@@ -88,7 +88,8 @@ def shrink(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Takes the channels that are not kept out of a network.
 
-    The result computes what the network under `filter_masks` does. It is of the same class, with the
+    The result computes what the network under `filter_masks` does, where the spec is right
+    (`check_spec`, `check_shrinking`: once, after writing one). It is of the same class, with the
     widths returned: `network.clone(**widths)`, or of the library's networks
     `models.create(name, num_classes, **widths)`.
 
@@ -118,6 +119,72 @@ def shrink(
     leaves = [_taken(leaf, axes.get(path, []), kept) for path, leaf in named_leaves(variables)]
     widths = channels.widths_of({group: len(indices) for group, indices in kept.items()})
     return jax.tree.unflatten(jax.tree.structure(variables), leaves), widths
+
+
+def check_shrinking(
+    spec: ChannelSpec,
+    build: Callable[..., Callable[[PyTree, Any], Any]],
+    variables: PyTree,
+    images: Any,
+    *,
+    tolerance: float = 1e-3,
+) -> None:
+    """Raises unless a network computes the same, whichever of its channels are masked or taken out.
+
+    `check_spec` compares lengths; this computes, and so finds segments in a wrong order, the channels
+    of a flatten taken for its positions, and layers that normalise channels together, whose zeros a
+    smaller network lacks. Of every group in turn half of the channels go, at random.
+
+    Args:
+      spec: {(collection, path, axis): ((group, size, repeat), ...)}.
+      build: Constructor fields, named as the groups are -> (variables, images) -> logits:
+        `lambda **widths: Network(**widths).apply`.
+      variables: The network's; moved at random first, for initial biases and statistics tell nothing.
+      images: [B, H, W, C]; two are enough.
+      tolerance: The largest difference of logits, as a share of the largest logit.
+
+    Raises:
+      ValueError: The two differ; the message names the group and its axes.
+
+    Example:
+      >>> build = lambda width: lambda variables, x: (x @ variables["params"]["kernel"]).sum(1)
+      >>> spec = {("params", "kernel", 1): (("width", 4, 1),)}
+      >>> check_shrinking(spec, build, {"params": {"kernel": jnp.ones((3, 4))}}, jnp.ones((2, 3)))
+    """
+    generator = np.random.default_rng(0)
+
+    def moved(leaf: Any) -> Any:  # upwards, so that variances stay above 0
+        scale = 0.1 + 0.1 * float(np.abs(leaf).mean())
+        return jnp.asarray(leaf + scale * np.abs(generator.normal(size=np.shape(leaf))), leaf.dtype)
+
+    variables = jax.tree.map(moved, variables)
+    sizes = channels.group_sizes(spec)
+    apply = build(**channels.widths_of(sizes))
+    for group, size in sizes.items():
+        if size == 1:
+            continue
+        keep = {group: np.sort(generator.choice(size, (size + 1) // 2, replace=False))}
+        masks = filter_masks(variables["params"], spec, keep)
+        masked = apply({**variables, "params": apply_masks(variables["params"], masks)}, images)
+        small, widths = shrink(variables, spec, keep)
+        try:
+            shrunk = build(**widths)(small, images)
+        except Exception as error:  # of a network of which nothing is known
+            raise ValueError(f"Without half of {group!r} the network fails: {error}") from error
+        difference = float(
+            jnp.abs(masked - shrunk).max() / jnp.maximum(jnp.abs(masked).max(), 1e-9)
+        )
+        if not difference <= tolerance:
+            named = ", ".join(
+                f"axis {axis} of {collection}/{path}"
+                for (collection, path, axis), segments in spec.items()
+                if any(segment == group for segment, _, _ in segments)
+            )
+            raise ValueError(
+                f"Without half of {group!r} the masked and the smaller network differ by "
+                f"{100 * difference:.1f} % of the largest logit. Look at the order of the segments and "
+                f"at sizes and repeats on {named}, and for a layer that normalises channels together."
+            )
 
 
 def shrink_state(state: PyTree, variables: PyTree, spec: ChannelSpec, keep: Keep) -> PyTree:

@@ -1,0 +1,1 @@
+"""Any network on any data set by any method of training, attacked in the end."""
