@@ -214,7 +214,7 @@ def certify(
             progress(int(indices[count - 1]) + 1, len(images))
     margins = np.concatenate(rows)
     # A NaN is not above 0, so it certifies nothing.
-    return Certified((margins > 0).all(axis=1), margins, labels, radii.copy(), method)
+    return Certified(np.all(margins > 0, axis=1), margins, labels, radii.copy(), method)
 
 
 def _batches(num_images: int, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
