@@ -14,6 +14,7 @@ from jaxrobust._version import __version__
 _SUBPACKAGES = (
     "attacks",
     "attribution",
+    "certificates",
     "checks",
     "compilation",
     "data",

@@ -13,7 +13,7 @@ LAYERS = [
     {"studies"},
     {"reports"},
     {"evaluation", "export", "training"},
-    {"attacks", "attribution", "data", "defenses", "models", "pruning"},
+    {"attacks", "attribution", "certificates", "data", "defenses", "models", "pruning"},
     {"ops"},
     {"norms", "losses"},
     {"types", "checks", "compilation", "files", "_version"},

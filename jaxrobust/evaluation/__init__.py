@@ -10,6 +10,7 @@ from jaxrobust.evaluation.attack_report import (
     summarise,
 )
 from jaxrobust.evaluation.auto_attack import auto_attack, auto_attack_suite
+from jaxrobust.evaluation.certification import certified_accuracy
 from jaxrobust.evaluation.classification import evaluate, logits
 from jaxrobust.evaluation.curves import curve_from_norms, robustness_curve
 from jaxrobust.evaluation.diagnostics import sanity
@@ -45,6 +46,7 @@ __all__ = [
     "attack_suite",
     "auto_attack",
     "auto_attack_suite",
+    "certified_accuracy",
     "compare_latency",
     "confidences",
     "curve_from_norms",

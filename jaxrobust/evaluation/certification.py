@@ -1,0 +1,28 @@
+"""How many images are certified, as a rate with its interval."""
+
+from jaxrobust.certificates import Certified
+from jaxrobust.evaluation.rates import Rate, rate
+
+
+def certified_accuracy(report: Certified) -> Rate:
+    """Of all images, those proved to be right everywhere within epsilon.
+
+    Never above the robust accuracy under any attack of the same epsilon and norm, which is
+    never above the clean accuracy.
+
+    Args:
+      report: Of `certificates.certify`.
+
+    Returns:
+      {"count", "n", "rate", "low", "high"}, a 95 % interval.
+
+    Example:
+      >>> import numpy as np
+      >>> margins = np.array([[np.inf, 0.5], [-0.1, np.inf]], np.float32)
+      >>> epsilon = np.array([0.1, 0.1])
+      >>> certified_accuracy(
+      ...     Certified(np.array([True, False]), margins, np.array([0, 1]), epsilon, "crown")
+      ... )["rate"]
+      0.5
+    """
+    return rate(int(report.certified.sum()), len(report.certified))

@@ -1,0 +1,402 @@
+"""Bounds against closed forms, against what is found by searching, and against each other."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from small_networks import SMALL
+
+from jaxrobust import certificates, models
+from jaxrobust.attacks import PGD
+from jaxrobust.certificates import certify, crown_bounds, ibp_bounds, margin_bounds
+from jaxrobust.models import Classifier
+
+RNG = np.random.default_rng(0)
+SHAPE = (4, 4, 2)
+IMAGES = RNG.uniform(size=(3, *SHAPE)).astype(np.float32)
+KEY = jax.random.key(0)
+EPSILON = 0.05
+
+full_crown = functools.partial(crown_bounds, num_rows=32)
+crown_ibp = functools.partial(crown_bounds, intermediate="ibp")
+METHODS = {"ibp": ibp_bounds, "crown-ibp": crown_ibp, "crown": full_crown}
+
+
+def kernel(*shape, seed=0):
+    weights = np.random.default_rng(seed).normal(size=shape)
+    return jnp.asarray(weights / np.sqrt(np.prod(shape[:-1])), jnp.float32)
+
+
+def convolve(images, channels=4, size=3, seed=0, **options):
+    weights = kernel(size, size, images.shape[-1], channels, seed=seed)
+    names = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(images, weights, (1, 1), "SAME", dimension_numbers=names)
+
+
+def dense(features, width, seed=7):
+    flat = features.reshape(len(features), -1)
+    return flat @ kernel(flat.shape[1], width, seed=seed)
+
+
+def box(images, epsilon):
+    images = np.asarray(images, np.float64)
+    return np.clip(images - epsilon, 0, 1), np.clip(images + epsilon, 0, 1)
+
+
+def corners(images, epsilon, count, seed=0):
+    """Random corners of the boxes and points between, [count, B, H, W, C]."""
+    generator = np.random.default_rng(seed)
+    shares = generator.uniform(-1, 1, size=(count, *images.shape))
+    shares[: count // 2] = np.sign(shares[: count // 2])
+    return np.clip(images + epsilon * shares, 0, 1).astype(np.float32)
+
+
+# Where bounds are known
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("epsilon", [0.0, 0.05, 0.3])
+def test_an_affine_network_has_exact_bounds(method, epsilon):
+    def logits_fn(images):
+        return dense((images - 0.3) / 0.7 + jnp.pad(images, 1)[1:-1, 1:-1, 1:-1, 1:-1], 3) + 1
+
+    weights = np.asarray(kernel(32, 3, seed=7), np.float64)
+    low, high = (end.reshape(3, -1) for end in box(IMAGES, epsilon))
+    # x / .7 + x, less the mean.
+    slope, offset = 1 / 0.7 + 1, 1 - 0.3 / 0.7 * weights.sum(axis=0)
+    positive, negative = np.maximum(weights, 0), np.minimum(weights, 0)
+    lower = slope * (low @ positive + high @ negative) + offset
+    upper = slope * (high @ positive + low @ negative) + offset
+    bounds = METHODS[method](logits_fn, IMAGES, epsilon)
+    # Outward, by no more than what float32 leaves open.
+    for outward in (lower - bounds.lower, bounds.upper - upper):
+        assert (outward >= 0).all() and outward.max() < 5e-4
+
+
+def test_many_terms_that_cancel_do_not_round_inwards():
+    weights = 100 * np.asarray(kernel(3072, 5), np.float64)
+    images = np.random.default_rng(3).uniform(size=(8, 32, 32, 3)).astype(np.float32)
+    low, high = (end.reshape(8, -1) for end in box(images, 1e-4))
+    weights = weights.astype(np.float32).astype(np.float64)
+    lower = low @ np.maximum(weights, 0) + high @ np.minimum(weights, 0)
+    function = Classifier(lambda w, x: x.reshape(len(x), -1) @ w, jnp.asarray(weights, jnp.float32))
+    for bounds in (ibp_bounds(function, images, 1e-4), crown_ibp(function, images, 1e-4)):
+        assert (bounds.lower <= lower).all()
+        # What is given away is little of the terms, whose absolute values sum up to thousands.
+        assert (lower - bounds.lower).max() < 2e-3 * np.abs(weights).sum(axis=0).max()
+
+
+def two_pixels(seed, hidden=4):
+    """A network with one hidden layer on two pixels, and its arrays."""
+    generator = np.random.default_rng(seed)
+    first, second = generator.normal(size=(2, hidden)), generator.normal(size=(hidden, 2))
+    bias = generator.normal(size=hidden) / 4
+    arrays = tuple(jnp.asarray(array, jnp.float32) for array in (first, bias, second))
+    return Classifier(one_hidden_layer, arrays), (first, bias, second)
+
+
+def one_hidden_layer(arrays, images):
+    first, bias, second = arrays
+    return jax.nn.relu(images.reshape(len(images), -1) @ first + bias) @ second
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_hidden_layer_against_a_grid_and_the_published_formula(seed):
+    classifier, (first, bias, second) = two_pixels(seed)
+    image = np.float32([[0.4, 0.6]]).reshape(1, 1, 2, 1)
+    epsilon = 0.2
+    axis = np.linspace(-epsilon, epsilon, 101)
+    grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2) + np.array([0.4, 0.6])
+    values = np.maximum(grid @ first + bias, 0) @ second
+    # Zhang et al. 2018, corollary 3.3, for two layers: all by hand.
+    centre = np.array([0.4, 0.6]) @ first + bias
+    radius = epsilon * np.abs(first).sum(axis=0)
+    low, high = centre - radius, centre + radius
+    mixed = (low < 0) & (high > 0)
+    steeper = np.where(mixed, high / (high - low), low >= 0)
+    slope = np.where(mixed, high > -low, low >= 0)
+    for sign in (1, -1):
+        weights = sign * second
+        positive, negative = np.maximum(weights, 0), np.minimum(weights, 0)
+        combined = slope[:, None] * positive + steeper[:, None] * negative
+        offset = bias @ combined - np.where(mixed, steeper * low, 0) @ negative
+        least = np.array([0.4, 0.6]) @ first @ combined + offset
+        least -= epsilon * np.abs(first @ combined).sum(axis=0)
+        by_intervals = np.maximum(low, 0) @ positive + np.maximum(high, 0) @ negative
+        expected = np.maximum(least, by_intervals)
+        assert (expected <= (sign * values).min(axis=0) + 1e-9).all()
+        bounds = full_crown(classifier, image, epsilon)
+        found = bounds.lower if sign == 1 else -bounds.upper
+        np.testing.assert_allclose(found[0], expected, rtol=0, atol=3e-4)
+        assert (np.asarray(found[0]) <= expected).all()
+    intervals = ibp_bounds(classifier, image, epsilon)
+    np.testing.assert_allclose(-intervals.upper[0], by_intervals, rtol=0, atol=3e-4)
+
+
+def test_units_that_never_change_sign_cost_nothing():
+    # All units open or shut in the whole box: the network is affine there.
+    _, (first, _, second) = two_pixels(0)
+    bias = np.array([9.0, 9.0, -9.0, 9.0])
+    arrays = tuple(jnp.asarray(array, jnp.float32) for array in (first, bias, second))
+    image = np.full((1, 1, 2, 1), 0.5, np.float32)
+    bounds = full_crown(Classifier(one_hidden_layer, arrays), image, 0.1)
+    matrix = (first * (bias > 0)) @ second
+    values = np.full(2, 0.5) @ matrix + np.maximum(bias, 0) @ second
+    radius = 0.1 * np.abs(matrix).sum(axis=0)
+    np.testing.assert_allclose(bounds.lower[0], values - radius, rtol=0, atol=2e-3)
+    np.testing.assert_allclose(bounds.upper[0], values + radius, rtol=0, atol=2e-3)
+
+
+def test_margins_are_tighter_than_the_logits_that_they_are_of():
+    # Both logits have the same large part, which cancels in the margin.
+    def logits_fn(images):
+        hidden = jax.nn.relu(dense(images, 8))
+        return hidden @ kernel(8, 3, seed=5) + 3 * images.sum((1, 2, 3))[:, None]
+
+    labels = jnp.array([0, 1, 2])
+    bounds = full_crown(logits_fn, IMAGES, EPSILON)
+    own = bounds.lower[jnp.arange(3), labels][:, None]
+    for method in METHODS:
+        margins = np.asarray(margin_bounds(logits_fn, IMAGES, labels, EPSILON, method=method))
+        others = ~np.eye(3, dtype=bool)
+        assert np.isinf(margins[~others]).all()
+        assert (margins > np.asarray(own - bounds.upper) + 1)[others].all()
+
+
+# No point of the ball is outside
+
+
+def residual(images):
+    features = jax.nn.relu(convolve(images))
+    return dense(jax.nn.relu(convolve(features, seed=1) + features), 3)
+
+
+def windows(images, function, initial, size=3, stride=2, padding="SAME"):
+    shape = (1, size, size, 1)
+    return lax.reduce_window(images, initial, function, shape, (1, stride, stride, 1), padding)
+
+
+NETWORKS = {
+    "residual": residual,
+    "leaky": lambda x: dense(jnp.maximum(f := convolve(x), 0.2 * f), 3),
+    "tanh": lambda x: dense(jnp.tanh(3 * dense(x, 6)), 3),
+    "sigmoid": lambda x: dense(jax.nn.sigmoid(4 * dense(x, 6)), 3),
+    "swish": lambda x: dense((f := dense(x, 6)) * jax.nn.sigmoid(f), 3),
+    "gelu": lambda x: dense(jax.nn.gelu(2 * dense(x, 6), approximate=False), 3),
+    "tanh gelu": lambda x: dense(jax.nn.gelu(2 * dense(x, 6)), 3),
+    "exp": lambda x: dense(jnp.exp(dense(x, 6)), 3),
+    "log": lambda x: dense(jnp.log(1.5 + jnp.tanh(dense(x, 6))), 3),
+    "sqrt": lambda x: dense(jnp.sqrt(1 + dense(x, 6) ** 2), 3),
+    "square": lambda x: dense(jnp.square(dense(x, 6)), 3),
+    "abs": lambda x: dense(jnp.abs(dense(x, 6)), 3),
+    "relu6": lambda x: dense(jax.nn.relu6(9 * dense(x, 6)), 3),
+    "clip": lambda x: dense(jnp.clip(3 * convolve(x), -0.5, 0.5), 3),
+    "min": lambda x: dense(jnp.minimum(f := dense(x, 6), f[:, ::-1]), 3),
+    "max pool": lambda x: dense(windows(convolve(x), lax.max, -jnp.inf), 3),
+    "average pool": lambda x: dense(jax.nn.relu(windows(convolve(x), lax.add, 0.0) / 9), 3),
+    "global max": lambda x: dense(convolve(x, 7).max((1, 2)), 3),
+    "channel max": lambda x: dense(convolve(x, 7).max(-1), 3),
+    "two branches": lambda x: dense(
+        jnp.concatenate([jax.nn.relu(convolve(x)), -convolve(x, 2, seed=3)], axis=-1), 3
+    ),
+    "split": lambda x: dense(jnp.stack(jnp.split(jax.nn.relu(convolve(x)), 2, -1)).sum(0), 3),
+    "log softmax": lambda x: jax.nn.log_softmax(dense(jax.nn.relu(dense(x, 6)), 3)),
+    "remat": lambda x: dense(jax.checkpoint(lambda y: jax.nn.relu(convolve(y)))(x), 3),
+    "constant": lambda x: jnp.ones((len(x), 3)),
+    "einsum": lambda x: dense(jax.nn.relu(jnp.einsum("bhwc,hk->bkwc", x, kernel(4, 5))), 3),
+    "gather": lambda x: dense(jax.nn.relu(dense(x, 6))[:, np.array([0, 0, 5, 2])], 3),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_point_of_the_ball_is_outside(name):
+    network = NETWORKS[name]
+    check_sound(network, IMAGES, EPSILON)
+
+
+def check_sound(network, images, epsilon):
+    """Samples and what PGD finds are within; linear bounds are nowhere looser than intervals."""
+    apply = jax.jit(network)
+    logits = np.stack([apply(points) for points in corners(images, epsilon, 100)])
+    bounds = {name: method(network, images, epsilon) for name, method in METHODS.items()}
+    for lower, upper in bounds.values():
+        assert np.isfinite(lower).all() and np.isfinite(upper).all()
+        assert (lower <= logits.min(axis=0)).all() and (logits.max(axis=0) <= upper).all()
+    for outer, inner in (("ibp", "crown-ibp"), ("ibp", "crown")):
+        assert (bounds[inner].lower >= bounds[outer].lower).all()
+        assert (bounds[inner].upper <= bounds[outer].upper).all()
+    # A gradient follows what bounds say cannot be passed.
+    labels = jnp.asarray(np.asarray(apply(images)).argmax(axis=1))
+    found = PGD(epsilon, epsilon / 4, num_steps=20)(KEY, network, jnp.asarray(images), labels)
+    adversarial = np.asarray(apply(found.images))
+    own = adversarial[np.arange(len(labels)), labels][:, None]
+    margins = margin_bounds(network, images, labels, epsilon, method="crown", num_rows=32)
+    assert (np.where(np.isinf(margins), 0, margins) <= own - adversarial).all()
+    return bounds
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "simple_cnn", "resnet_small", "photo_cnn"])
+def test_the_librarys_networks(name):
+    images = np.random.default_rng(1).uniform(size=(2, 16, 16, 3)).astype(np.float32)
+    network = models.create(name, **SMALL[name])
+    variables = jax.jit(network.init)(KEY, images)
+    classifier = Classifier(network.apply, variables, np.float32([0.4, 0.5, 0.6]), 0.25)
+    bounds = check_sound(classifier, images, 0.01)
+    # Not merely as tight.
+    widths = {method: float((b.upper - b.lower).mean()) for method, b in bounds.items()}
+    assert widths["crown"] < 0.8 * widths["ibp"]
+
+
+@pytest.mark.parametrize(
+    "name", ["preact_resnet18", "vgg19", "mobilenet_v1", "mobilenet_v2", "densenet121", "resnet50"]
+)
+def test_the_other_networks_have_bounds_too(name):
+    images = np.random.default_rng(1).uniform(size=(1, 16, 16, 3)).astype(np.float32)
+    network = models.create(name, **SMALL[name])
+    classifier = Classifier(network.apply, jax.jit(network.init)(KEY, images), 0.5, 0.25)
+    apply = jax.jit(lambda c, x: c(x))
+    logits = np.stack([apply(classifier, points) for points in corners(images, 1e-3, 20)])
+    for method in (ibp_bounds, crown_ibp):
+        lower, upper = method(classifier, images, 1e-3)
+        assert (lower <= logits.min(axis=0)).all() and (logits.max(axis=0) <= upper).all()
+
+
+def test_each_image_has_its_own_epsilon_and_neighbours_do_not_matter():
+    epsilon = np.array([0.0, 0.02, 0.1], np.float32)
+    together = full_crown(residual, IMAGES, epsilon)
+    for index in range(3):
+        alone = full_crown(residual, IMAGES[index : index + 1], float(epsilon[index]))
+        np.testing.assert_allclose(together.lower[index], alone.lower[0], rtol=0, atol=1e-5)
+    width = np.asarray(together.upper - together.lower).mean(axis=1)
+    assert width[0] < 1e-3 < width[1] < width[2]
+
+
+# What is certified
+
+
+def test_certify_goes_through_batches_and_counts_only_the_proved():
+    labels = np.asarray(residual(IMAGES)).argmax(axis=1)
+    labels[2] = (labels[2] + 1) % 3  # wrong when clean
+    seen = []
+    report = certify(
+        residual,
+        IMAGES,
+        labels,
+        epsilon=1e-4,
+        method="crown-ibp",
+        batch_size=2,
+        progress=lambda done, of: seen.append((done, of)),
+    )
+    assert report.certified.tolist() == [True, True, False]
+    assert seen == [(2, 3), (3, 3)] and report.epsilon.tolist() == [1e-4] * 3
+    assert report.margins.shape == (3, 3) and report.method == "crown-ibp"
+    logits = np.asarray(residual(IMAGES))
+    clean = logits[np.arange(3), labels][:, None] - logits
+    clean[np.arange(3), labels] = np.inf
+    np.testing.assert_allclose(report.margins, clean, atol=5e-3)
+
+
+def test_nan_certifies_nothing():
+    classifier, _ = two_pixels(0)
+    arrays = (classifier.variables[0], classifier.variables[1].at[0].set(jnp.nan))
+    broken = Classifier(one_hidden_layer, (*arrays, classifier.variables[2]))
+    images = np.full((2, 1, 2, 1), 0.5, np.float32)
+    for method in METHODS:
+        report = certify(broken, images, np.array([0, 1]), epsilon=0.01, method=method)
+        assert not report.certified.any()
+
+
+def test_other_weights_and_epsilons_compile_nothing_anew():
+    traces = []
+
+    def apply_fn(arrays, images):
+        traces.append(images.shape)
+        return one_hidden_layer(arrays, images)
+
+    def margins(seed, epsilon, method):
+        classifier = Classifier(apply_fn, two_pixels(seed)[0].variables)
+        images = np.full((2, 1, 2, 1), 0.5, np.float32)
+        return certify(classifier, images, np.array([0, 1]), epsilon=epsilon, method=method).margins
+
+    for method in METHODS:
+        first = margins(0, 0.1, method)
+        count = len(traces)
+        assert count > 0
+        assert not np.array_equal(margins(0, np.array([0.1, 0.2]), method), first)
+        assert not np.array_equal(margins(1, 0.1, method), first)
+        assert len(traces) == count
+
+
+def test_bounds_are_part_of_a_larger_program():
+    """Interval bounds can be differentiated by the weights, as training for them would."""
+    classifier, _ = two_pixels(0)
+    image = np.full((1, 1, 2, 1), 0.5, np.float32)
+
+    @jax.jit
+    def width(classifier):
+        lower, upper = ibp_bounds(classifier, image, 0.1)
+        return jnp.sum(upper - lower)
+
+    gradient = jax.grad(width)(classifier)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    assert float(jnp.abs(gradient.variables[2]).sum()) > 0
+
+
+# Errors
+
+
+class Sorting(models.layers.nn.Module):
+    @models.layers.nn.compact
+    def __call__(self, images):
+        return Head(name="head")(jnp.sort(images.reshape(len(images), -1)))
+
+
+class Head(models.layers.nn.Module):
+    @models.layers.nn.compact
+    def __call__(self, features):
+        return models.layers.nn.leaky_relu(features)
+
+
+def test_what_has_no_bounds_is_named_with_its_layer():
+    with pytest.raises(NotImplementedError, match="'sort' in .*docs/certificates.md"):
+        ibp_bounds(functools.partial(Sorting().apply, {}), IMAGES, 0.1)
+    head = functools.partial(Head().apply, {})
+    with pytest.raises(NotImplementedError, match="'ge' in .*Head"):
+        ibp_bounds(lambda images: head(dense(images, 3)), IMAGES, 0.1)
+    attention = lambda x: jnp.einsum("bhwc,bHwc->bhH", x, x)[:, 0]  # noqa: E731
+    with pytest.raises(NotImplementedError, match="'dot_general'"):
+        ibp_bounds(attention, IMAGES, 0.1)
+    with pytest.raises(NotImplementedError, match="'convert_element_type' to bfloat16"):
+        ibp_bounds(lambda x: dense(x.astype(jnp.bfloat16), 3), IMAGES, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("error", "match", "change"),
+    [
+        (ValueError, "`method` must be one of", {"method": "milp"}),
+        (ValueError, "`epsilon` must be a finite number at least 0", {"epsilon": -0.1}),
+        (ValueError, "`epsilon` must be one number or of shape", {"epsilon": np.ones(2)}),
+        (ValueError, r"`images` must lie in \[0, 1\]", {"images": 2 * np.ones_like(IMAGES)}),
+        (TypeError, "divide uint8 images by 255", {"images": np.zeros((3, *SHAPE), np.uint8)}),
+        (ValueError, "at least one image", {"images": IMAGES[:0], "labels": np.zeros(0, int)}),
+        (ValueError, "`labels` must lie in 0 .. 2", {"labels": np.array([0, 1, 3])}),
+        (TypeError, "`labels` must be integers", {"labels": np.zeros(3)}),
+        (ValueError, "`batch_size` must be at least 1", {"batch_size": 0}),
+        (ValueError, "`num_rows` must be at least 1", {"num_rows": 0}),
+        (ValueError, "`logits_fn` must return", {"logits_fn": lambda x: x.mean((1, 2, 3))}),
+        (TypeError, "`logits_fn` must be callable", {"logits_fn": 3}),
+    ],
+)
+def test_arguments_out_of_range(error, match, change):
+    arguments = {"logits_fn": residual, "images": IMAGES, "labels": np.array([0, 1, 2])}
+    with pytest.raises(error, match=match):
+        certify(**{**arguments, "epsilon": 0.1, **change})
+    with pytest.raises(ValueError, match="`intermediate` must be one of"):
+        crown_bounds(residual, IMAGES, 0.1, intermediate="zonotope")
+
+
+def test_the_names_that_are_public():
+    assert {"certify", "Certified", "Bounds"} < set(certificates.__all__)
