@@ -27,7 +27,7 @@ def test_all_of_them_end_at_their_budget_and_have_learned(scope):
     size = 768 * 64 + 64 * 32
     for figures in (scope["result"].final, *scope["figures"].values()):
         assert figures["weights"] == size
-        assert figures["accuracy_after"] > 0.6
+        assert figures["accuracy_after"] > 0.35  # under attack
     kept = [figures["kept_weights"] for figures in scope["figures"].values()]
     assert kept == [size // 2, *[round(0.2 * 768 * 64) + round(0.2 * 64 * 32)] * 2]
     assert scope["result"].final["kept_weights"] == kept[1]

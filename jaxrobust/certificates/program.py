@@ -190,6 +190,8 @@ class _Builder:
             return [
                 step("increasing", index, mixes=mixes) for index in range(len(equation.outvars))
             ]
+        if name == "stop_gradient":
+            return operands  # bounds are of values
         if name == "convert_element_type":
             if params["new_dtype"] != self.result(operands[0]).dtype:
                 raise _unsupported(equation, layer, f"to {np.dtype(params['new_dtype']).name}")
@@ -218,6 +220,13 @@ class _Builder:
         if name == "integer_pow" and params["y"] > 0:
             return [self.power(operands[0], params["y"], layer)]
         if name in ("max", "min"):
+            # As softmax guards itself; a line through infinity would be NaN.
+            neutral = -np.inf if name == "max" else np.inf
+            if any(
+                is_known and not isinstance(operand, jax.core.Tracer) and np.all(operand == neutral)
+                for operand, is_known in zip(operands, known, strict=True)
+            ):
+                return list(unknown)
             return [two(name)]
         if name == "clamp" and not known[1] and known[0] and known[2]:
             above = self.make("max", jnp.maximum, (operands[1], operands[0]), layer)
