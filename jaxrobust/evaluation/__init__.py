@@ -11,7 +11,9 @@ from jaxrobust.evaluation.attack_report import (
 )
 from jaxrobust.evaluation.auto_attack import auto_attack, auto_attack_suite
 from jaxrobust.evaluation.classification import evaluate, logits
+from jaxrobust.evaluation.collapse import loss_alarm
 from jaxrobust.evaluation.curves import curve_from_norms, robustness_curve
+from jaxrobust.evaluation.dataset_latency import dataset_latency
 from jaxrobust.evaluation.diagnostics import sanity
 from jaxrobust.evaluation.latency import compare_latency, disk_latency, latency
 from jaxrobust.evaluation.rates import Rate, rate
@@ -33,6 +35,7 @@ from jaxrobust.evaluation.thresholds import (
 )
 from jaxrobust.evaluation.transfer import transfer_curves, transfer_matrix, transfer_rates
 from jaxrobust.evaluation.universal import UniversalResult, universal_perturbation
+from jaxrobust.evaluation.weights import weight_histogram
 
 __all__ = [
     "AttackReport",
@@ -48,6 +51,7 @@ __all__ = [
     "compare_latency",
     "confidences",
     "curve_from_norms",
+    "dataset_latency",
     "disk_latency",
     "epsilon_for_success",
     "evaluate",
@@ -55,6 +59,7 @@ __all__ = [
     "latency",
     "load_attack",
     "logits",
+    "loss_alarm",
     "mcnemar",
     "mean_interval",
     "median_interval",
@@ -74,4 +79,5 @@ __all__ = [
     "transfer_matrix",
     "transfer_rates",
     "universal_perturbation",
+    "weight_histogram",
 ]
