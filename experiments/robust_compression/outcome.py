@@ -1,0 +1,227 @@
+"""All methods in one table over the seeds, and the source's table 4.2 beside ours."""
+
+from collections.abc import Callable
+from typing import Any
+
+from experiments.robust_compression import attacking, networks, published
+from experiments.robust_compression.study import (
+    METHOD_WORDS,
+    Study,
+    Variant,
+    interval_of,
+    rate_of,
+)
+from jaxrobust import evaluation
+from jaxrobust.evaluation.attack_report import epsilon_label
+from jaxrobust.studies import blocks
+
+PART = "outcome"
+Share = Callable[[Variant], float]
+
+
+def sections(study: Study) -> list[dict[str, Any]]:
+    """The methods, the cumulative columns of AutoAttack."""
+    return [methods(study), table_4_2(study)]
+
+
+def clean_share(study: Study) -> Share:
+    """Variant -> share of all test images that it has right."""
+    return lambda variant: float(study.right(variant).mean())
+
+
+def common_share(study: Study) -> Share:
+    """Variant -> share of the attacked images left after the attacks that all networks meet."""
+    name = attacking.common_attack(study)
+    return lambda variant: float(study.standing(variant, name).mean())
+
+
+def full_share(study: Study) -> Share:
+    """Variant -> share of the attacked images left after all of AutoAttack."""
+    return lambda variant: float(study.standing(variant).mean())
+
+
+def against_dense(study: Study, variant: Variant, share: Share) -> evaluation.MeanDifference:
+    """How much more than the dense network of the same seed it has right, over seeds."""
+    own = study.over_seeds(variant)
+    dense = [Variant(v.network, radius=v.radius, seed=v.seed) for v in own]
+    return evaluation.paired_mean_difference([share(v) for v in own], [share(v) for v in dense])
+
+
+def methods(study: Study) -> dict[str, Any]:
+    """Every method at every share: means over seeds, and differences to the dense network."""
+    clean, common, full = clean_share(study), common_share(study), full_share(study)
+    compared = study.compared(study.seeds[0])
+    rows = [_row(study, v, clean, common, full) for v in compared]
+    several = len(study.seeds) > 1
+    words = " and ".join(list(attacking.suite_of(study, Variant(study.main, "none")))[:2])
+    table = blocks.table(
+        [
+            "Method",
+            "Kept",
+            blocks.column("Clean", unit="%", decimals=1),
+            blocks.column(words, unit="%", decimals=1, group="Right under attack"),
+            blocks.column("all of AutoAttack", unit="%", decimals=1, group="Right under attack"),
+            blocks.column("clean", unit="points", decimals=1, group="Against dense"),
+            blocks.column("under attack", unit="points", decimals=1, group="Against dense"),
+            blocks.column("Zeros in the file", unit="%", decimals=2),
+            blocks.column("Epochs", decimals=0),
+        ],
+        rows,
+        f"{study.main}, {networks.NETWORKS[study.main].words}; attacked at 8/255. Clean: of all "
+        f"{len(study.test)} test images; under attack: of {len(study.attacked)}. "
+        + (
+            f"Means over {len(study.seeds)} seeds with 95 % Student-t intervals, which cover the chance "
+            "of training and not that of the images; differences are paired by seed. "
+            if several
+            else "One seed: intervals of single networks are Wilson's, and differences have none. "
+        )
+        + "Zeros: of the weights that may be pruned, counted in the saved file. Epochs: of all phases "
+        "together.",
+        title="Methods",
+        highlight=[0],
+    )
+    table["id"] = "methods-table"
+    clean_bars = _chart(study, compared, clean, "Clean accuracy")
+    robust_bars = _chart(study, compared, common, f"Accuracy under {words}")
+    return blocks.section(
+        "methods",
+        "Methods",
+        [clean_bars, robust_bars, table],
+        part=PART,
+        text=[
+            "One-shot ADMM with four sets: irregular (the largest weights of every layer), funnel "
+            "(deeper layers no denser than those before them), redundant (filters that differ), N:M "
+            "(N of every M neighbours; for 10 % it is 1 of 8). Two-phase ADMM (Ye et al.), HYDRA and "
+            "magnitude pruning begin with the same robust network of half of the epochs; the first two "
+            "spend a quarter on their masks and a quarter on fine-tuning under them. RigL moves its "
+            "masks as it trains; random masks, fixed from the start, are the control. Every method has "
+            f"{study.config.num_epochs} epochs in all."
+        ],
+    )
+
+
+def _cell(study: Study, variant: Variant, share: Share, rate: Any) -> Any:
+    """In shares: the mean over seeds, or of one network its rate."""
+    own = study.over_seeds(variant)
+    return rate if len(own) == 1 else interval_of([share(v) for v in own], 1.0)
+
+
+def _row(study: Study, variant: Variant, clean: Share, common: Share, full: Share) -> list[Any]:
+    attack = attacking.common_attack(study)
+    gaps: list[Any] = [None, None]
+    if variant.method != "dense":
+        gaps = []
+        for share in (clean, common):
+            gap = against_dense(study, variant, share)
+            gaps.append(blocks.estimate(gap["mean"], gap["low"], gap["high"], 100))
+    left = None
+    if study.is_fully_attacked(variant):
+        left = _cell(study, variant, full, rate_of(study.standing(variant)))
+    return [
+        METHOD_WORDS[variant.method],
+        "all" if variant.method == "dense" else variant.share,
+        _cell(study, variant, clean, study.accuracy(variant)),
+        _cell(study, variant, common, rate_of(study.standing(variant, attack))),
+        left,
+        *gaps,
+        study.facts[variant]["zeros"] / study.facts[variant]["weights"],
+        study.facts[variant]["epochs"],
+    ]
+
+
+def _chart(study: Study, compared: list[Variant], share: Share, title: str) -> dict[str, Any]:
+    """Dots with intervals, a block for each share kept."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    dense = compared[0]
+    for variant in compared[1:]:
+        kept = min(study.config.kept, key=lambda k, v=variant: abs(k - v.kept))
+        label = f"{100 * kept:g} % kept"
+        if label not in groups:
+            groups[label] = [{"name": "dense", "value": _estimate(study, dense, share)}]
+        value = _estimate(study, variant, share)
+        groups[label].append({"name": METHOD_WORDS[variant.method], "value": value})
+    return {
+        "kind": "intervals",
+        "title": title,
+        "percent": True,
+        "groups": [{"name": name, "items": items} for name, items in groups.items()],
+        "caption": "Intervals as in the table below.",
+    }
+
+
+def _estimate(study: Study, variant: Variant, share: Share) -> dict[str, Any]:
+    own = study.over_seeds(variant)
+    if len(own) == 1:
+        size = len(study.test) if share(own[0]) == study.right(own[0]).mean() else None
+        size = size or len(study.attacked)
+        found = evaluation.rate(round(share(own[0]) * size), size)
+        return {"value": found["rate"], "low": found["low"], "high": found["high"]}
+    mean = interval_of([share(v) for v in own], 1.0)
+    return mean if isinstance(mean, dict) else {"value": mean, "low": None, "high": None}
+
+
+def table_4_2(study: Study) -> dict[str, Any]:
+    """What every attack of AutoAttack and those before it left, the source's figures below ours."""
+    names = list(attacking.suite_of(study, Variant(study.main)))
+    with_source = study.dataset.name in ("cifar10", "cifar10_jpeg")
+    rows: list[list[Any]] = []
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for network in study.config.networks:
+        family = networks.NETWORKS[network].source
+        for radius in study.config.radii:
+            for variant in study.pair(network, radius):
+                left = [rate_of(study.standing(variant, name)) for name in names]
+                words = f"{network}, {variant.share}, {epsilon_label(radius)}"
+                rows.append([words, study.accuracy(variant), *left])
+                theirs = published.auto_attack(family, radius, variant.kept)
+                if with_source and theirs is not None:
+                    rows.append([f"source's {family}", *theirs])
+                if radius == study.config.radii[0]:
+                    stages = zip(("no attack", *names), (_attacked_clean(study, variant), *left))
+                    groups[words] = [
+                        {"name": name, "value": _bounds(rate)} for name, rate in stages
+                    ]
+    theirs_are = (
+        "The source's four columns are APGD-ce, APGD-dlr, FAB and Square, with 5 starts, on the original "
+        "CIFAR-10; ours are those of AutoAttack's standard version, whose APGD-T and FAB-T look for "
+        "every target class and find more."
+        if with_source
+        else ""
+    )
+    return blocks.section(
+        "autoattack",
+        "AutoAttack, attack by attack",
+        [
+            {
+                "kind": "intervals",
+                "title": "What is left after each attack and those before it",
+                "percent": True,
+                "bars": True,
+                "groups": [{"name": name, "items": items} for name, items in groups.items()],
+                "caption": f"Of {len(study.attacked)} test images, one network each (seed "
+                f"{study.seeds[0]}); Wilson's 95 % intervals.",
+            },
+            blocks.table(
+                [
+                    "Network, share kept, epsilon of training",
+                    blocks.column("No attack", unit="%", decimals=1),
+                    *(blocks.column(name, unit="%", decimals=1) for name in names),
+                ],
+                rows,
+                f"Epsilon 8/255. No attack: of all {len(study.test)} test images; columns of attacks, "
+                f"each after those before it: of {len(study.attacked)}. One network each (seed "
+                f"{study.seeds[0]}). {theirs_are}",
+                title="Table 4.2",
+            ),
+        ],
+        part=PART,
+    )
+
+
+def _attacked_clean(study: Study, variant: Variant) -> evaluation.Rate:
+    """Of the attacked images, those right when clean."""
+    return study.suites[variant]["clean_accuracy"]
+
+
+def _bounds(rate: Any) -> dict[str, Any]:
+    return {"value": rate["rate"], "low": rate["low"], "high": rate["high"]}

@@ -1,0 +1,325 @@
+"""What the source says, and what the figures say of it."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.robust_compression import attacking, combined, cost, outcome, trained
+from experiments.robust_compression.config import SCHEMES
+from experiments.robust_compression.study import METHOD_WORDS, Study, Variant, rate_of
+from jaxrobust import evaluation
+from jaxrobust.evaluation.attack_report import epsilon_label
+from jaxrobust.studies import blocks
+
+MARGIN = 0.03  # what compression may cost, in shares of the images
+LOSS = 1 / 3  # a network that loses more than this of the dense one's accuracy has collapsed
+
+
+def verdicts(study: Study) -> list[dict[str, Any]]:
+    """The margin at every share, collapse, schemes, alternatives, transfer, combination, weights, time."""
+    found = [_margin(study, kept) for kept in study.config.kept]
+    found += [_collapse(study), _sparsity(study)]
+    others = [method for method in study.config.methods if method != "irregular"]
+    schemes = [method for method in others if method in SCHEMES]
+    alternatives = [method for method in others if method not in SCHEMES]
+    if schemes:
+        question = "Is the irregular scheme the best of ADMM's?"
+        found.append(_against(study, schemes, question))
+    if alternatives:
+        question = "Does one-shot ADMM do as well as the alternatives, at as many epochs?"
+        found.append(_against(study, alternatives, question))
+    return [*found, _transfer(study), _combined(study), _weights(study), _time(study)]
+
+
+def within(gap: evaluation.MeanDifference, margin: float) -> str:
+    """Whether a network keeps within a margin below another, in a few words.
+
+    Args:
+      gap: Of shares, compressed less dense, over seeds.
+      margin: What it may lose.
+    """
+    mean, low, high = gap["mean"], gap["low"], gap["high"]
+    if low is None or high is None:
+        return "yes" if mean >= -margin else "no"
+    if low >= -margin:
+        return "yes, the whole interval"
+    if high < -margin:
+        return "no, the whole interval is below"
+    return "on average yes, not beyond doubt" if mean >= -margin else "on average no, not beyond doubt"
+
+
+def has_collapsed(dense: Sequence[float], compressed: Sequence[float]) -> bool:
+    """Whether any accuracy of a compressed network is less than two thirds of the dense one's.
+
+    Args:
+      dense: Accuracies, clean and under attack.
+      compressed: The same of the compressed network.
+
+    Example:
+      >>> has_collapsed((0.7725, 0.439), (0.667, 0.380)), has_collapsed((0.799, 0.408), (0.404, 0.240))
+      (False, True)
+    """
+    return any(c < (1 - LOSS) * d for d, c in zip(dense, compressed, strict=True))
+
+
+def compare(gaps: dict[str, evaluation.MeanDifference]) -> str:
+    """Who is ahead of whom, in a few words.
+
+    Args:
+      gaps: {name: irregular less the other, over seeds}.
+    """
+    if not gaps:
+        return "nothing to compare"
+    p_values = [1.0 if g["p_value"] is None else g["p_value"] for g in gaps.values()]
+    adjusted = dict(zip(gaps, evaluation.holm(p_values), strict=True))
+    sure = {name: np.sign(gaps[name]["mean"]) for name, p in adjusted.items() if p < 0.05}
+    ahead = [name for name, gap in gaps.items() if gap["mean"] > 0]
+    words = f"ahead of {len(ahead)} of {len(gaps)} on average"
+    proven = [name for name, sign in sure.items() if sign > 0]
+    behind = [name for name, sign in sure.items() if sign < 0]
+    if proven:
+        words += f", beyond chance of {', '.join(proven)}"
+    if behind:
+        words += f", beyond chance behind {', '.join(behind)}"
+    return words if proven or behind else f"{words}, no difference beyond chance"
+
+
+def _points(gap: Any) -> str:
+    words = f"{100 * gap['mean']:+.1f}"
+    if gap["low"] is None:
+        return f"{words} points"
+    return f"{words} points ({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f})"
+
+
+def _sure(study: Study) -> str:
+    if len(study.seeds) == 1:
+        return "One seed: what another training would give is not known."
+    return (
+        f"Differences paired over {len(study.seeds)} seeds, 95 % Student-t intervals; they cover the "
+        "chance of training, not that of the test images."
+    )
+
+
+def _robust_share(study: Study) -> outcome.Share:
+    """After all of AutoAttack: dense and irregular networks meet it."""
+    return outcome.full_share(study)
+
+
+def _margin(study: Study, kept: float) -> dict[str, Any]:
+    answers, details = [], []
+    for network in study.config.networks:
+        radius = study.config.radii[0]
+        variant = Variant(network, "irregular", kept, radius, study.seeds[0])
+        shares = {"clean": outcome.clean_share(study), "AutoAttack": _robust_share(study)}
+        for name, share in shares.items():
+            gap = outcome.against_dense(study, variant, share)
+            answers.append(f"{network}, {name}: {within(gap, MARGIN)}.")
+            details.append(f"{network}, {name} {_points(gap)}.")
+    return blocks.verdict(
+        f"Does one-shot ADMM with {100 * kept:g} % of the weights stay within "
+        f"{100 * MARGIN:g} points of the dense robust network?",
+        " ".join(answers),
+        _sure(study) + " The other architectures have one seed.",
+        [("methods", "methods"), ("attack by attack", "autoattack")],
+        details=" ".join(details) + " The source loses 0.1 and 1.5 points at 50 % and 10.6 and 5.9 at "
+        "10 % (ResNet34, epsilon 0.1).",
+    )
+
+
+def _collapse(study: Study) -> dict[str, Any]:
+    answers, details = [], []
+    clean, robust = outcome.clean_share(study), _robust_share(study)
+    last = study.config.kept[-1]
+    for network in study.config.networks:
+        for radius in study.config.radii:
+            fell, alarms = 0, 0
+            seeds = study.seeds_of(network, radius)
+            for seed in seeds:
+                dense, *_, smallest = study.pair(network, radius, seed)
+                pairs = [[share(v) for share in (clean, robust)] for v in (dense, smallest)]
+                fell += has_collapsed(*pairs)
+                alarms += trained.alarm(study, smallest)["collapsed"]
+                details.append(
+                    f"{smallest.name}: {100 * pairs[1][0]:.1f} % clean and {100 * pairs[1][1]:.1f} % "
+                    f"under AutoAttack, dense {100 * pairs[0][0]:.1f} and {100 * pairs[0][1]:.1f} %."
+                )
+            words = f"{network}, trained at {epsilon_label(radius)}"
+            if len(seeds) == 1:
+                answers.append(f"{words}: {'yes' if fell else 'no'}.")
+            else:
+                answers.append(f"{words}: in {fell} of {len(seeds)} seeds.")
+            if alarms:
+                details.append(f"The loss of {alarms} of them ended no better than a guess.")
+    return blocks.verdict(
+        f"Does robust training collapse at {100 * last:g} % of the weights?",
+        " ".join(answers),
+        "A collapse is a loss of more than a third of the dense network's accuracy, clean or under "
+        "AutoAttack: by this the source's MobileNet collapses at 10 %, its ResNet does not.",
+        [("the loss over the epochs", "losses"), ("attack by attack", "autoattack")],
+        details=" ".join(details),
+    )
+
+
+def _sparsity(study: Study) -> dict[str, Any]:
+    found = [v for v in study.variants() if v.method == "irregular"]
+    off = []
+    for variant in found:
+        facts = study.facts[variant]
+        off.append(abs((facts["weights"] - facts["zeros"]) - variant.kept * facts["weights"]))
+    layers = max(study.facts[variant]["layers"] for variant in found)
+    exact = all(gap <= study.facts[v]["layers"] for gap, v in zip(off, found, strict=True))
+    return blocks.verdict(
+        "Is the sparsity in the saved files the one that was asked for?",
+        "Yes." if exact else "No.",
+        f"Counted in {len(found)} files of the irregular scheme: at most {math.ceil(max(off))} weights "
+        f"off, where rounding allows one for each of up to {layers} layers.",
+        [("sizes", "sizes")],
+    )
+
+
+def _against(study: Study, methods: Sequence[str], question: str) -> dict[str, Any]:
+    answers, details = [], []
+    clean, common = outcome.clean_share(study), outcome.common_share(study)
+    compared = study.compared(study.seeds[0])
+    for kept in study.config.kept:
+        own = Variant(study.main, "irregular", kept, study.config.radii[0], study.seeds[0])
+        for name, share in (("clean", clean), ("under attack", common)):
+            gaps = {}
+            for method in methods:
+                other = _nearest(compared, method, kept)
+                if other is None:
+                    continue
+                sides = [[share(v) for v in study.over_seeds(side)] for side in (own, other)]
+                gaps[METHOD_WORDS[method]] = evaluation.paired_mean_difference(*sides)
+            answers.append(f"{100 * kept:g} % kept, {name}: {compare(gaps)}.")
+            details += [
+                f"{100 * kept:g} %, {name}, against {method}: {_points(gap)}."
+                for method, gap in gaps.items()
+            ]
+    return blocks.verdict(
+        question,
+        " ".join(answers),
+        _sure(study) + " Paired t-tests, with Holm's correction over the methods of a comparison. The "
+        "source says that its irregular scheme was best in work before it, and that of the three none "
+        "was consistently better.",
+        [("methods", "methods")],
+        details=" ".join(details),
+    )
+
+
+def _nearest(compared: Sequence[Variant], method: str, kept: float) -> Variant | None:
+    """The network of a method whose share is nearest to one; None where another share is nearer."""
+    own = [variant for variant in compared if variant.method == method]
+    near = min(own, key=lambda variant: abs(variant.kept - kept), default=None)
+    return near if near is not None and abs(near.kept - kept) < 0.05 else None
+
+
+def _transfer(study: Study) -> dict[str, Any]:
+    answers, details = [], []
+    for radius in study.config.radii:
+        targets = [v for network in study.config.networks for v in study.pair(network, radius)]
+        strong, weak = attacking.strongest_and_weakest(study, targets)
+        if strong == weak:
+            continue
+        lost = {}
+        for source in (strong, weak):
+            found = attacking.transfer(study, source, targets)
+            others = [c for t, c in zip(targets, found, strict=True) if t not in (strong, weak)]
+            lost[source] = float(np.mean([_lost(curve["points"]) for curve in others or found]))
+        stronger = lost[strong] > lost[weak]
+        answers.append(
+            f"Trained at {epsilon_label(radius)}: those of the "
+            f"{'strongest' if stronger else 'weakest'} network do more."
+        )
+        details.append(
+            f"Trained at {epsilon_label(radius)}, at the last epsilon the others lose "
+            f"{100 * lost[strong]:.1f} points by images made on {strong.network}, {strong.share}, and "
+            f"{100 * lost[weak]:.1f} by those of {weak.network}, {weak.share}."
+        )
+    return blocks.verdict(
+        "Whose adversarial images fool the other networks more?",
+        " ".join(answers) or "There is one network alone.",
+        f"Mean loss of accuracy of all other networks, on {len(study.attacked)} images, one network of "
+        "each kind. The source: those of its strongest network do, those of its weakest do not.",
+        [("transfer", "transfer")],
+        details=" ".join(details),
+    )
+
+
+def _lost(points: Sequence[dict[str, Any]]) -> float:
+    return points[0]["robust_accuracy"]["rate"] - points[-1]["robust_accuracy"]["rate"]
+
+
+def _combined(study: Study) -> dict[str, Any]:
+    answers, details = [], []
+    for network in study.config.networks:
+        found = combined.outcomes(study, network)
+        whole, robust = found["combined"], found["robust"]
+        for name in ("PGD, 8/255", "APGD, 8/255"):
+            gap = evaluation.paired_difference(whole[name], robust[name])
+            if gap["low"] > 0:
+                word = "more robust"
+            else:
+                word = "less robust" if gap["high"] < 0 else "no difference beyond chance"
+            answers.append(f"{network}, {name}: {word}.")
+        shown = whole["PGD, 8/255, made on robust"]
+        details.append(
+            f"{network} under PGD at 8/255: the robust network keeps "
+            f"{_share(robust['PGD, 8/255'])}, the combination {_share(whole['PGD, 8/255'])}, and "
+            f"{_share(shown)} where the images were made on the robust network alone."
+        )
+    return blocks.verdict(
+        "Is a natural and a robust network together more robust than the robust one?",
+        " ".join(answers),
+        f"Paired on {len(study.attacked)} images, 95 % intervals (Newcombe), one pair of networks. The "
+        "source: 82.2 % against 58.3 % under PGD.",
+        [("a natural and a robust network together", "combined")],
+        details=" ".join(details),
+    )
+
+
+def _share(outcomes: np.ndarray) -> str:
+    return f"{100 * (rate_of(outcomes)['rate'] or 0):.1f} %"
+
+
+def _weights(study: Study) -> dict[str, Any]:
+    radius = study.config.radii[0]
+    pairs = [
+        [trained.deviation(study, Variant(study.main, radius=r, seed=seed)) for r in (0.0, radius)]
+        for seed in study.seeds
+    ]
+    natural, robust = (list(side) for side in zip(*pairs, strict=True))
+    gap = evaluation.paired_mean_difference(np.log(robust), np.log(natural))
+    ratio = math.exp(gap["mean"])
+    sure = gap["low"] is not None and (gap["low"] > 0 or gap["high"] < 0)  # type: ignore[operator]
+    word = "more" if ratio > 1 else "less"
+    interval = "" if gap["low"] is None else (
+        f" ({math.exp(gap['low']):.2f} to {math.exp(gap['high']):.2f})"  # type: ignore[arg-type]
+    )
+    return blocks.verdict(
+        "Do the weights of robust networks vary more than those of natural ones?",
+        f"{study.main}: they vary {word}, {'beyond' if sure else 'not beyond'} chance.",
+        f"Ratio of the deviations, paired over {len(study.seeds)} seeds. The source shows it for one "
+        "network of each kind.",
+        [("what the weights look like", "weights")],
+        details=f"Robust over natural: {ratio:.2f}{interval}.",
+    )
+
+
+def _time(study: Study) -> dict[str, Any]:
+    found = [
+        (entry["network"], entry["batch"], share, figures["difference"])
+        for entry in cost.times(study)
+        for share, figures in cost.compressed(entry["variants"]).items()
+    ]
+    faster = [one for one in found if cost.said(one[3]) == "faster"]
+    slower = [one for one in found if cost.said(one[3]) == "slower"]
+    return blocks.verdict(
+        "Are networks with fewer weights faster, run as they are?",
+        f"In {len(faster)} of {len(found)} cases, slower in {len(slower)}.",
+        "Networks taking turns at every batch, against dense twins as the measure of noise; on this "
+        "machine alone. The source finds gains on all hardware, which it calls marginal.",
+        [("time of one image and of 100", "latency")],
+    )
