@@ -178,10 +178,9 @@ def _summary(study: Study) -> list[str]:
     for network in config.networks:
         words = []
         for variant in study.pair(network, config.radii[0]):
-            own = study.over_seeds(variant)
             clean, left = (
-                100 * sum(float(share(v)) for v in own) / len(own)
-                for share in (outcome.clean_share(study), outcome.full_share(study))
+                100 * outcome.mean_over_seeds(study, variant, outcomes)
+                for outcomes in (study.right, study.standing)
             )
             words.append(f"{variant.share} {clean:.1f} and {left:.1f} %")
         count = len(study.seeds_of(network, config.radii[0]))

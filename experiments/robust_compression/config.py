@@ -1,6 +1,6 @@
 """The settings of the study, its presets, and what they make of them.
 
-Expected time of the presets: see ESTIMATES, which is of a rehearsal.
+TIMES
 """
 
 import dataclasses

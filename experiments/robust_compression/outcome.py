@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from experiments.robust_compression import attacking, networks, published
 from experiments.robust_compression.study import (
     METHOD_WORDS,
@@ -13,10 +15,12 @@ from experiments.robust_compression.study import (
 )
 from jaxrobust import evaluation
 from jaxrobust.evaluation.attack_report import epsilon_label
+from jaxrobust.evaluation.statistics import MeanDifference
 from jaxrobust.studies import blocks
 
 PART = "outcome"
-Share = Callable[[Variant], float]
+# Variant -> which images it has right, bool [N].
+Outcomes = Callable[[Variant], np.ndarray]
 
 
 def sections(study: Study) -> list[dict[str, Any]]:
@@ -24,34 +28,39 @@ def sections(study: Study) -> list[dict[str, Any]]:
     return [methods(study), table_4_2(study)]
 
 
-def clean_share(study: Study) -> Share:
-    """Variant -> share of all test images that it has right."""
-    return lambda variant: float(study.right(variant).mean())
-
-
-def common_share(study: Study) -> Share:
-    """Variant -> share of the attacked images left after the attacks that all networks meet."""
+def common(study: Study) -> Outcomes:
+    """Of the attacked images, those left after the attacks that all networks meet."""
     name = attacking.common_attack(study)
-    return lambda variant: float(study.standing(variant, name).mean())
+    return lambda variant: study.standing(variant, name)
 
 
-def full_share(study: Study) -> Share:
-    """Variant -> share of the attacked images left after all of AutoAttack."""
-    return lambda variant: float(study.standing(variant).mean())
+def mean_over_seeds(study: Study, variant: Variant, outcomes: Outcomes) -> float:
+    """The share of the images that a network has right, over its seeds."""
+    return float(np.mean([outcomes(v).mean() for v in study.over_seeds(variant)]))
 
 
-def against_dense(study: Study, variant: Variant, share: Share) -> evaluation.MeanDifference:
-    """How much more than the dense network of the same seed it has right, over seeds."""
-    own = study.over_seeds(variant)
-    dense = [Variant(v.network, radius=v.radius, seed=v.seed) for v in own]
-    return evaluation.paired_mean_difference([share(v) for v in own], [share(v) for v in dense])
+def against(
+    study: Study, variant: Variant, other: Variant, outcomes: Outcomes
+) -> MeanDifference:
+    """How much more than another network of the same seed it has right, over seeds."""
+    sides = [
+        [float(outcomes(v).mean()) for v in study.over_seeds(side)] for side in (variant, other)
+    ]
+    return evaluation.paired_mean_difference(*sides)
+
+
+def against_dense(
+    study: Study, variant: Variant, outcomes: Outcomes
+) -> MeanDifference:
+    """`against` the dense network of its kind."""
+    dense = Variant(variant.network, radius=variant.radius, seed=variant.seed)
+    return against(study, variant, dense, outcomes)
 
 
 def methods(study: Study) -> dict[str, Any]:
     """Every method at every share: means over seeds, and differences to the dense network."""
-    clean, common, full = clean_share(study), common_share(study), full_share(study)
     compared = study.compared(study.seeds[0])
-    rows = [_row(study, v, clean, common, full) for v in compared]
+    rows = [_row(study, variant) for variant in compared]
     several = len(study.seeds) > 1
     words = " and ".join(list(attacking.suite_of(study, Variant(study.main, "none")))[:2])
     table = blocks.table(
@@ -81,8 +90,8 @@ def methods(study: Study) -> dict[str, Any]:
         highlight=[0],
     )
     table["id"] = "methods-table"
-    clean_bars = _chart(study, compared, clean, "Clean accuracy")
-    robust_bars = _chart(study, compared, common, f"Accuracy under {words}")
+    clean_bars = _chart(study, compared, study.right, "Clean accuracy")
+    robust_bars = _chart(study, compared, common(study), f"Accuracy under {words}")
     return blocks.section(
         "methods",
         "Methods",
@@ -100,36 +109,36 @@ def methods(study: Study) -> dict[str, Any]:
     )
 
 
-def _cell(study: Study, variant: Variant, share: Share, rate: Any) -> Any:
-    """In shares: the mean over seeds, or of one network its rate."""
+def _cell(study: Study, variant: Variant, outcomes: Outcomes) -> Any:
+    """In shares: the mean over seeds with its interval, or of one network its rate."""
     own = study.over_seeds(variant)
-    return rate if len(own) == 1 else interval_of([share(v) for v in own], 1.0)
+    if len(own) == 1:
+        return rate_of(outcomes(own[0]))
+    return interval_of([float(outcomes(v).mean()) for v in own], 1.0)
 
 
-def _row(study: Study, variant: Variant, clean: Share, common: Share, full: Share) -> list[Any]:
-    attack = attacking.common_attack(study)
+def _row(study: Study, variant: Variant) -> list[Any]:
     gaps: list[Any] = [None, None]
     if variant.method != "dense":
-        gaps = []
-        for share in (clean, common):
-            gap = against_dense(study, variant, share)
-            gaps.append(blocks.estimate(gap["mean"], gap["low"], gap["high"], 100))
-    left = None
-    if study.is_fully_attacked(variant):
-        left = _cell(study, variant, full, rate_of(study.standing(variant)))
+        found = [against_dense(study, variant, which) for which in (study.right, common(study))]
+        gaps = [blocks.estimate(gap["mean"], gap["low"], gap["high"], 100) for gap in found]
+    fully = study.is_fully_attacked(variant)
+    facts = study.facts[variant]
     return [
         METHOD_WORDS[variant.method],
         "all" if variant.method == "dense" else variant.share,
-        _cell(study, variant, clean, study.accuracy(variant)),
-        _cell(study, variant, common, rate_of(study.standing(variant, attack))),
-        left,
+        _cell(study, variant, study.right),
+        _cell(study, variant, common(study)),
+        _cell(study, variant, study.standing) if fully else None,
         *gaps,
-        study.facts[variant]["zeros"] / study.facts[variant]["weights"],
-        study.facts[variant]["epochs"],
+        facts["zeros"] / facts["weights"],
+        facts["epochs"],
     ]
 
 
-def _chart(study: Study, compared: list[Variant], share: Share, title: str) -> dict[str, Any]:
+def _chart(
+    study: Study, compared: list[Variant], outcomes: Outcomes, title: str
+) -> dict[str, Any]:
     """Dots with intervals, a block for each share kept."""
     groups: dict[str, list[dict[str, Any]]] = {}
     dense = compared[0]
@@ -137,8 +146,8 @@ def _chart(study: Study, compared: list[Variant], share: Share, title: str) -> d
         kept = min(study.config.kept, key=lambda k, v=variant: abs(k - v.kept))
         label = f"{100 * kept:g} % kept"
         if label not in groups:
-            groups[label] = [{"name": "dense", "value": _estimate(study, dense, share)}]
-        value = _estimate(study, variant, share)
+            groups[label] = [{"name": "dense", "value": _bounds(_cell(study, dense, outcomes))}]
+        value = _bounds(_cell(study, variant, outcomes))
         groups[label].append({"name": METHOD_WORDS[variant.method], "value": value})
     return {
         "kind": "intervals",
@@ -147,17 +156,6 @@ def _chart(study: Study, compared: list[Variant], share: Share, title: str) -> d
         "groups": [{"name": name, "items": items} for name, items in groups.items()],
         "caption": "Intervals as in the table below.",
     }
-
-
-def _estimate(study: Study, variant: Variant, share: Share) -> dict[str, Any]:
-    own = study.over_seeds(variant)
-    if len(own) == 1:
-        size = len(study.test) if share(own[0]) == study.right(own[0]).mean() else None
-        size = size or len(study.attacked)
-        found = evaluation.rate(round(share(own[0]) * size), size)
-        return {"value": found["rate"], "low": found["low"], "high": found["high"]}
-    mean = interval_of([share(v) for v in own], 1.0)
-    return mean if isinstance(mean, dict) else {"value": mean, "low": None, "high": None}
 
 
 def table_4_2(study: Study) -> dict[str, Any]:
@@ -223,5 +221,8 @@ def _attacked_clean(study: Study, variant: Variant) -> evaluation.Rate:
     return study.suites[variant]["clean_accuracy"]
 
 
-def _bounds(rate: Any) -> dict[str, Any]:
-    return {"value": rate["rate"], "low": rate["low"], "high": rate["high"]}
+def _bounds(cell: Any) -> dict[str, Any]:
+    """A rate, an estimate or a number as the item of a chart."""
+    if not isinstance(cell, dict):
+        return {"value": cell, "low": None, "high": None}
+    return {"value": cell.get("rate", cell.get("value")), "low": cell["low"], "high": cell["high"]}

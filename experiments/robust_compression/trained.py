@@ -10,6 +10,7 @@ from experiments.robust_compression.study import Study, Variant, rate_of, right_
 from jaxrobust import evaluation
 from jaxrobust.attacks import FGSM
 from jaxrobust.evaluation.attack_report import epsilon_label
+from jaxrobust.evaluation.collapse import LossAlarm
 from jaxrobust.studies import blocks
 
 PART = "training-part"
@@ -21,7 +22,7 @@ def sections(study: Study) -> list[dict[str, Any]]:
     return [losses(study), weights(study), ratios(study)]
 
 
-def alarm(study: Study, variant: Variant) -> evaluation.collapse.LossAlarm:
+def alarm(study: Study, variant: Variant) -> LossAlarm:
     """Whether the loss of a training exploded, epochs of one radius compared with each other."""
     history = study.facts[variant]["history"]
     resets = [

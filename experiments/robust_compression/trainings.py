@@ -29,13 +29,15 @@ from experiments.robust_compression.study import (
 )
 from jaxrobust import pruning, training
 from jaxrobust.data.augment import Augmentation
+from jaxrobust.pruning.masks import named_leaves
 from jaxrobust.training import ADMM, AttackSchedule, Hydra, RigL
 
 _PHOTOGRAPHS = Augmentation(flip=0.5, translate=0.125)
 NATURAL_WEIGHT, MOMENTUM, CLIP = 0.1, 0.9, 5.0
 # Of two-phase ADMM, after Ye et al.; the one-shot method keeps its rho.
 GROWTH = 1.3
-CONSTANTS = [NATURAL_WEIGHT, MOMENTUM, CLIP, GROWTH]
+NUM_RADII = 3
+CONSTANTS = [NATURAL_WEIGHT, MOMENTUM, CLIP, GROWTH, NUM_RADII]
 PRETRAINED = "pretrained"  # the dense half that three methods begin with
 
 CONSTRAINTS = {
@@ -103,11 +105,11 @@ def sequences(
     study: Study, variant: Variant, num_epochs: int
 ) -> tuple[AttackSchedule | None, tuple[float, ...]]:
     """The source's: the attack of every epoch, and the share kept in it."""
-    radius = variant.radius or 1.0
+    strongest = pgd(variant.radius or 1.0, study.config.max_steps)
+    # Of few epochs each has too many changes, of which no two may fall into one.
+    several = num_epochs >= (6 if variant.kept == 1 else 9)
     attack, kept = training.source_sequences(
-        pgd(radius, study.config.max_steps),
-        variant.kept,
-        num_epochs,
+        num_epochs, strongest, variant.kept, num_radii=NUM_RADII if several else 1
     )
     return (attack if variant.radius else None), kept
 
@@ -233,7 +235,7 @@ def _finished(
     exclude = tuple(f"{prefix}/" for prefix in networks.NETWORKS[variant.network].exclude)
     kernels = {
         path: np.asarray(leaf)
-        for path, leaf in pruning.masks.named_leaves(params)
+        for path, leaf in named_leaves(params)
         if path in pruning.kernel_paths(params) and not path.startswith(exclude)
     }
     residuals = [row["residual"] for row in history if row.get("residual") is not None]

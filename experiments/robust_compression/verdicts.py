@@ -11,6 +11,7 @@ from experiments.robust_compression.config import SCHEMES
 from experiments.robust_compression.study import METHOD_WORDS, Study, Variant, rate_of
 from jaxrobust import evaluation
 from jaxrobust.evaluation.attack_report import epsilon_label
+from jaxrobust.evaluation.statistics import MeanDifference
 from jaxrobust.studies import blocks
 
 MARGIN = 0.03  # what compression may cost, in shares of the images
@@ -33,7 +34,7 @@ def verdicts(study: Study) -> list[dict[str, Any]]:
     return [*found, _transfer(study), _combined(study), _weights(study), _time(study)]
 
 
-def within(gap: evaluation.MeanDifference, margin: float) -> str:
+def within(gap: MeanDifference, margin: float) -> str:
     """Whether a network keeps within a margin below another, in a few words.
 
     Args:
@@ -64,7 +65,7 @@ def has_collapsed(dense: Sequence[float], compressed: Sequence[float]) -> bool:
     return any(c < (1 - LOSS) * d for d, c in zip(dense, compressed, strict=True))
 
 
-def compare(gaps: dict[str, evaluation.MeanDifference]) -> str:
+def compare(gaps: dict[str, MeanDifference]) -> str:
     """Who is ahead of whom, in a few words.
 
     Args:
@@ -102,19 +103,13 @@ def _sure(study: Study) -> str:
     )
 
 
-def _robust_share(study: Study) -> outcome.Share:
-    """After all of AutoAttack: dense and irregular networks meet it."""
-    return outcome.full_share(study)
-
-
 def _margin(study: Study, kept: float) -> dict[str, Any]:
     answers, details = [], []
     for network in study.config.networks:
         radius = study.config.radii[0]
         variant = Variant(network, "irregular", kept, radius, study.seeds[0])
-        shares = {"clean": outcome.clean_share(study), "AutoAttack": _robust_share(study)}
-        for name, share in shares.items():
-            gap = outcome.against_dense(study, variant, share)
+        for name, outcomes in (("clean", study.right), ("AutoAttack", study.standing)):
+            gap = outcome.against_dense(study, variant, outcomes)
             answers.append(f"{network}, {name}: {within(gap, MARGIN)}.")
             details.append(f"{network}, {name} {_points(gap)}.")
     return blocks.verdict(
@@ -130,7 +125,6 @@ def _margin(study: Study, kept: float) -> dict[str, Any]:
 
 def _collapse(study: Study) -> dict[str, Any]:
     answers, details = [], []
-    clean, robust = outcome.clean_share(study), _robust_share(study)
     last = study.config.kept[-1]
     for network in study.config.networks:
         for radius in study.config.radii:
@@ -138,7 +132,10 @@ def _collapse(study: Study) -> dict[str, Any]:
             seeds = study.seeds_of(network, radius)
             for seed in seeds:
                 dense, *_, smallest = study.pair(network, radius, seed)
-                pairs = [[share(v) for share in (clean, robust)] for v in (dense, smallest)]
+                pairs = [
+                    [float(which(v).mean()) for which in (study.right, study.standing)]
+                    for v in (dense, smallest)
+                ]
                 fell += has_collapsed(*pairs)
                 alarms += trained.alarm(study, smallest)["collapsed"]
                 details.append(
@@ -181,18 +178,16 @@ def _sparsity(study: Study) -> dict[str, Any]:
 
 def _against(study: Study, methods: Sequence[str], question: str) -> dict[str, Any]:
     answers, details = [], []
-    clean, common = outcome.clean_share(study), outcome.common_share(study)
     compared = study.compared(study.seeds[0])
     for kept in study.config.kept:
         own = Variant(study.main, "irregular", kept, study.config.radii[0], study.seeds[0])
-        for name, share in (("clean", clean), ("under attack", common)):
+        for name, outcomes in (("clean", study.right), ("under attack", outcome.common(study))):
             gaps = {}
             for method in methods:
                 other = _nearest(compared, method, kept)
                 if other is None:
                     continue
-                sides = [[share(v) for v in study.over_seeds(side)] for side in (own, other)]
-                gaps[METHOD_WORDS[method]] = evaluation.paired_mean_difference(*sides)
+                gaps[METHOD_WORDS[method]] = outcome.against(study, own, other, outcomes)
             answers.append(f"{100 * kept:g} % kept, {name}: {compare(gaps)}.")
             details += [
                 f"{100 * kept:g} %, {name}, against {method}: {_points(gap)}."
