@@ -1,6 +1,7 @@
 """Source 004: its numbers, the study's arithmetic, and the script from end to end."""
 
 import dataclasses
+import itertools
 import json
 import re
 from pathlib import Path
@@ -57,7 +58,7 @@ def test_where_the_sources_columns_rise():
         for network, by_radius in published.AUTO_ATTACK.items()
         for radius, by_share in by_radius.items()
         for kept, row in by_share.items()
-        if any(after > before for before, after in zip(row, row[1:], strict=False))
+        if any(after > before for before, after in itertools.pairwise(row))
     ]
     assert tuple(found) == published.RISES
     assert all(

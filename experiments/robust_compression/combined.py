@@ -128,7 +128,7 @@ def section(study: Study) -> dict[str, Any]:
             "The mean of both networks' probabilities. An attacker of the combination attacks the "
             "combination: images made on one member alone are shown to it besides, which is what makes "
             "it look robust. The source does not say which of the two it did. Its robust network keeps "
-            "58.3 % under PGD at 0.1, and 43.9 % under AutoAttack at 0.03, which is a smaller ball: its "
-            "PGD at 0.1 cannot have been near the worst of it."
+            "58.3 % under PGD at 0.1, and 43.9 % under AutoAttack at 0.03, which is a smaller ball: "
+            "its PGD at 0.1 cannot have been near the worst of it."
         ],
     )

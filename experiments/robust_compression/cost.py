@@ -105,12 +105,12 @@ def latency(study: Study) -> dict[str, Any]:
                     blocks.column("Times faster", decimals=2),
                 ],
                 rows,
-                f"One image: on the device when the clock starts (algorithm 4), {study.config.num_timed} "
-                "images. 100 images: read from the host's memory, made floats and brought to the device "
-                f"within the time (algorithm 5), {study.config.num_timed} batches. Networks take turns; "
-                "the verdict asks that the interval of the differences excludes 0 and that they exceed "
-                "what the dense network differs from itself by. The programs multiply zeros like any "
-                "other number: of single weights that are 0 they know nothing.",
+                f"One image: on the device when the clock starts (algorithm 4), "
+                f"{study.config.num_timed} images. 100 images: read from the host's memory, made "
+                f"floats and brought to the device within the time (algorithm 5), "
+                f"{study.config.num_timed} batches. Networks take turns; the verdict asks that the "
+                "interval of the differences excludes 0 and that they exceed what the dense network "
+                "differs from itself by. The programs multiply zeros like any other number: of single weights that are 0 they know nothing.",
                 title="Latency",
             ),
         ],
@@ -163,8 +163,8 @@ def sizes(study: Study) -> dict[str, Any]:
                     blocks.column("Smaller than dense, times", decimals=2),
                 ],
                 rows,
-                "Counted in the saved files, which hold a bit for each weight and those that are not 0. "
-                "Dense: the same weights, zeros written out. Prunable are all kernels but stem and "
+                "Counted in the saved files, which hold a bit for each weight and those that are not "
+                "0. Dense: the same weights, zeros written out. Prunable are all kernels but stem and "
                 "classifier.",
                 title="What the files hold",
             )
@@ -176,4 +176,3 @@ def sizes(study: Study) -> dict[str, Any]:
 def compressed(variants: dict[str, Any]) -> dict[str, Any]:
     """Those of a record of `times` that are not the dense network."""
     return {share: figures for share, figures in variants.items() if share != "dense"}
-

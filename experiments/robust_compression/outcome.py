@@ -39,9 +39,7 @@ def mean_over_seeds(study: Study, variant: Variant, outcomes: Outcomes) -> float
     return float(np.mean([outcomes(v).mean() for v in study.over_seeds(variant)]))
 
 
-def against(
-    study: Study, variant: Variant, other: Variant, outcomes: Outcomes
-) -> MeanDifference:
+def against(study: Study, variant: Variant, other: Variant, outcomes: Outcomes) -> MeanDifference:
     """How much more than another network of the same seed it has right, over seeds."""
     sides = [
         [float(outcomes(v).mean()) for v in study.over_seeds(side)] for side in (variant, other)
@@ -49,9 +47,7 @@ def against(
     return evaluation.paired_mean_difference(*sides)
 
 
-def against_dense(
-    study: Study, variant: Variant, outcomes: Outcomes
-) -> MeanDifference:
+def against_dense(study: Study, variant: Variant, outcomes: Outcomes) -> MeanDifference:
     """`against` the dense network of its kind."""
     dense = Variant(variant.network, radius=variant.radius, seed=variant.seed)
     return against(study, variant, dense, outcomes)
@@ -79,8 +75,8 @@ def methods(study: Study) -> dict[str, Any]:
         f"{study.main}, {networks.NETWORKS[study.main].words}; attacked at 8/255. Clean: of all "
         f"{len(study.test)} test images; under attack: of {len(study.attacked)}. "
         + (
-            f"Means over {len(study.seeds)} seeds with 95 % Student-t intervals, which cover the chance "
-            "of training and not that of the images; differences are paired by seed. "
+            f"Means over {len(study.seeds)} seeds with 95 % Student-t intervals, which cover the "
+            "chance of training and not that of the images; differences are paired by seed. "
             if several
             else "One seed: intervals of single networks are Wilson's, and differences have none. "
         )
@@ -136,9 +132,7 @@ def _row(study: Study, variant: Variant) -> list[Any]:
     ]
 
 
-def _chart(
-    study: Study, compared: list[Variant], outcomes: Outcomes, title: str
-) -> dict[str, Any]:
+def _chart(study: Study, compared: list[Variant], outcomes: Outcomes, title: str) -> dict[str, Any]:
     """Dots with intervals, a block for each share kept."""
     groups: dict[str, list[dict[str, Any]]] = {}
     dense = compared[0]
@@ -175,14 +169,16 @@ def table_4_2(study: Study) -> dict[str, Any]:
                 if with_source and theirs is not None:
                     rows.append([f"source's {family}", *theirs])
                 if radius == study.config.radii[0]:
-                    stages = zip(("no attack", *names), (_attacked_clean(study, variant), *left))
+                    stages = zip(
+                        ("no attack", *names), (_attacked_clean(study, variant), *left), strict=True
+                    )
                     groups[words] = [
                         {"name": name, "value": _bounds(rate)} for name, rate in stages
                     ]
     theirs_are = (
-        "The source's four columns are APGD-ce, APGD-dlr, FAB and Square, with 5 starts, on the original "
-        "CIFAR-10; ours are those of AutoAttack's standard version, whose APGD-T and FAB-T look for "
-        "every target class and find more."
+        "The source's four columns are APGD-ce, APGD-dlr, FAB and Square, with 5 starts, on the "
+        "original CIFAR-10; ours are those of AutoAttack's standard version, whose APGD-T and FAB-T "
+        "look for every target class and find more."
         if with_source
         else ""
     )

@@ -62,9 +62,9 @@ def curves(study: Study) -> dict[str, Any]:
                 "epsilon of the attack, linf",
                 "accuracy",
                 lines,
-                f"PGD with {study.config.curve_steps} steps on {len(study.attacked)} test images, those "
-                "wrong without an attack included. In the legend the share of weights kept, and the "
-                "epsilon of training; bands as the section says.",
+                f"PGD with {study.config.curve_steps} steps on {len(study.attacked)} test images, "
+                "those wrong without an attack included. In the legend the share of weights kept, and "
+                "the epsilon of training; bands as the section says.",
                 percent=True,
             )
         )
@@ -77,7 +77,7 @@ def curves(study: Study) -> dict[str, Any]:
     )
     several = len(study.seeds) > 1
     return blocks.section(
-        "curves",
+        "epsilon-curves",
         "Robust accuracy over epsilon",
         [*charts, table],
         part=PART,
@@ -133,14 +133,14 @@ def transfer(study: Study) -> dict[str, Any]:
                 )
             )
     return blocks.section(
-        "transfer",
+        "transfer-curves",
         "Transfer from the strongest and the weakest network",
         charts,
         part=PART,
         text=[
-            "Algorithm 3 of the source: PGD makes images on one network, and all others are shown them. "
-            "The strongest and the weakest are chosen by what AutoAttack's first attacks leave. Every "
-            "curve begins at its network's clean accuracy, with which much of the rest goes."
+            "Algorithm 3 of the source: PGD makes images on one network, and all others are shown "
+            "them. The strongest and the weakest are chosen by what AutoAttack's first attacks leave. "
+            "Every curve begins at its network's clean accuracy, with which much of the rest goes."
         ],
     )
 

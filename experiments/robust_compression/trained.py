@@ -91,10 +91,10 @@ def losses(study: Study) -> dict[str, Any]:
                     blocks.column("Residual", decimals=4),
                 ],
                 rows,
-                "Explosion: the first epoch whose loss is a quarter above the lowest since epsilon last "
-                "rose. No better than a guess: a loss of ln K or more to the end. Above its lowest: of "
-                "the last radius. Residual: how far ADMM's weights are from the sparse ones at its end, "
-                "over their length.",
+                "Explosion: the first epoch whose loss is a quarter above the lowest since epsilon "
+                "last rose. No better than a guess: a loss of ln K or more to the end. Above its "
+                "lowest: of the last radius. Residual: how far ADMM's weights are from the sparse ones "
+                "at its end, over their length.",
                 title="The alarm",
             ),
             blocks.table(

@@ -149,7 +149,9 @@ def _trained(study: Study, variant: Variant) -> dict[str, Any]:
             given = {"compression": RigL(variant.kept, exclude=exclude)}
         elif variant.method == "random_masks":
             given = {"masks": _random_masks(study, variant)}
-        return _finished(study, variant, [_fit(study, variant, 0, epochs[0], attack, **given)], [attack])
+        return _finished(
+            study, variant, [_fit(study, variant, 0, epochs[0], attack, **given)], [attack]
+        )
 
     base = Variant(variant.network, PRETRAINED, 1.0, variant.radius, variant.seed)
     variables = study.classifier(base).variables
@@ -161,18 +163,12 @@ def _trained(study: Study, variant: Variant) -> dict[str, Any]:
         method = (
             Hydra(pruning.Irregular(), variant.kept, exclude=exclude)
             if variant.method == "hydra"
-            else ADMM(
-                pruning.Irregular(), variant.kept, rho, rho_growth=GROWTH, exclude=exclude
-            )
+            else ADMM(pruning.Irregular(), variant.kept, rho, rho_growth=GROWTH, exclude=exclude)
         )
-        chosen = _fit(
-            study, variant, 1, epochs[1], attack, compression=method, variables=variables
-        )
+        chosen = _fit(study, variant, 1, epochs[1], attack, compression=method, variables=variables)
         fits.append(chosen)
         variables, masks = chosen.variables, chosen.masks
-    fits.append(
-        _fit(study, variant, 2, epochs[-1], attack, variables=variables, masks=masks)
-    )
+    fits.append(_fit(study, variant, 2, epochs[-1], attack, variables=variables, masks=masks))
     history = study.facts[base]["history"]
     return _finished(study, variant, fits, [attack] * len(fits), history)
 
@@ -240,9 +236,7 @@ def _finished(
     }
     residuals = [row["residual"] for row in history if row.get("residual") is not None]
     for phase in range(3):
-        shutil.rmtree(
-            study.folder / "training" / f"{variant.stem}-{phase}", ignore_errors=True
-        )
+        shutil.rmtree(study.folder / "training" / f"{variant.stem}-{phase}", ignore_errors=True)
     return {
         "right": pack(right),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),

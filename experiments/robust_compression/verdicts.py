@@ -48,7 +48,9 @@ def within(gap: MeanDifference, margin: float) -> str:
         return "yes, the whole interval"
     if high < -margin:
         return "no, the whole interval is below"
-    return "on average yes, not beyond doubt" if mean >= -margin else "on average no, not beyond doubt"
+    return (
+        "on average yes, not beyond doubt" if mean >= -margin else "on average no, not beyond doubt"
+    )
 
 
 def has_collapsed(dense: Sequence[float], compressed: Sequence[float]) -> bool:
@@ -118,7 +120,8 @@ def _margin(study: Study, kept: float) -> dict[str, Any]:
         " ".join(answers),
         _sure(study) + " The other architectures have one seed.",
         [("methods", "methods"), ("attack by attack", "autoattack")],
-        details=" ".join(details) + " The source loses 0.1 and 1.5 points at 50 % and 10.6 and 5.9 at "
+        details=" ".join(details)
+        + " The source loses 0.1 and 1.5 points at 50 % and 10.6 and 5.9 at "
         "10 % (ResNet34, epsilon 0.1).",
     )
 
@@ -196,7 +199,8 @@ def _against(study: Study, methods: Sequence[str], question: str) -> dict[str, A
     return blocks.verdict(
         question,
         " ".join(answers),
-        _sure(study) + " Paired t-tests, with Holm's correction over the methods of a comparison. The "
+        _sure(study)
+        + " Paired t-tests, with Holm's correction over the methods of a comparison. The "
         "source says that its irregular scheme was best in work before it, and that of the three none "
         "was consistently better.",
         [("methods", "methods")],
@@ -238,7 +242,7 @@ def _transfer(study: Study) -> dict[str, Any]:
         " ".join(answers) or "There is one network alone.",
         f"Mean loss of accuracy of all other networks, on {len(study.attacked)} images, one network of "
         "each kind. The source: those of its strongest network do, those of its weakest do not.",
-        [("transfer", "transfer")],
+        [("transfer", "transfer-curves")],
         details=" ".join(details),
     )
 
@@ -290,8 +294,12 @@ def _weights(study: Study) -> dict[str, Any]:
     ratio = math.exp(gap["mean"])
     sure = gap["low"] is not None and (gap["low"] > 0 or gap["high"] < 0)  # type: ignore[operator]
     word = "more" if ratio > 1 else "less"
-    interval = "" if gap["low"] is None else (
-        f" ({math.exp(gap['low']):.2f} to {math.exp(gap['high']):.2f})"  # type: ignore[arg-type]
+    interval = (
+        ""
+        if gap["low"] is None
+        else (
+            f" ({math.exp(gap['low']):.2f} to {math.exp(gap['high']):.2f})"  # type: ignore[arg-type]
+        )
     )
     return blocks.verdict(
         "Do the weights of robust networks vary more than those of natural ones?",

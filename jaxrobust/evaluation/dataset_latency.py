@@ -70,7 +70,9 @@ def dataset_latency(
     if not fns:
         raise ValueError("`fns` must hold at least one function, got none.")
     if batch_size > len(images):
-        raise ValueError(f"`batch_size` must be at most the {len(images)} images, got {batch_size}.")
+        raise ValueError(
+            f"`batch_size` must be at most the {len(images)} images, got {batch_size}."
+        )
     reference = next(iter(fns)) if reference is None else reference
     checks.one_of("reference", reference, list(fns))
     batches = len(images) // batch_size
