@@ -3,6 +3,7 @@
 from jaxrobust.models.channels import channel_spec
 from jaxrobust.models.classifier import Classifier
 from jaxrobust.models.convolutional import CNN, MLP, SimpleCNN
+from jaxrobust.models.depth import layer_order
 from jaxrobust.models.residual import ResNet
 from jaxrobust.models.torch_weights import from_torch
 from jaxrobust.models.zoo import MODELS, create
@@ -17,4 +18,5 @@ __all__ = [
     "channel_spec",
     "create",
     "from_torch",
+    "layer_order",
 ]

@@ -1,6 +1,8 @@
 """Smaller networks: weights or whole filters pruned, schedules, int8, files that are smaller too."""
 
+from jaxrobust.pruning import admm
 from jaxrobust.pruning.channels import check_spec, group_sizes
+from jaxrobust.pruning.constraints import Constraint, Funnel, Irregular, NofM, Redundant
 from jaxrobust.pruning.counts import (
     LayerSparsity,
     ParameterCounts,
@@ -37,12 +39,18 @@ from jaxrobust.pruning.shrinking import filter_masks, kept_filters, shrink, shri
 from jaxrobust.pruning.storage import load_sparse, save_sparse
 
 __all__ = [
+    "Constraint",
+    "Funnel",
+    "Irregular",
     "LayerSparsity",
+    "NofM",
     "ParameterCounts",
     "QuantizedApply",
     "QuantizedKernel",
+    "Redundant",
     "Round",
     "SensitivityRow",
+    "admm",
     "apply_masks",
     "check_spec",
     "cubic_schedule",

@@ -204,7 +204,7 @@ def _select(
     else:
         check_masks(scores, masks)
     previous = dict(named_leaves(masks))
-    open_paths = _not_excluded(kernels, exclude)
+    open_paths = not_excluded(kernels, exclude)
     if isinstance(sparsity, Mapping):
         groups = _groups_of_mapping(kernels, sparsity, scope, exclude)
     else:
@@ -215,7 +215,7 @@ def _select(
     for paths, count in groups:
         pruned |= zip(
             paths,
-            _keep_largest([kernels[p] for p in paths], [previous[p] for p in paths], count),
+            keep_largest([kernels[p] for p in paths], [previous[p] for p in paths], count),
             strict=True,
         )
     return jax.tree.unflatten(jax.tree.structure(scores), list(pruned.values()))
@@ -259,7 +259,8 @@ def _groups_of_mapping(
     ]
 
 
-def _not_excluded(kernels: Mapping[str, Any], exclude: Sequence[str]) -> list[str]:
+def not_excluded(kernels: Mapping[str, Any], exclude: Sequence[str]) -> list[str]:
+    """The paths of the kernels that no prefix of `exclude` covers; raises for one that covers none."""
     if isinstance(exclude, str):
         raise TypeError(f"`exclude` must be a sequence of path prefixes, got {exclude!r}.")
     prefixes = [f"{prefix.strip('/')}/" for prefix in exclude]
@@ -303,8 +304,14 @@ def _check_values(
 
 
 @compilation.jit
-def _keep_largest(scores: list[Array], previous: list[Array], count: Array | int) -> list[Array]:
-    """Masks of kernels that lose their `count` lowest scores, those removed before first."""
+def keep_largest(scores: list[Array], previous: list[Array], count: Array | int) -> list[Array]:
+    """Masks of kernels that lose their `count` lowest scores together, those removed before first.
+
+    Args:
+      scores: Floating, of any shapes.
+      previous: Boolean, of their shapes.
+      count: May be traced: another one compiles nothing anew.
+    """
     dtype = jnp.promote_types(jnp.result_type(*scores), jnp.float32)
     keys = jnp.concatenate(
         [

@@ -5,6 +5,7 @@ whose last path key is "kernel". Biases and normalisation stay whole. Leaves are
 never by the class of their layer, so any parameters in nested dicts will do.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -75,6 +76,12 @@ def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
 def is_kernel(path: str, leaf: Any) -> bool:
     """Whether the leaf at this path can be pruned."""
     return path.split("/")[-1] == "kernel" and jnp.ndim(leaf) >= 2
+
+
+def with_leaves(tree: PyTree, leaves: Mapping[str, Any]) -> PyTree:
+    """The tree with other leaves at some paths."""
+    named = [leaves.get(path, leaf) for path, leaf in named_leaves(tree)]
+    return jax.tree.unflatten(jax.tree.structure(tree), named)
 
 
 def check_masks(params: PyTree, masks: Masks) -> None:

@@ -28,7 +28,9 @@ def load_run(
 
     Raises:
       FileNotFoundError: No such folder, or one without a checkpoint.
-      ValueError: `weights` are neither, or "best" of a run without validation.
+      ValueError: `weights` are neither, or "best" of a run without validation; a run with a
+        compression, whose checkpoints hold what is trained and not the compressed network: `fit`
+        itself, called again, returns that at once.
     """
     checks.one_of("weights", weights, ("last", "best"))
     folder = Path(run_dir).absolute()
@@ -39,6 +41,11 @@ def load_run(
             f"{folder} holds no run of jaxrobust.training.fit with a checkpoint."
         )
     settings = json.loads(settings_path.read_text(encoding="utf-8"))
+    if settings.get("compression") is not None:
+        raise ValueError(
+            f"{folder} holds a run with a compression, whose network `fit` makes of its checkpoints: "
+            "call it again with the same arguments, it returns at once."
+        )
     leaves, metadata = load_leaves(folder / "checkpoints" / str(steps[-1]))
     if weights == "best":
         history = metadata["history"]

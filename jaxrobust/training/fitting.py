@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import checks, files
-from jaxrobust.training import adversaries, fingerprint, loop, programs, sharing
+from jaxrobust.training import adversaries, compressing, fingerprint, loop, programs, sharing
 from jaxrobust.training.adversaries import AttackSchedule, FreeReplays
 from jaxrobust.training.checkpoint import RunCheckpoints
+from jaxrobust.training.compression import Compression, check_compression, kept_at
 from jaxrobust.training.config import TrainConfig
 from jaxrobust.training.data import Examples, on_device
 from jaxrobust.training.history import (
@@ -50,6 +51,13 @@ class FitResult:
         checkpoint_seconds. Epochs in which the run was killed may be short or absent.
       catastrophic_epoch: The epoch of catastrophic overfitting (`history.catastrophic_overfitting`),
         where training and validation were attacked and there was one; else None.
+      masks: Of a run with a compression: which weights of `variables` stay, exactly; else None.
+      best_masks: Likewise of `best_variables`.
+      final: Of a run with a compression, about `variables`: `kept_weights` of `weights` in the
+        kernels that its masks prune, and if there is validation, under its attack, the accuracies
+        `accuracy_before` (what was trained, with its own statistics), `accuracy_projected` (with
+        these statistics) and `accuracy_after` (with statistics estimated anew). {} without a
+        compression.
     """
 
     state: TrainState
@@ -59,6 +67,9 @@ class FitResult:
     history: tuple[Row, ...]
     timings: tuple[Row, ...]
     catastrophic_epoch: int | None = None
+    masks: Masks | None = None
+    best_masks: Masks | None = None
+    final: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
@@ -106,6 +117,7 @@ def fit(
     validation_attack: Attack | None = None,
     variables: PyTree | None = None,
     masks: Masks | None = None,
+    compression: Compression | None = None,
     checkpoint_every: int = 1,
     num_devices: int = 1,
     progress: bool = True,
@@ -141,6 +153,10 @@ def fit(
         robust one: of a long adversarial training that is not the last. None: they stay clean.
       variables: To start from, for fine-tuning. None: the model's own initial ones.
       masks: The parameters' structure with boolean leaves; False keeps a parameter at 0.
+      compression: A method that compresses the network while it is trained: ADMM, Hydra, RigL.
+        Validation is of the compressed network by the epoch's budget, with statistics of its own;
+        epochs before the last budget do not count as the best. `variables` of the result are
+        compressed, `state` is not. Not together with `masks`.
       checkpoint_every: Epochs between checkpoints, besides the last one and every new best. A run
         that is killed repeats what came after the last. It changes no result.
       num_devices: How many devices share each batch; a divisor of `batch_size`. It changes nothing but
@@ -213,6 +229,10 @@ def fit(
             f"{type(validation_attack).__name__}."
         )
     check_untargeted(validation_attack)
+    if compression is not None and masks is not None:
+        raise ValueError(
+            "`compression` and `masks` are two ways to choose weights; give one of them."
+        )
 
     _, order_key, step_key = jax.random.split(jax.random.key(config.seed), 3)
     image = jnp.zeros((1, *train_set.images.shape[1:]), jnp.float32)
@@ -224,6 +244,11 @@ def fit(
             start = initial_variables(model, train_set.images.shape[1:], config.seed)
         if masks is not None:
             start = dict(start) | {"params": _masked(start["params"], masks)}
+        memory = None
+        if compression is not None:
+            key = jax.random.fold_in(step_key, np.uint32(2**32 - 2))
+            params, memory = compression.start(key, start["params"], kept_at(compression, 0))
+            start = dict(start) | {"params": params}
         return create_state(
             start,
             optimizer,
@@ -231,10 +256,13 @@ def fit(
             perturbed=_trained_shape(train_set, config, augment)
             if isinstance(attack, FreeReplays)
             else None,
+            compression=memory,
         )
 
     # Shapes alone: a run that goes on, or is finished, needs no initial weights.
     template = jax.eval_shape(initial_state)
+    if compression is not None:
+        check_compression(compression, config, attack, template.params)
     num_classes = jax.eval_shape(model.apply, template.variables, image).shape[-1]
     checks.label_range("train labels", train_set.labels, num_classes)
     if validation_set is not None:
@@ -257,6 +285,8 @@ def fit(
         "variables": variables,
         "masks": masks,
     }
+    if compression is not None:
+        settings["compression"] = compression
     steps_per_epoch = len(train_set.labels) // config.batch_size
     is_attacked = attack is not None and validation_attack is not None
     with contextlib.ExitStack() as stack:
@@ -276,6 +306,10 @@ def fit(
         position = position._replace(
             state=replicate(position.state), totals=replicate(position.totals)
         )
+        plan = programs.make_plan(
+            model, augment, config, len(train_set.labels), digests, num_devices, compression
+        )
+        constants = programs.make_constants(mean, std, masks, validation_attack)
         unfinished = not is_finished(config, position.history)
         log = stack.enter_context(
             RunLog(
@@ -292,22 +326,25 @@ def fit(
         elif int(position.state.step):
             display.say(f"Going on after step {int(position.state.step)}, from {directory}.")
         if unfinished:
+            compiled = programs.compile_programs(
+                plan,
+                constants,
+                attack,
+                len(position.history),
+                template,
+                train_set,
+                validation_set,
+                order_key,
+                step_key,
+            )
+            if compression is not None:
+                compiled = compressing.with_compression(
+                    compiled, compression, plan, constants, attack, train_set, step_key
+                )
             position = loop.train(
                 position,
                 config,
-                programs.compile_programs(
-                    programs.make_plan(
-                        model, augment, config, len(train_set.labels), digests, num_devices
-                    ),
-                    programs.make_constants(mean, std, masks, validation_attack),
-                    attack,
-                    len(position.history),
-                    template,
-                    train_set,
-                    validation_set,
-                    order_key,
-                    step_key,
-                ),
+                compiled,
                 checkpoints,
                 log,
                 display,
@@ -317,19 +354,38 @@ def fit(
                 is_attacked=is_attacked,
             )
         best = best_epoch(config, position.history) or len(position.history)
-        # Whoever takes the result knows nothing of the devices.
-        position = position._replace(state=sharing.on_this_process(position.state))
-        best_state = position.state
+        state = best_state = position.state
         if best < len(position.history):
-            best_state = loop.restore_step(checkpoints, template, best * steps_per_epoch).state
+            best_state = replicate(
+                loop.restore_step(checkpoints, template, best * steps_per_epoch).state
+            )
+        found: dict[str, Any] = {
+            "variables": state.evaluated,
+            "best_variables": best_state.evaluated,
+        }
+        if compression is not None:
+            found = compressing.results(
+                directory,
+                state,
+                best_state,
+                kept_at(compression, config.num_epochs),
+                plan,
+                replicate(constants),
+                replicate(train_set),
+                lambda: programs.compile_evaluation(
+                    plan, constants, template, validation_set, step_key
+                ),
+            )
+        # Whoever takes the result knows nothing of the devices.
+        figures = found.pop("final", {})
         return FitResult(
-            state=position.state,
-            variables=position.state.evaluated,
-            best_variables=best_state.evaluated,
+            state=sharing.on_this_process(state),
+            **sharing.on_this_process(found),
             best_epoch=best,
             history=position.history,
             timings=tuple(log.timings),
             catastrophic_epoch=catastrophic_overfitting(position.history) if is_attacked else None,
+            final=figures,
         )
 
 

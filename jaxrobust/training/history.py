@@ -17,20 +17,30 @@ Row = dict[str, Any]
 
 
 def scores(config: TrainConfig, history: Sequence[Row]) -> list[float]:
-    """The monitored figure of every epoch, turned so that lower is better; [] if there is none."""
+    """The monitored figure of every epoch, turned so that lower is better; [] if there is none.
+
+    Infinite for an epoch of a compression whose budget has not reached its last value: what is larger
+    than the network that was asked for cannot be the best one.
+    """
     sign = -1.0 if config.monitor == "validation_accuracy" else 1.0
-    return [sign * row[config.monitor] for row in history if config.monitor in row]
+    return [
+        sign * row[config.monitor] if row.get("kept_is_final", True) else math.inf
+        for row in history
+        if config.monitor in row
+    ]
 
 
 def best_epoch(config: TrainConfig, history: Sequence[Row]) -> int | None:
-    """The first epoch (counted from 1) that no other one beats; None without validation.
+    """The first epoch (counted from 1) that no other one beats; None if none can be said to.
 
     Example:
       >>> best_epoch(TrainConfig(), [{"validation_loss": loss} for loss in (2.0, 1.0, 1.0)])
       2
     """
     values = scores(config, history)
-    return 1 + values.index(min(values)) if values else None
+    if not values or min(values) == math.inf:
+        return None
+    return 1 + values.index(min(values))
 
 
 def catastrophic_overfitting(history: Sequence[Row]) -> int | None:

@@ -9,7 +9,8 @@ to read the sums. On a GPU steps may be shorter than calls, so one program takes
 import dataclasses
 import math
 import time
-from typing import NamedTuple, NoReturn
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
@@ -101,9 +102,14 @@ def train(
             _stop(checkpoints, epoch, int(state.step) % steps_per_epoch)
         row: Row = {"epoch": epoch, "step": epoch * steps_per_epoch}
         row |= _training_figures(jax.device_get(totals), steps_per_epoch, config.batch_size)
+        if programs.kept is not None:
+            row |= _compression_figures(state, programs.kept, epoch, config)
         trained = time.perf_counter()
         if programs.evaluate is not None:
-            sums = jax.device_get(programs.evaluate(state.evaluated))
+            variables = state.evaluated
+            if programs.finish is not None:
+                variables = programs.finish(state, epoch - 1)
+            sums = jax.device_get(programs.evaluate(variables))
             row["validation_loss"] = float(sums["loss"]) / int(sums["count"])
             row["validation_accuracy"] = int(sums["correct"]) / int(sums["count"])
         _check_finite(row, config, checkpoints)
@@ -162,10 +168,27 @@ def _train_epoch(
     alone = jax.process_count() == 1
     while done < steps_per_epoch and not (alone and interrupt.requested):
         count = min(programs.steps_per_call, steps_per_epoch - done)
+        step = len(history) * steps_per_epoch + done
+        if programs.update is not None:
+            count = min(count, programs.steps_per_update - step % programs.steps_per_update)
         state, totals = programs.train_batches(state, totals, order, len(history), count)
         display.advance(count)
-        done += count
+        done, step = done + count, step + count
+        # Before anything is saved: what goes on from there need not know whether it was made.
+        if programs.update is not None and step % programs.steps_per_update == 0:
+            state = programs.update(state, order, len(history), step)
     return state, totals
+
+
+def _compression_figures(
+    state: TrainState, kept: Callable[[int], float], epoch: int, config: TrainConfig
+) -> Row:
+    """The budget of the epoch, whether it is the last one, and the method's figures."""
+    memory: Any = state.compression
+    figures = jax.device_get(memory.figures)
+    rounded = {name: float(str(np.float32(value))) for name, value in figures.items()}
+    final = kept(epoch - 1) == kept(config.num_epochs)
+    return {"kept": kept(epoch - 1), "kept_is_final": final, **rounded}
 
 
 def _training_figures(totals: Metrics, num_steps: int, batch_size: int) -> Row:
@@ -201,7 +224,7 @@ def _save(checkpoints: RunCheckpoints, config: TrainConfig, position: Position) 
         int(state.step),
         (state, totals),
         {"history": list(history)},
-        score=scores[-1] if scores and between_epochs else None,
+        score=scores[-1] if scores and between_epochs and math.isfinite(scores[-1]) else None,
         epoch=len(history),
     )
 

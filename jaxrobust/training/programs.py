@@ -19,6 +19,7 @@ from jaxrobust.attacks import conversation
 from jaxrobust.models import Classifier
 from jaxrobust.training import adversaries, sharing
 from jaxrobust.training.adversaries import AttackSchedule, FreeReplays
+from jaxrobust.training.compression import Compression
 from jaxrobust.training.config import TrainConfig
 from jaxrobust.training.data import Examples, batch_at, padded_batch_at, shuffled
 from jaxrobust.training.objectives import Objective
@@ -60,6 +61,7 @@ class Plan(NamedTuple):
       config: The settings, whose seed does not matter.
       num_examples: Of the training set.
       num_devices: Of each process, that share each batch.
+      compression: The method, whose `kept` does not matter, or None.
     """
 
     model: Itself
@@ -67,6 +69,7 @@ class Plan(NamedTuple):
     config: TrainConfig
     num_examples: int
     num_devices: int
+    compression: Compression | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -97,14 +100,18 @@ def make_plan(
     num_examples: int,
     digests: dict[str, str | None],
     num_devices: int,
+    compression: Any = None,
 ) -> Plan:
     """The plan of a run; `digests` are of what "model" and "augment" compute."""
+    if compression is not None:
+        compression = dataclasses.replace(compression, kept=1.0)
     return Plan(
         Itself(model, digests["model"]),
         Itself(augment, digests["augment"]),
         dataclasses.replace(config, seed=0),
         num_examples,
         num_devices,
+        compression,
     )
 
 
@@ -139,6 +146,11 @@ class Programs(NamedTuple):
       steps_per_call: The largest count.
       replicate: Puts arrays where the state is.
       evaluate: Variables -> sums over the validation set (`eval_step`); None without one.
+      update: (state, order, epoch from 0 of the last step, steps so far) -> state, by the compression;
+        donates the state. None without one.
+      steps_per_update: Steps from one update to the next.
+      kept: Epoch (from 0) -> its budget.
+      finish: (state, epoch from 0) -> the variables to evaluate; None: the state says them.
     """
 
     order: Callable[[int], Array]
@@ -146,6 +158,10 @@ class Programs(NamedTuple):
     steps_per_call: int
     replicate: Callable[[Any], Any]
     evaluate: Callable[[PyTree], Metrics] | None
+    update: Callable[[TrainState, Array, int, int], TrainState] | None = None
+    steps_per_update: int = 1
+    kept: Callable[[int], float] | None = None
+    finish: Callable[[TrainState, int], PyTree] | None = None
 
 
 def _form(attack: Any) -> Any:
@@ -227,7 +243,7 @@ def compile_programs(
         train_batches=train_batches,
         steps_per_call=_STEPS_PER_CALL if looped else 1,
         replicate=replicate,
-        evaluate=_compile_evaluation(plan, constants, state, validation, step_key),
+        evaluate=compile_evaluation(plan, constants, state, validation, step_key),
     )
 
 
@@ -273,29 +289,44 @@ def _step(
     plan: Plan,
 ) -> tuple[TrainState, Metrics]:
     config = plan.config
-    batch = batch_at(examples, order, state.step % plan.steps_per_epoch, config.batch_size)
-    batch = sharing.constrained(batch, plan.num_devices, sharing.ROWS)
     state, metrics = train_step(
         state,
-        batch,
+        batch_of(state.step, order, examples, plan),
         jax.random.fold_in(key, state.step),
-        apply_fn=plan.model.value.apply,
         optimizer=make_optimizer(config),
         schedule=make_schedule(config, plan.steps_per_epoch),
-        mean=constants.mean,
-        std=constants.std,
-        augment=plan.augment.value,
-        attack=attack,
-        attack_scale=_ramp(state.step, config.attack_warmup_epochs * plan.steps_per_epoch),
-        objective=objective_of(config),
         awp_gamma=_awp_gamma(state.step, config, plan.steps_per_epoch),
-        compute_type=config.compute_type,
         ema_decay=config.ema_decay,
         masks=constants.masks,
+        **objective_arguments(state.step, constants, attack, plan),
     )
     sums = {name: totals[name] + metrics[name] for name in totals}
     sums["learning_rate"] = metrics["learning_rate"]
     return sharing.constrained((state, sums), plan.num_devices, sharing.WHOLE)
+
+
+def batch_of(step: Array, order: Array, examples: Examples, plan: Plan) -> Examples:
+    """The batch of a step, its rows shared by the devices."""
+    batch = batch_at(examples, order, step % plan.steps_per_epoch, plan.config.batch_size)
+    return sharing.constrained(batch, plan.num_devices, sharing.ROWS)
+
+
+def objective_arguments(
+    step: Array, constants: Constants, attack: Attack | FreeReplays | None, plan: Plan
+) -> dict[str, Any]:
+    """What `train_step` and `network_gradients` have in common."""
+    config = plan.config
+    return {
+        "apply_fn": plan.model.value.apply,
+        "mean": constants.mean,
+        "std": constants.std,
+        "augment": plan.augment.value,
+        "attack": attack,
+        "attack_scale": _ramp(step, config.attack_warmup_epochs * plan.steps_per_epoch),
+        "objective": objective_of(config),
+        "compute_type": config.compute_type,
+        "compression": plan.compression,
+    }
 
 
 def objective_of(config: TrainConfig) -> Objective:
@@ -336,12 +367,14 @@ def _evaluate_batch(
     return sharing.constrained(sums, plan.num_devices, sharing.WHOLE)
 
 
-def _compile_evaluation(
+def compile_evaluation(
     plan: Plan, constants: Constants, state: TrainState, examples: Examples | None, key: Array
 ) -> Callable[[PyTree], Metrics] | None:
+    """`Programs.evaluate` for a state of these shapes."""
     if examples is None:
         return None
     replicate = sharing.replicated(plan.num_devices)
+    key, constants = replicate((key, constants))
     zeros = replicate(
         {
             "loss": jnp.zeros((), jnp.float32),

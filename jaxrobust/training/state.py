@@ -23,6 +23,7 @@ class TrainState:
       learning_rate_scale: float32 scalar, by which the plateau schedule lowers the learning rate.
       average: The moving average of `variables`; None where none is kept.
       perturbation: float32 [B, H, W, C], that of `FreeReplays`; None for any other training.
+      compression: The memory of a method that compresses while training; None without one.
     """
 
     step: Array
@@ -32,6 +33,7 @@ class TrainState:
     learning_rate_scale: Array
     average: PyTree | None = None
     perturbation: Array | None = None
+    compression: PyTree | None = None
 
     @property
     def variables(self) -> dict[str, PyTree]:
@@ -40,7 +42,10 @@ class TrainState:
 
     @property
     def evaluated(self) -> dict[str, PyTree]:
-        """The variables to evaluate: the average where one is kept."""
+        """The variables to evaluate: the average where one is kept.
+
+        Under a compression, what its `finish` makes of them is the network.
+        """
         return self.variables if self.average is None else self.average
 
 
@@ -55,6 +60,7 @@ def create_state(
     *,
     average: bool = False,
     perturbed: tuple[int, ...] | None = None,
+    compression: PyTree | None = None,
 ) -> TrainState:
     """The state before the first step.
 
@@ -66,6 +72,7 @@ def create_state(
       optimizer: For its initial state.
       average: Whether to keep a moving average of the variables.
       perturbed: The shape [B, H, W, C] of a batch as it is trained on, for `FreeReplays`.
+      compression: The memory of a compression, as its `start` returns it beside the parameters.
 
     Returns:
       The state.
@@ -92,4 +99,5 @@ def create_state(
         learning_rate_scale=jnp.ones((), jnp.float32),
         average=copy(as_variables(params, batch_stats)) if average else None,
         perturbation=None if perturbed is None else jnp.zeros(perturbed, jnp.float32),
+        compression=copy(compression),
     )

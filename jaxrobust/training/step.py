@@ -6,7 +6,7 @@ and `jaxrobust.training.fit` is one.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +15,17 @@ import optax
 from jaxrobust import checks, compilation, losses
 from jaxrobust.training import adversaries
 from jaxrobust.training.adversaries import AttackSchedule, FreeReplays
+from jaxrobust.training.compression import Compression
 from jaxrobust.training.objectives import (
     COMPUTE_TYPES,
     LOSSES,
+    Forward,
     Objective,
     make_forward,
     rounded,
     weight_perturbation,
 )
-from jaxrobust.training.state import TrainState
+from jaxrobust.training.state import TrainState, as_variables
 from jaxrobust.types import Array, Attack, LogitsFn, Masks, PyTree
 
 Augment = Callable[[Array, Array], Array]
@@ -51,6 +53,7 @@ def train_step(
     ema_decay: float | None = None,
     masks: Masks | None = None,
     penalty: Callable[[PyTree], Array] | None = None,
+    compression: Compression | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Augments, attacks, and takes one step down the objective.
 
@@ -81,6 +84,9 @@ def train_step(
       masks: The parameters' structure with boolean leaves; where False, a parameter is set to 0.
       penalty: Added to the loss, parameters -> scalar. A `jax.tree_util.Partial` that is itself an
         argument of the compiled function may hold arrays that change.
+      compression: Says what the network computes with, given the parameters and
+        `state.compression`, and adds its penalty to the loss. Its updates are for the caller,
+        between steps.
 
     Returns:
       (The state after the step, {"loss": mean, "correct": int32 count, "gradient_norm": global l2
@@ -89,24 +95,26 @@ def train_step(
 
     Raises:
       ValueError: A moving average in the state but no `ema_decay`, or the reverse; likewise for a
-        perturbation and FreeReplays; a targeted attack; an objective that needs one and has none.
+        perturbation and FreeReplays, a memory and `compression`; a targeted attack; an objective
+        that needs one and has none.
     """
     if (state.average is None) != (ema_decay is None):
         raise ValueError("`ema_decay` and a state with a moving average need each other.")
     is_free = isinstance(attack, FreeReplays)
     if (state.perturbation is not None) != is_free:
         raise ValueError("FreeReplays and a state with a perturbation need each other.")
-    checks.one_of("compute_type", compute_type, COMPUTE_TYPES)
-    check_objective(objective, attack)
-    images, labels = batch
-    augment_key, attack_key, dropout_key = jax.random.split(key, 3)
-    images = to_unit_range(images)
-    if augment is not None:
-        images = augment(augment_key, images)
-    if attack is not None and attack_scale is not None:
-        attack = adversaries.scaled(attack, attack_scale)
+    if (state.compression is None) != (compression is None):
+        raise ValueError("`compression` and a state with its memory need each other.")
+    prepared = _prepared(
+        batch, key, apply_fn, mean, std, augment, attack, attack_scale, objective, compute_type
+    )
+    images, labels, attack, forward, craft = prepared
     learning_rate = schedule(state.step) * state.learning_rate_scale
-    forward = make_forward(apply_fn, mean, std, dropout_key, compute_type)
+
+    def network(params: PyTree) -> PyTree:
+        if compression is None:
+            return params
+        return compression.effective(params, state.compression)
 
     def descend(
         state: TrainState, adversarial: Array, first_pass: Array | int = 0
@@ -115,12 +123,16 @@ def train_step(
 
         def attacked(params: PyTree, adversarial: Array) -> tuple[Array, tuple[Array, PyTree]]:
             return objective(
-                forward, params, state.batch_stats, images, adversarial, labels, first_pass
+                forward, network(params), state.batch_stats, images, adversarial, labels, first_pass
             )
 
         def loss(params: PyTree, adversarial: Array) -> tuple[Array, tuple[Array, PyTree]]:
             value, parts = attacked(params, adversarial)
-            return value if penalty is None else value + penalty(params), parts
+            if penalty is not None:
+                value = value + penalty(params)
+            if compression is not None:
+                value = value + compression.penalty(params, state.compression)
+            return value, parts
 
         def perturbed(params: PyTree, gamma: Array) -> PyTree:
             uphill = jax.grad(attacked, has_aux=True)(params, adversarial)[0]
@@ -153,15 +165,7 @@ def train_step(
     if isinstance(attack, FreeReplays):
         after, metrics = _replayed(state, images, attack, descend)
     else:
-        adversarial = images
-        if attack is not None:
-            variables = rounded(state.variables, compute_type)
-
-            def logits_fn(points: Array) -> Array:
-                points = rounded((points - jnp.asarray(mean)) / jnp.asarray(std), compute_type)
-                return apply_fn(variables, points).astype(jnp.float32)
-
-            adversarial = adversaries.craft(attack, attack_key, logits_fn, images, labels)
+        adversarial = craft(network(state.params), state.batch_stats)
         after, metrics, _ = descend(state, adversarial)
     after = dataclasses.replace(after, step=state.step + 1)
     if ema_decay is not None:
@@ -172,6 +176,117 @@ def train_step(
         )
         after = dataclasses.replace(after, average=average)
     return after, metrics
+
+
+def network_gradients(
+    state: TrainState,
+    batch: tuple[Array, Array],
+    key: Array,
+    *,
+    apply_fn: Callable[..., Any],
+    mean: Any = 0.0,
+    std: Any = 1.0,
+    augment: Augment | None = None,
+    attack: Attack | FreeReplays | None = None,
+    attack_scale: Array | None = None,
+    objective: Objective = Objective(),  # noqa: B008 (it cannot be changed)
+    compute_type: str = "float32",
+    compression: Compression,
+) -> PyTree:
+    """The gradient of the objective by what the network computes with, weights at 0 included.
+
+    Args:
+      state: With the compression's memory; it is not changed.
+      batch: As `train_step`, and all that follows.
+      key: As `train_step`.
+      apply_fn: As `train_step`.
+      mean: As `train_step`.
+      std: As `train_step`.
+      augment: As `train_step`.
+      attack: As `train_step`.
+      attack_scale: As `train_step`.
+      objective: As `train_step`.
+      compute_type: As `train_step`.
+      compression: As `train_step`.
+
+    Returns:
+      Of the parameters' structure.
+    """
+    prepared = _prepared(
+        batch, key, apply_fn, mean, std, augment, attack, attack_scale, objective, compute_type
+    )
+    params = compression.effective(state.params, state.compression)
+    if isinstance(attack, FreeReplays):
+        adversarial = jnp.clip(prepared.images + jnp.asarray(state.perturbation), 0.0, 1.0)
+    else:
+        adversarial = prepared.craft(params, state.batch_stats)
+
+    def loss(params: PyTree) -> tuple[Array, Any]:
+        return objective(
+            prepared.forward,
+            params,
+            state.batch_stats,
+            prepared.images,
+            adversarial,
+            prepared.labels,
+        )
+
+    return jax.grad(loss, has_aux=True)(params)[0]
+
+
+class _Prepared(NamedTuple):
+    """A batch and what a step does with it.
+
+    Attributes:
+      images: Augmented, float32.
+      labels: As they came.
+      attack: Scaled, or None.
+      forward: A pass in training mode.
+      craft: (what the network computes with, running statistics) -> adversarial images.
+    """
+
+    images: Array
+    labels: Array
+    attack: Any
+    forward: Forward
+    craft: Callable[[PyTree, PyTree], Array]
+
+
+def _prepared(
+    batch: tuple[Array, Array],
+    key: Array,
+    apply_fn: Callable[..., Any],
+    mean: Any,
+    std: Any,
+    augment: Augment | None,
+    attack: Any,
+    attack_scale: Array | None,
+    objective: Objective,
+    compute_type: str,
+) -> _Prepared:
+    checks.one_of("compute_type", compute_type, COMPUTE_TYPES)
+    check_objective(objective, attack)
+    images, labels = batch
+    augment_key, attack_key, dropout_key = jax.random.split(key, 3)
+    images = to_unit_range(images)
+    if augment is not None:
+        images = augment(augment_key, images)
+    if attack is not None and attack_scale is not None:
+        attack = adversaries.scaled(attack, attack_scale)
+
+    def craft(params: PyTree, batch_stats: PyTree) -> Array:
+        if attack is None:
+            return images
+        variables = rounded(as_variables(params, batch_stats), compute_type)
+
+        def logits_fn(points: Array) -> Array:
+            points = rounded((points - jnp.asarray(mean)) / jnp.asarray(std), compute_type)
+            return apply_fn(variables, points).astype(jnp.float32)
+
+        return adversaries.craft(attack, attack_key, logits_fn, images, labels)
+
+    forward = make_forward(apply_fn, mean, std, dropout_key, compute_type)
+    return _Prepared(images, labels, attack, forward, craft)
 
 
 def _replayed(

@@ -1,0 +1,134 @@
+"""The alternating direction method of multipliers, as pure functions of any pytree of weights.
+
+To minimise f(theta) where theta must lie in a set that only a projection knows, theta is trained freely
+and tied to a copy theta' that lies in the set. With the scaled dual U = u / rho:
+
+    theta   descends f(theta) + <u, theta - theta'> + rho / 2 ||theta - theta'||^2       (`penalty`)
+    U      <- U + theta - theta'                                                         (`updated`)
+    theta' <- Proj(theta + U)
+
+References:
+  Boyd et al., "Distributed Optimization and Statistical Learning via the Alternating Direction
+  Method of Multipliers", 2011, sections 3.1.1 (the scaled form), 3.4.1 (rho that varies: the scaled
+  dual must be rescaled) and 9 (sets that are not convex),
+  https://web.stanford.edu/~boyd/papers/pdf/admm_distr_stats.pdf Ye et al., "Adversarial Robustness
+  vs. Model Compression, or Both?", ICCV 2019, https://arxiv.org/abs/1903.12561
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust.types import Array, PyTree
+
+Project = Callable[[PyTree], PyTree]
+"""Weights -> the nearest weights of the set, of the same structure."""
+
+
+class Multipliers(NamedTuple):
+    """What ties the weights to the set; all of it float32.
+
+    Attributes:
+      auxiliary: theta', of the weights' structure, in the set.
+      dual: U, likewise: the scaled dual.
+      rho: The penalty parameter, a scalar.
+    """
+
+    auxiliary: PyTree
+    dual: PyTree
+    rho: Array
+
+
+def started(weights: PyTree, project: Project, rho: Array | float) -> Multipliers:
+    """Theta' = Proj(theta) and a dual of 0."""
+    weights = _float32(weights)
+    return Multipliers(
+        _float32(project(weights)),
+        jax.tree.map(jnp.zeros_like, weights),
+        jnp.asarray(rho, jnp.float32),
+    )
+
+
+def penalty(weights: PyTree, multipliers: Multipliers) -> Array:
+    """<u, theta - theta'> + rho / 2 ||theta - theta'||^2, a scalar; u = rho U.
+
+    Example:
+      >>> held = Multipliers({"w": jnp.array([1.0])}, {"w": jnp.array([0.5])}, jnp.float32(2.0))
+      >>> float(penalty({"w": jnp.array([4.0])}, held))
+      12.0
+    """
+
+    def of_one(weight: Array, auxiliary: Array, dual: Array) -> Array:
+        apart = weight.astype(jnp.float32) - auxiliary
+        return jnp.sum(apart * (dual + 0.5 * apart))
+
+    parts = jax.tree.map(of_one, weights, multipliers.auxiliary, multipliers.dual)
+    return multipliers.rho * sum(jax.tree.leaves(parts), jnp.float32(0.0))
+
+
+def updated(
+    weights: PyTree,
+    multipliers: Multipliers,
+    project: Project,
+    *,
+    growth: float = 1.0,
+    largest_rho: float | None = None,
+    rescale: bool = True,
+) -> Multipliers:
+    """The dual's step, then the projection: what comes between two times of descending.
+
+    Args:
+      weights: theta, as descended.
+      multipliers: Before.
+      project: Onto the set; onto a smaller one than before where the budget falls.
+      growth: rho is multiplied by this, up to `largest_rho`.
+      largest_rho: At least rho; None: no limit.
+      rescale: Whether the scaled dual is divided by what rho was multiplied by, so that u stays what it
+        was. False: as the official code of Ye et al. has it, whose u grows along with rho.
+
+    Returns:
+      After.
+
+    Example:
+      >>> held = Multipliers(jnp.array([1.0]), jnp.array([0.0]), jnp.float32(1.0))
+      >>> after = updated(jnp.array([3.0]), held, jnp.round, growth=2.0)
+      >>> float(after.dual[0]), float(after.auxiliary[0]), float(after.rho)
+      (1.0, 4.0, 2.0)
+    """
+    weights = _float32(weights)
+    dual = jax.tree.map(
+        lambda u, weight, auxiliary: u + weight - auxiliary,
+        multipliers.dual,
+        weights,
+        multipliers.auxiliary,
+    )
+    rho = multipliers.rho * growth
+    if largest_rho is not None:
+        rho = jnp.minimum(rho, largest_rho)
+    if rescale:
+        dual = jax.tree.map(lambda u: u * (multipliers.rho / rho), dual)
+    auxiliary = project(jax.tree.map(jnp.add, weights, dual))
+    return Multipliers(_float32(auxiliary), dual, rho)
+
+
+def residual(weights: PyTree, multipliers: Multipliers) -> Array:
+    """||theta - theta'|| / ||theta||, a scalar: 0 once the weights lie in the set."""
+    apart = jax.tree.map(jnp.subtract, _float32(weights), multipliers.auxiliary)
+    return length(apart) / jnp.maximum(length(weights), 1e-12)
+
+
+def dual_norm(multipliers: Multipliers) -> Array:
+    """||u|| = rho ||U||, a scalar."""
+    return multipliers.rho * length(multipliers.dual)
+
+
+def length(tree: PyTree) -> Array:
+    """The l2 norm of all leaves together."""
+    squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)]
+    return jnp.sqrt(sum(squares, jnp.float32(0.0)))
+
+
+def _float32(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tree)

@@ -1,0 +1,160 @@
+"""How many weights each layer keeps when the density must not increase with depth.
+
+With s_l(d) the squared weight of layer l that is reached when it is filled, the largest first, up
+to density d, a network of densities d_1 >= d_2 >= ... keeps sum_l n_l int_0^{d_l} s_l, and the
+nearest one keeps the most. For a price per weight, every level of density is a choice by itself:
+the layers that reach it are the first j, for the j with the largest sum_{l <= j} n_l (s_l(d) -
+price); as s_l falls with d, these choices are nested. The price is the one at which the total is
+right. (Isotonic regression of the densities that one threshold for all layers leaves, which comes
+to mind first, is not the nearest.)
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust import compilation
+from jaxrobust.types import Array
+
+# Levels of density that are told apart where there are more weights than this.
+_MAX_LEVELS = 4096
+
+
+@functools.partial(compilation.jit, static_argnames="floor")
+def counts(layers: list[Array], total: Array | int, floor: int = 1) -> list[Array]:
+    """The number of weights that each layer keeps: the most of the sum of squares, in whole numbers.
+
+    The densities are optimal as real numbers. As whole ones they are rounded down, raised where a
+    deeper layer would be denser, and mended weight by weight, the cheapest first, until the total
+    is right.
+
+    Args:
+      layers: Floating [n_l], in the order of depth, of which the magnitudes count.
+      total: How many weights stay, at least `floor` of each layer; may be traced.
+      floor: At least so many of every layer stay, or all that it has.
+
+    Returns:
+      int32 scalars k_l with k_1 / n_1 >= k_2 / n_2 >= ... and the sum `total`, unless the floors alone
+      come to more.
+
+    Example:
+      >>> [int(k) for k in counts([jnp.array([1.0, 2.0]), jnp.array([5.0, 4.0, 3.0, 0.1])], 3)]
+      [1, 2]
+    """
+    squares = [jnp.sort(jnp.square(jnp.ravel(layer)))[::-1] for layer in layers]
+    sizes = np.array([layer.size for layer in layers])
+    densities = _best_densities(squares, sizes, total)
+    smallest = jnp.asarray(np.minimum(floor, sizes), jnp.int32)
+    # A number that is whole but for rounding is meant.
+    start = jnp.floor(densities * sizes + 1e-3).astype(jnp.int32)
+    start = jnp.clip(start, smallest, jnp.asarray(sizes, jnp.int32))
+    found = _mended(_funnelled(start, sizes), squares, sizes, smallest, total)
+    return list(found)
+
+
+def _best_densities(squares: list[Array], sizes: np.ndarray, total: Array | int) -> Array:
+    """float32 [L], not increasing, whose weights sum up to the total: the optimum in real numbers."""
+    edges = np.linspace(0.0, 1.0, _MAX_LEVELS + 1)
+    if sizes.sum() <= _MAX_LEVELS:
+        edges = np.unique(np.concatenate([np.arange(size + 1) / size for size in sizes]))
+    widths, middles = np.diff(edges), (edges[1:] + edges[:-1]) / 2
+    reached = [
+        square[np.minimum((size * middles).astype(np.int64), size - 1)]
+        for square, size in zip(squares, sizes, strict=True)
+    ]
+    worth = jnp.stack(reached).astype(jnp.float32)
+    weights = jnp.asarray(sizes, jnp.float32)
+
+    def at(price_bits: Array) -> Array:
+        price = jax.lax.bitcast_convert_type(jnp.maximum(price_bits, 0), jnp.float32)
+        # Below all of them there is the price at which everything stays, zeros too.
+        price = jnp.where(price_bits < 0, -1.0, price)
+        sums = jnp.cumsum(weights[:, None] * (worth - price), axis=0)
+        sums = jnp.concatenate([jnp.zeros_like(sums[:1]), sums])
+        depth = jnp.argmax(sums, axis=0)
+        return (depth[None] > jnp.arange(len(sizes))[:, None]) @ jnp.asarray(widths, jnp.float32)
+
+    # Bisection over floats by their bits, which are in the same order: exact in 32 steps.
+    def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = ends
+        middle = low + (high - low) // 2
+        enough = jnp.sum(at(middle) * weights) >= total
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    most = jax.lax.bitcast_convert_type(jnp.max(worth), jnp.int32) + 1
+    low, high = jax.lax.fori_loop(0, 32, halve, (jnp.full_like(most, -1), most))
+    # At the price in between both are best, and so is every mixture.
+    more, less = at(low), at(high)
+    above, below = jnp.sum(more * weights), jnp.sum(less * weights)
+    share = jnp.clip((total - below) / jnp.maximum(above - below, 1e-9), 0.0, 1.0)
+    return less + share * (more - less)
+
+
+def _funnelled(start: Array, sizes: np.ndarray) -> Array:
+    """The smallest whole numbers of at least `start` whose densities do not increase."""
+
+    def too_few(kept: Array) -> Array:
+        short = ~_as_dense(kept[:-1], sizes[:-1], kept[1:], sizes[1:])
+        return jnp.append(short, False)
+
+    return jax.lax.while_loop(
+        lambda kept: jnp.any(too_few(kept)), lambda kept: kept + too_few(kept), start
+    )
+
+
+def _mended(
+    kept: Array,
+    squares: list[Array],
+    sizes: np.ndarray,
+    smallest: Array,
+    total: Array | int,
+) -> Array:
+    """The total made right: one weight at a time, where it keeps the funnel and costs the least."""
+
+    def worth(index: Array) -> Array:
+        return jnp.stack(
+            [
+                square[jnp.clip(i, 0, len(square) - 1)]
+                for i, square in zip(index, squares, strict=True)
+            ]
+        )
+
+    def choices(kept: Array) -> tuple[Array, Array]:
+        """Where one more would do, where one less."""
+        more = jnp.append(True, _as_dense(kept[:-1], sizes[:-1], kept[1:] + 1, sizes[1:]))
+        less = jnp.append(_as_dense(kept[:-1] - 1, sizes[:-1], kept[1:], sizes[1:]), True)
+        return more & (kept < jnp.asarray(sizes)), less & (kept > smallest)
+
+    def goes_on(kept: Array) -> Array:
+        more, less = choices(kept)
+        missing = total - jnp.sum(kept)
+        return ((missing > 0) & jnp.any(more)) | ((missing < 0) & jnp.any(less))
+
+    def one(kept: Array) -> Array:
+        more, less = choices(kept)
+        grow = jnp.argmax(jnp.where(more, worth(kept), -1.0))
+        shrink = jnp.argmin(jnp.where(less, worth(kept - 1), jnp.inf))
+        grows = jnp.sum(kept) < total
+        return kept.at[jnp.where(grows, grow, shrink)].add(jnp.where(grows, 1, -1))
+
+    return jax.lax.while_loop(goes_on, one, kept)
+
+
+def _as_dense(kept: Array, sizes: np.ndarray, others: Array, their_sizes: np.ndarray) -> Array:
+    """Kept / sizes >= others / their_sizes, exactly: the products may need 64 bits."""
+    high, low = _product(kept, their_sizes)
+    their_high, their_low = _product(others, sizes)
+    return (high > their_high) | ((high == their_high) & (low >= their_low))
+
+
+def _product(left: Array, right: np.ndarray) -> tuple[Array, Array]:
+    """Left * right of integers in [0, 2^31), as two words of 32 bits."""
+    a, b = left.astype(jnp.uint32), jnp.asarray(right, jnp.uint32)
+    a_high, a_low, b_high, b_low = a >> 16, a & 0xFFFF, b >> 16, b & 0xFFFF
+    # Each part is below 2^31, so their sum fits.
+    middle = a_high * b_low + a_low * b_high
+    low = a_low * b_low
+    total = low + (middle << 16)
+    return a_high * b_high + (middle >> 16) + (total < low).astype(jnp.uint32), total

@@ -1,0 +1,131 @@
+"""HYDRA: which weights stay is learned; the weights themselves are not."""
+
+import dataclasses
+import math
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust.pruning import Constraint, Irregular, apply_masks, kernel_paths
+from jaxrobust.pruning.masks import named_leaves, with_leaves
+from jaxrobust.training.compression import check_settings, compressed_kernels, prefixes
+from jaxrobust.types import Array, Masks, PyTree
+
+
+class HydraMemory(NamedTuple):
+    """Of `Hydra`: the parameters as they were at the start, and the budget of this epoch."""
+
+    frozen: PyTree
+    kept: Array
+    figures: dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Hydra:
+    """A score for every weight, trained on the robust loss; the weights with the largest scores stay.
+
+    What `fit` trains in the place of each kernel are its scores. The network computes with the
+    frozen kernel under the mask of the scores' largest magnitudes, and gradients pass the mask
+    straight to them. Scores start proportional to the weights. Scales and biases of normalisation
+    are trained, all other parameters stay as they are. For pruning a network that is trained
+    (`variables=`); afterwards it is fine-tuned under its masks: `fit(variables=result.variables,
+    masks=result.masks)`, or `phases`.
+
+    In every step the scores are sorted. In the log: `score_change`, how many of the kept weights
+    would not be kept by their magnitude, as a fraction.
+
+    Attributes:
+      constraint: Which sets of weights may stay.
+      kept: As `Compression`.
+      exclude: Path prefixes of kernels that stay whole, and frozen. None: "stem" and "head", where
+        there are such. (The official code prunes all of them.)
+      guard: As `Compression`.
+
+    Raises:
+      TypeError, ValueError: A setting of the wrong type or out of range.
+
+    References:
+      Sehwag, Wang, Mittal, Jana, "HYDRA: Pruning Adversarially Robust Neural Networks", NeurIPS 2020,
+      equation 3 and section 3.1 (initial scores sqrt(6 / fan in) w / max |w|),
+      https://arxiv.org/abs/2002.10509
+    """
+
+    constraint: Constraint = Irregular()  # noqa: RUF009 (it cannot be changed)
+    kept: float | tuple[float, ...] = 0.1
+    exclude: tuple[str, ...] | None = None
+    guard: bool = True
+
+    every: ClassVar[int | None] = None
+    needs_gradients: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_settings(self.kept, self.every, self.exclude)
+
+    def start(self, key: Array, params: PyTree, kept: Array | float) -> tuple[PyTree, HydraMemory]:
+        """Scores in the place of the kernels; the parameters are remembered."""
+        del key
+        kernels = compressed_kernels(params, self.exclude)
+        scores = {path: _initial_scores(kernel) for path, kernel in kernels.items()}
+        trained = with_leaves(params, scores)
+        kept = jnp.asarray(kept, jnp.float32)
+        return trained, HydraMemory(params, kept, {"score_change": jnp.float32(0.0)})
+
+    def effective(self, params: PyTree, memory: HydraMemory) -> PyTree:
+        """Frozen weights under the mask of the scores."""
+        scores = compressed_kernels(params, self.exclude)
+        masks = dict(named_leaves(self._masks(params, memory.kept)))
+        computed = _frozen_leaves(memory.frozen)
+        for path, score in scores.items():
+            magnitude = jnp.abs(score)
+            # The mask's value, exactly, with the gradient of the score's magnitude.
+            mask = masks[path] + (magnitude - jax.lax.stop_gradient(magnitude))
+            computed[path] = computed[path] * mask
+        return with_leaves(params, computed)
+
+    def penalty(self, params: PyTree, memory: HydraMemory) -> Array:
+        """None."""
+        del params, memory
+        return jnp.float32(0.0)
+
+    def update(
+        self,
+        params: PyTree,
+        memory: HydraMemory,
+        gradients: PyTree | None,
+        kept: Array,
+        progress: Array,
+    ) -> tuple[PyTree, HydraMemory]:
+        """The budget of the next epoch."""
+        del gradients, progress
+        ours = compressed_kernels(self._masks(params, kept), self.exclude)
+        plain = compressed_kernels(self._masks(memory.frozen, kept), self.exclude)
+        stays = sum(jnp.sum(mask) for mask in ours.values())
+        other = sum(jnp.sum(mask & ~plain[path]) for path, mask in ours.items())
+        return params, HydraMemory(
+            memory.frozen, kept, {"score_change": jnp.asarray(other / stays)}
+        )
+
+    def finish(
+        self, params: PyTree, memory: HydraMemory, kept: Array | float
+    ) -> tuple[PyTree, Masks]:
+        """The weights under the mask, exactly."""
+        masks = self._masks(params, kept)
+        return apply_masks(with_leaves(params, _frozen_leaves(memory.frozen)), masks), masks
+
+    def _masks(self, params: PyTree, kept: Array | float) -> Masks:
+        exclude = prefixes(params, self.exclude)
+        return self.constraint.masks(jax.lax.stop_gradient(params), kept, exclude=exclude)
+
+
+def _initial_scores(kernel: Array) -> Array:
+    fan_in = math.prod(kernel.shape[:-1])
+    largest = jnp.maximum(jnp.max(jnp.abs(kernel)), 1e-12)
+    return math.sqrt(6 / fan_in) * kernel.astype(jnp.float32) / largest
+
+
+def _frozen_leaves(params: PyTree) -> dict[str, Array]:
+    """Kernels and the biases beside them; what is left is normalisation."""
+    leaves = dict(named_leaves(params))
+    layers = {path.rpartition("/")[0] for path in kernel_paths(params)}
+    return {path: leaf for path, leaf in leaves.items() if path.rpartition("/")[0] in layers}

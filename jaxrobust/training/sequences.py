@@ -1,0 +1,152 @@
+"""What a robust and compressing training changes from epoch to epoch, one thing at a time.
+
+References:
+  Marshall, "Robust Convolutional Neural Networks with Resource Constraints", master thesis, Université
+  Grenoble Alpes, section 3.1: the radius rises every T / 3 epochs, the number of attack steps every
+  epoch, and is reset when the radius rises; the number of weights falls.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from jaxrobust import checks
+from jaxrobust.pruning import cubic_schedule
+from jaxrobust.training.adversaries import AttackSchedule
+from jaxrobust.types import Attack
+
+
+def check_sequences(epsilons: Sequence[Any], steps: Sequence[int], kept: Sequence[float]) -> None:
+    """Raises if more than one of radius, attack steps and weights changes in the same epoch.
+
+    Each of these changes moves the figures by itself; two at once cannot be told apart.
+
+    Args:
+      epsilons: The attack's radius in every epoch.
+      steps: Its number of steps in every epoch.
+      kept: The fraction of the weights that stay, in every epoch.
+
+    Raises:
+      ValueError: Sequences of different lengths, or two of them change in the same epoch.
+
+    Example:
+      >>> check_sequences([0.1, 0.2, 0.2], [3, 3, 5], [1.0, 1.0, 1.0])
+      >>> check_sequences([0.1, 0.2], [3, 3], [1.0, 0.5])
+      Traceback (most recent call last):
+      ...
+      ValueError: Only one of epsilon, steps, kept may change in an epoch; in epoch 2 do epsilon, kept.
+    """
+    sequences = {"epsilon": epsilons, "steps": steps, "kept": kept}
+    if len({len(values) for values in sequences.values()}) > 1:
+        lengths = ", ".join(f"{name} {len(values)}" for name, values in sequences.items())
+        raise ValueError(f"The sequences must have a value for each epoch, got {lengths}.")
+    for epoch in range(1, len(kept)):
+        changed = [name for name, values in sequences.items() if values[epoch] != values[epoch - 1]]
+        if len(changed) > 1:
+            raise ValueError(
+                f"Only one of {', '.join(sequences)} may change in an epoch; in epoch {epoch + 1} do "
+                f"{', '.join(changed)}."
+            )
+
+
+def source_sequences(
+    num_epochs: int,
+    attack: Attack,
+    kept: float,
+    *,
+    num_radii: int = 3,
+    first_steps: int = 1,
+    first_kept: float = 1.0,
+    settle: float = 0.2,
+    relative_step: float = 2.5,
+    separate: bool = True,
+) -> tuple[AttackSchedule, tuple[float, ...]]:
+    """The sequences of the source's algorithm: radius, attack steps, and weights that stay.
+
+    The radius rises in `num_radii` equal steps, one every T / num_radii epochs. Within each of
+    these parts the number of steps rises from `first_steps` to the attack's own. The budget falls
+    cubically and rests at `kept` for the last epochs. So that no two of them change in the same
+    epoch, within each part the first epoch has the new radius, the second the number of steps
+    reset, and then budget and steps take turns. The source resets the steps along with the radius
+    and raises them in every epoch, in which the budget cannot but fall too: `separate=False`.
+
+    Args:
+      num_epochs: T, at least two for each radius and enough for the budget to fall in.
+      attack: The last and strongest, with `epsilon`, `step_size` and `num_steps`.
+      kept: The last budget, in (0, 1].
+      num_radii: At least 1.
+      first_steps: At least 1, at most the attack's.
+      first_kept: Of the first epoch, at least `kept`.
+      settle: The share of the epochs, at the end, in which the budget rests, in [0, 1).
+      relative_step: Each step of the attack is this many epsilon / steps, above 0.
+      separate: Whether only one of them changes in an epoch.
+
+    Returns:
+      (The attacks; the budget of each epoch, for the field `kept` of a compression.) Every other number
+      of attack steps is another compiled program.
+
+    Raises:
+      TypeError: An argument of the wrong type.
+      ValueError: An argument out of range, or too few epochs.
+
+    Example:
+      >>> from jaxrobust.attacks import PGD
+      >>> schedule, kept = source_sequences(6, PGD(0.03, 0.01, num_steps=4), 0.1, num_radii=1)
+      >>> [(first, one.num_steps) for first, one in schedule.stages]
+      [(1, 1), (2, 2), (4, 3), (6, 4)]
+      >>> [round(value, 3) for value in kept]
+      [1.0, 1.0, 0.212, 0.212, 0.1, 0.1]
+    """
+    checks.integer("num_radii", num_radii, minimum=1)
+    checks.integer("num_epochs", num_epochs, minimum=2 * num_radii)
+    checks.integer("first_steps", first_steps, minimum=1)
+    checks.number("kept", kept, above=0.0, maximum=1.0)
+    checks.number("first_kept", first_kept, minimum=kept, maximum=1.0)
+    checks.number("relative_step", relative_step, above=0.0)
+    checks.number("settle", settle, minimum=0.0, maximum=1.0)
+    for name in ("epsilon", "step_size", "num_steps"):
+        if not hasattr(attack, name):
+            raise TypeError(f"`attack` must have `{name}`, got {type(attack).__name__}.")
+    checks.integer("attack.num_steps", attack.num_steps, minimum=first_steps)
+    falls_until = math.ceil((1 - settle) * num_epochs)
+    parts = [epoch * num_radii // num_epochs for epoch in range(num_epochs)]
+    starts = [parts.index(part) for part in range(num_radii)]
+    falls: list[int] = []
+    steps: list[int] = []
+    for part, start in enumerate(starts):
+        end = starts[part + 1] if part + 1 < num_radii else num_epochs
+        rises = []
+        for epoch in range(start + 1, end):
+            is_reset = separate and part > 0 and epoch == start + 1
+            may_fall = epoch < falls_until and not is_reset
+            if may_fall and (not separate or (epoch - start) % 2 == 0):
+                falls.append(epoch)
+            if not is_reset and (not separate or epoch not in falls):
+                rises.append(epoch)
+        for epoch in range(start, end):
+            done = sum(rise <= epoch for rise in rises)
+            share = done / len(rises) if rises else 0.0
+            raised = round(first_steps + share * (attack.num_steps - first_steps))
+            # The new radius meets the number of steps that the old one ended with.
+            held = separate and part > 0 and epoch == start
+            steps.append(steps[-1] if held else raised)
+    if not falls and first_kept > kept:
+        raise ValueError(
+            f"`num_epochs` = {num_epochs} leaves no epoch in which the budget alone may fall."
+        )
+    sparsities = cubic_schedule(1 - kept, len(falls), 1 - first_kept) if falls else ()
+    budgets = []
+    for epoch in range(num_epochs):
+        done = sum(fall <= epoch for fall in falls)
+        budgets.append(
+            kept if done == len(falls) else 1 - sparsities[done - 1] if done else first_kept
+        )
+    stages: list[tuple[int, Any]] = []
+    for epoch, (part, count) in enumerate(zip(parts, steps, strict=True), start=1):
+        epsilon = attack.epsilon * (part + 1) / num_radii  # type: ignore[attr-defined]
+        changed = {"epsilon": epsilon, "step_size": relative_step * epsilon / count}
+        one = dataclasses.replace(attack, num_steps=count, **changed)  # type: ignore[type-var]
+        if not stages or (part, count) != (parts[epoch - 2], steps[epoch - 2]):
+            stages.append((epoch, one))
+    return AttackSchedule(tuple(stages)), tuple(budgets)

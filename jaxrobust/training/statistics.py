@@ -1,0 +1,152 @@
+"""Running statistics of BatchNorm anew, for weights that changed without a training step.
+
+A network whose weights were projected, averaged or rounded does not have the statistics that it was
+trained with: its activations are others. Precise ones are means over batches of the statistics of each.
+
+References:
+  Wu, Johnson, "Rethinking 'Batch' in BatchNorm", 2021, section 3 (means over batches instead of a
+  moving average), https://arxiv.org/abs/2105.07576
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust import checks, compilation
+from jaxrobust.training.step import to_unit_range
+from jaxrobust.types import Array, PyTree
+
+
+def reestimate_batch_stats(
+    model: nn.Module,
+    variables: PyTree,
+    images: Any,
+    *,
+    mean: Any = 0.0,
+    std: Any = 1.0,
+    batch_size: int = 128,
+    max_batches: int = 50,
+    seed: int = 0,
+) -> dict[str, PyTree]:
+    """The variables with new running statistics: means over random batches of images.
+
+    Args:
+      model: The network.
+      variables: {"params": ..., "batch_stats": ...}; without statistics they come back as they are.
+      images: [N, H, W, C], uint8 or floating in [0, 1]: of the training set.
+      mean: [C] or a scalar, of pixel values in [0, 1].
+      std: [C] or a scalar.
+      batch_size: At most the number of images. Images that fill no batch are left out.
+      max_batches: No more than so many.
+      seed: Of the order of the images, and of dropout.
+
+    Returns:
+      Likewise.
+
+    Raises:
+      TypeError, ValueError: An argument of the wrong type or out of range.
+    """
+    checks.integer("batch_size", batch_size, minimum=1)
+    checks.integer("max_batches", max_batches, minimum=1)
+    if batch_size > len(images):
+        raise ValueError(
+            f"`batch_size` must be at most the {len(images)} images, got {batch_size}."
+        )
+    if not variables.get("batch_stats"):
+        return dict(variables)
+    mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
+    order = np.random.default_rng(seed).permutation(len(images))
+    count = min(max_batches, len(images) // batch_size)
+    measured = functools.partial(_measured, model.apply)
+
+    def batch(index: int) -> Array:
+        return jnp.asarray(np.asarray(images)[order[index * batch_size : (index + 1) * batch_size]])
+
+    def add(variables: PyTree, total: PyTree, index: int) -> PyTree:
+        return measured(variables, total, batch(index), mean, std, jax.random.key(seed), index)
+
+    return averaged(variables, add, count)
+
+
+def averaged(
+    variables: PyTree, add: Callable[[PyTree, PyTree, int], PyTree], count: int
+) -> dict[str, PyTree]:
+    """The variables with the mean of the statistics of `count` batches.
+
+    Args:
+      variables: With "batch_stats".
+      add: (variables, a sum so far, the number of a batch) -> the sum with that batch's statistics.
+      count: Of batches, at least 1.
+    """
+    total = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
+    for index in range(count):
+        total = add(variables, total, index)
+    means = jax.tree.map(lambda leaf: leaf / count, total)
+    return dict(variables) | {"batch_stats": means}
+
+
+def batch_statistics(
+    apply_fn: Callable[..., Any],
+    variables: PyTree,
+    images: Array,
+    mean: Array,
+    std: Array,
+    key: Array,
+) -> PyTree:
+    """The statistics of one batch, whatever the layers' momentum is.
+
+    A layer moves its statistics towards the batch's, s <- m s + (1 - m) b. From s = 0 and s = 1
+    both m and b follow; in training mode nothing else depends on s. A statistic that does not move
+    stays.
+
+    Args:
+      apply_fn: A linen module's `apply`.
+      variables: {"params": ..., "batch_stats": ...}.
+      images: [B, H, W, C], uint8 or floating in [0, 1].
+      mean: [C] or a scalar.
+      std: [C] or a scalar.
+      key: A PRNG key, for dropout.
+
+    Returns:
+      Of the structure of "batch_stats".
+    """
+    images = (to_unit_range(images) - mean) / std
+    given = variables["batch_stats"]
+
+    def moved_from(value: float) -> PyTree:
+        start = jax.tree.map(lambda leaf: jnp.full_like(leaf, value), given)
+        _, updated = apply_fn(
+            {"params": variables["params"], "batch_stats": start},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": key},
+        )
+        return updated["batch_stats"]
+
+    def statistic(zero: Array, one: Array, old: Array) -> Array:
+        # As float32 has .9: without the noise that a large b leaves in the difference.
+        weight = 1 - jnp.median(one - zero)
+        return jnp.where(weight > 0, zero / jnp.where(weight > 0, weight, 1.0), old)
+
+    return jax.tree.map(statistic, moved_from(0.0), moved_from(1.0), given)
+
+
+@functools.partial(compilation.jit, static_argnums=0)
+def _measured(
+    apply_fn: Callable[..., Any],
+    variables: PyTree,
+    total: PyTree,
+    images: Array,
+    mean: Array,
+    std: Array,
+    key: Array,
+    index: int,
+) -> PyTree:
+    found = batch_statistics(apply_fn, variables, images, mean, std, jax.random.fold_in(key, index))
+    return jax.tree.map(jnp.add, total, found)
