@@ -105,12 +105,13 @@ def latency(study: Study) -> dict[str, Any]:
                     blocks.column("Times faster", decimals=2),
                 ],
                 rows,
-                f"One image: on the device when the clock starts (algorithm 4), "
+                "One image: on the device when the clock starts (algorithm 4), "
                 f"{study.config.num_timed} images. 100 images: read from the host's memory, made "
-                f"floats and brought to the device within the time (algorithm 5), "
+                "floats and brought to the device within the time (algorithm 5), "
                 f"{study.config.num_timed} batches. Networks take turns; the verdict asks that the "
                 "interval of the differences excludes 0 and that they exceed what the dense network "
-                "differs from itself by. The programs multiply zeros like any other number: of single weights that are 0 they know nothing.",
+                "differs from itself by. The programs multiply zeros like any other number: of single "
+                "weights that are 0 they know nothing.",
                 title="Latency",
             ),
         ],

@@ -53,7 +53,7 @@ class Variant:
 
     @property
     def share(self) -> str:
-        """ "dense", "50 %"."""
+        """Of the weights, in words: "50 %", or "dense"."""
         return "dense" if self.kept == 1 else f"{100 * self.kept:g} %"
 
     @property

@@ -1,5 +1,6 @@
-"""The trainings themselves: loss over epochs with an alarm, weights, shares kept of natural networks."""
+"""The trainings themselves: loss over epochs with an alarm, weights, natural networks compressed."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ def alarm(study: Study, variant: Variant) -> LossAlarm:
     history = study.facts[variant]["history"]
     resets = [
         row["epoch"]
-        for before, row in zip(history, history[1:], strict=False)
+        for before, row in itertools.pairwise(history)
         if row.get("epsilon", 0.0) > before.get("epsilon", 0.0)
     ]
     return evaluation.loss_alarm(

@@ -19,7 +19,7 @@ LOSS = 1 / 3  # a network that loses more than this of the dense one's accuracy 
 
 
 def verdicts(study: Study) -> list[dict[str, Any]]:
-    """The margin at every share, collapse, schemes, alternatives, transfer, combination, weights, time."""
+    """Margins, collapse, sparsity, schemes, alternatives, transfer, combination, weights, time."""
     found = [_margin(study, kept) for kept in study.config.kept]
     found += [_collapse(study), _sparsity(study)]
     others = [method for method in study.config.methods if method != "irregular"]

@@ -186,8 +186,8 @@ def lines(
 
     Args:
       series: (look, {"x", "y", "low"?, "high"?, "dashed"?, "scatter"?, "steps"?}) of each line, as
-        in a chart of docs/result_format.md. A point without a finite x and y, or that a logarithmic axis
-        has no place for, is left out.
+        in a chart of docs/result_format.md. A point without a finite x and y, or that a logarithmic
+        axis has no place for, is left out.
       x: {"title", "percent"?, "log"?} of the axis.
       y: The same.
       name: As in `training`.
