@@ -164,9 +164,9 @@ def _summary(study: Study) -> list[str]:
     config = study.config
     sentences = [
         'A thesis (source 004, "Robust Convolutional Neural Networks with Resource Constraints") '
-        "trains networks against an adversary and removes half or nine tenths of their weights in the same "
-        "training, by ADMM. This is that study with seeds, controls and every attack of AutoAttack. "
-        f"{len(study.train)} training images, {len(study.test)} test images, of which "
+        "trains networks against an adversary and removes half or nine tenths of their weights in the "
+        "same training, by ADMM. This is that study with seeds, controls and every attack of "
+        f"AutoAttack. {len(study.train)} training images, {len(study.test)} test images, of which "
         f"{len(study.attacked)} are attacked; {config.num_epochs} epochs for every method."
     ]
     if study.dataset.name == "cifar10_jpeg":
