@@ -101,6 +101,12 @@ def transfer(study: Study, source: Variant, targets: list[Variant]) -> list[dict
     )
 
 
+def trained_at(study: Study, radius: float) -> list[Variant]:
+    """Dense networks and the irregular scheme, of all networks that were trained at a radius."""
+    networks = [name for name in study.config.networks if radius in study.radii_of(name)]
+    return [variant for network in networks for variant in study.pair(network, radius)]
+
+
 def strongest_and_weakest(study: Study, candidates: list[Variant]) -> tuple[Variant, Variant]:
     """By what AutoAttack leaves; the first of equals."""
     common = common_attack(study)

@@ -23,11 +23,11 @@ EPSILON = 8 / 255  # what every network is attacked at, the source's 0.03
 PRESETS: dict[str, dict[str, Any]] = {
     "gpu": {
         "networks": FULL,
-        "methods": METHODS,
+        "methods": ("irregular",),
         "kept": (0.5, 0.1),
         "seeds": 1,
-        "radii": (EPSILON, 0.1),
-        "ratios": (0.5, 0.25, 0.1, 0.05),
+        "radii": (EPSILON,),
+        "ratios": (0.5, 0.1),
         "num_epochs": 30,
         "max_steps": 10,
         "batch_size": 128,
@@ -43,9 +43,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "methods": METHODS,
         "kept": (0.5, 0.1),
         "seeds": 3,
-        "radii": (EPSILON, 0.1),
+        "radii": (EPSILON, 16 / 255),
         "ratios": (0.5, 0.25, 0.1, 0.05),
-        "num_epochs": 15,
+        "num_epochs": 12,
         "max_steps": 3,
         "batch_size": 64,
         "num_train": 4000,
@@ -93,7 +93,8 @@ class Config:
       kept: Shares of the weights to keep, stem and classifier not counted, descending.
       seeds: Trainings of everything that all methods are compared on; seed, seed + 1 and so on.
       radii: Of the attack that networks are trained against, in linf; the first is the one that all
-        methods are compared at.
+        methods are compared at, and all networks are trained at. The first network is trained at the
+        others too.
       ratios: Shares kept of naturally trained networks (figure B.1), descending.
       num_epochs: Of every method in all, whatever its phases.
       max_steps: The most steps of the attack in training.

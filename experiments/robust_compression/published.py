@@ -54,16 +54,3 @@ COMBINED: dict[str, dict[str, tuple[float, float, float]]] = {
         "combined": (82.3, 82.0, 77.1),
     },
 }
-
-
-def auto_attack(network: str, radius: float, kept: float) -> tuple[float, ...] | None:
-    """A row of table 4.2 as shares; None where the source has none.
-
-    Args:
-      network: "ResNet" or "MobileNet".
-      radius: Of training; 8/255 is what the source calls 0.03.
-      kept: Share of the weights kept.
-    """
-    near = [known for known in AUTO_ATTACK[network] if abs(known - radius) < 0.002]
-    row = AUTO_ATTACK[network][near[0]].get(kept) if near else None
-    return None if row is None else tuple(value / 100 for value in row)

@@ -49,7 +49,7 @@ def curves(study: Study) -> dict[str, Any]:
     charts, rows = [], []
     for network in study.config.networks:
         lines = []
-        for number, radius in enumerate(study.config.radii):
+        for number, radius in enumerate(study.radii_of(network)):
             for variant in study.pair(network, radius):
                 found = [attacking.curve(study, v) for v in study.over_seeds(variant)]
                 name = f"{variant.share}, {epsilon_label(radius)}"
@@ -105,7 +105,7 @@ def transfer(study: Study) -> dict[str, Any]:
     """Figures 4.6 and C.2: from the strongest and from the weakest network of a training radius."""
     charts = []
     for radius in study.config.radii:
-        targets = [v for network in study.config.networks for v in study.pair(network, radius)]
+        targets = attacking.trained_at(study, radius)
         ends = dict.fromkeys(attacking.strongest_and_weakest(study, targets))
         for which, source in zip(("strongest", "weakest"), ends, strict=False):
             lines = []

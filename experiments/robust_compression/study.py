@@ -112,6 +112,10 @@ class Study:
         """Of the trainings that all methods are compared on."""
         return [self.config.seed + index for index in range(self.config.seeds)]
 
+    def radii_of(self, network: str) -> tuple[float, ...]:
+        """All radii of training for the main network, the first for the others."""
+        return self.config.radii if network == self.main else self.config.radii[:1]
+
     def seeds_of(self, network: str, radius: float) -> list[int]:
         """All seeds of the main network at the first radius, one of everything else."""
         whole = network == self.main and radius == self.config.radii[0]
@@ -142,7 +146,7 @@ class Study:
         """All that were trained against attacks, in the order of training."""
         found = [variant for seed in self.seeds for variant in self.compared(seed)]
         for network in self.config.networks:
-            for radius in self.config.radii:
+            for radius in self.radii_of(network):
                 found += self.pair(network, radius)
         return list(dict.fromkeys(found))
 

@@ -47,7 +47,7 @@ def losses(study: Study) -> dict[str, Any]:
                 [row.get("train_loss") for row in study.facts[variant]["history"]],
                 dashed=number > 0,
             )
-            for number, radius in enumerate(study.config.radii)
+            for number, radius in enumerate(study.radii_of(network))
             for variant in study.pair(network, radius)
         ]
         charts.append(
