@@ -8,7 +8,7 @@ from processes import answers
 from test_training_methods import CONFIG, trained
 
 from jaxrobust.attacks import PGD
-from jaxrobust.training import FreeReplays
+from jaxrobust.training import FreeReplays, RigL
 from jaxrobust.training import interrupt as interrupts
 from jaxrobust.training import loop as loop_module
 
@@ -17,7 +17,9 @@ PGD_2 = PGD(0.05, 0.02, num_steps=2)
 
 @pytest.fixture(scope="module")
 def single():
-    return [list(trained(CONFIG, attack).history) for attack in (PGD_2, FreeReplays(0.05, 3))]
+    runs = [trained(CONFIG, attack) for attack in (PGD_2, FreeReplays(0.05, 3))]
+    runs.append(trained(CONFIG, PGD_2, compression=RigL(kept=0.5)))
+    return [list(run.history) for run in runs]
 
 
 @pytest.mark.slow
@@ -29,7 +31,8 @@ def test_devices_and_processes_share_a_batch_and_change_nothing(
     for answer in given:
         assert answer["histories"] == given[0]["histories"]
         assert answer["devices"] == devices * processes
-        for history, expected in zip(answer["histories"][:2], single, strict=True):
+        first, free, _, sparse = answer["histories"]
+        for history, expected in zip((first, free, sparse), single, strict=True):
             for one, other in zip(history, expected, strict=True):
                 assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-3)
                 assert one["validation_accuracy"] == other["validation_accuracy"]

@@ -26,7 +26,12 @@ def main(folder: Path, num_devices: int) -> None:
     jax.tree.map(np.testing.assert_array_equal, saved, result.variables)
     compilation.loops_are_fast = lambda: True
     free = trained(CONFIG, FreeReplays(0.05, 3), num_devices=num_devices, run_dir=folder / "free")
-    histories = [list(run.history) for run in (result, free, tuned)]
+    sparse = trained(
+        CONFIG, ATTACK, compression=RigL(kept=0.5), num_devices=num_devices, run_dir=folder / "rigl"
+    )
+    assert sparse.final["kept_weights"] == round(0.5 * sparse.final["weights"])
+    assert jax.tree.leaves(sparse.masks)[0].devices() == here
+    histories = [list(run.history) for run in (result, free, tuned, sparse)]
     said = disagreements(folder) if jax.process_count() > 1 else []
     print(json.dumps({"devices": jax.device_count(), "histories": histories, "said": said}))
 
@@ -83,7 +88,7 @@ if __name__ == "__main__":
 
     from jaxrobust import compilation
     from jaxrobust.attacks import PGD
-    from jaxrobust.training import FreeReplays, load_variables, programs, save_variables
+    from jaxrobust.training import FreeReplays, RigL, load_variables, programs, save_variables
 
     ATTACK = PGD(0.05, 0.02, num_steps=2)
     main(Path(run_dir), int(devices))

@@ -338,6 +338,8 @@ def fit(
                 step_key,
             )
             if compression is not None:
+                if sharing.is_first_process():
+                    (directory / compressing.FINAL).unlink(missing_ok=True)
                 compiled = compressing.with_compression(
                     compiled, compression, plan, constants, attack, train_set, step_key
                 )

@@ -1,0 +1,55 @@
+"""docs/compression.md runs as written, and what it makes is what it says."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxrobust import pruning
+
+TEXT = (Path(__file__).resolve().parents[1] / "docs" / "compression.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def scope(tmp_path_factory):
+    """What all examples leave behind."""
+    left = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("docs"))
+        for code in re.findall(r"```python\n(.*?)```", TEXT, flags=re.S):
+            exec(code, left)
+    return left
+
+
+@pytest.mark.slow
+def test_all_of_them_end_at_their_budget_and_have_learned(scope):
+    size = 768 * 64 + 64 * 32
+    for figures in (scope["result"].final, *scope["figures"].values()):
+        assert figures["weights"] == size
+        assert figures["accuracy_after"] > 0.6
+    kept = [figures["kept_weights"] for figures in scope["figures"].values()]
+    assert kept == [size // 2, *[round(0.2 * 768 * 64) + round(0.2 * 64 * 32)] * 2]
+    assert scope["result"].final["kept_weights"] == kept[1]
+    layers = pruning.layer_sparsity(scope["result"].variables["params"])
+    assert layers["head/kernel"]["kept"] == layers["head/kernel"]["size"]
+    retrained = scope["two"].retrained
+    kernels = pruning.layer_sparsity(retrained.variables["params"], scope["two"].compressed.masks)
+    assert kernels["block_0/dense/kernel"]["kept"] == round(0.2 * 768 * 64)
+    assert retrained.history[-1]["train_accuracy"] > 0.6
+
+
+@pytest.mark.slow
+def test_the_funnel_narrows(scope):
+    layers = pruning.layer_sparsity(scope["result"].state.params, scope["masks"])
+    first, second = layers["block_0/dense/kernel"], layers["block_1/dense/kernel"]
+    assert first["kept"] / first["size"] >= second["kept"] / second["size"]
+    assert first["kept"] + second["kept"] == round(0.2 * (768 * 64 + 64 * 32))
+
+
+@pytest.mark.slow
+def test_the_sequences_are_those_of_the_text(scope):
+    stages, kept = scope["schedule"].stages, scope["kept"]
+    assert len(kept) == 9 and kept[-1] == 0.2
+    np.testing.assert_allclose(sorted({one.epsilon for _, one in stages}), [0.1 / 3, 0.2 / 3, 0.1])
+    assert scope["robust"].kept == kept
