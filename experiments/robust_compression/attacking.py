@@ -86,19 +86,21 @@ def transfer(study: Study, source: Variant, targets: list[Variant]) -> list[dict
     Returns:
       A CURVE of docs/result_format.md for each of `targets`, in their order.
     """
-    return study.stages.remember(
-        f"transfer from {source.name}",
-        lambda progress: evaluation.transfer_curves(
-            pgd(EPSILON, min(20, study.config.curve_steps)),
-            {target.name: study.classifier(target) for target in targets},
-            source.name,
-            study.attacked.images,
-            study.attacked.labels,
-            study.config.curve_epsilons,
-            key=study.key,
-            progress=progress,
-        ),
-    )
+    if source not in study.transfers:
+        study.transfers[source] = study.stages.remember(
+            f"transfer from {source.name}",
+            lambda progress: evaluation.transfer_curves(
+                pgd(EPSILON, min(20, study.config.curve_steps)),
+                {target.name: study.classifier(target) for target in targets},
+                source.name,
+                study.attacked.images,
+                study.attacked.labels,
+                study.config.curve_epsilons,
+                key=study.key,
+                progress=progress,
+            ),
+        )
+    return study.transfers[source]
 
 
 def trained_at(study: Study, radius: float) -> list[Variant]:

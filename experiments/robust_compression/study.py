@@ -95,6 +95,9 @@ class Study:
         self.facts: dict[Variant, dict[str, Any]] = {}  # of every network that was trained
         self.suites: dict[Variant, dict[str, Any]] = {}  # SUITE of docs/result_format.md
         self.combined: dict[str, dict[str, dict[str, str]]] = {}  # of combined.py, by network
+        self.transfers: dict[
+            Variant, list[dict[str, Any]]
+        ] = {}  # curves, by what they were made on
         self.timed: list[dict[str, Any]] | None = None  # of cost.py
 
     @property

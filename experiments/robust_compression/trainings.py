@@ -203,6 +203,7 @@ def _fit(
         std=study.dataset.std,
         augment=None if study.dataset.name == "digits" else _PHOTOGRAPHS,
         attack=attack,
+        checkpoint_every=2 if study.config.quick else 1,
         progress=False,
         **given,
     )
