@@ -223,7 +223,10 @@ def ratios(study: Study) -> dict[str, Any]:
         variants = study.natural(network)
         shares = [variant.kept for variant in variants]
         clean = [study.accuracy(variant) for variant in variants]
-        attacked = [rate_of(_under_fgsm(study, variant)) for variant in variants]
+        attacked = study.stages.remember(
+            f"FGSM on natural networks, {network}",
+            lambda _, of=variants: [rate_of(_under_fgsm(study, variant)) for variant in of],
+        )
         charts.append(
             blocks.chart(
                 f"{network}, trained naturally",
