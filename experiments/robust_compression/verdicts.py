@@ -118,7 +118,7 @@ def _margin(study: Study, kept: float) -> dict[str, Any]:
         f"Does one-shot ADMM with {100 * kept:g} % of the weights stay within "
         f"{100 * MARGIN:g} points of the dense robust network?",
         " ".join(answers),
-        _sure(study) + " The other architectures have one seed.",
+        _sure(study) + " The other networks have one seed." * (len(study.config.networks) > 1),
         [("methods", "methods"), ("attack by attack", "autoattack")],
         details=" ".join([*details, *_source_loses(kept)]),
     )
