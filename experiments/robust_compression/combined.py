@@ -47,7 +47,7 @@ def make(study: Study) -> None:
 def _attack(study: Study, network: str, progress: Any) -> dict[str, dict[str, str]]:
     natural, robust = (study.classifier(variant) for variant in members(study, network))
     functions = dict(zip(MEMBERS, (natural, robust, Ensemble((natural, robust))), strict=True))
-    split, steps = study.attacked, min(STEPS, study.config.curve_steps)
+    split, steps = study.attacked, _steps(study)
     found: dict[str, dict[str, np.ndarray]] = {name: {} for name in MEMBERS}
     work = len(MEMBERS) * (len(EPSILONS) + 1) + 1
     done = 0
@@ -81,6 +81,11 @@ def _attack(study: Study, network: str, progress: Any) -> dict[str, dict[str, st
     )
     found[WHOLE]["APGD, 8/255"] = strong.robust
     return {name: {k: pack(v) for k, v in each.items()} for name, each in found.items()}
+
+
+def _steps(study: Study) -> int:
+    """Of PGD: the source's, or fewer where curves have fewer."""
+    return min(STEPS, study.config.curve_steps)
 
 
 def section(study: Study) -> dict[str, Any]:
@@ -117,7 +122,7 @@ def section(study: Study) -> dict[str, Any]:
                 ],
                 rows,
                 f"{network}, dense; of {len(study.attacked)} test images, Wilson's 95 % intervals. PGD "
-                f"with {STEPS} steps; CW: the smallest perturbation in linf that it finds is beyond "
+                f"with {_steps(study)} steps; CW: the smallest perturbation in linf that it finds is beyond "
                 "epsilon; APGD: APGD-CE, then APGD-T.",
                 title=network,
             )
