@@ -122,8 +122,8 @@ def section(study: Study) -> dict[str, Any]:
                 ],
                 rows,
                 f"{network}, dense; of {len(study.attacked)} test images, Wilson's 95 % intervals. PGD "
-                f"with {_steps(study)} steps; CW: the smallest perturbation in linf that it finds is beyond "
-                "epsilon; APGD: APGD-CE, then APGD-T.",
+                f"with {_steps(study)} steps; CW: the smallest perturbation in linf that it finds is "
+                "beyond epsilon; APGD: APGD-CE, then APGD-T.",
                 title=network,
             )
         )
