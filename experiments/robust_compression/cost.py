@@ -139,7 +139,7 @@ def sizes(study: Study) -> dict[str, Any]:
         rows.append(
             [
                 f"{variant.network}, {METHOD_WORDS[variant.method]}",
-                "all" if variant.method == "dense" else variant.share,
+                variant.kept,
                 facts["weights"],
                 facts["weights"] - facts["zeros"],
                 (facts["weights"] - facts["zeros"]) / facts["weights"],
@@ -155,7 +155,7 @@ def sizes(study: Study) -> dict[str, Any]:
             blocks.table(
                 [
                     "Network",
-                    "Asked to keep",
+                    blocks.column("Asked to keep", unit="%", decimals=1),
                     blocks.column("Weights", decimals=0, group="Prunable"),
                     blocks.column("not 0", decimals=0, group="Prunable"),
                     blocks.column("share", unit="%", decimals=3, group="Prunable"),

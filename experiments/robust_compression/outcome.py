@@ -10,8 +10,8 @@ from experiments.robust_compression.study import (
     METHOD_WORDS,
     Study,
     Variant,
-    interval_of,
     rate_of,
+    share_over_seeds,
 )
 from jaxrobust import evaluation
 from jaxrobust.evaluation.attack_report import epsilon_label
@@ -62,7 +62,7 @@ def methods(study: Study) -> dict[str, Any]:
     table = blocks.table(
         [
             "Method",
-            "Kept",
+            blocks.column("Kept", unit="%", decimals=1),
             blocks.column("Clean", unit="%", decimals=1),
             blocks.column(words, unit="%", decimals=1, group="Right under attack"),
             blocks.column("all of AutoAttack", unit="%", decimals=1, group="Right under attack"),
@@ -110,7 +110,7 @@ def _cell(study: Study, variant: Variant, outcomes: Outcomes) -> Any:
     own = study.over_seeds(variant)
     if len(own) == 1:
         return rate_of(outcomes(own[0]))
-    return interval_of([float(outcomes(v).mean()) for v in own], 1.0)
+    return share_over_seeds([float(outcomes(v).mean()) for v in own])
 
 
 def _row(study: Study, variant: Variant) -> list[Any]:
@@ -122,7 +122,7 @@ def _row(study: Study, variant: Variant) -> list[Any]:
     facts = study.facts[variant]
     return [
         METHOD_WORDS[variant.method],
-        "all" if variant.method == "dense" else variant.share,
+        variant.kept,
         _cell(study, variant, study.right),
         _cell(study, variant, common(study)),
         _cell(study, variant, study.standing) if fully else None,

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from experiments.robust_compression import attacking
-from experiments.robust_compression.study import Study, Variant, interval_of
+from experiments.robust_compression.study import Study, Variant, share_over_seeds
 from jaxrobust import evaluation
 from jaxrobust.evaluation.attack_report import epsilon_label
 from jaxrobust.studies import blocks
@@ -37,10 +37,7 @@ def mean_curve(curves: list[list[dict[str, Any]]]) -> tuple[list[float], list[An
     values = []
     for place in range(shortest):
         rates = [curve[place]["robust_accuracy"]["rate"] for curve in curves]
-        mean = interval_of(rates, 1.0)
-        if isinstance(mean, dict):  # an interval of t may leave [0, 1], a share cannot
-            mean = mean | {"low": max(0.0, mean["low"]), "high": min(1.0, mean["high"])}
-        values.append(mean)
+        values.append(share_over_seeds(rates))
     return epsilons, values
 
 

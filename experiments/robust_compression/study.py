@@ -244,6 +244,14 @@ def interval_of(values: Sequence[float], scale: float = 100.0) -> Any:
     return blocks.estimate(mean["mean"], mean["low"], mean["high"], scale)
 
 
+def share_over_seeds(shares: Sequence[float]) -> Any:
+    """`interval_of` shares, as shares: what Student's interval has beyond 0 and 1 is cut off."""
+    mean = interval_of(shares, 1.0)
+    if isinstance(mean, dict):
+        mean = mean | {"low": max(0.0, mean["low"]), "high": min(1.0, mean["high"])}
+    return mean
+
+
 def is_scheme(method: str) -> bool:
     """Whether a method is one-shot ADMM."""
     return method in SCHEMES
