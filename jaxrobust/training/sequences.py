@@ -72,7 +72,7 @@ def source_sequences(
     and raises them in every epoch, in which the budget cannot but fall too: `separate=False`.
 
     Args:
-      num_epochs: T, at least two for each radius and enough for the budget to fall in.
+      num_epochs: T, at least three for each radius and enough for the budget to fall in.
       attack: The last and strongest, with `epsilon`, `step_size` and `num_steps`.
       kept: The last budget, in (0, 1].
       num_radii: At least 1.
@@ -99,7 +99,7 @@ def source_sequences(
       [1.0, 1.0, 0.212, 0.212, 0.1, 0.1]
     """
     checks.integer("num_radii", num_radii, minimum=1)
-    checks.integer("num_epochs", num_epochs, minimum=2 * num_radii)
+    checks.integer("num_epochs", num_epochs, minimum=3 * num_radii)
     checks.integer("first_steps", first_steps, minimum=1)
     checks.number("kept", kept, above=0.0, maximum=1.0)
     checks.number("first_kept", first_kept, minimum=kept, maximum=1.0)
@@ -119,7 +119,8 @@ def source_sequences(
         rises = []
         for epoch in range(start + 1, end):
             is_reset = separate and part > 0 and epoch == start + 1
-            may_fall = epoch < falls_until and not is_reset
+            # The last epoch is that of the whole attack.
+            may_fall = epoch < min(falls_until, num_epochs - 1) and not is_reset
             if may_fall and (not separate or (epoch - start) % 2 == 0):
                 falls.append(epoch)
             if not is_reset and (not separate or epoch not in falls):
