@@ -96,7 +96,7 @@ def source_sequences(
       >>> [(first, one.num_steps) for first, one in schedule.stages]
       [(1, 1), (2, 2), (4, 3), (6, 4)]
       >>> [round(value, 3) for value in kept]
-      [1.0, 1.0, 0.212, 0.212, 0.1, 0.1]
+      [1.0, 1.0, 0.213, 0.213, 0.1, 0.1]
     """
     checks.integer("num_radii", num_radii, minimum=1)
     checks.integer("num_epochs", num_epochs, minimum=3 * num_radii)
