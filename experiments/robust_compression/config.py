@@ -35,6 +35,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_epochs": 30,
         "max_steps": 10,
         "batch_size": 128,
+        "rho": 0.03,
         "num_train": None,
         "num_attacked": 1000,
         "fully_attacked": "all",
@@ -52,6 +53,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_epochs": 12,
         "max_steps": 3,
         "batch_size": 32,
+        "rho": 0.2,
         "num_train": 3000,
         "num_attacked": 200,
         "fully_attacked": "main",
@@ -69,6 +71,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_epochs": 6,
         "max_steps": 1,
         "batch_size": 64,
+        "rho": 0.5,
         "num_train": 512,
         "num_attacked": 16,
         "fully_attacked": "main",
@@ -105,7 +108,8 @@ class Config:
       learning_rate: The source's 0.05; it falls as a cosine, in every phase.
       batch_size: Images in a step.
       weight_decay: Of all parameters.
-      rho: Of ADMM.
+      rho: Of ADMM. The weights come to lie in the set only if rho times the steps of the last epochs is
+        large enough: too small a rho shows as a large residual, and as a loss at the last projection.
       num_train: Training images; None: all.
       num_attacked: Test images that are attacked; accuracies are of all test images.
       fully_attacked: Which networks meet all of AutoAttack: "main", the dense ones and those of the
@@ -135,7 +139,7 @@ class Config:
     learning_rate: float = 0.05
     batch_size: int | None = None
     weight_decay: float = 5e-4
-    rho: float = 1e-2
+    rho: float | None = None
     num_train: int | None = None
     num_attacked: int | None = None
     fully_attacked: Literal["main", "all"] | None = None

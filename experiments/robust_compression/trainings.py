@@ -107,7 +107,7 @@ def sequences(
     """The source's: the attack of every epoch, and the share kept in it."""
     strongest = pgd(variant.radius or 1.0, study.config.max_steps)
     # Of few epochs each has too many changes, of which no two may fall into one.
-    several = num_epochs >= (6 if variant.kept == 1 else 9)
+    several = num_epochs >= 3 * NUM_RADII
     attack, kept = training.source_sequences(
         num_epochs, strongest, variant.kept, num_radii=NUM_RADII if several else 1
     )
