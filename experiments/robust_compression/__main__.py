@@ -110,7 +110,9 @@ def main(config: Config) -> Path:
         "verdicts": verdicts.verdicts(study),
         "timings": study.stages.seconds,
         "parts": PARTS,
-        "recipes": training.describe({"training": trainings.settings(study, config.num_epochs)}),
+        "recipes": training.describe(
+            {"training": trainings.settings(study, study.config.num_epochs)}
+        ),
         "models": entries,
         "sections": sections,
     }

@@ -1,5 +1,6 @@
 """What is measured under attack, once for each network: AutoAttack, curves over epsilon, transfer."""
 
+import functools
 from typing import Any
 
 from experiments.robust_compression.config import EPSILON
@@ -33,7 +34,7 @@ def make_suites(study: Study) -> None:
     """Attacks every robust network, into the study's records."""
     for variant in study.robust():
         found = study.stages.remember(
-            f"attack {variant.name}", lambda _, v=variant: _attacked(study, v)
+            f"attack {variant.name}", functools.partial(_attacked, study, variant)
         )
         study.stages.count_resumed(
             f"attack {variant.name}", sum(attack["seconds"] for attack in found["attacks"])
@@ -41,7 +42,7 @@ def make_suites(study: Study) -> None:
         study.suites[variant] = found
 
 
-def _attacked(study: Study, variant: Variant) -> dict[str, Any]:
+def _attacked(study: Study, variant: Variant, _: Any) -> dict[str, Any]:
     report, seconds = suite_run.run_suite(
         suite_of(study, variant),
         study.classifier(variant),

@@ -1,5 +1,6 @@
 """A natural and a robust network as one: table C.1, attacked as a whole and through its members."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -40,13 +41,15 @@ def make(study: Study) -> None:
     """Attacks members and wholes, into the study's records."""
     for network in study.config.networks:
         study.combined[network] = study.stages.remember(
-            f"combined networks, {network}", lambda progress, n=network: _attack(study, n, progress)
+            f"combined networks, {network}",
+            functools.partial(_attack, study, network),
         )
 
 
 def _attack(study: Study, network: str, progress: Any) -> dict[str, dict[str, str]]:
     natural, robust = (study.classifier(variant) for variant in members(study, network))
-    functions = dict(zip(MEMBERS, (natural, robust, Ensemble((natural, robust))), strict=True))
+    whole = Ensemble((natural, robust))
+    functions: dict[str, Any] = dict(zip(MEMBERS, (natural, robust, whole), strict=True))
     split, steps = study.attacked, _steps(study)
     found: dict[str, dict[str, np.ndarray]] = {name: {} for name in MEMBERS}
     work = len(MEMBERS) * (len(EPSILONS) + 1) + 1
@@ -106,7 +109,7 @@ def section(study: Study) -> dict[str, Any]:
             rows.append([member, rate_of(right["no attack"]), *known])
         for made_on in MEMBERS[:2]:
             shown = [found[WHOLE].get(f"{label}, made on {made_on}") for label in labels]
-            cells = [None if each is None else rate_of(each) for each in shown]
+            cells: list[Any] = [None if each is None else rate_of(each) for each in shown]
             rows.append([f"combined, shown what was made on {made_on}", None, *cells])
         family = networks.NETWORKS[network].source
         if with_source:

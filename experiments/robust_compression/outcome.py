@@ -137,7 +137,8 @@ def _chart(study: Study, compared: list[Variant], outcomes: Outcomes, title: str
     groups: dict[str, list[dict[str, Any]]] = {}
     dense = compared[0]
     for variant in compared[1:]:
-        kept = min(study.config.kept, key=lambda k, v=variant: abs(k - v.kept))
+        distances = {abs(kept - variant.kept): kept for kept in study.config.kept}
+        kept = distances[min(distances)]
         label = f"{100 * kept:g} % kept"
         if label not in groups:
             groups[label] = [{"name": "dense", "value": _bounds(_cell(study, dense, outcomes))}]

@@ -1,5 +1,6 @@
 """The trainings themselves: loss over epochs with an alarm, weights, natural networks compressed."""
 
+import functools
 import itertools
 from typing import Any
 
@@ -225,7 +226,7 @@ def ratios(study: Study) -> dict[str, Any]:
         clean = [study.accuracy(variant) for variant in variants]
         attacked = study.stages.remember(
             f"FGSM on natural networks, {network}",
-            lambda _, of=variants: [rate_of(_under_fgsm(study, variant)) for variant in of],
+            functools.partial(_all_under_fgsm, study, variants),
         )
         charts.append(
             blocks.chart(
@@ -266,6 +267,10 @@ def ratios(study: Study) -> dict[str, Any]:
         ],
         part=PART,
     )
+
+
+def _all_under_fgsm(study: Study, variants: list[Variant], _: Any) -> list[evaluation.Rate]:
+    return [rate_of(_under_fgsm(study, variant)) for variant in variants]
 
 
 def _under_fgsm(study: Study, variant: Variant) -> np.ndarray:

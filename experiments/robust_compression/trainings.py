@@ -155,7 +155,7 @@ def _trained(study: Study, variant: Variant) -> dict[str, Any]:
 
     base = Variant(variant.network, PRETRAINED, 1.0, variant.radius, variant.seed)
     variables = study.classifier(base).variables
-    attack = pgd(variant.radius, study.config.max_steps)
+    strongest = pgd(variant.radius, study.config.max_steps)
     fits = []
     if variant.method == "magnitude":
         masks = pruning.Irregular().masks(variables["params"], variant.kept, exclude=exclude)
@@ -165,12 +165,14 @@ def _trained(study: Study, variant: Variant) -> dict[str, Any]:
             if variant.method == "hydra"
             else ADMM(pruning.Irregular(), variant.kept, rho, rho_growth=GROWTH, exclude=exclude)
         )
-        chosen = _fit(study, variant, 1, epochs[1], attack, compression=method, variables=variables)
+        chosen = _fit(
+            study, variant, 1, epochs[1], strongest, compression=method, variables=variables
+        )
         fits.append(chosen)
         variables, masks = chosen.variables, chosen.masks
-    fits.append(_fit(study, variant, 2, epochs[-1], attack, variables=variables, masks=masks))
+    fits.append(_fit(study, variant, 2, epochs[-1], strongest, variables=variables, masks=masks))
     history = study.facts[base]["history"]
-    return _finished(study, variant, fits, [attack] * len(fits), history)
+    return _finished(study, variant, fits, [strongest] * len(fits), history)
 
 
 def _random_masks(study: Study, variant: Variant) -> Any:
@@ -258,5 +260,5 @@ def _strength(attack: Any, row: dict[str, Any]) -> dict[str, Any]:
     if attack is None:
         return {}
     stages = attack.stages if isinstance(attack, AttackSchedule) else ((1, attack),)
-    one = [one for first, one in stages if first <= row["epoch"]][-1]
+    one: Any = [one for first, one in stages if first <= row["epoch"]][-1]
     return {"epsilon": float(one.epsilon), "steps": int(one.num_steps)}

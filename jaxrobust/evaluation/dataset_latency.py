@@ -93,7 +93,7 @@ def dataset_latency(
             batch = jax.block_until_ready(load(index))
             return [functools.partial(program, batch) for program in programs]
         # Each loads for itself: that is what is timed.
-        return [lambda p=program: p(load(index)) for program in programs]
+        return [functools.partial(_loaded, program, load, index) for program in programs]
 
     samples = interleaved_over(calls_of, batches, warmup)
     own = dict(zip(fns, samples[: len(fns)], strict=True))
@@ -115,3 +115,7 @@ def dataset_latency(
         "noise_floor_ms": floor,
         "variants": variants,
     }
+
+
+def _loaded(program: Callable[[Any], Any], load: Callable[[int], Any], index: int) -> Any:
+    return program(load(index))
