@@ -68,11 +68,12 @@ def weight_histogram(
     largest = float(np.abs(kept).max()) if len(kept) else 0.0
     scaled = kept / largest if normalise and largest else kept
     reach = float(limit or (1.0 if normalise else largest) or 1.0)
-    counts, edges = np.histogram(np.clip(scaled, -reach, reach), num_bins, (-reach, reach))
+    counts, _ = np.histogram(np.clip(scaled, -reach, reach), num_bins, (-reach, reach))
     return {
         "n": len(weights),
         "zeros": len(weights) - len(kept),
-        "middles": ((edges[:-1] + edges[1:]) / 2).tolist(),
+        # From whole numbers, so that the middle one is 0.
+        "middles": (reach * np.arange(1 - num_bins, num_bins, 2) / num_bins).tolist(),
         "counts": counts.tolist(),
         "std": float(kept.std()) if len(kept) else None,
         "largest": largest,
