@@ -439,6 +439,16 @@ def test_penalty_and_compression_add_up():
         plain_step(state, None)
 
 
+def test_the_loss_in_the_log_is_without_what_ties_the_weights():
+    method = ADMM(kept=0.3, rho=0.5)
+    optimizer = optax.chain(optax.identity(), optax.scale(-1.0))
+    state = started(method, optimizer)
+    assert float(method.penalty(state.params, state.compression)) > 0
+    _, tied = plain_step(state, method)
+    _, free = plain_step(create_state(initial(), optimizer), None)
+    assert float(tied["loss"]) == pytest.approx(float(free["loss"]), rel=1e-6)
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="`compression` and `masks` are two ways"):
         run(ADMM(), masks=pruning.keep_all(initial()["params"]))

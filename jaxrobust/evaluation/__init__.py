@@ -12,7 +12,9 @@ from jaxrobust.evaluation.attack_report import (
 from jaxrobust.evaluation.auto_attack import auto_attack, auto_attack_suite
 from jaxrobust.evaluation.certification import certified_accuracy
 from jaxrobust.evaluation.classification import evaluate, logits
+from jaxrobust.evaluation.collapse import loss_alarm
 from jaxrobust.evaluation.curves import curve_from_norms, robustness_curve
+from jaxrobust.evaluation.dataset_latency import dataset_latency
 from jaxrobust.evaluation.diagnostics import sanity
 from jaxrobust.evaluation.latency import compare_latency, disk_latency, latency
 from jaxrobust.evaluation.rates import Rate, rate
@@ -34,6 +36,7 @@ from jaxrobust.evaluation.thresholds import (
 )
 from jaxrobust.evaluation.transfer import transfer_curves, transfer_matrix, transfer_rates
 from jaxrobust.evaluation.universal import UniversalResult, universal_perturbation
+from jaxrobust.evaluation.weights import weight_histogram
 
 __all__ = [
     "AttackReport",
@@ -50,6 +53,7 @@ __all__ = [
     "compare_latency",
     "confidences",
     "curve_from_norms",
+    "dataset_latency",
     "disk_latency",
     "epsilon_for_success",
     "evaluate",
@@ -57,6 +61,7 @@ __all__ = [
     "latency",
     "load_attack",
     "logits",
+    "loss_alarm",
     "mcnemar",
     "mean_interval",
     "median_interval",
@@ -76,4 +81,5 @@ __all__ = [
     "transfer_matrix",
     "transfer_rates",
     "universal_perturbation",
+    "weight_histogram",
 ]

@@ -193,6 +193,13 @@ def disk_latency(
     return {**_header(example, warmup, runs), **summary(samples), **facts}
 
 
+def program_of(
+    name: str, fn: Any, example: jax.Array
+) -> tuple[Callable[[Any], Any], dict[str, Any]]:
+    """A function compiled for an example, with copies of its arrays, and what XLA knows about it."""
+    return _compiled(_argument(name, fn), example)
+
+
 def _argument(name: str, fn: Any) -> Any:
     """The function as an argument of a program, with copies of its arrays on the device."""
     if not callable(fn):

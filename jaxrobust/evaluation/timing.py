@@ -50,9 +50,32 @@ def interleaved(
     Returns:
       For each call its times in ms, one for each round.
     """
+    return interleaved_over(lambda _: calls, runs, warmup, clock)
+
+
+def interleaved_over(
+    calls_of: Callable[[int], Sequence[Callable[[], Any]]],
+    runs: int,
+    warmup: int,
+    clock: Callable[[], int] = time.perf_counter_ns,
+) -> list[list[float]]:
+    """`interleaved` with other calls in each round: of another batch, say.
+
+    Args:
+      calls_of: The number of a round, from 0 -> its calls, as many in each. What it does itself is not
+        in the time. Warm-up rounds have the numbers of the first ones.
+      runs: Rounds that are timed, at least 1.
+      warmup: Rounds before those.
+      clock: In nanoseconds.
+
+    Returns:
+      For each call its times in ms, one for each round.
+    """
     rng = np.random.default_rng(0)
-    samples: list[list[float]] = [[] for _ in calls]
-    for round_ in range(warmup + runs):
+    samples: list[list[float]] = [[] for _ in calls_of(0)]
+    numbers = [*(number % runs for number in range(warmup)), *range(runs)]
+    for round_, number in enumerate(numbers):
+        calls = calls_of(number)
         for i in rng.permutation(len(calls)):
             start = clock()
             jax.block_until_ready(calls[i]())

@@ -185,9 +185,9 @@ def lines(
     """Lines with markers, and bands where there are intervals.
 
     Args:
-      series: (look, {"x", "y", "low"?, "high"?, "dashed"?, "scatter"?}) of each line, as in a
-        chart of docs/result_format.md. A point without a finite x and y, or that a logarithmic axis
-        has no place for, is left out.
+      series: (look, {"x", "y", "low"?, "high"?, "dashed"?, "scatter"?, "steps"?}) of each line, as
+        in a chart of docs/result_format.md. A point without a finite x and y, or that a logarithmic
+        axis has no place for, is left out.
       x: {"title", "percent"?, "log"?} of the axis.
       y: The same.
       name: As in `training`.
@@ -206,6 +206,11 @@ def lines(
             if _has_place(point[0], x) and _has_place(point[1], y)
         ]
         if not points:
+            continue
+        if item.get("steps") and len(item["x"]) > 1:
+            _steps(axes, look, item, y)
+            shown_x += [point[0] for point in points]
+            shown_y += [point[1] for point in points]
             continue
         banded = [point for point in points if _has_place(point[2], y) and finite(point[3])]
         if item.get("low") and banded:
@@ -232,6 +237,15 @@ def lines(
     _scale(axes.xaxis, shown_x, percent=x.get("percent"), log=x.get("log"))
     _scale(axes.yaxis, shown_y, percent=y.get("percent"), log=y.get("log"), measured=True)
     return _svg(figure, name)
+
+
+def _steps(axes: Any, look: Series, item: dict[str, Any], y: dict[str, Any]) -> None:
+    """A histogram's outline; a bin without a place on the axis is a gap, not a line across it."""
+    half = (item["x"][1] - item["x"][0]) / 2
+    edges = [item["x"][0] - half, *(middle + half for middle in item["x"])]
+    values = [value if _has_place(value, y) else math.nan for value in item["y"]]
+    style = {"color": look.colour, "linestyle": (0, (4, 2)) if item.get("dashed") else "-"}
+    axes.stairs(values, edges, baseline=None, linewidth=1.2, **style)
 
 
 def _has_place(value: Any, axis: dict[str, Any]) -> bool:

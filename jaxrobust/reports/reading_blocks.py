@@ -98,6 +98,7 @@ _SERIES = {
     "high?": [NUMBER],
     "dashed?": BOOLEAN,
     "scatter?": BOOLEAN,
+    "steps?": BOOLEAN,
 }
 VERDICT = {
     "question": TEXT,

@@ -97,6 +97,7 @@ def line(
     *,
     dashed: bool = False,
     scatter: bool = False,
+    steps: bool = False,
     model: str | None = None,
 ) -> dict[str, Any]:
     """A line of a chart.
@@ -107,12 +108,16 @@ def line(
       y: Numbers; or rates or {"value", "low", "high"}, whose bounds become a band. None is left out.
       dashed: For a control, or the second of two lines of a model.
       scatter: Points without a line between them.
+      steps: Steps as of a histogram: x are the middles of bins of one width, and what a logarithmic
+        axis has no place for is a gap.
       model: Whose colour the line takes, where its name is another.
     """
     kept = [pair for pair in zip(x, y, strict=True) if _known(pair[1])]
     found: dict[str, Any] = {"name": name, "x": [float(p) for p, _ in kept], "dashed": dashed}
     if scatter:
         found["scatter"] = True
+    if steps:
+        found["steps"] = True
     bounded = [_bounded(value) for _, value in kept]
     found["y"] = [value for value, _, _ in bounded]
     # A band where every point has one, be it of no width.
@@ -146,6 +151,7 @@ def chart(
     percent: bool = False,
     percent_x: bool = False,
     log_x: bool = False,
+    log_y: bool = False,
 ) -> Block:
     """A line chart.
 
@@ -158,12 +164,13 @@ def chart(
       percent: Whether y is a share, 0 to 1.
       percent_x: Whether x is.
       log_x: Whether x is logarithmic.
+      log_y: Whether y is.
     """
     return {
         "kind": "chart",
         "title": title,
         "x": {"title": x_title, "log": log_x, "percent": percent_x},
-        "y": {"title": y_title, "percent": percent},
+        "y": {"title": y_title, "log": log_y, "percent": percent},
         "series": list(series),
         "caption": caption,
     }

@@ -91,7 +91,8 @@ def train_step(
     Returns:
       (The state after the step, {"loss": mean, "correct": int32 count, "gradient_norm": global l2
       norm before clipping, "learning_rate"}, all scalars). Loss and count are of the images trained
-      on, in training mode, before the step (of FreeReplays: before the last replay).
+      on, in training mode, before the step (of FreeReplays: before the last replay); the loss is
+      with `penalty` and without that of `compression`.
 
     Raises:
       ValueError: A moving average in the state but no `ema_decay`, or the reverse; likewise for a
@@ -126,13 +127,14 @@ def train_step(
                 forward, network(params), state.batch_stats, images, adversarial, labels, first_pass
             )
 
-        def loss(params: PyTree, adversarial: Array) -> tuple[Array, tuple[Array, PyTree]]:
+        def loss(params: PyTree, adversarial: Array) -> tuple[Array, tuple[Array, Array, PyTree]]:
             value, parts = attacked(params, adversarial)
             if penalty is not None:
                 value = value + penalty(params)
-            if compression is not None:
-                value = value + compression.penalty(params, state.compression)
-            return value, parts
+            if compression is None:
+                return value, (value, *parts)
+            # In the log is the loss without what ties the weights: it says what the network can do.
+            return value + compression.penalty(params, state.compression), (value, *parts)
 
         def perturbed(params: PyTree, gamma: Array) -> PyTree:
             uphill = jax.grad(attacked, has_aux=True)(params, adversarial)[0]
@@ -144,7 +146,7 @@ def train_step(
             # Before its warm-up is over it shall not cost its pass.
             gamma = jnp.asarray(awp_gamma, jnp.float32)
             params = jax.lax.cond(gamma > 0, perturbed, lambda same, _: same, params, gamma)
-        (value, (logits, batch_stats)), (gradients, by_image) = jax.value_and_grad(
+        (_, (value, logits, batch_stats)), (gradients, by_image) = jax.value_and_grad(
             loss, (0, 1), has_aux=True
         )(params, adversarial)
         updates, opt_state = optax.with_extra_args_support(optimizer).update(

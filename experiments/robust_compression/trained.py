@@ -1,0 +1,282 @@
+"""The trainings themselves: loss over epochs with an alarm, weights, natural networks compressed."""
+
+import functools
+import itertools
+from typing import Any
+
+import numpy as np
+
+from experiments.robust_compression import networks
+from experiments.robust_compression.config import EPSILON
+from experiments.robust_compression.study import Study, Variant, rate_of, right_ones
+from jaxrobust import evaluation
+from jaxrobust.attacks import FGSM
+from jaxrobust.evaluation.attack_report import epsilon_label
+from jaxrobust.evaluation.collapse import LossAlarm
+from jaxrobust.studies import blocks
+
+PART = "training-part"
+_NUM_BINS = 61
+
+
+def sections(study: Study) -> list[dict[str, Any]]:
+    """Losses, weights, ratios."""
+    return [losses(study), weights(study), ratios(study)]
+
+
+def alarm(study: Study, variant: Variant) -> LossAlarm:
+    """Whether the loss of a training exploded, epochs of one radius compared with each other."""
+    history = study.facts[variant]["history"]
+    resets = [
+        row["epoch"]
+        for before, row in itertools.pairwise(history)
+        if row.get("epsilon", 0.0) > before.get("epsilon", 0.0)
+    ]
+    return evaluation.loss_alarm(
+        [row.get("train_loss") for row in history], study.dataset.num_classes, resets=resets
+    )
+
+
+def losses(study: Study) -> dict[str, Any]:
+    """Figures 4.3, 4.4 and B.4: the loss over the epochs, with what changed in them."""
+    charts, rows = [], []
+    for network in study.config.networks:
+        lines = [
+            blocks.line(
+                f"{variant.share}, {epsilon_label(radius)}",
+                [row["epoch"] for row in study.facts[variant]["history"]],
+                [row.get("train_loss") for row in study.facts[variant]["history"]],
+                dashed=number > 0,
+            )
+            for number, radius in enumerate(study.radii_of(network))
+            for variant in study.pair(network, radius)
+        ]
+        charts.append(
+            blocks.chart(
+                f"{network}: loss over the epochs",
+                "epoch",
+                "training loss",
+                lines,
+                "Of 0.9 the images under attack and 0.1 the natural ones, in nats. It rises where the "
+                "attack becomes stronger. In the legend the share kept and the epsilon of training.",
+            )
+        )
+    for variant in study.robust():
+        found = alarm(study, variant)
+        rows.append(
+            [
+                variant.name,
+                study.facts[variant]["history"][-1].get("train_loss"),
+                found["rise"],
+                "-" if found["explosion_epoch"] is None else f"epoch {found['explosion_epoch']}",
+                f"from epoch {found['collapse_epoch']}" if found["collapsed"] else "-",
+                study.facts[variant].get("residual"),
+            ]
+        )
+    first = study.pair(study.main, study.config.radii[0])[-1]
+    stages = [
+        [row["epoch"], row.get("epsilon"), row.get("steps"), row.get("kept")]
+        for row in study.facts[first]["history"]
+    ]
+    return blocks.section(
+        "losses",
+        "The adversarial loss as networks are compressed",
+        [
+            *charts,
+            blocks.table(
+                [
+                    "Network",
+                    blocks.column("Last loss", decimals=3),
+                    blocks.column("Above its lowest", unit="%", decimals=0),
+                    "Explosion",
+                    "No better than a guess",
+                    blocks.column("Residual", decimals=4),
+                ],
+                rows,
+                "Explosion: the first epoch whose loss is a quarter above the lowest since epsilon "
+                "last rose. No better than a guess: a loss of ln K or more to the end. Above its "
+                "lowest: of the last radius. Residual: how far ADMM's weights are from the sparse ones "
+                "at its end, over their length.",
+                title="The alarm",
+            ),
+            blocks.table(
+                [
+                    "Epoch",
+                    blocks.column("epsilon", decimals=4),
+                    blocks.column("Steps", decimals=0),
+                    blocks.column("Kept", unit="%", decimals=1),
+                ],
+                stages,
+                f"Of {first.name}. The source raises epsilon every T/3 epochs, steps in between, and "
+                "lowers the share kept; here no two of them change in the same epoch.",
+                title="What changed in which epoch",
+                folded=True,
+            ),
+        ],
+        part=PART,
+    )
+
+
+def weights(study: Study) -> dict[str, Any]:
+    """Figures 4.1, 4.2, B.2 and B.3: histograms, zeros apart."""
+    charts, rows = [], []
+    for network in study.config.networks:
+        exclude, radius = networks.NETWORKS[network].exclude, study.config.radii[0]
+        natural = study.natural(network)[0]
+        pair = study.pair(network, radius)
+        every = [natural, *pair]
+        raw = {v: _histogram(study, v, exclude, False) for v in every}
+        # Both in one frame, in which the narrower one is more than a spike.
+        limit = 5 * max(raw[natural]["std"], raw[pair[0]]["std"])
+        framed = {v: _histogram(study, v, exclude, False, limit) for v in (natural, pair[0])}
+        charts.append(
+            _chart(
+                f"{network}: natural and robust, dense",
+                "weight",
+                {"natural": framed[natural], "robust": framed[pair[0]]},
+                "The outermost bins hold what lies beyond them.",
+            )
+        )
+        charts.append(
+            _chart(
+                f"{network}: robust, dense and compressed",
+                "weight over the largest",
+                {v.share: _histogram(study, v, exclude, True) for v in pair},
+                "Scaled to the largest weight of each network, as in the source.",
+            )
+        )
+        for variant in every:
+            found = raw[variant]
+            rows.append(
+                [
+                    f"{network}, {variant.words}",
+                    found["n"],
+                    found["zeros"] / found["n"],
+                    found["std"],
+                    found["largest"],
+                    study.accuracy(variant),
+                ]
+            )
+    return blocks.section(
+        "weights",
+        "What the weights look like",
+        [
+            *charts,
+            blocks.table(
+                [
+                    "Network",
+                    blocks.column("Weights", decimals=0),
+                    blocks.column("Exactly 0", unit="%", decimals=2),
+                    blocks.column("Deviation of the others", decimals=4),
+                    blocks.column("Largest", decimals=3),
+                    blocks.column("Clean accuracy", unit="%", decimals=1),
+                ],
+                rows,
+                "Kernels without stem and classifier; in the histograms zeros are left out, and counts "
+                "are logarithmic.",
+                title="Zeros, deviation, largest",
+            ),
+        ],
+        part=PART,
+    )
+
+
+def deviation(study: Study, variant: Variant) -> float:
+    """Of the weights of a network that are not 0, stem and classifier left out."""
+    exclude = networks.NETWORKS[variant.network].exclude
+    return _histogram(study, variant, exclude, False)["std"]
+
+
+def _histogram(
+    study: Study,
+    variant: Variant,
+    exclude: tuple[str, ...],
+    normalise: bool,
+    limit: float | None = None,
+) -> dict[str, Any]:
+    params = study.classifier(variant).variables["params"]
+    return evaluation.weight_histogram(
+        params, _NUM_BINS, limit=limit, normalise=normalise, exclude=exclude
+    )
+
+
+def _chart(title: str, x: str, found: dict[str, dict[str, Any]], caption: str) -> dict[str, Any]:
+    zeros = {name: each["zeros"] / each["n"] for name, each in found.items() if each["zeros"]}
+    words = ", ".join(f"{name} {100 * share:.1f} %" for name, share in zeros.items())
+    return blocks.chart(
+        title,
+        x,
+        "weights",
+        # Empty bins, which a logarithmic axis has no place for, are gaps.
+        [
+            blocks.line(name, each["middles"], each["counts"], steps=True)
+            for name, each in found.items()
+        ],
+        f"{caption} Zeros, which are not drawn: {words}." if words else f"{caption} No zeros.",
+        log_y=True,
+    )
+
+
+def ratios(study: Study) -> dict[str, Any]:
+    """Figure B.1: naturally trained networks over the share kept, natural and under FGSM."""
+    charts, rows = [], []
+    for network in study.config.networks:
+        variants = study.natural(network)
+        shares = [variant.kept for variant in variants]
+        clean = [study.accuracy(variant) for variant in variants]
+        attacked = study.stages.remember(
+            f"FGSM on natural networks, {network}",
+            functools.partial(_all_under_fgsm, study, variants),
+        )
+        charts.append(
+            blocks.chart(
+                f"{network}, trained naturally",
+                "share of the weights kept",
+                "accuracy",
+                [
+                    blocks.line("natural images", shares, clean),
+                    blocks.line("FGSM, 8/255", shares, attacked),
+                ],
+                "One network each; Wilson's 95 % intervals.",
+                percent=True,
+                percent_x=True,
+            )
+        )
+        rows += [
+            [f"{network}, {v.share}", share, right, left]
+            for v, share, right, left in zip(variants, shares, clean, attacked, strict=True)
+        ]
+    return blocks.section(
+        "ratios",
+        "Natural networks over the share kept",
+        [
+            *charts,
+            blocks.table(
+                [
+                    "Network",
+                    blocks.column("Kept", unit="%", decimals=1),
+                    blocks.column("Natural", unit="%", decimals=1),
+                    blocks.column("FGSM", unit="%", decimals=1),
+                ],
+                rows,
+                f"Natural: of all {len(study.test)} test images; FGSM at 8/255: of the "
+                f"{len(study.attacked)} that are attacked.",
+                title="Accuracy over the share kept",
+                folded=True,
+            ),
+        ],
+        part=PART,
+    )
+
+
+def _all_under_fgsm(study: Study, variants: list[Variant], _: Any) -> list[evaluation.Rate]:
+    return [rate_of(_under_fgsm(study, variant)) for variant in variants]
+
+
+def _under_fgsm(study: Study, variant: Variant) -> np.ndarray:
+    """Which of the attacked images it has right under FGSM; those wrong before are wrong."""
+    split, classifier = study.attacked, study.classifier(variant)
+    report = evaluation.attack_dataset(
+        FGSM(EPSILON), classifier, split.images, split.labels, key=study.key
+    )
+    return report.attacked & right_ones(classifier, report.images, split.labels)
