@@ -65,6 +65,37 @@ def _finite(value: Any) -> Any:
     return value
 
 
+_held: dict[Path, BinaryIO] = {}
+
+
+def hold(folder: Path) -> None:
+    """Keeps other processes out of a folder for as long as this one lives.
+
+    Args:
+      folder: Made where it is missing. Where the file system has no locks, it stays open to all.
+
+    Raises:
+      ValueError: Another process is at work in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder.resolve() / ".lock"
+    if path in _held and path.exists():
+        return
+    file = path.open("ab")
+    try:
+        import fcntl  # which Windows does not have
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ValueError(
+            f"Another process is at work in {folder}: wait for it, or use another `run` name."
+        ) from None
+    except (ImportError, OSError):
+        pass
+    _held[path] = file
+
+
 def claim(folder: Path, settings: Mapping[str, Any], *, in_use: bool) -> None:
     """Makes a folder the own of these settings, or recognises that it already is.
 

@@ -11,19 +11,15 @@ from jaxrobust import pruning
 TEXT = (Path(__file__).resolve().parents[1] / "docs" / "compression.md").read_text()
 
 
-@pytest.fixture(scope="module")
-def scope(tmp_path_factory):
-    """What all examples leave behind."""
-    left = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("docs"))
-        for code in re.findall(r"```python\n(.*?)```", TEXT, flags=re.S):
-            exec(code, left)
-    return left
-
-
 @pytest.mark.slow
-def test_all_of_them_end_at_their_budget_and_have_learned(scope):
+def test_the_examples_make_what_the_text_says(tmp_path, monkeypatch):
+    """In one test: workers that share a file would each run the examples."""
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    for code in re.findall(r"```python\n(.*?)```", TEXT, flags=re.S):
+        exec(code, scope)
+
+    # All of them end at their budget and have learned.
     size = 768 * 64 + 64 * 32
     for figures in (scope["result"].final, *scope["figures"].values()):
         assert figures["weights"] == size
@@ -38,17 +34,13 @@ def test_all_of_them_end_at_their_budget_and_have_learned(scope):
     assert kernels["block_0/dense/kernel"]["kept"] == round(0.2 * 768 * 64)
     assert retrained.history[-1]["train_accuracy"] > 0.6
 
-
-@pytest.mark.slow
-def test_the_funnel_narrows(scope):
+    # The funnel narrows.
     layers = pruning.layer_sparsity(scope["result"].state.params, scope["masks"])
     first, second = layers["block_0/dense/kernel"], layers["block_1/dense/kernel"]
     assert first["kept"] / first["size"] >= second["kept"] / second["size"]
-    assert first["kept"] + second["kept"] == round(0.2 * (768 * 64 + 64 * 32))
+    assert first["kept"] + second["kept"] == round(0.2 * size)
 
-
-@pytest.mark.slow
-def test_the_sequences_are_those_of_the_text(scope):
+    # The sequences are those of the text.
     stages, kept = scope["schedule"].stages, scope["kept"]
     assert len(kept) == 9 and kept[-1] == 0.2
     np.testing.assert_allclose(sorted({one.epsilon for _, one in stages}), [0.1 / 3, 0.2 / 3, 0.1])

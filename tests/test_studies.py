@@ -1,13 +1,15 @@
 """Stages that are kept, and the blocks of a report."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrobust import attacks, evaluation, studies
+from jaxrobust import attacks, evaluation, files, studies
 from jaxrobust.reports.pictures import decode_array
 from jaxrobust.studies import blocks
 
@@ -26,6 +28,20 @@ def test_a_finished_stage_is_not_computed_again(tmp_path):
     assert again.remember("a stage, with words", compute) == result == {"pair": [1, 2], "nan": None}
     assert len(calls) == 1
     assert again.seconds == first.seconds
+
+
+def test_one_process_at_a_time_works_in_a_folder(tmp_path):
+    code = "import sys, pathlib; from jaxrobust import files; files.hold(pathlib.Path(sys.argv[1]))"
+
+    def another():
+        command = [sys.executable, "-c", code, str(tmp_path)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    assert another().returncode == 0  # and it has let go
+    files.hold(tmp_path)
+    files.hold(tmp_path)  # the same process may come again
+    refused = another()
+    assert refused.returncode == 1 and "Another process is at work in" in refused.stderr
 
 
 def test_a_stage_that_fails_leaves_nothing(tmp_path):

@@ -75,6 +75,7 @@ def test_several_processes_need_a_folder_and_stop_between_epochs(monkeypatch, tm
 
     class Programs:
         steps_per_call = 2
+        update = None
         replicate = staticmethod(lambda value: value)
         order = staticmethod(lambda epoch: None)
 

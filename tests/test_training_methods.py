@@ -499,7 +499,7 @@ def test_catastrophic_overfitting_is_said_and_the_best_epoch_kept(monkeypatch, c
 
         return one
 
-    monkeypatch.setattr("jaxrobust.training.programs._compile_evaluation", evaluate)
+    monkeypatch.setattr("jaxrobust.training.programs.compile_evaluation", evaluate)
     config = dataclasses.replace(CONFIG, monitor="validation_accuracy")
     result = trained(config, NFGSM(0.05), validation_attack=PGD(0.05, 0.02), progress=True)
     said = capsys.readouterr()

@@ -101,12 +101,13 @@ def open_run(
       The folder, which exists.
 
     Raises:
-      ValueError: A run's name that would lead elsewhere, or a folder that holds results of another
-        configuration, other inputs or another model.
+      ValueError: A run's name that would lead elsewhere, a folder in which another process is at work,
+        or one that holds results of another configuration, other inputs or another model.
     """
     if not run or Path(run).name != run:
         raise ValueError(f"`run` must be a plain name, got {run!r}.")
     folder = results_dir / experiment / run
+    files.hold(folder)
     environment()  # reads the commit now, before the tree can change under the run
     in_use = (folder / "result.json").exists() or any(
         next(folder.glob(kept), None) for kept in _KEPT
