@@ -97,6 +97,7 @@ def measure(config: Config) -> dict[str, list[float]]:
     )
     methods: dict[str, Any] = {
         "plain": None,
+        "plain, again": None,  # what two alike differ by
         "ADMM, irregular": training.ADMM(pruning.Irregular(), 0.1),
         "ADMM, funnel": training.ADMM(pruning.Funnel(), 0.1),
         "ADMM, redundant": training.ADMM(pruning.Redundant(), 0.1),
