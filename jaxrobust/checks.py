@@ -133,8 +133,9 @@ def value_range(images: Any) -> None:
         )
     if not (low >= 0.0 and high <= 1.0):
         raise ValueError(
-            f"`images` must lie in [0, 1], got values in [{low:g}, {high:g}]. Normalisation belongs "
-            "in the classifier (`Classifier(mean=..., std=...)`), so that epsilon is in pixel units."
+            f"`images` must lie in [0, 1], got values in [{low:.9g}, {high:.9g}]. Normalisation "
+            "belongs in the classifier (`Classifier(mean=..., std=...)`), so that epsilon is in pixel "
+            "units; what resizing leaves beyond the ends is for `np.clip(images, 0, 1)`."
         )
 
 

@@ -52,7 +52,8 @@ def save(
 
     Raises:
       TypeError: A classifier that cannot be called.
-      ValueError: An unknown platform, a shape or order out of range, logits that are not [B, K].
+      ValueError: An unknown platform, a shape or order out of range, logits that are not [B, K], a
+        function that is for one batch size.
 
     Example:
       >>> import tempfile
@@ -80,9 +81,17 @@ def save(
     images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
     with compilation.portable():
         # A lambda of its own: nothing that was traced for this machine is taken from a cache.
-        exported = jax.export.export(
-            jax.jit(lambda images: function(images)), platforms=tuple(platforms)
-        )(images)
+        try:
+            exported = jax.export.export(
+                jax.jit(lambda images: function(images)), platforms=tuple(platforms)
+            )(images)
+        except TypeError as error:
+            if "_DimExpr" not in str(error):
+                raise
+            raise ValueError(
+                "`logits_fn` makes a number of the batch size, which is any in an exported file: write "
+                "`images.shape[0]` where it says `len(images)` or `int(...)`."
+            ) from error
         data = exported.serialize(vjp_order=vjp_order)
     with files.replace(Path(path)) as file:
         file.write(data)

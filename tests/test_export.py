@@ -124,6 +124,10 @@ def test_errors(tmp_path):
         export.save(tmp_path / "m", lambda images: images, (2, 2, 3))
     with pytest.raises(TypeError, match="`logits_fn` must be callable, got int"):
         export.save(tmp_path / "m", 3, (2, 2, 3))
+    with pytest.raises(
+        ValueError, match=r"write `images.shape\[0\]` where it says `len\(images\)`"
+    ):
+        export.save(tmp_path / "m", lambda images: images.reshape(len(images), -1), (2, 2, 3))
     assert not any(tmp_path.iterdir())
     with pytest.raises(FileNotFoundError):
         export.load(tmp_path / "m")

@@ -45,3 +45,9 @@ def test_what_lengths_do_not_tell_is_computed():
         pruning.check_spec(wrong, shapes)  # every length is right
         with pytest.raises(ValueError, match="axis 0 of params/head/kernel"):
             pruning.check_shrinking(wrong, build, variables, images)
+
+
+def test_segments_that_are_none_are_named():
+    spec = {("params", "side_0/kernel", 3): (("widths", 0), 6, 1)}  # a comma is missing
+    with pytest.raises(ValueError, match="tuple of segments .* on axis 3 of params/side_0/kernel"):
+        pruning.group_sizes(spec)

@@ -186,15 +186,22 @@ def _summary(study: Study) -> list[str]:
             for v in (Variant(network, "control"), most)
         ]
         sentences.append(
-            f"{network}: {shares[0]:.1f} % right, fine-tuned without pruning {shares[1]:.1f} %, at "
-            f"{100 * most.sparsity:g} % sparsity (its file "
+            f"{network}: {shares[0]:.1f} % of the test images right, fine-tuned without pruning "
+            f"{shares[1]:.1f} %, without {100 * most.sparsity:g} % of its filters "
+            f"({most.words}; its file "
             f"{study.facts[Variant(network)]['bytes'] / study.facts[most]['bytes']:.1f} times smaller) "
-            f"{shares[2]:.1f} %; under APGD at 1/255 on each itself {white[0]:.1f} and "
-            f"{white[1]:.1f} %."
+            f"{shares[2]:.1f} %; right under APGD at 1/255, made on each itself, {white[0]:.1f} "
+            f"% unpruned and {white[1]:.1f} % pruned."
         )
     minutes = sum(study.stages.seconds.values()) / 60
     sentences.append(f"The stages took {minutes:.1f} minutes together.")
-    return sentences
+    if config.max_steps is None:
+        return sentences
+    shortened = (
+        f"Shortened: no attack has more than {config.max_steps} steps. What is said of attacks holds "
+        "for a full run, and figures under attack mean nothing."
+    )
+    return [shortened, *sentences]
 
 
 if __name__ == "__main__":

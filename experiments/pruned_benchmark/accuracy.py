@@ -5,7 +5,6 @@ from typing import Any
 from experiments.pruned_benchmark import comparisons, published
 from experiments.pruned_benchmark.networks import NETWORKS, SHORT
 from experiments.pruned_benchmark.study import CRITERION_WORDS, Study, Variant, rate_of
-from jaxrobust.evaluation.statistics import Mean
 from jaxrobust.studies import blocks
 
 PART = "accuracy"
@@ -114,7 +113,10 @@ def _over_networks(study: Study) -> dict[str, Any]:
     rows = [
         [
             CRITERION_WORDS[criterion],
-            *(_cell(gaps[criterion, sparsity]) for sparsity in study.config.sparsities),
+            *(
+                blocks.estimate(gap["mean"], gap["low"], gap["high"], 100)
+                for gap in (gaps[criterion, sparsity] for sparsity in study.config.sparsities)
+            ),
         ]
         for criterion in study.config.criteria
     ]
@@ -132,12 +134,6 @@ def _over_networks(study: Study) -> dict[str, Any]:
         "one training of each).",
         title="All networks together",
     )
-
-
-def _cell(gap: Mean) -> Any:
-    if gap["low"] is None or gap["high"] is None:
-        return 100 * gap["mean"]
-    return blocks.estimate(gap["mean"], gap["low"], gap["high"], 100)
 
 
 def _of_source(network: str) -> list[Variant]:

@@ -90,7 +90,7 @@ def over_networks(study: Study) -> dict[tuple[str, float], Mean]:
     """{(criterion, sparsity): accuracy less the mean of the controls, over the networks}.
 
     An interval of Student's t over the networks: each pruned network is one training, and what another
-    would have given is in how they differ. None is in it with a single network.
+    would have given is in how they differ. Of fewer than three there is none.
     """
     found = {}
     for criterion in study.config.criteria:
@@ -101,7 +101,10 @@ def over_networks(study: Study) -> dict[tuple[str, float], Mean]:
                 controls = np.mean([study.right(v).mean() for v in kinds])
                 pruned = study.right(study.pruned(network, criterion)[place]).mean()
                 gaps.append(float(pruned - controls))
-            found[criterion, sparsity] = evaluation.mean_interval(gaps)
+            mean = evaluation.mean_interval(gaps)
+            if len(gaps) < 3:  # t has so few degrees of freedom that the interval says nothing
+                mean = {**mean, "low": None, "high": None}
+            found[criterion, sparsity] = mean
     return found
 
 

@@ -32,6 +32,11 @@ def group_sizes(spec: ChannelSpec) -> dict[Group, int]:
     """
     sizes: dict[Group, int] = {}
     for entry, segments in spec.items():
+        if not all(isinstance(segment, Sequence) and len(segment) == 3 for segment in segments):
+            raise ValueError(
+                f"`spec` must have a tuple of segments (group, size, repeat) on {_named(entry)}, "
+                f"((group, size, repeat),) where it is one, got {segments!r}."
+            )
         for group, size, repeat in segments:
             if min(size, repeat) < 1:
                 raise ValueError(

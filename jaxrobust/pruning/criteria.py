@@ -75,7 +75,10 @@ def filter_scores(
     checks.one_of("criterion", criterion, CRITERIA)
     for name, value, needed_by in (("gradients", gradients, "taylor"), ("key", key, "random")):
         if (value is None) == (criterion == needed_by):
-            raise ValueError(f"`{name}` and the criterion {needed_by!r} need each other.")
+            raise ValueError(
+                f"`{name}` and the criterion {needed_by!r} need each other, got "
+                f"{'no' if value is None else 'some'} `{name}` with the criterion {criterion!r}."
+            )
     if normalise and criterion in ("taylor", "random"):
         raise ValueError(f"`normalise` goes without the criterion {criterion!r}.")
     makers = _makers(params, spec, gradients)

@@ -122,5 +122,5 @@ def check_sparsity(name: str, value: Any) -> float:
     if not known:
         raise TypeError(f"`{name}` must be a number, known while tracing, got {value!r}.")
     if not 0.0 <= float(value) < 1.0:
-        raise ValueError(f"`{name}` must be in [0, 1), got {value}.")
+        raise ValueError(f"`{name}` must be in [0, 1), got {value}: it is a fraction.")
     return float(value)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import checks, files
+from jaxrobust.pruning import apply_masks
 from jaxrobust.training import adversaries, compressing, fingerprint, loop, programs, sharing
 from jaxrobust.training.adversaries import AttackSchedule, FreeReplays
 from jaxrobust.training.checkpoint import RunCheckpoints
@@ -243,7 +244,7 @@ def fit(
         if start is None:
             start = initial_variables(model, train_set.images.shape[1:], config.seed)
         if masks is not None:
-            start = dict(start) | {"params": _masked(start["params"], masks)}
+            start = dict(start) | {"params": apply_masks(start["params"], masks)}
         memory = None
         if compression is not None:
             key = jax.random.fold_in(step_key, np.uint32(2**32 - 2))
@@ -466,10 +467,3 @@ def _check_sizes(
             raise ValueError(f"`{name}` must be a scalar or [{channels}], got shape {shape}.")
     if not np.all(np.asarray(std) > 0):
         raise ValueError(f"`std` must be above 0, got {std}.")
-
-
-def _masked(params: PyTree, masks: Masks) -> PyTree:
-    structure: Any = jax.tree.structure(params)
-    if jax.tree.structure(masks) != structure:
-        raise ValueError("`masks` must have the structure of the parameters.")
-    return jax.tree.map(lambda mask, leaf: jnp.where(mask, leaf, 0), masks, params)
