@@ -111,7 +111,7 @@ def main(config: Config) -> Path:
         "timings": study.stages.seconds,
         "parts": PARTS,
         "recipes": training.describe(
-            {"training": trainings.settings(study, study.config.num_epochs)}
+            {"training": trainings.settings(study, 0, study.config.num_epochs)}
         ),
         "models": entries,
         "sections": sections,

@@ -4,16 +4,17 @@ import functools
 from typing import Any
 
 from experiments.robust_compression.config import EPSILON
-from experiments.robust_compression.study import Study, Variant, rate_of
+from experiments.robust_compression.study import Study, Variant, pack, rate_of
 from jaxrobust import evaluation, studies
 from jaxrobust.attacks import PGD
 from jaxrobust.studies import suite_run
+from jaxrobust.training.sequences import LONGEST_STEP
 from jaxrobust.types import Attack
 
 
 def pgd(epsilon: float, num_steps: int) -> PGD:
-    """PGD whose steps together reach 2.5 times as far as its ball does."""
-    return PGD(epsilon, 2.5 * epsilon / num_steps, num_steps)
+    """PGD whose steps together reach 2.5 times as far as its ball does; a single one less."""
+    return PGD(epsilon, epsilon * min(2.5 / num_steps, LONGEST_STEP), num_steps)
 
 
 def suite_of(study: Study, variant: Variant) -> dict[str, Attack]:
@@ -40,14 +41,18 @@ def make_suites(study: Study) -> None:
             f"attack {variant.name}", sum(attack["seconds"] for attack in found["attacks"])
         )
         study.suites[variant] = found
+        if variant.method in ("dense", "irregular") and len(study.attacked_by(variant.seed)[1]):
+            more = functools.partial(_more_attacked, study, variant)
+            study.more[variant] = study.stages.remember(f"attack {variant.name}, more images", more)
 
 
 def _attacked(study: Study, variant: Variant, _: Any) -> dict[str, Any]:
+    images, _ = study.attacked_by(variant.seed)
     report, seconds = suite_run.run_suite(
         suite_of(study, variant),
         study.classifier(variant),
-        study.attacked.images,
-        study.attacked.labels,
+        images.images,
+        images.labels,
         key=study.key,
         folder=study.folder / "suite" / variant.stem,
     )
@@ -58,19 +63,30 @@ def _attacked(study: Study, variant: Variant, _: Any) -> dict[str, Any]:
     return summary | {"label": f"{words}, linf 8/255" + ", shortened" * study.config.quick}
 
 
+def _more_attacked(study: Study, variant: Variant, _: Any) -> str:
+    """Which of the further images withstand the attacks that all networks meet, packed."""
+    _, more = study.attacked_by(variant.seed)
+    suite = suite_of(study, Variant(study.main, "none"))
+    report = evaluation.attack_suite(
+        suite, study.classifier(variant), more.images, more.labels, key=study.key
+    )
+    return pack(report.robust)
+
+
 def curve(study: Study, variant: Variant) -> list[dict[str, Any]]:
     """Algorithm 2: accuracy under PGD over rising epsilons, until it is below chance.
 
     Returns:
       [{"epsilon", "robust_accuracy": a rate}, ...].
     """
+    images, _ = study.attacked_by(variant.seed)
     found = study.stages.remember(
         f"curve of {variant.name}",
         lambda progress: evaluation.robustness_curve(
             pgd(EPSILON, study.config.curve_steps),
             study.classifier(variant),
-            study.attacked.images,
-            study.attacked.labels,
+            images.images,
+            images.labels,
             study.config.curve_epsilons,
             key=study.key,
             model=variant.name,

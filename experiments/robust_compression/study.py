@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.robust_compression import networks
-from experiments.robust_compression.config import EPSILON, SCHEMES
+from experiments.robust_compression.config import ALTERNATIVES, CONTROL, EPSILON, SCHEMES
 from jaxrobust import data, evaluation, models, pruning, studies
 from jaxrobust.evaluation.attack_report import epsilon_label
 from jaxrobust.evaluation.classification import predictions
@@ -29,6 +29,7 @@ METHOD_WORDS = {
     "rigl": "RigL",
     "magnitude": "magnitude, fine-tuned",
     "random_masks": "random masks",
+    "dense_phases": "dense, in two phases",
 }
 _BLOCK = 4  # N of every 4 weights; of 8 where that is no whole number, at least one
 
@@ -88,12 +89,17 @@ class Study:
         # Any: a complete configuration has no None where a preset fills in.
         self.config, self.folder, self.dataset = config, folder, dataset
         self.stages = studies.Stages(folder)
-        self.train = spread(dataset.train, config.num_train)
+        size = len(dataset.train)
+        held = spread_rows(size, min(config.num_validation, max(1, size // 10)))
+        self.validation = part_of(dataset.train, held)
+        rest = np.setdiff1d(np.arange(size), held)
+        self.train = part_of(dataset.train, rest[spread_rows(len(rest), config.num_train)])
         self.test = dataset.test
-        self.attacked = spread(dataset.test, config.num_attacked)
+        self._attacked: dict[int, tuple[data.Split, data.Split]] = {}
         self._classifiers: dict[Variant, models.Classifier] = {}
         self.facts: dict[Variant, dict[str, Any]] = {}  # of every network that was trained
         self.suites: dict[Variant, dict[str, Any]] = {}  # SUITE of docs/result_format.md
+        self.more: dict[Variant, str] = {}  # of attacking.py: what further images withstand, packed
         self.combined: dict[str, dict[str, dict[str, str]]] = {}  # of combined.py, by network
         self.transfers: dict[
             Variant, list[dict[str, Any]]
@@ -115,6 +121,25 @@ class Study:
         """Of the trainings that all methods are compared on."""
         return [self.config.seed + index for index in range(self.config.seeds)]
 
+    @property
+    def attacked(self) -> data.Split:
+        """The test images that networks of the first seed meet attacks on."""
+        return self.attacked_by(self.seeds[0])[0]
+
+    def attacked_by(self, seed: int) -> tuple[data.Split, data.Split]:
+        """(Images that are attacked, more for the first two attacks), for each seed others."""
+        if seed not in self._attacked:
+            config, number = self.config, self.seeds.index(seed)
+            most = max(config.num_attacked, config.num_compared)
+            rows = spread_rows(len(self.test), most, (number, len(self.seeds)))
+            chosen = spread_rows(len(rows), config.num_attacked)
+            more = np.setdiff1d(np.arange(len(rows)), chosen)
+            self._attacked[seed] = (
+                part_of(self.test, rows[chosen]),
+                part_of(self.test, rows[more]),
+            )
+        return self._attacked[seed]
+
     def radii_of(self, network: str) -> tuple[float, ...]:
         """All radii of training for the main network, the first for the others."""
         return self.config.radii if network == self.main else self.config.radii[:1]
@@ -135,7 +160,10 @@ class Study:
         radius = self.config.radii[0]
         found = [Variant(self.main, radius=radius, seed=seed)]
         for method in self.config.methods:
-            shares = {share_of(method, kept): kept for kept in self.config.kept}
+            wanted = self.config.kept
+            if self.config.alternatives == "last" and method in ALTERNATIVES:
+                wanted = wanted[-1:]
+            shares = {share_of(method, kept): kept for kept in wanted}
             found += [Variant(self.main, method, kept, radius, seed) for kept in shares]
         return found
 
@@ -213,6 +241,14 @@ class Study:
         number = len(names) - 1 if attack is None else names.index(attack)
         return (fooled_by == -1) | (fooled_by > number)
 
+    def standing_of_more(self, variant: Variant, attack: str) -> np.ndarray:
+        """As `standing`, of these images and of the further ones where they were attacked too."""
+        known = self.standing(variant, attack)
+        if variant not in self.more:
+            return known
+        count = len(self.attacked_by(variant.seed)[1])
+        return np.concatenate([known, unpack(self.more[variant], count)])
+
     def over_seeds(self, variant: Variant) -> list[Variant]:
         """The same network with every seed that it was trained with."""
         seeds = self.seeds if variant in self.compared(variant.seed) else [variant.seed]
@@ -223,6 +259,8 @@ class Study:
 
 def share_of(method: str, kept: float) -> float:
     """The share that a method keeps where it cannot keep any: N of M is whole numbers."""
+    if method == CONTROL:
+        return 1.0
     return n_of_m(kept)[0] / n_of_m(kept)[1] if method == "n_of_m" else kept
 
 
@@ -257,15 +295,26 @@ def is_scheme(method: str) -> bool:
     return method in SCHEMES
 
 
-def spread_rows(size: int, most: int | None) -> np.ndarray:
-    """At most so many rows, spread evenly: of images in the order of their classes a fair share."""
+def spread_rows(size: int, most: int | None, part: tuple[int, int] = (0, 1)) -> np.ndarray:
+    """At most so many rows, spread evenly: of images in the order of their classes a fair share.
+
+    Args:
+      size: Rows that there are.
+      most: Rows at most; None: all.
+      part: (number, of how many): parts share no row where there are enough of them.
+
+    Example:
+      >>> [spread_rows(12, 3, (number, 2)).tolist() for number in (0, 1)]
+      [[1, 5, 9], [3, 7, 11]]
+    """
     count = size if most is None else min(most, size)
-    return np.unique(np.linspace(0, size - 1, count).round().astype(int))
+    number, parts = part
+    shifted = np.arange(count) + (number + 0.5) / parts
+    return np.unique((shifted * size / max(count, 1)).astype(int))
 
 
-def spread(split: data.Split, most: int | None) -> data.Split:
-    """At most so many images of a split, spread evenly."""
-    rows = spread_rows(len(split), most)
+def part_of(split: data.Split, rows: np.ndarray) -> data.Split:
+    """Some of the images of a split."""
     names = tuple(split.files[row] for row in rows)
     return data.Split(split.images[rows], split.labels[rows], names)
 
