@@ -4,7 +4,8 @@ import functools
 from typing import Any
 
 from experiments.robust_compression.config import EPSILON
-from experiments.robust_compression.study import Study, Variant, pack, rate_of
+from experiments.robust_compression.shares import pack, rate_of
+from experiments.robust_compression.study import Study, Variant
 from jaxrobust import evaluation, studies
 from jaxrobust.attacks import PGD
 from jaxrobust.studies import suite_run

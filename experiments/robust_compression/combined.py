@@ -7,7 +7,8 @@ import numpy as np
 
 from experiments.robust_compression import attacking, networks, published
 from experiments.robust_compression.config import EPSILON
-from experiments.robust_compression.study import Study, Variant, pack, rate_of, right_ones, unpack
+from experiments.robust_compression.shares import pack, rate_of, right_ones, unpack
+from experiments.robust_compression.study import Study, Variant
 from jaxrobust import evaluation
 from jaxrobust.attacks import CarliniWagnerLinf
 from jaxrobust.defenses import Ensemble

@@ -1,11 +1,12 @@
 """The settings of the study, its presets, and what they make of them.
 
-Expected time of the cpu preset on 2 free cores: 3.2 hours, estimated from arithmetic (32 million
+Expected time of the cpu preset on 2 free cores: 3.4 hours, estimated from arithmetic (32 million
 operations for an image of resnet10_narrow, 123 billion a second, as narrow residual networks of this
-library train) and not measured: 61 trainings' worth of 97 s each (1.6 h), AutoAttack on 200 images
-(0.7 h for the networks that meet all of it, 0.5 h for its first two attacks on the others), curves,
-transfer and combined networks (0.25 h), compiling (0.1 h). quick: some 140 seconds of
-one core, of which compiling is the most.
+library train) and not measured: 51 trainings' worth of 125 s each, validation with them (1.8 h),
+AutoAttack on 200 images (0.7 h for the networks that meet all of it, 0.4 h for its first two attacks on
+the others, 0.2 h for these on 300 images more of dense networks and the irregular scheme), curves,
+transfer and combined networks (0.25 h), compiling (0.1 h). quick: some 140 seconds of one core, of
+which compiling is the most.
 """
 
 import dataclasses

@@ -6,13 +6,8 @@ from typing import Any
 import numpy as np
 
 from experiments.robust_compression import attacking, networks, published
-from experiments.robust_compression.study import (
-    METHOD_WORDS,
-    Study,
-    Variant,
-    rate_of,
-    share_over_seeds,
-)
+from experiments.robust_compression.shares import rate_of, share_over_seeds
+from experiments.robust_compression.study import METHOD_WORDS, Study, Variant
 from jaxrobust import evaluation
 from jaxrobust.evaluation.attack_report import epsilon_label
 from jaxrobust.evaluation.statistics import MeanDifference
@@ -96,7 +91,7 @@ def methods(study: Study) -> dict[str, Any]:
     )
     table["id"] = "methods-table"
     clean_bars = _chart(study, compared, study.right, "Clean accuracy")
-    robust_bars = _chart(study, compared, common(study), f"Accuracy under {words}")
+    robust_bars = _chart(study, compared, most(study), f"Accuracy under {words}")
     return blocks.section(
         "methods",
         "Methods",
@@ -201,7 +196,7 @@ def table_4_2(study: Study) -> dict[str, Any]:
                     figures = [value / 100 for value in row]
                     rows.append([f"source's {family}, {share}, {radius:g}", *figures])
     theirs_are = (
-        "The source's four columns are APGD-ce, APGD-dlr, FAB and Square, with 5 starts, on the "
+        f"The source's four columns are {', '.join(published.COLUMNS[1:])}, with 5 starts, on the "
         "original CIFAR-10; ours are those of AutoAttack's standard version, whose APGD-T and FAB-T "
         "look for every target class and find more."
         if with_source

@@ -1,7 +1,6 @@
 """What the stages of the study share: data, networks by name, and what each has right."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,15 @@ import numpy as np
 
 from experiments.robust_compression import networks
 from experiments.robust_compression.config import ALTERNATIVES, CONTROL, EPSILON, SCHEMES
+from experiments.robust_compression.shares import (
+    part_of,
+    rate_of,
+    spread_rows,
+    unpack,
+    validation_rows,
+)
 from jaxrobust import data, evaluation, models, pruning, studies
 from jaxrobust.evaluation.attack_report import epsilon_label
-from jaxrobust.evaluation.classification import predictions
-from jaxrobust.studies import blocks
 
 METHOD_WORDS = {
     "dense": "dense",
@@ -90,7 +94,7 @@ class Study:
         self.config, self.folder, self.dataset = config, folder, dataset
         self.stages = studies.Stages(folder)
         size = len(dataset.train)
-        held = spread_rows(size, min(config.num_validation, max(1, size // 10)))
+        held = validation_rows(config, size)
         self.validation = part_of(dataset.train, held)
         rest = np.setdiff1d(np.arange(size), held)
         self.train = part_of(dataset.train, rest[spread_rows(len(rest), config.num_train)])
@@ -276,68 +280,9 @@ def n_of_m(kept: float) -> tuple[int, int]:
     return max(1, round(kept * size)), size
 
 
-def interval_of(values: Sequence[float], scale: float = 100.0) -> Any:
-    """A mean over seeds as a cell: with Student's 95 % interval where there are several."""
-    mean = evaluation.mean_interval(values)
-    return blocks.estimate(mean["mean"], mean["low"], mean["high"], scale)
-
-
-def share_over_seeds(shares: Sequence[float]) -> Any:
-    """`interval_of` shares, as shares: what Student's interval has beyond 0 and 1 is cut off."""
-    mean = interval_of(shares, 1.0)
-    if isinstance(mean, dict):
-        mean = mean | {"low": max(0.0, mean["low"]), "high": min(1.0, mean["high"])}
-    return mean
-
-
 def is_scheme(method: str) -> bool:
     """Whether a method is one-shot ADMM."""
     return method in SCHEMES
-
-
-def spread_rows(size: int, most: int | None, part: tuple[int, int] = (0, 1)) -> np.ndarray:
-    """At most so many rows, spread evenly: of images in the order of their classes a fair share.
-
-    Args:
-      size: Rows that there are.
-      most: Rows at most; None: all.
-      part: (number, of how many): parts share no row where there are enough of them.
-
-    Example:
-      >>> [spread_rows(12, 3, (number, 2)).tolist() for number in (0, 1)]
-      [[1, 5, 9], [3, 7, 11]]
-    """
-    count = size if most is None else min(most, size)
-    number, parts = part
-    shifted = np.arange(count) + (number + 0.5) / parts
-    return np.unique((shifted * size / max(count, 1)).astype(int))
-
-
-def part_of(split: data.Split, rows: np.ndarray) -> data.Split:
-    """Some of the images of a split."""
-    names = tuple(split.files[row] for row in rows)
-    return data.Split(split.images[rows], split.labels[rows], names)
-
-
-def right_ones(classifier: Any, images: Any, labels: np.ndarray) -> np.ndarray:
-    """Which images a classifier has right, bool [N]."""
-    return predictions(evaluation.logits(classifier, images)) == labels
-
-
-def pack(outcomes: np.ndarray) -> str:
-    """Bool [N] as hexadecimal digits, for JSON."""
-    return np.packbits(outcomes).tobytes().hex()
-
-
-def unpack(digits: str, count: int) -> np.ndarray:
-    """What `pack` packed."""
-    bits = np.unpackbits(np.frombuffer(bytes.fromhex(digits), np.uint8), count=count)
-    return bits.astype(bool)
-
-
-def rate_of(outcomes: np.ndarray) -> evaluation.Rate:
-    """The rate of true among bool [N]."""
-    return evaluation.rate(int(outcomes.sum()), len(outcomes))
 
 
 def _plain(value: Any) -> Any:

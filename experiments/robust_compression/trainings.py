@@ -20,14 +20,8 @@ import numpy as np
 
 from experiments.robust_compression import course, networks
 from experiments.robust_compression.attacking import pgd
-from experiments.robust_compression.study import (
-    Study,
-    Variant,
-    is_scheme,
-    n_of_m,
-    pack,
-    right_ones,
-)
+from experiments.robust_compression.shares import pack, right_ones
+from experiments.robust_compression.study import Study, Variant, is_scheme, n_of_m
 from jaxrobust import models, pruning, training
 from jaxrobust.data.augment import Augmentation
 from jaxrobust.pruning.constraints import open_kernels

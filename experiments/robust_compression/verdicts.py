@@ -209,6 +209,8 @@ def _against(study: Study, methods: Sequence[str], question: str) -> dict[str, A
                 if other is None:
                     continue
                 gaps[METHOD_WORDS[method]] = outcome.against(study, own, other, outcomes)
+            if not gaps:  # they keep other shares alone
+                continue
             answers.append(f"{100 * kept:g} % kept, {name}: {compare(gaps)}.")
             details += [
                 f"{100 * kept:g} %, {name}, against {method}: {_points(gap)}."
@@ -216,7 +218,7 @@ def _against(study: Study, methods: Sequence[str], question: str) -> dict[str, A
             ]
     return blocks.verdict(
         question,
-        " ".join(answers),
+        " ".join(answers) or "There is nothing to compare.",
         _sure(study)
         + " Paired t-tests, with Holm's correction over the methods of a comparison. The "
         "source says that its irregular scheme was best in work before it, and that of the three none "
