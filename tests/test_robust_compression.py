@@ -290,6 +290,14 @@ def test_alternatives_at_the_last_share_alone(tmp_path):
     assert shares["dense_phases"] == [1.0] and shares["n_of_m"] == [0.5, 0.125]
 
 
+def test_multipliers_are_updated_four_times_in_an_epoch(tmp_path):
+    split = data.Split(np.zeros((400, 32, 32, 3), np.uint8), np.arange(400) % 10, ("",) * 400)
+    study = made_study(tmp_path, split, num_train=100, batch_size=8)
+    tie = trainings.admm(study, Variant(study.main, "irregular", 0.1))
+    assert tie.every == 3 and tie.kept == course.budgets(study, 0.1)
+    assert trainings.largest_rho(study) * study.config.learning_rate == pytest.approx(0.2)
+
+
 def test_funnel_knows_the_depth_of_both_families(tmp_path):
     study = made_study(tmp_path)
     assert trainings.constraint(study, Variant("resnet10_narrow", "funnel", 0.1)).order is None

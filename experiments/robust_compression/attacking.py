@@ -1,6 +1,7 @@
 """What is measured under attack, once for each network: AutoAttack, curves over epsilon, transfer."""
 
 import functools
+import itertools
 from typing import Any
 
 from experiments.robust_compression.config import EPSILON
@@ -22,14 +23,19 @@ def suite_of(study: Study, variant: Variant) -> dict[str, Attack]:
     """All of AutoAttack, or its first two attacks."""
     attacks = evaluation.auto_attack_suite(EPSILON, num_classes=study.dataset.num_classes)
     if not study.is_fully_attacked(variant):
-        attacks = {name: attacks[name] for name in list(attacks)[:2]}
+        attacks = dict(itertools.islice(attacks.items(), 2))
     steps = study.config.suite_steps
     return attacks if steps is None else studies.suites.shortened(attacks, steps)
 
 
+def first_two(study: Study) -> dict[str, Attack]:
+    """The attacks that all networks meet."""
+    return dict(itertools.islice(suite_of(study, Variant(study.main)).items(), 2))
+
+
 def common_attack(study: Study) -> str:
     """The last attack that all networks meet: methods are compared by what is left after it."""
-    return list(suite_of(study, Variant(study.main, "none")))[1]
+    return list(first_two(study))[-1]
 
 
 def make_suites(study: Study) -> None:
@@ -67,9 +73,8 @@ def _attacked(study: Study, variant: Variant, _: Any) -> dict[str, Any]:
 def _more_attacked(study: Study, variant: Variant, _: Any) -> str:
     """Which of the further images withstand the attacks that all networks meet, packed."""
     _, more = study.attacked_by(variant.seed)
-    suite = suite_of(study, Variant(study.main, "none"))
     report = evaluation.attack_suite(
-        suite, study.classifier(variant), more.images, more.labels, key=study.key
+        first_two(study), study.classifier(variant), more.images, more.labels, key=study.key
     )
     return pack(report.robust)
 

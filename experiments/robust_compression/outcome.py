@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.robust_compression import attacking, networks, published
+from experiments.robust_compression import attacking, networks, published, trainings
 from experiments.robust_compression.shares import rate_of, share_over_seeds
 from experiments.robust_compression.study import METHOD_WORDS, Study, Variant
 from jaxrobust import evaluation
@@ -59,7 +59,7 @@ def methods(study: Study) -> dict[str, Any]:
     compared = study.compared(study.seeds[0])
     rows = [_row(study, variant) for variant in compared]
     several = len(study.seeds) > 1
-    words = " and ".join(list(attacking.suite_of(study, Variant(study.main, "none")))[:2])
+    words = " and ".join(attacking.first_two(study))
     table = blocks.table(
         [
             "Method",
@@ -109,8 +109,9 @@ def methods(study: Study) -> dict[str, Any]:
             "attack and the learning rate of every other; a new phase begins without momentum.",
             f"Two-phase ADMM differs from Ye et al.: rho begins at {study.config.rho:g}, not at 0.001, "
             "for in so few updates theirs would move no weight; as theirs it grows by 1.3 in each, and "
-            "the dual is not rescaled. N:M keeps 1 of 8 for a tenth, and redundant whole filters: a "
-            "tenth of 16 are 2. Both are 12.5 %.",
+            f"the dual is not rescaled; at {trainings.largest_rho(study):g} it stays, beyond which steps "
+            "of this learning rate would grow unstable. N:M keeps 1 of 8 for a tenth, and redundant "
+            "whole filters: a tenth of 16 are 2. Both are 12.5 %.",
         ],
     )
 

@@ -31,8 +31,9 @@ from jaxrobust.training import ADMM, Hydra, RigL
 _PHOTOGRAPHS = Augmentation(flip=0.5, translate=0.125)
 # Of two-phase ADMM, after Ye et al.; the one-shot method keeps its rho.
 GROWTH = 1.3
+STEEPEST = 0.2  # of rho, over the learning rate; it grows no further
 UPDATES = 4  # of ADMM's multipliers in an epoch
-CONSTANTS = [*course.CONSTANTS, GROWTH, UPDATES]
+CONSTANTS = [*course.CONSTANTS, GROWTH, STEEPEST, UPDATES]
 PRETRAINED = "pretrained"  # the dense half that three methods begin with
 
 PHASED = ("magnitude", "two_phase", "hydra", "dense_phases")
@@ -102,6 +103,11 @@ def admm(study: Study, variant: Variant, **changes: Any) -> ADMM:
     return ADMM(constraint(study, variant), **fields | changes)
 
 
+def largest_rho(study: Study) -> float:
+    """Of two-phase ADMM: with a larger one, steps of gradient descent would grow unstable."""
+    return max(study.config.rho, STEEPEST / study.config.learning_rate)
+
+
 def _trained(study: Study, variant: Variant) -> dict[str, Any]:
     epochs = course.phases(variant.method, study.config.num_epochs)
     exclude = networks.NETWORKS[variant.network].exclude
@@ -123,7 +129,8 @@ def _trained(study: Study, variant: Variant) -> dict[str, Any]:
     elif variant.method != "dense_phases":
         method: Any = Hydra(pruning.Irregular(), variant.kept, exclude=exclude)
         if variant.method == "two_phase":
-            method = admm(study, variant, kept=variant.kept, rho_growth=GROWTH, rescale=False)
+            grows = {"rho_growth": GROWTH, "largest_rho": largest_rho(study), "rescale": False}
+            method = admm(study, variant, kept=variant.kept, **grows)
         chosen = _fit(study, variant, 1, done, epochs[1], compression=method, variables=variables)
         fits.append(chosen)
         variables, masks, done = chosen.variables, chosen.masks, done + epochs[1]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments.robust_compression import attacking, further, outcome, published, trained
-from experiments.robust_compression.config import ALTERNATIVES, SCHEMES
+from experiments.robust_compression.config import ALTERNATIVES, CONTROL, SCHEMES
 from experiments.robust_compression.study import METHOD_WORDS, Study, Variant
 from jaxrobust import evaluation
 from jaxrobust.evaluation.attack_report import epsilon_label
@@ -109,7 +109,7 @@ def _margin(study: Study, kept: float) -> dict[str, Any]:
     for network in study.config.networks:
         radius = study.config.radii[0]
         variant = Variant(network, "irregular", kept, radius, study.seeds[0])
-        first_two = " and ".join(list(attacking.suite_of(study, Variant(study.main, "none"))))
+        first_two = " and ".join(attacking.first_two(study))
         for name, outcomes in (
             ("clean", study.right),
             (first_two, outcome.most(study)),
@@ -216,6 +216,15 @@ def _against(study: Study, methods: Sequence[str], question: str) -> dict[str, A
                 f"{100 * kept:g} %, {name}, against {method}: {_points(gap)}."
                 for method, gap in gaps.items()
             ]
+    if set(methods) & set(ALTERNATIVES) and CONTROL in study.config.methods:
+        radius, seed = study.config.radii[0], study.seeds[0]
+        dense, control = (
+            Variant(study.main, radius=radius, seed=seed),
+            Variant(study.main, CONTROL, 1.0, radius, seed),
+        )
+        for name, outcomes in (("clean", study.right), ("under attack", outcome.common(study))):
+            gap = outcome.against(study, control, dense, outcomes)
+            details.append(f"Dense in two phases, less dense in one, {name}: {_points(gap)}.")
     return blocks.verdict(
         question,
         " ".join(answers) or "There is nothing to compare.",
