@@ -109,7 +109,7 @@ def methods(study: Study) -> dict[str, Any]:
             "attack and the learning rate of every other; a new phase begins without momentum.",
             f"Two-phase ADMM differs from Ye et al.: rho begins at {study.config.rho:g}, not at 0.001, "
             "for in so few updates theirs would move no weight; as theirs it grows by 1.3 in each, and "
-            f"the dual is not rescaled; at {trainings.largest_rho(study):g} it stays, beyond which steps "
+            f"the dual is not rescaled; at {trainings.largest_rho(study):g} it stays: beyond, steps "
             "of this learning rate would grow unstable. N:M keeps 1 of 8 for a tenth, and redundant "
             "whole filters: a tenth of 16 are 2. Both are 12.5 %.",
         ],
