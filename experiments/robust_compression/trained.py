@@ -56,7 +56,8 @@ def losses(study: Study) -> dict[str, Any]:
                 f"Of {len(study.validation)} images that are not trained on, in nats, under PGD with "
                 f"{study.config.max_steps} steps of the whole epsilon of training in every epoch; of "
                 "the network as it is compressed by the share of that epoch, with BatchNorm statistics "
-                "of its own. In the legend the share kept and the epsilon of training.",
+                "of its own; of dense networks with moving averages. In the legend the share kept and "
+                "the epsilon of training.",
             )
         )
     for variant in study.robust():
