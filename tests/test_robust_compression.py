@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from experiments.robust_compression import (
+    attacking,
+    course,
     networks,
     published,
     robustness,
@@ -19,17 +21,11 @@ from experiments.robust_compression import (
 )
 from experiments.robust_compression.__main__ import main
 from experiments.robust_compression.config import EPSILON, METHODS, Config, complete
-from experiments.robust_compression.study import (
-    Study,
-    Variant,
-    interval_of,
-    n_of_m,
-    pack,
-    spread_rows,
-    unpack,
-)
-from jaxrobust import data, evaluation, pruning, studies, training
+from experiments.robust_compression.shares import interval_of, pack, spread_rows, unpack
+from experiments.robust_compression.study import Study, Variant, n_of_m
+from jaxrobust import data, evaluation, models, pruning, studies, training
 from jaxrobust.pruning.masks import named_leaves
+from jaxrobust.training.optimizers import make_schedule
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -81,11 +77,13 @@ def test_a_collapse_is_what_the_source_calls_one():
 @pytest.mark.parametrize("method", ["dense", *METHODS])
 @pytest.mark.parametrize("num_epochs", [6, 15, 30])
 def test_every_method_has_as_many_epochs(method, num_epochs):
-    found = trainings.phases(method, num_epochs)
+    found = course.phases(method, num_epochs)
     assert sum(found) == num_epochs and min(found) >= 1
-    assert len(found) == {"magnitude": 2, "two_phase": 3, "hydra": 3}.get(method, 1)
+    assert len(found) == {"magnitude": 2, "dense_phases": 2, "two_phase": 3, "hydra": 3}.get(
+        method, 1
+    )
     if len(found) > 1:  # they share the training of the dense half
-        assert found[0] == trainings.phases("magnitude", num_epochs)[0]
+        assert found[0] == course.phases("magnitude", num_epochs)[0]
 
 
 def test_n_of_m():
@@ -186,9 +184,9 @@ def test_presets_fill_in_what_was_not_given():
     assert Config().data_set == "cifar10_jpeg" and Config(quick=True).data_set == "digits"
 
 
-def made_study(tmp_path: Path, **settings: object) -> Study:
+def made_study(tmp_path: Path, split: data.Split | None = None, **settings: object) -> Study:
     """A study of which nothing has been run, as if on CIFAR-10."""
-    split = data.Split(np.zeros((40, 32, 32, 3), np.uint8), np.arange(40) % 10, ("",) * 40)
+    split = split or data.Split(np.zeros((40, 32, 32, 3), np.uint8), np.arange(40) % 10, ("",) * 40)
     dataset = data.Dataset(
         name="cifar10",
         train=split,
@@ -207,39 +205,115 @@ def test_every_network_has_a_file_and_a_name_of_its_own(tmp_path):
     assert counts[1] == counts[2] < counts[0]
 
 
-@pytest.mark.parametrize("radius", [EPSILON, 0.0])
-@pytest.mark.parametrize("num_epochs", [6, 7, 15, 30])
+@pytest.mark.parametrize("num_epochs", [6, 7, 12, 15, 30])
+def test_every_method_meets_the_same_attack_and_learning_rate(tmp_path, num_epochs):
+    study = made_study(tmp_path, num_epochs=num_epochs)
+    whole = course.attacks(study, EPSILON)
+    wanted = [course.strength(whole, epoch) for epoch in range(1, num_epochs + 1)]
+    found = {}
+    for method in ("dense", *METHODS):
+        rows, rates, done = [], [], 0
+        for epochs in course.phases(method, num_epochs):
+            part = course.part_of(whole, done, epochs)
+            assert part.stages[-1][0] <= epochs  # what `fit` asks for
+            rows += [course.strength(part, epoch) for epoch in range(1, epochs + 1)]
+            schedule = make_schedule(course.settings(study, done, epochs), 10)
+            rates += [float(schedule(10 * epoch)) for epoch in range(epochs)]
+            done += epochs
+        assert rows == wanted, method
+        found[method] = rates
+    for method, rates in found.items():
+        assert rates == pytest.approx(found["dense"]), method
+    drop = round(0.75 * num_epochs)
+    full = study.config.learning_rate
+    assert found["dense"][:drop] == pytest.approx([full] * drop)
+    assert found["dense"][drop:] == pytest.approx([0.2 * full] * (num_epochs - drop))
+
+
+@pytest.mark.parametrize("num_epochs", [6, 7, 12, 15, 30])
 @pytest.mark.parametrize("kept", [1.0, 0.1])
-def test_sequences_change_one_thing_at_a_time(tmp_path, radius, num_epochs, kept):
-    study = made_study(tmp_path)
-    method = "dense" if kept == 1 else "irregular"
-    variant = Variant(study.main, method, kept, radius)
-    attack, shares = trainings.sequences(study, variant, num_epochs)
-    shares = [*shares, *[shares[-1]] * (num_epochs - len(shares))]
-    assert shares[-1] == kept and shares == sorted(shares, reverse=True)
-    if radius == 0:
-        assert attack is None
-        return
-    rows = [trainings._strength(attack, {"epoch": epoch + 1}) for epoch in range(num_epochs)]
+def test_sequences_change_one_thing_at_a_time(tmp_path, num_epochs, kept):
+    study = made_study(tmp_path, num_epochs=num_epochs)
+    assert course.attacks(study, 0.0) is None and course.part_of(None, 0, 3) is None
+    whole = course.attacks(study, EPSILON)
+    rows = [course.strength(whole, epoch) for epoch in range(1, num_epochs + 1)]
     epsilons, steps = [row["epsilon"] for row in rows], [row["steps"] for row in rows]
+    shares = course.budgets(study, kept)
+    assert len(shares) == num_epochs and shares[0] == 1.0
+    assert list(shares) == sorted(shares, reverse=True)
+    assert set(shares[round(0.75 * num_epochs) :]) == {kept}
     training.check_sequences(epsilons, steps, shares)
-    assert epsilons[-1] == pytest.approx(radius) and epsilons == sorted(epsilons)
-    assert max(steps) <= study.config.max_steps
-    if num_epochs >= 9:
-        assert len(set(epsilons)) == 3
+    # The whole attack from the middle on, when the methods in phases begin to prune.
+    assert epsilons == sorted(epsilons)
+    assert set(epsilons[num_epochs // 2 - 1 :]) == {EPSILON}
+    assert set(steps[num_epochs // 2 - 1 :]) == {study.config.max_steps}
+    for _, one in whole.stages:
+        assert one.step_size <= 1.25 * one.epsilon + 1e-9
 
 
-def test_the_alarm_begins_anew_where_epsilon_rises(tmp_path):
+def test_a_single_step_is_that_of_fgsm_rs():
+    assert attacking.pgd(0.1, 1).step_size == pytest.approx(0.125)
+    assert attacking.pgd(0.1, 10).step_size == pytest.approx(0.025)
+
+
+def test_the_alarm_is_of_the_compressed_network(tmp_path):
     study, variant = made_study(tmp_path), Variant("resnet10_narrow")
-    rows = [(1.0, 0.01), (1.9, 0.02), (1.8, 0.02), (2.4, 0.02)]
     study.facts[variant] = {
         "history": [
-            {"epoch": epoch, "train_loss": loss, "epsilon": epsilon}
-            for epoch, (loss, epsilon) in enumerate(rows, start=1)
+            {"epoch": epoch, "train_loss": 1.0, "validation_loss": loss}
+            for epoch, loss in enumerate((1.9, 1.8, 1.7, 2.4), start=1)
         ]
     }
     found = trained.alarm(study, variant)
     assert found["explosion_epoch"] == 4 and found["collapse_epoch"] == 4
+
+
+def test_images_of_training_validation_and_seeds_are_apart(tmp_path):
+    labels = np.arange(400) % 10
+    names = tuple(map(str, range(400)))
+    split = data.Split(np.zeros((400, 32, 32, 3), np.uint8), labels, names)
+    study = made_study(tmp_path, split, num_train=100, num_validation=30, num_compared=100)
+    assert len(study.train) == 100 and len(study.validation) == 30
+    assert not set(study.train.files) & set(study.validation.files)
+    attacked = [study.attacked_by(seed) for seed in study.seeds]
+    everything = [name for both in attacked for part in both for name in part.files]
+    assert len(set(everything)) == len(everything) == 300
+    assert [len(part) for part in attacked[0]] == [40, 60]
+
+
+def test_alternatives_at_the_last_share_alone(tmp_path):
+    compared = made_study(tmp_path).compared(0)
+    shares = {
+        method: [v.kept for v in compared if v.method == method] for method in ("dense", *METHODS)
+    }
+    assert shares["irregular"] == [0.5, 0.1] and shares["hydra"] == [0.1]
+    assert shares["dense_phases"] == [1.0] and shares["n_of_m"] == [0.5, 0.125]
+
+
+def test_multipliers_are_updated_four_times_in_an_epoch(tmp_path):
+    split = data.Split(np.zeros((400, 32, 32, 3), np.uint8), np.arange(400) % 10, ("",) * 400)
+    study = made_study(tmp_path, split, num_train=100, batch_size=8)
+    tie = trainings.admm(study, Variant(study.main, "irregular", 0.1))
+    assert tie.every == 3 and tie.kept == course.budgets(study, 0.1)
+    assert trainings.largest_rho(study) * study.config.learning_rate == pytest.approx(0.2)
+
+
+def test_funnel_knows_the_depth_of_both_families(tmp_path):
+    study = made_study(tmp_path)
+    assert trainings.constraint(study, Variant("resnet10_narrow", "funnel", 0.1)).order is None
+    order = trainings.constraint(study, Variant("mobilenet_v2_narrow", "funnel", 0.1)).order
+    assert order == tuple(
+        path
+        for path in models.layer_order(study.network("mobilenet_v2_narrow"), (32, 32, 3))
+        if not path.startswith(("stem/", "head/"))
+    )
+
+
+@pytest.mark.parametrize(
+    "method, number", [("irregular", 4 + 4), ("funnel", 9), ("rigl", 8), ("redundant", None)]
+)
+def test_what_methods_promise(method, number):
+    assert trainings.promised(Variant("resnet18", method, 0.1), [44, 44]) == number
 
 
 def test_masks_of_the_control_are_as_many_and_at_random(tmp_path):

@@ -563,7 +563,8 @@ def test_sequences_of_the_source_change_one_thing_at_a_time(num_epochs):
     assert list(kept) == sorted(kept, reverse=True)
     assert kept[0] == 1.0 and set(kept[int(np.ceil(0.8 * num_epochs)) :]) == {0.1}
     for one in attacks:
-        assert one.step_size == pytest.approx(2.5 * one.epsilon / one.num_steps)
+        # Of a single step no more than FGSM-RS takes.
+        assert one.step_size == pytest.approx(one.epsilon * min(2.5 / one.num_steps, 1.25))
     # As the source has it, radius and steps change together.
     literal, _ = source_sequences(num_epochs, attack, 0.1, separate=False)
     resets = [
@@ -582,6 +583,8 @@ def test_sequences_that_cannot_be_are_refused():
         check_sequences([0.1], [1, 2], [1.0, 0.5])
     with pytest.raises(ValueError, match="leaves no epoch in which the budget alone may fall"):
         source_sequences(3, PGD(0.03, 0.01, num_steps=3), 0.1, num_radii=1)
+    with pytest.raises(ValueError, match=r"`settle` must be in \[0, 1\), got 1"):
+        source_sequences(12, PGD(0.03, 0.01, num_steps=3), 0.1, settle=1.0)
     with pytest.raises(TypeError, match="`attack` must have `step_size`"):
         source_sequences(12, FreeReplays(0.03), 0.1)
 

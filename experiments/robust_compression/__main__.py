@@ -14,8 +14,11 @@ same seed; then come the source's curves, transfers, weights, losses, combined n
 What differs from the source, and why:
 
 - Its epsilons rise every T/3 epochs, its steps in between, its shares fall: so here, but never two of
-  them in one epoch, and the learning rate falls as a cosine, because a drop every 10 of 200 epochs says
-  nothing of 15. Batches, momentum and ADMM's rho are not in it.
+  them in one epoch, and epsilon is whole by half of the epochs, so that what the alternatives prune in
+  the second half meets the same attack. Its learning rate drops every 10 of 200 epochs, which says
+  nothing of 12: here it drops once, for the last quarter. Attack and learning rate are of the epoch,
+  the same for all methods. Batches, momentum and ADMM's rho are not in it.
+- BatchNorm's statistics are estimated anew, alike for every network, before it is saved.
 - Stem and classifier are not pruned. It prunes them, or does not say that it does not.
 - Its test images decide about its training ("for longer if ..."); here they decide nothing: every
   figure is of the last epoch.
@@ -43,6 +46,7 @@ from experiments.robust_compression import (
     attacking,
     combined,
     cost,
+    course,
     networks,
     outcome,
     robustness,
@@ -51,7 +55,8 @@ from experiments.robust_compression import (
     verdicts,
 )
 from experiments.robust_compression.config import Config, complete
-from experiments.robust_compression.study import Study, Variant, rate_of
+from experiments.robust_compression.shares import rate_of, validation_rows
+from experiments.robust_compression.study import Study, Variant
 from jaxrobust import data, studies, training
 
 PARTS = [
@@ -111,7 +116,7 @@ def main(config: Config) -> Path:
         "timings": study.stages.seconds,
         "parts": PARTS,
         "recipes": training.describe(
-            {"training": trainings.settings(study, study.config.num_epochs)}
+            {"training": course.settings(study, 0, study.config.num_epochs)}
         ),
         "models": entries,
         "sections": sections,
@@ -132,9 +137,10 @@ def _check_sizes(config: Config, dataset: data.Dataset) -> None:
             raise ValueError(
                 f"`networks`: {name} does not take images of {dataset.image_shape}: {error}"
             ) from error
-    if config.num_train is not None and config.num_train > len(dataset.train):
+    left = len(dataset.train) - len(validation_rows(config, len(dataset.train)))
+    if config.num_train is not None and config.num_train > left:
         raise ValueError(
-            f"`num_train` must be at most the {len(dataset.train)} training images, got "
+            f"`num_train` must be at most the {left} training images that are not for validation, got "
             f"{config.num_train}."
         )
 

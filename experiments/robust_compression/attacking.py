@@ -1,33 +1,41 @@
 """What is measured under attack, once for each network: AutoAttack, curves over epsilon, transfer."""
 
 import functools
+import itertools
 from typing import Any
 
 from experiments.robust_compression.config import EPSILON
-from experiments.robust_compression.study import Study, Variant, rate_of
+from experiments.robust_compression.shares import pack, rate_of
+from experiments.robust_compression.study import Study, Variant
 from jaxrobust import evaluation, studies
 from jaxrobust.attacks import PGD
 from jaxrobust.studies import suite_run
+from jaxrobust.training.sequences import LONGEST_STEP
 from jaxrobust.types import Attack
 
 
 def pgd(epsilon: float, num_steps: int) -> PGD:
-    """PGD whose steps together reach 2.5 times as far as its ball does."""
-    return PGD(epsilon, 2.5 * epsilon / num_steps, num_steps)
+    """PGD whose steps together reach 2.5 times as far as its ball does; a single one less."""
+    return PGD(epsilon, epsilon * min(2.5 / num_steps, LONGEST_STEP), num_steps)
 
 
 def suite_of(study: Study, variant: Variant) -> dict[str, Attack]:
     """All of AutoAttack, or its first two attacks."""
     attacks = evaluation.auto_attack_suite(EPSILON, num_classes=study.dataset.num_classes)
     if not study.is_fully_attacked(variant):
-        attacks = {name: attacks[name] for name in list(attacks)[:2]}
+        attacks = dict(itertools.islice(attacks.items(), 2))
     steps = study.config.suite_steps
     return attacks if steps is None else studies.suites.shortened(attacks, steps)
 
 
+def first_two(study: Study) -> dict[str, Attack]:
+    """The attacks that all networks meet."""
+    return dict(itertools.islice(suite_of(study, Variant(study.main)).items(), 2))
+
+
 def common_attack(study: Study) -> str:
     """The last attack that all networks meet: methods are compared by what is left after it."""
-    return list(suite_of(study, Variant(study.main, "none")))[1]
+    return list(first_two(study))[-1]
 
 
 def make_suites(study: Study) -> None:
@@ -40,14 +48,18 @@ def make_suites(study: Study) -> None:
             f"attack {variant.name}", sum(attack["seconds"] for attack in found["attacks"])
         )
         study.suites[variant] = found
+        if variant.method in ("dense", "irregular") and len(study.attacked_by(variant.seed)[1]):
+            more = functools.partial(_more_attacked, study, variant)
+            study.more[variant] = study.stages.remember(f"attack {variant.name}, more images", more)
 
 
 def _attacked(study: Study, variant: Variant, _: Any) -> dict[str, Any]:
+    images, _ = study.attacked_by(variant.seed)
     report, seconds = suite_run.run_suite(
         suite_of(study, variant),
         study.classifier(variant),
-        study.attacked.images,
-        study.attacked.labels,
+        images.images,
+        images.labels,
         key=study.key,
         folder=study.folder / "suite" / variant.stem,
     )
@@ -58,19 +70,29 @@ def _attacked(study: Study, variant: Variant, _: Any) -> dict[str, Any]:
     return summary | {"label": f"{words}, linf 8/255" + ", shortened" * study.config.quick}
 
 
+def _more_attacked(study: Study, variant: Variant, _: Any) -> str:
+    """Which of the further images withstand the attacks that all networks meet, packed."""
+    _, more = study.attacked_by(variant.seed)
+    report = evaluation.attack_suite(
+        first_two(study), study.classifier(variant), more.images, more.labels, key=study.key
+    )
+    return pack(report.robust)
+
+
 def curve(study: Study, variant: Variant) -> list[dict[str, Any]]:
     """Algorithm 2: accuracy under PGD over rising epsilons, until it is below chance.
 
     Returns:
       [{"epsilon", "robust_accuracy": a rate}, ...].
     """
+    images, _ = study.attacked_by(variant.seed)
     found = study.stages.remember(
         f"curve of {variant.name}",
         lambda progress: evaluation.robustness_curve(
             pgd(EPSILON, study.config.curve_steps),
             study.classifier(variant),
-            study.attacked.images,
-            study.attacked.labels,
+            images.images,
+            images.labels,
             study.config.curve_epsilons,
             key=study.key,
             model=variant.name,

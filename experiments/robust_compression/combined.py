@@ -7,7 +7,8 @@ import numpy as np
 
 from experiments.robust_compression import attacking, networks, published
 from experiments.robust_compression.config import EPSILON
-from experiments.robust_compression.study import Study, Variant, pack, rate_of, right_ones, unpack
+from experiments.robust_compression.shares import pack, rate_of, right_ones, unpack
+from experiments.robust_compression.study import Study, Variant
 from jaxrobust import evaluation
 from jaxrobust.attacks import CarliniWagnerLinf
 from jaxrobust.defenses import Ensemble
@@ -77,10 +78,8 @@ def _attack(study: Study, network: str, progress: Any) -> dict[str, dict[str, st
     # What the robust network alone keeps is known.
     known = study.standing(members(study, network)[1], attacking.common_attack(study))
     found["robust"]["APGD, 8/255"] = known
-    suite = attacking.suite_of(study, Variant(network, "none"))
-    suite = {name: suite[name] for name in list(suite)[:2]}
     strong = evaluation.attack_suite(
-        suite, functions[WHOLE], split.images, split.labels, key=study.key
+        attacking.first_two(study), functions[WHOLE], split.images, split.labels, key=study.key
     )
     found[WHOLE]["APGD, 8/255"] = strong.robust
     return {name: {k: pack(v) for k, v in each.items()} for name, each in found.items()}

@@ -1,11 +1,12 @@
 """The settings of the study, its presets, and what they make of them.
 
-Expected time of the cpu preset on 2 free cores: 3.2 hours, estimated from arithmetic (32 million
+Expected time of the cpu preset on 2 free cores: 3.4 hours, estimated from arithmetic (32 million
 operations for an image of resnet10_narrow, 123 billion a second, as narrow residual networks of this
-library train) and not measured: 61 trainings' worth of 97 s each (1.6 h), AutoAttack on 200 images
-(0.7 h for the networks that meet all of it, 0.5 h for its first two attacks on the others), curves,
-transfer and combined networks (0.25 h), compiling (0.1 h). quick: some 140 seconds of
-one core, of which compiling is the most.
+library train) and not measured: 51 trainings' worth of 125 s each, validation with them (1.8 h),
+AutoAttack on 200 images (0.7 h for the networks that meet all of it, 0.4 h for its first two attacks on
+the others, 0.2 h for these on 300 images more of dense networks and the irregular scheme), curves,
+transfer and combined networks (0.25 h), compiling (0.1 h). quick: some 140 seconds of one core, of
+which compiling is the most.
 """
 
 import dataclasses
@@ -20,7 +21,9 @@ DATA = ("cifar10_jpeg", "cifar10", "cifar100", "digits")
 # The source's one-shot ADMM with its three sets S, and one more; then the alternatives.
 SCHEMES = ("irregular", "funnel", "redundant", "n_of_m")
 ALTERNATIVES = ("two_phase", "hydra", "rigl", "magnitude", "random_masks")
-METHODS = (*SCHEMES, *ALTERNATIVES)
+# Nothing is pruned: what an interrupted training alone costs the alternatives.
+CONTROL = "dense_phases"
+METHODS = (*SCHEMES, *ALTERNATIVES, CONTROL)
 
 EPSILON = 8 / 255  # what every network is attacked at, the source's 0.03
 
@@ -30,6 +33,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "networks": FULL,
         "methods": ("irregular",),
         "kept": (0.5, 0.1),
+        "alternatives": "all",
         "seeds": 1,
         "radii": (EPSILON,),
         "ratios": (0.5, 0.1),
@@ -38,7 +42,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 128,
         "rho": 0.03,
         "num_train": None,
+        "num_validation": 1000,
         "num_attacked": 1000,
+        "num_compared": 1000,
         "fully_attacked": "all",
         "curve_epsilons": (0.0, 0.01, 0.02, EPSILON, 0.04, 0.06, 0.08, 0.1, 0.13, 0.16),
         "curve_steps": 100,
@@ -48,6 +54,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "networks": NARROW,
         "methods": METHODS,
         "kept": (0.5, 0.1),
+        "alternatives": "last",
         "seeds": 3,
         "radii": (EPSILON, 16 / 255),
         "ratios": (0.5, 0.25, 0.1, 0.05),
@@ -56,7 +63,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 32,
         "rho": 0.2,
         "num_train": 3000,
+        "num_validation": 300,
         "num_attacked": 200,
+        "num_compared": 500,
         "fully_attacked": "main",
         "curve_epsilons": (0.0, 0.01, 0.02, EPSILON, 0.045, 0.06, 0.08, 0.1),
         "curve_steps": 40,
@@ -64,8 +73,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "quick": {
         "networks": TINY[:1],
-        "methods": ("irregular", "magnitude"),
+        "methods": ("irregular", "magnitude", "dense_phases"),
         "kept": (0.5, 0.1),
+        "alternatives": "all",
         "seeds": 1,
         "radii": (EPSILON,),
         "ratios": (0.5,),
@@ -74,7 +84,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 64,
         "rho": 0.5,
         "num_train": 512,
+        "num_validation": 32,
         "num_attacked": 16,
+        "num_compared": 24,
         "fully_attacked": "main",
         "curve_epsilons": (0.0, EPSILON, 0.1),
         "curve_steps": 7,
@@ -97,8 +109,10 @@ class Config:
       networks: Names in experiments/robust_compression/networks.py. All methods are compared on the
         first, over all seeds; of the others there are the dense network and the irregular scheme.
       methods: irregular, funnel, redundant and n_of_m are one-shot ADMM with these sets; two_phase,
-        hydra, rigl, magnitude (then robust fine-tuning) and random_masks the alternatives.
+        hydra, rigl, magnitude (then robust fine-tuning) and random_masks the alternatives;
+        dense_phases is the dense network, its training interrupted like theirs.
       kept: Shares of the weights to keep, stem and classifier not counted, descending.
+      alternatives: Whether the alternatives keep "all" of these shares, or the "last" alone.
       seeds: Trainings of everything that all methods are compared on; seed, seed + 1 and so on.
       radii: Of the attack that networks are trained against, in linf; the first is the one that all
         methods are compared at, and all networks are trained at. The first network is trained at the
@@ -106,13 +120,18 @@ class Config:
       ratios: Shares kept of naturally trained networks (figure B.1), descending.
       num_epochs: Of every method in all, whatever its phases.
       max_steps: The most steps of the attack in training.
-      learning_rate: The source's 0.05; it falls as a cosine, in every phase.
+      learning_rate: The source's 0.05; a fifth of it in the last quarter of the epochs.
       batch_size: Images in a step.
       weight_decay: Of all parameters.
       rho: Of ADMM. The weights come to lie in the set only if rho times the steps of the last epochs is
         large enough: too small a rho shows as a large residual, and as a loss at the last projection.
-      num_train: Training images; None: all.
-      num_attacked: Test images that are attacked; accuracies are of all test images.
+      num_train: Training images; None: all but those of validation.
+      num_validation: Of the training images, at most a tenth of them, apart from those that are trained
+        on: they say what the compressed network is worth after each epoch, and decide nothing.
+      num_attacked: Test images that are attacked, for each seed others; accuracies are of all test
+        images.
+      num_compared: So many in all meet AutoAttack's first two attacks, of dense networks and of the
+        irregular scheme: what compression costs is read from these.
       fully_attacked: Which networks meet all of AutoAttack: "main", the dense ones and those of the
         irregular scheme; or "all". The others meet its first two attacks.
       curve_epsilons: Radii of the curves, rising; a curve ends where accuracy falls below chance.
@@ -132,6 +151,7 @@ class Config:
     networks: tuple[str, ...] | None = None
     methods: tuple[str, ...] | None = None
     kept: tuple[float, ...] | None = None
+    alternatives: Literal["all", "last"] | None = None
     seeds: int | None = None
     radii: tuple[float, ...] | None = None
     ratios: tuple[float, ...] | None = None
@@ -142,7 +162,9 @@ class Config:
     weight_decay: float = 5e-4
     rho: float | None = None
     num_train: int | None = None
+    num_validation: int | None = None
     num_attacked: int | None = None
+    num_compared: int | None = None
     fully_attacked: Literal["main", "all"] | None = None
     curve_epsilons: tuple[float, ...] | None = None
     curve_steps: int | None = None
@@ -206,10 +228,12 @@ def _check(config: Config) -> None:
         raise ValueError(f"`curve_epsilons` must rise from 0, got {epsilons}.")
     least = {
         "seeds": 1,
-        "num_epochs": 6,  # three radii, a phase for each half and quarter
+        "num_epochs": 6,  # a phase for each half and quarter
         "max_steps": 1,
         "batch_size": 2,
+        "num_validation": 1,
         "num_attacked": 1,
+        "num_compared": 1,
         "curve_steps": 1,
         "num_timed": 2,
         "seed": 0,
@@ -222,6 +246,7 @@ def _check(config: Config) -> None:
     checks.number("learning_rate", config.learning_rate, above=0.0)
     checks.number("weight_decay", config.weight_decay, minimum=0.0)
     checks.number("rho", config.rho, above=0.0)
+    checks.one_of("alternatives", config.alternatives, ("all", "last"))
     checks.one_of("fully_attacked", config.fully_attacked, ("main", "all"))
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from experiments.robust_compression import attacking, combined, cost, published, trained
-from experiments.robust_compression.study import Study, Variant, rate_of
+from experiments.robust_compression.shares import rate_of
+from experiments.robust_compression.study import Study, Variant
 from jaxrobust import evaluation
 from jaxrobust.evaluation.attack_report import epsilon_label
 from jaxrobust.studies import blocks
@@ -25,26 +26,38 @@ def _transfer(study: Study) -> dict[str, Any]:
         strong, weak = attacking.strongest_and_weakest(study, targets)
         if strong == weak:
             continue
-        lost = {}
+        lost = dict[Variant, list[float]]()
         for source in (strong, weak):
             found = attacking.transfer(study, source, targets)
             others = [c for t, c in zip(targets, found, strict=True) if t not in (strong, weak)]
-            lost[source] = float(np.mean([_lost(curve["points"]) for curve in others or found]))
-        stronger = lost[strong] > lost[weak]
+            lost[source] = [_lost(curve["points"]) for curve in others or found]
+        gap = evaluation.paired_mean_difference(lost[strong], lost[weak])
+        which = "strongest" if gap["mean"] > 0 else "weakest"
+        sure = ""
+        if gap["low"] is None or gap["high"] is None:
+            sure = ", by one other network alone"
+        elif gap["low"] <= 0 <= gap["high"]:
+            sure = ", not beyond chance"
         answers.append(
-            f"Trained at {epsilon_label(radius)}: those of the "
-            f"{'strongest' if stronger else 'weakest'} network do more."
+            f"Trained at {epsilon_label(radius)}: those of the {which} network do more{sure}."
+        )
+        interval = (
+            ""
+            if gap["low"] is None or gap["high"] is None
+            else f" ({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f})"
         )
         details.append(
             f"Trained at {epsilon_label(radius)}, at the last epsilon the others lose "
-            f"{100 * lost[strong]:.1f} points by images made on {strong.network}, {strong.share}, and "
-            f"{100 * lost[weak]:.1f} by those of {weak.network}, {weak.share}."
+            f"{100 * np.mean(lost[strong]):.1f} points by images made on {strong.network}, "
+            f"{strong.share}, and {100 * np.mean(lost[weak]):.1f} by those of {weak.network}, "
+            f"{weak.share}; difference {100 * gap['mean']:+.1f}{interval}."
         )
     return blocks.verdict(
         "Whose adversarial images fool the other networks more?",
         " ".join(answers) or "There is one network alone.",
         f"Mean loss of accuracy of all other networks, on {len(study.attacked)} images, one network of "
-        "each kind. The source: those of its strongest network do, those of its weakest do not.",
+        "each kind; 95 % Student-t intervals over these other networks. The source: those of its "
+        "strongest network do, those of its weakest do not.",
         [("transfer", "transfer-curves")],
         details=" ".join(details),
     )

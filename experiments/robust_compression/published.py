@@ -3,7 +3,6 @@
 Its curves and histograms are pictures without numbers; of them nothing is here.
 """
 
-KEPT = (1.0, 0.5, 0.1)
 COLUMNS = ("Benign", "APGD-ce", "APGD-dlr", "FAB", "Square")
 
 # Table 4.2: {network: {radius of training: {share kept: a figure for each of COLUMNS}}}, attacked at

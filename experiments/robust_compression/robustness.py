@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from experiments.robust_compression import attacking
-from experiments.robust_compression.study import Study, Variant, share_over_seeds
+from experiments.robust_compression.shares import share_over_seeds
+from experiments.robust_compression.study import Study, Variant
 from jaxrobust import evaluation
 from jaxrobust.evaluation.attack_report import epsilon_label
 from jaxrobust.studies import blocks

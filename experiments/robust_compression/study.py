@@ -1,7 +1,6 @@
 """What the stages of the study share: data, networks by name, and what each has right."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.robust_compression import networks
-from experiments.robust_compression.config import EPSILON, SCHEMES
+from experiments.robust_compression.config import ALTERNATIVES, CONTROL, EPSILON, SCHEMES
+from experiments.robust_compression.shares import (
+    part_of,
+    rate_of,
+    spread_rows,
+    unpack,
+    validation_rows,
+)
 from jaxrobust import data, evaluation, models, pruning, studies
 from jaxrobust.evaluation.attack_report import epsilon_label
-from jaxrobust.evaluation.classification import predictions
-from jaxrobust.studies import blocks
 
 METHOD_WORDS = {
     "dense": "dense",
@@ -29,6 +33,7 @@ METHOD_WORDS = {
     "rigl": "RigL",
     "magnitude": "magnitude, fine-tuned",
     "random_masks": "random masks",
+    "dense_phases": "dense, in two phases",
 }
 _BLOCK = 4  # N of every 4 weights; of 8 where that is no whole number, at least one
 
@@ -88,12 +93,17 @@ class Study:
         # Any: a complete configuration has no None where a preset fills in.
         self.config, self.folder, self.dataset = config, folder, dataset
         self.stages = studies.Stages(folder)
-        self.train = spread(dataset.train, config.num_train)
+        size = len(dataset.train)
+        held = validation_rows(config, size)
+        self.validation = part_of(dataset.train, held)
+        rest = np.setdiff1d(np.arange(size), held)
+        self.train = part_of(dataset.train, rest[spread_rows(len(rest), config.num_train)])
         self.test = dataset.test
-        self.attacked = spread(dataset.test, config.num_attacked)
+        self._attacked: dict[int, tuple[data.Split, data.Split]] = {}
         self._classifiers: dict[Variant, models.Classifier] = {}
         self.facts: dict[Variant, dict[str, Any]] = {}  # of every network that was trained
         self.suites: dict[Variant, dict[str, Any]] = {}  # SUITE of docs/result_format.md
+        self.more: dict[Variant, str] = {}  # of attacking.py: what further images withstand, packed
         self.combined: dict[str, dict[str, dict[str, str]]] = {}  # of combined.py, by network
         self.transfers: dict[
             Variant, list[dict[str, Any]]
@@ -115,6 +125,25 @@ class Study:
         """Of the trainings that all methods are compared on."""
         return [self.config.seed + index for index in range(self.config.seeds)]
 
+    @property
+    def attacked(self) -> data.Split:
+        """The test images that networks of the first seed meet attacks on."""
+        return self.attacked_by(self.seeds[0])[0]
+
+    def attacked_by(self, seed: int) -> tuple[data.Split, data.Split]:
+        """(Images that are attacked, more for the first two attacks), for each seed others."""
+        if seed not in self._attacked:
+            config, number = self.config, self.seeds.index(seed)
+            most = max(config.num_attacked, config.num_compared)
+            rows = spread_rows(len(self.test), most, (number, len(self.seeds)))
+            chosen = spread_rows(len(rows), config.num_attacked)
+            more = np.setdiff1d(np.arange(len(rows)), chosen)
+            self._attacked[seed] = (
+                part_of(self.test, rows[chosen]),
+                part_of(self.test, rows[more]),
+            )
+        return self._attacked[seed]
+
     def radii_of(self, network: str) -> tuple[float, ...]:
         """All radii of training for the main network, the first for the others."""
         return self.config.radii if network == self.main else self.config.radii[:1]
@@ -135,7 +164,10 @@ class Study:
         radius = self.config.radii[0]
         found = [Variant(self.main, radius=radius, seed=seed)]
         for method in self.config.methods:
-            shares = {share_of(method, kept): kept for kept in self.config.kept}
+            wanted = self.config.kept
+            if self.config.alternatives == "last" and method in ALTERNATIVES:
+                wanted = wanted[-1:]
+            shares = {share_of(method, kept): kept for kept in wanted}
             found += [Variant(self.main, method, kept, radius, seed) for kept in shares]
         return found
 
@@ -213,6 +245,14 @@ class Study:
         number = len(names) - 1 if attack is None else names.index(attack)
         return (fooled_by == -1) | (fooled_by > number)
 
+    def standing_of_more(self, variant: Variant, attack: str) -> np.ndarray:
+        """As `standing`, of these images and of the further ones where they were attacked too."""
+        known = self.standing(variant, attack)
+        if variant not in self.more:
+            return known
+        count = len(self.attacked_by(variant.seed)[1])
+        return np.concatenate([known, unpack(self.more[variant], count)])
+
     def over_seeds(self, variant: Variant) -> list[Variant]:
         """The same network with every seed that it was trained with."""
         seeds = self.seeds if variant in self.compared(variant.seed) else [variant.seed]
@@ -223,6 +263,8 @@ class Study:
 
 def share_of(method: str, kept: float) -> float:
     """The share that a method keeps where it cannot keep any: N of M is whole numbers."""
+    if method == CONTROL:
+        return 1.0
     return n_of_m(kept)[0] / n_of_m(kept)[1] if method == "n_of_m" else kept
 
 
@@ -238,57 +280,9 @@ def n_of_m(kept: float) -> tuple[int, int]:
     return max(1, round(kept * size)), size
 
 
-def interval_of(values: Sequence[float], scale: float = 100.0) -> Any:
-    """A mean over seeds as a cell: with Student's 95 % interval where there are several."""
-    mean = evaluation.mean_interval(values)
-    return blocks.estimate(mean["mean"], mean["low"], mean["high"], scale)
-
-
-def share_over_seeds(shares: Sequence[float]) -> Any:
-    """`interval_of` shares, as shares: what Student's interval has beyond 0 and 1 is cut off."""
-    mean = interval_of(shares, 1.0)
-    if isinstance(mean, dict):
-        mean = mean | {"low": max(0.0, mean["low"]), "high": min(1.0, mean["high"])}
-    return mean
-
-
 def is_scheme(method: str) -> bool:
     """Whether a method is one-shot ADMM."""
     return method in SCHEMES
-
-
-def spread_rows(size: int, most: int | None) -> np.ndarray:
-    """At most so many rows, spread evenly: of images in the order of their classes a fair share."""
-    count = size if most is None else min(most, size)
-    return np.unique(np.linspace(0, size - 1, count).round().astype(int))
-
-
-def spread(split: data.Split, most: int | None) -> data.Split:
-    """At most so many images of a split, spread evenly."""
-    rows = spread_rows(len(split), most)
-    names = tuple(split.files[row] for row in rows)
-    return data.Split(split.images[rows], split.labels[rows], names)
-
-
-def right_ones(classifier: Any, images: Any, labels: np.ndarray) -> np.ndarray:
-    """Which images a classifier has right, bool [N]."""
-    return predictions(evaluation.logits(classifier, images)) == labels
-
-
-def pack(outcomes: np.ndarray) -> str:
-    """Bool [N] as hexadecimal digits, for JSON."""
-    return np.packbits(outcomes).tobytes().hex()
-
-
-def unpack(digits: str, count: int) -> np.ndarray:
-    """What `pack` packed."""
-    bits = np.unpackbits(np.frombuffer(bytes.fromhex(digits), np.uint8), count=count)
-    return bits.astype(bool)
-
-
-def rate_of(outcomes: np.ndarray) -> evaluation.Rate:
-    """The rate of true among bool [N]."""
-    return evaluation.rate(int(outcomes.sum()), len(outcomes))
 
 
 def _plain(value: Any) -> Any:

@@ -3,12 +3,13 @@
 All methods have `num_epochs` epochs in all. In phases:
 
     dense, ADMM's schemes, RigL, random masks   one training of all epochs
-    magnitude     half of them dense; pruned; the other half under the masks
-    two_phase     half of them dense; a quarter with ADMM; a quarter under the masks
-    hydra         half of them dense; a quarter for the scores; a quarter under the masks
+    magnitude       half of them dense; pruned; the other half under the masks
+    two_phase       half of them dense; a quarter with ADMM; a quarter under the masks
+    hydra           half of them dense; a quarter for the scores; a quarter under the masks
+    dense_phases    half of them dense; the other half dense too: the control of those three
 
-The dense half is one training for the three of them. Its epsilon rises in thirds of that half; the
-phases after it have the full epsilon.
+The dense half is one training for the four of them. Attack and learning rate are of the epoch, counted
+over all phases: every method meets the same ones. What a new phase has anew is the momentum.
 """
 
 import shutil
@@ -17,34 +18,25 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.robust_compression import networks
+from experiments.robust_compression import course, networks
 from experiments.robust_compression.attacking import pgd
-from experiments.robust_compression.study import (
-    Study,
-    Variant,
-    is_scheme,
-    n_of_m,
-    pack,
-    right_ones,
-)
-from jaxrobust import pruning, training
+from experiments.robust_compression.shares import pack, right_ones
+from experiments.robust_compression.study import Study, Variant, is_scheme, n_of_m
+from jaxrobust import models, pruning, training
 from jaxrobust.data.augment import Augmentation
-from jaxrobust.pruning.masks import named_leaves
-from jaxrobust.training import ADMM, AttackSchedule, Hydra, RigL
+from jaxrobust.pruning.constraints import open_kernels
+from jaxrobust.pruning.magnitude import not_excluded
+from jaxrobust.training import ADMM, Hydra, RigL
 
 _PHOTOGRAPHS = Augmentation(flip=0.5, translate=0.125)
-NATURAL_WEIGHT, MOMENTUM, CLIP = 0.1, 0.9, 5.0
 # Of two-phase ADMM, after Ye et al.; the one-shot method keeps its rho.
 GROWTH = 1.3
-NUM_RADII = 3
-CONSTANTS = [NATURAL_WEIGHT, MOMENTUM, CLIP, GROWTH, NUM_RADII]
+STEEPEST = 0.2  # of rho, over the learning rate; it grows no further
+UPDATES = 4  # of ADMM's multipliers in an epoch
+CONSTANTS = [*course.CONSTANTS, GROWTH, STEEPEST, UPDATES]
 PRETRAINED = "pretrained"  # the dense half that three methods begin with
 
-CONSTRAINTS = {
-    "irregular": pruning.Irregular(),
-    "funnel": pruning.Funnel(),
-    "redundant": pruning.Redundant(),
-}
+PHASED = ("magnitude", "two_phase", "hydra", "dense_phases")
 
 
 def make(study: Study, variant: Variant) -> dict[str, Any]:
@@ -55,7 +47,7 @@ def make(study: Study, variant: Variant) -> dict[str, Any]:
       them in the file, "layers": kernels that may be, "bytes" and "dense_bytes" of files, "epochs",
       "history", "seconds_per_epoch", "residual"}.
     """
-    if variant.method in ("magnitude", "two_phase", "hydra"):
+    if variant.method in PHASED:
         _pretrained(study, variant)
     facts = study.stages.remember(f"train {variant.name}", lambda _: _trained(study, variant))
     if not study.path(variant).is_file():
@@ -66,59 +58,24 @@ def make(study: Study, variant: Variant) -> dict[str, Any]:
     return facts
 
 
-def phases(method: str, num_epochs: int) -> tuple[int, ...]:
-    """The epochs of every phase of a method; together `num_epochs`.
-
-    Example:
-      >>> phases("irregular", 15), phases("magnitude", 15), phases("hydra", 15)
-      ((15,), (7, 8), (7, 4, 4))
-    """
-    half = num_epochs // 2
-    rest = num_epochs - half
-    if method == "magnitude":
-        return half, rest
-    if method in ("two_phase", "hydra"):
-        return half, rest - rest // 2, rest // 2
-    return (num_epochs,)
-
-
-def settings(study: Study, num_epochs: int, **changes: Any) -> training.TrainConfig:
-    """The settings of a training, or of one of its phases."""
-    config = study.config
-    fields: dict[str, Any] = {
-        "num_epochs": num_epochs,
-        "batch_size": min(config.batch_size, len(study.train)),
-        "optimizer": "sgd",
-        "learning_rate": config.learning_rate,
-        "schedule": "cosine",
-        "weight_decay": config.weight_decay,
-        "momentum": MOMENTUM,
-        "nesterov": True,
-        "gradient_clip": CLIP,
-        "natural_weight": NATURAL_WEIGHT,
-        "compute_type": "bfloat16" if jax.default_backend() == "gpu" else "float32",
-    }
-    return training.TrainConfig(**fields | changes)
-
-
-def sequences(
-    study: Study, variant: Variant, num_epochs: int
-) -> tuple[AttackSchedule | None, tuple[float, ...]]:
-    """The source's: the attack of every epoch, and the share kept in it."""
-    strongest = pgd(variant.radius or 1.0, study.config.max_steps)
-    # Of few epochs each has too many changes, of which no two may fall into one.
-    several = num_epochs >= 3 * NUM_RADII
-    attack, kept = training.source_sequences(
-        num_epochs, strongest, variant.kept, num_radii=NUM_RADII if several else 1
-    )
-    return (attack if variant.radius else None), kept
-
-
-def constraint(variant: Variant) -> Any:
+def constraint(study: Study, variant: Variant) -> Any:
     """The set of a scheme of one-shot ADMM."""
     if variant.method == "n_of_m":
         return pruning.NofM(*n_of_m(variant.kept))
-    return CONSTRAINTS[variant.method]
+    if variant.method == "redundant":
+        return pruning.Redundant()
+    if variant.method == "funnel":
+        return pruning.Funnel(order=_order(study, variant))
+    return pruning.Irregular()
+
+
+def _order(study: Study, variant: Variant) -> tuple[str, ...] | None:
+    """The layers by depth; None for residual networks, whose shortcuts and blocks the set knows."""
+    known = networks.NETWORKS[variant.network]
+    if known.family != "mobilenet_v2":
+        return None
+    paths = models.layer_order(study.network(variant.network), study.dataset.image_shape)
+    return tuple(not_excluded(dict.fromkeys(paths), known.exclude))
 
 
 def _pretrained(study: Study, variant: Variant) -> None:
@@ -126,76 +83,82 @@ def _pretrained(study: Study, variant: Variant) -> None:
     base = Variant(variant.network, PRETRAINED, 1.0, variant.radius, variant.seed)
     if base in study.facts:
         return
-    epochs = phases("magnitude", study.config.num_epochs)[0]
+    epochs = course.phases("magnitude", study.config.num_epochs)[0]
 
     def train() -> dict[str, Any]:
-        attack, _ = sequences(study, base, epochs)
-        return _finished(study, base, [_fit(study, base, 0, epochs, attack)], [attack])
+        return _finished(study, base, [_fit(study, base, 0, 0, epochs)])
 
     study.facts[base] = study.stages.remember(f"train {base.name}", lambda _: train())
 
 
+def admm(study: Study, variant: Variant, **changes: Any) -> ADMM:
+    """The tie of a one-shot scheme, or with `changes` of another method."""
+    per_epoch = len(study.train) // min(study.config.batch_size, len(study.train))
+    fields = {
+        "kept": course.budgets(study, variant.kept),
+        "rho": study.config.rho,
+        "every": max(1, per_epoch // UPDATES),
+        "exclude": networks.NETWORKS[variant.network].exclude,
+    }
+    return ADMM(constraint(study, variant), **fields | changes)
+
+
+def largest_rho(study: Study) -> float:
+    """Of two-phase ADMM: with a larger one, steps of gradient descent would grow unstable."""
+    return max(study.config.rho, STEEPEST / study.config.learning_rate)
+
+
 def _trained(study: Study, variant: Variant) -> dict[str, Any]:
-    epochs = phases(variant.method, study.config.num_epochs)
+    epochs = course.phases(variant.method, study.config.num_epochs)
     exclude = networks.NETWORKS[variant.network].exclude
-    rho = study.config.rho
     if len(epochs) == 1:
-        attack, kept = sequences(study, variant, epochs[0])
         given: dict[str, Any] = {}
         if is_scheme(variant.method):
-            tie = ADMM(constraint(variant), kept, rho, exclude=exclude)
-            given = {"compression": tie}
+            given = {"compression": admm(study, variant)}
         elif variant.method == "rigl":
             given = {"compression": RigL(variant.kept, exclude=exclude)}
         elif variant.method == "random_masks":
             given = {"masks": _random_masks(study, variant)}
-        return _finished(
-            study, variant, [_fit(study, variant, 0, epochs[0], attack, **given)], [attack]
-        )
+        return _finished(study, variant, [_fit(study, variant, 0, 0, epochs[0], **given)])
 
     base = Variant(variant.network, PRETRAINED, 1.0, variant.radius, variant.seed)
     variables = study.classifier(base).variables
-    strongest = pgd(variant.radius, study.config.max_steps)
-    fits = []
+    fits, masks, done = [], None, epochs[0]
     if variant.method == "magnitude":
         masks = pruning.Irregular().masks(variables["params"], variant.kept, exclude=exclude)
-    else:
-        method = (
-            Hydra(pruning.Irregular(), variant.kept, exclude=exclude)
-            if variant.method == "hydra"
-            else ADMM(pruning.Irregular(), variant.kept, rho, rho_growth=GROWTH, exclude=exclude)
-        )
-        chosen = _fit(
-            study, variant, 1, epochs[1], strongest, compression=method, variables=variables
-        )
+    elif variant.method != "dense_phases":
+        method: Any = Hydra(pruning.Irregular(), variant.kept, exclude=exclude)
+        if variant.method == "two_phase":
+            grows = {"rho_growth": GROWTH, "largest_rho": largest_rho(study), "rescale": False}
+            method = admm(study, variant, kept=variant.kept, **grows)
+        chosen = _fit(study, variant, 1, done, epochs[1], compression=method, variables=variables)
         fits.append(chosen)
-        variables, masks = chosen.variables, chosen.masks
-    fits.append(_fit(study, variant, 2, epochs[-1], strongest, variables=variables, masks=masks))
-    history = study.facts[base]["history"]
-    return _finished(study, variant, fits, [strongest] * len(fits), history)
+        variables, masks, done = chosen.variables, chosen.masks, done + epochs[1]
+    last = _fit(study, variant, 2, done, epochs[-1], variables=variables, masks=masks)
+    return _finished(study, variant, [*fits, last], study.facts[base]["history"])
 
 
 def _random_masks(study: Study, variant: Variant) -> Any:
     """As many weights of every layer as the irregular scheme keeps, drawn at random."""
-    exclude = networks.NETWORKS[variant.network].exclude
     network, shape = study.network(variant.network), study.dataset.image_shape
     params = training.initial_variables(network, shape, variant.seed)["params"]
+    sizes = {
+        path: kernel.size
+        for path, kernel in open_kernels(params, networks.NETWORKS[variant.network].exclude).items()
+    }
+    # One number with `exclude` would be of all kernels, those that stay whole too.
+    removed = {path: 1 - round(variant.kept * size) / size for path, size in sizes.items()}
     key = jax.random.fold_in(jax.random.key(variant.seed), 1)
-    leaves, structure = jax.tree.flatten(params)
-    drawn = [
-        jax.random.uniform(jax.random.fold_in(key, index), leaf.shape)
-        for index, leaf in enumerate(leaves)
-    ]
-    scores = jax.tree.unflatten(structure, drawn)
-    return pruning.Irregular().masks(scores, variant.kept, exclude=exclude)
+    return pruning.random(key, params, removed, scope="layer")
 
 
 def _fit(
-    study: Study, variant: Variant, phase: int, num_epochs: int, attack: Any, **given: Any
+    study: Study, variant: Variant, phase: int, first: int, num_epochs: int, **given: Any
 ) -> training.FitResult:
     """One training; its folder is deleted when all of them are done."""
     natural = {} if variant.radius else {"natural_weight": 0.0}
-    config = settings(study, num_epochs, seed=10 * variant.seed + phase, **natural)
+    config = course.settings(study, first, num_epochs, seed=10 * variant.seed + phase, **natural)
+    whole = pgd(variant.radius, study.config.max_steps) if variant.radius else None
     return training.fit(
         study.network(variant.network),
         (study.train.images, study.train.labels),
@@ -203,8 +166,10 @@ def _fit(
         run_dir=study.folder / "training" / f"{variant.stem}-{phase}",
         mean=study.dataset.mean,
         std=study.dataset.std,
+        validation=(study.validation.images, study.validation.labels),
+        validation_attack=whole,
         augment=None if study.dataset.name == "digits" else _PHOTOGRAPHS,
-        attack=attack,
+        attack=course.part_of(course.attacks(study, variant.radius), first, num_epochs),
         checkpoint_every=2 if study.config.quick else 1,
         progress=False,
         **given,
@@ -215,36 +180,49 @@ def _finished(
     study: Study,
     variant: Variant,
     fits: list[training.FitResult],
-    attacks: list[Any],
     earlier: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Saves a network, deletes its checkpoints, and says what it is."""
-    variables = fits[-1].variables
+    network, (mean, std) = study.network(variant.network), (study.dataset.mean, study.dataset.std)
+    # Estimated alike for all: a compression gives back such, a training without one moving averages.
+    variables = training.reestimate_batch_stats(
+        network,
+        fits[-1].variables,
+        study.train.images,
+        mean=mean,
+        std=std,
+        batch_size=min(study.config.batch_size, len(study.train)),
+        seed=variant.seed,
+    )
     size = study.save(variant, variables)
     dense = study.save(variant, variables, sparse=False)
     study.path(variant).with_suffix(".dense").unlink()
     classifier = study.classifier(variant)
-    right = right_ones(classifier, study.test.images, study.test.labels)
+    as_trained = models.Classifier(network.apply, fits[-1].variables, mean, std)
+    right, before = (
+        right_ones(one, study.test.images, study.test.labels) for one in (classifier, as_trained)
+    )
     history = list(earlier or ())
-    for fitted, attack in zip(fits, attacks, strict=True):
+    schedule = course.attacks(study, variant.radius)
+    for fitted in fits:
         first = len(history)
         for row in fitted.history:
-            history.append(dict(row) | {"epoch": first + row["epoch"]} | _strength(attack, row))
+            epoch = first + row["epoch"]
+            history.append(dict(row) | {"epoch": epoch} | course.strength(schedule, epoch))
     params = classifier.variables["params"]
-    exclude = tuple(f"{prefix}/" for prefix in networks.NETWORKS[variant.network].exclude)
-    kernels = {
-        path: np.asarray(leaf)
-        for path, leaf in named_leaves(params)
-        if path in pruning.kernel_paths(params) and not path.startswith(exclude)
-    }
+    exclude = networks.NETWORKS[variant.network].exclude
+    kernels = {path: np.asarray(leaf) for path, leaf in open_kernels(params, exclude).items()}
     residuals = [row["residual"] for row in history if row.get("residual") is not None]
+    finals = [fitted.final for fitted in fits if fitted.final]
     for phase in range(3):
         shutil.rmtree(study.folder / "training" / f"{variant.stem}-{phase}", ignore_errors=True)
     return {
         "right": pack(right),
+        "right_as_trained": int(before.sum()),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "weights": sum(kernel.size for kernel in kernels.values()),
         "zeros": sum(int((kernel == 0).sum()) for kernel in kernels.values()),
+        "promised": promised(variant, [kernel.size for kernel in kernels.values()]),
         "layers": len(kernels),
         "bytes": size,
         "dense_bytes": dense,
@@ -252,13 +230,21 @@ def _finished(
         "history": history,
         "seconds_per_epoch": fits[-1].seconds_per_epoch,
         "residual": residuals[-1] if residuals else None,
+        "final": finals[-1] if finals else None,
     }
 
 
-def _strength(attack: Any, row: dict[str, Any]) -> dict[str, Any]:
-    """What the attack of an epoch was, for the log."""
-    if attack is None:
-        return {}
-    stages = attack.stages if isinstance(attack, AttackSchedule) else ((1, attack),)
-    one: Any = [one for first, one in stages if first <= row["epoch"]][-1]
-    return {"epsilon": float(one.epsilon), "steps": int(one.num_steps)}
+def promised(variant: Variant, sizes: list[int]) -> int | None:
+    """How many weights a method says that it keeps, of kernels of these sizes; None: it does not say.
+
+    Whole filters and groups of M round otherwise: what they keep depends on the kernels' shapes.
+
+    Example:
+      >>> promised(Variant("resnet18", "hydra", 0.1), [144, 288])
+      43
+    """
+    if variant.method in ("redundant", "n_of_m"):
+        return None
+    if variant.method == "funnel":
+        return round(variant.kept * sum(sizes))
+    return sum(round(variant.kept * size) for size in sizes)

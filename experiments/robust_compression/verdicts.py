@@ -1,13 +1,12 @@
 """What the source says, and what the figures say of it."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from experiments.robust_compression import further, outcome, published, trained
-from experiments.robust_compression.config import SCHEMES
+from experiments.robust_compression import attacking, further, outcome, published, trained
+from experiments.robust_compression.config import ALTERNATIVES, CONTROL, SCHEMES
 from experiments.robust_compression.study import METHOD_WORDS, Study, Variant
 from jaxrobust import evaluation
 from jaxrobust.evaluation.attack_report import epsilon_label
@@ -24,7 +23,7 @@ def verdicts(study: Study) -> list[dict[str, Any]]:
     found += [_collapse(study), _sparsity(study)]
     others = [method for method in study.config.methods if method != "irregular"]
     schemes = [method for method in others if method in SCHEMES]
-    alternatives = [method for method in others if method not in SCHEMES]
+    alternatives = [method for method in others if method in ALTERNATIVES]
     if schemes:
         question = "Is the irregular scheme the best of ADMM's?"
         found.append(_against(study, schemes, question))
@@ -100,8 +99,8 @@ def _sure(study: Study) -> str:
     if len(study.seeds) == 1:
         return "One seed: what another training would give is not known."
     return (
-        f"Differences paired over {len(study.seeds)} seeds, 95 % Student-t intervals; they cover the "
-        "chance of training, not that of the test images."
+        f"Differences paired over {len(study.seeds)} seeds, 95 % Student-t intervals; every seed "
+        "attacks other test images."
     )
 
 
@@ -110,7 +109,12 @@ def _margin(study: Study, kept: float) -> dict[str, Any]:
     for network in study.config.networks:
         radius = study.config.radii[0]
         variant = Variant(network, "irregular", kept, radius, study.seeds[0])
-        for name, outcomes in (("clean", study.right), ("AutoAttack", study.standing)):
+        first_two = " and ".join(attacking.first_two(study))
+        for name, outcomes in (
+            ("clean", study.right),
+            (first_two, outcome.most(study)),
+            ("AutoAttack", study.standing),
+        ):
             gap = outcome.against_dense(study, variant, outcomes)
             answers.append(f"{network}, {name}: {within(gap, MARGIN)}.")
             details.append(f"{network}, {name} {_points(gap)}.")
@@ -174,19 +178,22 @@ def _collapse(study: Study) -> dict[str, Any]:
 
 
 def _sparsity(study: Study) -> dict[str, Any]:
-    found = [v for v in study.variants() if v.method == "irregular"]
-    off = []
-    for variant in found:
-        facts = study.facts[variant]
-        off.append(abs((facts["weights"] - facts["zeros"]) - variant.kept * facts["weights"]))
-    layers = max(study.facts[variant]["layers"] for variant in found)
-    exact = all(gap <= study.facts[v]["layers"] for gap, v in zip(off, found, strict=True))
+    found = [v for v in study.variants() if v.kept < 1 and study.facts[v]["promised"] is not None]
+    off = [
+        variant
+        for variant in found
+        if study.facts[variant]["weights"] - study.facts[variant]["zeros"]
+        != study.facts[variant]["promised"]
+    ]
+    methods = list(dict.fromkeys(METHOD_WORDS[variant.method] for variant in found))
     return blocks.verdict(
         "Is the sparsity in the saved files the one that was asked for?",
-        "Yes." if exact else "No.",
-        f"Counted in {len(found)} files of the irregular scheme: at most {math.ceil(max(off))} weights "
-        f"off, where rounding allows one for each of up to {layers} layers.",
+        f"No, in {len(off)} of {len(found)} files." if off else "Yes, to the weight.",
+        f"Weights that are not 0, counted in {len(found)} files ({', '.join(methods)}), against the "
+        "share of every kernel, rounded; funnel: of all kernels together. Redundant and N:M keep whole "
+        "filters and groups, and promise no number.",
         [("sizes", "sizes")],
+        details="; ".join(variant.name for variant in off),
     )
 
 
@@ -202,14 +209,25 @@ def _against(study: Study, methods: Sequence[str], question: str) -> dict[str, A
                 if other is None:
                     continue
                 gaps[METHOD_WORDS[method]] = outcome.against(study, own, other, outcomes)
+            if not gaps:  # they keep other shares alone
+                continue
             answers.append(f"{100 * kept:g} % kept, {name}: {compare(gaps)}.")
             details += [
                 f"{100 * kept:g} %, {name}, against {method}: {_points(gap)}."
                 for method, gap in gaps.items()
             ]
+    if set(methods) & set(ALTERNATIVES) and CONTROL in study.config.methods:
+        radius, seed = study.config.radii[0], study.seeds[0]
+        dense, control = (
+            Variant(study.main, radius=radius, seed=seed),
+            Variant(study.main, CONTROL, 1.0, radius, seed),
+        )
+        for name, outcomes in (("clean", study.right), ("under attack", outcome.common(study))):
+            gap = outcome.against(study, control, dense, outcomes)
+            details.append(f"Dense in two phases, less dense in one, {name}: {_points(gap)}.")
     return blocks.verdict(
         question,
-        " ".join(answers),
+        " ".join(answers) or "There is nothing to compare.",
         _sure(study)
         + " Paired t-tests, with Holm's correction over the methods of a comparison. The "
         "source says that its irregular scheme was best in work before it, and that of the three none "

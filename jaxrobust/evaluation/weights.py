@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxrobust import checks, pruning
+from jaxrobust.pruning.magnitude import not_excluded
 from jaxrobust.pruning.masks import named_leaves
 from jaxrobust.types import PyTree
 
@@ -30,7 +31,7 @@ def weight_histogram(
         largest magnitude. Above 0.
       normalise: Whether the weights are first divided by the largest magnitude, so that they lie in
         [-1, 1]: networks of different scales compare then.
-      exclude: Path prefixes of kernels that are left out.
+      exclude: Path prefixes of kernels that are left out; each must be of one at least.
 
     Returns:
       {"n": weights, "zeros": of them exactly 0, "middles": [num_bins], "counts": [num_bins] of those
@@ -39,8 +40,8 @@ def weight_histogram(
 
     Raises:
       TypeError: Bins that are no integer, prefixes that are no sequence.
-      ValueError: An even number of bins or fewer than 3, a limit that is not above 0, no kernels,
-        weights that are not finite.
+      ValueError: An even number of bins or fewer than 3, a limit that is not above 0, no kernels, a
+        prefix of none, weights that are not finite.
 
     Example:
       >>> import jax.numpy as jnp
@@ -54,10 +55,7 @@ def weight_histogram(
         raise ValueError(f"`num_bins` must be odd, for a bin around 0, got {num_bins}.")
     if limit is not None:
         checks.number("limit", limit, above=0.0)
-    if isinstance(exclude, str):
-        raise TypeError(f"`exclude` must be a sequence of path prefixes, got {exclude!r}.")
-    prefixes = tuple(f"{prefix.strip('/')}/" for prefix in exclude)
-    paths = {p for p in pruning.kernel_paths(params) if not f"{p}/".startswith(prefixes or ("//",))}
+    paths = set(not_excluded(dict.fromkeys(pruning.kernel_paths(params)), exclude))
     kernels = [np.asarray(leaf, np.float64) for p, leaf in named_leaves(params) if p in paths]
     if not kernels:
         raise ValueError("`params` must have kernels that `exclude` does not leave out.")

@@ -4,6 +4,8 @@ References:
   Marshall, "Robust Convolutional Neural Networks with Resource Constraints", master thesis, Université
   Grenoble Alpes, section 3.1: the radius rises every T / 3 epochs, the number of attack steps every
   epoch, and is reset when the radius rises; the number of weights falls.
+  Wong, Rice, Kolter, "Fast is better than free: Revisiting adversarial training", ICLR 2020,
+  https://arxiv.org/abs/2001.03994 (section 4.3: a single step of 1.25 epsilon, not of 2)
 """
 
 import dataclasses
@@ -15,6 +17,9 @@ from jaxrobust import checks
 from jaxrobust.pruning import cubic_schedule
 from jaxrobust.training.adversaries import AttackSchedule
 from jaxrobust.types import Attack
+
+# Of a single step, in epsilons: longer ones, at the corners of the ball, are what networks overfit to.
+LONGEST_STEP = 1.25
 
 
 def check_sequences(epsilons: Sequence[Any], steps: Sequence[int], kept: Sequence[float]) -> None:
@@ -79,7 +84,8 @@ def source_sequences(
       first_steps: At least 1, at most the attack's.
       first_kept: Of the first epoch, at least `kept`.
       settle: The share of the epochs, at the end, in which the budget rests, in [0, 1).
-      relative_step: Each step of the attack is this many epsilon / steps, above 0.
+      relative_step: Each step of the attack is this many epsilon / steps, above 0, but no longer than
+        1.25 epsilon, that of FGSM-RS: of one step, 2.5 epsilon are too many.
       separate: Whether only one of them changes in an epoch.
 
     Returns:
@@ -105,6 +111,8 @@ def source_sequences(
     checks.number("first_kept", first_kept, minimum=kept, maximum=1.0)
     checks.number("relative_step", relative_step, above=0.0)
     checks.number("settle", settle, minimum=0.0, maximum=1.0)
+    if settle == 1:
+        raise ValueError(f"`settle` must be in [0, 1), got {settle!r}.")
     for name in ("epsilon", "step_size", "num_steps"):
         if not hasattr(attack, name):
             raise TypeError(f"`attack` must have `{name}`, got {type(attack).__name__}.")
@@ -146,7 +154,8 @@ def source_sequences(
     stages: list[tuple[int, Any]] = []
     for epoch, (part, count) in enumerate(zip(parts, steps, strict=True), start=1):
         epsilon = attack.epsilon * (part + 1) / num_radii  # type: ignore[attr-defined]
-        changed = {"epsilon": epsilon, "step_size": relative_step * epsilon / count}
+        step_size = epsilon * min(relative_step / count, LONGEST_STEP)
+        changed = {"epsilon": epsilon, "step_size": step_size}
         one = dataclasses.replace(attack, num_steps=count, **changed)  # type: ignore[type-var]
         if not stages or (part, count) != (parts[epoch - 2], steps[epoch - 2]):
             stages.append((epoch, one))
