@@ -205,7 +205,10 @@ class _Builder:
                 jnp.abs(o) if is_known else o for o, is_known in zip(operands, known, strict=True)
             ]
             absolute = functools.partial(_apply, equation, magnitudes, 0)
-            counts = {"num_terms": _terms(equation), "num_uses": _uses(equation, known.index(False))}
+            counts = {
+                "num_terms": _terms(equation),
+                "num_uses": _uses(equation, known.index(False)),
+            }
             return [step("contraction", absolute=absolute, mixes=True, **counts)]
         if name == "neg" or (name == "sub" and len(unknown) == 1):
             return [step("scale")]
