@@ -259,8 +259,8 @@ def _prepare(
     nodes = jax.tree.leaves(logits_fn, is_leaf=lambda node: isinstance(node, Stochastic))
     if any(isinstance(node, Stochastic) for node in nodes):
         raise TypeError(
-            "`logits_fn` must give an image the same logits every time, got a Stochastic, whose answers "
-            "are random; `defenses.certify` is for a classifier smoothed with noise."
+            "`logits_fn` must give an image the same logits every time, got a Stochastic, whose "
+            "answers are random; `defenses.certify` is for a classifier smoothed with noise."
         )
     checks.float_images(images)
     checks.integer("num_rows", num_rows, minimum=1)

@@ -3,7 +3,7 @@
 Rounding: sums are widened by what their rounding can be at worst, in any order of their terms, here and
 in the network. Single additions, multiplications and divisions are widened by two steps of float32: a
 compiler fuses a product with a sum, which rounds once instead of twice, or divides by multiplying, here
-or in the network. Exponentials and their like are widened by four. What only copies or compares is exact.
+or in the network. Exponentials and their like are widened by four. What copies or compares is exact.
 
 References:
   Gowal et al., "Scalable Verified Training for Provably Robust Image Classification", ICCV 2019,

@@ -7,8 +7,8 @@ pixels the bound is the least that a linear function has in a box.
 Rounding: large coefficients may cancel to small ones whose rounding is that of the large. So at every
 step that is passed a bound is lowered by what the rounding of the coefficients can change, and with it
 that of the step's own value in the network: (terms forwards + terms backwards + 4) steps of float32 of
-|c| (|W| |x|), for any order of the terms. That is (|W|^T |c|) |x|, the absolute coefficient times what it
-meets, without following one back. What a bound then adds up is lowered likewise.
+|c| (|W| |x|), for any order of the terms. That is (|W|^T |c|) |x|, the absolute coefficient times what
+it meets, without following one back. What a bound then adds up is lowered likewise.
 
 References:
   Zhang et al., "Efficient Neural Network Robustness Certification with General Activation Functions",

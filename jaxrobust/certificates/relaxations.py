@@ -1,8 +1,8 @@
 """Straight lines below and above a step that is not affine, within its operands' intervals.
 
 Rounding: slopes and offsets are computed in float32, and the network rounds the step itself. Both move
-a line past the step by a few steps of float32 of what the line adds up; `Lines.error` is more than that,
-where functions and their derivatives are computed to within four steps.
+a line past the step by a few steps of float32 of what the line adds up; `Lines.error` is more than
+that, where functions and their derivatives are computed to within four steps.
 
 References:
   Zhang et al., "Efficient Neural Network Robustness Certification with General Activation Functions",
@@ -22,7 +22,6 @@ import jax.numpy as jnp
 from jaxrobust.certificates.intervals import Interval, magnitude
 from jaxrobust.certificates.steps import Step
 from jaxrobust.types import Array
-
 
 # Steps of float32, of which a slope takes 3 and an offset 4 more.
 _NUM_STEPS = 8
@@ -167,7 +166,7 @@ def _curve_error(step: Step, low: Array, high: Array, *lines: Line) -> Array:
 
 def _mirrored(lines: Lines) -> Lines:
     """Of minus the function."""
-    lower, upper = (Line((-line.slopes[0],), -line.offset) for line in lines)
+    lower, upper = (Line((-line.slopes[0],), -line.offset) for line in (lines.lower, lines.upper))
     return Lines(upper, lower, lines.error)
 
 
@@ -184,8 +183,8 @@ def _sigmoid(step: Step, low: Array, high: Array) -> Lines:
     across = Lines(below, above, _curve_error(step, low, high, below, above))
     convex, concave = _curve(step, low, high), _mirrored(_curve(step, low, high, sign=-1))
 
-    def chosen(*lines: Array) -> Array:
-        return jnp.where(high <= 0, lines[0], jnp.where(low >= 0, lines[1], lines[2]))
+    def chosen(*of_lines: Array) -> Array:
+        return jnp.where(high <= 0, of_lines[0], jnp.where(low >= 0, of_lines[1], of_lines[2]))
 
     lines: Lines = jax.tree.map(chosen, convex, concave, across)
     return lines
