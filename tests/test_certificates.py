@@ -90,6 +90,25 @@ def test_many_terms_that_cancel_do_not_round_inwards():
         assert (lower - bounds.lower).max() < 2e-3 * np.abs(weights).sum(axis=0).max()
 
 
+def test_single_operations_do_not_round_inwards():
+    """Of a small slope and a large constant nearly all digits are rounded away."""
+    slope, large, divisor = np.float32(1e-3), np.float32(1000.1), np.float32(7e3)
+
+    def logits_fn(images):
+        pixel = images.reshape(len(images), 1)
+        return jnp.concatenate([pixel * slope + large, large - pixel / divisor], axis=1)
+
+    images = np.random.default_rng(5).uniform(0.2, 0.8, size=(500, 1, 1, 1)).astype(np.float32)
+    low, high = (end.reshape(-1) for end in box(images, 1e-3))
+    large, slope, divisor = float(large), float(slope), float(divisor)
+    lower = np.stack([low * slope + large, large - high / divisor], axis=1)
+    upper = np.stack([high * slope + large, large - low / divisor], axis=1)
+    bounds = ibp_bounds(logits_fn, images, 1e-3)
+    for outward in (lower - np.asarray(bounds.lower), np.asarray(bounds.upper) - upper):
+        assert outward.dtype == np.float64
+        assert (outward >= 0).all() and outward.max() < 2e-3
+
+
 def twins(arrays, images):
     first, second, bias = arrays
     return jax.nn.relu(images.reshape(len(images), -1) @ first) @ second + bias
