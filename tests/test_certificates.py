@@ -9,10 +9,13 @@ import pytest
 from jax import lax
 from small_networks import SMALL
 
-from jaxrobust import certificates, models
-from jaxrobust.attacks import PGD
+from jaxrobust import certificates, data, models
+from jaxrobust.attacks import APGD, PGD
 from jaxrobust.certificates import certify, crown_bounds, ibp_bounds, margin_bounds
+from jaxrobust.certificates.intervals import Interval, propagate
+from jaxrobust.certificates.program import trace
 from jaxrobust.models import Classifier
+from jaxrobust.types import Stochastic
 
 RNG = np.random.default_rng(0)
 SHAPE = (4, 4, 2)
@@ -87,6 +90,65 @@ def test_many_terms_that_cancel_do_not_round_inwards():
         assert (bounds.lower <= lower).all()
         # What is given away is little of the terms, whose absolute values sum up to thousands.
         assert (lower - bounds.lower).max() < 2e-3 * np.abs(weights).sum(axis=0).max()
+
+
+def test_single_operations_do_not_round_inwards():
+    """Of a small slope and a large constant nearly all digits are rounded away."""
+    slope, large, divisor = np.float32(1e-3), np.float32(1000.1), np.float32(7e3)
+
+    def logits_fn(images):
+        pixel = images.reshape(len(images), 1)
+        return jnp.concatenate([pixel * slope + large, large - pixel / divisor], axis=1)
+
+    images = np.random.default_rng(5).uniform(0.2, 0.8, size=(500, 1, 1, 1)).astype(np.float32)
+    pixels = Interval(images - np.float32(1e-3), images + np.float32(1e-3))
+    low, high = (np.asarray(end, np.float64).reshape(-1) for end in pixels)
+    large, slope, divisor = float(large), float(slope), float(divisor)
+    lower = np.stack([low * slope + large, large - high / divisor], axis=1)
+    upper = np.stack([high * slope + large, large - low / divisor], axis=1)
+    # The intervals themselves: what `ibp_bounds` adds for its sums would hide it.
+    program = trace(
+        jax.tree_util.Partial(logits_fn), jax.ShapeDtypeStruct(images.shape, images.dtype)
+    )
+    found = propagate(program, Interval(*map(jnp.asarray, pixels)))[-1]
+    for outward in (lower - np.asarray(found.lower), np.asarray(found.upper) - upper):
+        assert outward.dtype == np.float64
+        assert (outward >= 0).all() and outward.max() < 5e-4
+
+
+def twins(arrays, images):
+    first, second, bias = arrays
+    return jax.nn.relu(images.reshape(len(images), -1) @ first) @ second + bias
+
+
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp", "crown"])
+def test_coefficients_that_cancel_on_the_way_back_do_not_round_inwards(method):
+    """Pairs of units that are nearly the same, of opposite large weights: what is left is rounding."""
+    epsilon, gaps = 1e-6, []
+    for seed in range(20):
+        generator = np.random.default_rng(seed)
+        first = generator.uniform(0.5, 1, size=(48, 32)).astype(np.float32)
+        twin = first * (1 + 3e-7 * generator.normal(size=first.shape))
+        first = np.concatenate([first, twin.astype(np.float32)], axis=1)
+        large = generator.uniform(500, 1000, size=32).astype(np.float32)
+        second = np.stack([np.concatenate([large, -large]), np.zeros(64)], axis=1)
+        image = generator.uniform(0.3, 0.7, size=(1, 4, 4, 3)).astype(np.float32)
+        # No unit is ever shut: the least margin is that of an affine function.
+        slope = first.astype(np.float64) @ second[:, 0]
+        least = slope @ image.reshape(-1).astype(np.float64) - epsilon * np.abs(slope).sum()
+        for worst in (-0.01 * abs(least), -0.1 * abs(least), 100.0):
+            bias = np.float32([worst - least, 0])
+            arrays = (first, second.astype(np.float32), bias)
+            classifier = Classifier(twins, tuple(jnp.asarray(array) for array in arrays))
+            report = certify(classifier, image, np.array([0]), epsilon=epsilon, method=method)
+            exact = least + float(bias[0])
+            assert report.margins[0, 1] <= exact
+            assert not (report.certified[0] and exact < 0)
+            gaps.append(exact - report.margins[0, 1])
+            # It is not met by certifying nothing.
+            assert exact < 0 or method == "ibp" or report.certified[0]
+    # About a million is what cancels: linear bounds give away little of it.
+    assert method == "ibp" or max(gaps) < 50
 
 
 def two_pixels(seed, hidden=4):
@@ -310,6 +372,68 @@ def test_certify_goes_through_batches_and_counts_only_the_proved():
     np.testing.assert_allclose(report.margins, clean, atol=5e-3)
 
 
+def test_what_the_compiled_classifier_gets_wrong_is_not_certified():
+    def logits_fn(
+        images,
+    ):  # answers two images at a time in another way than the one that is bounded
+        score = images.sum((1, 2, 3)) * (1 if len(images) == 1 else -1)
+        return jnp.stack([score, -score], axis=1)
+
+    labels = np.array([0, 0, 0])
+    for size, expected in ((1, [True] * 3), (2, [False] * 3)):
+        report = certify(logits_fn, IMAGES, labels, epsilon=0.01, batch_size=size, method="ibp")
+        assert report.certified.tolist() == expected
+        assert (report.margins > 0).all()
+
+
+def test_certified_is_at_most_robust_and_that_at_most_clean():
+    """Image by image, of a small convolutional network that was trained."""
+    digits = data.load("digits", image_size=8)
+    train = jnp.asarray(digits.train.images[::5, ..., :1], jnp.float32) / 255
+    targets = jnp.asarray(digits.train.labels[::5])
+
+    def apply(kernels, images):
+        names = ("NHWC", "HWIO", "NHWC")
+        for weights in kernels[:2]:
+            images = lax.conv_general_dilated(
+                images, weights, (2, 2), "SAME", dimension_numbers=names
+            )
+            images = jax.nn.relu(images)
+        return images.reshape(len(images), -1) @ kernels[2]
+
+    @jax.jit
+    def step(kernels):
+        def loss(kernels):
+            return -jax.nn.log_softmax(apply(kernels, train))[
+                jnp.arange(len(train)), targets
+            ].mean()
+
+        return jax.tree.map(lambda w, g: w - 0.5 * g, kernels, jax.grad(loss)(kernels))
+
+    kernels = (kernel(3, 3, 1, 6), kernel(3, 3, 6, 8, seed=1), kernel(32, 10, seed=2))
+    for _ in range(100):
+        kernels = step(kernels)
+    classifier = Classifier(apply, kernels)
+    images = np.asarray(digits.test.images[::6, ..., :1], np.float32) / 255
+    labels = digits.test.labels[::6]
+    right = np.asarray(classifier(images)).argmax(axis=1) == labels
+    counts = []
+    for epsilon in (0.01, 0.03, 0.1):
+        attack = APGD(epsilon, num_iterations=20)
+        found = attack(KEY, classifier, jnp.asarray(images), jnp.asarray(labels))
+        robust = right & ~np.asarray(found.success)
+        proved = [
+            certify(classifier, images, labels, epsilon=epsilon, method=method).certified
+            for method in ("ibp", "crown")
+        ]
+        assert all((certified <= robust).all() for certified in proved)
+        counts.append([*(int(certified.sum()) for certified in proved), int(robust.sum())])
+    # It is not met by certifying nothing, nor by an attack that finds nothing.
+    assert right.sum() > 0.8 * len(labels)
+    assert counts[0][1] > 0.5 * len(labels) and counts[1][1] > counts[1][0]
+    assert counts[-1][-1] < 0.5 * right.sum()
+
+
 def test_nan_certifies_nothing():
     classifier, _ = two_pixels(0)
     arrays = (classifier.variables[0], classifier.variables[1].at[0].set(jnp.nan))
@@ -405,6 +529,12 @@ def test_arguments_out_of_range(error, match, change):
     arguments = {"logits_fn": residual, "images": IMAGES, "labels": np.array([0, 1, 2])}
     with pytest.raises(error, match=match):
         certify(**{**arguments, "epsilon": 0.1, **change})
+    noisy = Stochastic(jax.tree_util.Partial(lambda keys, images: residual(images)))
+    for function in (noisy, jax.tree_util.Partial(lambda inner, images: inner(images), noisy)):
+        with pytest.raises(TypeError, match="`logits_fn` .* got a Stochastic"):
+            certify(function, IMAGES, np.array([0, 1, 2]), epsilon=0.1)
+        with pytest.raises(TypeError, match="`logits_fn` .* got a Stochastic"):
+            ibp_bounds(function, IMAGES, 0.1)
     with pytest.raises(ValueError, match="`intermediate` must be one of"):
         crown_bounds(residual, IMAGES, 0.1, intermediate="zonotope")
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxrobust import checks, compilation
 from jaxrobust.certificates.linear import METHODS, lower_bounds
 from jaxrobust.certificates.program import trace
-from jaxrobust.types import Array, LogitsFn
+from jaxrobust.types import Array, LogitsFn, Stochastic
 
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all)."""
@@ -29,8 +29,15 @@ class Bounds(NamedTuple):
 class Certified:
     """What `certify` proves of N images; host arrays.
 
+    Proved are the margins, in real arithmetic, of the network whose constants are the weights and what
+    float32 makes of weights alone. They are moved outwards by the worst of two roundings: that of the
+    bounds' own float32, and that of a network computed in float32 operation by operation, its sums in
+    any order, its functions to within four steps of float32. A compiled network that rounds otherwise
+    (TF32, bfloat16, convolutions by transforms) is not covered; of it is known that it answered right.
+
     Attributes:
-      certified: bool [N]: every image within epsilon, and the image itself, has the label.
+      certified: bool [N]: no image within epsilon has a margin of 0 or less, and the compiled
+        classifier gives the image itself the label.
       margins: float32 [N, K]: what the label's logit exceeds that of each class by, at least; inf for
         the label itself.
       labels: int [N].
@@ -59,7 +66,7 @@ def ibp_bounds(logits_fn: LogitsFn, images: Array, epsilon: Any) -> Bounds:
 
     Raises:
       NotImplementedError: An operation that has no bounds here; the message names it and its layer.
-      TypeError: Integer images.
+      TypeError: Integer images; a `types.Stochastic`.
       ValueError: Images outside [0, 1] or of the wrong shape, a negative epsilon.
 
     Example:
@@ -163,6 +170,10 @@ def certify(
 ) -> Certified:
     """Which images keep their label whatever is done to them within epsilon, proved by bounds.
 
+    The proof is of the network in real arithmetic, with an allowance for float32 (`Certified` says
+    which); besides, an image counts only if the compiled classifier, asked for `batch_size` images at
+    a time, answers it right.
+
     An image that is not certified may be robust or not: attacks tell. The rate with its interval is
     `evaluation.certified_accuracy`. Other epsilons, and other weights of a Classifier, compile nothing.
 
@@ -199,7 +210,7 @@ def certify(
     checks.value_range(images)
     _check_epsilon(epsilon, len(images))
     radii = np.broadcast_to(np.asarray(epsilon, np.float64), labels.shape)
-    rows = []
+    rows, answers = [], []
     for indices, count in _batches(len(images), batch_size):
         of_batch = margin_bounds(
             logits_fn,
@@ -210,11 +221,19 @@ def certify(
             num_rows=num_rows,
         )
         rows.append(np.asarray(of_batch)[:count])
+        function = compilation.as_argument(logits_fn)
+        answers.append(np.asarray(_answers(function, jnp.asarray(images[indices])))[:count])
         if progress is not None:
             progress(int(indices[count - 1]) + 1, len(images))
     margins = np.concatenate(rows)
     # A NaN is not above 0, so it certifies nothing.
-    return Certified(np.all(margins > 0, axis=1), margins, labels, radii.copy(), method)
+    certified = np.all(margins > 0, axis=1) & (np.concatenate(answers) == labels)
+    return Certified(certified, margins, labels, radii.copy(), method)
+
+
+@compilation.jit
+def _answers(function: Any, images: Array) -> Array:
+    return jnp.argmax(function(images), axis=1)
 
 
 def _batches(num_images: int, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
@@ -237,6 +256,12 @@ def _prepare(
     logits_fn: LogitsFn, images: Any, epsilon: Any, num_rows: int
 ) -> tuple[Any, Array, Array]:
     """The classifier as an argument of compiled code, the images and every one's radius."""
+    nodes = jax.tree.leaves(logits_fn, is_leaf=lambda node: isinstance(node, Stochastic))
+    if any(isinstance(node, Stochastic) for node in nodes):
+        raise TypeError(
+            "`logits_fn` must give an image the same logits every time, got a Stochastic, whose "
+            "answers are random; `defenses.certify` is for a classifier smoothed with noise."
+        )
     checks.float_images(images)
     checks.integer("num_rows", num_rows, minimum=1)
     if not checks.is_traced(images):

@@ -1,9 +1,9 @@
 """Interval bounds: every step's values lie between two numbers if those of its operands do.
 
-Rounding: the ends of an interval are computed with the step's own operation, and an operation that
-rounds to the nearest keeps the order of what it rounds. Sums are widened by what their rounding can be
-at worst, in any order of their terms, here and in the network. Exponentials and their like
-are widened by four units in the last place.
+Rounding: sums are widened by what their rounding can be at worst, in any order of their terms, here and
+in the network. Single additions, multiplications and divisions are widened by two steps of float32: a
+compiler fuses a product with a sum, which rounds once instead of twice, or divides by multiplying, here
+or in the network. Exponentials and their like are widened by four. What copies or compares is exact.
 
 References:
   Gowal et al., "Scalable Verified Training for Provably Robust Image Classification", ICCV 2019,
@@ -107,25 +107,35 @@ def _step_of(dtype: jnp.dtype) -> float:
     return float(jnp.finfo(dtype).eps)
 
 
-def _increasing(step: Step, *operands: Interval) -> Interval:
+def _outward(low: Array, high: Array, num_steps: int = 2) -> Interval:
+    slack = num_steps * _step_of(low.dtype)
+    return Interval(low - slack * jnp.abs(low), high + slack * jnp.abs(high))
+
+
+def _ends(step: Step, *operands: Interval) -> Interval:
     return Interval(
         step.function(*(operand.lower for operand in operands)),
         step.function(*(operand.upper for operand in operands)),
     )
 
 
+def _increasing(step: Step, *operands: Interval) -> Interval:
+    ends = _ends(step, *operands)
+    return ends if step.num_terms == 1 else _outward(*ends)
+
+
 def _sum(step: Step, operand: Interval) -> Interval:
-    slack = rounding(step) * step.function(_magnitude(operand))
+    slack = rounding(step) * step.function(magnitude(operand))
     return Interval(step.function(operand.lower) - slack, step.function(operand.upper) + slack)
 
 
 def _scale(step: Step, operand: Interval) -> Interval:
     ends = step.function(operand.lower), step.function(operand.upper)
-    return Interval(jnp.minimum(*ends), jnp.maximum(*ends))
+    return _outward(jnp.minimum(*ends), jnp.maximum(*ends))
 
 
 def _difference(step: Step, first: Interval, second: Interval) -> Interval:
-    return Interval(
+    return _outward(
         step.function(first.lower, second.upper), step.function(first.upper, second.lower)
     )
 
@@ -143,19 +153,17 @@ def _contraction(step: Step, operand: Interval) -> Interval:
 def _product(step: Step, first: Interval, second: Interval) -> Interval:
     corners = [one * other for one in first for other in second]
     low = jnp.minimum(jnp.minimum(*corners[:2]), jnp.minimum(*corners[2:]))
-    return Interval(low, jnp.maximum(jnp.maximum(*corners[:2]), jnp.maximum(*corners[2:])))
+    return _outward(low, jnp.maximum(jnp.maximum(*corners[:2]), jnp.maximum(*corners[2:])))
 
 
 def _square(step: Step, operand: Interval) -> Interval:
     ends = step.function(operand.lower), step.function(operand.upper)
     inside = (operand.lower <= 0) & (operand.upper >= 0)
-    return Interval(jnp.where(inside, 0, jnp.minimum(*ends)), jnp.maximum(*ends))
+    return _outward(jnp.where(inside, 0, jnp.minimum(*ends)), jnp.maximum(*ends))
 
 
 def _curve(step: Step, operand: Interval) -> Interval:
-    low, high = _increasing(step, operand)
-    slack = 4 * _step_of(step.result.dtype)
-    return Interval(low - slack * jnp.abs(low), high + slack * jnp.abs(high))
+    return _outward(*_ends(step, operand), num_steps=4)
 
 
 _RULES: dict[str, Callable[..., Interval]] = {
@@ -164,8 +172,8 @@ _RULES: dict[str, Callable[..., Interval]] = {
     "scale": _scale,
     "difference": _difference,
     "contraction": _contraction,
-    "max": _increasing,
-    "min": _increasing,
+    "max": _ends,
+    "min": _ends,
     "product": _product,
     "square": _square,
     "convex": _curve,
@@ -180,5 +188,6 @@ def rounding(step: Step) -> float:
     return (step.num_terms + 4) * _step_of(step.result.dtype)
 
 
-def _magnitude(operand: Interval) -> Array:
+def magnitude(operand: Interval) -> Array:
+    """Elementwise the largest absolute value."""
     return jnp.maximum(jnp.abs(operand.lower), jnp.abs(operand.upper))

@@ -4,6 +4,12 @@ An affine step is passed by its transpose, which jax has of any operation; a ste
 the line below it where its coefficient is positive and by the one above where it is negative. At the
 pixels the bound is the least that a linear function has in a box.
 
+Rounding: large coefficients may cancel to small ones whose rounding is that of the large. So at every
+step that is passed a bound is lowered by what the rounding of the coefficients can change, and with it
+that of the step's own value in the network: (terms forwards + terms backwards + 4) steps of float32 of
+|c| (|W| |x|), for any order of the terms. That is (|W|^T |c|) |x|, the absolute coefficient times what
+it meets, without following one back. What a bound then adds up is lowered likewise.
+
 References:
   Zhang et al., "Efficient Neural Network Robustness Certification with General Activation Functions",
   NeurIPS 2018, theorem 3.2 and corollary 3.3, https://arxiv.org/abs/1811.00866
@@ -11,6 +17,7 @@ References:
   section 3.2 (intermediate bounds by intervals), https://arxiv.org/abs/1906.06316
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,15 +25,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrobust.certificates.intervals import Interval, interval_of, propagate
+from jaxrobust.certificates.intervals import Interval, interval_of, magnitude, propagate
 from jaxrobust.certificates.relaxations import Line, Lines, relax
-from jaxrobust.certificates.steps import Operand, Program, Reference
+from jaxrobust.certificates.steps import Operand, Program, Reference, Step
 from jaxrobust.types import Array
 
 METHODS = ("ibp", "crown-ibp", "crown")
-# Of the sum of the absolute values of everything that a bound adds up: what it is moved outwards. 170
-# half steps of float32.
-ROUNDING = 1e-5
 
 
 def lower_bounds(
@@ -45,8 +49,8 @@ def lower_bounds(
     Returns:
       [S].
     """
-    # A pixel's own rounding: half a step of float32 below 1.
-    reach = epsilon + jnp.finfo(image.dtype).eps / 2
+    # A pixel's own rounding, half a step of float32 below 1, and that of the radius.
+    reach = epsilon + jnp.finfo(image.dtype).eps * (0.5 + epsilon)
     box = Interval(jnp.maximum(image - reach, 0), jnp.minimum(image + reach, 1))
     backwards = _Backwards(program)
 
@@ -71,7 +75,8 @@ def lower_bounds(
     # By the logits' own intervals, and then by as much of the network as the method goes through.
     positive, negative = jnp.maximum(functionals, 0), jnp.minimum(functionals, 0)
     terms = jnp.concatenate([positive * logits.lower[0], negative * logits.upper[0]], axis=1)
-    bounds = terms.sum(axis=1) - ROUNDING * jnp.abs(terms).sum(axis=1)
+    slack = _slack(terms.shape[1], terms.dtype)
+    bounds = terms.sum(axis=1) - slack * jnp.abs(terms).sum(axis=1)
     backwards.prepare(last, intervals)
     for relaxed in (False, True)[: 1 if method == "ibp" else 2]:
         follow = jax.vmap(lambda row, r=relaxed: backwards(last, row[None], intervals, r))
@@ -85,10 +90,12 @@ class _Transpose(NamedTuple):
     Attributes:
       constant: What it is at 0.
       pull_back: A coefficient of its result to those of its operands.
+      error: What rounding changes for a coefficient of 1, of its shape; None where there is none.
     """
 
     constant: Array
     pull_back: Callable[[Array], tuple[Array, ...]]
+    error: Array | None
 
 
 class _Backwards:
@@ -102,12 +109,14 @@ class _Backwards:
         """The transpose of an affine step, the lines of another."""
         if index not in self.steps:
             step = self.program[index]
+            of_operands = [interval_of(operand, intervals) for operand in step.operands]
             if step.is_affine:
                 shapes = [self.program[o.position].result for o in _references(step.operands)]
                 zeros = [jnp.zeros(shape.shape, shape.dtype) for shape in shapes]
-                self.steps[index] = _Transpose(*jax.vjp(step.function, *zeros))
+                constant, pull_back = jax.vjp(step.function, *zeros)
+                error = _error(step, of_operands, constant)
+                self.steps[index] = _Transpose(constant, pull_back, error)
             else:
-                of_operands = [interval_of(operand, intervals) for operand in step.operands]
                 self.steps[index] = relax(step, of_operands)
         return self.steps[index]
 
@@ -128,7 +137,7 @@ class _Backwards:
           relaxed: Go through steps that are not affine; otherwise end at their intervals.
         """
         coefficients: dict[int, Array] = {index: coefficient}
-        total = _Total()
+        total = _Total(coefficient.dtype)
         for position in range(index, -1, -1):
             if position not in coefficients:
                 continue
@@ -139,39 +148,102 @@ class _Backwards:
             backwards = self.step(position, intervals)
             if step.is_affine:
                 total.add(here * backwards.constant)
+                if backwards.error is not None:
+                    total.widen(here, backwards.error)
                 shares = backwards.pull_back(here)
             else:
                 positive, negative = jnp.maximum(here, 0), jnp.minimum(here, 0)
                 lines: Lines = backwards
+                total.widen(here, lines.error)
                 total.add(positive * lines.lower.offset + negative * lines.upper.offset)
                 shares = _weighted(lines.lower, positive, lines.upper, negative)
             for operand, share in zip(step.operands, shares, strict=True):
                 if not isinstance(operand, Reference):
                     total.add(share * operand)
                 elif operand.position in coefficients:
-                    coefficients[operand.position] = coefficients[operand.position] + share
+                    share = coefficients[operand.position] + share
+                    coefficients[operand.position] = share
+                    met = magnitude(intervals[operand.position])
+                    total.widen(share, jnp.finfo(share.dtype).eps * met)
                 else:
                     coefficients[operand.position] = share
-        return total.value - ROUNDING * total.magnitude
+        return total.least()
 
 
 class _Total:
-    """A sum, and the sum of the absolute values of its terms."""
+    """A sum, the sum of the absolute values of its terms, and what rounding takes from it at worst."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: Any) -> None:
+        self.dtype = dtype
+        self.count = 0
         self.value: Any = 0.0
         self.magnitude: Any = 0.0
+        self.error: Any = 0.0
 
     def add(self, terms: Array) -> None:
-        self.value += jnp.sum(terms)
-        self.magnitude += jnp.sum(jnp.abs(terms))
+        terms, num_terms = _shortened(terms)
+        self._add(jnp.sum(terms), jnp.sum(jnp.abs(terms)), num_terms)
 
     def add_least(self, coefficient: Array, interval: Interval) -> None:
         """The least of sum(coefficient * x) for x in the interval."""
         centre = interval.lower / 2 + interval.upper / 2
         radius = jnp.maximum(interval.upper - centre, centre - interval.lower)
-        self.value += jnp.sum(coefficient * centre) - jnp.sum(jnp.abs(coefficient) * radius)
-        self.magnitude += jnp.sum(jnp.abs(coefficient) * (jnp.abs(centre) + radius))
+        # The ends were rounded, each product is: its sum may have either sign.
+        values, num_terms = _shortened(coefficient * centre - jnp.abs(coefficient) * radius)
+        sizes, _ = _shortened(jnp.abs(coefficient) * (jnp.abs(centre) + radius))
+        self._add(jnp.sum(values), jnp.sum(sizes), num_terms + 4)
+
+    def widen(self, coefficient: Array, error: Array) -> None:
+        """An error of each element of a step, times its coefficient."""
+        self.error += jnp.sum(jnp.abs(coefficient) * error)
+
+    def _add(self, value: Array, magnitude: Array, num_terms: int) -> None:
+        self.count += 1
+        self.value += value
+        self.magnitude += magnitude
+        self.error += _slack(num_terms, self.dtype) * magnitude
+
+    def least(self) -> Array:
+        least: Array = self.value - _slack(self.count, self.dtype) * self.magnitude - self.error
+        return least
+
+
+def _slack(num_terms: int, dtype: Any) -> float:
+    """What rounding does to a sum, of the sum of the absolute values: twice the worst, and a few."""
+    return (num_terms + 4) * float(jnp.finfo(dtype).eps)
+
+
+_ROWS = 16
+
+
+def _shortened(terms: Array) -> tuple[Array, int]:
+    """Fewer terms of the same sum, and how many roundings each has come to meet when they are added.
+
+    The worst case of a sum grows with its terms, and the order in which a compiler adds them is not
+    known. Of sums that are written out it is.
+    """
+    flat = terms.reshape(-1)
+    if flat.size <= _ROWS**2:
+        return flat, flat.size
+    flat = jnp.pad(flat, (0, -flat.size % _ROWS)).reshape(_ROWS, -1)
+    return functools.reduce(jnp.add, list(flat)), flat.shape[1] + _ROWS
+
+
+def _error(step: Step, operands: list[Interval], constant: Array) -> Array | None:
+    """What an affine step and its transpose are rounded by at worst, for a coefficient of 1."""
+    if step.is_copy:
+        return None
+    sizes = [magnitude(operand) for operand in operands]
+    if step.absolute is not None:
+        total = step.absolute(*sizes)
+    elif step.kind == "difference":
+        total = sizes[0] + sizes[1]
+    elif step.kind == "scale":
+        total = jnp.maximum(*(jnp.abs(step.function(end) - constant) for end in operands[0]))
+    else:
+        total = step.function(*sizes) - constant
+    # An exact constant meets no other rounding than that of the value that it is part of.
+    return _slack(step.num_terms + step.num_uses, total.dtype) * (total + jnp.abs(constant))
 
 
 def _references(operands: tuple[Operand, ...]) -> list[Reference]:

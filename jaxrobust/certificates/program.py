@@ -186,10 +186,10 @@ class _Builder:
         if name in _INCREASING and not (name == "select_n" and not known[0]):
             if name in ("gather", "dynamic_slice") and not first_only:
                 raise _unsupported(equation, layer, "whose indices depend on the image")
-            mixes = name in ("add", "add_any") and len(unknown) == 2
-            return [
-                step("increasing", index, mixes=mixes) for index in range(len(equation.outvars))
-            ]
+            adds = name in ("add", "add_any")
+            more = {"mixes": adds and len(unknown) == 2, "num_terms": 1 + adds}
+            more["num_uses"] = _repetitions(equation)
+            return [step("increasing", index, **more) for index in range(len(equation.outvars))]
         if name == "stop_gradient":
             return operands  # bounds are of values
         if name == "convert_element_type":
@@ -197,14 +197,19 @@ class _Builder:
                 raise _unsupported(equation, layer, f"to {np.dtype(params['new_dtype']).name}")
             return operands
         if name in _SUMS:
-            return [step("sum", num_terms=_terms(equation), mixes=True)]
+            terms = _terms(equation)
+            uses = 1 if name == "reduce_sum" else terms
+            return [step("sum", num_terms=terms, num_uses=uses, mixes=True)]
         if name in _CONTRACTIONS and len(unknown) == 1:
             magnitudes = [
                 jnp.abs(o) if is_known else o for o, is_known in zip(operands, known, strict=True)
             ]
             absolute = functools.partial(_apply, equation, magnitudes, 0)
-            terms = _terms(equation)
-            return [step("contraction", absolute=absolute, num_terms=terms, mixes=True)]
+            counts = {
+                "num_terms": _terms(equation),
+                "num_uses": _uses(equation, known.index(False)),
+            }
+            return [step("contraction", absolute=absolute, mixes=True, **counts)]
         if name == "neg" or (name == "sub" and len(unknown) == 1):
             return [step("scale")]
         if name == "sub":
@@ -344,6 +349,29 @@ def _terms(equation: Any) -> int:
         return math.prod(params["window_dimensions"])
     axes = params["axes"] if "axes" in params else (params["axis"],)
     return math.prod(shape[axis] for axis in axes)
+
+
+def _uses(equation: Any, unknown: int) -> int:
+    """Of a contraction: in how many elements of the result one of the operand is, at most."""
+    params, size = equation.params, math.prod(equation.outvars[0].aval.shape)
+    if equation.primitive.name == "dot_general":
+        contracted, batch = (axes[1 - unknown] for axes in params["dimension_numbers"])
+        shape = equation.invars[1 - unknown].aval.shape
+        return math.prod(n for axis, n in enumerate(shape) if axis not in (*contracted, *batch))
+    if unknown == 0:
+        kernel = equation.invars[1].aval.shape
+        return min(size, math.prod(kernel) // kernel[params["dimension_numbers"].rhs_spec[1]])
+    return size
+
+
+def _repetitions(equation: Any) -> int:
+    """How often an element is copied by an operation that copies, at most."""
+    size = math.prod(equation.outvars[0].aval.shape)
+    if equation.primitive.name == "gather":
+        return size
+    if equation.primitive.name in ("broadcast_in_dim", "tile"):
+        return max(1, size // max(1, math.prod(equation.invars[0].aval.shape)))
+    return 1
 
 
 def _unsupported(equation: Any, layer: str, which: str = "") -> NotImplementedError:

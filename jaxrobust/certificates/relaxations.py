@@ -1,5 +1,9 @@
 """Straight lines below and above a step that is not affine, within its operands' intervals.
 
+Rounding: slopes and offsets are computed in float32, and the network rounds the step itself. Both move
+a line past the step by a few steps of float32 of what the line adds up; `Lines.error` is more than
+that, where functions and their derivatives are computed to within four steps.
+
 References:
   Zhang et al., "Efficient Neural Network Robustness Certification with General Activation Functions",
   NeurIPS 2018, section 3.2 and table 3, https://arxiv.org/abs/1811.00866
@@ -9,14 +13,18 @@ References:
   Programming 1976 (products)
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxrobust.certificates.intervals import Interval
+from jaxrobust.certificates.intervals import Interval, magnitude
 from jaxrobust.certificates.steps import Step
 from jaxrobust.types import Array
+
+# Steps of float32, of which a slope takes 3 and an offset 4 more.
+_NUM_STEPS = 8
 
 
 class Line(NamedTuple):
@@ -32,10 +40,17 @@ class Line(NamedTuple):
 
 
 class Lines(NamedTuple):
-    """A line that is nowhere above the step, and one that is nowhere below it."""
+    """A line that is nowhere above the step, and one that is nowhere below it, but for rounding.
+
+    Attributes:
+      lower: Less `error` it is below the step, as computed by the network too.
+      upper: Likewise above.
+      error: Of the step's shape.
+    """
 
     lower: Line
     upper: Line
+    error: Array
 
 
 def relax(step: Step, operands: list[Interval]) -> Lines:
@@ -85,7 +100,9 @@ def _larger(first: Interval, second: Interval) -> Lines:
     low, high = first.lower - second.upper, first.upper - second.lower
     slope, steeper, offset = _ramp(low, high)
     return Lines(
-        Line((slope, 1 - slope), jnp.zeros_like(offset)), Line((steeper, 1 - steeper), offset)
+        Line((slope, 1 - slope), jnp.zeros_like(offset)),
+        Line((steeper, 1 - steeper), offset),
+        _ramp_error(offset, first, second),
     )
 
 
@@ -93,15 +110,25 @@ def _smaller(first: Interval, second: Interval) -> Lines:
     """min(x, y) = y - max(y - x, 0)."""
     slope, steeper, offset = _ramp(second.lower - first.upper, second.upper - first.lower)
     return Lines(
-        Line((steeper, 1 - steeper), -offset), Line((slope, 1 - slope), jnp.zeros_like(offset))
+        Line((steeper, 1 - steeper), -offset),
+        Line((slope, 1 - slope), jnp.zeros_like(offset)),
+        _ramp_error(offset, first, second),
     )
+
+
+def _ramp_error(offset: Array, first: Interval, second: Interval) -> Array:
+    """Slopes of 0 and 1 are exact, as is the comparison; what pads a maximum has these."""
+    error = _NUM_STEPS * jnp.finfo(offset.dtype).eps * (magnitude(first) + magnitude(second))
+    return jnp.where(offset > 0, error, 0)
 
 
 def _product(first: Interval, second: Interval) -> Lines:
     """(x - x_low) (y - y_low) >= 0 and (x - x_low) (y_high - y) >= 0."""
     below = Line((second.lower, first.lower), -first.lower * second.lower)
     above = Line((second.upper, first.lower), -first.lower * second.upper)
-    return Lines(below, above)
+    # No term of a line, nor the product, is more than this.
+    error = 3 * _NUM_STEPS * magnitude(first) * magnitude(second)
+    return Lines(below, above, jnp.finfo(error.dtype).eps * error)
 
 
 def _curve(step: Step, low: Array, high: Array, sign: int = 1) -> Lines:
@@ -121,13 +148,26 @@ def _curve(step: Step, low: Array, high: Array, sign: int = 1) -> Lines:
     slope = jnp.where(wide, (at_high - at_low) / jnp.where(wide, high - low, 1), tangent)
     # Above both ends is above the function, whatever the slope.
     offset = jnp.maximum(at_low - slope * low, at_high - slope * high)
-    return Lines(below, Line((slope,), offset))
+    above = Line((slope,), offset)
+    return Lines(below, above, _curve_error(step, low, high, below, above))
+
+
+def _curve_error(step: Step, low: Array, high: Array, *lines: Line) -> Array:
+    """Of what a line adds up and of the function's values."""
+    ends = Interval(low, high)
+    # The derivatives of sigmoids are differences of numbers of about 1.
+    least = float(step.kind == "sigmoid")
+    slopes = functools.reduce(jnp.maximum, [jnp.abs(line.slopes[0]) for line in lines])
+    offsets = functools.reduce(jnp.maximum, [jnp.abs(line.offset) for line in lines])
+    values = magnitude(Interval(step.function(low), step.function(high)))
+    total = (slopes + least) * magnitude(ends) + offsets + values
+    return 2 * _NUM_STEPS * jnp.finfo(low.dtype).eps * total
 
 
 def _mirrored(lines: Lines) -> Lines:
     """Of minus the function."""
-    lower, upper = (Line((-line.slopes[0],), -line.offset) for line in lines)
-    return Lines(upper, lower)
+    lower, upper = (Line((-line.slopes[0],), -line.offset) for line in (lines.lower, lines.upper))
+    return Lines(upper, lower, lines.error)
 
 
 def _sigmoid(step: Step, low: Array, high: Array) -> Lines:
@@ -138,14 +178,13 @@ def _sigmoid(step: Step, low: Array, high: Array) -> Lines:
     """
     gradient = jax.grad(lambda x: jnp.sum(step.function(x)))
     slope = jnp.minimum(gradient(low), gradient(high))
-    across = Lines(
-        Line((slope,), step.function(low) - slope * low),
-        Line((slope,), step.function(high) - slope * high),
-    )
+    below = Line((slope,), step.function(low) - slope * low)
+    above = Line((slope,), step.function(high) - slope * high)
+    across = Lines(below, above, _curve_error(step, low, high, below, above))
     convex, concave = _curve(step, low, high), _mirrored(_curve(step, low, high, sign=-1))
 
-    def chosen(*lines: Array) -> Array:
-        return jnp.where(high <= 0, lines[0], jnp.where(low >= 0, lines[1], lines[2]))
+    def chosen(*of_lines: Array) -> Array:
+        return jnp.where(high <= 0, of_lines[0], jnp.where(low >= 0, of_lines[1], of_lines[2]))
 
     lines: Lines = jax.tree.map(chosen, convex, concave, across)
     return lines

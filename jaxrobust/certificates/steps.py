@@ -32,7 +32,9 @@ class Step:
       result: Shape and type.
       layer: Where it is in the network, for messages.
       absolute: Of "contraction": the same with the absolute values of its constants.
-      num_terms: Of "sum" and "contraction": how many terms an element is the sum of.
+      num_terms: Of affine steps: how many terms an element is the sum of; 1 of what is only copied.
+      num_uses: Of affine steps: in how many elements of the result an element of an operand is, at
+        most, which is what a coefficient is the sum of on the way back.
       mixes: Whether an element of the result depends on several elements of the operands.
     """
 
@@ -43,12 +45,18 @@ class Step:
     layer: str = ""
     absolute: Callable[..., Array] | None = None
     num_terms: int = 1
+    num_uses: int = 1
     mixes: bool = False
 
     @property
     def is_affine(self) -> bool:
         """Whether the result is an affine function of the operands."""
         return self.kind in ("increasing", "sum", "scale", "difference", "contraction")
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether nothing is computed, neither forwards nor backwards, that could be rounded."""
+        return self.kind == "increasing" and self.num_terms == self.num_uses == 1
 
 
 Program = tuple[Step, ...]
