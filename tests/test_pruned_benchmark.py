@@ -22,8 +22,9 @@ from experiments.pruned_benchmark import (
 )
 from experiments.pruned_benchmark.__main__ import main
 from experiments.pruned_benchmark.config import Config, complete
-from experiments.pruned_benchmark.study import Study, Variant, pack, spread_rows, unpack
+from experiments.pruned_benchmark.study import Study, Variant, spread_rows
 from jaxrobust import data, models, pruning, studies
+from jaxrobust.studies.outcomes import pack, unpack
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORK = "resnet50"

@@ -21,10 +21,11 @@ from experiments.robust_compression import (
 )
 from experiments.robust_compression.__main__ import main
 from experiments.robust_compression.config import EPSILON, METHODS, Config, complete
-from experiments.robust_compression.shares import interval_of, pack, spread_rows, unpack
+from experiments.robust_compression.shares import interval_of, spread_rows
 from experiments.robust_compression.study import Study, Variant, n_of_m
 from jaxrobust import data, evaluation, models, pruning, studies, training
 from jaxrobust.pruning.masks import named_leaves
+from jaxrobust.studies.outcomes import pack, unpack
 from jaxrobust.training.optimizers import make_schedule
 
 ROOT = Path(__file__).resolve().parents[1]

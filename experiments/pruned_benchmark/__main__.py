@@ -45,8 +45,9 @@ from experiments.pruned_benchmark import (
     verdicts,
 )
 from experiments.pruned_benchmark.config import INITIAL, Config, complete
-from experiments.pruned_benchmark.study import Study, Variant, rate_of
+from experiments.pruned_benchmark.study import Study, Variant
 from jaxrobust import data, studies, training
+from jaxrobust.studies.outcomes import rate_of
 
 PARTS = [
     {"id": "accuracy", "title": "Accuracy"},

@@ -4,8 +4,9 @@ from typing import Any
 
 from experiments.pruned_benchmark import comparisons, published
 from experiments.pruned_benchmark.networks import NETWORKS, SHORT
-from experiments.pruned_benchmark.study import CRITERION_WORDS, Study, Variant, rate_of
+from experiments.pruned_benchmark.study import CRITERION_WORDS, Study, Variant
 from jaxrobust.studies import blocks
+from jaxrobust.studies.outcomes import rate_of
 
 PART = "accuracy"
 

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from experiments.pruned_benchmark import threats
-from experiments.pruned_benchmark.study import Study, Variant, pack, right_ones, spread, unpack
+from experiments.pruned_benchmark.study import Study, Variant, spread
 from experiments.pruned_benchmark.threats import UNIVERSAL_BATCH, Universal
 from jaxrobust import evaluation, files
 from jaxrobust.evaluation.classification import as_float
+from jaxrobust.studies.outcomes import pack, right_ones, unpack
 
 
 def victims(study: Study, surrogate: str) -> list[Variant]:

@@ -6,9 +6,10 @@ import numpy as np
 
 from experiments.pruned_benchmark import comparisons, crafting, published, threats
 from experiments.pruned_benchmark.networks import SHORT
-from experiments.pruned_benchmark.study import CRITERION_WORDS, Study, Variant, rate_of
+from experiments.pruned_benchmark.study import CRITERION_WORDS, Study, Variant
 from jaxrobust import evaluation
 from jaxrobust.studies import blocks
+from jaxrobust.studies.outcomes import rate_of
 
 PART = "robustness"
 _SOURCE_TABLES = {

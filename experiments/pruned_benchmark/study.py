@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.pruned_benchmark import networks
-from jaxrobust import data, evaluation, models, pruning, studies
-from jaxrobust.evaluation.classification import predictions
+from jaxrobust import data, models, pruning, studies
+from jaxrobust.studies.outcomes import unpack
 from jaxrobust.types import ChannelSpec
 
 CRITERION_WORDS = {
@@ -178,27 +178,6 @@ def spread(split: data.Split, most: int | None) -> data.Split:
     rows = spread_rows(len(split), most)
     names = tuple(split.files[row] for row in rows)
     return data.Split(split.images[rows], split.labels[rows], names)
-
-
-def right_ones(classifier: Any, images: Any, labels: np.ndarray) -> np.ndarray:
-    """Which images a classifier has right, bool [N]."""
-    return predictions(evaluation.logits(classifier, images)) == labels
-
-
-def pack(outcomes: np.ndarray) -> str:
-    """Bool [N] as hexadecimal digits, for JSON."""
-    return np.packbits(outcomes).tobytes().hex()
-
-
-def unpack(digits: str, count: int) -> np.ndarray:
-    """What `pack` packed."""
-    bits = np.unpackbits(np.frombuffer(bytes.fromhex(digits), np.uint8), count=count)
-    return bits.astype(bool)
-
-
-def rate_of(outcomes: np.ndarray) -> evaluation.Rate:
-    """The rate of true among bool [N]."""
-    return evaluation.rate(int(outcomes.sum()), len(outcomes))
 
 
 def _plain(value: Any) -> Any:

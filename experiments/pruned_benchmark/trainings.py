@@ -13,8 +13,9 @@ import jax
 import numpy as np
 
 from experiments.pruned_benchmark.config import INITIAL
-from experiments.pruned_benchmark.study import Study, Variant, pack, right_ones
+from experiments.pruned_benchmark.study import Study, Variant
 from jaxrobust import evaluation, pruning, training
+from jaxrobust.studies.outcomes import pack, right_ones
 
 MOMENTUM, FACTOR = 0.9, 0.1  # the factor is of the learning rate, at a milestone
 MIN_FILTERS = 1  # so that every layer loses the share that is asked for, narrow ones too

@@ -4,8 +4,9 @@ from typing import Any
 
 from experiments.pruned_benchmark import published_transfer, threats
 from experiments.pruned_benchmark.networks import SHORT
-from experiments.pruned_benchmark.study import CRITERION_WORDS, Study, Variant, rate_of
+from experiments.pruned_benchmark.study import CRITERION_WORDS, Study, Variant
 from jaxrobust.studies import blocks
+from jaxrobust.studies.outcomes import rate_of
 
 PART = "transfer-part"
 _ORDER = ("APGD", "BiM", "CW", "DF", "FGSM", "PGD", "UP")  # of the source's columns

@@ -55,9 +55,10 @@ from experiments.robust_compression import (
     verdicts,
 )
 from experiments.robust_compression.config import Config, complete
-from experiments.robust_compression.shares import rate_of, validation_rows
+from experiments.robust_compression.shares import validation_rows
 from experiments.robust_compression.study import Study, Variant
 from jaxrobust import data, studies, training
+from jaxrobust.studies.outcomes import rate_of
 
 PARTS = [
     {"id": "outcome", "title": "What is left after compression"},

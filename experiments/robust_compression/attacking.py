@@ -5,11 +5,11 @@ import itertools
 from typing import Any
 
 from experiments.robust_compression.config import EPSILON
-from experiments.robust_compression.shares import pack, rate_of
 from experiments.robust_compression.study import Study, Variant
 from jaxrobust import evaluation, studies
 from jaxrobust.attacks import PGD
 from jaxrobust.studies import suite_run
+from jaxrobust.studies.outcomes import pack, rate_of
 from jaxrobust.training.sequences import LONGEST_STEP
 from jaxrobust.types import Attack
 

@@ -7,13 +7,13 @@ import numpy as np
 
 from experiments.robust_compression import attacking, networks, published
 from experiments.robust_compression.config import EPSILON
-from experiments.robust_compression.shares import pack, rate_of, right_ones, unpack
 from experiments.robust_compression.study import Study, Variant
 from jaxrobust import evaluation
 from jaxrobust.attacks import CarliniWagnerLinf
 from jaxrobust.defenses import Ensemble
 from jaxrobust.evaluation.attack_report import epsilon_label
 from jaxrobust.studies import blocks
+from jaxrobust.studies.outcomes import pack, rate_of, right_ones, unpack
 
 PART = "robustness"
 EPSILONS = (EPSILON, 0.1)  # 0.1 is the source's

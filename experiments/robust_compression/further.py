@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from experiments.robust_compression import attacking, combined, cost, published, trained
-from experiments.robust_compression.shares import rate_of
 from experiments.robust_compression.study import Study, Variant
 from jaxrobust import evaluation
 from jaxrobust.evaluation.attack_report import epsilon_label
 from jaxrobust.studies import blocks
+from jaxrobust.studies.outcomes import rate_of
 
 
 def verdicts(study: Study) -> list[dict[str, Any]]:

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 
 from experiments.robust_compression import attacking, networks, published, trainings
-from experiments.robust_compression.shares import rate_of, share_over_seeds
+from experiments.robust_compression.shares import share_over_seeds
 from experiments.robust_compression.study import METHOD_WORDS, Study, Variant
 from jaxrobust import evaluation
 from jaxrobust.evaluation.attack_report import epsilon_label
 from jaxrobust.evaluation.statistics import MeanDifference
 from jaxrobust.studies import blocks
+from jaxrobust.studies.outcomes import rate_of
 
 PART = "outcome"
 # Variant -> which images it has right, bool [N].

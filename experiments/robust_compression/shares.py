@@ -1,4 +1,4 @@
-"""Rows of images, which of them are right, and shares of them as cells."""
+"""Rows of images, and shares of them over seeds as cells."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from jaxrobust import data, evaluation
-from jaxrobust.evaluation.classification import predictions
 from jaxrobust.studies import blocks
 
 
@@ -51,24 +50,3 @@ def part_of(split: data.Split, rows: np.ndarray) -> data.Split:
     """Some of the images of a split."""
     names = tuple(split.files[row] for row in rows)
     return data.Split(split.images[rows], split.labels[rows], names)
-
-
-def right_ones(classifier: Any, images: Any, labels: np.ndarray) -> np.ndarray:
-    """Which images a classifier has right, bool [N]."""
-    return predictions(evaluation.logits(classifier, images)) == labels
-
-
-def pack(outcomes: np.ndarray) -> str:
-    """Bool [N] as hexadecimal digits, for JSON."""
-    return np.packbits(outcomes).tobytes().hex()
-
-
-def unpack(digits: str, count: int) -> np.ndarray:
-    """What `pack` packed."""
-    bits = np.unpackbits(np.frombuffer(bytes.fromhex(digits), np.uint8), count=count)
-    return bits.astype(bool)
-
-
-def rate_of(outcomes: np.ndarray) -> evaluation.Rate:
-    """The rate of true among bool [N]."""
-    return evaluation.rate(int(outcomes.sum()), len(outcomes))

@@ -11,15 +11,10 @@ import numpy as np
 
 from experiments.robust_compression import networks
 from experiments.robust_compression.config import ALTERNATIVES, CONTROL, EPSILON, SCHEMES
-from experiments.robust_compression.shares import (
-    part_of,
-    rate_of,
-    spread_rows,
-    unpack,
-    validation_rows,
-)
+from experiments.robust_compression.shares import part_of, spread_rows, validation_rows
 from jaxrobust import data, evaluation, models, pruning, studies
 from jaxrobust.evaluation.attack_report import epsilon_label
+from jaxrobust.studies.outcomes import rate_of, unpack
 
 METHOD_WORDS = {
     "dense": "dense",

@@ -7,13 +7,13 @@ import numpy as np
 
 from experiments.robust_compression import networks, published
 from experiments.robust_compression.config import EPSILON
-from experiments.robust_compression.shares import rate_of, right_ones
 from experiments.robust_compression.study import Study, Variant
 from jaxrobust import evaluation
 from jaxrobust.attacks import FGSM
 from jaxrobust.evaluation.attack_report import epsilon_label
 from jaxrobust.evaluation.collapse import LossAlarm
 from jaxrobust.studies import blocks
+from jaxrobust.studies.outcomes import rate_of, right_ones
 
 PART = "training-part"
 FAR = 0.05  # a residual beyond which the last projection takes more than a little away

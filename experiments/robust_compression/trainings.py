@@ -20,12 +20,12 @@ import numpy as np
 
 from experiments.robust_compression import course, networks
 from experiments.robust_compression.attacking import pgd
-from experiments.robust_compression.shares import pack, right_ones
 from experiments.robust_compression.study import Study, Variant, is_scheme, n_of_m
 from jaxrobust import models, pruning, training
 from jaxrobust.data.augment import Augmentation
 from jaxrobust.pruning.constraints import open_kernels
 from jaxrobust.pruning.magnitude import not_excluded
+from jaxrobust.studies.outcomes import pack, right_ones
 from jaxrobust.training import ADMM, Hydra, RigL
 
 _PHOTOGRAPHS = Augmentation(flip=0.5, translate=0.125)
