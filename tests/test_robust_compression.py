@@ -258,7 +258,7 @@ def test_a_single_step_is_that_of_fgsm_rs():
 
 
 def test_the_alarm_is_of_the_compressed_network(tmp_path):
-    study, variant = made_study(tmp_path), Variant("resnet10_narrow")
+    study, variant = made_study(tmp_path), Variant("resnet10_slim")
     study.facts[variant] = {
         "history": [
             {"epoch": epoch, "train_loss": 1.0, "validation_loss": loss}
@@ -301,7 +301,7 @@ def test_multipliers_are_updated_four_times_in_an_epoch(tmp_path):
 
 def test_funnel_knows_the_depth_of_both_families(tmp_path):
     study = made_study(tmp_path)
-    assert trainings.constraint(study, Variant("resnet10_narrow", "funnel", 0.1)).order is None
+    assert trainings.constraint(study, Variant("resnet10_slim", "funnel", 0.1)).order is None
     order = trainings.constraint(study, Variant("mobilenet_v2_narrow", "funnel", 0.1)).order
     assert order == tuple(
         path

@@ -31,11 +31,13 @@ NETWORKS = {
     "resnet34": Network("resnet34", "ResNet"),
     "resnet18": Network("resnet18", "ResNet"),
     "mobilenet_v2": Network("mobilenet_v2", "MobileNet"),
-    "resnet10_narrow": Network(
+    # Of four times as many weights, on what 2 cores can train in two minutes, random masks keep as much
+    # as any method: a tenth of its weights is enough for all that it learns.
+    "resnet10_slim": Network(
         "resnet18",
         "ResNet",
-        sizes={"stage_sizes": (1, 1, 1, 1), "widths": (16, 32, 64, 128)},
-        words="one block in each of ResNet18's 4 stages, every width a quarter",
+        sizes={"stage_sizes": (1, 1, 1, 1), "widths": (8, 16, 32, 64)},
+        words="one block in each of ResNet18's 4 stages, every width an eighth",
     ),
     "mobilenet_v2_narrow": Network(
         "mobilenet_v2",
@@ -59,7 +61,7 @@ NETWORKS = {
 }
 
 FULL = ("resnet18", "resnet34", "mobilenet_v2")
-NARROW = ("resnet10_narrow", "mobilenet_v2_narrow")
+NARROW = ("resnet10_slim", "mobilenet_v2_narrow")
 TINY = ("resnet6_tiny", "cnn_tiny")
 
 
