@@ -283,7 +283,7 @@ def test_images_of_training_validation_and_seeds_are_apart(tmp_path):
 
 
 def test_alternatives_at_the_last_share_alone(tmp_path):
-    compared = made_study(tmp_path).compared(0)
+    compared = made_study(tmp_path, methods=METHODS).compared(0)
     shares = {
         method: [v.kept for v in compared if v.method == method] for method in ("dense", *METHODS)
     }
@@ -296,6 +296,9 @@ def test_multipliers_are_updated_four_times_in_an_epoch(tmp_path):
     study = made_study(tmp_path, split, num_train=100, batch_size=8)
     tie = trainings.admm(study, Variant(study.main, "irregular", 0.1))
     assert tie.every == 3 and tie.kept == course.budgets(study, 0.1)
+    # Four times in each of the first three quarters of twelve epochs it grows, a hundredfold in all.
+    assert tie.rho * tie.rho_growth ** (4 * 9) == pytest.approx(tie.largest_rho)
+    assert tie.largest_rho == study.config.rho == pytest.approx(100 * tie.rho)
     assert trainings.largest_rho(study) * study.config.learning_rate == pytest.approx(0.2)
 
 

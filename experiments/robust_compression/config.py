@@ -119,7 +119,8 @@ class Config:
       learning_rate: The source's 0.05; a fifth of it in the last quarter of the epochs.
       batch_size: Images in a step.
       weight_decay: Of all parameters.
-      rho: Of ADMM. The weights come to lie in the set only if rho times the steps of the last epochs is
+      rho: Of ADMM, reached where the learning rate falls, and in the one-shot schemes from a hundredth
+        of it. The weights come to lie in the set only if rho times the steps of the last epochs is
         large enough: too small a rho shows as a large residual, and as a loss at the last projection.
       num_train: Training images; None: all but those of validation.
       num_validation: Of the training images, at most a tenth of them, apart from those that are trained

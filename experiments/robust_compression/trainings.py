@@ -29,11 +29,14 @@ from jaxrobust.studies.outcomes import pack, right_ones
 from jaxrobust.training import ADMM, Hydra, RigL
 
 _PHOTOGRAPHS = Augmentation(flip=0.5, translate=0.125)
-# Of two-phase ADMM, after Ye et al.; the one-shot method keeps its rho.
+# Of two-phase ADMM, after Ye et al.
 GROWTH = 1.3
 STEEPEST = 0.2  # of rho, over the learning rate; it grows no further
+RISE = (
+    100.0  # of rho in the one-shot schemes, from the first epoch to where the learning rate falls
+)
 UPDATES = 4  # of ADMM's multipliers in an epoch
-CONSTANTS = [*course.CONSTANTS, GROWTH, STEEPEST, UPDATES]
+CONSTANTS = [*course.CONSTANTS, GROWTH, STEEPEST, RISE, UPDATES]
 PRETRAINED = "pretrained"  # the dense half that three methods begin with
 
 PHASED = ("magnitude", "two_phase", "hydra", "dense_phases")
@@ -94,9 +97,14 @@ def _pretrained(study: Study, variant: Variant) -> None:
 def admm(study: Study, variant: Variant, **changes: Any) -> ADMM:
     """The tie of a one-shot scheme, or with `changes` of another method."""
     per_epoch = len(study.train) // min(study.config.batch_size, len(study.train))
+    # Small while there is much to learn: it draws the weights to where they were at the last update,
+    # and with the whole rho from the start the network learns less (docs/compression.md).
+    until = max(1, round(course.LATE * study.config.num_epochs * UPDATES))
     fields = {
         "kept": course.budgets(study, variant.kept),
-        "rho": study.config.rho,
+        "rho": study.config.rho / RISE,
+        "rho_growth": RISE ** (1 / until),
+        "largest_rho": study.config.rho,
         "every": max(1, per_epoch // UPDATES),
         "exclude": networks.NETWORKS[variant.network].exclude,
     }
@@ -130,7 +138,7 @@ def _trained(study: Study, variant: Variant) -> dict[str, Any]:
         method: Any = Hydra(pruning.Irregular(), variant.kept, exclude=exclude)
         if variant.method == "two_phase":
             grows = {"rho_growth": GROWTH, "largest_rho": largest_rho(study), "rescale": False}
-            method = admm(study, variant, kept=variant.kept, **grows)
+            method = admm(study, variant, kept=variant.kept, rho=study.config.rho, **grows)
         chosen = _fit(study, variant, 1, done, epochs[1], compression=method, variables=variables)
         fits.append(chosen)
         variables, masks, done = chosen.variables, chosen.masks, done + epochs[1]
