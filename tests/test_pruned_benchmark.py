@@ -203,7 +203,7 @@ def test_whether_accuracy_rises(rights, words):
     [
         ((500, 501), "yes, within a point"),
         ((500, 506), "no change is shown"),
-        ((500, 400), "no, more robust in 0 of 2 cases, less in 1"),
+        ((500, 400), "no, more often in 0 of 2 cases, less in 1"),
         ((), "not measured"),
     ],
 )

@@ -423,3 +423,9 @@ def test_what_is_wrong_is_named(tmp_path, place, value, message):
         inner[place[-1]] = copy.deepcopy(value)
     with pytest.raises(ValueError, match=re.escape(message)):
         report(tmp_path, study)
+
+
+def test_a_part_of_which_the_run_has_nothing_is_no_chapter(tmp_path):
+    study = make_study()
+    study["parts"].append({"id": "empty", "title": "Of another run"})
+    assert "Of another run" not in report(tmp_path, study)

@@ -45,7 +45,7 @@ def unchanged(found: Sequence[Comparison]) -> str:
     if not found:
         return "not measured, as no image is right without an attack"
     if up + down:
-        return f"no, more robust in {up} of {len(found)} cases, less in {down}"
+        return f"no, more often in {up} of {len(found)} cases, less in {down}"
     return "yes, within a point" if same == len(found) else "no change is shown"
 
 
@@ -99,16 +99,17 @@ def _shown(study: Study) -> dict[str, Any]:
     words, details = [], []
     for setting in threats.SETTINGS:
         name = "With the source's parameters" if setting == "source" else f"At {setting}"
-        for kind in ("base", "control"):
+        for kind in ("control", "base"):
             found = comparisons.shown(study, setting, threats.NAMES[:7], kind)
-            words.append(f"{name}, against the {kind}: {unchanged(found)}.")
+            if kind == "control":
+                words.append(f"{name}: {unchanged(found)}.")
             details.append(f"{name}, against the {kind}: {_counted(found)}.")
     within = [
         f"{kept} of {total} on {dataset.replace('cifar', 'CIFAR-')}"
         for dataset, (kept, total) in source_within().items()
     ]
     return blocks.verdict(
-        "Do pruned networks stand up to the base network's images as before?",
+        "Have pruned networks the base network's images right as often as the control?",
         " ".join(words),
         "Of the images that both networks have right without an attack (McNemar, Holm over all attacks "
         "and networks of a comparison). The images are the base network's worst, and not another's: "
@@ -132,7 +133,7 @@ def _white_box(study: Study) -> dict[str, Any]:
             "images on average."
         )
     return blocks.verdict(
-        "Are pruned networks as robust to attacks made on themselves?",
+        "Are pruned networks right as often as the control under attacks made on each?",
         " ".join(words),
         "White box, pruned against control, of the images that both have right without an attack "
         "(McNemar, Holm over all attacks and networks). Where nearly nothing is left, no change "

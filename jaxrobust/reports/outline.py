@@ -107,11 +107,13 @@ def chapters(
         # pop: what a part has claimed does not come again after the parts.
         entries = [present.pop(name) for name in names if name in present]
         entries += [section for section in drawn if section["part"] == part["id"]]
-        opened.append(_chapter(part["id"], part["title"], part.get("text") or [], entries))
+        text = part.get("text") or []
+        if entries or text:  # a run that lacks all of a part's sections lacks its heading too
+            opened.append(_chapter(part["id"], part["title"], text, entries))
     records = [present.pop("records")] if "records" in present else []
     loose = [section for section in drawn if section["part"] is None]
     last = [*present.values(), *loose, *records, run]
-    if not opened:
+    if not result["parts"]:
         return [_chapter("", "", [], first + last)]
     return [_chapter("", "", [], first), *opened, _chapter(APPENDIX, "Appendix", [], last)]
 
