@@ -48,19 +48,19 @@ NETWORKS = {
         "MobileNetV1, every width a quarter",
         widths=(8, 16, 32, 32, 64, 64, *(128,) * 6, 256, 256),
     ),
-    "densenet29_narrow": _smaller(
+    "densenet23_narrow": _smaller(
         "densenet121",
-        "DenseNet of 4 stages of 3 layers, growth 12",
-        stage_sizes=(3, 3, 3, 3),
-        widths=(12,) * 12,
-        stem_width=24,
+        "DenseNet of 4 stages of 1, 2, 3 and 3 layers, growth 8",
+        stage_sizes=(1, 2, 3, 3),
+        widths=(8,) * 9,
+        stem_width=16,
     ),
     "resnet14_narrow": _smaller(
         "resnet50",
-        "one bottleneck block in each of 4 stages, every width a quarter of ResNet50's",
+        "one bottleneck block in each of 4 stages, every width an eighth of ResNet50's",
         stage_sizes=(1, 1, 1, 1),
-        widths=(64, 128, 256, 512),
-        stem_width=16,
+        widths=(32, 64, 128, 256),
+        stem_width=8,
         stem_shortcut=True,
         bottleneck=True,
     ),
@@ -88,7 +88,7 @@ NETWORKS = {
 }
 
 FULL = ("mobilenet_v1", "densenet121", "resnet50", "vgg19")
-NARROW = ("mobilenet_v1_narrow", "densenet29_narrow", "resnet14_narrow", "vgg9_narrow")
+NARROW = ("mobilenet_v1_narrow", "densenet23_narrow", "resnet14_narrow", "vgg9_narrow")
 TINY = ("resnet8_tiny", "vgg6_tiny")
 
 
