@@ -197,8 +197,8 @@ def _table(
         rows,
         f"{network}: {NETWORKS[network].words}. Of {len(study.test)} test images. Differences are "
         "paired, with Newcombe's 95 % intervals; p is McNemar's, with Holm's correction over all "
-        "pruned networks; 0.0000 is less than 0.00005. The images say nothing of what another training would give: the controls "
-        "among themselves do.",
+        "pruned networks; 0.0000 is less than 0.00005. The images say nothing of what another training "
+        "would give: the controls among themselves do.",
         title=network,
     )
 

@@ -20,8 +20,8 @@ What differs from the source, and why:
   the same for all methods. Batches, momentum and ADMM's rho are not in it.
 - BatchNorm's statistics are estimated anew, alike for every network, before it is saved.
 - Stem and classifier are not pruned. It prunes them, or does not say that it does not.
-- Its test images decide about its training ("for longer if ..."); here they decide nothing: every
-  figure is of the last epoch.
+- Every figure is of the last epoch: validation decides nothing. What the cpu preset has for a network,
+  and how the rho of one-shot ADMM rises, was chosen by trainings with seed 0 judged on test images.
 - It shows one network of each kind. Here the main comparison is over seeds: means have Student-t
   intervals, single networks Wilson's.
 - Its images are CIFAR-10, those of cifar10_jpeg are encoded anew: figures of the one are not those of
@@ -191,7 +191,8 @@ def _summary(study: Study) -> list[str]:
                 100 * outcome.mean_over_seeds(study, variant, outcomes)
                 for outcomes in (study.right, study.standing)
             )
-            words.append(f"{variant.share} {clean:.1f} and {left:.1f} %")
+            kept = "dense" if variant.kept == 1 else f"with {variant.share} of the weights"
+            words.append(f"{kept} {clean:.1f} % and {left:.1f} %")
         count = len(study.seeds_of(network, config.radii[0]))
         sentences.append(
             f"{network}, right without an attack and after AutoAttack at 8/255"

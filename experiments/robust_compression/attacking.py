@@ -9,7 +9,7 @@ from experiments.robust_compression.study import Study, Variant
 from jaxrobust import evaluation, studies
 from jaxrobust.attacks import PGD
 from jaxrobust.studies import suite_run
-from jaxrobust.studies.outcomes import pack, rate_of
+from jaxrobust.studies.outcomes import rate_of
 from jaxrobust.training.sequences import LONGEST_STEP
 from jaxrobust.types import Attack
 
@@ -48,13 +48,10 @@ def make_suites(study: Study) -> None:
             f"attack {variant.name}", sum(attack["seconds"] for attack in found["attacks"])
         )
         study.suites[variant] = found
-        if variant.method in ("dense", "irregular") and len(study.attacked_by(variant.seed)[1]):
-            more = functools.partial(_more_attacked, study, variant)
-            study.more[variant] = study.stages.remember(f"attack {variant.name}, more images", more)
 
 
 def _attacked(study: Study, variant: Variant, _: Any) -> dict[str, Any]:
-    images, _ = study.attacked_by(variant.seed)
+    images = study.attacked_by(variant.seed)
     report, seconds = suite_run.run_suite(
         suite_of(study, variant),
         study.classifier(variant),
@@ -70,22 +67,13 @@ def _attacked(study: Study, variant: Variant, _: Any) -> dict[str, Any]:
     return summary | {"label": f"{words}, linf 8/255" + ", shortened" * study.config.quick}
 
 
-def _more_attacked(study: Study, variant: Variant, _: Any) -> str:
-    """Which of the further images withstand the attacks that all networks meet, packed."""
-    _, more = study.attacked_by(variant.seed)
-    report = evaluation.attack_suite(
-        first_two(study), study.classifier(variant), more.images, more.labels, key=study.key
-    )
-    return pack(report.robust)
-
-
 def curve(study: Study, variant: Variant) -> list[dict[str, Any]]:
     """Algorithm 2: accuracy under PGD over rising epsilons, until it is below chance.
 
     Returns:
       [{"epsilon", "robust_accuracy": a rate}, ...].
     """
-    images, _ = study.attacked_by(variant.seed)
+    images = study.attacked_by(variant.seed)
     found = study.stages.remember(
         f"curve of {variant.name}",
         lambda progress: evaluation.robustness_curve(

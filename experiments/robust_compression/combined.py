@@ -139,7 +139,8 @@ def section(study: Study) -> dict[str, Any]:
             "them: PGD, CW and APGD are made on the whole. Images that were made on one member alone "
             "are shown to it besides. The source does not say which of the two it did. Under PGD at "
             f"0.1 its robust ResNet keeps {published.COMBINED['ResNet']['robust'][1]:g} %, under "
-            f"AutoAttack at 0.03, a smaller ball, {published.AUTO_ATTACK['ResNet'][0.1][1.0][-1]:g} %: "
-            "its PGD was far from the worst of its ball."
+            "AutoAttack at 0.03, a smaller ball, "
+            f"{published.AUTO_ATTACK['ResNet'][0.1][1.0][-1]:g} %: if both tables are of one network, "
+            "its PGD was far from the worst of its ball. Ours are dense networks."
         ],
     )

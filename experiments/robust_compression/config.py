@@ -40,7 +40,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_train": None,
         "num_validation": 1000,
         "num_attacked": 1000,
-        "num_compared": 1000,
         "fully_attacked": "all",
         "curve_epsilons": (0.0, 0.01, 0.02, EPSILON, 0.04, 0.06, 0.08, 0.1, 0.13, 0.16),
         "curve_steps": 100,
@@ -60,8 +59,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rho": 0.2,
         "num_train": 6000,
         "num_validation": 300,
-        "num_attacked": 200,
-        "num_compared": 500,
+        "num_attacked": 300,
         "fully_attacked": "main",
         "curve_epsilons": (0.0, 0.01, 0.02, EPSILON, 0.045, 0.06, 0.08, 0.1),
         "curve_steps": 40,
@@ -81,8 +79,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rho": 0.5,
         "num_train": 512,
         "num_validation": 32,
-        "num_attacked": 16,
-        "num_compared": 24,
+        "num_attacked": 24,
         "fully_attacked": "main",
         "curve_epsilons": (0.0, EPSILON, 0.1),
         "curve_steps": 7,
@@ -125,10 +122,8 @@ class Config:
       num_train: Training images; None: all but those of validation.
       num_validation: Of the training images, at most a tenth of them, apart from those that are trained
         on: they say what the compressed network is worth after each epoch, and decide nothing.
-      num_attacked: Test images that are attacked, for each seed others; accuracies are of all test
-        images.
-      num_compared: So many in all meet AutoAttack's first two attacks, of dense networks and of the
-        irregular scheme: what compression costs is read from these.
+      num_attacked: Test images that are attacked, for each seed others, the same for all networks of a
+        seed; accuracies are of all test images.
       fully_attacked: Which networks meet all of AutoAttack: "main", the dense ones and those of the
         irregular scheme; or "all". The others meet its first two attacks.
       curve_epsilons: Radii of the curves, rising; a curve ends where accuracy falls below chance.
@@ -161,7 +156,6 @@ class Config:
     num_train: int | None = None
     num_validation: int | None = None
     num_attacked: int | None = None
-    num_compared: int | None = None
     fully_attacked: Literal["main", "all"] | None = None
     curve_epsilons: tuple[float, ...] | None = None
     curve_steps: int | None = None
@@ -230,7 +224,6 @@ def _check(config: Config) -> None:
         "batch_size": 2,
         "num_validation": 1,
         "num_attacked": 1,
-        "num_compared": 1,
         "curve_steps": 1,
         "num_timed": 2,
         "seed": 0,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.robust_compression import attacking, combined, cost, published, trained
+from experiments.robust_compression.config import EPSILON
 from experiments.robust_compression.study import Study, Variant
 from jaxrobust import evaluation
 from jaxrobust.evaluation.attack_report import epsilon_label
@@ -30,7 +31,9 @@ def _transfer(study: Study) -> dict[str, Any]:
         for source in (strong, weak):
             found = attacking.transfer(study, source, targets)
             others = [c for t, c in zip(targets, found, strict=True) if t not in (strong, weak)]
-            lost[source] = [_lost(curve["points"]) for curve in others or found]
+            lost[source] = [_lost(curve["points"]) for curve in others]
+        if not lost[strong]:
+            continue
         gap = evaluation.paired_mean_difference(lost[strong], lost[weak])
         which = "strongest" if gap["mean"] > 0 else "weakest"
         sure = ""
@@ -39,7 +42,7 @@ def _transfer(study: Study) -> dict[str, Any]:
         elif gap["low"] <= 0 <= gap["high"]:
             sure = ", not beyond chance"
         answers.append(
-            f"Trained at {epsilon_label(radius)}: those of the {which} network do more{sure}."
+            f"Trained at {epsilon_label(radius)}: those of the {which} network fool more{sure}."
         )
         interval = (
             ""
@@ -47,14 +50,14 @@ def _transfer(study: Study) -> dict[str, Any]:
             else f" ({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f})"
         )
         details.append(
-            f"Trained at {epsilon_label(radius)}, at the last epsilon the others lose "
+            f"Trained at {epsilon_label(radius)}, at {epsilon_label(EPSILON)} the others lose "
             f"{100 * np.mean(lost[strong]):.1f} points by images made on {strong.network}, "
             f"{strong.share}, and {100 * np.mean(lost[weak]):.1f} by those of {weak.network}, "
             f"{weak.share}; difference {100 * gap['mean']:+.1f}{interval}."
         )
     return blocks.verdict(
         "Whose adversarial images fool the other networks more?",
-        " ".join(answers) or "There is one network alone.",
+        " ".join(answers) or "Not answered: there is no third network to show them to.",
         f"Mean loss of accuracy of all other networks, on {len(study.attacked)} images, one network of "
         "each kind; 95 % Student-t intervals over these other networks. The source: those of its "
         "strongest network do, those of its weakest do not.",
@@ -64,7 +67,9 @@ def _transfer(study: Study) -> dict[str, Any]:
 
 
 def _lost(points: Sequence[dict[str, Any]]) -> float:
-    return points[0]["robust_accuracy"]["rate"] - points[-1]["robust_accuracy"]["rate"]
+    """What the last epsilon up to that of all attacks takes."""
+    within = [point for point in points if point["epsilon"] <= EPSILON + 1e-9]
+    return points[0]["robust_accuracy"]["rate"] - within[-1]["robust_accuracy"]["rate"]
 
 
 def _combined(study: Study) -> dict[str, Any]:
@@ -111,6 +116,10 @@ def _weights(study: Study) -> dict[str, Any]:
     ratio = math.exp(gap["mean"])
     sure = gap["low"] is not None and (gap["low"] > 0 or gap["high"] < 0)  # type: ignore[operator]
     word = "more" if ratio > 1 else "less"
+    beyond, pairs_of = "in the one pair that there is", "of one seed"
+    if gap["low"] is not None:
+        beyond = f"{'beyond' if sure else 'not beyond'} chance"
+        pairs_of = f"paired over {len(study.seeds)} seeds"
     interval = (
         ""
         if gap["low"] is None
@@ -120,9 +129,8 @@ def _weights(study: Study) -> dict[str, Any]:
     )
     return blocks.verdict(
         "Do the weights of robust networks vary more than those of natural ones?",
-        f"{study.main}: they vary {word}, {'beyond' if sure else 'not beyond'} chance.",
-        f"Ratio of the deviations, paired over {len(study.seeds)} seeds. The source shows it for one "
-        "network of each kind.",
+        f"{study.main}: they vary {word}, {beyond}.",
+        f"Ratio of the deviations, {pairs_of}. The source shows it for one network of each kind.",
         [("what the weights look like", "weights")],
         details=f"Robust over natural: {ratio:.2f}{interval}.",
     )

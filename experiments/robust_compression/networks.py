@@ -61,7 +61,7 @@ NETWORKS = {
 }
 
 FULL = ("resnet18", "resnet34", "mobilenet_v2")
-NARROW = ("resnet10_slim", "mobilenet_v2_narrow")
+NARROW = ("resnet10_slim",)
 TINY = ("resnet6_tiny", "cnn_tiny")
 
 

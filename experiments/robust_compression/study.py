@@ -94,11 +94,10 @@ class Study:
         rest = np.setdiff1d(np.arange(size), held)
         self.train = part_of(dataset.train, rest[spread_rows(len(rest), config.num_train)])
         self.test = dataset.test
-        self._attacked: dict[int, tuple[data.Split, data.Split]] = {}
+        self._attacked: dict[int, data.Split] = {}
         self._classifiers: dict[Variant, models.Classifier] = {}
         self.facts: dict[Variant, dict[str, Any]] = {}  # of every network that was trained
         self.suites: dict[Variant, dict[str, Any]] = {}  # SUITE of docs/result_format.md
-        self.more: dict[Variant, str] = {}  # of attacking.py: what further images withstand, packed
         self.combined: dict[str, dict[str, dict[str, str]]] = {}  # of combined.py, by network
         self.transfers: dict[
             Variant, list[dict[str, Any]]
@@ -123,20 +122,14 @@ class Study:
     @property
     def attacked(self) -> data.Split:
         """The test images that networks of the first seed meet attacks on."""
-        return self.attacked_by(self.seeds[0])[0]
+        return self.attacked_by(self.seeds[0])
 
-    def attacked_by(self, seed: int) -> tuple[data.Split, data.Split]:
-        """(Images that are attacked, more for the first two attacks), for each seed others."""
+    def attacked_by(self, seed: int) -> data.Split:
+        """The test images that are attacked, for each seed others."""
         if seed not in self._attacked:
-            config, number = self.config, self.seeds.index(seed)
-            most = max(config.num_attacked, config.num_compared)
-            rows = spread_rows(len(self.test), most, (number, len(self.seeds)))
-            chosen = spread_rows(len(rows), config.num_attacked)
-            more = np.setdiff1d(np.arange(len(rows)), chosen)
-            self._attacked[seed] = (
-                part_of(self.test, rows[chosen]),
-                part_of(self.test, rows[more]),
-            )
+            part = self.seeds.index(seed), len(self.seeds)
+            rows = spread_rows(len(self.test), self.config.num_attacked, part)
+            self._attacked[seed] = part_of(self.test, rows)
         return self._attacked[seed]
 
     def radii_of(self, network: str) -> tuple[float, ...]:
@@ -239,14 +232,6 @@ class Study:
         names = [entry["name"] for entry in suite["attacks"]]
         number = len(names) - 1 if attack is None else names.index(attack)
         return (fooled_by == -1) | (fooled_by > number)
-
-    def standing_of_more(self, variant: Variant, attack: str) -> np.ndarray:
-        """As `standing`, of these images and of the further ones where they were attacked too."""
-        known = self.standing(variant, attack)
-        if variant not in self.more:
-            return known
-        count = len(self.attacked_by(variant.seed)[1])
-        return np.concatenate([known, unpack(self.more[variant], count)])
 
     def over_seeds(self, variant: Variant) -> list[Variant]:
         """The same network with every seed that it was trained with."""

@@ -56,8 +56,9 @@ def losses(study: Study) -> dict[str, Any]:
                 f"Of {len(study.validation)} images that are not trained on, in nats, under PGD with "
                 f"{study.config.max_steps} steps of the whole epsilon of training in every epoch; of "
                 "the network as it is compressed by the share of that epoch, with BatchNorm statistics "
-                "of its own; of dense networks with moving averages. In the legend the share kept and "
-                "the epsilon of training.",
+                "of its own; of dense networks with moving averages, which lag behind the weights: in "
+                "early epochs lines of the two kinds say little of each other. In the legend the "
+                "share kept and the epsilon of training.",
             )
         )
     for variant in study.robust():

@@ -31,7 +31,7 @@ from jaxrobust.training import ADMM, Hydra, RigL
 _PHOTOGRAPHS = Augmentation(flip=0.5, translate=0.125)
 # Of two-phase ADMM, after Ye et al.
 GROWTH = 1.3
-STEEPEST = 0.2  # of rho, over the learning rate; it grows no further
+STEEPEST = 0.2  # of two-phase ADMM's rho times the learning rate; it grows no further
 RISE = (
     100.0  # of rho in the one-shot schemes, from the first epoch to where the learning rate falls
 )
@@ -112,7 +112,7 @@ def admm(study: Study, variant: Variant, **changes: Any) -> ADMM:
 
 
 def largest_rho(study: Study) -> float:
-    """Of two-phase ADMM: with a larger one, steps of gradient descent would grow unstable."""
+    """Of two-phase ADMM, a bound of ours: some way below where steps of this rate grow unstable."""
     return max(study.config.rho, STEEPEST / study.config.learning_rate)
 
 

@@ -7,12 +7,17 @@ and tied to a copy theta' that lies in the set. With the scaled dual U = u / rho
     U      <- U + theta - theta'                                                         (`updated`)
     theta' <- Proj(theta + U)
 
+in this order (Marshall, algorithm 1). Boyd et al. and Ye et al. update theta' before the dual, which
+is the same but for one update where rho or the set changes.
+
 References:
   Boyd et al., "Distributed Optimization and Statistical Learning via the Alternating Direction
   Method of Multipliers", 2011, sections 3.1.1 (the scaled form), 3.4.1 (rho that varies: the scaled
   dual must be rescaled) and 9 (sets that are not convex),
   https://web.stanford.edu/~boyd/papers/pdf/admm_distr_stats.pdf Ye et al., "Adversarial Robustness
   vs. Model Compression, or Both?", ICCV 2019, https://arxiv.org/abs/1903.12561
+  Marshall, "Robust Convolutional Neural Networks with Resource Constraints", master's thesis,
+  Université Grenoble Alpes
 """
 
 from collections.abc import Callable
