@@ -118,7 +118,8 @@ _WORDS = {
     "two_phase": "Two-phase ADMM (Ye et al.) spends half of the epochs on a dense robust network, a "
     "quarter on its masks and a quarter on training under them.",
     "hydra": "HYDRA does likewise, and learns its masks as scores of frozen weights.",
-    "magnitude": "Magnitude pruning is once, after half of the epochs; the others are under its masks.",
+    "magnitude": "Magnitude pruning prunes once, after half of the epochs, and trains the rest under "
+    "its masks.",
     "rigl": "RigL is sparse from the start and moves its masks after each of the first epochs.",
     "random_masks": "Random masks are fixed from the start and say what a share of the weights does "
     "that nobody chose.",
