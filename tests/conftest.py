@@ -18,8 +18,16 @@ os.environ["XLA_FLAGS"] = OWN_XLA_FLAGS + _QUICK
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first: a broken change should show in seconds."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    """Fast tests first: a broken change should show in seconds. Then the longest: none ends last.
+
+    A mark may say how long a test takes: `slow(90)`, in seconds.
+    """
+
+    def length(item: pytest.Item) -> tuple[bool, float]:
+        mark = item.get_closest_marker("slow")
+        return mark is not None, -mark.args[0] if mark is not None and mark.args else 0.0
+
+    items.sort(key=length)
 
 
 @pytest.fixture(scope="session", autouse=True)

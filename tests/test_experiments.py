@@ -58,7 +58,7 @@ def photographs(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.slow(55)
 def test_quickstart_quick(tmp_path):
     # Compiled as for its users.
     done = run("quickstart", "--quick", "--results-dir", tmp_path, XLA_FLAGS=OWN_XLA_FLAGS)
@@ -75,7 +75,7 @@ def test_quickstart_quick(tmp_path):
     assert json.loads((folder / "result.json").read_text()) == result
 
 
-@pytest.mark.slow
+@pytest.mark.slow(250)
 def test_sports10_quick_stopped_and_continued(tmp_path, photographs):
     """Ctrl-C in mid-training, then the same command: the end is that of an unbroken run."""
     models = ["mlp", "simple_cnn"]

@@ -313,7 +313,7 @@ def test_tables_under_attack_stand_beside_the_source(tmp_path):
     }
 
 
-@pytest.mark.slow
+@pytest.mark.slow(95)
 def test_quick_from_end_to_end_resumed_and_refused(tmp_path, capsys):
     config = Config(
         quick=True, results_dir=tmp_path, num_train=256, num_attacked=8, criteria=("l2",)

@@ -361,7 +361,7 @@ def test_masks_of_the_control_are_as_many_and_at_random(tmp_path):
             assert bool((kernels[0][path] != kernels[1][path]).any())
 
 
-@pytest.mark.slow
+@pytest.mark.slow(90)
 def test_quick_from_end_to_end_resumed_and_refused(tmp_path, capsys):
     config = Config(
         quick=True, results_dir=tmp_path, num_train=256, num_attacked=8, kept=(0.5,), seeds=1

@@ -22,7 +22,7 @@ def single():
     return [list(run.history) for run in runs]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(50)
 @pytest.mark.parametrize(("devices", "processes"), [(2, 1), (1, 2), (2, 2)])
 def test_devices_and_processes_share_a_batch_and_change_nothing(
     devices, processes, single, tmp_path
