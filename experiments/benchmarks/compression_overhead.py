@@ -2,7 +2,7 @@
 
     python -m experiments.benchmarks.compression_overhead
 
-Expected time: 12 minutes on 2 cores; with --quick (few images, one round: a rehearsal, not a
+Expected time: 8 minutes on 2 cores; with --quick (few images, one round: a rehearsal, not a
 measurement) one. Expected numbers: README.md.
 
 Plain training under PGD and training with each method of `fit(compression=...)` take turns, round after

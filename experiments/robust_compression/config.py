@@ -1,8 +1,7 @@
 """The settings of the study, its presets, and what they make of them.
 
-Expected time of the cpu preset on 2 free cores: 2 hours. Of that, 38 trainings' worth of 106 s each
-(measured); the rest is AutoAttack, curves, transfer, combined networks and compiling. quick: some 140
-seconds of one core, of which compiling is the most.
+Expected time of the cpu preset on 2 free cores: 1.5 hours, of which the trainings are an hour. quick:
+some 140 seconds of one core, of which compiling is the most.
 """
 
 import dataclasses
