@@ -74,6 +74,7 @@ def curves(study: Study) -> dict[str, Any]:
         folded=True,
     )
     several = len(study.seeds) > 1
+    others = len(study.config.networks) > 1 or len(study.config.radii) > 1
     return blocks.section(
         "epsilon-curves",
         "Robust accuracy over epsilon",
@@ -84,8 +85,8 @@ def curves(study: Study) -> dict[str, Any]:
             "below chance. "
             + (
                 f"Of {study.main}, trained at {epsilon_label(study.config.radii[0])}, lines are means "
-                f"over {len(study.seeds)} seeds with 95 % Student-t intervals; of the others, one "
-                "network each, the intervals are Wilson's."
+                f"over {len(study.seeds)} seeds with 95 % Student-t intervals"
+                + ("; of the others, one network each, they are Wilson's." if others else ".")
                 if several
                 else "Intervals are Wilson's, of one network each."
             )

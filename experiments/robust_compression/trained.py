@@ -94,6 +94,7 @@ def losses(study: Study) -> dict[str, Any]:
                 "Explosion: the first epoch whose loss is a quarter above the lowest before it. No "
                 "better than a guess: a loss of ln K or more to the end.",
                 title="The alarm",
+                folded=len(rows) > 10,
             ),
             projection(study),
             blocks.table(
@@ -155,6 +156,7 @@ def projection(study: Study) -> dict[str, Any]:
         "that the training gave back, moving averages where it compressed nothing. All networks are "
         "saved and attacked with statistics estimated anew.",
         title="What the last projection costs",
+        folded=len(rows) > 10,
     )
 
 

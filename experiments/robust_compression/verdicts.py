@@ -121,15 +121,11 @@ def _margin(study: Study, kept: float) -> dict[str, Any]:
     for network in study.config.networks:
         radius = study.config.radii[0]
         variant = Variant(network, "irregular", kept, radius, study.seeds[0])
-        first_two = " and ".join(attacking.first_two(study))
-        for name, outcomes in (
-            ("clean", study.right),
-            (first_two, outcome.common(study)),
-            ("AutoAttack", study.standing),
-        ):
+        for measure, outcomes in (("Clean", study.right), ("AutoAttack", study.standing)):
+            name = f"{network}, {measure}" if len(study.config.networks) > 1 else measure
             gap = outcome.against_dense(study, variant, outcomes)
-            answers.append(f"{network}, {name}: {within(gap, MARGIN)}.")
-            details.append(f"{network}, {name} {_points(gap)}.")
+            answers.append(f"{name}: {within(gap, MARGIN)}.")
+            details.append(f"{name} {_points(gap)}.")
     return blocks.verdict(
         f"Does one-shot ADMM with {100 * kept:g} % of the weights stay within "
         f"{100 * MARGIN:g} points of the dense robust network?",
