@@ -33,6 +33,7 @@ from jaxrobust.training import (
     train_step,
     two_phase,
 )
+from jaxrobust.training import fitting as fitting_module
 from jaxrobust.training import loop as loop_module
 from jaxrobust.training import programs as programs_module
 from jaxrobust.training.compression import kept_at
@@ -599,3 +600,25 @@ def test_the_settings_of_a_run_name_its_compression(tmp_path):
     plain = tmp_path / "plain"
     assert run(None, run_dir=plain).masks is None
     assert "compression" not in json.loads((plain / "settings.json").read_text())
+
+
+def test_mistakes_in_what_a_tie_is_made_of():
+    for constraint in (pruning.Irregular, "irregular"):
+        with pytest.raises(
+            TypeError, match=r"`constraint` must be a set such as pruning.Irregular\(\)"
+        ):
+            ADMM(constraint)
+    for kept in ([0.5, 0.2], np.array([0.5, 0.2])):
+        with pytest.raises(
+            TypeError, match="`kept` must be a number, or a tuple of one for each epoch"
+        ):
+            ADMM(pruning.Irregular(), kept=kept)
+
+
+def test_a_projection_that_takes_the_network_down_is_no_overfitting(monkeypatch):
+    for module in (loop_module.decisions, fitting_module):
+        monkeypatch.setattr(module, "catastrophic_overfitting", lambda history: 1)
+    said = run(
+        ADMM(pruning.Irregular(), kept=0.2, rho=0.1), validation=VALIDATION, validation_attack=PGD_2
+    )
+    assert said.catastrophic_epoch is None

@@ -147,6 +147,10 @@ class ADMM:
     needs_gradients: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.constraint, type) or not hasattr(self.constraint, "masks"):
+            raise TypeError(
+                f"`constraint` must be a set such as pruning.Irregular(), got {self.constraint!r}."
+            )
         check_settings(self.kept, self.every, self.exclude)
         checks.number("rho", self.rho, above=0.0)
         checks.number("rho_growth", self.rho_growth, minimum=1.0)
@@ -238,6 +242,10 @@ def check_settings(kept: Any, every: Any, exclude: Any) -> None:
     if not values:
         raise ValueError("`kept` must be a number or a tuple of some, got ().")
     for value in values:
+        if isinstance(value, list) or np.ndim(value) > 0:
+            raise TypeError(
+                f"`kept` must be a number, or a tuple of one for each epoch, got {kept!r}."
+            )
         checks.number("kept", value, above=0.0, maximum=1.0)
     if every is not None:
         checks.integer("every", every, minimum=1)

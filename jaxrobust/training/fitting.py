@@ -289,7 +289,8 @@ def fit(
     if compression is not None:
         settings["compression"] = compression
     steps_per_epoch = len(train_set.labels) // config.batch_size
-    is_attacked = attack is not None and validation_attack is not None
+    # Validated is the compressed network, trained the one before: that they part says nothing.
+    is_attacked = attack is not None and validation_attack is not None and compression is None
     with contextlib.ExitStack() as stack:
         directory = Path(run_dir or stack.enter_context(tempfile.TemporaryDirectory()))
         _claim(
