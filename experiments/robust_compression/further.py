@@ -114,19 +114,13 @@ def _weights(study: Study) -> dict[str, Any]:
     natural, robust = (list(side) for side in zip(*pairs, strict=True))
     gap = evaluation.paired_mean_difference(np.log(robust), np.log(natural))
     ratio = math.exp(gap["mean"])
-    sure = gap["low"] is not None and (gap["low"] > 0 or gap["high"] < 0)  # type: ignore[operator]
     word = "more" if ratio > 1 else "less"
-    beyond, pairs_of = "in the one pair that there is", "of one seed"
-    if gap["low"] is not None:
-        beyond = f"{'beyond' if sure else 'not beyond'} chance"
+    beyond, pairs_of, interval = "in the one pair that there is", "of one seed", ""
+    low, high = gap["low"], gap["high"]
+    if low is not None and high is not None:
+        beyond = f"{'beyond' if low > 0 or high < 0 else 'not beyond'} chance"
         pairs_of = f"paired over {len(study.seeds)} seeds"
-    interval = (
-        ""
-        if gap["low"] is None
-        else (
-            f" ({math.exp(gap['low']):.2f} to {math.exp(gap['high']):.2f})"  # type: ignore[arg-type]
-        )
-    )
+        interval = f" ({math.exp(low):.2f} to {math.exp(high):.2f})"
     return blocks.verdict(
         "Do the weights of robust networks vary more than those of natural ones?",
         f"{study.main}: they vary {word}, {beyond}.",
