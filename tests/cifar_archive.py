@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxrobust import data
 from jaxrobust.data import archives
 
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 PER_BATCH = 4
 NUM_TEST = 3
 
@@ -111,3 +113,17 @@ def official(name: str, content: bytes, url: str | None = None) -> archives.Arch
         num_bytes=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
     )
+
+
+def check(dataset: data.Dataset, name: str) -> None:
+    """Images, labels and files of the small archive, in its order."""
+    num_classes, seeds = (10, range(1, 6)) if name == "cifar10" else (100, [1])
+    train = [images_and_labels(seed, PER_BATCH, num_classes) for seed in seeds]
+    test = [images_and_labels(9, NUM_TEST, num_classes)]
+    for split, parts in ((dataset.train, train), (dataset.test, test)):
+        np.testing.assert_array_equal(split.images, np.concatenate([part[0] for part in parts]))
+        np.testing.assert_array_equal(split.labels, np.concatenate([part[1] for part in parts]))
+        named = [dataset.class_names[label] for label in split.labels]
+        assert split.files == tuple(f"{name}/{row:05d}" for row, name in enumerate(named))
+        assert split.labels.dtype == np.int32 and not split.images.flags.writeable
+    assert dataset.num_classes == num_classes and dataset.name == name

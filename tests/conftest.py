@@ -36,6 +36,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["JAXROBUST_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture
+def cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own."""
+    monkeypatch.setenv("JAXROBUST_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs() -> Iterator[None]:
     """Compiled programs of one file of tests are let go before the next.

@@ -15,16 +15,12 @@ from PIL import Image
 
 from jaxrobust.data import cache, decoding
 
+pytestmark = pytest.mark.usefixtures("cache_dir")  # a cache for each test
+
 
 @pytest.fixture
 def root(tmp_path):
     return image_folder.make(tmp_path / "pets")
-
-
-@pytest.fixture(autouse=True)
-def cache_dir(tmp_path, monkeypatch):
-    monkeypatch.setenv("JAXROBUST_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 # The cache.

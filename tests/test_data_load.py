@@ -11,6 +11,8 @@ from PIL import Image
 
 from jaxrobust import data
 
+pytestmark = pytest.mark.usefixtures("cache_dir")  # a cache for each test
+
 SHARED = Path(os.environ.get("JAXROBUST_SHARED", Path(__file__).parents[2] / "shared"))
 SPORTS10 = SHARED / "data" / "sports10"
 REFERENCE = SHARED / "reference" / "sports10_cnn" / "valid.npz"
@@ -19,12 +21,6 @@ REFERENCE = SHARED / "reference" / "sports10_cnn" / "valid.npz"
 @pytest.fixture
 def root(tmp_path):
     return image_folder.make(tmp_path / "pets")
-
-
-@pytest.fixture(autouse=True)
-def cache_dir(tmp_path, monkeypatch):
-    monkeypatch.setenv("JAXROBUST_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 # Names and arguments.

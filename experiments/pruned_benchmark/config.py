@@ -15,6 +15,7 @@ INITIAL = 0.1  # sparsity of the first epoch of fine-tuning, the source's prunin
 PRESETS: dict[str, dict[str, Any]] = {
     "full": {
         "networks": FULL,
+        "criteria": ("l1", "l2", "geometric_median"),
         "sparsities": (0.1, 0.2, 0.3, 0.4, 0.5),
         "num_epochs": 10,
         "fine_tuning_epochs": 10,
@@ -22,10 +23,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "fine_tuning_milestones": (6, 8),
         "num_train": None,
         "num_attacked": 10_000,
+        "num_controls": 3,
         "latency_runs": 100,
+        "max_steps": None,
     },
     "cpu": {
         "networks": NARROW,
+        "criteria": ("l1", "l2", "geometric_median"),
         "sparsities": (0.1, 0.2, 0.3, 0.4, 0.5),
         "num_epochs": 10,
         "fine_tuning_epochs": 6,
@@ -33,10 +37,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "fine_tuning_milestones": (4,),
         "num_train": 10_000,
         "num_attacked": 500,
+        "num_controls": 3,
         "latency_runs": 100,
+        "max_steps": None,
     },
     "quick": {
         "networks": TINY,
+        "criteria": ("l1", "l2"),
         "sparsities": (0.5,),
         "num_epochs": 2,
         "fine_tuning_epochs": 2,
@@ -44,7 +51,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "fine_tuning_milestones": (1,),
         "num_train": 1024,
         "num_attacked": 24,
+        "num_controls": 1,
         "latency_runs": 10,
+        "max_steps": 2,
     },
 }
 
@@ -61,7 +70,8 @@ class Config:
       preset: full, the source's networks on all images, for a GPU; or cpu, smaller networks of the
         same families on a part of the images.
       networks: Names in experiments/pruned_benchmark/networks.py.
-      criteria: By which filters are removed: l1, l2, geometric_median, and random, the one to beat.
+      criteria: By which filters are removed: l1, l2, geometric_median (by default these three), and
+        random, the one to beat.
       sparsities: Fractions of the filters of every layer to remove, ascending, from 0.1 on.
       num_epochs: Of the base networks; the source's are 10.
       fine_tuning_epochs: Of pruned networks and of the controls. The source does not say how many.
@@ -74,13 +84,14 @@ class Config:
       num_train: Training images; by default all, with the cpu preset 10,000.
       num_attacked: Test images that are attacked; accuracies are of all test images.
       num_controls: Unpruned networks with as much fine-tuning as the pruned ones: the first sees the
-        images in the same order as they do, further ones show what another order changes.
+        images in the same order as they do, further ones show what another order changes. By default 3.
       latency_runs: Measured runs of each latency.
       max_steps: Of every attack at most so many steps for each start, to try things out.
       seed: Of everything that is random.
       run: Name of the run; results go to <results_dir>/pruned_benchmark/<run>.
       results_dir: Where results go.
-      quick: Two tiny networks, two epochs, few steps: to see that everything runs.
+      quick: Two tiny networks, two criteria, two epochs, two steps, where nothing else is given: to
+        see that everything runs.
     """
 
     data: str | None = None
@@ -88,7 +99,7 @@ class Config:
     download: bool = False
     preset: Literal["full", "cpu"] = "full"
     networks: tuple[str, ...] | None = None
-    criteria: tuple[str, ...] = ("l1", "l2", "geometric_median")
+    criteria: tuple[str, ...] | None = None
     sparsities: tuple[float, ...] | None = None
     num_epochs: int | None = None
     fine_tuning_epochs: int | None = None
@@ -99,7 +110,7 @@ class Config:
     batch_size: int = 128
     num_train: int | None = None
     num_attacked: int | None = None
-    num_controls: int = 3
+    num_controls: int | None = None
     latency_runs: int | None = None
     max_steps: int | None = None
     seed: int = 0
@@ -130,9 +141,6 @@ def complete(config: Config) -> Config:
         for name in ("pruning_epochs", "fine_tuning_milestones"):
             if given[name] is None:
                 filled[name] = _within(filled[name], config.fine_tuning_epochs)
-    if config.quick:
-        filled |= {"max_steps": min(config.max_steps or 2, 2), "num_controls": 1}
-        filled["criteria"] = config.criteria[:2]
     config = dataclasses.replace(config, **filled)
     _check(config)
     return config
