@@ -1,0 +1,276 @@
+"""Compressing while training: what `fit` makes of each method, stopped or not."""
+
+import dataclasses
+import itertools
+import json
+import signal
+
+import jax
+import numpy as np
+import optax
+import pytest
+from compressed_training import (
+    CONFIG,
+    METHODS,
+    NUM_WEIGHTS,
+    PGD_2,
+    TRAIN,
+    VALIDATION,
+    Net,
+    initial,
+    run,
+    same,
+)
+
+from jaxrobust import compilation, pruning
+from jaxrobust.attacks import PGD
+from jaxrobust.models import Classifier
+from jaxrobust.training import (
+    ADMM,
+    AttackSchedule,
+    FreeReplays,
+    Hydra,
+    RigL,
+    load_run,
+    two_phase,
+)
+from jaxrobust.training import fitting as fitting_module
+from jaxrobust.training import loop as loop_module
+from jaxrobust.training import programs as programs_module
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_ends_at_exactly_its_budget_and_trains(name, tmp_path):
+    method = METHODS[name]
+    arguments = {"validation": VALIDATION, "validation_attack": PGD_2, "run_dir": tmp_path}
+    result = run(method, dataclasses.replace(CONFIG, num_epochs=8), **arguments)
+    layers = pruning.layer_sparsity(result.variables["params"])
+    counts = {path: layer["kept"] for path, layer in layers.items()}
+    exact = {"block_0/kernel": round(0.3 * 16), "block_1/kernel": round(0.3 * 288)}
+    if "funnel" in name:
+        assert counts["block_0/kernel"] + counts["block_1/kernel"] == round(0.3 * NUM_WEIGHTS)
+        assert counts["block_0/kernel"] / 16 >= counts["block_1/kernel"] / 288
+    else:
+        assert counts == exact | {"head/kernel": layers["head/kernel"]["size"]}
+    masked = pruning.layer_sparsity(result.variables["params"], result.masks)
+    assert {path: layer["kept"] for path, layer in masked.items()} == counts
+    same(pruning.apply_masks(result.variables["params"], result.masks), result.variables["params"])
+    assert result.final["weights"] == NUM_WEIGHTS
+    assert result.final["kept_weights"] == sum(counts.values()) - layers["head/kernel"]["size"]
+    assert result.history[-1]["validation_accuracy"] > (0.5 if name == "hydra" else 0.8)
+    assert result.final["accuracy_after"] == result.history[-1]["validation_accuracy"]
+    assert result.history[-1]["kept"] == 0.3
+    # What is reported is what comes back.
+    classifier = Classifier(Net().apply, result.variables)
+    clean = np.mean(np.argmax(classifier(VALIDATION[0] / 255.0), -1) == VALIDATION[1])
+    assert result.final["accuracy_after"] <= clean
+    # A finished run returns the same, here without the figures that were kept.
+    log = (tmp_path / "log.jsonl").read_bytes()
+    (tmp_path / "final.json").unlink()
+    again = run(method, dataclasses.replace(CONFIG, num_epochs=8), **arguments)
+    for field in ("state", "variables", "masks", "best_variables", "best_masks"):
+        same(getattr(again, field), getattr(result, field))
+    assert again.final == result.final and again.history == result.history
+    assert (tmp_path / "log.jsonl").read_bytes() == log
+    with pytest.raises(ValueError, match="holds a run with a compression"):
+        load_run(tmp_path)
+
+
+def stopped_after(monkeypatch, number):
+    """`compile_programs` whose steps press Ctrl-C once, before step `number` of this process."""
+    saved = programs_module.compile_programs
+
+    def stopping(*arguments):
+        compiled = saved(*arguments)
+        calls = itertools.count(1)
+
+        def train_batches(*batch):
+            if next(calls) == number:
+                signal.raise_signal(signal.SIGINT)
+            return compiled.train_batches(*batch)
+
+        return compiled._replace(train_batches=train_batches)
+
+    monkeypatch.setattr(programs_module, "compile_programs", stopping)
+    return saved
+
+
+@pytest.mark.parametrize("name", ["admm funnel", "hydra", "rigl"])
+def test_a_run_that_was_stopped_ends_like_one_that_was_not(name, tmp_path, monkeypatch):
+    method, config = METHODS[name], dataclasses.replace(CONFIG, ema_decay=0.9)
+    whole = run(method, config, validation=VALIDATION, run_dir=tmp_path / "whole")
+    # At an update in an epoch's middle, and some steps after another.
+    for number in (4, 7):
+        saved = stopped_after(monkeypatch, number)
+        with pytest.raises(KeyboardInterrupt):
+            run(method, config, validation=VALIDATION, run_dir=tmp_path / "stopped")
+        monkeypatch.setattr(programs_module, "compile_programs", saved)
+    again = run(method, config, validation=VALIDATION, run_dir=tmp_path / "stopped")
+    same(again.state, whole.state)
+    same((again.variables, again.masks), (whole.variables, whole.masks))
+    assert again.final == whole.final
+    logs = [(tmp_path / name / "log.jsonl").read_bytes() for name in ("whole", "stopped")]
+    assert logs[0] == logs[1]
+
+
+def test_many_steps_in_one_call_do_not_step_over_an_update(monkeypatch):
+    updates = []
+    saved = loop_module.train
+
+    def watched(position, config, compiled, *arguments, **keywords):
+        def update(state, order, epoch, step):
+            updates.append((int(state.step), step))
+            return compiled.update(state, order, epoch, step)
+
+        return saved(position, config, compiled._replace(update=update), *arguments, **keywords)
+
+    monkeypatch.setattr(loop_module, "train", watched)
+    single = run(METHODS["admm funnel"])
+    assert updates == [(step, step) for step in (4, 8, 12, 16, 20, 24)]
+    updates.clear()
+    monkeypatch.setattr(compilation, "loops_are_fast", lambda: True)
+    many = run(METHODS["admm funnel"])
+    assert updates == [(step, step) for step in (4, 8, 12, 16, 20, 24)]
+    for one, other in zip(single.history, many.history, strict=True):
+        assert one["residual"] == pytest.approx(other["residual"], rel=1e-3)
+    updates.clear()
+    run(ADMM(kept=0.3))
+    assert updates == [(6, 6), (12, 12), (18, 18), (24, 24)]
+
+
+def test_a_budget_that_falls_compiles_nothing_anew():
+    traces = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Watched(pruning.Irregular):
+        def masks(self, params, kept, *, exclude=()):
+            if isinstance(kept, jax.core.Tracer):
+                traces.append(kept)
+            return super().masks(params, kept, exclude=exclude)
+
+    kept = (1.0, 0.8, 0.5, 0.2)
+    result = run(ADMM(Watched(), kept=kept), validation=VALIDATION)
+    # The update, and the projection of what is validated.
+    assert len(traces) == 2
+    assert [row["kept"] for row in result.history] == list(kept)
+    assert [row["kept_is_final"] for row in result.history] == [False] * 3 + [True]
+    run(ADMM(Watched(), kept=(0.9, 0.4)), validation=VALIDATION)
+    assert len(traces) == 2
+
+
+def test_only_epochs_of_the_last_budget_can_be_the_best(tmp_path):
+    # Dense at first: those epochs are better, and are not what was asked for.
+    method = ADMM(kept=(1.0, 1.0, 1.0, 0.05), rho=1e-4)
+    config = dataclasses.replace(CONFIG, num_epochs=6, early_stopping_patience=3)
+    result = run(method, config, validation=VALIDATION, run_dir=tmp_path)
+    losses = [row["validation_loss"] for row in result.history]
+    assert len(losses) == 6
+    assert result.best_epoch == 4 + int(np.argmin(losses[3:]))
+    assert min(losses[:3]) < min(losses[3:])
+    best = pruning.layer_sparsity(result.best_variables["params"], result.best_masks)
+    assert best["block_1/kernel"]["kept"] == round(0.05 * 288)
+    classifier = Classifier(Net().apply, result.best_variables)
+    logits = classifier(VALIDATION[0] / 255.0)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, VALIDATION[1]).mean()
+    assert float(loss) == pytest.approx(losses[result.best_epoch - 1], rel=1e-4)
+
+
+def test_the_moving_average_is_what_is_projected():
+    method = ADMM(kept=0.3)
+    result = run(method, dataclasses.replace(CONFIG, ema_decay=0.9))
+    params, masks = method.finish(result.state.average["params"], None, 0.3)
+    same((params, masks), (result.variables["params"], result.masks))
+
+
+def test_free_training_and_a_schedule_of_attacks_compress_too():
+    config = dataclasses.replace(CONFIG, natural_weight=0.0, num_epochs=2)
+    for attack in (FreeReplays(0.05, 2), AttackSchedule(((1, PGD_2), (2, PGD(0.05, 0.02, 1))))):
+        for method in (RigL(kept=0.3), Hydra(kept=0.3), ADMM(kept=0.3)):
+            result = run(method, config, attack=attack)
+            assert result.final["kept_weights"] == 5 + 86
+            assert np.isfinite(result.history[-1]["train_loss"])
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="`compression` and `masks` are two ways"):
+        run(ADMM(), masks=pruning.keep_all(initial()["params"]))
+    with pytest.raises(ValueError, match="`kept` must have at most one value per epoch, 4, got 5"):
+        run(ADMM(kept=(1.0, 0.9, 0.8, 0.7, 0.6)))
+    with pytest.raises(ValueError, match="`kept` must be at least 1/4 for 1 of 4, got 0.1"):
+        run(ADMM(pruning.NofM(1, 4), kept=(0.5, 0.1)))
+    with pytest.raises(ValueError, match="`exclude` names 'tail'"):
+        run(RigL(exclude=("tail",)))
+    schedule = AttackSchedule(((1, PGD_2), (3, PGD(0.06, 0.02, num_steps=2))))
+    with pytest.raises(ValueError, match="in epoch 3 do epsilon, kept"):
+        run(ADMM(kept=(1.0, 1.0, 0.5)), attack=schedule)
+    run(ADMM(kept=(1.0, 1.0, 0.5), guard=False), attack=schedule)
+    run(ADMM(kept=(1.0, 0.5)), attack=schedule)
+    warm = dataclasses.replace(CONFIG, attack_warmup_epochs=2)
+    with pytest.raises(ValueError, match="in epoch 2 do epsilon, kept"):
+        run(Hydra(kept=(1.0, 0.5)), warm)
+    for make, message in (
+        (lambda: ADMM(kept=0.0), "`kept` must be a finite number above 0"),
+        (lambda: ADMM(kept=()), "`kept` must be a number or a tuple"),
+        (lambda: ADMM(rho=0.0), "`rho` must be a finite number above 0"),
+        (lambda: ADMM(rho_growth=0.5), "`rho_growth` must be a finite number at least 1"),
+        (lambda: ADMM(largest_rho=1e-9), "`largest_rho` must be a finite number at least 0.001"),
+        (lambda: ADMM(every=0), "`every` must be at least 1"),
+        (lambda: RigL(fraction=2.0), "`fraction` must be"),
+        (lambda: RigL(initial="ones"), "`initial` must be one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
+    with pytest.raises(TypeError, match="`exclude` must be a tuple"):
+        Hydra(exclude="head")
+
+
+def test_the_settings_of_a_run_name_its_compression(tmp_path):
+    run(ADMM(kept=(1.0, 0.5), exclude=("head",)), run_dir=tmp_path)
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    assert settings["compression"]["constraint"]["scope"] == "layer"
+    assert settings["compression"]["kept"] == [1.0, 0.5]
+    with pytest.raises(ValueError, match="other settings"):
+        run(ADMM(kept=(1.0, 0.4), exclude=("head",)), run_dir=tmp_path)
+    plain = tmp_path / "plain"
+    assert run(None, run_dir=plain).masks is None
+    assert "compression" not in json.loads((plain / "settings.json").read_text())
+
+
+def test_a_projection_that_takes_the_network_down_is_no_overfitting(monkeypatch):
+    for module in (loop_module.decisions, fitting_module):
+        monkeypatch.setattr(module, "catastrophic_overfitting", lambda history: 1)
+    said = run(
+        ADMM(pruning.Irregular(), kept=0.2, rho=0.1), validation=VALIDATION, validation_attack=PGD_2
+    )
+    assert said.catastrophic_epoch is None
+
+
+def test_two_phases_end_at_the_masks_of_the_compressed_run(tmp_path):
+    def recipe():
+        return two_phase(
+            Net(),
+            TRAIN,
+            ADMM(kept=0.3, rho=1e-2, rho_growth=1.3, rescale=False),
+            pretrain=CONFIG,
+            compress=dataclasses.replace(CONFIG, num_epochs=3),
+            retrain=CONFIG,
+            attack=PGD_2,
+            run_dir=tmp_path,
+            progress=False,
+        )
+
+    runs = recipe()
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        "compressed",
+        "pretrained",
+        "retrained",
+    ]
+    same(
+        pruning.apply_masks(runs.retrained.variables["params"], runs.compressed.masks),
+        runs.retrained.variables["params"],
+    )
+    assert pruning.sparsity_of(runs.pretrained.variables["params"]) == 0
+    assert runs.compressed.final["kept_weights"] == 5 + 86
+    same(recipe().retrained.variables, runs.retrained.variables)
+    with pytest.raises(ValueError, match="Give one of `pretrain` and `variables`"):
+        two_phase(Net(), TRAIN, ADMM(), pretrain=None, compress=CONFIG, retrain=CONFIG)
