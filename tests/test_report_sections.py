@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from test_reports import EVIL, NO_RATE, RATE, Page, encode, make_result, report
+from report_pages import EVIL, NO_RATE, RATE, Page, encode, make_result, report
 
 from jaxrobust.reports import figures, looks
 from jaxrobust.reports.formatting import measure, shared_decimals

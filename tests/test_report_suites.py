@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_reports import EVIL, NO_RATE, RATE, Page, make_result, report
+from report_pages import EVIL, NO_RATE, RATE, Page, make_result, report
 
 from jaxrobust import attacks, evaluation
 
