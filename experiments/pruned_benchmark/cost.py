@@ -58,26 +58,22 @@ def _latency(study: Study, timed: list[dict[str, Any]]) -> dict[str, Any]:
     for entry in timed:
         items, network = dict[str, Any](), entry["network"]
         for words, times in entry["variants"].items():
-            gap = times["difference"]
-            difference = None
-            if gap is not None:
-                difference = blocks.estimate(gap["median_ms"], gap["low_ms"], gap["high_ms"])
-            base = entry["variants"]["base"]["median_ms"]
+            mean, median, difference, verdict = blocks.latency(times)
             rows.append(
                 [
                     network,
                     words,
                     entry["batch"],
-                    {"value": times["mean_ms"], "deviation": times["std_ms"]},
-                    times["median_ms"],
+                    mean,
+                    median,
                     difference,
                     entry["floor"],
-                    _verdict(gap),
-                    base / times["median_ms"],
+                    verdict,
+                    entry["variants"]["base"]["median_ms"] / median,
                     *_source_time(study, network, words, entry["batch"]),
                 ]
             )
-            items[words] = {"value": times["mean_ms"], "deviation": times["std_ms"]}
+            items[words] = mean
         groups[f"{network}, batch {entry['batch']}"] = items
     return blocks.section(
         "inference-time",
@@ -108,14 +104,6 @@ def _latency(study: Study, timed: list[dict[str, Any]]) -> dict[str, Any]:
         ],
         part=PART,
     )
-
-
-def _verdict(gap: Any) -> str:
-    if gap is None:
-        return ""
-    if not gap["different"]:
-        return "no difference shown"
-    return "faster" if gap["median_ms"] < 0 else "slower"
 
 
 def _source_time(study: Study, network: str, words: str, batch_size: int) -> list[str]:

@@ -68,24 +68,10 @@ def latency(study: Study) -> dict[str, Any]:
         dense = entry["variants"]["dense"]["median_ms"]
         items = dict[str, Any]()
         for share, figures in entry["variants"].items():
-            gap = figures["difference"]
-            difference = None
-            if gap is not None:
-                difference = blocks.estimate(gap["median_ms"], gap["low_ms"], gap["high_ms"])
-            mean = {"value": figures["mean_ms"], "deviation": figures["std_ms"]}
-            rows.append(
-                [
-                    entry["network"],
-                    share,
-                    entry["batch"],
-                    mean,
-                    figures["median_ms"],
-                    difference,
-                    said(gap),
-                    dense / figures["median_ms"],
-                ]
-            )
-            items[share] = mean
+            cells = blocks.latency(figures)
+            faster = dense / figures["median_ms"]
+            rows.append([entry["network"], share, entry["batch"], *cells, faster])
+            items[share] = cells[0]
         words = "one image" if entry["batch"] == 1 else f"{entry['batch']} images, loaded"
         groups[f"{entry['network']}, {words}"] = items
     return blocks.section(
@@ -117,15 +103,6 @@ def latency(study: Study) -> dict[str, Any]:
         ],
         part=PART,
     )
-
-
-def said(gap: Any) -> str:
-    """A difference in a word."""
-    if gap is None:
-        return ""
-    if not gap["different"]:
-        return "no difference shown"
-    return "faster" if gap["median_ms"] < 0 else "slower"
 
 
 def sizes(study: Study) -> dict[str, Any]:

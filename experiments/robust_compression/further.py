@@ -136,8 +136,8 @@ def _time(study: Study) -> dict[str, Any]:
         for entry in cost.times(study)
         for share, figures in cost.compressed(entry["variants"]).items()
     ]
-    faster = [one for one in found if cost.said(one[3]) == "faster"]
-    slower = [one for one in found if cost.said(one[3]) == "slower"]
+    faster = [one for one in found if blocks.latency_verdict(one[3]) == "faster"]
+    slower = [one for one in found if blocks.latency_verdict(one[3]) == "slower"]
     return blocks.verdict(
         "Are networks with fewer weights faster, run as they are?",
         f"In {len(faster)} of {len(found)} cases, slower in {len(slower)}.",

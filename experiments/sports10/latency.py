@@ -43,21 +43,10 @@ def _section(study: Study, progress: Any) -> tuple[dict[str, Any], dict[str, Any
                 controls=1 if study.config.quick else 3,
             )
             for variant, entry in found["variants"].items():
-                gap = entry["difference"]
-                told[name].setdefault(variant, []).append([batch_size, _words(gap)])
+                mean, median, difference, verdict = blocks.latency(entry)
+                told[name].setdefault(variant, []).append([batch_size, verdict])
                 rows.append(
-                    [
-                        name,
-                        variant,
-                        batch_size,
-                        {"value": entry["mean_ms"], "deviation": entry["std_ms"]},
-                        entry["median_ms"],
-                        entry["p95_ms"],
-                        None
-                        if gap is None
-                        else blocks.estimate(gap["median_ms"], gap["low_ms"], gap["high_ms"]),
-                        _words(gap),
-                    ]
+                    [name, variant, batch_size, mean, median, entry["p95_ms"], difference, verdict]
                 )
                 if variant in ("dense", "int8"):
                     costs.append(
@@ -120,14 +109,6 @@ def _section(study: Study, progress: Any) -> tuple[dict[str, Any], dict[str, Any
         ],
     )
     return section, {"latency": told}
-
-
-def _words(gap: Any) -> str:
-    if gap is None:
-        return ""
-    if not gap["different"]:
-        return "no difference"
-    return "faster" if gap["median_ms"] < 0 else "slower"
 
 
 def _mega(value: float | None) -> float | None:

@@ -90,6 +90,33 @@ def estimate(value: float, low: float | None, high: float | None, scale: float =
     return {"value": scale * value, "low": scale * low, "high": scale * high}
 
 
+def latency(times: Mapping[str, Any]) -> tuple[Any, float, Any, str]:
+    """A network's times as four cells of a table.
+
+    Args:
+      times: Its entry in `variants` of `evaluation.compare_latency`.
+
+    Returns:
+      (mean with its deviation, median, median difference to the reference with its interval,
+      `latency_verdict`); times in ms; the reference itself has no difference.
+    """
+    gap = times["difference"]
+    difference = None
+    if gap is not None:
+        difference = estimate(gap["median_ms"], gap["low_ms"], gap["high_ms"])
+    mean = {"value": times["mean_ms"], "deviation": times["std_ms"]}
+    return mean, times["median_ms"], difference, latency_verdict(gap)
+
+
+def latency_verdict(difference: Mapping[str, Any] | None) -> str:
+    """faster, slower or no difference shown; of the reference itself, None, nothing."""
+    if difference is None:
+        return ""
+    if not difference["different"]:
+        return "no difference shown"
+    return "faster" if difference["median_ms"] < 0 else "slower"
+
+
 def line(
     name: str,
     x: Sequence[float],
