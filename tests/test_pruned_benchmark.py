@@ -106,7 +106,7 @@ def test_the_source_agrees_with_its_deltas():
             np.testing.assert_allclose(found, deltas, atol=1e-9)
 
 
-def test_the_sources_files_hold_an_optimizer():
+def test_the_sources_files_hold_copies_of_the_weights():
     """Its pruned files are the weights of the unpruned networks, its base files three times these."""
     for family, (base, small) in published.SIZES["cifar10"].items():
         weights = 4e-6 * networks.published_parameters(family, 10)
@@ -162,55 +162,44 @@ def outcomes(count: int, right: int) -> np.ndarray:
     return np.arange(count) < right
 
 
-def compared(*rights: int, other: int = 500, count: int = 1000) -> list[comparisons.Comparison]:
-    return comparisons.compare(
+def test_comparisons_are_paired_and_corrected():
+    other = Variant(NETWORK, "control")
+    first, second = comparisons.compare(
         {
-            ("", Variant(NETWORK, "l2", 0.1 + index), Variant(NETWORK, "control")): (
-                outcomes(count, right),
-                outcomes(count, other),
-            )
-            for index, right in enumerate(rights)
+            (Variant(NETWORK, "l2", 0.1), other): (outcomes(1000, 540), outcomes(1000, 500)),
+            (Variant(NETWORK, "l2", 0.2), other): (outcomes(1000, 500), outcomes(1000, 500)),
         }
     )
-
-
-def test_comparisons_are_paired_and_corrected():
-    first, second = compared(540, 500)
-    assert first.difference == 0.04 and first.direction == 1 and not first.within(0.01)
+    assert first.difference == 0.04 and first.low < 0.04 < first.high
     # 40 images that one alone has right, and two comparisons.
     assert first.p_value == pytest.approx(2 * 2 * 0.5**40)
-    assert second.difference == 0 and second.p_value == 1 and second.direction == 0
-    assert comparisons.compare({("", Variant("a"), Variant("b")): (outcomes(0, 0),) * 2}) == []
+    assert second.difference == 0 and second.p_value == 1
+    assert comparisons.compare({(Variant("a"), Variant("b")): (outcomes(0, 0),) * 2}) == []
+
+
+def mean(value, low=None, high=None, n=4):
+    return {"n": n, "mean": value, "std": 0.01, "low": low, "high": high}
 
 
 @pytest.mark.parametrize(
-    "rights, words",
+    "means, words",
     [
-        ((560, 570), "yes"),
-        ((560, 500), "in 1 of 2 cases"),
-        ((560, 400), "in 1 of 2 cases, in 1 it falls"),
-        ((501, 499), "not shown"),
-        ((400, 420), "no, it falls"),
-        ((400, 500), "no, in 1 of 2 it falls"),
+        ([(0.02, 0.01, 0.03)], "it rises at 10 %, by +2.0 (+1.0 to +3.0) points"),
+        (
+            [(0.02, 0.01, 0.03), (-0.02, -0.03, -0.01)],
+            "it rises at 10 %, by +2.0 (+1.0 to +3.0) points; it falls at 20 %, by -2.0 (-3.0 to -1.0) "
+            "points",
+        ),
+        (
+            [(0.001, -0.01, 0.01), (-0.002, -0.02, 0.01), (0.001, -0.01, 0.01)],
+            "no change is shown at 10, 20 and 30 % (at most -0.2 (-2.0 to +1.0))",
+        ),
+        ([(0.0, None, None)], "no change is shown at 10 % (at most +0.0)"),
+        ([(0.01, None, None, 2)], "by +1.0 to +1.0 points, of too few networks to say more"),
     ],
 )
-def test_whether_accuracy_rises(rights, words):
-    assert verdicts.rises(compared(*rights)) == words
-
-
-@pytest.mark.parametrize(
-    "rights, words",
-    [
-        ((500, 501), "yes, within a point"),
-        ((500, 506), "no change is shown"),
-        ((500, 400), "no, more often in 0 of 2 cases, less in 1"),
-        ((), "not measured"),
-    ],
-)
-def test_whether_robustness_stays(rights, words):
-    found = compared(*rights)
-    assert verdicts.unchanged(found).startswith(words)
-    assert sum(verdicts.tally(found)) == len(found)
+def test_an_effect_in_words(means, words):
+    assert verdicts.effect({0.1 + index / 10: mean(*m) for index, m in enumerate(means)}) == words
 
 
 @pytest.mark.parametrize(
@@ -250,8 +239,12 @@ def test_presets_fill_in_what_was_not_given():
     assert Config().data_set == "cifar10_jpeg" and Config(quick=True).data_set == "digits"
 
 
-def made_study(tmp_path: Path) -> Study:
-    """A study of made-up outcomes, as if it had been run on CIFAR-10."""
+def made_study(tmp_path: Path, networks: tuple[str, ...] = (NETWORK,)) -> Study:
+    """A study of made-up outcomes, as if it had been run on CIFAR-10.
+
+    The second network's figures are one image less than the first's, the third's two; what was pruned
+    to 50 % loses as many once more.
+    """
     split = data.Split(np.zeros((40, 32, 32, 3), np.uint8), np.arange(40) % 10, ("",) * 40)
     dataset = data.Dataset(
         name="cifar10",
@@ -262,21 +255,90 @@ def made_study(tmp_path: Path) -> Study:
         std=np.ones(3, np.float32),
     )
     config = complete(
-        Config(networks=(NETWORK,), criteria=("l2",), sparsities=(0.1, 0.5), num_attacked=40)
+        Config(networks=networks, criteria=("l2",), sparsities=(0.1, 0.5), num_attacked=40)
     )
     study = Study(config, tmp_path, dataset)
-    rights = {"base": 20, "control": 30, "control 2": 28, "control 3": 29}
-    rights |= {"L2, 10 %": 32, "L2, 50 %": 24}
-    for variant in study.variants(NETWORK):
-        count = rights[variant.words]
-        study.facts[variant] = {"right": pack(outcomes(40, count)), "parameters": count, "bytes": 1}
-    for setting in threats.SETTINGS:
-        for name in threats.NAMES:
-            study.shown[NETWORK, setting, name] = {
-                variant: outcomes(40, rights[variant.words] // 2)
-                for variant in study.variants(NETWORK)
+    for less, network in enumerate(networks):
+        rights = {"base": 20, "control": 30, "control 2": 28, "control 3": 29}
+        rights |= {"L2, 10 %": 32, "L2, 50 %": 24 - less}
+        for variant in study.variants(network):
+            count = rights[variant.words] - less
+            study.facts[variant] = {
+                "right": pack(outcomes(40, count)),
+                "parameters": count,
+                "bytes": 1,
             }
+            study.white_box[variant] = {
+                name: outcomes(40, count - 10) for name in threats.WHITE_BOX
+            }
+            study.white_box[variant]["norms"] = np.where(outcomes(40, count), count / 10, 0.0)
+        for setting in threats.SETTINGS:
+            for name in threats.NAMES:
+                study.shown[network, setting, name] = {
+                    variant: outcomes(40, (rights[variant.words] - less) // 2)
+                    for variant in study.variants(network)
+                }
     return study
+
+
+THREE = ("mobilenet_v1", "resnet50", "vgg19")
+
+
+def test_figures_over_networks(tmp_path):
+    study = made_study(tmp_path, THREE)
+    figure = comparisons.right_figure(study)
+    trained = comparisons.from_fine_tuning(study, figure)
+    assert trained["mean"] == pytest.approx(9 / 40) and trained["n"] == 3
+    # 5, 6 and 7 images less than the mean of the controls.
+    most = comparisons.from_pruning(study, figure, ("l2",), 0.5)
+    assert most["mean"] == pytest.approx(-6 / 40)
+    assert most["high"] - most["mean"] == pytest.approx(4.302653 / 3**0.5 / 40, rel=1e-5)
+    share = comparisons.from_pruning(study, figure, ("l2",), 0.5, relative=True)
+    assert share["mean"] == pytest.approx(-(5 / 29 + 6 / 28 + 7 / 27) / 3)
+    # 3 controls each, one image apart: a variance of 1 with 6 degrees of freedom.
+    noise = comparisons.training_noise(study, figure)
+    assert noise == pytest.approx(2.446912 * (4 / 3) ** 0.5 / 40, rel=1e-5)
+    # 3 images more are beyond 2.83, 5 to 7 less too.
+    assert comparisons.beyond_noise(study, figure) == (3, 3, 6)
+    assert comparisons.norm_figure(study)(Variant("resnet50")) == pytest.approx(1.9)
+    two = made_study(tmp_path, THREE[:2])
+    assert comparisons.from_pruning(two, figure, ("l2",), 0.5)["low"] is None
+
+
+def test_images_that_the_base_has_wrong_do_not_count_as_shown(tmp_path):
+    study = made_study(tmp_path)
+    figure = comparisons.shown_figure(study, "source", "CW")
+    assert figure(Variant(NETWORK, "l2", 0.1)) == 16 / 20
+    study.shown[NETWORK, "source", "CW"][Variant(NETWORK, "l2", 0.1)][20:] = True
+    assert figure(Variant(NETWORK, "l2", 0.1)) == 16 / 20
+
+
+def test_white_box_compares_images_that_both_have_right(tmp_path):
+    found = {
+        c.variant.words: c for c in comparisons.white_box(made_study(tmp_path), "FGSM at 8/255")
+    }
+    assert set(found) == {"control 2", "control 3", "L2, 10 %", "L2, 50 %"}
+    # 14 of the first 24 against 20; 22 of the first 30 against 20.
+    assert found["L2, 50 %"].n == 24 and found["L2, 50 %"].difference == pytest.approx(-6 / 24)
+    assert found["L2, 10 %"].n == 30 and found["L2, 10 %"].difference == pytest.approx(2 / 30)
+
+
+def test_verdicts_say_what_the_figures_do(tmp_path):
+    accuracy_said, shown_said, white_said = verdicts.verdicts(made_study(tmp_path, THREE))
+    assert "by +22.5 points" in accuracy_said["answer"]
+    assert "it falls at 50 %, by -15.0 (-21.2 to -8.8) points" in accuracy_said["answer"]
+    assert (
+        "of 6 pruned networks, one training each, 3 are further above" in accuracy_said["details"]
+    )
+    assert shown_said["answer"].startswith(
+        "With the source's parameters: of 14 cases more often in"
+    )
+    assert white_said["answer"].count("leaves the controls 45.0 %; with pruning") == 3
+    study = made_study(tmp_path, THREE)
+    for variant in study.white_box:
+        study.white_box[variant][threats.WHITE_BOX[0]] = outcomes(40, 0)
+    said = verdicts.verdicts(study)[2]["answer"]
+    assert "FGSM at 8/255 leaves the controls 0.0 %: nothing that pruning could change." in said
 
 
 def cells(table: dict, row: int) -> list:
@@ -287,7 +349,7 @@ def test_tables_of_accuracy(tmp_path):
     study = made_study(tmp_path)
     section = accuracy.section(study)
     tables = [block for block in section["blocks"] if block["kind"] == "table"]
-    extremes, rows = cells(tables[0], 0), {row[0]: row for row in tables[2]["rows"]}
+    extremes, rows = cells(tables[0], 0), {row[0]: row for row in tables[-1]["rows"]}
     assert extremes[1:3] == [0.5, 0.75]
     np.testing.assert_allclose(extremes[3:7], [30, 10, 5, -15])
     np.testing.assert_allclose(extremes[7:], [5, -7.7], atol=1e-9)  # of all that the source has
@@ -296,7 +358,9 @@ def test_tables_of_accuracy(tmp_path):
     assert rows["L2, 50 %"][4]["value"] == pytest.approx(-15)
     assert rows["L2, 50 %"][7] == pytest.approx(0.704)
     assert rows["L2, 50 %"][8] == pytest.approx(-7.7)
-    assert rows["control"][2:6] == [None] * 4 and rows["base"][7] == pytest.approx(0.781)
+    assert rows["control"][2]["value"] == pytest.approx(25) and rows["control"][4] is None
+    assert rows["control 2"][4]["value"] == pytest.approx(-5)
+    assert rows["base"][2:6] == [None] * 4 and rows["base"][7] == pytest.approx(0.781)
 
 
 def test_tables_under_attack_stand_beside_the_source(tmp_path):

@@ -31,6 +31,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments.pruned_benchmark import (
     accuracy,
@@ -178,21 +179,16 @@ def _summary(study: Study) -> list[str]:
         sentences[0] += f" The images are {study.dataset.name}, not the source's."
     for network in config.networks:
         most = study.pruned(network, study.shown_criterion)[-1]
-        shares = [
-            100 * float(rate_of(study.right(v))["rate"] or 0)
-            for v in (Variant(network), Variant(network, "control"), most)
-        ]
-        white = [
-            100 * float(study.white_box[v]["APGD at 1/255"].mean())
-            for v in (Variant(network, "control"), most)
-        ]
+        control = Variant(network, "control")
+        shares = [_percent(study.right(v)) for v in (Variant(network), control, most)]
+        name = threats.WHITE_BOX[-1]
+        white = [_percent(study.white_box[v][name]) for v in (control, most)]
         sentences.append(
-            f"{network}: {shares[0]:.1f} % of the test images right, fine-tuned without pruning "
-            f"{shares[1]:.1f} %, without {100 * most.sparsity:g} % of its filters "
-            f"({most.words}; its file "
+            f"{network}: {shares[0]} of the test images right, fine-tuned without pruning {shares[1]}, "
+            f"without {100 * most.sparsity:g} % of its filters ({most.words}; its file "
             f"{study.facts[Variant(network)]['bytes'] / study.facts[most]['bytes']:.1f} times smaller) "
-            f"{shares[2]:.1f} %; right under APGD at 1/255, made on each itself, {white[0]:.1f} "
-            f"% unpruned and {white[1]:.1f} % pruned."
+            f"{shares[2]}; right under {name}, made on each itself, {white[0]} unpruned and {white[1]} "
+            "pruned."
         )
     minutes = sum(study.stages.seconds.values()) / 60
     sentences.append(f"The stages took {minutes:.1f} minutes together.")
@@ -203,6 +199,13 @@ def _summary(study: Study) -> list[str]:
         "for a full run, and figures under attack mean nothing."
     )
     return [shortened, *sentences]
+
+
+def _percent(outcomes: np.ndarray) -> str:
+    """A share of the images with its 95 % interval."""
+    rate = rate_of(outcomes)
+    share, low, high = (100 * (rate[key] or 0.0) for key in ("rate", "low", "high"))
+    return f"{share:.1f} % ({low:.1f}-{high:.1f})"
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from experiments.pruned_benchmark import comparisons, published
+from experiments.pruned_benchmark import comparisons, over_sparsity, published
 from experiments.pruned_benchmark.networks import NETWORKS, SHORT
 from experiments.pruned_benchmark.study import CRITERION_WORDS, Study, Variant
+from experiments.pruned_benchmark.trainings import COMPARED
 from jaxrobust.studies import blocks
 from jaxrobust.studies.outcomes import rate_of
 
@@ -27,8 +28,11 @@ def section(study: Study) -> dict[str, Any]:
     """Charts, the table with the largest gain and loss, and a table of all for each network."""
     against_base = {c.variant: c for c in comparisons.accuracy(study, "base")}
     against_control = {c.variant: c for c in comparisons.accuracy(study, "control")}
-    found: list[dict[str, Any]] = [_chart(study, network) for network in study.config.networks]
-    found += [_extremes(study), _over_networks(study)]
+    found: list[dict[str, Any]] = [
+        over_sparsity.chart(study, network, f"{network}: accuracy over sparsity", study.right)
+        for network in study.config.networks
+    ]
+    found += [_extremes(study), *_over_networks(study)]
     for network in study.config.networks:
         found.append(_table(study, network, against_base, against_control))
     return blocks.section(
@@ -40,35 +44,9 @@ def section(study: Study) -> dict[str, Any]:
             "The source compares pruned networks, which have been fine-tuned, with base networks, "
             "which have not. A control has had the fine-tuning and no pruning: the same images in "
             "the same order, at the same learning rates, under masks that remove nothing. What a "
-            "pruned network has more than the base and not more than the control is due to training."
+            "pruned network has more than the base and not more than the control is due to training. "
+            "Whole filters are removed: a layer of 8 loses 2 of them at 20 % and at 30 %."
         ],
-    )
-
-
-def _chart(study: Study, network: str) -> dict[str, Any]:
-    """A line for each criterion; base and controls as level lines, the control with its band."""
-    sparsities = list(study.config.sparsities)
-    ends = [0.0, sparsities[-1]]
-    base = rate_of(study.right(Variant(network)))["rate"]
-    lines = [blocks.line("base", ends, [base, base], dashed=True)]
-    for variant in study.variants(network):
-        if variant.kind == "control":
-            rate = rate_of(study.right(variant))
-            values = [rate, rate] if variant.number == 0 else [rate["rate"]] * 2
-            lines.append(blocks.line(variant.words, ends, values, dashed=variant.number > 0))
-    for criterion in study.config.criteria:
-        variants = study.pruned(network, criterion)
-        rates = [rate_of(study.right(v)) for v in variants]
-        lines.append(blocks.line(CRITERION_WORDS[criterion], sparsities, rates))
-    return blocks.chart(
-        f"{network}: accuracy over sparsity",
-        "share of the filters removed",
-        "accuracy",
-        lines,
-        "Bands: 95 % intervals. Level lines: the base network and the controls, which nothing was "
-        "removed from.",
-        percent=True,
-        percent_x=True,
     )
 
 
@@ -108,32 +86,23 @@ def _extremes(study: Study) -> dict[str, Any]:
     )
 
 
-def _over_networks(study: Study) -> dict[str, Any]:
+def _over_networks(study: Study) -> list[dict[str, Any]]:
     """What pruning changes in all networks together."""
-    gaps = comparisons.over_networks(study)
-    rows = [
-        [
-            CRITERION_WORDS[criterion],
-            *(
-                blocks.estimate(gap["mean"], gap["low"], gap["high"], 100)
-                for gap in (gaps[criterion, sparsity] for sparsity in study.config.sparsities)
-            ),
-        ]
-        for criterion in study.config.criteria
-    ]
-    return blocks.table(
-        [
-            "Criterion",
-            *(
-                blocks.column(f"{100 * s:g} %", unit="points", decimals=1, group="Filters removed")
-                for s in study.config.sparsities
-            ),
-        ],
+    criteria = study.config.criteria
+    groups = {CRITERION_WORDS[criterion]: (criterion,) for criterion in criteria}
+    if len(criteria) > 1:
+        groups["all of these"] = criteria
+    figure = comparisons.right_figure(study)
+    rows = {
+        words: [comparisons.from_pruning(study, figure, of, s) for s in study.config.sparsities]
+        for words, of in groups.items()
+    }
+    return over_sparsity.together(
+        study,
+        "Criterion",
         rows,
-        f"Accuracy less that of the mean of {study.config.num_controls} controls, mean over "
-        f"{len(study.config.networks)} networks with its 95 % interval (Student's t over the networks, "
-        "one training of each).",
-        title="All networks together",
+        f"Accuracy less that of the mean of {study.config.num_controls} controls.",
+        unit="points",
     )
 
 
@@ -197,8 +166,8 @@ def _table(
         rows,
         f"{network}: {NETWORKS[network].words}. Of {len(study.test)} test images. Differences are "
         "paired, with Newcombe's 95 % intervals; p is McNemar's, with Holm's correction over all "
-        "pruned networks; 0.0000 is less than 0.00005. The images say nothing of what another training "
-        "would give: the controls among themselves do.",
+        "networks; 0.0000 is less than 0.00005. The images say nothing of what another training would "
+        "give: the rows of the other controls do.",
         title=network,
     )
 
@@ -216,12 +185,13 @@ def agreement(study: Study) -> dict[str, Any]:
             blocks.table(
                 [
                     "Network",
-                    blocks.column("Filters kept", unit="%", decimals=1),
+                    blocks.column("Channels kept, coupled ones once", unit="%", decimals=1),
                     blocks.column("Largest difference of a logit", decimals=7),
                 ],
                 rows,
                 "All figures of this report are of networks from which the filters were taken out. "
-                "They were trained under masks; the last column says how far the two differ.",
+                f"They were trained under masks; the last column says how far the two differ on "
+                f"{COMPARED} test images.",
                 title="Each pruned network",
                 folded=True,
             )

@@ -1,16 +1,19 @@
-"""Pruned networks against the base network and against the control, image by image."""
+"""Pruned networks against base networks and controls: image by image, and over the networks."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from experiments.pruned_benchmark.study import Study, Variant
 from jaxrobust import evaluation
 from jaxrobust.evaluation.statistics import Mean
 from jaxrobust.studies import blocks
 
+FEWEST = 3  # networks for an interval over them
 Outcomes = tuple[np.ndarray, np.ndarray]
 
 
@@ -19,7 +22,6 @@ class Comparison:
     """Two networks on the same images.
 
     Attributes:
-      attack: What the images went through; "" for nothing.
       variant: The one.
       other: What it is compared with.
       n: Images.
@@ -29,7 +31,6 @@ class Comparison:
       p_value: McNemar's, with Holm's correction over all comparisons made with it.
     """
 
-    attack: str
     variant: Variant
     other: Variant
     n: int
@@ -39,26 +40,17 @@ class Comparison:
     p_value: float
 
     @property
-    def direction(self) -> int:
-        """1 where the variant is beyond chance more often right, -1 less often, else 0."""
-        return int(np.sign(self.difference)) if self.p_value < 0.05 else 0
-
-    def within(self, margin: float) -> bool:
-        """Whether the whole interval lies within a margin around no difference."""
-        return -margin <= self.low and self.high <= margin
-
-    @property
     def cell(self) -> Any:
         """The difference in points with its interval, for a table."""
         return blocks.estimate(self.difference, self.low, self.high, 100)
 
 
-def compare(pairs: Mapping[tuple[str, Variant, Variant], Outcomes]) -> list[Comparison]:
+def compare(pairs: Mapping[tuple[Variant, Variant], Outcomes]) -> list[Comparison]:
     """Compares pairs of networks, with one correction for all of them.
 
     Args:
-      pairs: {(attack, variant, other): (bool [N], bool [N])}, which images each has right. Pairs
-        without an image are left out.
+      pairs: {(variant, other): (bool [N], bool [N])}, which images each has right. Pairs without an
+        image are left out.
     """
     kept = {pair: outcomes for pair, outcomes in pairs.items() if len(outcomes[0])}
     raw = [evaluation.mcnemar(*outcomes)["p_value"] for outcomes in kept.values()]
@@ -81,67 +73,146 @@ def pruned_variants(study: Study) -> list[Variant]:
 
 
 def accuracy(study: Study, kind: str) -> list[Comparison]:
-    """Every pruned network against its base network or its first control, on all test images."""
-    pairs = [(v, Variant(v.network, kind)) for v in pruned_variants(study)]
-    return compare({("", a, b): (study.right(a), study.right(b)) for a, b in pairs})
-
-
-def over_networks(study: Study) -> dict[tuple[str, float], Mean]:
-    """{(criterion, sparsity): accuracy less the mean of the controls, over the networks}.
-
-    An interval of Student's t over the networks: each pruned network is one training, and what another
-    would have given is in how they differ. Of fewer than three there is none.
-    """
-    found = {}
-    for criterion in study.config.criteria:
-        for place, sparsity in enumerate(study.config.sparsities):
-            gaps = []
-            for network in study.config.networks:
-                kinds = [v for v in study.variants(network) if v.kind == "control"]
-                controls = np.mean([study.right(v).mean() for v in kinds])
-                pruned = study.right(study.pruned(network, criterion)[place]).mean()
-                gaps.append(float(pruned - controls))
-            mean = evaluation.mean_interval(gaps)
-            if len(gaps) < 3:  # t has so few degrees of freedom that the interval says nothing
-                mean = {**mean, "low": None, "high": None}
-            found[criterion, sparsity] = mean
-    return found
-
-
-def between_controls(study: Study) -> list[Comparison]:
-    """The other controls against the first: what another order of the images changes."""
-    controls = [
-        (variant, Variant(network, "control"))
+    """Every network against its base network, or against its first control; on all test images."""
+    others = ("base",) if kind == "base" else ("base", "control")
+    pairs = [
+        (variant, Variant(variant.network, kind))
         for network in study.config.networks
         for variant in study.variants(network)
-        if variant.kind == "control" and variant.number
+        if variant.kind not in others or (kind == "control" and variant.number)
     ]
-    return compare({("", a, b): (study.right(a), study.right(b)) for a, b in controls})
+    return compare({(a, b): (study.right(a), study.right(b)) for a, b in pairs})
 
 
-def shown(study: Study, setting: str, names: Sequence[str], kind: str) -> list[Comparison]:
-    """Pruned networks against base or first control, on images that attacks made on their base.
+def white_box(study: Study, name: str) -> list[Comparison]:
+    """Every network under an attack made on itself, against the first control under its own.
 
-    Only images count that both have right without an attack: others say nothing of the attack.
+    Only images count that both have right without an attack.
     """
-    return _under_attack(
-        study, names, kind, lambda name, v: study.shown[v.network, setting, name][v]
+    pairs: dict[tuple[Variant, Variant], Outcomes] = {}
+    for network in study.config.networks:
+        control = Variant(network, "control")
+        for variant in study.variants(network):
+            if variant.kind == "base" or variant == control:
+                continue
+            both = study.right_of_attacked(variant) & study.right_of_attacked(control)
+            sides = [study.white_box[v][name][both] for v in (variant, control)]
+            pairs[variant, control] = (sides[0], sides[1])
+    return compare(pairs)
+
+
+# What a network is measured by: a share of the images, or any other figure.
+Figure = Callable[[Variant], float]
+
+
+def shown_figure(study: Study, setting: str, name: str) -> Figure:
+    """The share of an attack's images, made on the base, that a network of the family has right.
+
+    Of the images that the base network has right: CW and DeepFool leave others as they are.
+    """
+
+    def share(variant: Variant) -> float:
+        attacked = study.right_of_attacked(Variant(variant.network))
+        right = study.shown[variant.network, setting, name][variant]
+        return float(right[attacked].mean()) if attacked.any() else 0.0
+
+    return share
+
+
+def right_figure(study: Study) -> Figure:
+    """The share of all test images that a network has right."""
+    return lambda variant: float(study.right(variant).mean())
+
+
+def white_box_figure(study: Study, name: str) -> Figure:
+    """The share of all attacked images that a network has right under an attack made on itself."""
+    return lambda variant: float(study.white_box[variant][name].mean())
+
+
+def norm_figure(study: Study) -> Figure:
+    """The median l2 norm that DeepFool needs, of the images that a network has right without it."""
+
+    def median(variant: Variant) -> float:
+        lengths = study.white_box[variant]["norms"][study.right_of_attacked(variant)]
+        return float(np.median(lengths)) if len(lengths) else math.inf
+
+    return median
+
+
+def controls(study: Study, network: str) -> list[Variant]:
+    """The controls of a network."""
+    return [variant for variant in study.variants(network) if variant.kind == "control"]
+
+
+def from_fine_tuning(study: Study, figure: Figure) -> Mean:
+    """The mean of the controls less the base, over the networks: what training on does by itself."""
+    return _over_networks(
+        [_of_controls(study, n, figure) - figure(Variant(n)) for n in study.config.networks]
     )
 
 
-def white_box(study: Study, names: Sequence[str]) -> list[Comparison]:
-    """Pruned networks against the control, each attacked itself; of the images both have right."""
-    return _under_attack(study, names, "control", lambda name, v: study.white_box[v][name])
+def from_pruning(
+    study: Study,
+    figure: Figure,
+    criteria: Sequence[str],
+    sparsity: float,
+    *,
+    relative: bool = False,
+) -> Mean:
+    """The mean of the pruned networks less the mean of the controls, over the networks.
+
+    An interval of Student's t over the networks: each pruned network is one training, and what another
+    would have given is in how the networks differ. Of fewer than three there is none.
+
+    Args:
+      study: A study whose networks are trained.
+      figure: What is compared.
+      criteria: The pruned networks of these are averaged first.
+      sparsity: Theirs.
+      relative: Whether the difference is a share of the controls' figure.
+    """
+    gaps = []
+    for network in study.config.networks:
+        before = _of_controls(study, network, figure)
+        after = np.mean([figure(Variant(network, c, sparsity)) for c in criteria])
+        gaps.append(float(after - before) / (before if relative else 1.0))
+    return _over_networks(gaps)
 
 
-def _under_attack(
-    study: Study, names: Sequence[str], kind: str, outcomes: Callable[[str, Variant], np.ndarray]
-) -> list[Comparison]:
-    pairs: dict[tuple[str, Variant, Variant], Outcomes] = {}
-    for variant in pruned_variants(study):
-        other = Variant(variant.network, kind)
-        both = study.right_of_attacked(variant) & study.right_of_attacked(other)
-        for name in names:
-            sides = [outcomes(name, v)[both] for v in (variant, other)]
-            pairs[name, variant, other] = (sides[0], sides[1])
-    return compare(pairs)
+def training_noise(study: Study, figure: Figure) -> float | None:
+    """How far from the mean of the controls one more control would be, in 95 of 100 trainings.
+
+    A prediction interval of Student's t, with the spread of the controls around the mean of their
+    network, pooled over the networks. None with one control of each.
+    """
+    figures = [[figure(v) for v in controls(study, n)] for n in study.config.networks]
+    number = len(figures[0])
+    if number < 2:
+        return None
+    freedom = len(figures) * (number - 1)
+    variance = sum(float(np.var(of_one)) * number for of_one in figures) / freedom
+    return float(stats.t.ppf(0.975, freedom)) * math.sqrt(variance * (1 + 1 / number))
+
+
+def beyond_noise(study: Study, figure: Figure) -> tuple[int, int, int] | None:
+    """How many pruned networks differ from the mean of their controls by more than training noise.
+
+    Returns:
+      (above, below, of how many), or None where the noise is not known.
+    """
+    noise = training_noise(study, figure)
+    if noise is None:
+        return None
+    gaps = [figure(v) - _of_controls(study, v.network, figure) for v in pruned_variants(study)]
+    return sum(gap > noise for gap in gaps), sum(gap < -noise for gap in gaps), len(gaps)
+
+
+def _of_controls(study: Study, network: str, figure: Figure) -> float:
+    return float(np.mean([figure(variant) for variant in controls(study, network)]))
+
+
+def _over_networks(gaps: list[float]) -> Mean:
+    mean = evaluation.mean_interval(gaps)
+    if len(gaps) < FEWEST:  # t has so few degrees of freedom that the interval says nothing
+        mean = {**mean, "low": None, "high": None}
+    return mean

@@ -59,6 +59,7 @@ def _latency(study: Study, timed: list[dict[str, Any]]) -> dict[str, Any]:
         items, network = dict[str, Any](), entry["network"]
         for words, times in entry["variants"].items():
             mean, median, difference, verdict = blocks.latency(times)
+            gap, base = times["difference"], entry["variants"]["base"]["median_ms"]
             rows.append(
                 [
                     network,
@@ -69,7 +70,7 @@ def _latency(study: Study, timed: list[dict[str, Any]]) -> dict[str, Any]:
                     difference,
                     entry["floor"],
                     verdict,
-                    entry["variants"]["base"]["median_ms"] / median,
+                    base / median if gap is None or gap["different"] else None,
                     *_source_time(study, network, words, entry["batch"]),
                 ]
             )
@@ -98,8 +99,8 @@ def _latency(study: Study, timed: list[dict[str, Any]]) -> dict[str, Any]:
                 "variants taking turns. Against base: the median of the differences within a round, "
                 "with its 95 % interval; the verdict also asks that it exceeds what the base network "
                 "differs from itself by, the noise floor. The source's are of its full-size networks, "
-                "by OpenVINO on another CPU (its tables 12 and 3), one variant after the other: of its "
-                "own deviations most of its differences are a fraction.",
+                "by OpenVINO on another CPU (its tables 12 and 3), one variant after the other, so "
+                "that differences and drift cannot be told apart, and without intervals.",
             ),
         ],
         part=PART,
@@ -169,8 +170,9 @@ def _sizes(study: Study) -> dict[str, Any]:
         text=[
             "The source's pruned files are of one size from 10 to 50 %, and 66 % smaller than its base "
             "files. Filters that are set to zero make no file smaller: its pruned files are the size "
-            "of all float32 weights of the unpruned network, its base files of three times these, "
-            "which is weights and the two moments of an optimizer such as Adam."
+            "of all float32 weights of the unpruned network, its base files of about three times "
+            "these, as weights with two more copies would be. (Adam keeps two, the SGD with momentum "
+            "that it names one.)"
         ],
     )
 

@@ -35,7 +35,7 @@ def make(study: Study) -> None:
         for setting in threats.SETTINGS:
             for name in threats.NAMES:
                 found = study.stages.remember(
-                    f"{name}, {_setting_words(setting)}, made on {surrogate}",
+                    f"{name}, {threats.words(setting)}, made on {surrogate}",
                     functools.partial(_craft_and_show, study, surrogate, setting, name),
                 )
                 study.shown[surrogate, setting, name] = {
@@ -69,10 +69,6 @@ def images_of(study: Study, surrogate: str, setting: str, name: str) -> np.ndarr
         with np.load(path, allow_pickle=False) as archive:
             return np.clip(as_float(study.attacked.images) + archive["perturbation"], 0.0, 1.0)
     return evaluation.load_attack(path).images
-
-
-def _setting_words(setting: str) -> str:
-    return "source's parameters" if setting == "source" else setting
 
 
 def _craft_and_show(

@@ -30,7 +30,7 @@ def _smaller(family: str, words: str, **sizes: Any) -> Network:
     return Network(family, sizes, words)
 
 
-# The source's short names of its networks, and the size classes of ours.
+# The source's short names of its networks.
 SHORT = {
     "mobilenet_v1": "MobileNet",
     "densenet121": "DenseNet121",

@@ -1,10 +1,12 @@
 """Images made on base networks and shown to pruned ones (tables 2, 5, 8, 14 to 16), and white box."""
 
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from experiments.pruned_benchmark import comparisons, crafting, published, threats
+from experiments.pruned_benchmark import comparisons, crafting, over_sparsity, published, threats
 from experiments.pruned_benchmark.networks import SHORT
 from experiments.pruned_benchmark.study import CRITERION_WORDS, Study, Variant
 from jaxrobust import evaluation
@@ -39,65 +41,55 @@ def source_row(study: Study, network: str, criterion: str, name: str) -> list[fl
 
 
 def _shown(study: Study, setting: str) -> dict[str, Any]:
-    as_source = setting == "source"
-    found = [_chart(study, network, setting) for network in study.config.networks]
+    found: list[dict[str, Any]] = []
+    if setting == "source":
+        title = "The source's attacks, made on the base network"
+        identifier, text = "shown-source", list(_AS_SOURCE)
+    else:
+        title = f"The same attacks at {setting}, made on the base network"
+        identifier, text = "shown-8-255", list(_AT_EPSILON)
+        for network in study.config.networks:
+            found.append(
+                over_sparsity.chart(
+                    study,
+                    network,
+                    f"{network}: PGD of the base network, {setting}",
+                    functools.partial(_under, study.shown[network, setting, "PGD"]),
+                    "Images made on the base network, shown to all.",
+                )
+            )
     for network in study.config.networks:
         for criterion in study.config.criteria:
             found.append(shown_table(study, network, criterion, setting))
-    if as_source:
-        title = "The source's attacks, made on the base network"
-        text = [
-            "Seven attacks with the parameters of the source's table 7, made on the base network and "
-            "shown to everything made of it, as the source has it. The base network is attacked white "
-            "box, all others are shown another network's images: that they have more of them right is "
-            "no robustness of theirs. The control tells what training on alone does to that.",
-            *(line for line in _READING),
-        ]
-    else:
-        title = "The same attacks at 8/255, made on the base network"
-        text = [
-            "Epsilon 8/255 in linf for FGSM, BiM, PGD, APGD and the universal perturbation (made on "
-            "training images), with the steps of their papers; CW and DeepFool look for the smallest "
-            f"perturbation in l2. Their images lie just beyond the base network's boundary, so other "
-            f"networks have most of them right. {threats.NOISE.capitalize()} is uniform in the ball."
-        ]
-    identifier = "shown-source" if as_source else "shown-8-255"
     return blocks.section(identifier, title, found, part=PART, text=text)
 
 
-_READING = (
+def _under(record: Mapping[Variant, np.ndarray], variant: Variant) -> np.ndarray:
+    return record[variant]
+
+
+_AS_SOURCE = (
+    "Seven attacks with the parameters of the source's table 7, made on the base network and shown to "
+    "everything made of it, as the source has it. The base network is attacked white box, all others "
+    "are shown another network's images: that they have more of them right is no robustness of theirs. "
+    "The control tells what training on alone does to that.",
     "What these parameters mean in ART, which the source used: CW stops after 10 steps for each of 10 "
     "constants, DeepFool leaves its images on the base network's own boundary (overshoot 1e-6), BiM's "
     "epsilon of 1 allows any image, PGD starts at the image and is BiM with epsilon 0.3, the universal "
     "perturbation's epsilon of 10 is no bound where pixels end at 1. At 0.3 most of what was in an "
-    f"image is gone: the row {threats.NOISE}, uniform within 0.3, says what that does by itself.",
+    f"image is gone: the row {threats.NOISE}, of 11 uniform draws the worst for the base network, says "
+    "what that does without a gradient.",
+    "Where ours differ from ART's, and so the base network's figures from the source's: CW is the "
+    "paper's Adam with as many steps, DeepFool ends 1e-4 beyond the boundary, so that the base network "
+    "has its images wrong, APGD has one start, the universal perturbation takes four images together. "
+    "CW and DeepFool leave images that the base network has wrong as they are; ART moves them too.",
 )
-
-
-def _chart(study: Study, network: str, setting: str) -> dict[str, Any]:
-    """Accuracy over sparsity under the strongest attack, a line for each criterion."""
-    record, name = study.shown[network, setting, "PGD"], "PGD"
-    sparsities = list(study.config.sparsities)
-    ends = [0.0, sparsities[-1]]
-    control = rate_of(record[Variant(network, "control")])
-    base = rate_of(record[Variant(network)])["rate"]
-    lines = [
-        blocks.line("base", ends, [base, base], dashed=True),
-        blocks.line("control", ends, [control, control]),
-    ]
-    for criterion in study.config.criteria:
-        rates = [rate_of(record[v]) for v in study.pruned(network, criterion)]
-        lines.append(blocks.line(CRITERION_WORDS[criterion], sparsities, rates))
-    words = "epsilon 0.3" if setting == "source" else setting
-    return blocks.chart(
-        f"{network}: {name} of the base network, {words}",
-        "share of the filters removed",
-        "accuracy",
-        lines,
-        "Images made on the base network, shown to all. Bands: 95 % intervals.",
-        percent=True,
-        percent_x=True,
-    )
+_AT_EPSILON = (
+    "Epsilon 8/255 in linf for FGSM, BiM, PGD, APGD and the universal perturbation (made on training "
+    "images); CW and DeepFool have none and look for the smallest perturbation in l2. Their images lie "
+    "just beyond the base network's boundary, so other networks have most of them right. The row "
+    f"{threats.NOISE} is of 11 uniform draws the worst for the base network.",
+)
 
 
 def shown_table(study: Study, network: str, criterion: str, setting: str) -> dict[str, Any]:
@@ -136,7 +128,8 @@ def shown_table(study: Study, network: str, criterion: str, setting: str) -> dic
         ],
         rows,
         f"Of {len(study.attacked)} test images, those wrong without an attack included, as in the "
-        f"source; 95 % intervals.{beside}",
+        "source; 95 % intervals. max δ: the best of the pruned, chosen by these images, less the "
+        f"other: that flatters it.{beside}",
         title=f"{network}, {words}",
         folded=criterion != study.shown_criterion,
     )
@@ -151,6 +144,7 @@ def _deltas(rates: list[Any]) -> list[float]:
 def _smallest(study: Study) -> dict[str, Any]:
     """What CW and DeepFool needed on the base networks, with either parameters."""
     rows = []
+    ours: dict[str, Any] = threats.attacks(study.config.max_steps)[threats.SETTINGS[-1]]
     for network in study.config.networks:
         for name in ("CW", "DF"):
             for setting in threats.SETTINGS:
@@ -160,7 +154,7 @@ def _smallest(study: Study) -> dict[str, Any]:
                     [
                         network,
                         name,
-                        "source's" if setting == "source" else "enough",
+                        "source's" if setting == "source" else "ours",
                         evaluation.rate(len(found), len(lengths)),
                         _median(lengths),
                         evaluation.rate(int((lengths > threats.RADIUS).sum()), len(lengths)),
@@ -180,7 +174,9 @@ def _smallest(study: Study) -> dict[str, Any]:
                     f"Right within l2 {threats.RADIUS:g}",
                 ],
                 rows,
-                "Of the images that the base network has right without an attack. An attack that finds "
+                "Of the images that the base network has right without an attack. Ours: CW with "
+                f"{ours['CW'].num_iterations} steps for each of {ours['CW'].num_searches} constants, "
+                f"DeepFool with {ours['DF'].num_steps} steps. An attack that finds "
                 "nothing for half of them has no median. Only a minimal-norm attack that fools nearly "
                 "all images says something of the network, and not of its own steps.",
             )
@@ -206,12 +202,20 @@ def _median(lengths: np.ndarray) -> Any:
 
 def _white_box(study: Study) -> dict[str, Any]:
     """Every network attacked itself."""
-    against = {(c.attack, c.variant): c for c in comparisons.white_box(study, threats.WHITE_BOX)}
+    last = threats.WHITE_BOX[-1]
     charts = [
-        _white_box_chart(study, network, name)
-        for name in reversed(threats.WHITE_BOX)
+        over_sparsity.chart(
+            study,
+            network,
+            f"{network}: {last}, made on each itself",
+            lambda variant: study.white_box[variant][last],
+        )
         for network in study.config.networks
     ]
+    against = {
+        name: {c.variant: c for c in comparisons.white_box(study, name)}
+        for name in threats.WHITE_BOX
+    }
     tables = []
     for network in study.config.networks:
         rows = []
@@ -219,7 +223,7 @@ def _white_box(study: Study) -> dict[str, Any]:
             found = study.white_box[variant]
             row: list[Any] = [variant.words, rate_of(study.right_of_attacked(variant))]
             for name in threats.WHITE_BOX:
-                comparison = against.get((name, variant))
+                comparison = against[name].get(variant)
                 row.append(rate_of(found[name]))
                 row.append(None if comparison is None else comparison.cell)
                 row.append(None if comparison is None else comparison.p_value)
@@ -229,13 +233,37 @@ def _white_box(study: Study) -> dict[str, Any]:
     return blocks.section(
         "white-box",
         "Attacks made on the pruned networks themselves",
-        [*charts, *tables],
+        [*charts, *_together(study), *tables],
         part=PART,
         text=[
             "An attacker who has the pruned network attacks that. At 8/255 networks that were not "
             "trained against attacks lose nearly everything, and what is equally near to nothing "
             "cannot differ: at 1/255, and in the smallest perturbation, they can."
         ],
+    )
+
+
+def _together(study: Study) -> list[dict[str, Any]]:
+    """What pruning, by whatever criterion, does to networks that are attacked themselves."""
+    sparsities, criteria = study.config.sparsities, study.config.criteria
+    rows = {
+        f"{name}, points": [
+            comparisons.from_pruning(study, comparisons.white_box_figure(study, name), criteria, s)
+            for s in sparsities
+        ]
+        for name in threats.WHITE_BOX
+    }
+    norm = comparisons.norm_figure(study)
+    if all(np.isfinite(norm(v)) for n in study.config.networks for v in study.variants(n)):
+        rows["DeepFool's median l2 norm, %"] = [
+            comparisons.from_pruning(study, norm, criteria, s, relative=True) for s in sparsities
+        ]
+    return over_sparsity.together(
+        study,
+        "Attack",
+        rows,
+        "Right of all attacked images, or the norm, less that of the mean of the controls; means over "
+        "the criteria.",
     )
 
 
@@ -257,17 +285,18 @@ def _white_box_table(network: str, rows: list[list[Any]]) -> dict[str, Any]:
         rows,
         "Right: of all attacked images. Differences to the control are of the images that both have "
         "right without an attack, with 95 % intervals; p is McNemar's, with Holm's correction over "
-        "all attacks and all pruned networks. The last column is the median of the paired differences "
-        "of DeepFool's norms: positive where the pruned network takes a larger perturbation.",
+        "all networks, for each attack by itself. The last column is the median of the paired "
+        "differences of DeepFool's norms, of images on which it fooled both: positive where a network "
+        "takes a larger perturbation than the control.",
         title=network,
     )
 
 
 def _longer(study: Study, variant: Variant) -> Any:
-    """How much larger a perturbation the variant takes than the control, image by image."""
-    if variant.kind in ("base", "control"):
-        return None
+    """How much larger a perturbation the variant takes than the first control, image by image."""
     control = Variant(variant.network, "control")
+    if variant.kind == "base" or variant == control:
+        return None
     both = study.right_of_attacked(variant) & study.right_of_attacked(control)
     a, b = (study.white_box[v]["norms"] for v in (variant, control))
     both &= np.isfinite(a) & np.isfinite(b)
@@ -275,25 +304,3 @@ def _longer(study: Study, variant: Variant) -> Any:
         return None
     found = evaluation.median_interval(a[both] - b[both])
     return blocks.estimate(found["median"], found["low"], found["high"])
-
-
-def _white_box_chart(study: Study, network: str, name: str) -> dict[str, Any]:
-    sparsities = list(study.config.sparsities)
-    ends = [0.0, sparsities[-1]]
-    base = rate_of(study.white_box[Variant(network)][name])["rate"]
-    control = rate_of(study.white_box[Variant(network, "control")][name])
-    lines = [
-        blocks.line("base", ends, [base, base], dashed=True),
-        blocks.line("control", ends, [control, control]),
-    ]
-    for criterion in study.config.criteria:
-        rates = [rate_of(study.white_box[v][name]) for v in study.pruned(network, criterion)]
-        lines.append(blocks.line(CRITERION_WORDS[criterion], sparsities, rates))
-    return blocks.chart(
-        f"{network}: {name} on each itself",
-        "share of the filters removed",
-        "accuracy",
-        lines,
-        percent=True,
-        percent_x=True,
-    )

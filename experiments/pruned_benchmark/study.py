@@ -80,7 +80,7 @@ class Study:
         self.facts: dict[Variant, dict[str, Any]] = {}  # of every network that was trained
         # (surrogate, setting, attack) -> victim -> bool [N]: which images it has right.
         self.shown: dict[tuple[str, str, str], dict[Variant, np.ndarray]] = {}
-        self.white_box: dict[Variant, dict[str, np.ndarray]] = {}  # of `crafting.white_box`
+        self.white_box: dict[Variant, dict[str, np.ndarray]] = {}  # of `crafting.make`
 
     @property
     def key(self) -> jax.Array:

@@ -8,11 +8,12 @@ The source runs ART with the parameters of its table 7. Read against ART's code 
     FGSM    0.2 of the range from black to white; table 7's 100 iterations do not exist.
     BiM     epsilon 1: every image may become any other.
     PGD     ART starts at the image by default: this is BiM with epsilon 0.3.
-    APGD    five starts, of which the later attack only what the first has left, at 0.3 nothing.
+    APGD    five starts, of which the later attack only what the first has left; here one.
     UP      epsilon 10 where pixels end at 1: no bound at all; one pass over the test images.
 
 ART's CW halves and doubles its steps by a line search of its own; here it is the paper's Adam, with as
-many steps and constants. DeepFool here steps 1e-4 beyond the boundary besides.
+many steps and constants. DeepFool here steps 1e-4 beyond the boundary besides. Both leave images that
+are wrong without an attack as they are, where ART moves them too.
 """
 
 import dataclasses
@@ -21,9 +22,10 @@ from typing import Any
 from jaxrobust.attacks import APGD, BIM, FGSM, PGD, CarliniWagner, DeepFool, RandomNoise
 from jaxrobust.types import Attack
 
+ATTACKS = ("CW", "DF", "FGSM", "BiM", "PGD", "APGD", "UP")  # the source's names and order
 NOISE = "noise"  # uniform in the ball: what an attack has to beat, and much at 0.3
-# The source's names and order, and ours.
-NAMES = ("CW", "DF", "FGSM", "BiM", "PGD", "APGD", "UP", NOISE)
+NAMES = (*ATTACKS, NOISE)
+# As files and stages are named; `words` is for readers.
 SETTINGS = ("source", "8/255")
 
 EPSILON = 8 / 255
@@ -32,6 +34,11 @@ RADIUS = (
 )
 SMALL = 1 / 255  # where networks that were not trained against attacks still differ
 WHITE_BOX = ("FGSM at 8/255", "PGD at 8/255", "APGD at 1/255")
+
+
+def words(setting: str) -> str:
+    """One of `SETTINGS` in words."""
+    return "source's parameters" if setting == "source" else setting
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,8 +18,10 @@ from jaxrobust import evaluation, pruning, training
 from jaxrobust.studies.outcomes import pack, right_ones
 
 MOMENTUM, FACTOR = 0.9, 0.1  # the factor is of the learning rate, at a milestone
-MIN_FILTERS = 1  # so that every layer loses the share that is asked for, narrow ones too
-_COMPARED = 64  # images on which the masked and the shrunk network are held against each other
+MIN_FILTERS = (
+    1  # so that narrow layers too lose the share that is asked for, as near as whole filters allow
+)
+COMPARED = 64  # images on which the masked and the shrunk network are held against each other
 
 
 def make(study: Study, variant: Variant) -> dict[str, Any]:
@@ -27,8 +29,8 @@ def make(study: Study, variant: Variant) -> dict[str, Any]:
 
     Returns:
       {"right": of all test images, packed, "parameters", "bytes" of its file, "history",
-      "seconds_per_epoch"}, and of pruned ones {"difference": the largest of masked and shrunk logits,
-      "kept": share of the filters}.
+      "seconds_per_epoch"}, and of all but base networks {"difference": the largest of masked and
+      shrunk logits, "kept": share of the channels, coupled ones counted once}.
     """
     train = _base if variant.kind == "base" else _fine_tuned
     facts = study.stages.remember(f"train {variant.name}", lambda _: train(study, variant))
@@ -133,7 +135,7 @@ def _fine_tuned(study: Study, variant: Variant) -> dict[str, Any]:
     if variant.kind == "control":
         widths = {}  # the base network itself, by its name too: what is compiled for it serves both
     facts = _facts(study, variant, small, widths)
-    images = study.test.images[:_COMPARED]
+    images = study.test.images[:COMPARED]
     masked = evaluation.logits(study.as_classifier(network, variables), images)
     shrunk = evaluation.logits(study.classifier(variant), images)
     shutil.rmtree(folder, ignore_errors=True)

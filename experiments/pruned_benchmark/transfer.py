@@ -16,7 +16,7 @@ def section(study: Study) -> list[dict[str, Any]]:
     """Heat maps, and for each surrogate and setting a table; nothing for a single network."""
     if len(study.config.networks) < 2:
         return []
-    found = [_heat(study, setting) for setting in threats.SETTINGS]
+    found = [_heat(study)]
     for setting in threats.SETTINGS:
         for surrogate in study.config.networks:
             found.append(_table(study, surrogate, setting))
@@ -32,8 +32,9 @@ def section(study: Study) -> list[dict[str, Any]]:
             text=[
                 "The attacker has a base network of another architecture. Victims are base networks, "
                 f"controls, and networks pruned by {words}. A victim's accuracy under transfer depends "
-                "on its clean accuracy, which stands in the first column: the source's pruned "
-                "networks, fine-tuned, have more right without an attack and so with a weak one."
+                "on its clean accuracy, which stands before the attacks: most of the source's pruned "
+                "networks, fine-tuned, have more right without an attack and so with a weak one. "
+                "max δ is the best of the pruned networks, chosen by these images, less the other."
             ],
         )
     ]
@@ -44,9 +45,10 @@ def victims(study: Study, surrogate: str) -> list[str]:
     return [network for network in study.config.networks if network != surrogate]
 
 
-def _heat(study: Study, setting: str) -> dict[str, Any]:
-    """PGD, from every base network to every base network, control and the most pruned."""
+def _heat(study: Study) -> dict[str, Any]:
+    """PGD at our epsilon, from every base network to the other architectures' networks."""
     criterion, sparsity = study.shown_criterion, study.config.sparsities[-1]
+    setting = threats.SETTINGS[-1]
     shown = [
         variant
         for network in study.config.networks
@@ -57,13 +59,15 @@ def _heat(study: Study, setting: str) -> dict[str, Any]:
         )
     ]
     values = [
-        [rate_of(study.shown[surrogate, setting, "PGD"][v]) for v in shown]
+        [
+            None if v.network == surrogate else rate_of(study.shown[surrogate, setting, "PGD"][v])
+            for v in shown
+        ]
         for surrogate in study.config.networks
     ]
-    words = "epsilon 0.3" if setting == "source" else setting
     return {
         "kind": "heat",
-        "title": f"Right under transferred PGD, {words}",
+        "title": f"Right under PGD at {setting} of another architecture",
         "rows": list(study.config.networks),
         "columns": [variant.name for variant in shown],
         "values": values,
@@ -96,12 +100,11 @@ def _table(study: Study, surrogate: str, setting: str) -> dict[str, Any]:
                 for *column, other in zip(*pruned, reference, strict=True)
             ]
             rows.append([f"{network}, max δ against {words}, points", *deltas])
-    title = "source's parameters" if setting == "source" else setting
     return blocks.table(
         ["Victim", "No attack", *_ORDER],
         rows,
         f"Accuracy of the victims on {len(study.attacked)} images that attacks made on {surrogate}.",
-        title=f"Made on {surrogate}, {title}",
+        title=f"Made on {surrogate}, {threats.words(setting)}",
         folded=setting != "source",
     )
 

@@ -1,17 +1,17 @@
 """The source's two claims, and what the figures say of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from experiments.pruned_benchmark import comparisons, published, threats
-from experiments.pruned_benchmark.comparisons import Comparison
+from experiments.pruned_benchmark.comparisons import Figure
 from experiments.pruned_benchmark.study import CRITERION_WORDS, Study
 from jaxrobust.evaluation.statistics import Mean
 from jaxrobust.studies import blocks
 
-MARGIN = 0.01  # of "unchanged": the source's own, plus or minus one point
+FLOOR = 0.02  # of the images: where the controls have so few left, nothing can be seen
 
 
 def verdicts(study: Study) -> list[dict[str, Any]]:
@@ -19,128 +19,29 @@ def verdicts(study: Study) -> list[dict[str, Any]]:
     return [_accuracy(study), _shown(study), _white_box(study)]
 
 
-def tally(found: Sequence[Comparison]) -> tuple[int, int, int, int]:
-    """(more often right, less often right, shown to be within the margin, undecided)."""
-    up = sum(c.direction > 0 for c in found)
-    down = sum(c.direction < 0 for c in found)
-    same = sum(c.direction == 0 and c.within(MARGIN) for c in found)
-    return up, down, same, len(found) - up - down - same
+def effect(means: Mapping[float, Mean]) -> str:
+    """What pruning does to a figure, in words.
 
-
-def rises(found: Sequence[Comparison]) -> str:
-    """Whether accuracy rises, in a few words."""
-    up, down, _, _ = tally(found)
-    if up == len(found) and found:
-        return "yes"
-    if up:
-        return f"in {up} of {len(found)} cases" + (f", in {down} it falls" if down else "")
-    if down:
-        return "no, it falls" if down == len(found) else f"no, in {down} of {len(found)} it falls"
-    return "not shown"
-
-
-def unchanged(found: Sequence[Comparison]) -> str:
-    """Whether robustness stays what it is, in a few words."""
-    up, down, same, _ = tally(found)
-    if not found:
-        return "not measured, as no image is right without an attack"
-    if up + down:
-        return f"no, more often in {up} of {len(found)} cases, less in {down}"
-    return "yes, within a point" if same == len(found) else "no change is shown"
-
-
-def _counted(found: Sequence[Comparison]) -> str:
-    up, down, same, undecided = tally(found)
-    return (
-        f"of {len(found)} cases {up} more often right, {down} less often, {same} the same within a "
-        f"point, {undecided} undecided; mean change {_mean(found)}"
-    )
-
-
-def _accuracy(study: Study) -> dict[str, Any]:
-    base = comparisons.accuracy(study, "base")
-    control = comparisons.accuracy(study, "control")
-    noise = comparisons.between_controls(study)
-    details = (
-        f"Against the base network the mean change is {_mean(base)}; against the control, which has "
-        f"had the same fine-tuning, {_mean(control)}, from {_extreme(control, min)} to "
-        f"{_extreme(control, max)}."
-    )
-    ends = (study.config.sparsities[0], study.config.sparsities[-1])
-    if len(study.config.networks) > 1:
-        gaps = comparisons.over_networks(study)
-        for sparsity in dict.fromkeys(ends):
-            words = [
-                f"{CRITERION_WORDS[criterion]} {_with_interval(gaps[criterion, sparsity])}"
-                for criterion in study.config.criteria
-            ]
-            details += (
-                f" Over the networks together, against the mean of their controls, at "
-                f"{100 * sparsity:g} %: {', '.join(words)} points."
-            )
-    if noise:
-        largest = max(abs(c.difference) for c in noise)
-        details += (
-            " Controls that saw the images in another order differ among themselves by up to "
-            f"{100 * largest:.1f} points: a smaller difference is that of a training."
+    Args:
+      means: {sparsity: what pruned networks have more than controls, as a share}.
+    """
+    if any(mean["n"] < comparisons.FEWEST for mean in means.values()):
+        shares = [100 * mean["mean"] for mean in means.values()]
+        return (
+            f"by {min(shares):+.1f} to {max(shares):+.1f} points, of too few networks to say more"
         )
-    return blocks.verdict(
-        "Does pruning raise accuracy?",
-        f"Against the base network: {rises(base)}. Against the control: {rises(control)}.",
-        f"McNemar on {len(study.test)} test images, Holm over {len(control)} pruned networks, one "
-        f"training of each. The source has no control: it compares base networks of "
-        f"{study.config.num_epochs} epochs with pruned ones that had more.",
-        [("accuracy over sparsity", "accuracy-over-sparsity")],
-        details=details,
-    )
-
-
-def _shown(study: Study) -> dict[str, Any]:
-    words, details = [], []
-    for setting in threats.SETTINGS:
-        name = "With the source's parameters" if setting == "source" else f"At {setting}"
-        for kind in ("control", "base"):
-            found = comparisons.shown(study, setting, threats.NAMES[:7], kind)
-            if kind == "control":
-                words.append(f"{name}: {unchanged(found)}.")
-            details.append(f"{name}, against the {kind}: {_counted(found)}.")
-    within = [
-        f"{kept} of {total} on {dataset.replace('cifar', 'CIFAR-')}"
-        for dataset, (kept, total) in source_within().items()
-    ]
-    return blocks.verdict(
-        "Have pruned networks the base network's images right as often as the control?",
-        " ".join(words),
-        "Of the images that both networks have right without an attack (McNemar, Holm over all attacks "
-        "and networks of a comparison). The images are the base network's worst, and not another's: "
-        "against it the source compares, against the control is pruning alone. Within a point: the "
-        "whole 95 % interval is. The source says that its max δ are mostly within ±1; in its tables "
-        f"{' and '.join(within)} are.",
-        [("with the source's parameters", "shown-source"), ("at 8/255", "shown-8-255")],
-        details=" ".join(details),
-    )
-
-
-def _white_box(study: Study) -> dict[str, Any]:
-    found = comparisons.white_box(study, threats.WHITE_BOX)
-    words, details = [], []
-    for name in threats.WHITE_BOX:
-        cases = [c for c in found if c.attack == name]
-        words.append(f"{name}: {unchanged(cases)}.")
-        left = [study.white_box[v][name].mean() for v in comparisons.pruned_variants(study)]
-        details.append(
-            f"{name}: {_counted(cases)}; it leaves pruned networks {100 * np.mean(left):.1f} % of the "
-            "images on average."
-        )
-    return blocks.verdict(
-        "Are pruned networks right as often as the control under attacks made on each?",
-        " ".join(words),
-        "White box, pruned against control, of the images that both have right without an attack "
-        "(McNemar, Holm over all attacks and networks). Where nearly nothing is left, no change "
-        "can show. The source has no such attack.",
-        [("attacks made on the pruned networks themselves", "white-box")],
-        details=" ".join(details),
-    )
+    rises = [s for s, mean in means.items() if _direction(mean) > 0]
+    falls = [s for s, mean in means.items() if _direction(mean) < 0]
+    rest = [s for s in means if s not in (*rises, *falls)]
+    words = []
+    for verb, found in (("it rises", rises), ("it falls", falls)):
+        if found:
+            points = ", ".join(_points(means[s]) for s in found)
+            words.append(f"{verb} at {_percents(found)}, by {points} points")
+    if rest:
+        largest = max((means[s] for s in rest), key=lambda mean: abs(mean["mean"]))
+        words.append(f"no change is shown at {_percents(rest)} (at most {_points(largest)})")
+    return "; ".join(words)
 
 
 def source_within() -> dict[str, tuple[int, int]]:
@@ -159,19 +60,147 @@ def source_within() -> dict[str, tuple[int, int]]:
     return found
 
 
-def _mean(found: Sequence[Comparison]) -> str:
-    if not found:
-        return "none measured"
-    return f"{100 * float(np.mean([c.difference for c in found])):+.1f} points"
+def _accuracy(study: Study) -> dict[str, Any]:
+    figure = comparisons.right_figure(study)
+    trained = comparisons.from_fine_tuning(study, figure)
+    details = [
+        f"{CRITERION_WORDS[criterion]}: {effect(_means(study, figure, (criterion,)))}."
+        for criterion in study.config.criteria
+    ]
+    details.append(_noise(study, figure))
+    return blocks.verdict(
+        "Does pruning raise accuracy?",
+        f"Fine-tuning without pruning changes it by {_points(trained)} points against the base "
+        "network, with which the source compares. What pruning adds to that: "
+        f"{effect(_means(study, figure, study.config.criteria))}.",
+        f"{_method(study)} {len(study.test)} test images. The source has no control: it compares base "
+        "networks of 10 epochs with pruned ones that had more.",
+        [("accuracy over sparsity", "accuracy-over-sparsity")],
+        details=" ".join(details),
+    )
 
 
-def _with_interval(gap: Mean) -> str:
-    words = f"{100 * gap['mean']:+.1f}"
-    if gap["low"] is None or gap["high"] is None:
+def _shown(study: Study) -> dict[str, Any]:
+    words, details = [], []
+    for setting in threats.SETTINGS:
+        title = threats.words(setting) if setting == "source" else f"attacks at {setting}"
+        means: dict[str, dict[float, Mean]] = {}
+        gone = []
+        for name in threats.ATTACKS:
+            figure = comparisons.shown_figure(study, setting, name)
+            if _left(study, figure) < FLOOR:
+                gone.append(name)
+            else:
+                means[name] = _means(study, figure, study.config.criteria)
+        seen = [mean for by_sparsity in means.values() for mean in by_sparsity.values()]
+        nothing = f"; {', '.join(gone)} leave the controls next to nothing" if gone else ""
+        words.append(f"With the {title}: {_tally(seen)}{nothing}.")
+        last = study.config.sparsities[-1]
+        shares = ", ".join(f"{name} {_points(found[last])}" for name, found in means.items())
+        if shares:
+            details.append(f"{title.capitalize()}, points at {100 * last:g} %: {shares}.")
+    within = [
+        f"{kept} of {total} on {dataset.replace('cifar', 'CIFAR-')}"
+        for dataset, (kept, total) in source_within().items()
+    ]
+    return blocks.verdict(
+        "Have pruned networks the base network's images right as often as the controls?",
+        " ".join(words),
+        f"{_method(study)} Of the images that the base network has right without an attack; of 20 such "
+        "intervals one excludes no change by chance. The images are the base network's worst, and not "
+        "another's: being right on them is no robustness to an attack. The source compares with the "
+        f"base and says that its max δ are mostly within ±1; in its tables {' and '.join(within)} are.",
+        [("with the source's parameters", "shown-source"), ("at 8/255", "shown-8-255")],
+        details=" ".join(details),
+    )
+
+
+def _white_box(study: Study) -> dict[str, Any]:
+    words, details = [], []
+    for name in threats.WHITE_BOX:
+        figure = comparisons.white_box_figure(study, name)
+        share = _left(study, figure)
+        left = f"{100 * share:.1f} %"
+        if share < FLOOR:
+            words.append(f"{name} leaves the controls {left}: nothing that pruning could change.")
+            continue
+        words.append(
+            f"{name} leaves the controls {left}; with pruning "
+            f"{effect(_means(study, figure, study.config.criteria))}."
+        )
+        details.append(f"{name}: {_noise(study, figure)}")
+    return blocks.verdict(
+        "Are pruned networks right as often as the controls under attacks made on each?",
+        " ".join(words),
+        f"White box. {_method(study)} Of all {len(study.attacked)} images: what a network has wrong "
+        "without an attack counts. The source has no such attack.",
+        [("attacks made on the pruned networks themselves", "white-box")],
+        details=" ".join(details),
+    )
+
+
+def _means(study: Study, figure: Figure, criteria: Sequence[str]) -> dict[float, Mean]:
+    return {
+        sparsity: comparisons.from_pruning(study, figure, criteria, sparsity)
+        for sparsity in study.config.sparsities
+    }
+
+
+def _left(study: Study, figure: Figure) -> float:
+    """A figure's mean over all controls."""
+    controls = [v for n in study.config.networks for v in comparisons.controls(study, n)]
+    return float(np.mean([figure(control) for control in controls]))
+
+
+def _method(study: Study) -> str:
+    config = study.config
+    return (
+        f"Pruned networks less the mean of {config.num_controls} controls that had the same "
+        f"fine-tuning, mean over {len(config.criteria)} criteria and {len(config.networks)} networks, "
+        "with 95 % intervals of Student's t over the networks; not corrected."
+    )
+
+
+def _noise(study: Study, figure: Figure) -> str:
+    """How many single networks differ from their controls by more than another training would."""
+    noise = comparisons.training_noise(study, figure)
+    found = comparisons.beyond_noise(study, figure)
+    if noise is None or found is None:
+        return "With one control for each network, what another training would change is not known."
+    above, below, all_of_them = found
+    return (
+        f"One more control would be within {100 * noise:.1f} points of the mean of the others (95 %); "
+        f"of {all_of_them} pruned networks, one training each, {above} are further above and {below} "
+        "further below."
+    )
+
+
+def _tally(means: Iterable[Mean]) -> str:
+    """How many of several changes are shown."""
+    means = list(means)
+    if any(mean["n"] < comparisons.FEWEST for mean in means):
+        return "too few networks for intervals"
+    up = sum(_direction(mean) > 0 for mean in means)
+    down = sum(_direction(mean) < 0 for mean in means)
+    if not means:
+        return "nothing to compare"
+    if not up + down:
+        return f"no change is shown in any of {len(means)} cases"
+    return f"of {len(means)} cases more often in {up}, less often in {down}"
+
+
+def _direction(mean: Mean) -> int:
+    """1 where the whole interval is above 0, -1 where it is below, else 0."""
+    return int((mean["low"] or 0) > 0) - int((mean["high"] or 0) < 0)
+
+
+def _points(mean: Mean) -> str:
+    words = f"{100 * mean['mean']:+.1f}"
+    if mean["low"] is None or mean["high"] is None:
         return words
-    return f"{words} ({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f})"
+    return f"{words} ({100 * mean['low']:+.1f} to {100 * mean['high']:+.1f})"
 
 
-def _extreme(found: Sequence[Comparison], which: Any) -> str:
-    chosen = which(found, key=lambda c: c.difference)
-    return f"{100 * chosen.difference:+.1f} ({chosen.variant.name})"
+def _percents(sparsities: Sequence[float]) -> str:
+    *first, last = (f"{100 * sparsity:g}" for sparsity in sparsities)
+    return f"{', '.join(first)} and {last} %" if first else f"{last} %"
