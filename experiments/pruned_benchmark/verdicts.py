@@ -26,10 +26,9 @@ def effect(means: Mapping[float, Mean]) -> str:
       means: {sparsity: what pruned networks have more than controls, as a share}.
     """
     if any(mean["n"] < comparisons.FEWEST for mean in means.values()):
-        shares = [100 * mean["mean"] for mean in means.values()]
-        return (
-            f"by {min(shares):+.1f} to {max(shares):+.1f} points, of too few networks to say more"
-        )
+        gaps = [mean["mean"] for mean in means.values()]
+        ends = dict.fromkeys(f"{100 * end:+.1f}" for end in (min(gaps), max(gaps)))
+        return f"{' to '.join(ends)} points, of too few networks to say more"
     rises = [s for s, mean in means.items() if _direction(mean) > 0]
     falls = [s for s, mean in means.items() if _direction(mean) < 0]
     rest = [s for s in means if s not in (*rises, *falls)]
@@ -93,7 +92,7 @@ def _shown(study: Study) -> dict[str, Any]:
             else:
                 means[name] = _means(study, figure, study.config.criteria)
         seen = [mean for by_sparsity in means.values() for mean in by_sparsity.values()]
-        nothing = f"; {', '.join(gone)} leave the controls next to nothing" if gone else ""
+        nothing = f"; {_and(gone)} leave the controls next to nothing" if gone else ""
         words.append(f"With the {title}: {_tally(seen)}{nothing}.")
         last = study.config.sparsities[-1]
         shares = ", ".join(f"{name} {_points(found[last])}" for name, found in means.items())
@@ -116,19 +115,22 @@ def _shown(study: Study) -> dict[str, Any]:
 
 
 def _white_box(study: Study) -> dict[str, Any]:
-    words, details = [], []
+    words, details, gone = [], [], []
     for name in threats.WHITE_BOX:
         figure = comparisons.white_box_figure(study, name)
-        share = _left(study, figure)
-        left = f"{100 * share:.1f} %"
-        if share < FLOOR:
-            words.append(f"{name} leaves the controls {left}: nothing that pruning could change.")
+        left = _left(study, figure)
+        if left < FLOOR:
+            gone.append(f"{name} ({100 * left:.1f} %)")
             continue
         words.append(
-            f"{name} leaves the controls {left}; with pruning "
+            f"{name} leaves the controls {100 * left:.1f} %; with pruning "
             f"{effect(_means(study, figure, study.config.criteria))}."
         )
         details.append(f"{name}: {_noise(study, figure)}")
+    if gone:
+        words.append(
+            f"Nothing can be seen where the controls have next to nothing left: {_and(gone)}."
+        )
     return blocks.verdict(
         "Are pruned networks right as often as the controls under attacks made on each?",
         " ".join(words),
@@ -154,10 +156,16 @@ def _left(study: Study, figure: Figure) -> float:
 
 def _method(study: Study) -> str:
     config = study.config
+    controls = (
+        f"the mean of {config.num_controls} controls" if config.num_controls > 1 else "a control"
+    )
+    criteria = _and([CRITERION_WORDS[criterion] for criterion in config.criteria])
+    words = f"Pruned networks ({criteria}) less {controls} that had the same fine-tuning"
+    if len(config.networks) < comparisons.FEWEST:
+        return f"{words}."
     return (
-        f"Pruned networks less the mean of {config.num_controls} controls that had the same "
-        f"fine-tuning, mean over {len(config.criteria)} criteria and {len(config.networks)} networks, "
-        "with 95 % intervals of Student's t over the networks; not corrected."
+        f"{words}, mean over {len(config.networks)} networks, with 95 % intervals of Student's t over "
+        "the networks; not corrected."
     )
 
 
@@ -202,5 +210,9 @@ def _points(mean: Mean) -> str:
 
 
 def _percents(sparsities: Sequence[float]) -> str:
-    *first, last = (f"{100 * sparsity:g}" for sparsity in sparsities)
-    return f"{', '.join(first)} and {last} %" if first else f"{last} %"
+    return f"{_and([f'{100 * sparsity:g}' for sparsity in sparsities])} %"
+
+
+def _and(words: Sequence[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
