@@ -387,7 +387,9 @@ def test_quick_from_end_to_end_resumed_and_refused(tmp_path, capsys):
     result = json.loads((folder / "result.json").read_text())
     assert report == folder / "report.html" and "Report:" in capsys.readouterr().out
     assert [model["name"] for model in result["models"]] == [
-        f"{network}, {kind}" for network in networks.TINY for kind in ("base", "control")
+        f"{network}, {kind}"
+        for network in networks.TINY
+        for kind in ("base", "control", "L2, 50 %")
     ]
     assert len(result["verdicts"]) == 3
     assert not (folder / "training").exists() or not list((folder / "training").glob("*/*"))

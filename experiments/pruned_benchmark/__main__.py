@@ -57,7 +57,7 @@ PARTS = [
     {"id": "cost", "title": "Time and size"},
     {
         "id": "networks",
-        "title": "The networks without pruning",
+        "title": "Base, control and most pruned",
         "includes": ["data", "models", "training", "classes", "confusion"],
     },
 ]
@@ -137,10 +137,16 @@ def _check_sizes(config: Config, dataset: data.Dataset) -> None:
 
 
 def _entries(study: Study) -> list[dict[str, Any]]:
-    """The base networks and the first controls as models of the report."""
+    """Base networks, first controls and the most pruned networks as models of the report."""
     found = []
     for network in study.config.networks:
-        for variant in (Variant(network), Variant(network, "control")):
+        most = study.pruned(network, study.shown_criterion)[-1]
+        words = {
+            Variant(network): "trained",
+            Variant(network, "control"): "the base, fine-tuned unpruned",
+            most: f"the base, pruned and fine-tuned: {most.words}",
+        }
+        for variant, how in words.items():
             facts = study.facts[variant]
             found.append(
                 studies.model_entry(
@@ -151,8 +157,7 @@ def _entries(study: Study) -> list[dict[str, Any]]:
                     study.dataset.class_names,
                     history=facts["history"],
                     seconds_per_epoch=facts["seconds_per_epoch"],
-                    description=f"{networks.NETWORKS[network].words}; "
-                    + ("trained" if variant.kind == "base" else "the base, fine-tuned unpruned"),
+                    description=f"{networks.NETWORKS[network].words}; {how}",
                 )
             )
     return found
