@@ -299,7 +299,7 @@ def test_figures_over_networks(tmp_path):
     noise = comparisons.training_noise(study, figure)
     assert noise == pytest.approx(2.446912 * (4 / 3) ** 0.5 / 40, rel=1e-5)
     # 3 images more are beyond 2.83, 5 to 7 less too.
-    assert comparisons.beyond_noise(study, figure) == (3, 3, 6)
+    assert comparisons.beyond_noise(study, figure) == dict.fromkeys(THREE, (1, 1, 2))
     assert comparisons.norm_figure(study)(Variant("resnet50")) == pytest.approx(1.9)
     two = made_study(tmp_path, THREE[:2])
     assert comparisons.from_pruning(two, figure, ("l2",), 0.5)["low"] is None
@@ -327,9 +327,8 @@ def test_verdicts_say_what_the_figures_do(tmp_path):
     accuracy_said, shown_said, white_said = verdicts.verdicts(made_study(tmp_path, THREE))
     assert "by +22.5 points" in accuracy_said["answer"]
     assert "it falls at 50 %, by -15.0 (-21.2 to -8.8) points" in accuracy_said["answer"]
-    assert (
-        "of 6 pruned networks, one training each, 3 are further above" in accuracy_said["details"]
-    )
+    assert "within 7.1 points" in accuracy_said["answer"]
+    assert "differ: mobilenet_v1 1 more and 1 less of 2; resnet50 1" in accuracy_said["answer"]
     assert shown_said["answer"].startswith(
         "With the source's parameters: of 14 cases more often in"
     )

@@ -194,17 +194,22 @@ def training_noise(study: Study, figure: Figure) -> float | None:
     return float(stats.t.ppf(0.975, freedom)) * math.sqrt(variance * (1 + 1 / number))
 
 
-def beyond_noise(study: Study, figure: Figure) -> tuple[int, int, int] | None:
+def beyond_noise(study: Study, figure: Figure) -> dict[str, tuple[int, int, int]]:
     """How many pruned networks differ from the mean of their controls by more than training noise.
 
     Returns:
-      (above, below, of how many), or None where the noise is not known.
+      {network: (above, below, of how many)}; nothing where the noise is not known.
     """
     noise = training_noise(study, figure)
     if noise is None:
-        return None
-    gaps = [figure(v) - _of_controls(study, v.network, figure) for v in pruned_variants(study)]
-    return sum(gap > noise for gap in gaps), sum(gap < -noise for gap in gaps), len(gaps)
+        return {}
+    found = {}
+    for network in study.config.networks:
+        before = _of_controls(study, network, figure)
+        pruned = [v for v in pruned_variants(study) if v.network == network]
+        gaps = [figure(variant) - before for variant in pruned]
+        found[network] = (sum(g > noise for g in gaps), sum(g < -noise for g in gaps), len(gaps))
+    return found
 
 
 def _of_controls(study: Study, network: str, figure: Figure) -> float:

@@ -66,12 +66,11 @@ def _accuracy(study: Study) -> dict[str, Any]:
         f"{CRITERION_WORDS[criterion]}: {effect(_means(study, figure, (criterion,)))}."
         for criterion in study.config.criteria
     ]
-    details.append(_noise(study, figure))
     return blocks.verdict(
         "Does pruning raise accuracy?",
         f"Fine-tuning without pruning changes it by {_points(trained)} points against the base "
         "network, with which the source compares. What pruning adds to that: "
-        f"{effect(_means(study, figure, study.config.criteria))}.",
+        f"{effect(_means(study, figure, study.config.criteria))}. {_each(study, figure)}",
         f"{_method(study)} {len(study.test)} test images. The source has no control: it compares base "
         "networks of 10 epochs with pruned ones that had more.",
         [("accuracy over sparsity", "accuracy-over-sparsity")],
@@ -126,7 +125,7 @@ def _white_box(study: Study) -> dict[str, Any]:
             f"{name} leaves the controls {100 * left:.1f} %; with pruning "
             f"{effect(_means(study, figure, study.config.criteria))}."
         )
-        details.append(f"{name}: {_noise(study, figure)}")
+        details.append(f"{name}: {_each(study, figure)}")
     if gone:
         words.append(
             f"Nothing can be seen where the controls have next to nothing left: {_and(gone)}."
@@ -169,17 +168,22 @@ def _method(study: Study) -> str:
     )
 
 
-def _noise(study: Study, figure: Figure) -> str:
-    """How many single networks differ from their controls by more than another training would."""
+def _each(study: Study, figure: Figure) -> str:
+    """Which networks differ from their controls by more than another training would."""
     noise = comparisons.training_noise(study, figure)
-    found = comparisons.beyond_noise(study, figure)
-    if noise is None or found is None:
+    if noise is None:
         return "With one control for each network, what another training would change is not known."
-    above, below, all_of_them = found
+    words = []
+    for network, (above, below, number) in comparisons.beyond_noise(study, figure).items():
+        counts = [
+            f"{count} {where}" for count, where in ((above, "more"), (below, "less")) if count
+        ]
+        if counts:
+            words.append(f"{network} {' and '.join(counts)} of {number}")
+    beyond = f"by more than that differ: {'; '.join(words)}" if words else "none differs by more"
     return (
-        f"One more control would be within {100 * noise:.1f} points of the mean of the others (95 %); "
-        f"of {all_of_them} pruned networks, one training each, {above} are further above and {below} "
-        "further below."
+        f"One more control would be within {100 * noise:.1f} points of the mean of the others (95 %). "
+        f"Of the pruned networks, one training each, {beyond}."
     )
 
 
