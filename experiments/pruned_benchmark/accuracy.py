@@ -28,8 +28,9 @@ def section(study: Study) -> dict[str, Any]:
     """Charts, the table with the largest gain and loss, and a table of all for each network."""
     against_base = {c.variant: c for c in comparisons.accuracy(study, "base")}
     against_control = {c.variant: c for c in comparisons.accuracy(study, "control")}
+    figure = comparisons.right_figure(study)
     found: list[dict[str, Any]] = [
-        over_sparsity.chart(study, network, f"{network}: accuracy over sparsity", study.right)
+        over_sparsity.gaps(study, network, f"{network}: accuracy over sparsity", figure)
         for network in study.config.networks
     ]
     found += [_extremes(study), *_over_networks(study)]

@@ -144,10 +144,15 @@ def controls(study: Study, network: str) -> list[Variant]:
     return [variant for variant in study.variants(network) if variant.kind == "control"]
 
 
+def mean_of_controls(study: Study, network: str, figure: Figure) -> float:
+    """A figure's mean over the controls of a network."""
+    return float(np.mean([figure(variant) for variant in controls(study, network)]))
+
+
 def from_fine_tuning(study: Study, figure: Figure) -> Mean:
     """The mean of the controls less the base, over the networks: what training on does by itself."""
     return _over_networks(
-        [_of_controls(study, n, figure) - figure(Variant(n)) for n in study.config.networks]
+        [mean_of_controls(study, n, figure) - figure(Variant(n)) for n in study.config.networks]
     )
 
 
@@ -173,7 +178,7 @@ def from_pruning(
     """
     gaps = []
     for network in study.config.networks:
-        before = _of_controls(study, network, figure)
+        before = mean_of_controls(study, network, figure)
         after = np.mean([figure(Variant(network, c, sparsity)) for c in criteria])
         gaps.append(float(after - before) / (before if relative else 1.0))
     return _over_networks(gaps)
@@ -205,15 +210,11 @@ def beyond_noise(study: Study, figure: Figure) -> dict[str, tuple[int, int, int]
         return {}
     found = {}
     for network in study.config.networks:
-        before = _of_controls(study, network, figure)
+        before = mean_of_controls(study, network, figure)
         pruned = [v for v in pruned_variants(study) if v.network == network]
         gaps = [figure(variant) - before for variant in pruned]
         found[network] = (sum(g > noise for g in gaps), sum(g < -noise for g in gaps), len(gaps))
     return found
-
-
-def _of_controls(study: Study, network: str, figure: Figure) -> float:
-    return float(np.mean([figure(variant) for variant in controls(study, network)]))
 
 
 def _over_networks(gaps: list[float]) -> Mean:

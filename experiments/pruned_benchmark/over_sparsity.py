@@ -56,6 +56,44 @@ def chart(
     )
 
 
+def gaps(study: Study, network: str, title: str, figure: comparisons.Figure) -> dict[str, Any]:
+    """Points against the mean of the controls, a line for each criterion; the base as a level line.
+
+    Args:
+      study: A study whose networks are trained.
+      network: The base network's name.
+      title: Of the chart.
+      figure: What is compared, as a share.
+    """
+    sparsities = list(study.config.sparsities)
+    ends = [0.0, sparsities[-1]]
+    before = comparisons.mean_of_controls(study, network, figure)
+
+    def gap(variant: Variant) -> float:
+        return 100 * (figure(variant) - before)
+
+    noise = comparisons.training_noise(study, figure)
+    zero = 0.0 if noise is None else {"value": 0.0, "low": -100 * noise, "high": 100 * noise}
+    lines = [
+        blocks.line("base", ends, [gap(Variant(network))] * 2, dashed=True),
+        blocks.line("mean of the controls", ends, [zero] * 2),
+    ]
+    for criterion in study.config.criteria:
+        points = [gap(variant) for variant in study.pruned(network, criterion)]
+        lines.append(blocks.line(CRITERION_WORDS[criterion], sparsities, points))
+    band = (
+        "" if noise is None else " Band: where one more control would be, in 95 of 100 trainings."
+    )
+    return blocks.chart(
+        title,
+        "share of the filters to remove",
+        "points against the controls",
+        lines,
+        f"The controls have {100 * before:.1f} %.{band}",
+        percent_x=True,
+    )
+
+
 def together(
     study: Study,
     first: str,

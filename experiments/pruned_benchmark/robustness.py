@@ -203,13 +203,9 @@ def _median(lengths: np.ndarray) -> Any:
 def _white_box(study: Study) -> dict[str, Any]:
     """Every network attacked itself."""
     last = threats.WHITE_BOX[-1]
+    figure = comparisons.white_box_figure(study, last)
     charts = [
-        over_sparsity.chart(
-            study,
-            network,
-            f"{network}: {last}, made on each itself",
-            lambda variant: study.white_box[variant][last],
-        )
+        over_sparsity.gaps(study, network, f"{network}: right under {last}, made on each", figure)
         for network in study.config.networks
     ]
     against = {
