@@ -208,23 +208,25 @@ def _white_box(study: Study) -> dict[str, Any]:
         over_sparsity.gaps(study, network, f"{network}: right under {last}, made on each", figure)
         for network in study.config.networks
     ]
-    against = {
-        name: {c.variant: c for c in comparisons.white_box(study, name)}
-        for name in threats.WHITE_BOX
-    }
+    against = {c.variant: c for c in comparisons.white_box(study, last)}
     tables = []
     for network in study.config.networks:
         rows = []
         for variant in study.variants(network):
-            found = study.white_box[variant]
-            row: list[Any] = [variant.words, rate_of(study.right_of_attacked(variant))]
-            for name in threats.WHITE_BOX:
-                comparison = against[name].get(variant)
-                row.append(rate_of(found[name]))
-                row.append(None if comparison is None else comparison.cell)
-                row.append(None if comparison is None else comparison.p_value)
+            found, comparison = study.white_box[variant], against.get(variant)
             lengths = found["norms"][study.right_of_attacked(variant)]
-            rows.append([*row, _median(lengths), _longer(study, variant)])
+            rows.append(
+                [
+                    variant.words,
+                    rate_of(study.right_of_attacked(variant)),
+                    rate_of(found[last]),
+                    None if comparison is None else comparison.cell,
+                    None if comparison is None else comparison.p_value,
+                    _median(lengths),
+                    _longer(study, variant),
+                    *(rate_of(found[name]) for name in threats.WHITE_BOX[:-1]),
+                ]
+            )
         tables.append(_white_box_table(network, rows))
     return blocks.section(
         "white-box",
@@ -264,26 +266,24 @@ def _together(study: Study) -> list[dict[str, Any]]:
 
 
 def _white_box_table(network: str, rows: list[list[Any]]) -> dict[str, Any]:
-    columns: list[Any] = ["Variant", "No attack"]
-    for name in threats.WHITE_BOX:
-        columns += [
-            blocks.column("right", group=name),
-            blocks.column("to the control", unit="points", decimals=1, group=name),
-            blocks.column("p", decimals=4, group=name),
-        ]
+    *others, last = threats.WHITE_BOX
     smallest = "DeepFool, l2"
     return blocks.table(
         [
-            *columns,
+            "Variant",
+            "No attack",
+            blocks.column("right", group=last),
+            blocks.column("to the control", unit="points", decimals=1, group=last),
+            blocks.column("p", decimals=4, group=last),
             blocks.column("median norm", decimals=3, group=smallest),
             blocks.column("to the control", decimals=4, group=smallest),
+            *others,
         ],
         rows,
         "Right: of all attacked images. Differences to the control are of the images that both have "
-        "right without an attack, with 95 % intervals; p is McNemar's, with Holm's correction over "
-        "all networks, for each attack by itself. The last column is the median of the paired "
-        "differences of DeepFool's norms, of images on which it fooled both: positive where a network "
-        "takes a larger perturbation than the control.",
+        "right without an attack, with 95 % intervals; p is McNemar's, with Holm's correction over all "
+        "networks. DeepFool's differences are medians of those of the images on which it fooled both: "
+        "positive where a network takes a larger perturbation than the control.",
         title=network,
     )
 

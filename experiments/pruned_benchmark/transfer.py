@@ -61,18 +61,18 @@ def _heat(study: Study) -> dict[str, Any]:
     values = [
         [
             None if v.network == surrogate else rate_of(study.shown[surrogate, setting, "PGD"][v])
-            for v in shown
+            for surrogate in study.config.networks
         ]
-        for surrogate in study.config.networks
+        for v in shown
     ]
     return {
         "kind": "heat",
         "title": f"Right under PGD at {setting} of another architecture",
-        "rows": list(study.config.networks),
-        "columns": [variant.name for variant in shown],
+        "rows": [variant.name for variant in shown],
+        "columns": list(study.config.networks),
         "values": values,
-        "row_title": "made on",
-        "column_title": "shown to",
+        "row_title": "shown to",
+        "column_title": "made on",
         "percent": True,
     }
 
@@ -90,7 +90,7 @@ def _table(study: Study, surrogate: str, setting: str) -> dict[str, Any]:
             records = [study.shown[surrogate, setting, name][variant] for name in _ORDER]
             rates = [rate_of(record) for record in records]
             clean = rate_of(study.right_of_attacked(variant))
-            rows.append([variant.name, clean, *rates])
+            rows.append([network, variant.words, clean, *rates])
             shares.append([clean["rate"], *(rate["rate"] for rate in rates)])
         base, control, *pruned = shares
         for words, reference in (("the base", base), ("the control", control)):
@@ -99,9 +99,9 @@ def _table(study: Study, surrogate: str, setting: str) -> dict[str, Any]:
                 f"{100 * (max(column) - other):+.1f}"
                 for *column, other in zip(*pruned, reference, strict=True)
             ]
-            rows.append([f"{network}, max δ against {words}, points", *deltas])
+            rows.append([network, f"max δ to {words}, points", *deltas])
     return blocks.table(
-        ["Victim", "No attack", *_ORDER],
+        ["Victim", "Variant", "No attack", *_ORDER],
         rows,
         f"Accuracy of the victims on {len(study.attacked)} images that attacks made on {surrogate}.",
         title=f"Made on {surrogate}, {threats.words(setting)}",
