@@ -34,7 +34,7 @@ def section(study: Study) -> list[dict[str, Any]]:
                 f"controls, and networks pruned by {words}. A victim's accuracy under transfer depends "
                 "on its clean accuracy, which stands before the attacks: most of the source's pruned "
                 "networks, fine-tuned, have more right without an attack and so with a weak one. "
-                "max δ is the best of the pruned networks, chosen by these images, less the other."
+                "The best of the pruned networks, max δ, is chosen by these images, which flatters it."
             ],
         )
     ]
@@ -93,19 +93,20 @@ def _table(study: Study, surrogate: str, setting: str) -> dict[str, Any]:
             rows.append([network, variant.words, clean, *rates])
             shares.append([clean["rate"], *(rate["rate"] for rate in rates)])
         base, control, *pruned = shares
-        for words, reference in (("the base", base), ("the control", control)):
+        for words, reference in (("base", base), ("control", control)):
             # In points, in a table of shares.
             deltas = [
                 f"{100 * (max(column) - other):+.1f}"
                 for *column, other in zip(*pruned, reference, strict=True)
             ]
-            rows.append([network, f"max δ to {words}, points", *deltas])
+            rows.append([network, f"max δ, {words}", *deltas])
     return blocks.table(
         ["Victim", "Variant", "No attack", *_ORDER],
         rows,
-        f"Accuracy of the victims on {len(study.attacked)} images that attacks made on {surrogate}.",
+        f"Accuracy of the victims on {len(study.attacked)} images that attacks made on {surrogate}. "
+        "max δ: the best of the pruned networks less base or control, points.",
         title=f"Made on {surrogate}, {threats.words(setting)}",
-        folded=setting != "source",
+        folded=True,
     )
 
 

@@ -6,6 +6,9 @@ from typing import Any
 
 from jaxrobust.reports import formatting
 
+_NO_BREAK = "\u00a0"
+_ON_ONE_LINE = 20  # characters of a cell: what is longer is broken where the column is narrow
+
 
 def table(block: dict[str, Any]) -> dict[str, Any]:
     """A table as the template prints it.
@@ -109,8 +112,10 @@ def _cell(item: Any, column: dict[str, Any]) -> dict[str, Any]:
             # A dash between signed numbers would read as one more sign.
             between = " to " if min(ends) < 0 else formatting.DASH
             detail = f"± {scaled[0]}" if len(ends) == 1 else f"({between.join(scaled)})"
+    elif isinstance(item, str):
+        text = item.replace(" ", _NO_BREAK) if len(item) <= _ON_ONE_LINE else item
     else:
-        text = item if isinstance(item, str) else formatting.measure(item, decimals, percent)
+        text = formatting.measure(item, decimals, percent)
     number = not isinstance(item, str)
     css = ["num"] * number + ["first"] * ("first" in column["css"].split())
     return {
