@@ -239,7 +239,12 @@ def test_presets_fill_in_what_was_not_given():
     assert Config().data_set == "cifar10_jpeg" and Config(quick=True).data_set == "digits"
 
 
-def made_study(tmp_path: Path, networks: tuple[str, ...] = (NETWORK,)) -> Study:
+def made_study(
+    tmp_path: Path,
+    networks: tuple[str, ...] = (NETWORK,),
+    criteria: tuple[str, ...] = ("l2",),
+    num_controls: int = 3,
+) -> Study:
     """A study of made-up outcomes, as if it had been run on CIFAR-10.
 
     The second network's figures are one image less than the first's, the third's two; what was pruned
@@ -255,14 +260,20 @@ def made_study(tmp_path: Path, networks: tuple[str, ...] = (NETWORK,)) -> Study:
         std=np.ones(3, np.float32),
     )
     config = complete(
-        Config(networks=networks, criteria=("l2",), sparsities=(0.1, 0.5), num_attacked=40)
+        Config(
+            networks=networks,
+            criteria=criteria,
+            sparsities=(0.1, 0.5),
+            num_attacked=40,
+            num_controls=num_controls,
+        )
     )
     study = Study(config, tmp_path, dataset)
     for less, network in enumerate(networks):
         rights = {"base": 20, "control": 30, "control 2": 28, "control 3": 29}
         rights |= {"L2, 10 %": 32, "L2, 50 %": 24 - less}
         for variant in study.variants(network):
-            count = rights[variant.words] - less
+            count = rights[variant.words.replace("L1", "L2")] - less
             study.facts[variant] = {
                 "right": pack(outcomes(40, count)),
                 "parameters": count,
@@ -275,7 +286,7 @@ def made_study(tmp_path: Path, networks: tuple[str, ...] = (NETWORK,)) -> Study:
         for setting in threats.SETTINGS:
             for name in threats.NAMES:
                 study.shown[network, setting, name] = {
-                    variant: outcomes(40, (rights[variant.words] - less) // 2)
+                    variant: outcomes(40, (rights[variant.words.replace("L1", "L2")] - less) // 2)
                     for variant in study.variants(network)
                 }
     return study
@@ -299,7 +310,7 @@ def test_figures_over_networks(tmp_path):
     noise = comparisons.training_noise(study, figure)
     assert noise == pytest.approx(2.446912 * (4 / 3) ** 0.5 / 40, rel=1e-5)
     # 3 images more are beyond 2.83, 5 to 7 less too.
-    assert comparisons.beyond_noise(study, figure) == dict.fromkeys(THREE, (1, 1, 2))
+    assert comparisons.beyond_noise(study, figure, noise) == dict.fromkeys(THREE, (1, 1, 2))
     assert comparisons.norm_figure(study)(Variant("resnet50")) == pytest.approx(1.9)
     two = made_study(tmp_path, THREE[:2])
     assert comparisons.from_pruning(two, figure, ("l2",), 0.5)["low"] is None
@@ -323,12 +334,27 @@ def test_white_box_compares_images_that_both_have_right(tmp_path):
     assert found["L2, 10 %"].n == 30 and found["L2, 10 %"].difference == pytest.approx(2 / 30)
 
 
+@pytest.mark.parametrize("criteria", [("l2",), ("l1", "l2")])
+def test_texts_of_one_network_and_one_control(tmp_path, criteria):
+    study = made_study(tmp_path, criteria=criteria, num_controls=1)
+    said = json.dumps([*verdicts.verdicts(study), accuracy.section(study)])
+    assert "controls that" not in said and "1 controls" not in said
+    assert "of 20" not in said and "All networks together" not in said
+    assert "what another training would change is not known" in said
+    equal = made_study(tmp_path, THREE)
+    assert comparisons.training_noise(equal, lambda variant: 0.5) is None
+    assert ("L1: " in verdicts.verdicts(study)[0].get("details", "")) == (len(criteria) > 1)
+
+
 def test_verdicts_say_what_the_figures_do(tmp_path):
     accuracy_said, shown_said, white_said = verdicts.verdicts(made_study(tmp_path, THREE))
     assert "by +22.5 points" in accuracy_said["answer"]
     assert "it falls at 50 %, by -15.0 (-21.2 to -8.8) points" in accuracy_said["answer"]
     assert "within 7.1 points" in accuracy_said["answer"]
-    assert "differ: mobilenet_v1 1 more and 1 less of 2; resnet50 1" in accuracy_said["answer"]
+    assert (
+        "beyond that are mobilenet_v1 1 above and 1 below of 2; resnet50 1"
+        in accuracy_said["answer"]
+    )
     assert shown_said["answer"].startswith(
         "With the source's parameters: of 14 cases more often in"
     )

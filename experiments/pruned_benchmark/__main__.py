@@ -189,11 +189,10 @@ def _summary(study: Study) -> list[str]:
         name = threats.WHITE_BOX[-1]
         white = [_percent(study.white_box[v][name]) for v in (control, most)]
         sentences.append(
-            f"{network}: {shares[0]} of the test images right, fine-tuned without pruning {shares[1]}, "
+            f"{network}: {shares[0]} of the test images right, its control, fine-tuned without pruning, {shares[1]}, "
             f"without {100 * most.sparsity:g} % of its filters ({most.words}; its file "
             f"{study.facts[Variant(network)]['bytes'] / study.facts[most]['bytes']:.1f} times smaller) "
-            f"{shares[2]}; right under {name}, made on each itself, {white[0]} unpruned and {white[1]} "
-            "pruned."
+            f"{shares[2]}; right under {name}, made on each itself, {white[0]} (control) and {white[1]}."
         )
     minutes = sum(study.stages.seconds.values()) / 60
     sentences.append(f"The stages took {minutes:.1f} minutes together.")

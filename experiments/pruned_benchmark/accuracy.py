@@ -102,7 +102,7 @@ def _over_networks(study: Study) -> list[dict[str, Any]]:
         study,
         "Criterion",
         rows,
-        f"Accuracy less that of the mean of {study.config.num_controls} controls.",
+        f"Accuracy less that of {comparisons.controls_in_words(study)}.",
         unit="points",
     )
 
@@ -168,7 +168,7 @@ def _table(
         f"{network}: {NETWORKS[network].words}. Of {len(study.test)} test images. Differences are "
         "paired, with Newcombe's 95 % intervals; p is McNemar's, with Holm's correction over all "
         "networks; 0.0000 is less than 0.00005. The images say nothing of what another training would "
-        "give: the rows of the other controls do.",
+        f"give{': the rows of the other controls do' if study.config.num_controls > 1 else ''}.",
         title=network,
     )
 

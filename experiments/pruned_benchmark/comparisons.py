@@ -108,13 +108,14 @@ Figure = Callable[[Variant], float]
 def shown_figure(study: Study, setting: str, name: str) -> Figure:
     """The share of an attack's images, made on the base, that a network of the family has right.
 
-    Of the images that the base network has right: CW and DeepFool leave others as they are.
+    Of the images that the base network has right: CW and DeepFool leave others as they are. Not a
+    number where there are none.
     """
 
     def share(variant: Variant) -> float:
         attacked = study.right_of_attacked(Variant(variant.network))
         right = study.shown[variant.network, setting, name][variant]
-        return float(right[attacked].mean()) if attacked.any() else 0.0
+        return float(right[attacked].mean()) if attacked.any() else math.nan
 
     return share
 
@@ -137,6 +138,12 @@ def norm_figure(study: Study) -> Figure:
         return float(np.median(lengths)) if len(lengths) else math.inf
 
     return median
+
+
+def controls_in_words(study: Study) -> str:
+    """What pruned networks are compared with."""
+    number = study.config.num_controls
+    return "a control" if number == 1 else f"the mean of {number} controls"
 
 
 def controls(study: Study, network: str) -> list[Variant]:
@@ -188,26 +195,27 @@ def training_noise(study: Study, figure: Figure) -> float | None:
     """How far from the mean of the controls one more control would be, in 95 of 100 trainings.
 
     A prediction interval of Student's t, with the spread of the controls around the mean of their
-    network, pooled over the networks. None with one control of each.
+    network, pooled over the networks as if it were the same. It is that of the fine-tuning of one base
+    network with its images in another order; other test images are not in it. None where controls are
+    too few to say: with fewer than two degrees of freedom, or with as many right in all of them.
     """
     figures = [[figure(v) for v in controls(study, n)] for n in study.config.networks]
     number = len(figures[0])
-    if number < 2:
-        return None
     freedom = len(figures) * (number - 1)
+    if freedom < 2:
+        return None
     variance = sum(float(np.var(of_one)) * number for of_one in figures) / freedom
+    if variance == 0:
+        return None
     return float(stats.t.ppf(0.975, freedom)) * math.sqrt(variance * (1 + 1 / number))
 
 
-def beyond_noise(study: Study, figure: Figure) -> dict[str, tuple[int, int, int]]:
+def beyond_noise(study: Study, figure: Figure, noise: float) -> dict[str, tuple[int, int, int]]:
     """How many pruned networks differ from the mean of their controls by more than training noise.
 
     Returns:
-      {network: (above, below, of how many)}; nothing where the noise is not known.
+      {network: (above, below, of how many)}.
     """
-    noise = training_noise(study, figure)
-    if noise is None:
-        return {}
     found = {}
     for network in study.config.networks:
         before = mean_of_controls(study, network, figure)

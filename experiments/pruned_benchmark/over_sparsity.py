@@ -22,7 +22,7 @@ def chart(
     network: str,
     title: str,
     outcomes: Callable[[Variant], np.ndarray],
-    caption: str = "",
+    caption: str,
 ) -> dict[str, Any]:
     """A line for each criterion; base and controls as level lines, the first control with its band.
 
@@ -50,7 +50,7 @@ def chart(
         "accuracy",
         lines,
         f"{caption} Bands: 95 % intervals over images. Level lines: base and controls, which nothing "
-        "was removed from.".strip(),
+        "was removed from.",
         percent=True,
         percent_x=True,
     )

@@ -65,6 +65,7 @@ def _accuracy(study: Study) -> dict[str, Any]:
     details = [
         f"{CRITERION_WORDS[criterion]}: {effect(_means(study, figure, (criterion,)))}."
         for criterion in study.config.criteria
+        if len(study.config.criteria) > 1
     ]
     return blocks.verdict(
         "Does pruning raise accuracy?",
@@ -86,7 +87,7 @@ def _shown(study: Study) -> dict[str, Any]:
         gone = []
         for name in threats.ATTACKS:
             figure = comparisons.shown_figure(study, setting, name)
-            if _left(study, figure) < FLOOR:
+            if not _left(study, figure) >= FLOOR:  # nor where there is no image to be right on
                 gone.append(name)
             else:
                 means[name] = _means(study, figure, study.config.criteria)
@@ -103,11 +104,11 @@ def _shown(study: Study) -> dict[str, Any]:
     ]
     return blocks.verdict(
         "Have pruned networks the base network's images right as often as the controls?",
-        " ".join(words),
-        f"{_method(study)} Of the images that the base network has right without an attack; of 20 such "
-        "intervals one excludes no change by chance. The images are the base network's worst, and not "
-        "another's: being right on them is no robustness to an attack. The source compares with the "
-        f"base and says that its max δ are mostly within ±1; in its tables {' and '.join(within)} are.",
+        _shortened(study) + " ".join(words),
+        f"{_method(study)} Of the images that the base network has right without an attack. They are "
+        "the base network's worst, and not another's: being right on them is no robustness to an "
+        "attack. The source compares with the base and says that its max δ are mostly within ±1; in "
+        f"its tables {' and '.join(within)} are.",
         [("with the source's parameters", "shown-source"), ("at 8/255", "shown-8-255")],
         details=" ".join(details),
     )
@@ -132,7 +133,7 @@ def _white_box(study: Study) -> dict[str, Any]:
         )
     return blocks.verdict(
         "Are pruned networks right as often as the controls under attacks made on each?",
-        " ".join(words),
+        _shortened(study) + " ".join(words),
         f"White box. {_method(study)} Of all {len(study.attacked)} images: what a network has wrong "
         "without an attack counts. The source has no such attack.",
         [("attacks made on the pruned networks themselves", "white-box")],
@@ -153,18 +154,23 @@ def _left(study: Study, figure: Figure) -> float:
     return float(np.mean([figure(control) for control in controls]))
 
 
+def _shortened(study: Study) -> str:
+    """What stands before an answer that attacks of too few steps give."""
+    return "" if study.config.max_steps is None else "Shortened attacks, no answer. "
+
+
 def _method(study: Study) -> str:
     config = study.config
-    controls = (
-        f"the mean of {config.num_controls} controls" if config.num_controls > 1 else "a control"
-    )
     criteria = _and([CRITERION_WORDS[criterion] for criterion in config.criteria])
-    words = f"Pruned networks ({criteria}) less {controls} that had the same fine-tuning"
+    words = (
+        f"Pruned networks ({criteria}) less {comparisons.controls_in_words(study)} that had the same "
+        "fine-tuning"
+    )
     if len(config.networks) < comparisons.FEWEST:
         return f"{words}."
     return (
         f"{words}, mean over {len(config.networks)} networks, with 95 % intervals of Student's t over "
-        "the networks; not corrected."
+        "the networks; not corrected: of 20 such intervals one excludes no change by chance."
     )
 
 
@@ -172,18 +178,19 @@ def _each(study: Study, figure: Figure) -> str:
     """Which networks differ from their controls by more than another training would."""
     noise = comparisons.training_noise(study, figure)
     if noise is None:
-        return "With one control for each network, what another training would change is not known."
+        return "With so few controls what another training would change is not known."
     words = []
-    for network, (above, below, number) in comparisons.beyond_noise(study, figure).items():
+    for network, (above, below, number) in comparisons.beyond_noise(study, figure, noise).items():
         counts = [
-            f"{count} {where}" for count, where in ((above, "more"), (below, "less")) if count
+            f"{count} {where}" for count, where in ((above, "above"), (below, "below")) if count
         ]
         if counts:
             words.append(f"{network} {' and '.join(counts)} of {number}")
-    beyond = f"by more than that differ: {'; '.join(words)}" if words else "none differs by more"
+    beyond = f"beyond that are {'; '.join(words)}" if words else "none is beyond that"
     return (
-        f"One more control would be within {100 * noise:.1f} points of the mean of the others (95 %). "
-        f"Of the pruned networks, one training each, {beyond}."
+        f"One more control would be within {100 * noise:.1f} points of the mean of the others (95 %; "
+        "of 20 one is not, and other test images are not counted in). Of the pruned networks, one "
+        f"training each, {beyond}."
     )
 
 
