@@ -5,7 +5,7 @@ are known: a traced value passes, because nothing can be said about it yet.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -165,3 +165,34 @@ def is_traced(*values: Any) -> bool:
     """
     leaves = [jnp.zeros(()), *jax.tree.leaves(values)]
     return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+
+
+def json_object(name: str, value: Any) -> dict[str, Any]:
+    """A mapping as JSON has it: arrays and tuples become lists, numpy's numbers Python's.
+
+    Raises:
+      TypeError: No mapping, a key that is no string (JSON would make one of it), or a value that is
+        neither JSON nor an array; the message says where.
+      ValueError: NaN or infinity, for which JSON has no word.
+    """
+    if not isinstance(value, Mapping):
+        raise TypeError(f"`{name}` must be a JSON object, got {type(value).__name__}.")
+
+    def plain(item: Any, where: str) -> Any:
+        if isinstance(item, Mapping):
+            for key in item:
+                if not isinstance(key, str):
+                    raise TypeError(f"`{name}` must have strings as keys, got {key!r} in {where}.")
+            return {key: plain(entry, f"{where}[{key!r}]") for key, entry in item.items()}
+        if isinstance(item, np.generic | np.ndarray | jax.Array):
+            item = np.asarray(item).tolist()
+        if isinstance(item, list | tuple):
+            return [plain(entry, f"{where}[{index}]") for index, entry in enumerate(item)]
+        if isinstance(item, float) and not math.isfinite(item):
+            raise ValueError(f"`{name}` must be JSON, which has no {item}, got it as {where}.")
+        if item is None or isinstance(item, bool | int | float | str):
+            return item
+        raise TypeError(f"`{name}` must be JSON and arrays, got {type(item).__name__} as {where}.")
+
+    result: dict[str, Any] = plain(value, name)
+    return result

@@ -1,11 +1,13 @@
 """What a long stage says of itself."""
 
+import contextlib
 import io
+import signal
 
 import pytest
 
 from jaxrobust import studies
-from jaxrobust.studies import progress
+from jaxrobust.studies import interrupt, progress
 
 
 class Screen(io.StringIO):
@@ -73,3 +75,21 @@ def test_compiling_does_not_count_as_slow(monkeypatch, clock):
 def test_long_times_are_in_the_unit_that_fits():
     assert progress.describe(1, 7201, 1, 1.0) == "1/7,201, 1/s, 2.0 h left"
     assert progress.describe(5, 5, 0, 0.0) == "5/5"
+
+
+def test_a_ctrl_c_that_got_lost_stops_the_stage_all_the_same():
+    stages, handler = studies.Stages(), signal.getsignal(signal.SIGINT)
+    with interrupt.remembered(), stages("attack") as display:
+        display(1, 3)
+        # As in a callback of the garbage collector, which prints the exception and goes on.
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            display(2, 3)
+        display(3, 3)
+    assert signal.getsignal(signal.SIGINT) is handler
+    with interrupt.remembered():
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt), stages("next"):
+            pass

@@ -390,6 +390,7 @@ def test_what_cannot_be_saved_leaves_the_old_file(tmp_path):
         ({}, [1], TypeError, "`metadata` must be a JSON object"),
         ({}, {"f": len}, TypeError, "`metadata` must be JSON"),
         ({}, {1: "a"}, TypeError, "`metadata` must have strings as keys, got 1"),
+        ({}, {"a": [{"f": len}]}, TypeError, r"as metadata\['a'\]\[0\]\['f'\]"),
         ({}, {"a": [{"b": ({None: 0},)}]}, TypeError, "strings as keys, got None"),
         ({}, {"nan": math.nan}, ValueError, "`metadata` must be JSON"),
     ):

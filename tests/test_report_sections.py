@@ -320,6 +320,13 @@ def test_names_that_meet_in_a_chart_differ_in_colour():
     assert not {assigned["mlp"], assigned["cnn"]} & {assigned[n] for n in [*names, *"abcdefghijkl"]}
 
 
+def test_short_cells_stay_on_one_line_and_long_ones_do_not():
+    words = ["L2, 10 %", "no difference at all", "no difference at all."]
+    drawn = table({"columns": [{"title": "a"}], "rows": [[text] for text in words]})
+    found = [row["cells"][0]["text"] for row in drawn["rows"]]
+    assert found == ["L2,\xa010\xa0%", "no\xa0difference\xa0at\xa0all", "no difference at all."]
+
+
 def test_a_rate_keeps_its_n_where_n_differs():
     other = {"count": 3, "n": 10, "rate": 0.3, "low": 0.1, "high": 0.6}
     columns = [{"title": "a"}, {"title": "b"}]

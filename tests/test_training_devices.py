@@ -51,7 +51,7 @@ def test_devices_and_processes_share_a_batch_and_change_nothing(
             ("must be a folder that all processes see",) * 2,
             ("holds a run of other settings", "The first process refused `run_dir`"),
             ("Interrupted in epoch 2 after 0 of its steps",) * 2,
-            ("this training run is finished and saved",) * 2,
+            ("as a training ended, which is saved",) * 2,
             (str(CONFIG.num_epochs),) * 2,
         ),
         strict=True,

@@ -279,6 +279,14 @@ def test_finished_models_round_trip(tmp_path):
         save_variables(tmp_path, variables, metadata)
     with pytest.raises(FileNotFoundError):
         load_variables(tmp_path / "missing")
+    arrays = {"mean": np.float32([0.25, 0.5]), "std": jnp.float32(2), "count": np.int64(3)}
+    save_variables(tmp_path / "model", variables, arrays)
+    assert load_variables(tmp_path / "model")[1] == {"mean": [0.25, 0.5], "std": 2.0, "count": 3}
+    with pytest.raises(
+        TypeError, match=r"must be JSON and arrays, got type as metadata\['model'\]"
+    ):
+        save_variables(tmp_path / "other", variables, {"model": dict})
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
     with pytest.raises(TypeError, match="must hold arrays"):
         save_variables(tmp_path / "other", {"params": 3}, {})
 

@@ -186,13 +186,14 @@ def _summary(study: Study) -> list[str]:
         most = study.pruned(network, study.shown_criterion)[-1]
         control = Variant(network, "control")
         shares = [_percent(study.right(v)) for v in (Variant(network), control, most)]
+        smaller = study.facts[Variant(network)]["bytes"] / study.facts[most]["bytes"]
         name = threats.WHITE_BOX[-1]
         white = [_percent(study.white_box[v][name]) for v in (control, most)]
         sentences.append(
-            f"{network}: {shares[0]} of the test images right, its control, fine-tuned without pruning, {shares[1]}, "
-            f"without {100 * most.sparsity:g} % of its filters ({most.words}; its file "
-            f"{study.facts[Variant(network)]['bytes'] / study.facts[most]['bytes']:.1f} times smaller) "
-            f"{shares[2]}; right under {name}, made on each itself, {white[0]} (control) and {white[1]}."
+            f"{network}: {shares[0]} of the test images right, its control, fine-tuned without "
+            f"pruning, {shares[1]}, without {100 * most.sparsity:g} % of its filters ({most.words}; "
+            f"its file {smaller:.1f} times smaller) {shares[2]}; right under {name}, made on each "
+            f"itself, the control {white[0]}, the pruned network {white[1]}."
         )
     minutes = sum(study.stages.seconds.values()) / 60
     sentences.append(f"The stages took {minutes:.1f} minutes together.")

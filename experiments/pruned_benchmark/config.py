@@ -69,23 +69,29 @@ class Config:
       download: Whether to fetch cifar10 or cifar100 into data_dir if it is not there.
       preset: full, the source's networks on all images, for a GPU; or cpu, smaller networks of the
         same families on a part of the images.
-      networks: Names in experiments/pruned_benchmark/networks.py.
+      networks: Of mobilenet_v1, densenet121, resnet50 and vgg19 (full), mobilenet_v1_narrow,
+        densenet23_narrow, resnet14_narrow and vgg9_narrow (cpu), resnet8_tiny and vgg6_tiny (quick).
       criteria: By which filters are removed: l1, l2, geometric_median (by default these three), and
         random, the one to beat.
-      sparsities: Fractions of the filters of every layer to remove, ascending, from 0.1 on.
-      num_epochs: Of the base networks; the source's are 10.
-      fine_tuning_epochs: Of pruned networks and of the controls. The source does not say how many.
-      pruning_epochs: Of these, in how many the sparsity rises from 0.1; the rest has the last one.
+      sparsities: Fractions of the filters of every layer to remove, ascending, from 0.1 on;
+        0.1 to 0.5, quick 0.5.
+      num_epochs: Of the base networks: the source's 10, quick 2.
+      fine_tuning_epochs: Of pruned networks and of the controls: full 10, cpu 6, quick 2. The source
+        does not say how many.
+      pruning_epochs: Of these, in how many the sparsity rises from 0.1: full 5, cpu 3, quick 2; the
+        rest has the last one.
       milestones: Epochs of the base networks after which the learning rate falls to a tenth.
       fine_tuning_milestones: Likewise of fine-tuning, of pruned networks and of controls: figures are
-        of the last epoch, and at a high rate those of one epoch say little about the next.
+        of the last epoch, and at a high rate those of one epoch say little about the next. Full 6
+        and 8, cpu 4, quick 1.
       learning_rate: The source's 0.1.
       batch_size: The source's 128.
       num_train: Training images; by default all, with the cpu preset 10,000.
-      num_attacked: Test images that are attacked; accuracies are of all test images.
+      num_attacked: Test images that are attacked, or all where there are fewer: full 10,000, cpu 500,
+        quick 24; accuracies are of all test images.
       num_controls: Unpruned networks with as much fine-tuning as the pruned ones: the first sees the
-        images in the same order as they do, further ones show what another order changes. By default 3.
-      latency_runs: Measured runs of each latency.
+        images in the same order as they do, further ones show what another order changes. 3, quick 1.
+      latency_runs: Measured runs of each latency: 100, quick 10.
       max_steps: Of every attack at most so many steps for each start, to try things out.
       seed: Of everything that is random.
       run: Name of the run; results go to <results_dir>/pruned_benchmark/<run>.

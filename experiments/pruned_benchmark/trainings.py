@@ -33,7 +33,9 @@ def make(study: Study, variant: Variant) -> dict[str, Any]:
       shrunk logits, "kept": share of the channels, coupled ones counted once}.
     """
     train = _base if variant.kind == "base" else _fine_tuned
-    facts = study.stages.remember(f"train {variant.name}", lambda _: train(study, variant))
+    facts = study.stages.remember(
+        f"train {variant.name}", lambda progress: train(study, variant, progress)
+    )
     if not study.path(variant).is_file():
         raise ValueError(
             f"{study.path(variant)} is missing; delete {study.folder} to start anew, or put it back."
@@ -65,7 +67,7 @@ def schedule(sparsity: float, num_epochs: int, pruning_epochs: int) -> tuple[flo
     return (*rising, *(sparsity,) * (num_epochs - pruning_epochs))
 
 
-def _base(study: Study, variant: Variant) -> dict[str, Any]:
+def _base(study: Study, variant: Variant, _: Any) -> dict[str, Any]:
     network = study.network(variant.network)
     config = study.config
     steps: dict[str, Any] = {}
@@ -88,7 +90,7 @@ def _base(study: Study, variant: Variant) -> dict[str, Any]:
     }
 
 
-def _fine_tuned(study: Study, variant: Variant) -> dict[str, Any]:
+def _fine_tuned(study: Study, variant: Variant, progress: Any) -> dict[str, Any]:
     config, spec = study.config, study.spec(variant.network)
     network = study.network(variant.network)
     variables = study.classifier(Variant(variant.network)).variables
@@ -129,6 +131,7 @@ def _fine_tuned(study: Study, variant: Variant) -> dict[str, Any]:
         )
         variables = fitted.variables
         history.append(dict(fitted.history[0]) | {"epoch": epoch + 1, "sparsity": sparsity})
+        progress(epoch + 1, len(sparsities))
     assert masks is not None  # there is at least one epoch
     keep = pruning.kept_filters(masks, spec)
     small, widths = pruning.shrink(variables, spec, keep)

@@ -3,6 +3,8 @@
 import sys
 import time
 
+from jaxrobust.studies import interrupt
+
 _TERMINAL_PAUSE, _LOG_PAUSE = 0.1, 30.0  # seconds between two lines
 
 
@@ -21,7 +23,12 @@ class Progress:
         self._first: tuple[int, float] | None = None
 
     def __call__(self, done: int, total: int) -> None:
-        """Says it, unless it has just been said or all is done."""
+        """Says it, unless it has just been said or all is done.
+
+        Raises:
+          KeyboardInterrupt: Ctrl-C was pressed and got lost.
+        """
+        interrupt.check()
         now = time.monotonic()
         if self._first is None or done < self._first[0]:
             self._first = done, now

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from jaxrobust import compilation, files, reports
-from jaxrobust.studies import progress
+from jaxrobust.studies import interrupt, progress
 from jaxrobust.studies.results import commit, configuration, environment
 
 Config = TypeVar("Config")
@@ -40,9 +40,11 @@ def run_script(main: Callable[[Config], Any], config_type: type[Config]) -> None
             compilation.use_every_core()
         module = sys.modules[main.__module__]
         name = getattr(module.__spec__, "name", "script").removesuffix(".__main__")
-        main(tyro.cli(config_type, prog=f"python -m {name}", description=module.__doc__))
-    except KeyboardInterrupt as interrupt:
-        words = str(interrupt) or "Interrupted. To go on, run the same command again."
+        config = tyro.cli(config_type, prog=f"python -m {name}", description=module.__doc__)
+        with interrupt.remembered():
+            main(config)
+    except KeyboardInterrupt as pressed:
+        words = str(pressed) or "Interrupted. To go on, run the same command again."
         print(f"\n{words}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         # Not sys.exit: interrupted while it compiles, XLA crashes as the interpreter takes it down.
@@ -252,6 +254,7 @@ class Stages:
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[Progress]:
         """Announces a stage and times what runs inside; yields a progress callback for it."""
+        interrupt.check()
         print(f"{name} ...", file=sys.stderr, flush=True)
         display = progress.Progress(name)
         before, start = self._spent, time.perf_counter()

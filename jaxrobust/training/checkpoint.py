@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrobust import files
+from jaxrobust import checks, files
 from jaxrobust.types import PyTree
 
 
@@ -165,12 +165,12 @@ def save_variables(
     Args:
       path: A directory that does not exist, or holds such a model, which is replaced.
       variables: Nested dicts of arrays: {"params": ..., "batch_stats": ...}.
-      metadata: JSON; what is needed to build the network again, such as its name, sizes, number of
-        classes, mean, std and class names.
+      metadata: A JSON object; what is needed to build the network again, such as its name, sizes,
+        number of classes, mean, std and class names. Arrays become lists.
 
     Raises:
       ValueError: `path` exists and is not a saved model: it is left alone.
-      TypeError: A leaf that is not an array.
+      TypeError: A leaf that is not an array, metadata that JSON cannot hold.
 
     Example:
       >>> import tempfile
@@ -182,6 +182,7 @@ def save_variables(
       ([1.0, 1.0], {'model': 'mlp'})
     """
     ocp, target = _orbax(), Path(path).absolute()
+    metadata = checks.json_object("metadata", metadata)
     for name, leaf in _flatten(variables).items():
         if not isinstance(leaf, jax.Array | np.ndarray):
             raise TypeError(f"`variables` must hold arrays, got {type(leaf).__name__} at {name}.")
@@ -189,7 +190,7 @@ def save_variables(
         raise ValueError(f"`path` {target} exists and is not a saved model; not overwritten.")
     # As numpy has them: with several processes Orbax takes no array that is one process's own.
     values = jax.tree.map(np.asarray, variables)
-    ocp.save(target, values, overwrite=True, custom_metadata=dict(metadata))
+    ocp.save(target, values, overwrite=True, custom_metadata=metadata)
 
 
 def load_variables(path: str | os.PathLike[str]) -> tuple[PyTree, dict[str, Any]]:

@@ -49,6 +49,5 @@ def catch_interrupt() -> Iterator[Interrupt]:
         signal.signal(signal.SIGINT, previous)
     if interrupt.requested:
         raise KeyboardInterrupt(
-            "Interrupted; this training run is finished and saved. "
-            "To go on, run the same command again."
+            "Interrupted as a training ended, which is saved. To go on, run the same command again."
         )
