@@ -350,10 +350,10 @@ def test_verdicts_say_what_the_figures_do(tmp_path):
     accuracy_said, shown_said, white_said = verdicts.verdicts(made_study(tmp_path, THREE))
     assert "by +22.5 points" in accuracy_said["answer"]
     assert "it falls at 50 %, by -15.0 (-21.2 to -8.8) points" in accuracy_said["answer"]
-    assert "within 7.1 points" in accuracy_said["answer"]
+    assert "within 7.1 points" in accuracy_said["details"]
     assert (
         "beyond that are mobilenet_v1 1 above and 1 below of 2; resnet50 1"
-        in accuracy_said["answer"]
+        in accuracy_said["details"]
     )
     assert shown_said["answer"].startswith(
         "With the source's parameters: of 14 cases more often in"

@@ -171,7 +171,7 @@ def _summary(study: Study) -> list[str]:
         'Models") trains four networks, prunes 10 to 50 % of their filters, and finds that accuracy '
         "rises and robustness stays. This is that study with a control: networks that were fine-tuned "
         "as the pruned ones were, and not pruned. "
-        f"{len(study.train)} training images, {len(study.test)} test images, of which "
+        f"{len(study.train):,} training images, {len(study.test):,} test images, of which "
         f"{len(study.attacked)} are attacked; {config.num_epochs} epochs, then "
         f"{config.fine_tuning_epochs} of fine-tuning."
     ]

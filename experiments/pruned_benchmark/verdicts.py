@@ -62,7 +62,8 @@ def source_within() -> dict[str, tuple[int, int]]:
 def _accuracy(study: Study) -> dict[str, Any]:
     figure = comparisons.right_figure(study)
     trained = comparisons.from_fine_tuning(study, figure)
-    details = [
+    details = [_each(study, figure)]
+    details += [
         f"{CRITERION_WORDS[criterion]}: {effect(_means(study, figure, (criterion,)))}."
         for criterion in study.config.criteria
         if len(study.config.criteria) > 1
@@ -71,9 +72,9 @@ def _accuracy(study: Study) -> dict[str, Any]:
         "Does pruning raise accuracy?",
         f"Fine-tuning without pruning changes it by {_points(trained)} points against the base "
         "network, with which the source compares. What pruning adds to that: "
-        f"{effect(_means(study, figure, study.config.criteria))}. {_each(study, figure)}",
-        f"{_method(study)} {len(study.test)} test images. The source has no control: it compares base "
-        "networks of 10 epochs with pruned ones that had more.",
+        f"{effect(_means(study, figure, study.config.criteria))}.",
+        f"{_method(study)} {len(study.test):,} test images. The source has no control: it compares "
+        "base networks of 10 epochs with pruned ones that had more.",
         [("accuracy over sparsity", "accuracy-over-sparsity")],
         details=" ".join(details),
     )
