@@ -1,6 +1,7 @@
 """What tests share: real data and reference values, where they are."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,11 @@ from jaxrobust import models
 _QUICK = " --xla_backend_optimization_level=0"
 OWN_XLA_FLAGS = os.environ.get("XLA_FLAGS", "").replace(_QUICK, "")
 os.environ["XLA_FLAGS"] = OWN_XLA_FLAGS + _QUICK
+
+
+# Where the tests run in the background Ctrl-C is ignored, and would be by those who press it here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
