@@ -200,7 +200,10 @@ def _train(
         _, tested = scores(answers(params, splits.test.images), splits.test.labels)
         first, *rest = params
         params = (first._replace(weights=first.weights.swapaxes(0, 1)), *rest)
-        return Trained(params, *(curve.T for curve in curves), tested)  # type: ignore[call-arg]
+        train_loss, train_accuracy, validation_loss, validation_accuracy = (c.T for c in curves)
+        return Trained(
+            params, train_loss, train_accuracy, validation_loss, validation_accuracy, tested
+        )
 
     return jax.lax.map(one_seed, keys)
 

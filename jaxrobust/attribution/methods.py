@@ -1,6 +1,7 @@
 """All maps by name, called alike: what a study loops over."""
 
 from collections.abc import Callable
+from typing import Any
 
 from jaxrobust.attribution.class_activation import (
     eigen_cam,
@@ -34,9 +35,9 @@ def _without_key(function: Callable[..., Array]) -> Callable[..., Array]:
 
 
 def _smooth_grad(
-    key: Array, logits_fn: LogitsFn, images: Array, labels: Array | None = None, **options: object
+    key: Array, logits_fn: LogitsFn, images: Array, labels: Array | None = None, **options: Any
 ) -> Array:
-    return smooth_grad(logits_fn, images, labels, key=key, **options)  # type: ignore[arg-type]
+    return smooth_grad(logits_fn, images, labels, key=key, **options)
 
 
 METHODS: dict[str, Callable[..., Array]] = {
