@@ -319,6 +319,7 @@ def _summary(task: _Task, summary: dict[str, Any]) -> list[str]:
         paragraphs.append(f"{BANNERS[diagnostics['verdict']]} {diagnostics['reason']}")
     else:
         paragraphs.append("No sanity checks were made.")
+    paragraphs += [f"Warning: {sentence}" for sentence in summary.get("warnings", [])]
     if summary["saw_nan"]:
         images = "image" if summary["saw_nan"] == 1 else "images"
         paragraphs.append(f"{summary['saw_nan']} {images} met NaN in an answer of the model.")

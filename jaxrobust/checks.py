@@ -124,10 +124,9 @@ def value_range(images: Any) -> None:
     """
     if not images.size:
         return
-    low, high = jnp.min(images), jnp.max(images)
-    low, high, finite = jax.device_get((low, high, jnp.isfinite(images).all()))
-    if not finite:
-        index = tuple(np.argwhere(~np.isfinite(np.asarray(images)))[0].tolist())
+    low, high = _ends(images)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        index = tuple(np.argwhere(~np.isfinite(np.asarray(images, np.float32)))[0].tolist())
         raise ValueError(
             f"`images` must be finite and lie in [0, 1], got {np.asarray(images)[index]} at {index}."
         )
@@ -137,6 +136,23 @@ def value_range(images: Any) -> None:
             "belongs in the classifier (`Classifier(mean=..., std=...)`), so that epsilon is in pixel "
             "units; what resizing leaves beyond the ends is for `np.clip(images, 0, 1)`."
         )
+
+
+_PIECE = 1 << 24  # values looked at together: a few megabytes beside the array itself
+
+
+def _ends(array: Any) -> tuple[Any, Any]:
+    """The smallest and the largest value, NaN where there is one; found where the array lies."""
+    if isinstance(array, jax.Array):
+        low, high = jax.device_get((jnp.min(array), jnp.max(array)))
+        return low.item(), high.item()
+    flat = np.asarray(array).reshape(-1)
+    pieces = [flat[start : start + _PIECE] for start in range(0, flat.size, _PIECE)]
+    if np.issubdtype(flat.dtype, np.integer):
+        return min(int(p.min()) for p in pieces), max(int(p.max()) for p in pieces)
+    # In numpy's own types, to which those of ml_dtypes convert; NaN spreads.
+    ends = np.array([(p.min(), p.max()) for p in pieces], np.float64)
+    return float(ends[:, 0].min()), float(ends[:, 1].max())
 
 
 def label_range(name: str, labels: Any, num_classes: int) -> None:
@@ -149,7 +165,7 @@ def label_range(name: str, labels: Any, num_classes: int) -> None:
     """
     if not labels.size:
         return
-    low, high = jax.device_get((jnp.min(labels), jnp.max(labels)))
+    low, high = _ends(labels)
     if low < 0 or high >= num_classes:
         raise ValueError(
             f"`{name}` must lie in 0 .. {num_classes - 1} for {num_classes} classes, "

@@ -133,7 +133,12 @@ def group_sizes() -> tuple[int, ...] | None:
     return (4, 5, 6, 7) if jax.default_backend() == "cpu" else None
 
 
-def jit(function: F, **jit_options: Any) -> F:
+# XLA may leave out that a value is rounded to bfloat16 in between: an attack's program then sees other
+# logits than the program that the image is shown to afterwards.
+_EXACT_TYPES = {"xla_allow_excess_precision": False}
+
+
+def jit(function: F, *, exact_types: bool = False, **jit_options: Any) -> F:
     """`jax.jit` with this machine's compiler options, chosen at the first call.
 
     Compiler options belong to the outermost jit only: called while another function is being
@@ -141,6 +146,8 @@ def jit(function: F, **jit_options: Any) -> F:
 
     Args:
       function: To compile.
+      exact_types: Whether every value has the precision of its type, and no more: for programs whose
+        answers are compared with another program's.
       **jit_options: Passed to `jax.jit`.
 
     Returns:
@@ -155,7 +162,8 @@ def jit(function: F, **jit_options: Any) -> F:
 
     @functools.cache
     def outermost() -> Any:
-        return jax.jit(function, compiler_options=compiler_options(), **jit_options)
+        options: dict[str, Any] = {**compiler_options(), **(_EXACT_TYPES if exact_types else {})}
+        return jax.jit(function, compiler_options=options, **jit_options)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -176,12 +184,8 @@ def jit(function: F, **jit_options: Any) -> F:
     return call  # type: ignore[return-value]
 
 
-def as_argument(function: Callable[..., Any]) -> Any:
-    """The function in a form that may be an argument of compiled code.
-
-    A callable pytree of arrays (a Classifier, a `jax.tree_util.Partial`) stays what it is: its arrays
-    are arguments, so other weights compile nothing anew. A plain function becomes a constant of the
-    compiled code, which is compiled once for each function.
+def as_pytree(function: Callable[..., Any]) -> Any:
+    """A callable as a part of a pytree: a plain function becomes a `jax.tree_util.Partial` of it.
 
     Args:
       function: Any callable.
@@ -189,39 +193,12 @@ def as_argument(function: Callable[..., Any]) -> Any:
     Raises:
       TypeError: It cannot be called.
     """
-    if not callable(function):
-        raise TypeError(f"`logits_fn` must be callable, got {type(function).__name__}.")
+    check_callable(function)
     is_leaf = jax.tree_util.all_leaves([function])
     return jax.tree_util.Partial(function) if is_leaf else function
 
 
-def logits_shape(function: Any, images: Any) -> tuple[int, ...]:
-    """The shape of a classifier's logits, without computing any; traced once for each shape.
-
-    Args:
-      function: From `as_argument`.
-      images: Floating [B, H, W, C], of which only shape and type matter.
-
-    Returns:
-      (B, K).
-
-    Raises:
-      TypeError: A classifier that jax cannot trace, of numpy say.
-      ValueError: Logits that are not [B, K] with K of at least 2.
-    """
-    try:
-        shape = tuple(_call.eval_shape(function, images).shape)
-    except jax.errors.TracerArrayConversionError as error:
-        raise TypeError(
-            "`logits_fn` must be written in jax.numpy: it makes a numpy array of its images, which jax "
-            "cannot trace."
-        ) from error
-    if len(shape) != 2 or shape[0] != images.shape[0] or shape[1] < 2:
-        raise ValueError(
-            f"`logits_fn` must return [B, K] = [{images.shape[0]}, K] with K of at least 2, "
-            f"got shape {shape}."
-        )
-    return shape
-
-
-_call = jax.jit(lambda function, images: function(images))
+def check_callable(function: Any, name: str = "logits_fn") -> None:
+    """Raises TypeError unless the argument of this name can be called."""
+    if not callable(function):
+        raise TypeError(f"`{name}` must be callable, got {type(function).__name__}.")

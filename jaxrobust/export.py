@@ -19,7 +19,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from jaxrobust import checks, compilation, files
+from jaxrobust import checks, compilation, files, programs
 from jaxrobust.types import Array, LogitsFn
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -75,8 +75,8 @@ def save(
         raise ValueError(f"`image_shape` must be (H, W, C), got {image_shape!r}.")
     for size in image_shape:
         checks.integer("image_shape", size, minimum=1)
-    function = compilation.as_argument(logits_fn)
-    compilation.logits_shape(function, jax.ShapeDtypeStruct((2, *image_shape), jnp.float32))
+    function = compilation.as_pytree(logits_fn)
+    programs.logits_shape(function, jax.ShapeDtypeStruct((2, *image_shape), jnp.float32))
     (batch,) = jax.export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
     with compilation.portable():

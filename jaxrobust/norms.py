@@ -100,7 +100,8 @@ def _project_l1(perturbation: Array, image: Array, epsilon: Array | float) -> Ar
     middle = 0.5 * (low + high)
     moving = (magnitude > middle) & (magnitude - middle < room)
     fixed = jnp.sum(jnp.where(magnitude - middle >= room, room, 0.0))
-    exact = (jnp.sum(jnp.where(moving, magnitude, 0.0)) + fixed - epsilon) / jnp.sum(moving)
+    count = jnp.sum(moving).astype(magnitude.dtype)
+    exact = (jnp.sum(jnp.where(moving, magnitude, 0.0)) + fixed - epsilon) / count
     # Outside of the bracket it belongs to another piece (or to none): rounding.
     threshold = jnp.where((exact >= low) & (exact <= high), exact, high)
     threshold = jnp.where(total(zero) <= epsilon, 0.0, threshold)

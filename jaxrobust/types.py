@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array: TypeAlias = jax.Array
 PyTree: TypeAlias = Any
@@ -32,11 +33,36 @@ channels, and all of them `repeat` times in a row, as a flatten of positions put
 None where they are never pruned. Axes that it does not name are not pruned."""
 
 
-def fold_keys(key: Array, indices: Array) -> Array:
+def as_key(key: Any) -> Array:
+    """A key of the threefry generator, made of any key.
+
+    Under `jax.vmap` jax's other generators (rbg, unsafe_rbg) draw the same numbers for every row, so
+    none of them is used here. A threefry key stays what it is.
+
+    Args:
+      key: `jax.random.key(0)` of any implementation, or `jax.random.PRNGKey(0)`.
+
+    Raises:
+      TypeError: No key: a seed, say, or an array of several keys.
+    """
+    array: Any = key if hasattr(key, "dtype") and hasattr(key, "shape") else np.zeros(())
+    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+        is_one, words = array.shape == (), jax.random.key_data(array)
+    else:
+        is_one, words = array.dtype == np.uint32 and array.shape in ((2,), (4,)), array
+    if not is_one:
+        raise TypeError(f"`key` must be a PRNG key such as `jax.random.key(0)`, got {key!r}.")
+    first = jax.random.wrap_key_data(jnp.asarray(words[:2]), impl="threefry2x32")
+    for word in words[2:]:
+        first = jax.random.fold_in(first, word)
+    return first
+
+
+def fold_keys(key: Any, indices: Array) -> Array:
     """One key per image, from the image's index in its data set.
 
     Args:
-      key: A PRNG key.
+      key: As `as_key` takes it.
       indices: int [B].
 
     Returns:
@@ -45,8 +71,7 @@ def fold_keys(key: Array, indices: Array) -> Array:
     Raises:
       TypeError: A seed instead of a key.
     """
-    if not hasattr(key, "dtype"):
-        raise TypeError(f"`key` must be a PRNG key such as `jax.random.key(0)`, got {key!r}.")
+    key = as_key(key)
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
 
 
@@ -91,6 +116,25 @@ class Stochastic:
             lambda index: self.sample(keys, index, images), jnp.arange(self.num_samples)
         )
         return jnp.mean(samples, axis=0)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class BatchDependent:
+    """A classifier whose answer to an image depends on the images beside it, and is meant to.
+
+    Evaluation refuses such a classifier, which mostly is one left in training mode. Wrapped, it is
+    taken as it is: every figure then depends on the batch size.
+
+    Attributes:
+      logits_fn: Images [B, H, W, C] -> logits [B, K].
+    """
+
+    logits_fn: LogitsFn
+
+    def __call__(self, images: Array) -> Array:
+        """The logits."""
+        return self.logits_fn(images)
 
 
 class Evaluation(NamedTuple):

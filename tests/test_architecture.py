@@ -15,6 +15,7 @@ LAYERS = [
     {"evaluation", "export", "training"},
     {"attacks", "attribution", "certificates", "data", "defenses", "models", "pruning"},
     {"ops"},
+    {"programs"},
     {"norms", "losses"},
     {"types", "checks", "compilation", "files", "_version"},
 ]

@@ -148,8 +148,9 @@ def test_microbatches_change_nothing(monkeypatch):
     labels = jnp.zeros(12, jnp.int32)
     keys = fold_keys(jax.random.key(1), jnp.arange(12))
     attack = conversation.per_image(PGD(0.2, 0.05, 4, num_restarts=2), 12)
+    monkeypatch.setattr(compilation, "microbatch_size", lambda: None)
     whole = engine.run(attack, keys, logits_fn, images, labels)
     for size in (3, 4, 5, None):  # 5 does not divide 12
         monkeypatch.setattr(compilation, "microbatch_size", lambda size=size: size)
-        parts = engine.run_in_microbatches(attack, keys, logits_fn, images, labels)
+        parts = engine.run(attack, keys, logits_fn, images, labels)
         chex.assert_trees_all_close(parts, whole, atol=1e-6)

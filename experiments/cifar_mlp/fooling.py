@@ -20,7 +20,8 @@ from experiments.cifar_mlp.source import DIFFERENCE_NORM
 from experiments.cifar_mlp.study import Study
 from jaxrobust import compilation, evaluation, models, studies
 from jaxrobust.attacks import FAB, FGSM, PGD, CarliniWagner, RandomNoise
-from jaxrobust.evaluation.classification import as_float, softmax
+from jaxrobust.evaluation.answers import as_float
+from jaxrobust.evaluation.classification import softmax
 from jaxrobust.studies import blocks
 from jaxrobust.types import Attack
 

@@ -10,7 +10,7 @@ from experiments.pruned_benchmark import threats
 from experiments.pruned_benchmark.study import Study, Variant, spread
 from experiments.pruned_benchmark.threats import UNIVERSAL_BATCH, Universal
 from jaxrobust import evaluation, files
-from jaxrobust.evaluation.classification import as_float
+from jaxrobust.evaluation.answers import as_float
 from jaxrobust.studies.outcomes import pack, right_ones, unpack
 
 

@@ -13,7 +13,8 @@ from experiments.sports10.robustness import report_of
 from experiments.sports10.study import Study, rate_of
 from jaxrobust import data, defenses, evaluation, training
 from jaxrobust.attacks import PGD
-from jaxrobust.evaluation.classification import as_float, predictions
+from jaxrobust.evaluation.answers import as_float
+from jaxrobust.evaluation.classification import predictions
 from jaxrobust.studies import blocks
 
 PART = "b"

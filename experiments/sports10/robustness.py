@@ -193,8 +193,8 @@ MEASURES = [
 ]
 CAPTION = (
     "Success is of the photographs that the network has right (targeted: of those of other "
-    "classes). Norms are means over these, in pixel units; an l2 norm of 64x64 pixels is larger "
-    "than one of 32x32 at the same epsilon. The confidence in the wrong class is the mean over "
+    "classes). Norms are means over the successes, in pixel units; an l2 norm of 64x64 pixels is "
+    "larger than one of 32x32 at the same epsilon. The confidence in the wrong class is the mean over "
     "successes, that in the target over all attacked. Steps for half: after so many, half of the "
     "photographs attacked were fooled; a dash where that never happened."
 )
@@ -202,11 +202,11 @@ CAPTION = (
 
 def measures(report: AttackReport) -> list[Any]:
     """Norms, confidences and the steps that half of the attacks needed: the columns MEASURES."""
-    attacked, confidences = report.attacked, evaluation.confidences(report)
+    wins, confidences = report.success & report.attacked, evaluation.confidences(report)
     target = confidences["target"]
     return [
-        float(report.l2[attacked].mean()) if attacked.any() else None,
-        float(report.linf[attacked].mean()) if attacked.any() else None,
+        float(report.l2[wins].mean()) if wins.any() else None,
+        float(report.linf[wins].mean()) if wins.any() else None,
         confidences["wrong"]["mean"],
         None if target is None else target["mean"],
         evaluation.steps_for_success(report),

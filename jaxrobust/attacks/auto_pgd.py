@@ -231,7 +231,7 @@ class APGD:
         if self.norm == "l1":
             return self._sparse_step(state, gradient)
         check = state.since_check == state.window
-        rose_seldom = state.increases <= 0.75 * state.window
+        rose_seldom = 4 * state.increases <= 3 * state.window
         stuck = ~state.halved & (state.loss_at_check >= state.best_loss)
         halve = check & (rose_seldom | stuck)
         point = jnp.where(halve, state.best, state.point)

@@ -126,7 +126,7 @@ class CarliniWagnerLinf:
         tau = jnp.where(solved, _SHRINK * largest, state.tau)
         first, second = (jnp.where(solved, 0.0, old) for old in (state.first, state.second))
         adam_step, step = (jnp.where(solved, 1, old + 1) for old in (state.adam_step, state.step))
-        beyond = jnp.sign(change) * (jnp.abs(change) > tau)
+        beyond = jnp.where(jnp.abs(change) > tau, jnp.sign(change), 0.0)
         by_point = beyond - state.c * conversation.finite_gradient(evaluation)
         move, first, second = adam(through_tanh(by_point, state.w), first, second, adam_step)
         over = step >= self.num_iterations

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxrobust import losses
 from jaxrobust.types import Array, Attack, Evaluation, LogitsFn, PyTree, Stochastic
 
 _PULL_BACKS = 10  # of one evaluation at a time
@@ -215,7 +216,8 @@ def ranked_class(logits: Array, label: Array, rank: Array) -> Array:
     Args:
       logits: [K].
       label: The class that is left out.
-      rank: 0 for the most likely of the others; beyond K - 2 it counts from the front again.
+      rank: 0 for the most likely of the others; beyond the last it counts from the front again. Masked
+        classes (`jaxrobust.losses.is_possible`) are none of them.
 
     Returns:
       int32 scalar.
@@ -226,4 +228,5 @@ def ranked_class(logits: Array, label: Array, rank: Array) -> Array:
     """
     others = jnp.where(jnp.arange(logits.shape[0]) == label, -jnp.inf, logits)
     order = jnp.argsort(-others, stable=True)
-    return order[rank % (logits.shape[0] - 1)].astype(jnp.int32)
+    count = jnp.maximum(jnp.sum(losses.is_possible(others)), 1)
+    return order[rank % count].astype(jnp.int32)

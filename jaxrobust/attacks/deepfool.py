@@ -21,7 +21,7 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrobust import checks, norms
+from jaxrobust import checks, losses, norms
 from jaxrobust.attacks import conversation, engine, settings
 from jaxrobust.types import Array, Evaluation
 
@@ -95,6 +95,7 @@ class DeepFool:
 
     def objective(self, logits: Array, state: State) -> Array:
         """Differences of the largest other logits to the label's, [num_candidates]."""
+        logits = losses.bounded(logits)
         others = jnp.where(jnp.arange(logits.shape[0]) == state.label, -jnp.inf, logits)
         most = logits.shape[0] - 1
         count = most if self.num_candidates is None else min(self.num_candidates, most)

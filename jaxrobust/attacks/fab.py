@@ -25,7 +25,7 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrobust import checks, norms
+from jaxrobust import checks, losses, norms
 from jaxrobust.attacks import conversation, engine, hyperplane, settings
 from jaxrobust.types import Array, Evaluation
 
@@ -130,10 +130,12 @@ class FAB:
 
     def objective(self, logits: Array, state: State) -> Array:
         """Logit differences to the label: those of all other classes [K - 1], or the target's."""
+        logits = losses.bounded(logits)
         if self.aim == "one":
             return logits[state.target] - logits[state.label]
         others = jnp.arange(logits.shape[0] - 1)
-        return logits[others + (others >= state.label)] - logits[state.label]
+        others = jnp.where(others >= state.label, others + 1, others)
+        return logits[others] - logits[state.label]
 
     def tell(self, state: State, evaluation: Evaluation) -> State:
         """A step from here; before the next one, a candidate that fooled moves towards the original."""

@@ -215,5 +215,8 @@ compiled_refill = compilation.jit(refill, donate_argnums=0)
 compiled_pick = compilation.jit(pick)
 compiled_reorder = compilation.jit(reorder)
 compiled_advance = compilation.jit(
-    advance_on_devices, static_argnames=("until_fooled", "group", "num_devices"), donate_argnums=0
+    advance_on_devices,
+    exact_types=True,
+    static_argnames=("until_fooled", "group", "num_devices"),
+    donate_argnums=0,
 )

@@ -190,13 +190,12 @@ def _window(draws: Array, shape: tuple[int, int], side: Array) -> Array:
     """A square at a random place, from two numbers of [0, 1): bool [H, W]."""
     row, column = (
         # Float32 may round the product up to the number of places.
-        jnp.minimum((draw * (size - side + 1)).astype(jnp.int32), size - side)
+        jnp.minimum((draw * (size - side + 1).astype(draw.dtype)).astype(jnp.int32), size - side)
         for draw, size in zip(draws, shape, strict=True)
     )
     rows, columns = jnp.arange(shape[0]), jnp.arange(shape[1])
-    return ((rows >= row) & (rows < row + side))[:, None] & (
-        (columns >= column) & (columns < column + side)
-    )
+    inside = (rows >= row) & (rows < row + side), (columns >= column) & (columns < column + side)
+    return inside[0][:, None] & inside[1][None]
 
 
 def _pyramid(height: int, width: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrobust import checks, compilation
+from jaxrobust import checks, compilation, programs
 from jaxrobust.types import Array, LogitsFn
 
 
@@ -20,7 +20,7 @@ def checked(
       labels: int [B] or None.
 
     Returns:
-      (logits_fn as an argument, images float32, labels as an array or None).
+      (logits_fn as a pytree, images float32, labels as an array or None), for `programs.call`.
 
     Raises:
       TypeError: Integer images, fractional labels.
@@ -30,8 +30,8 @@ def checked(
     if labels is not None:
         labels = jnp.asarray(labels)
     checks.images_and_labels(images, jnp.zeros(images.shape[:1], int) if labels is None else labels)
-    function, images = compilation.as_argument(logits_fn), images.astype(jnp.float32)
-    num_classes = compilation.logits_shape(function, images)[1]
+    function, images = compilation.as_pytree(logits_fn), images.astype(jnp.float32)
+    num_classes = programs.logits_shape(function, images)[1]
     if not checks.is_traced(images, labels):
         checks.value_range(images)
         if labels is not None:

@@ -16,13 +16,12 @@ All are enlarged bilinearly to the image and not negative. Only their shape is d
 scale: compare maps by rank or cosine, and draw each over its own maximum.
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from jaxrobust import compilation
+from jaxrobust import programs
 from jaxrobust.attribution.arguments import checked, predicted_if_none
 from jaxrobust.attribution.layers import (
     activation,
@@ -59,7 +58,8 @@ def grad_cam(
       Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
       Localization", ICCV 2017, equations 1 and 2, https://arxiv.org/abs/1610.02391
     """
-    return _from_gradient(_grad_cam, *checked(logits_fn, images, labels), layer)
+    arguments = checked(logits_fn, images, labels)
+    return programs.call(_from_gradient, *arguments, combine=_grad_cam, layer=layer)
 
 
 def grad_cam_plus_plus(
@@ -93,7 +93,8 @@ def grad_cam_plus_plus(
       Chattopadhay et al., "Grad-CAM++: Improved Visual Explanations for Deep Convolutional Networks",
       WACV 2018, section 3.2 (alpha for the exponential score, weights), https://arxiv.org/abs/1710.11063
     """
-    return _from_gradient(_grad_cam_plus_plus, *checked(logits_fn, images, labels), layer)
+    arguments = checked(logits_fn, images, labels)
+    return programs.call(_from_gradient, *arguments, combine=_grad_cam_plus_plus, layer=layer)
 
 
 def hires_cam(
@@ -121,7 +122,8 @@ def hires_cam(
       Draelos, Carin, "Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional
       neural networks", 2020, https://arxiv.org/abs/2011.08891
     """
-    return _from_gradient(_hires_cam, *checked(logits_fn, images, labels), layer)
+    arguments = checked(logits_fn, images, labels)
+    return programs.call(_from_gradient, *arguments, combine=_hires_cam, layer=layer)
 
 
 def layer_cam(
@@ -146,7 +148,8 @@ def layer_cam(
       Jiang et al., "LayerCAM: Exploring Hierarchical Class Activation Maps for Localization", IEEE
       Transactions on Image Processing 2021, equations 6 and 7, https://doi.org/10.1109/TIP.2021.3089943
     """
-    return _from_gradient(_layer_cam, *checked(logits_fn, images, labels), layer)
+    arguments = checked(logits_fn, images, labels)
+    return programs.call(_from_gradient, *arguments, combine=_layer_cam, layer=layer)
 
 
 def eigen_cam(
@@ -176,7 +179,7 @@ def eigen_cam(
       section III, https://arxiv.org/abs/2008.00299
     """
     function, images, _ = checked(logits_fn, images, labels)
-    return _eigen_cam(function, images, layer)
+    return programs.call(_eigen_cam, function, images, layer=layer)
 
 
 def score_cam(
@@ -207,7 +210,7 @@ def score_cam(
       Wang et al., "Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks",
       CVPR workshops 2020, equations 5 to 8, https://arxiv.org/abs/1910.01279
     """
-    return _score_cam(*checked(logits_fn, images, labels), layer)
+    return programs.call(_score_cam, *checked(logits_fn, images, labels), layer=layer)
 
 
 def _product(one: Array, other: Array) -> Array:
@@ -239,12 +242,12 @@ def _drawn(heat: Array, images: Array) -> Array:
     return jax.image.resize(jax.nn.relu(heat), images.shape[1:3], "bilinear")
 
 
-@functools.partial(compilation.jit, static_argnames=("combine", "layer"))
 def _from_gradient(
-    combine: Callable[[Array, Array], Array],
     logits_fn: LogitsFn,
     images: Array,
     labels: Array | None,
+    *,
+    combine: Callable[[Array, Array], Array],
     layer: str | None,
 ) -> Array:
     layer, shape = spatial_layer(layer_shapes(logits_fn, images.shape[1:]), layer)
@@ -256,8 +259,7 @@ def _from_gradient(
     return jax.vmap(one)(images, predicted_if_none(logits_fn, images, labels))
 
 
-@functools.partial(compilation.jit, static_argnames="layer")
-def _eigen_cam(logits_fn: LogitsFn, images: Array, layer: str | None) -> Array:
+def _eigen_cam(logits_fn: LogitsFn, images: Array, *, layer: str | None) -> Array:
     layer, shape = spatial_layer(layer_shapes(logits_fn, images.shape[1:]), layer)
 
     def one(image: Array) -> Array:
@@ -282,9 +284,8 @@ def _first_projection(matrix: Array) -> Array:
     return jnp.sqrt(jnp.maximum(squares[-1], 0.0)) * vectors[:, -1]
 
 
-@functools.partial(compilation.jit, static_argnames="layer")
 def _score_cam(
-    logits_fn: LogitsFn, images: Array, labels: Array | None, layer: str | None
+    logits_fn: LogitsFn, images: Array, labels: Array | None, *, layer: str | None
 ) -> Array:
     layer, _ = spatial_layer(layer_shapes(logits_fn, images.shape[1:]), layer)
 

@@ -1,14 +1,12 @@
 """Deletion and insertion: does the class's probability hang on the pixels that a map points at?"""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import checks, compilation
+from jaxrobust import checks, programs
 from jaxrobust.attribution.arguments import checked, checked_maps, pixels_like
-from jaxrobust.types import Array, LogitsFn
+from jaxrobust.types import Array, LogitsFn, as_key
 
 
 def deletion_curve(
@@ -52,7 +50,8 @@ def deletion_curve(
     """
     function, images, maps, labels = _arguments(logits_fn, images, maps, labels, num_steps)
     removed = pixels_like("baseline", baseline, images)
-    return _curve(function, images, removed, maps, labels, int(num_steps))
+    arguments = (function, images, removed, maps, labels)
+    return programs.call(_curve, *arguments, num_steps=int(num_steps))
 
 
 def insertion_curve(
@@ -95,7 +94,8 @@ def insertion_curve(
         if baseline is None
         else pixels_like("baseline", baseline, images)
     )
-    return _curve(function, start, images, maps, labels, int(num_steps))
+    arguments = (function, start, images, maps, labels)
+    return programs.call(_curve, *arguments, num_steps=int(num_steps))
 
 
 def random_maps(key: Array, shape: tuple[int, ...]) -> Array:
@@ -118,6 +118,7 @@ def random_maps(key: Array, shape: tuple[int, ...]) -> Array:
     """
     if len(shape) != 3:
         raise ValueError(f"`shape` must be (B, H, W), got {shape!r}.")
+    key = as_key(key)
     return jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), shape[1:]))(
         jnp.arange(shape[0])
     )
@@ -134,14 +135,13 @@ def _arguments(
     return function, images, checked_maps("maps", maps, images.shape[:3]), checked_labels
 
 
-@functools.partial(compilation.jit, static_argnames="num_steps")
 def _curve(
-    logits_fn: LogitsFn, start: Array, end: Array, maps: Array, labels: Array, num_steps: int
+    logits_fn: LogitsFn, start: Array, end: Array, maps: Array, labels: Array, *, num_steps: int
 ) -> dict[str, Array]:
     """The probability on the way from `start` to `end`, the most important pixels first."""
     batch, height, width = maps.shape
     counts = np.rint(np.linspace(0, height * width, num_steps + 1))
-    ties = jax.random.permutation(jax.random.key(0), height * width)
+    ties = jax.random.permutation(as_key(jax.random.key(0)), height * width)
     importance = maps.reshape(batch, -1)
     order = jax.vmap(lambda row: jnp.lexsort((ties, -row)))(importance)
     ranks = jnp.argsort(order, axis=-1).reshape(maps.shape)

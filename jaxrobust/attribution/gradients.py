@@ -9,14 +9,12 @@ The first two are not negative. The last two are signed: what a pixel adds to th
 it. `jnp.abs` of them says how much a pixel matters either way.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
-from jaxrobust import checks, compilation
+from jaxrobust import checks, programs
 from jaxrobust.attribution.arguments import checked, pixels_like, predicted_if_none
-from jaxrobust.types import Array, LogitsFn
+from jaxrobust.types import Array, LogitsFn, as_key
 
 
 def saliency(logits_fn: LogitsFn, images: Array, labels: Array | None = None) -> Array:
@@ -44,7 +42,7 @@ def saliency(logits_fn: LogitsFn, images: Array, labels: Array | None = None) ->
       Simonyan, Vedaldi, Zisserman, "Deep Inside Convolutional Networks", 2013, section 3.1,
       https://arxiv.org/abs/1312.6034
     """
-    return _saliency(*checked(logits_fn, images, labels))
+    return programs.call(_saliency, *checked(logits_fn, images, labels))
 
 
 def smooth_grad(
@@ -84,7 +82,8 @@ def smooth_grad(
     checks.integer("num_samples", num_samples, minimum=1)
     checks.number("noise_std", noise_std, minimum=0.0)
     std = jnp.asarray(noise_std, jnp.float32)
-    return _smooth_grad(key, *checked(logits_fn, images, labels), std, int(num_samples))
+    arguments = checked(logits_fn, images, labels)
+    return programs.call(_smooth_grad, *arguments, as_key(key), std, num_samples=int(num_samples))
 
 
 def input_x_gradient(logits_fn: LogitsFn, images: Array, labels: Array | None = None) -> Array:
@@ -115,7 +114,7 @@ def input_x_gradient(logits_fn: LogitsFn, images: Array, labels: Array | None = 
       Shrikumar et al., "Not Just a Black Box: Learning Important Features Through Propagating
       Activation Differences", 2016, https://arxiv.org/abs/1605.01713
     """
-    return _input_x_gradient(*checked(logits_fn, images, labels))
+    return programs.call(_input_x_gradient, *checked(logits_fn, images, labels))
 
 
 def integrated_gradients(
@@ -160,7 +159,8 @@ def integrated_gradients(
     checks.integer("num_steps", num_steps, minimum=1)
     function, images, labels = checked(logits_fn, images, labels)
     baselines = pixels_like("baseline", baseline, images)
-    return _integrated_gradients(function, images, labels, baselines, int(num_steps))
+    arguments = (function, images, labels, baselines)
+    return programs.call(_integrated_gradients, *arguments, num_steps=int(num_steps))
 
 
 def _gradient(logits_fn: LogitsFn, image: Array, label: Array) -> Array:
@@ -171,19 +171,18 @@ def _largest(gradient: Array) -> Array:
     return jnp.max(jnp.abs(gradient), axis=-1)
 
 
-@compilation.jit
 def _saliency(logits_fn: LogitsFn, images: Array, labels: Array | None) -> Array:
     labels = predicted_if_none(logits_fn, images, labels)
     return jax.vmap(lambda x, y: _largest(_gradient(logits_fn, x, y)))(images, labels)
 
 
-@functools.partial(compilation.jit, static_argnames="num_samples")
 def _smooth_grad(
-    key: Array,
     logits_fn: LogitsFn,
     images: Array,
     labels: Array | None,
+    key: Array,
     noise_std: Array,
+    *,
     num_samples: int,
 ) -> Array:
     def one(index: Array, image: Array, label: Array) -> Array:
@@ -198,15 +197,13 @@ def _smooth_grad(
     return jax.vmap(one)(jnp.arange(len(images)), images, labels)
 
 
-@compilation.jit
 def _input_x_gradient(logits_fn: LogitsFn, images: Array, labels: Array | None) -> Array:
     labels = predicted_if_none(logits_fn, images, labels)
     return jax.vmap(lambda x, y: jnp.sum(x * _gradient(logits_fn, x, y), -1))(images, labels)
 
 
-@functools.partial(compilation.jit, static_argnames="num_steps")
 def _integrated_gradients(
-    logits_fn: LogitsFn, images: Array, labels: Array | None, baselines: Array, num_steps: int
+    logits_fn: LogitsFn, images: Array, labels: Array | None, baselines: Array, *, num_steps: int
 ) -> Array:
     def one(image: Array, label: Array, baseline: Array) -> Array:
         def add(total: Array, fraction: Array) -> tuple[Array, None]:

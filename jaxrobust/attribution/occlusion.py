@@ -1,12 +1,10 @@
 """Occlusion: how far a class's logit falls when a patch of the image is covered."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import checks, compilation
+from jaxrobust import checks, programs
 from jaxrobust.attribution.arguments import checked, pixels_like, predicted_if_none
 from jaxrobust.types import Array, LogitsFn
 
@@ -69,15 +67,16 @@ def occlusion(
             f"`stride` must be at most `patch_size`, {size}, or pixels stay uncovered, got {step}."
         )
     fills = pixels_like("fill", fill, images)
-    return _occlusion(function, images, labels, fills, int(size), int(step))
+    arguments = (function, images, labels, fills)
+    return programs.call(_occlusion, *arguments, size=int(size), stride=int(step))
 
 
-@functools.partial(compilation.jit, static_argnames=("size", "stride"))
 def _occlusion(
     logits_fn: LogitsFn,
     images: Array,
     labels: Array | None,
     fills: Array,
+    *,
     size: int,
     stride: int,
 ) -> Array:

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import compilation
+from jaxrobust import programs
 from jaxrobust.attribution.agreement import rank_correlation
 from jaxrobust.attribution.arguments import checked, predicted_if_none
 from jaxrobust.attribution.layers import layer_shapes
-from jaxrobust.types import Array, LogitsFn, PyTree
+from jaxrobust.types import Array, LogitsFn, PyTree, as_key
 
 
 def cascading_randomisation(
@@ -79,9 +79,9 @@ def cascading_randomisation(
         raise ValueError('`variables` must be {"params": ..., ...}, as linen modules make them.')
     original = _network(apply, variables)
     function, images, labels = checked(original, images, labels)
-    labels = _labels(function, images, labels)
+    labels = programs.call(predicted_if_none, function, images, labels)
     layers = _layers(original, variables["params"], images, layers)
-    shuffle_key, method_key = jax.random.split(key)
+    shuffle_key, method_key = jax.random.split(as_key(key))
     shuffled = _shuffled(shuffle_key, variables["params"])
     expected = method(method_key, original, images, labels)
     correlations, maps = [], []
@@ -161,8 +161,3 @@ def _shuffled(key: Array, params: PyTree) -> PyTree:
     return jax.tree.map(
         lambda leaf: jnp.asarray(generator.permutation(np.ravel(leaf)).reshape(leaf.shape)), params
     )
-
-
-@compilation.jit
-def _labels(logits_fn: LogitsFn, images: Array, labels: Array | None) -> Array:
-    return predicted_if_none(logits_fn, images, labels)

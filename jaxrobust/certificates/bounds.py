@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import checks, compilation
+from jaxrobust import checks, compilation, programs
 from jaxrobust.certificates.linear import METHODS, lower_bounds
 from jaxrobust.certificates.program import trace
 from jaxrobust.types import Array, LogitsFn, Stochastic
@@ -151,7 +151,7 @@ def margin_bounds(
     checks.one_of("method", method, METHODS)
     function, images, radii = _prepare(logits_fn, images, epsilon, num_rows)
     checks.images_and_labels(images, labels)
-    num_classes = compilation.logits_shape(function, images)[1]
+    num_classes = programs.logits_shape(function, images[:1])[1]
     if not checks.is_traced(labels):
         checks.label_range("labels", labels, num_classes)
     return _margins(function, images, labels, radii, method=method, num_rows=num_rows)
@@ -221,8 +221,9 @@ def certify(
             num_rows=num_rows,
         )
         rows.append(np.asarray(of_batch)[:count])
-        function = compilation.as_argument(logits_fn)
-        answers.append(np.asarray(_answers(function, jnp.asarray(images[indices])))[:count])
+        batch = jnp.asarray(images[indices])
+        function = programs.as_argument(logits_fn, batch)
+        answers.append(np.asarray(_answers(function, batch))[:count])
         if progress is not None:
             progress(int(indices[count - 1]) + 1, len(images))
     margins = np.concatenate(rows)
@@ -270,14 +271,14 @@ def _prepare(
     # What is narrower than float32 is no type for bounds.
     images = jnp.asarray(images, jnp.promote_types(images.dtype, jnp.float32))
     radii = jnp.broadcast_to(jnp.asarray(epsilon, images.dtype), images.shape[:1])
-    return compilation.as_argument(logits_fn), images, radii
+    one = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
+    return programs.as_argument(logits_fn, one), images, radii
 
 
 def _logit_bounds(
     logits_fn: LogitsFn, images: Array, epsilon: Any, method: str, num_rows: int
 ) -> Bounds:
     function, images, radii = _prepare(logits_fn, images, epsilon, num_rows)
-    compilation.logits_shape(function, images)
     return _both_sides(function, images, radii, method=method, num_rows=num_rows)
 
 

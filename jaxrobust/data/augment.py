@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxrobust import checks
 from jaxrobust.data import colour, warp
-from jaxrobust.types import Array
+from jaxrobust.types import Array, fold_keys
 
 # A crop of the drawn area and shape may not fit into the image; torchvision tries this often too.
 _CROP_ATTEMPTS = 10
@@ -103,8 +103,7 @@ class Augmentation:
             nor 3 channels.
         """
         checks.float_images(images)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(images)))
-        return jax.vmap(self._one)(keys, images)
+        return jax.vmap(self._one)(fold_keys(key, jnp.arange(len(images))), images)
 
     def _one(self, key: Array, image: Array) -> Array:
         # All are drawn, whatever is on, so that switching one off leaves the others as they were.

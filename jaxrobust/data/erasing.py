@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust import checks
-from jaxrobust.types import Array
+from jaxrobust.types import Array, as_key, fold_keys
 
 
 @jax.tree_util.register_static
@@ -58,8 +58,8 @@ class Erasing:
           [B, H, W, C] in [0, 1].
         """
         checks.float_images(images)
-        first, second = jax.random.split(key)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(second, jnp.arange(len(images)))
+        first, second = jax.random.split(as_key(key))
+        keys = fold_keys(second, jnp.arange(len(images)))
         return jax.vmap(self._one)(keys, self.augment(first, images))
 
     def _one(self, key: Array, image: Array) -> Array:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxrobust import checks, compilation
-from jaxrobust.types import Array, LogitsFn
+from jaxrobust import checks, compilation, programs
+from jaxrobust.types import Array, LogitsFn, as_key
 
 AVERAGES = ("probabilities", "logits")
 
@@ -47,7 +47,7 @@ class Ensemble:
                 "`logits_fns` must be a sequence of functions, got "
                 f"{type(self.logits_fns).__name__}."
             )
-        members = tuple(compilation.as_argument(member) for member in self.logits_fns)
+        members = tuple(compilation.as_pytree(member) for member in self.logits_fns)
         if not members:
             raise ValueError("`logits_fns` must hold at least one function, got none.")
         object.__setattr__(self, "logits_fns", members)
@@ -117,12 +117,12 @@ class Expectation:
         checks.integer("num_samples", self.num_samples, minimum=1)
         checks.integer("chunk_size", self.chunk_size, minimum=1)
         checks.one_of("average", self.average, AVERAGES)
-        object.__setattr__(self, "stochastic_fn", compilation.as_argument(self.stochastic_fn))
+        object.__setattr__(self, "stochastic_fn", compilation.as_pytree(self.stochastic_fn))
 
     def __call__(self, images: Array) -> Array:
         """Images floating [B, H, W, C] in [0, 1] -> logits [B, K]."""
         checks.float_images(images)
-        return _expectation(self, images)
+        return programs.call(_expectation, self, images)
 
 
 def mean_logits(logits: Array, average: str) -> Array:
@@ -146,12 +146,13 @@ def mean_logits(logits: Array, average: str) -> Array:
     return jax.nn.logsumexp(log_probabilities, axis=0) - jnp.log(len(logits))
 
 
-@compilation.jit
 def _expectation(expectation: Expectation, images: Array) -> Array:
+    key = as_key(expectation.key)
+
     # Without checkpoint the gradient would keep the activations of all draws.
     @jax.checkpoint
     def draw(index: Array, images: Array) -> Array:
-        return expectation.stochastic_fn(jax.random.fold_in(expectation.key, index), images)
+        return expectation.stochastic_fn(jax.random.fold_in(key, index), images)
 
     indices = jnp.arange(expectation.num_samples)
     chunk = expectation.chunk_size

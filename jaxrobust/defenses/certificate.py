@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxrobust import checks
 from jaxrobust.defenses.smoothing import smoothed_counts
-from jaxrobust.types import Array, LogitsFn
+from jaxrobust.types import Array, LogitsFn, as_key
 
 ABSTAIN = -1
 
@@ -136,7 +136,7 @@ def certify(
     _check_alpha(alpha)
     checks.integer("num_selection", num_selection, minimum=1)
     checks.integer("num_samples", num_samples, minimum=1)
-    for_selection, for_estimation = jax.random.split(key)
+    for_selection, for_estimation = jax.random.split(as_key(key))
     selection, estimation = (
         np.asarray(
             smoothed_counts(

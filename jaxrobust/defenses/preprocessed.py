@@ -55,8 +55,8 @@ class Preprocessed:
         if not callable(self.preprocess):
             raise TypeError(f"`preprocess` must be callable, got {type(self.preprocess).__name__}.")
         # A plain function could not be a leaf of what goes into compiled code.
-        object.__setattr__(self, "logits_fn", compilation.as_argument(self.logits_fn))
-        object.__setattr__(self, "preprocess", compilation.as_argument(self.preprocess))
+        object.__setattr__(self, "logits_fn", compilation.as_pytree(self.logits_fn))
+        object.__setattr__(self, "preprocess", compilation.as_pytree(self.preprocess))
 
     def __call__(self, images: Array) -> Array:
         """Images floating [B, H, W, C] in [0, 1] -> logits [B, K].

@@ -15,9 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrobust import checks, compilation
+from jaxrobust import checks, compilation, programs
 from jaxrobust.defenses.averaging import Expectation
-from jaxrobust.types import Array, LogitsFn
+from jaxrobust.types import Array, LogitsFn, as_key
 
 
 @jax.tree_util.register_dataclass
@@ -65,7 +65,7 @@ class Smoothed:
         checks.number("sigma", self.sigma, minimum=0)
         checks.integer("num_samples", self.num_samples, minimum=1)
         checks.integer("chunk_size", self.chunk_size, minimum=1)
-        object.__setattr__(self, "logits_fn", compilation.as_argument(self.logits_fn))
+        object.__setattr__(self, "logits_fn", compilation.as_pytree(self.logits_fn))
 
     def __call__(self, images: Array) -> Array:
         """Images floating [B, H, W, C] in [0, 1] -> log of the mean probabilities [B, K]."""
@@ -142,13 +142,14 @@ def smoothed_counts(
             f"`num_samples` must leave less than 2^31 copies of all {len(images)} images, "
             f"got {num_samples}."
         )
-    function = compilation.as_argument(logits_fn)
     if not checks.is_traced(images):
         checks.value_range(images)
-    num_classes = compilation.logits_shape(function, images[:1])[1]
+    copies = jax.ShapeDtypeStruct((batch_size, *images.shape[1:]), images.dtype)
+    function = programs.as_argument(logits_fn, copies)
+    num_classes = programs.logits_shape(function, copies)[1]
     counts = jnp.zeros((len(images), num_classes), jnp.int32)
     return _counts(
-        counts, key, function, images, places, jnp.float32(sigma), num_samples, batch_size
+        counts, as_key(key), function, images, places, jnp.float32(sigma), num_samples, batch_size
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrobust import checks, compilation
+from jaxrobust import checks, programs
 from jaxrobust.attacks import APGD, FAB, Square
 from jaxrobust.evaluation.suite import SuiteProgress, SuiteReport, attack_suite
 from jaxrobust.types import Attack, LogitsFn
@@ -65,9 +65,7 @@ def auto_attack(
     """
     images = np.asarray(images)
     shape = (1, *images.shape[1:])
-    num_classes = compilation.logits_shape(
-        compilation.as_argument(logits_fn), jax.ShapeDtypeStruct(shape, np.float32)
-    )[1]
+    num_classes = programs.logits_shape(logits_fn, jax.ShapeDtypeStruct(shape, np.float32))[1]
     return attack_suite(
         auto_attack_suite(epsilon, norm, version, num_classes),
         logits_fn,

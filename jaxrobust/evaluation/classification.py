@@ -1,68 +1,24 @@
 """How well a classifier does on clean images: logits, accuracy, per-class figures."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import checks, compilation
+from jaxrobust import checks
+from jaxrobust.evaluation.answers import answers, check_images, check_rows, unusual
 from jaxrobust.evaluation.rates import rate
-from jaxrobust.types import LogitsFn, Stochastic, fold_keys
+from jaxrobust.types import LogitsFn
 
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all) as a long evaluation goes on."""
 
 
-def as_float(images: Any) -> np.ndarray:
-    """Images as float32 in [0, 1]: uint8 are divided by 255, floats must lie there already.
-
-    Args:
-      images: uint8 or floating [B, H, W, C].
-
-    Raises:
-      TypeError: Another type.
-      ValueError: Floats outside [0, 1].
-    """
-    images = np.asarray(images)
-    if images.dtype == np.uint8:
-        return images.astype(np.float32) / np.float32(255)
-    if not np.issubdtype(images.dtype, np.floating):
-        raise TypeError(f"`images` must be uint8 or floating point, got {images.dtype}.")
-    checks.value_range(images)
-    return images.astype(np.float32)
-
-
-def padded_batches(num_images: int, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Indices of batches of one size: the last is filled up with its last index.
-
-    One size means one compilation; what the filling computes is thrown away.
-
-    Args:
-      num_images: How many there are.
-      batch_size: At least 1; reduced to num_images where it is larger.
-
-    Yields:
-      (indices int [batch_size], how many of them count).
-    """
-    batch_size = min(batch_size, num_images)
-    for start in range(0, num_images, max(batch_size, 1)):
-        indices = np.arange(start, start + batch_size)
-        yield np.minimum(indices, num_images - 1), min(batch_size, num_images - start)
-
-
-@compilation.jit
-def _forward(
-    logits_fn: LogitsFn, images: jax.Array, indices: jax.Array, draw: jax.Array
-) -> jax.Array:
-    if isinstance(logits_fn, Stochastic):
-        return logits_fn(images, fold_keys(jax.random.fold_in(jax.random.key(0), draw), indices))
-    return logits_fn(images)
-
-
 def logits(logits_fn: LogitsFn, images: Any, batch_size: int = 256, draw: int = 0) -> np.ndarray:
     """The logits of many images, computed in batches of one size.
+
+    What the classifier closes over is read at each call: a change of weights is seen, and compiles
+    nothing where only arrays change. The images stay on the host but for a batch at a time.
 
     Args:
       logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. A `Stochastic` one answers
@@ -72,18 +28,20 @@ def logits(logits_fn: LogitsFn, images: Any, batch_size: int = 256, draw: int = 
       draw: Which answers of a `Stochastic` classifier: other numbers are other draws.
 
     Returns:
-      float32 [N, K].
+      float32 [N, K], whatever type the classifier computes in.
+
+    Raises:
+      TypeError: A classifier that cannot be called or traced, or that returns no array; images of
+        another type.
+      ValueError: Logits of another shape; a classifier whose answer to an image depends on the images
+        beside it, as BatchNorm's does in training mode; images outside [0, 1].
     """
     checks.integer("batch_size", batch_size, minimum=1)
-    images = as_float(images)
-    function = compilation.as_argument(logits_fn)
-    rows = [
-        np.asarray(
-            _forward(function, jnp.asarray(images[indices]), jnp.asarray(indices), jnp.int32(draw))
-        )[:count]
-        for indices, count in padded_batches(len(images), batch_size)
-    ]
-    return np.concatenate(rows) if rows else np.zeros((0, 0), np.float32)
+    images = check_images(images)
+    found = answers(logits_fn, images, batch_size, draw)
+    if draw == 0:
+        check_rows(logits_fn, images, batch_size, found)
+    return found
 
 
 def predictions(values: np.ndarray) -> np.ndarray:
@@ -93,9 +51,11 @@ def predictions(values: np.ndarray) -> np.ndarray:
 
 def cross_entropies(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Cross-entropies [N] in nats, from logits [N, K] and labels [N]."""
+    values = values.astype(np.float64)
     largest = values.max(axis=1)
     normaliser = largest + np.log(np.exp(values - largest[:, None]).sum(axis=1))
-    return normaliser - values[np.arange(len(labels)), labels]
+    losses: np.ndarray = normaliser - values[np.arange(len(labels)), labels]
+    return losses
 
 
 def softmax(values: np.ndarray) -> np.ndarray:
@@ -123,8 +83,9 @@ def evaluate(
     Returns:
       {"accuracy": a rate, "loss": mean cross-entropy in nats, "confusion_matrix": [K][K] counts with
       true classes as rows, "per_class": [{"class", "precision", "recall", "f1", "support"}],
-      "macro": {"precision", "recall", "f1"}}. A precision without predictions is 0. An image with NaN
-      logits has no prediction: it counts as wrong and is in no column of the matrix.
+      "macro": {"precision", "recall", "f1"}}, and "warnings": [sentences] where figures are not what
+      they seem (probabilities in the place of logits). A precision without predictions is 0. An image
+      with NaN logits has no prediction: it counts as wrong and is in no column of the matrix.
 
     Raises:
       TypeError: Labels that are no integers.
@@ -162,7 +123,7 @@ def evaluate(
         }
         for k in classes
     ]
-    return {
+    result = {
         "accuracy": rate(int((predicted == labels).sum()), len(labels)),
         "loss": float(cross_entropies(values, labels).mean()),
         "confusion_matrix": metrics.confusion_matrix(labels, predicted, labels=classes).tolist(),
@@ -173,3 +134,5 @@ def evaluate(
             "f1": float(f1.mean()),
         },
     }
+    warnings = list(unusual(values))
+    return result | {"warnings": warnings} if warnings else result

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 
 from jaxrobust import checks
+from jaxrobust.evaluation.answers import answers
 from jaxrobust.evaluation.attack_report import AttackReport, attack_label, robust_accuracy
-from jaxrobust.evaluation.classification import Progress, logits, predictions
+from jaxrobust.evaluation.classification import Progress, predictions
 from jaxrobust.evaluation.rates import rate
 from jaxrobust.evaluation.search import Examples, Options, fooled, prepare, search
 from jaxrobust.evaluation.thresholds import at_epsilon
@@ -100,7 +101,7 @@ def _standing(
     options = Options(num_lanes, until_fooled=True)
     found = search(attack, examples, examples.labels, wanted, key=key, options=options)
     beaten = fooled(attack, examples, examples.labels, found, options)
-    predicted = predictions(logits(examples.function, found.images, num_lanes))
+    predicted = predictions(answers(examples.function, found.images, num_lanes))
     # What answers with NaN is not right.
     standing: np.ndarray = wanted & ~beaten & (predicted >= 0)
     return standing

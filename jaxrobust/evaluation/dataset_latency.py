@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxrobust import checks
-from jaxrobust.evaluation.classification import as_float
+from jaxrobust.evaluation.answers import as_float
 from jaxrobust.evaluation.latency import program_of
 from jaxrobust.evaluation.timing import interleaved_over, noise_floor, summary, time_difference
 

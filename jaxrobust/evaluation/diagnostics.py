@@ -21,16 +21,18 @@ import numpy as np
 
 from jaxrobust import checks, norms
 from jaxrobust.attacks import APGD, RandomNoise, Square
+from jaxrobust.evaluation.answers import TRAINING_MODE, answers, distances
 from jaxrobust.evaluation.attack_report import epsilon_label
-from jaxrobust.evaluation.classification import Progress, logits, predictions
+from jaxrobust.evaluation.classification import Progress, predictions
 from jaxrobust.evaluation.gradient_checks import QUESTIONS, check, gradient_checks, many
 from jaxrobust.evaluation.search import Examples, Options, prepare, search
 from jaxrobust.evaluation.search import fooled as fooled_by_search
-from jaxrobust.types import Attack, LogitsFn, Stochastic
+from jaxrobust.types import Attack, LogitsFn, Stochastic, as_key
 
 _STEPS, _FEW_STEPS, _QUERIES, _DRAWS = 100, 10, 300, 50
 # Of answers to one image: how far apart they may be, as a share of the spread of its logits.
 _ROUNDING = 1e-3
+_ALONE = 4  # images that are shown alone
 
 # Of an image that withstands everything: of APGD five times, then few steps, noise and Square.
 _ASKED_BY_ATTACKS = 5 * (_STEPS + 1) + (_FEW_STEPS + 1) + _DRAWS + (_QUERIES + 1)
@@ -57,8 +59,10 @@ def sanity(
     DLR, which does not vanish however sure the classifier is. "Many" images are at least 2 and more
     than 2 % of those attacked. A check fails where
 
-    - same answer twice: the logits of an image change from call to call, or with its place in the
-      batch. A `Stochastic` classifier says so itself, and is attacked through the mean of its samples;
+    - same answer twice: the logits of an image change from call to call, with its place in the batch,
+      with the images beside it (as BatchNorm's do in training mode), or when it is alone. A
+      `Stochastic` classifier says so itself, and is attacked through the mean of its samples;
+    - logits: the classifier returns probabilities, of which a second softmax flattens every loss;
     - gradients: for many images the gradient of the margin (label against the best other class) is
       zero or not finite, at the image or at a random point of its ball;
     - saturation: that gradient exists, but the cross-entropy's is zero or not finite for many images.
@@ -102,7 +106,8 @@ def sanity(
     checks.number("epsilon", epsilon, above=0.0, maximum=largest)
     checks.integer("num_images", num_images, minimum=1)
     epsilon = float(epsilon)
-    examples = _right_ones(prepare(logits_fn, images, labels, num_lanes), num_images)
+    prepared = prepare(logits_fn, images, labels, num_lanes, any_rows=True)
+    examples, key = _right_ones(prepared, num_images), as_key(key)
     result = {"norm": norm, "epsilon": epsilon, "n": len(examples.labels)}
     if not result["n"]:
         reason = "No image is classified right, so there is nothing to attack."
@@ -110,7 +115,7 @@ def sanity(
     n = len(examples.labels)
     asked = _Asked(progress, n * (2 + QUESTIONS + _ASKED_BY_ATTACKS))
     with asked.part(2 * n):
-        found = [_same_answer(examples, num_lanes)]
+        found = [_same_answer(examples, num_lanes), _logits(examples)]
     is_random = found[0]["passed"] is False
     with asked.part(QUESTIONS * n) as told:
         found += gradient_checks(examples, epsilon, norm, key, num_lanes, is_random, told)
@@ -139,11 +144,11 @@ class _Asked:
 
 def _right_ones(examples: Examples, num_images: int) -> Examples:
     right = np.flatnonzero(predictions(examples.clean_logits) == examples.labels)[:num_images]
-    return Examples(
-        examples.function,
-        examples.images[right],
-        examples.labels[right],
-        examples.clean_logits[right],
+    return dataclasses.replace(
+        examples,
+        images=examples.images[right],
+        labels=examples.labels[right],
+        clean_logits=examples.clean_logits[right],
     )
 
 
@@ -169,20 +174,43 @@ def _same_answer(examples: Examples, num_lanes: int) -> dict[str, Any]:
         return check(
             name, None, f"Declared to be random: attacked through the mean of {samples} answers."
         )
-    first = logits(examples.function, examples.images, num_lanes)
-    # Another neighbour, another row: noise drawn for the batch is told from noise of the image.
-    moved = logits(examples.function, np.roll(examples.images, 1, axis=0), num_lanes)
-    apart = np.abs(first - np.roll(moved, -1, axis=0)).max(axis=1)
-    spread = first.max(axis=1) - first.min(axis=1)
-    count = int((apart > _ROUNDING * spread).sum())
-    if not count:
-        return check(name, True, f"The logits of all {n} images are the same at a second look.")
-    return check(
-        name,
-        False,
-        f"The classifier is stochastic: {count} of {n} images get other logits at a second look; "
-        "attack it as a Stochastic one.",
+    function, shown = examples.function, examples.images
+    first = answers(function, shown, num_lanes)
+    again = answers(function, shown, num_lanes)
+    if moved := _far(first, again):
+        sentence = (
+            f"The classifier is stochastic: {moved} of {n} images get other logits at a second look; "
+            "attack it as a Stochastic one."
+        )
+        return check(name, False, sentence)
+    # Another neighbour, another row: noise drawn for the batch, and statistics taken from it.
+    rolled = answers(function, np.roll(shown, 1, axis=0), num_lanes)
+    beside = shown.copy()
+    beside[1::2] = 1 - beside[1::2]
+    company = answers(function, beside, num_lanes)
+    alone = answers(function, shown[:_ALONE], 1)
+    moved = max(
+        _far(first, np.roll(rolled, -1, axis=0)),
+        _far(first[::2], company[::2]),
+        _far(first[:_ALONE], alone),
     )
+    if moved:
+        sentence = (
+            f"The classifier gives {moved} of {n} images other logits when other images are in their "
+            f"batch. {TRAINING_MODE}"
+        )
+        return check(name, False, sentence)
+    return check(name, True, f"The logits of all {n} images are the same at a second look.")
+
+
+def _far(first: np.ndarray, second: np.ndarray) -> int:
+    return int((distances(first, second) > _ROUNDING).sum())
+
+
+def _logits(examples: Examples) -> dict[str, Any]:
+    """Whether what the classifier returns are logits."""
+    sentence = " ".join(examples.warnings) or "The classifier returns logits, not probabilities."
+    return check("logits", not examples.warnings, sentence)
 
 
 def _attack_checks(

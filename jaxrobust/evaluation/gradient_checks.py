@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import compilation, losses, norms
-from jaxrobust.evaluation.classification import Progress, logits, padded_batches
+from jaxrobust import compilation, losses, norms, programs
+from jaxrobust.evaluation.answers import answers, padded_batches
+from jaxrobust.evaluation.classification import Progress
 from jaxrobust.evaluation.search import Examples
 from jaxrobust.types import Array, LogitsFn, Stochastic, fold_keys
 
@@ -133,7 +134,9 @@ def _gradients_of(
     # The samples of a stochastic classifier are all kept for the way back.
     function = examples.function
     samples = function.num_samples if isinstance(function, Stochastic) else 1
-    parts = []
+    parts, size = [], min(max(num_lanes // samples, 1), len(points))
+    batch = jax.ShapeDtypeStruct((size, *points.shape[1:]), np.float32)
+    function = programs.as_argument(function, batch)
     for indices, count in padded_batches(len(points), max(num_lanes // samples, 1)):
         at, labels = jnp.asarray(points[indices]), jnp.asarray(examples.labels[indices])
         found = _gradients(function, at, labels, jnp.asarray(indices))
@@ -197,7 +200,7 @@ def _cosines(
     rivals = others.argmax(axis=1)  # at the point: a margin between two classes has no kinks
 
     def margins(at: np.ndarray) -> np.ndarray:
-        found = logits(examples.function, at, num_lanes).astype(np.float64)
+        found = answers(examples.function, at, num_lanes).astype(np.float64)
         return found[rows, rivals] - found[rows, examples.labels]
 
     foretold, true = [], []

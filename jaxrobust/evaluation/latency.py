@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import checks, compilation
+from jaxrobust import checks, compilation, programs
 from jaxrobust.evaluation.timing import (
     interleaved,
     noise_floor,
@@ -204,9 +204,11 @@ def _argument(name: str, fn: Any) -> Any:
     """The function as an argument of a program, with copies of its arrays on the device."""
     if not callable(fn):
         raise TypeError(f"`{name}` must be callable, got {type(fn).__name__}.")
+    if not programs.is_settled(fn):  # its arrays are constants of the program, which is made anew
+        return jax.tree_util.Partial(lambda example: fn(example))
     # Weights of the host would be sent over in every run; and where weights lie in memory should not
     # depend on how they were made, or the reference and its twins would differ by that.
-    return jax.tree.map(jnp.copy, jax.device_put(compilation.as_argument(fn)))
+    return jax.tree.map(jnp.copy, jax.device_put(fn))
 
 
 def _compiled(function: Any, example: jax.Array) -> tuple[Callable[[Any], Any], dict[str, Any]]:

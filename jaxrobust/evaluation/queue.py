@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import compilation
+from jaxrobust import compilation, programs
 from jaxrobust.attacks import judging, lanes
 from jaxrobust.evaluation.found import NEVER, Found
 from jaxrobust.types import Attack
@@ -41,7 +41,8 @@ class Queue:
 
     Attributes:
       attack: From `conversation.per_image` for the N images, with numpy leaves.
-      function: From `compilation.as_argument`.
+      logits_fn: Images [B, H, W, C] -> logits [B, K].
+      watch: That notices a change of its weights.
       images: float32 [N, H, W, C] in [0, 1].
       labels: int32 [N].
       keys: PRNG keys [N].
@@ -58,11 +59,13 @@ class Queue:
       steps: int [L], that it has taken.
       group: How many lanes of a device take their steps together; None: all of them.
       running: The lanes; None before the first job.
+      functions: The classifier as an argument of compiled code, by how many images it is shown.
       radius: float [N], within which the closest point leaves its image.
     """
 
     attack: Attack
-    function: Any
+    logits_fn: Any
+    watch: programs.Watch
     images: np.ndarray
     labels: np.ndarray
     keys: jax.Array
@@ -78,6 +81,7 @@ class Queue:
     steps: np.ndarray = dataclasses.field(init=False)
     group: int | None = dataclasses.field(init=False)
     running: lanes.Lanes | None = dataclasses.field(init=False, default=None)
+    functions: dict[int, Any] = dataclasses.field(init=False, default_factory=dict)
     radius: np.ndarray = dataclasses.field(init=False)
 
     def run(self) -> None:
@@ -95,11 +99,16 @@ class Queue:
             while True:
                 fits = False
                 if not self._refill():
+                    fits = True
+                    self.watch.check()
                     break
                 assert self.running is not None
+                fits = True  # until the lanes are taken apart for the next step
+                self.watch.check(always=False)
+                function, fits = self._function(), False
                 self.running = lanes.compiled_advance(
                     self.running,
-                    self.function,
+                    function,
                     steps,
                     until_fooled=self.until_fooled,
                     group=self.group,
@@ -135,7 +144,6 @@ class Queue:
             self.num_lanes, num_jobs, self.num_devices, self.attack.num_steps
         )
         if self.num_devices > 1:  # whatever device they were on
-            self.function = jax.device_put(self.function, lanes.everywhere(self.num_devices))
             self.keys = jax.device_put(self.keys, lanes.everywhere(self.num_devices))
         self.row, self.restart = np.full(size, -1), np.zeros(size, np.int64)
         self.steps = np.zeros(size, np.int64)
@@ -148,6 +156,19 @@ class Queue:
         left = np.flatnonzero(~self.found.finished)[::-1]
         jobs = (divmod(int(job), len(self.images)) for job in left)
         self.waiting = [job for job in jobs if job not in under_way]
+
+    def _function(self) -> Any:
+        """The classifier for as many images as a group has lanes, on every device."""
+        lanes_of_one = len(self.row) // self.num_devices
+        size = lanes_of_one if self.group is None else min(self.group, lanes_of_one)
+        if size not in self.functions:
+            shape = (size, *self.images.shape[1:])
+            images = jax.ShapeDtypeStruct(shape, np.float32)
+            function = programs.as_argument(self.logits_fn, images)
+            if self.num_devices > 1:  # whatever device it was on
+                function = jax.device_put(function, lanes.everywhere(self.num_devices))
+            self.functions[size] = function
+        return self.functions[size]
 
     def _busy(self) -> np.ndarray:
         return np.flatnonzero(self.row >= 0)

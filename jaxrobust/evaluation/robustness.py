@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from jaxrobust import checks
+from jaxrobust.evaluation.answers import answers
 from jaxrobust.evaluation.attack_report import AttackReport
-from jaxrobust.evaluation.classification import logits
 from jaxrobust.evaluation.search import Options, Progress, prepare, search
 from jaxrobust.types import Attack, LogitsFn
 
@@ -37,8 +37,9 @@ def attack_dataset(
 
     Args:
       attack: What to run. Its floats may be arrays [N]: an epsilon for every image.
-      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]; a Classifier's weights are
-        arguments of the compiled code. May be `jaxrobust.types.Stochastic`.
+      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K], of any framework, in
+        evaluation mode; its weights are arguments of the compiled code. May be
+        `jaxrobust.types.Stochastic`.
       images: uint8, or floating in [0, 1], [N, H, W, C], N of at least 1.
       labels: int [N], true classes.
       key: A PRNG key.
@@ -53,8 +54,8 @@ def attack_dataset(
         `keep="last"`, and by a `Stochastic` classifier.
       search_type: "float32", or "bfloat16" to search in that type, where a device is faster in it.
         Every success is verified in float32, and what fails that is attacked once more in float32. The
-        search takes other ways then: it may miss what float32 finds, or find more. Of a plain function
-        only the images are cast, not the weights inside it.
+        search takes other ways then: it may miss what float32 finds, or find more. Of a function that
+        is no pytree only the images are cast, not the weights inside it.
       path: Of a file (.npz) that keeps what was found and the lanes as they stand, every 30 seconds: a
         killed attack goes on from it. With another number of lanes, or of devices that
         cannot share these, it starts what was under way anew.
@@ -68,7 +69,10 @@ def attack_dataset(
       TypeError: Labels or targets that are no integers.
       ValueError: Labels, targets or images out of range or of the wrong shape; a targeted attack
         without targets, or targets for an untargeted one, or targets that are the labels; NaN logits
-        for all clean images; a file that holds another attack. All before anything is attacked.
+        for all clean images; a classifier whose answer to an image depends on the images beside it;
+        images that the attack cannot work on; a file that holds another attack. All before anything
+        is attacked. Later only weights that change while the attack goes on, which ends it; what was
+        found is kept at `path`.
     """
     examples = prepare(logits_fn, images, labels)
     if attack.targeted != (targets is not None):
@@ -81,6 +85,8 @@ def attack_dataset(
         targets = aims = _targets(targets, examples.labels, examples.clean_logits.shape[1])
     options = Options(num_lanes, until_fooled, search_type, path, progress)
     found = search(attack, examples, aims, np.ones(len(aims), bool), key=key, options=options)
+    shown = answers(logits_fn, found.images, num_lanes, options.draw)
+    examples.watch.check()
     return AttackReport(
         attack=attack,
         labels=examples.labels,
@@ -88,11 +94,12 @@ def attack_dataset(
         clean_images=examples.images,
         images=found.images,
         clean_logits=examples.clean_logits,
-        logits=logits(logits_fn, found.images, num_lanes, options.draw),
+        logits=shown,
         num_steps=found.steps_to_success,
         num_queries=found.num_queries,
         num_gradients=found.num_gradients,
         saw_nan=found.saw_nan | np.isnan(examples.clean_logits).any(axis=1),
+        warnings=examples.warnings,
     )
 
 

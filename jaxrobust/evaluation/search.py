@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import checks, compilation
+from jaxrobust import checks, programs
 from jaxrobust.attacks import conversation, engine, judging
 from jaxrobust.evaluation import queue
-from jaxrobust.evaluation.classification import as_float, logits, predictions
+from jaxrobust.evaluation.answers import answers, as_float, check_alone, check_rows, unusual
+from jaxrobust.evaluation.classification import predictions
 from jaxrobust.evaluation.found import Found
 from jaxrobust.evaluation.state import State, description
-from jaxrobust.types import Array, Attack, LogitsFn, Stochastic, fold_keys
+from jaxrobust.types import Array, Attack, LogitsFn, Stochastic, as_key, fold_keys
 
 SEARCH_TYPES = ("float32", "bfloat16")
+# Images, and how far their pixels are moved at most, to see what the classifier makes of such.
+_ASKED, _MOVED = 32, 4 / 255
 
 Progress = Callable[[int, int], None]
 """Called with (questions done, questions in all) as an attack goes on."""
@@ -45,34 +49,65 @@ class Examples:
     """A classifier and checked images.
 
     Attributes:
-      function: From `compilation.as_argument`.
+      function: The classifier, as it was given.
       images: float32 [N, H, W, C] in [0, 1].
       labels: int [N].
       clean_logits: float32 [N, K].
+      warnings: Sentences on what is unusual about the logits.
+      watch: That notices a change of weights.
     """
 
     function: Any
     images: np.ndarray
     labels: np.ndarray
     clean_logits: np.ndarray
+    warnings: tuple[str, ...]
+    watch: programs.Watch
+
+    @property
+    def one_image(self) -> jax.ShapeDtypeStruct:
+        """Shape and type of a batch of one."""
+        return jax.ShapeDtypeStruct((1, *self.images.shape[1:]), np.float32)
 
 
-def prepare(logits_fn: LogitsFn, images: Any, labels: Any, batch_size: int = 128) -> Examples:
-    """Checks images and labels against the classifier; the errors are those of `attack_dataset`."""
+def prepare(
+    logits_fn: LogitsFn,
+    images: Any,
+    labels: Any,
+    batch_size: int = 128,
+    *,
+    any_rows: bool = False,
+) -> Examples:
+    """Checks images and labels against the classifier; the errors are those of `attack_dataset`.
+
+    Args:
+      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K].
+      images: uint8, or floating in [0, 1], [N, H, W, C], N of at least 1.
+      labels: int [N].
+      batch_size: Images at a time.
+      any_rows: Whether answers may depend on the batch: for those who look at that themselves.
+    """
     clean = as_float(images)
     labels = np.asarray(labels)
     checks.images_and_labels(clean, labels)
     if len(clean) == 0:
         raise ValueError("`images` must hold at least one image, got none.")
-    function = compilation.as_argument(logits_fn)
-    checks.label_range("labels", labels, compilation.logits_shape(function, clean[:1])[1])
-    clean_logits = logits(logits_fn, clean, batch_size)
+    num_classes = programs.logits_shape(logits_fn, clean[:1])[1]
+    checks.label_range("labels", labels, num_classes)
+    watch = programs.Watch(logits_fn, clean)
+    clean_logits = answers(logits_fn, clean, batch_size)
+    if not any_rows:
+        check_rows(logits_fn, clean, batch_size, clean_logits)
+        check_alone(logits_fn, clean, clean_logits)
     if np.isnan(clean_logits).any(axis=1).all():
         raise ValueError(
             "`logits_fn` must return numbers, got NaN for every clean image: its weights or its "
             "normalisation may be at fault."
         )
-    return Examples(function, clean, labels, clean_logits)
+    noticed = unusual(clean_logits)
+    for sentence in noticed:
+        warnings.warn(sentence, stacklevel=3)
+    return Examples(logits_fn, clean, labels, clean_logits, noticed, watch)
 
 
 def search(
@@ -98,6 +133,7 @@ def search(
       What was found, of all N images.
     """
     engine.check_attack(attack)
+    engine.check_image(attack, examples.images.shape[1:])
     random = isinstance(examples.function, Stochastic)
     if options.until_fooled and (attack.keep == "last" or random):
         # The point that is returned may be another one than the first that fooled.
@@ -134,8 +170,8 @@ def fooled(
 def _fools(
     attack: Attack, examples: Examples, aims: np.ndarray, found: Found, options: Options
 ) -> np.ndarray:
-    answers = logits(examples.function, found.images, options.num_lanes, options.draw)
-    predicted = predictions(answers)
+    shown = answers(examples.function, found.images, options.num_lanes, options.draw)
+    predicted = predictions(shown)
     holds: np.ndarray = (predicted == aims) if attack.targeted else (predicted != aims)
     return holds & (predicted >= 0) & (found.restart < attack.num_restarts)
 
@@ -151,6 +187,8 @@ class Rounded:
         """Images [B, H, W, C], or keys [B] and images -> logits float32 [B, K]."""
 
         def rounded(leaf: Any) -> Any:
+            if not isinstance(leaf, jax.Array | np.ndarray | np.generic | float):
+                return leaf  # a function, whose arrays stay as they are
             floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
             return jnp.asarray(leaf, jnp.bfloat16) if floating else leaf
 
@@ -174,7 +212,7 @@ def _run(
     options: Options,
 ) -> Found:
     """This process's share of the jobs, and what all processes found."""
-    images, labels = examples.images, aims.astype(np.int32)
+    images, labels, key = examples.images, aims.astype(np.int32), as_key(key)
     mine = np.zeros(len(labels), bool)
     rank, processes = jax.process_index(), jax.process_count()
     # Of those wanted, so that every process has as many to attack.
@@ -184,11 +222,12 @@ def _run(
     if options.path is not None:
         path = Path(os.fspath(options.path) + (f".{rank}" if processes > 1 else ""))
         words = description(attack, images, labels, mine, key, options.until_fooled)
-        state = State(path, words, examples.clean_logits)
+        state = State(path, words, identity(examples, options.num_lanes))
         state.restore(found)
     queue.Queue(
         attack=arrays,
-        function=examples.function,
+        logits_fn=examples.function,
+        watch=examples.watch,
         images=images,
         labels=labels,
         keys=fold_keys(key, jnp.arange(len(labels))),
@@ -200,6 +239,21 @@ def _run(
         state=state,
     ).run()
     return found if processes == 1 else _gathered(found, wanted)
+
+
+def identity(examples: Examples, batch_size: int) -> dict[str, Any]:
+    """What tells a classifier from others: its program, its weights, and answers to images.
+
+    Answers to clean images alone would not do: a classifier that rounds its images gives the same ones
+    to images of 8 bits. So a few are moved off these levels.
+    """
+    few = examples.images[:_ASKED]
+    noise = np.random.default_rng(0).uniform(-_MOVED, _MOVED, few.shape).astype(np.float32)
+    moved = np.clip(few + noise, 0.0, 1.0)
+    return programs.fingerprint(examples.function, examples.one_image) | {
+        "clean_logits": examples.clean_logits,
+        "moved_logits": answers(examples.function, moved, batch_size),
+    }
 
 
 def _gathered(found: Found, wanted: np.ndarray) -> Found:

@@ -47,14 +47,15 @@ class State:
     Attributes:
       path: Of the file.
       description: From `description`.
-      clean_logits: float32 [N, K]. They tell classifiers apart, also plain functions, of which nothing
-        else is seen; not to the last digit, because another machine rounds in another way.
+      identity: What tells the classifier from others: {"program", "weights": digests, "clean_logits",
+        "moved_logits": float32 [_, K]}. Digests are compared to the letter, logits not to the last
+        digit, because another machine rounds in another way.
       kept: The lanes that were read, until they are restored.
     """
 
     path: Path
     description: str
-    clean_logits: np.ndarray
+    identity: dict[str, Any]
     kept: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def save(self, queue: Queue) -> None:
@@ -68,9 +69,7 @@ class State:
             arrays |= {"lane/row": queue.row}
             arrays |= {"lane/restart": queue.restart, "lane/steps": queue.steps}
         with files.replace(self.path) as partial:
-            np.savez(
-                partial, description=self.description, clean_logits=self.clean_logits, **arrays
-            )
+            np.savez(partial, description=self.description, **self.identity, **arrays)
 
     def restore(self, found: Found) -> None:
         """What `save` saved of `found`, if there is a file.
@@ -84,15 +83,15 @@ class State:
             with np.load(self.path, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive}
             rows, images = arrays.pop("rows"), arrays.pop("images")
-            same = str(arrays.pop("description")) == self.description
-            logits = arrays.pop("clean_logits")
+            saved = str(arrays.pop("description"))
+            before = {name: arrays.pop(name, None) for name in self.identity}
         except Exception as error:  # zip and numpy have errors of many classes
             raise ValueError(f"{self.path} holds no attack; delete it to go on: {error}") from error
-        same &= logits.shape == self.clean_logits.shape
-        if not (same and np.allclose(logits, self.clean_logits, 1e-3, 1e-3, equal_nan=True)):
+        changed = [*_differences(saved, self.description), *_changes(before, self.identity)]
+        if changed:
             raise ValueError(
-                f"{self.path} holds another attack (settings, images, classifier or key differ); name "
-                "another file, or delete it to start anew."
+                f"{self.path} holds another attack: {'; '.join(changed)}. Name another file, or delete "
+                "this one to start anew."
             )
         self.kept = {name: arrays.pop(name) for name in [*arrays] if name.startswith("lane")}
         found.images[rows] = images
@@ -123,6 +122,49 @@ class State:
         queue.running = jax.tree_util.tree_map_with_path(
             lambda path, leaf: _like(kept[f"lane{jax.tree_util.keystr(path)}"], leaf), template
         )
+
+
+def _differences(saved: str, current: str) -> list[str]:
+    """What differs between two descriptions."""
+    names = {
+        "attack": "the attack",
+        "jobs": "the images, their labels, or which of them are attacked",
+        "key": "the key",
+        "until_fooled": "`until_fooled`",
+    }
+    before, now = json.loads(saved), json.loads(current)
+    found = files.differences({"attack": before["attack"]}, {"attack": now["attack"]})
+    return found + [
+        f"{words} differ{'s' * (name != 'jobs')}"
+        for name, words in names.items()
+        if name != "attack" and before.get(name) != now[name]
+    ]
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between two classifiers, in words."""
+    if before["program"] is None or before["weights"] is None:
+        return [
+            "it was written by an earlier release, which did not keep what tells classifiers apart"
+        ]
+    found = []
+    if str(before["program"]) != now["program"]:
+        found.append(
+            "the classifier computes something else (its equations, backward rules included, or the "
+            "release of jax)"
+        )
+    if str(before["weights"]) != now["weights"]:
+        found.append("the classifier has other weights")
+    for name, words in (("clean_logits", "clean images"), ("moved_logits", "perturbed images")):
+        if not _alike(before[name], now[name]):
+            found.append(f"the classifier has other logits for {words}")
+    return found
+
+
+def _alike(before: np.ndarray | None, now: np.ndarray) -> bool:
+    if before is None or before.shape != now.shape:
+        return False
+    return bool(np.allclose(before, now, 1e-3, 1e-3, equal_nan=True))
 
 
 def _asked(queue: Queue) -> np.ndarray:

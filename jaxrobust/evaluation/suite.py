@@ -12,12 +12,14 @@ import jax
 import numpy as np
 
 from jaxrobust import attacks
+from jaxrobust.attacks import engine
+from jaxrobust.evaluation.answers import answers
 from jaxrobust.evaluation.attack_report import attack_label
-from jaxrobust.evaluation.classification import logits, predictions
+from jaxrobust.evaluation.classification import predictions
 from jaxrobust.evaluation.rates import Rate, rate
 from jaxrobust.evaluation.search import Options, prepare, search
 from jaxrobust.evaluation.search import fooled as search_fooled
-from jaxrobust.types import Attack, LogitsFn
+from jaxrobust.types import Attack, LogitsFn, as_key
 
 SuiteProgress = Callable[[str, int, int], None]
 """Called with (attack's name, questions done, questions in all) as a suite goes on."""
@@ -42,6 +44,7 @@ class SuiteReport:
       num_gradients: int [N].
       saw_nan: bool [N], whether an answer has been NaN.
       seconds: {name: of this process on the attack, compiling included}.
+      warnings: Sentences on what makes the figures doubtful; mostly none.
     """
 
     suite: Mapping[str, Attack]
@@ -55,6 +58,7 @@ class SuiteReport:
     num_gradients: np.ndarray
     saw_nan: np.ndarray
     seconds: Mapping[str, float]
+    warnings: tuple[str, ...] = ()
 
     @functools.cached_property
     def robust(self) -> np.ndarray:
@@ -120,7 +124,9 @@ def attack_suite(
             raise ValueError(
                 f"`suite` must be of untargeted attacks with an epsilon; {name!r} is not."
             )
-    examples = prepare(logits_fn, images, labels)
+    examples, key = prepare(logits_fn, images, labels), as_key(key)
+    for attack in suite.values():
+        engine.check_image(attack, examples.images.shape[1:])
     right = predictions(examples.clean_logits) == examples.labels
     fooled_by = np.where(right, WITHSTOOD, WRONG)
     found_images = examples.images.copy()
@@ -148,18 +154,21 @@ def attack_suite(
             queries, gradients = queries + found.num_queries, gradients + found.num_gradients
             saw_nan |= found.saw_nan
         seconds[name] = time.perf_counter() - start
+    shown = answers(logits_fn, found_images, 256)
+    examples.watch.check()
     return SuiteReport(
         suite=dict(suite),
         labels=examples.labels,
         clean_images=examples.images,
         images=found_images,
         clean_logits=examples.clean_logits,
-        logits=logits(logits_fn, found_images),
+        logits=shown,
         fooled_by=fooled_by,
         num_queries=queries,
         num_gradients=gradients,
         saw_nan=saw_nan,
         seconds=seconds,
+        warnings=examples.warnings,
     )
 
 
@@ -182,7 +191,7 @@ def summarise_suite(report: SuiteReport, model: str) -> dict[str, Any]:
                 "seconds": report.seconds[name],
             }
         )
-    return {
+    summary = {
         "model": model,
         "clean_accuracy": report.clean_accuracy,
         "robust_accuracy": report.robust_accuracy,
@@ -194,6 +203,7 @@ def summarise_suite(report: SuiteReport, model: str) -> dict[str, Any]:
         "predictions": predictions(report.logits).tolist(),
         "labels": report.labels.tolist(),
     }
+    return summary | {"warnings": list(report.warnings)} if report.warnings else summary
 
 
 def _plain(name: str) -> str:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxrobust import attacks, checks
+from jaxrobust.evaluation.answers import answers
 from jaxrobust.evaluation.attack_report import AttackReport, attack_label
 from jaxrobust.evaluation.classification import Progress, logits, predictions
 from jaxrobust.evaluation.rates import Rate, rate
@@ -36,6 +37,9 @@ def transfer_rates(
       logits_fn: The target model: images float32 [B, H, W, C] in [0, 1] -> logits [B, K].
       batch_size: Images at a time.
 
+    Raises:
+      ValueError: A target model with another number of classes, or anything that `logits` refuses.
+
     Returns:
       {"of_successes": of all images that succeeded on the source, those that the target has wrong,
       "of_right": the same, of only those that the target has right when clean}. Of a targeted attack:
@@ -43,6 +47,7 @@ def transfer_rates(
       that class and that the target does not take for it when clean.
     """
     clean_logits = logits(logits_fn, source_report.clean_images, batch_size)
+    _check_classes(source_report, clean_logits, "logits_fn")
     shown = _shown(source_report, logits_fn, clean_logits, batch_size)
     successes = source_report.success & source_report.attacked
     return {
@@ -83,6 +88,8 @@ def transfer_matrix(
             raise ValueError(
                 f"`reports` must be of one attack and the same images; {name!r} is not."
             )
+    for name, report in reports.items():
+        _check_classes(first, report.clean_logits, f"logits_fns[{name!r}]")
     rates = [
         [
             _of_right(source, _shown(source, logits_fn, reports[name].clean_logits, batch_size))
@@ -145,6 +152,7 @@ def transfer_curves(
         )
         for name, logits_fn in logits_fns.items():
             own = report.logits if name == source else logits(logits_fn, report.images, num_lanes)
+            _check_classes(report, own, f"logits_fns[{name!r}]")
             count = int((predictions(own) == report.labels).sum())
             accuracy = rate(count, len(report.labels))
             points[name].append({"epsilon": float(epsilon), "robust_accuracy": accuracy})
@@ -158,8 +166,17 @@ def _shown(
     source: AttackReport, logits_fn: LogitsFn, clean_logits: np.ndarray, batch_size: int
 ) -> AttackReport:
     """The report as it would be had these images been made on the target model."""
-    values = logits(logits_fn, source.images, batch_size)
+    values = answers(logits_fn, source.images, batch_size)
     return dataclasses.replace(source, logits=values, clean_logits=clean_logits)
+
+
+def _check_classes(source: AttackReport, clean_logits: np.ndarray, name: str) -> None:
+    num_classes, own = clean_logits.shape[1], source.clean_logits.shape[1]
+    if num_classes != own:
+        raise ValueError(
+            f"`{name}` must tell the {own} classes apart that the source model does, got {num_classes} "
+            "logits: a class of the one would be counted as another class of the other."
+        )
 
 
 def _of_right(source: AttackReport, shown: AttackReport) -> Rate:

@@ -17,11 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import checks, compilation
+from jaxrobust import checks, compilation, programs
 from jaxrobust.attacks import DeepFool, conversation
-from jaxrobust.evaluation.classification import Progress, as_float, logits, predictions
+from jaxrobust.evaluation.answers import as_float
+from jaxrobust.evaluation.classification import Progress, logits, predictions
 from jaxrobust.evaluation.rates import Rate, rate
-from jaxrobust.types import Array, LogitsFn, fold_keys
+from jaxrobust.types import Array, LogitsFn, as_key, fold_keys
 
 NORMS = ("linf", "l2")
 _CHUNK = 256  # images in one call of compiled code, after which progress is told
@@ -112,13 +113,13 @@ def universal_perturbation(
     checks.number("target_rate", target_rate, above=0.0, maximum=1.0)
     checks.integer("max_passes", max_passes, minimum=1)
     checks.integer("batch_size", batch_size, minimum=1)
+    key = as_key(key)
     attack = DeepFool(overshoot, num_steps, num_candidates=num_candidates)
     clean = as_float(images)
     checks.float_images(clean)
     if len(clean) == 0:
         raise ValueError("`images` must hold at least one image, got none.")
-    function = compilation.as_argument(logits_fn)
-    num_classes = compilation.logits_shape(function, clean[:1])[1]
+    num_classes = programs.logits_shape(logits_fn, clean[:1])[1]
     if labels is None:
         aims = predictions(logits(logits_fn, clean))
     else:
@@ -128,12 +129,15 @@ def universal_perturbation(
 
     size = len(clean)
     batch_size = min(batch_size, size)
+    batch = jax.ShapeDtypeStruct((batch_size, *clean.shape[1:]), np.float32)
+    function, watch = programs.as_argument(logits_fn, batch), programs.Watch(logits_fn, clean)
     arrays = conversation.per_image(attack, batch_size)
     v = jnp.zeros(clean.shape[1:], jnp.float32)
     best, rates = np.zeros(clean.shape[1:], np.float32), []
     for index in range(max_passes):
         order = np.asarray(jax.random.permutation(jax.random.fold_in(key, index), size))
         for indices, valid in _chunks(order, batch_size):
+            watch.check(always=False)
             shape = (-1, batch_size)
             v = _pass(
                 function,
@@ -149,6 +153,7 @@ def universal_perturbation(
                 v.block_until_ready()
                 done = index * size + int(np.flatnonzero(order == indices[valid][-1])[0]) + 1
                 progress(done, max_passes * size)
+        watch.check()
         found = np.asarray(v)
         shown = predictions(logits(logits_fn, np.clip(clean + found, 0.0, 1.0)))
         # A NaN fools nobody, neither in a clean image nor in a changed one.

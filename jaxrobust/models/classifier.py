@@ -50,6 +50,8 @@ class Classifier:
         """
         checks.float_images(images)
         # An explicit float32: Python's floats would make another type of leaf than an array does.
-        mean, std = jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32)
+        mean, std = (
+            jnp.asarray(value, jnp.float32).reshape(1, 1, 1, -1) for value in (self.mean, self.std)
+        )
         # In the images' type: a network whose weights are bfloat16 computes in bfloat16.
         return self.apply_fn(self.variables, ((images - mean) / std).astype(images.dtype))

@@ -56,6 +56,9 @@ def build_context(result: dict[str, Any]) -> dict[str, Any]:
         "per_class": _per_class(models),
         "attacks": grouped(attacks, "model"),
         "attack_figures": _attack_figures(attacks, looks),
+        "attack_warnings": _warnings(attacks),
+        # Files of earlier releases have means over all images attacked.
+        "norms_of_successes": all(one.get("norms_of") == "successes" for one in attacks),
         "curves": _curves(result["curves"], looks),
         "transfer": [(transfer, _transfer(transfer)) for transfer in result["transfer"]],
         "explanations": list(explanation_groups(result["explanations"], names)),
@@ -188,6 +191,15 @@ def _per_class(models: Sequence[dict[str, Any]]) -> list[tuple[str, Any, list[An
         )
         for name in classes
     ]
+
+
+def _warnings(attacks: list[dict[str, Any]]) -> list[str]:
+    """What is doubtful about attacks, each sentence once with the models that it is about."""
+    models: dict[str, list[str]] = {}
+    for attack in attacks:
+        for sentence in attack.get("warnings", []):
+            models.setdefault(sentence, []).append(attack["model"])
+    return [f"{', '.join(dict.fromkeys(names))}: {sentence}" for sentence, names in models.items()]
 
 
 def _attack_figures(

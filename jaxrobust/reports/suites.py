@@ -57,6 +57,7 @@ _SUITE = {
     "num_queries": NUMBER,
     "num_gradients": NUMBER,
     "saw_nan": INTEGER,
+    "warnings?": [TEXT],
     "fooled_by": [INTEGER],
     "predictions": [INTEGER],
     "labels": [INTEGER],
@@ -113,8 +114,8 @@ def drawn(suites: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
       suites: The SUITEs of a result.
 
     Returns:
-      {"title", "rows", "size", "saw_nan", "diagnostics"} each; rows begin with the clean images and
-      have "share", what is left, and "lost", what this attack took.
+      {"title", "rows", "size", "saw_nan", "warnings", "diagnostics"} each; rows begin with the clean
+      images and have "share", what is left, and "lost", what this attack took.
     """
     return [_drawn(item) for item in suites]
 
@@ -132,6 +133,7 @@ def _drawn(item: dict[str, Any]) -> dict[str, Any]:
         ],
         "size": formatting.sample_size(item["clean_accuracy"]),
         "saw_nan": item["saw_nan"],
+        "warnings": item.get("warnings", []),
         "diagnostics": drawn_diagnostics(item["diagnostics"]) if item.get("diagnostics") else None,
     }
 

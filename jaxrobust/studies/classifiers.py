@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrobust import compilation, models, pruning, training
+from jaxrobust import compilation, models, programs, pruning, training
 from jaxrobust.evaluation.search import prepare
 from jaxrobust.pruning.quantization import QuantizedKernel
 from jaxrobust.types import LogitsFn
@@ -76,11 +76,10 @@ def check_classifier(logits_fn: LogitsFn, name: str, image_shape: tuple[int, ...
     Raises:
       ValueError: It does not take such images, or does not return logits [B, K].
     """
-    function = compilation.as_argument(logits_fn)
     image = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
     try:
         # An abstract call of our own first: what it raises is the classifier's.
-        answer = jax.eval_shape(function, image)
+        answer = jax.eval_shape(lambda images: logits_fn(images), image)
     except Exception as error:
         raise ValueError(
             f"{name!r} does not take images of shape {tuple(image_shape)}: {_words(error)}"
@@ -89,7 +88,7 @@ def check_classifier(logits_fn: LogitsFn, name: str, image_shape: tuple[int, ...
         raise ValueError(
             f"{name!r} must return an array of logits, got {type(answer).__name__} for an image."
         )
-    return compilation.logits_shape(function, image)[1]
+    return programs.logits_shape(logits_fn, image)[1]
 
 
 def describe_inputs(
@@ -106,17 +105,17 @@ def describe_inputs(
       TypeError, ValueError: Images, labels or logits that nothing can be made of.
     """
     clean = prepare(logits_fn, images, labels)
-    weights = [training.describe(leaf) for leaf in jax.tree.leaves(clean.function)]
+    identity = programs.fingerprint(logits_fn, clean.one_image)
     parts = {"images": clean.images, "labels": clean.labels}
     fingerprints = {name: training.describe(array) for name, array in parts.items()}
-    return fingerprints | {"weights": weights}, clean.clean_logits
+    return fingerprints | identity, clean.clean_logits
 
 
 def num_parameters(logits_fn: LogitsFn) -> int | None:
     """How many weights a classifier has; None for a function that does not show them."""
     if isinstance(logits_fn, models.Classifier):
         return sum(leaf.size for leaf in jax.tree.leaves(logits_fn.variables["params"]))
-    leaves = jax.tree.leaves(compilation.as_argument(logits_fn))
+    leaves = jax.tree.leaves(compilation.as_pytree(logits_fn))
     return sum(np.size(leaf) for leaf in leaves) or None
 
 

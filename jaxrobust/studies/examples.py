@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxrobust import checks, data
-from jaxrobust.evaluation.classification import as_float
+from jaxrobust.evaluation.answers import as_float
 from jaxrobust.studies.results import data_entry
 
 _TEST_SPLITS = ("test", "valid", "val")

@@ -8,7 +8,8 @@ import numpy as np
 
 from jaxrobust import attribution
 from jaxrobust.evaluation import AttackReport, attack_label, logits
-from jaxrobust.evaluation.classification import as_float, softmax
+from jaxrobust.evaluation.answers import as_float
+from jaxrobust.evaluation.classification import softmax
 from jaxrobust.studies.results import encode_array
 from jaxrobust.types import LogitsFn
 

@@ -19,7 +19,7 @@ from jaxrobust.training.data import Examples
 from jaxrobust.training.programs import Constants, Plan, Programs
 from jaxrobust.training.state import TrainState, as_variables
 from jaxrobust.training.step import network_gradients
-from jaxrobust.types import Array, Masks, PyTree
+from jaxrobust.types import Array, Masks, PyTree, as_key
 
 FINAL = "final.json"
 
@@ -234,7 +234,7 @@ def _statistics(
         images,
         constants.mean,
         constants.std,
-        jax.random.fold_in(jax.random.key(0), index),
+        jax.random.fold_in(as_key(jax.random.key(0)), index),
     )
     found = jax.tree.map(jnp.add, total, found)
     return sharing.constrained(found, plan.num_devices, sharing.WHOLE)

@@ -19,7 +19,7 @@ from jaxrobust.pruning.masks import with_leaves
 from jaxrobust.training.adversaries import stages_of
 from jaxrobust.training.config import TrainConfig
 from jaxrobust.training.sequences import check_sequences
-from jaxrobust.types import Array, Masks, PyTree
+from jaxrobust.types import Array, Masks, PyTree, as_key
 
 STEM_AND_CLASSIFIER = ("stem/", "head/")
 
@@ -280,7 +280,7 @@ def check_compression(
             f"`kept` must have at most one value per epoch, {config.num_epochs}, got "
             f"{len(compression.kept)}."
         )
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.eval_shape(lambda: as_key(jax.random.key(0)))
     # What is out of reach is above the largest or below the smallest that is within.
     for value in {min(kept), max(kept)}:
 

@@ -32,7 +32,7 @@ from jaxrobust.training.logs import Display, RunLog
 from jaxrobust.training.optimizers import make_optimizer
 from jaxrobust.training.state import TrainState, create_state
 from jaxrobust.training.step import Augment, check_objective, check_untargeted
-from jaxrobust.types import Array, Attack, Masks, PyTree
+from jaxrobust.types import Array, Attack, Masks, PyTree, as_key
 
 CHECKPOINTS = "checkpoints"
 
@@ -99,7 +99,7 @@ def initial_variables(model: nn.Module, image_shape: tuple[int, ...], seed: int)
     Returns:
       {"params": ..., "batch_stats": ...}, as the network has them.
     """
-    init_key = jax.random.split(jax.random.key(seed), 3)[0]
+    init_key = jax.random.split(as_key(jax.random.key(seed)), 3)[0]
     image = jnp.zeros((1, *image_shape), jnp.float32)
     return programs.initial_variables(init_key, image, model=programs.Itself(model, None))
 
@@ -235,7 +235,7 @@ def fit(
             "`compression` and `masks` are two ways to choose weights; give one of them."
         )
 
-    _, order_key, step_key = jax.random.split(jax.random.key(config.seed), 3)
+    _, order_key, step_key = jax.random.split(as_key(jax.random.key(config.seed)), 3)
     image = jnp.zeros((1, *train_set.images.shape[1:]), jnp.float32)
     optimizer = make_optimizer(config)
 
@@ -425,7 +425,7 @@ def _trained_shape(
     shape = (config.batch_size, *train.images.shape[1:])
     if augment is None:
         return shape
-    key, images = jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32)
+    key, images = as_key(jax.random.key(0)), jax.ShapeDtypeStruct(shape, jnp.float32)
     return jax.eval_shape(lambda *arguments: augment(*arguments), key, images).shape
 
 
@@ -434,7 +434,7 @@ def _programs(
 ) -> dict[str, str | None]:
     """Digests of what the network and the augmentation compute: names alone would hide an edit."""
     images = jax.ShapeDtypeStruct((2, *shape[1:]), jnp.float32)
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.eval_shape(lambda: as_key(jax.random.key(0)))
 
     def forward(variables: PyTree, images: Array, key: Array) -> Any:
         return model.apply(

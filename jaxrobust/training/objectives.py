@@ -107,7 +107,7 @@ def make_forward(
         activations and their gradients are of that type; the parameters that are updated, the
         statistics and the loss stay float32.
     """
-    mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
+    mean, std = (jnp.asarray(part, jnp.float32).reshape(1, 1, 1, -1) for part in (mean, std))
 
     def forward(
         params: PyTree, statistics: PyTree, images: Array, number: Array | int

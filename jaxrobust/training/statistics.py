@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxrobust import checks, compilation
 from jaxrobust.training.step import to_unit_range
-from jaxrobust.types import Array, PyTree
+from jaxrobust.types import Array, PyTree, as_key
 
 
 def reestimate_batch_stats(
@@ -68,7 +68,9 @@ def reestimate_batch_stats(
         return jnp.asarray(np.asarray(images)[order[index * batch_size : (index + 1) * batch_size]])
 
     def add(variables: PyTree, total: PyTree, index: int) -> PyTree:
-        return measured(variables, total, batch(index), mean, std, jax.random.key(seed), index)
+        return measured(
+            variables, total, batch(index), mean, std, as_key(jax.random.key(seed)), index
+        )
 
     return averaged(variables, add, count)
 

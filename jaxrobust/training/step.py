@@ -26,7 +26,7 @@ from jaxrobust.training.objectives import (
     weight_perturbation,
 )
 from jaxrobust.training.state import TrainState, as_variables
-from jaxrobust.types import Array, Attack, LogitsFn, Masks, PyTree
+from jaxrobust.types import Array, Attack, LogitsFn, Masks, PyTree, as_key
 
 Augment = Callable[[Array, Array], Array]
 """(key, images float32 [B, H, W, C] in [0, 1]) -> images of the same kind, of any size."""
@@ -269,7 +269,7 @@ def _prepared(
     checks.one_of("compute_type", compute_type, COMPUTE_TYPES)
     check_objective(objective, attack)
     images, labels = batch
-    augment_key, attack_key, dropout_key = jax.random.split(key, 3)
+    augment_key, attack_key, dropout_key = jax.random.split(as_key(key), 3)
     images = to_unit_range(images)
     if augment is not None:
         images = augment(augment_key, images)

@@ -1,0 +1,20 @@
+"""What jax traces of a function: its equations as a key, the arrays that it closes over as arguments.
+
+`as_argument` brings any classifier into a form that compiled code takes: what it closes over is read
+anew at each call, and functions whose equations are equal share what has been compiled.
+"""
+
+from jaxrobust.programs.arguments import as_argument, call, is_settled, logits_shape
+from jaxrobust.programs.tracing import Program, trace
+from jaxrobust.programs.watching import Watch, fingerprint
+
+__all__ = [
+    "Program",
+    "Watch",
+    "as_argument",
+    "call",
+    "fingerprint",
+    "is_settled",
+    "logits_shape",
+    "trace",
+]

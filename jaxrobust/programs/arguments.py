@@ -1,0 +1,258 @@
+"""Any classifier as an argument of compiled code.
+
+A callable pytree whose weights are its leaves (a `Classifier`, `jax.tree_util.Partial(apply, weights)`)
+stays what it is. Everything else - a closure, a bound method, an nnx module, a pytree with a closure
+inside - is traced at each call, so that what it closes over is what it closes over now.
+"""
+
+import dataclasses
+import functools
+import types as python_types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust import compilation
+from jaxrobust.programs.tracing import Program, trace
+from jaxrobust.types import LogitsFn, Stochastic
+
+_LIBRARIES = ("jax", "jaxlib", "numpy", "flax", "optax", "equinox", "jaxrobust")
+
+
+def as_argument(logits_fn: LogitsFn, images: Any) -> Any:
+    """The classifier in a form that may be an argument of compiled code.
+
+    Args:
+      logits_fn: Images [B, H, W, C] -> logits [B, K], or a `Stochastic` classifier.
+      images: Floating [B, H, W, C], of which only shape and type matter: compiled code may show the
+        result images of this shape and type, and of no other.
+
+    Returns:
+      A callable pytree: the classifier itself where it holds all its arrays as leaves (`is_settled`),
+      else a `Program`; of a `Stochastic` one the same with its function in that form.
+
+    Raises:
+      TypeError: It cannot be called or traced, or does not return one array.
+      ValueError: Logits that are not [B, K] with K of at least 2; a module in training mode.
+    """
+    compilation.check_callable(logits_fn)
+    if is_settled(logits_fn):
+        _check_logits(_results_of(logits_fn, images), images)
+        return logits_fn
+    if not isinstance(logits_fn, Stochastic):
+        program = _traced(logits_fn, images)
+        _check_logits(program.results, images)
+        return program
+    keys = jax.ShapeDtypeStruct(images.shape[:1], jax.random.key(0, impl="threefry2x32").dtype)
+    program = _traced(logits_fn.function, keys, images)
+    _check_logits(program.results, images)
+    return Stochastic(program, logits_fn.num_samples)
+
+
+def logits_shape(logits_fn: LogitsFn, images: Any) -> tuple[int, ...]:
+    """The shape of a classifier's logits, without computing any.
+
+    Args:
+      logits_fn: Images [B, H, W, C] -> logits [B, K].
+      images: Floating [B, H, W, C], of which only shape and type matter.
+
+    Returns:
+      (B, K).
+
+    Raises:
+      TypeError: As `as_argument`, like ValueError.
+      ValueError: As `as_argument`.
+    """
+    function = as_argument(logits_fn, images)
+    return tuple(_results_of(function, images).shape)
+
+
+def call(body: Callable[..., Any], logits_fn: LogitsFn, *arguments: Any, **options: Any) -> Any:
+    """`body(logits_fn, *arguments, **options)`, compiled.
+
+    Args:
+      body: A pure function, the same one at every call. It may show the classifier any images.
+      logits_fn: Where it is not settled, body and classifier are traced as one.
+      *arguments: Pytrees of arrays.
+      **options: Static: part of the compiled program.
+
+    Returns:
+      What the body returns.
+    """
+    function = compilation.as_pytree(logits_fn)
+    if is_settled(function):
+        return _compiled(body, tuple(sorted(options)))(function, *arguments, **options)
+    return _run(_traced(functools.partial(body, function, **options), *arguments), *arguments)
+
+
+def is_settled(function: Any) -> bool:
+    """Whether a callable pytree holds all its arrays as leaves, so that compiled code always sees them.
+
+    Not so where a leaf is no array (an activation function, say), and where a function in its static
+    part might close over something: a lambda or nested function with a closure, one that reads
+    anything but functions, classes and modules from its module, a method of what is not compared by
+    value. Flax' nnx modules may change when they are called, and never are.
+
+    Example:
+      >>> def apply(weights, images):
+      ...     return images.mean((1, 2)) @ weights
+      >>> is_settled(jax.tree_util.Partial(apply, jnp.ones((3, 2)))), is_settled(lambda images: images)
+      (True, False)
+    """
+    if isinstance(function, Program):
+        return True
+    return all(map(_is_array, jax.tree.leaves(function))) and _is_settled(function)
+
+
+def _is_settled(node: Any) -> bool:
+    if isinstance(node, Program):
+        return True
+    if any(base.__module__.startswith("flax.nnx") for base in type(node).__mro__):
+        return False
+    level = jax.tree_util.default_registry.flatten_one_level(node)
+    if level is None:
+        return True
+    children, static = level
+    return _is_fixed(static, set()) and all(_is_settled(child) for child in children)
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float | complex)
+
+
+def _is_fixed(value: Any, seen: set[int]) -> bool:
+    """Whether no function in a static value may see other arrays or numbers later than now."""
+    if isinstance(value, tuple | list | frozenset | set):
+        return all(_is_fixed(entry, seen) for entry in value)
+    if isinstance(value, Mapping):
+        return all(_is_fixed(entry, seen) for entry in value.values())
+    if isinstance(value, type | python_types.BuiltinFunctionType) or id(value) in seen:
+        return True
+    seen.add(id(value))
+    if isinstance(value, python_types.MethodType):
+        return _is_fixed(value.__self__, seen) and _is_fixed(value.__func__, seen)
+    if isinstance(value, python_types.FunctionType):
+        return _is_fixed_function(value, seen)
+    inner = getattr(value, "__wrapped__", getattr(value, "fun", None))
+    if callable(inner):  # of jax.jit, custom_jvp, a Partial and their like
+        return _is_fixed(inner, seen)
+    if not callable(value):
+        return True  # compared by what it says, by whoever compiles
+    # What is compared by value, as linen's modules are, is part of the compiled code's key; functions
+    # among its fields are so by where they lie alone.
+    names = [f.name for f in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else ()
+    fields = [getattr(value, name, None) for name in names]
+    return _has_value(value) and all(_is_fixed(field, seen) for field in fields)
+
+
+def _is_fixed_function(function: python_types.FunctionType, seen: set[int]) -> bool:
+    closed_over = [cell.cell_contents for cell in function.__closure__ or ()]
+    if (function.__module__ or "").split(".")[0] in _LIBRARIES:
+        # A library does not change what its functions close over; users' functions may be among it.
+        return all(_is_constant(one) or _is_code(one, seen) for one in closed_over)
+    if closed_over or not all(map(_is_constant, function.__defaults__ or ())):
+        return False
+    names, module = _names(function.__code__), function.__globals__
+    return all(_is_code(module[name], seen) for name in names if name in module)
+
+
+def _is_code(value: Any, seen: set[int]) -> bool:
+    """Whether it is a module, or may be called and sees nothing that may change."""
+    is_module = isinstance(value, python_types.ModuleType)
+    return is_module or (callable(value) and _is_fixed(value, seen))
+
+
+def _names(code: Any) -> set[str]:
+    """What a function may read from its module, by itself or in functions within it."""
+    inner = (constant for constant in code.co_consts if isinstance(constant, python_types.CodeType))
+    return set(code.co_names).union(*(_names(one) for one in inner))
+
+
+def _is_constant(value: Any) -> bool:
+    if isinstance(value, tuple | frozenset):
+        return all(map(_is_constant, value))
+    return value is None or isinstance(value, bool | int | float | str | type | np.dtype)
+
+
+def _has_value(value: Any) -> bool:
+    """Whether it is compared by what it is, not by where it lies."""
+    kind = type(value)
+    if isinstance(value, python_types.ModuleType | type):
+        return True
+    if kind.__eq__ is object.__eq__ or kind.__hash__ in (None, object.__hash__):
+        return False
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _traced(function: Callable[..., Any], *examples: Any) -> Program:
+    try:
+        return trace(function, *examples)
+    except jax.errors.TracerArrayConversionError as error:
+        raise TypeError(
+            "`logits_fn` must be written in jax.numpy: it makes a numpy array of its images, which jax "
+            "cannot trace."
+        ) from error
+    except Exception as error:
+        if type(error).__name__ == "TraceContextError":  # flax', which is not imported here
+            raise ValueError(
+                "`logits_fn` changes its own state when it is called, as an nnx module does in "
+                "training mode. Call `model.eval()` first, which stops dropout and freezes the "
+                "statistics of BatchNorm."
+            ) from error
+        if isinstance(error, TypeError) and "not a valid JAX type" in str(error):
+            raise TypeError(
+                f"`logits_fn` must return an array of logits [B, K]: {error}"
+            ) from error
+        raise
+
+
+def _results_of(function: Any, images: Any) -> Any:
+    """Shapes and types of what a settled classifier returns; traced once for each shape of images."""
+    if isinstance(function, Program):
+        return function.results
+    if isinstance(function, Stochastic) and isinstance(function.function, Program):
+        return function.function.results
+    try:
+        return _call.eval_shape(function, images)
+    except jax.errors.TracerArrayConversionError as error:
+        raise TypeError(
+            "`logits_fn` must be written in jax.numpy: it makes a numpy array of its images, which jax "
+            "cannot trace."
+        ) from error
+
+
+def _check_logits(results: Any, images: Any) -> None:
+    if not hasattr(results, "shape"):
+        shown = "None" if results is None else type(results).__name__
+        hint = ""
+        if isinstance(results, tuple | list) and results and hasattr(results[0], "shape"):
+            hint = "; if its first entry is the logits: `lambda images: model(images)[0]`"
+        elif isinstance(results, Mapping):
+            hint = (
+                f"; choose one of its entries {list(results)}: `lambda images: model(images)[...]`"
+            )
+        raise TypeError(f"`logits_fn` must return an array of logits [B, K], got {shown}{hint}.")
+    shape = tuple(results.shape)
+    if len(shape) != 2 or shape[0] != images.shape[0] or shape[1] < 2:
+        raise ValueError(
+            f"`logits_fn` must return [B, K] = [{images.shape[0]}, K] with K of at least 2, "
+            f"got shape {shape}."
+        )
+    if not jnp.issubdtype(results.dtype, jnp.floating):
+        raise TypeError(f"`logits_fn` must return floating logits, got {results.dtype}.")
+
+
+@functools.cache
+def _compiled(body: Callable[..., Any], options: tuple[str, ...]) -> Callable[..., Any]:
+    return compilation.jit(body, static_argnames=options)
+
+
+_call = jax.jit(lambda function, images: function(images))
+_run = compilation.jit(lambda program, *arguments: program(*arguments))
