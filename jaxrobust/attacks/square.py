@@ -137,7 +137,7 @@ class Square:
         draws = _draws(key, (2 + channels,))
         side = jnp.asarray(_sides(self.p_init, height, width, least=1))[level]
         inside = _window(draws[:2], (height, width), side)[..., None]
-        signs = _signs(draws[2:])
+        signs = _signs(draws[2:])[None, None]
         moved = jnp.where(inside, best + 2 * self.epsilon * signs, best)
         moved = jnp.clip(moved, original - self.epsilon, original + self.epsilon)
         return jnp.clip(moved, 0.0, 1.0)
@@ -154,7 +154,7 @@ class Square:
         # The table has it in the corner: move it to where the window is.
         row, column = (jnp.argmax(jnp.any(first[..., 0], axis=axis)) for axis in (1, 0))
         placed = jnp.roll(jnp.roll(shape, row, 0), column, 1)[:height, :width]
-        signs = _signs(draws[5:])
+        signs = _signs(draws[5:])[None, None]
 
         def lengths(values: Array) -> Array:
             return jnp.sqrt(jnp.sum(values**2, axis=(0, 1), keepdims=True))  # of each channel
@@ -233,10 +233,10 @@ def _tiles(key: Array, shape: tuple[int, ...]) -> Array:
     side = min(height, width) // 5
     if side == 0:
         raise ValueError(f"Square in l2 needs at least 5 x 5 pixels, got {height} x {width}.")
-    shape_of_one = jnp.asarray(_two_pyramids(side), jnp.float32)
+    shape_of_one = jnp.asarray(_two_pyramids(side), jnp.float32)[None, None]
     rows, columns = height // side, width // side
     draws = _draws(key, (rows, columns, 1, 1, 1 + channels))
-    tiles = jnp.where(draws[..., 0] < 0.5, shape_of_one, shape_of_one.T)
+    tiles = jnp.where(draws[..., 0] < 0.5, shape_of_one, jnp.swapaxes(shape_of_one, 2, 3))
     signs = _signs(draws[..., 1:])
     block = (tiles[..., None] * signs).transpose(0, 2, 1, 3, 4)
     block = block.reshape(rows * side, columns * side, channels)

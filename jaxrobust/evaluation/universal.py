@@ -120,8 +120,9 @@ def universal_perturbation(
     if len(clean) == 0:
         raise ValueError("`images` must hold at least one image, got none.")
     num_classes = programs.logits_shape(logits_fn, clean[:1])[1]
+    predicted = predictions(logits(logits_fn, clean))  # refuses what depends on the batch
     if labels is None:
-        aims = predictions(logits(logits_fn, clean))
+        aims = predicted
     else:
         aims = np.asarray(labels)
         checks.images_and_labels(clean, aims)
