@@ -26,6 +26,7 @@ _SUBPACKAGES = (
     "models",
     "norms",
     "ops",
+    "programs",
     "pruning",
     "reports",
     "studies",

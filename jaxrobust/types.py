@@ -85,8 +85,7 @@ class Stochastic:
 
     Attributes:
       function: PRNG keys [B], images [B, H, W, C] -> logits [B, K]; row i must depend on key i and
-        image i alone. A plain function needs `jax.tree_util.Partial` around it; weights that are its
-        arguments are arguments of compiled code.
+        image i alone. A plain function needs `jax.tree_util.Partial` around it.
       num_samples: At least 1; AutoAttack's 20.
 
     Example:

@@ -28,7 +28,7 @@ def means(images):
 
 LABELS = means(IMAGES).argmax(1)
 
-# 2. Answers that depend on the batch --------------------------------------------------------------------
+# 2. Answers that depend on the batch --------------------------------------------------------------
 
 
 class Normalised(nn.Module):
@@ -107,7 +107,7 @@ def test_who_means_it_says_so():
     np.testing.assert_allclose(values, centred(IMAGES), atol=1e-6)
 
 
-# 3. Keys of another implementation ----------------------------------------------------------------------
+# 3. Keys of another implementation ----------------------------------------------------------------
 
 
 def test_a_threefry_key_stays_what_it_is_and_a_legacy_one_is_the_same():
@@ -164,7 +164,7 @@ def test_every_function_takes_every_key(key):
     assert len(np.unique(np.asarray(augmented).reshape(8, -1), axis=0)) > 2
 
 
-# 4. and 5. Narrow types ---------------------------------------------------------------------------------
+# 4. and 5. Narrow types
 
 
 def test_logits_are_float32_whatever_the_classifier_computes_in():
@@ -236,7 +236,7 @@ def test_a_success_is_one_when_the_image_is_shown_again(name):
     assert result.success.any()
 
 
-# 6. Masked classes --------------------------------------------------------------------------------------
+# 6. Masked classes
 
 
 def masked(value, num=7):
@@ -296,7 +296,7 @@ def test_auto_attack_is_as_strong_with_masked_classes(version):
     assert 0 < pair[0].robust.sum() < 24 and not pair[1].saw_nan.any()
 
 
-# 8. Norms -----------------------------------------------------------------------------------------------
+# 8. Norms
 
 
 def test_norms_are_of_successes():
@@ -330,7 +330,7 @@ def test_the_median_of_a_minimal_attack_counts_failures_as_infinite():
     assert evaluation.summarise(one, "m", ["a", "b"])["median_norm"]["median"] is None
 
 
-# 9. Large data ------------------------------------------------------------------------------------------
+# 9. Large data
 
 
 def test_checks_of_images_on_the_host_take_no_copy():
@@ -367,7 +367,7 @@ def test_nothing_larger_than_a_batch_goes_to_the_device(monkeypatch):
     assert largest[0] == 16
 
 
-# 10. Probabilities --------------------------------------------------------------------------------------
+# 10. Probabilities
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -401,7 +401,7 @@ def test_logits_are_not_taken_for_probabilities():
             assert not report.warnings
 
 
-# 11. Errors that come early and are clear ---------------------------------------------------------------
+# 11. Errors that come early and are clear ---------------------------------------------------------
 
 
 @pytest.mark.parametrize(

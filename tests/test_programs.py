@@ -28,7 +28,7 @@ def means(images):
     return images.mean((1, 2))
 
 
-# Changed numbers and arrays ---------------------------------------------------------------------------
+# Changed numbers and arrays -----------------------------------------------------------------------
 
 
 def test_the_smallest_example_of_frozen_weights():
@@ -239,7 +239,7 @@ def test_what_is_exported_is_what_it_is_now(tmp_path):
     np.testing.assert_allclose(second, 2 * first, rtol=1e-6)
 
 
-# Which programs are one -------------------------------------------------------------------------------
+# Which programs are one ---------------------------------------------------------------------------
 
 
 def straight_through(backward):
@@ -338,7 +338,7 @@ def test_names_of_layers_survive():
     assert "head" in text
 
 
-# What it costs ----------------------------------------------------------------------------------------
+# What it costs ------------------------------------------------------------------------------------
 
 
 def test_fresh_functions_share_one_compilation_and_free_their_weights():
@@ -408,7 +408,7 @@ def test_which_functions_are_settled(function, settled):
     assert programs.is_settled(function) == settled
 
 
-# Weights that change during a run ---------------------------------------------------------------------
+# Weights that change during a run -----------------------------------------------------------------
 
 
 def test_a_change_of_weights_ends_a_run_and_keeps_what_was_found(tmp_path):

@@ -4,6 +4,7 @@ from jaxrobust.evaluation.archive import load_attack, save_attack
 from jaxrobust.evaluation.attack_report import (
     AttackReport,
     attack_label,
+    median_norm,
     records,
     robust_accuracy,
     success_rate,
@@ -65,6 +66,7 @@ __all__ = [
     "mcnemar",
     "mean_interval",
     "median_interval",
+    "median_norm",
     "paired_difference",
     "paired_mean_difference",
     "rate",
