@@ -12,7 +12,8 @@ from test_attacks import ATTACKS, MINIMAL, two_layers
 from test_attacks import batch as attacked_images
 from test_attacks import classifier as attacked_network
 
-from jaxrobust import attacks, attribution, checks, data, defenses, evaluation, losses, types
+from jaxrobust import attacks, attribution, checks, defenses, evaluation, losses, types
+from jaxrobust.data import augment
 from jaxrobust.evaluation import answers
 from jaxrobust.models import Classifier
 from jaxrobust.types import BatchDependent, as_key
@@ -52,6 +53,17 @@ def centred(images):
     return means(images) - means(images).mean(0)
 
 
+def masked_centred(images):
+    """A constant of -1e9 is no spread that others could hide in."""
+    return jnp.concatenate([centred(images), jnp.full((len(images), 2), -1e9)], axis=1)
+
+
+def neighbour(images):
+    """Odd rows alone depend on the row before them."""
+    odd = (jnp.arange(len(images)) % 2 == 1)[:, None]
+    return means(images) + jnp.where(odd, means(jnp.roll(images, 1, axis=0)), 0.0)
+
+
 def row_noise(images):
     """Noise of the row: other images get the same, the same image gets other noise elsewhere."""
     return means(images) + 0.3 * jax.random.normal(KEY, (images.shape[0], 2))
@@ -73,6 +85,12 @@ CALLS = {
     "transfer": lambda f: evaluation.transfer_rates(
         evaluation.attack_dataset(attacks.FGSM(0.1), means, IMAGES, LABELS, key=KEY), f
     ),
+    "matrix": lambda f: evaluation.transfer_matrix(
+        {"a": f},
+        {"a": evaluation.attack_dataset(attacks.FGSM(0.1), means, IMAGES, LABELS, key=KEY)},
+    ),
+    "attack": lambda f: attacks.FGSM(0.1)(KEY, f, IMAGES, LABELS),
+    "smoothed": lambda f: defenses.smoothed_counts(KEY, f, IMAGES, 0.1, 4),
     "universal": lambda f: evaluation.universal_perturbation(
         f, IMAGES, key=KEY, epsilon=0.1, max_passes=1
     ),
@@ -80,11 +98,18 @@ CALLS = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("logits_fn", [batch_norm(True), centred], ids=["batch norm", "centred"])
+@pytest.mark.parametrize(
+    "logits_fn", [batch_norm(True), centred, masked_centred], ids=lambda f: f.__name__
+)
 def test_answers_that_depend_on_the_batch_are_refused(call, logits_fn):
     with pytest.raises(ValueError, match=r"training mode.*model\.eval\(\).*train=False") as error:
         CALLS[call](logits_fn)
     assert "Stochastic" not in str(error.value)
+
+
+def test_every_row_is_looked_at():
+    with pytest.raises(ValueError, match="training mode"):
+        evaluation.logits(neighbour, np.full((4, 2, 2, 2), 0.5, np.float32))
 
 
 def test_in_evaluation_mode_nothing_is_refused():
@@ -98,7 +123,7 @@ def test_sanity_says_that_the_answers_depend_on_the_batch():
 
 
 def test_noise_of_the_row_is_refused_by_who_attacks():
-    with pytest.raises(ValueError, match="other logits alone"):
+    with pytest.raises(ValueError, match="when they are alone or in another place"):
         evaluation.attack_dataset(attacks.FGSM(0.1), row_noise, IMAGES, LABELS, key=KEY)
 
 
@@ -160,7 +185,7 @@ def test_every_function_takes_every_key(key):
     defenses.smoothed_counts(key, means, images, 0.1, 4)
     defenses.certify(key, means, images, 0.1, num_samples=4, num_selection=4)
     defenses.Smoothed(means, 0.1, 2, key)(images)
-    augmented = data.Augmentation(flip=0.5, brightness=0.5)(key, jnp.stack([images[0]] * 8))
+    augmented = augment.Augmentation(flip=0.5, brightness=0.5)(key, jnp.stack([images[0]] * 8))
     assert len(np.unique(np.asarray(augmented).reshape(8, -1), axis=0)) > 2
 
 
@@ -356,7 +381,9 @@ def test_nothing_larger_than_a_batch_goes_to_the_device(monkeypatch):
         return original(array, *arguments, **options)
 
     monkeypatch.setattr(jnp, "asarray", watched)
-    images = RNG.random((100, 4, 4, 2)).astype(np.float32)
+    monkeypatch.setattr(jnp, "array", watched)
+    monkeypatch.setattr(jax, "device_put", watched)
+    images = RNG.random((300, 4, 4, 2)).astype(np.float32)
     evaluation.evaluate(means, images, means(images).argmax(1), batch_size=8)
     evaluation.attack_dataset(
         attacks.FGSM(0.1), means, images, means(images).argmax(1), key=KEY, num_lanes=8

@@ -1,5 +1,6 @@
 """What a classifier closes over is read at each call, and equal programs are compiled once."""
 
+import dataclasses
 import functools
 import gc
 import weakref
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from counting import Counted, num_compiled
-from flax import nnx
+from flax import linen, nnx
 
 from jaxrobust import attacks, attribution, defenses, evaluation, export, programs
 from jaxrobust.models import Classifier
@@ -102,7 +103,49 @@ def in_a_scan(box):
     return logits_fn
 
 
+def jitted_in_a_scan(box):
+    def logits_fn(x):
+        step = jax.jit(lambda c: c @ box["w"])
+        return jax.lax.scan(lambda c, _: (step(c), None), means(x), None, length=1)[0]
+
+    return logits_fn
+
+
+def jitted_in_a_condition(box):
+    def logits_fn(x):
+        product = jax.jit(lambda y: y @ box["w"])
+        return jax.lax.cond(x.sum() > -1, product, jnp.zeros_like, means(x))
+
+    return logits_fn
+
+
+def jitted_in_a_checkpoint(box):
+    return lambda x: jax.checkpoint(lambda y: jax.jit(lambda z: z @ box["w"])(y))(means(x))
+
+
+def in_a_rule(box):
+    @jax.custom_vjp
+    def product(y):
+        return y @ box["w"]
+
+    product.defvjp(lambda y: (y @ box["w"], None), lambda _, g: (g @ box["w"].T,))
+    return lambda x: product(means(x))
+
+
+def in_a_jvp_rule(box):
+    @jax.custom_jvp
+    def product(y):
+        return y @ box["w"]
+
+    product.defjvp(lambda p, t: (p[0] @ box["w"], t[0] @ box["w"]))
+    return lambda x: product(means(x))
+
+
+# Arrays of functions that are compiled inside a loop or the like are compared by their values.
+COMPILES = (jitted_in_a_scan, jitted_in_a_condition, jitted_in_a_checkpoint)
 KINDS = (
+    *COMPILES,
+    *(in_a_rule, in_a_jvp_rule),
     *(closure, bound_method, partial, pytree_partial, jitted_inside, numpy_array),
     *(apply_of_a_classifier, in_a_defence, in_an_ensemble, in_a_scan),
 )
@@ -128,7 +171,7 @@ def test_changed_arrays_are_seen_and_compile_nothing(kind):
     box["w"] = 3 * box["w"]
     before = num_compiled()
     second = everything()
-    assert num_compiled() == before
+    assert num_compiled() == before or kind in COMPILES
     np.testing.assert_allclose(second[0], 3 * first[0], rtol=1e-5)
     np.testing.assert_allclose(second[2], 3 * first[2], rtol=1e-5)
 
@@ -197,8 +240,6 @@ def test_equinox_modules():
         np.testing.assert_allclose(shown(logits_fn), expected, rtol=1e-5)
         result = attacks.PGD(0.1)(KEY, logits_fn, IMAGES, np.argmax(expected, 1))
         assert result.images.shape == IMAGES.shape
-    before = num_compiled()
-    shown(lambda x: jax.vmap(eqx.nn.MLP(2, 3, 4, 1, key=jax.random.key(1)))(means(x)))
     other = eqx.nn.MLP(2, 3, 4, 1, key=jax.random.key(2))
     before = num_compiled()
     shown(lambda x: jax.vmap(other)(means(x)))
@@ -268,6 +309,61 @@ def test_a_backward_rule_is_part_of_a_program():
     np.testing.assert_array_equal(fooled[1].images, IMAGES)  # no gradient, no step
 
 
+def custom_gradient(scale):
+    return lambda x: means(
+        jax.custom_gradient(lambda y: (jnp.round(4 * y) / 4, lambda g: scale * g))(x)
+    )
+
+
+def rule_for_a_function_of_jax(scale):
+    floor = jax.custom_vjp(jnp.floor)
+    floor.defvjp(lambda y: (jnp.floor(y), None), lambda _, g: (scale * g,))
+    return lambda x: means(floor(4 * x) / 4)
+
+
+def rule_for_a_layer_of_jax(scale):
+    relu = jax.custom_jvp(jax.nn.relu)
+    relu.defjvp(lambda p, t: (jax.nn.relu(p[0]), scale * t[0]))
+    return lambda x: means(relu(x))
+
+
+@pytest.mark.parametrize(
+    "kind", [custom_gradient, rule_for_a_function_of_jax, rule_for_a_layer_of_jax]
+)
+def test_a_rule_of_the_users_for_a_function_of_jax_is_the_users(kind):
+    labels = shown(kind(1.0)).argmax(1)
+    attack = attacks.BIM(0.2, 0.1, 5)
+    moved = [attack(KEY, kind(scale), IMAGES, labels).images - IMAGES for scale in (0.0, 1.0)]
+    assert (moved[0] == 0).all() and (moved[1] != 0).any()
+
+
+def test_programs_that_are_shared_do_not_see_what_the_first_function_closes_over():
+    boxes = [{"s": jnp.ones(())}, {"s": jnp.ones(())}]
+    first, second = (straight_through(lambda _, g, box=box: (g * box["s"],)) for box in boxes)
+    labels = shown(first).argmax(1)
+    boxes[0]["s"] = jnp.zeros(())
+    moved = attacks.BIM(0.2, 0.1, 5)(KEY, second, IMAGES, labels).images - IMAGES
+    assert (moved != 0).any()
+
+
+def test_arrays_of_rules_are_freed():
+    def evaluate():
+        array = jnp.full((2, 2), 2.0)
+
+        @jax.custom_vjp
+        def product(y):
+            return y @ array
+
+        product.defvjp(lambda y: (y @ array, y), lambda _, g: (g @ array.T,))
+        attacks.BIM(0.1)(KEY, lambda x: product(means(x)), IMAGES, np.zeros(8, int))
+        return weakref.ref(array)
+
+    kept = [evaluate() for _ in range(3)]
+    jax.clear_caches()  # what jax itself keeps of a function with a rule
+    gc.collect()
+    assert [ref() for ref in kept] == [None] * 3
+
+
 def test_arrays_inside_a_backward_rule_are_compared_by_their_values():
     box = {"w": jnp.ones(())}
 
@@ -296,9 +392,7 @@ def test_arrays_inside_a_backward_rule_are_compared_by_their_values():
 def test_other_equations_are_other_programs(other):
     base = programs.as_argument(lambda x: means(x) * 2.0, ONE)
     found = programs.as_argument(other, ONE)
-    assert (found.code is base.code) == np.array_equal(
-        str(jax.make_jaxpr(other)(ONE)), str(jax.make_jaxpr(lambda x: means(x) * 2.0)(ONE))
-    )
+    assert found.code is not base.code
     images = jnp.asarray(IMAGES[:1])
     np.testing.assert_allclose(found(images), other(images), rtol=1e-6)
 
@@ -355,7 +449,7 @@ def test_fresh_functions_share_one_compilation_and_free_their_weights():
     evaluate(0)
     before = num_compiled()
     kept = [evaluate(seed) for seed in range(1, 4)]
-    assert num_compiled() == before + 0
+    assert num_compiled() == before
     gc.collect()
     assert [ref() for ref in kept] == [None] * 3
 
@@ -387,6 +481,57 @@ def calls_scaled(weights, images):
     return scaled(weights, images)
 
 
+class Settings:
+    scale = 2.0
+
+
+def of_a_class(weights, images):
+    return Settings.scale * means(images) @ weights
+
+
+def of_a_default(weights, images, *, offset=np.zeros(2)):  # noqa: B008
+    return means(images) @ weights + offset
+
+
+def of_itself(weights, images):
+    return of_itself.scale * means(images) @ weights
+
+
+of_itself.scale = 2.0
+
+
+def of_an_import(weights, images):
+    from counting import num_compiled
+
+    return num_compiled() * means(images) @ weights
+
+
+class Scaled(linen.Module):
+    def __call__(self, images):
+        return SCALE * means(images)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ScaledNode:
+    weights: jax.Array
+
+    def __call__(self, images):
+        return scaled(self.weights, images)
+
+
+WEIGHTS = jnp.eye(2)
+UNSETTLED = (
+    *(
+        jax.tree_util.Partial(f, WEIGHTS)
+        for f in (of_a_class, of_a_default, of_itself, of_an_import)
+    ),
+    Classifier(Scaled().apply, {"params": WEIGHTS}),
+    ScaledNode(WEIGHTS),
+    jax.tree_util.Partial(functools.wraps(Scaled().apply)(lambda w, x: scaled(w, x)), WEIGHTS),
+)
+
+
 @pytest.mark.parametrize(
     "function, settled",
     [
@@ -399,12 +544,11 @@ def calls_scaled(weights, images):
         (Classifier(scaled, jnp.eye(2)), False),
         (defenses.Preprocessed(Classifier(apply, jnp.eye(2)), jnp.round), True),
         (defenses.Preprocessed(Classifier(apply, jnp.eye(2)), lambda x: x * SCALE), False),
-        (means, True),
+        (means, False),  # a function by itself is a leaf, and no array
+        *((function, False) for function in UNSETTLED),
     ],
 )
 def test_which_functions_are_settled(function, settled):
-    if function is means:  # a function by itself is a leaf, and no array
-        settled = False
     assert programs.is_settled(function) == settled
 
 
@@ -450,3 +594,26 @@ def test_weights_of_numpy_in_a_pytree_are_watched_too():
         evaluation.attack_dataset(
             attacks.PGD(0.1), logits_fn, IMAGES, np.zeros(8, int), key=KEY, progress=changes
         )
+
+
+def test_a_state_is_never_of_weights_that_were_changed(tmp_path):
+    """Weights of numpy that change while lanes are under way: what is kept is of those before."""
+    weights = {"w": np.eye(2, dtype=np.float32), "big": np.zeros(1 << 22, np.float32)}
+    logits_fn = jax.tree_util.Partial(lambda w, x: means(x) @ w["w"], weights)
+    labels = means(IMAGES).argmax(1)
+    attack = attacks.PGD(0.02, 0.002, 60)
+
+    def run(path, progress=None):
+        return evaluation.attack_dataset(
+            attack, logits_fn, IMAGES, labels, key=KEY, num_lanes=4, path=path, progress=progress
+        )
+
+    whole = run(tmp_path / "undisturbed")
+
+    def changes(done, total):
+        weights["w"][...] = np.eye(2)[::-1]
+
+    with pytest.raises(ValueError, match="has changed"):
+        run(tmp_path / "disturbed", changes)
+    weights["w"][...] = np.eye(2)
+    np.testing.assert_array_equal(run(tmp_path / "disturbed").images, whole.images)

@@ -17,11 +17,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrobust import checks, compilation, programs
 from jaxrobust.attacks import conversation
 from jaxrobust.attacks.conversation import answer_keys, each, evaluate, per_image, tell, where_rows
 from jaxrobust.attacks.judging import Progress, judge
+from jaxrobust.programs import company
 from jaxrobust.types import (
     Array,
     Attack,
@@ -59,8 +61,9 @@ def attack_batch(
     Raises:
       TypeError: Integer images, fractional labels, a logits_fn that cannot be called, an attack that
         lacks a part of `jaxrobust.types.Attack` or is no pytree.
-      ValueError: Shapes that do not fit; images outside [0, 1] and labels outside 0 .. K - 1 where
-        the values are known, which is everywhere but under a transformation.
+      ValueError: Shapes that do not fit; images outside [0, 1], labels outside 0 .. K - 1 and a
+        classifier whose answer to an image depends on the images beside it, where the values are
+        known, which is everywhere but under a transformation.
     """
     check_attack(attack)
     images, labels = jnp.asarray(images), jnp.asarray(labels)
@@ -72,11 +75,13 @@ def attack_batch(
     if not checks.is_traced(images, labels):
         checks.value_range(images)
         checks.label_range("labels", labels, num_classes)
+        if len(images) and not checks.is_traced(function):
+            company.check_once(logits_fn, function, np.asarray(images[: shape[0]]))
     keys = fold_keys(key, jnp.arange(images.shape[0]))
     arrays = per_image(attack, images.shape[0])
     labels = labels.astype(jnp.int32)
     found = compiled_ascend(arrays, keys, function, images, labels)
-    success = compiled_verify(function, found.images, labels, targeted=attack.targeted)
+    success = _shown_again(function, found.images, labels, targeted=attack.targeted)
     return dataclasses.replace(found, success=success)
 
 
@@ -149,17 +154,25 @@ def verify(logits_fn: LogitsFn, images: Array, labels: Array, *, targeted: bool)
       bool [B], False wherever a logit is NaN.
     """
 
-    def show(indices: Array, images: Array, labels: Array) -> Array:
-        logits = (
-            logits_fn(images, fold_keys(jax.random.key(0), indices))
-            if isinstance(logits_fn, Stochastic)
-            else logits_fn(images)
-        ).astype(jnp.float32)
-        predictions = jnp.argmax(logits, axis=-1)
-        fooling = (predictions == labels) if targeted else (predictions != labels)
-        return fooling & ~jnp.any(jnp.isnan(logits), axis=-1)
+    def show(images: Array, places: Array) -> Array:
+        return company.answer(logits_fn, images, places)
 
-    return _in_microbatches(show, (jnp.arange(len(images)), images, labels))
+    logits = _in_microbatches(show, (images, jnp.arange(len(images))))
+    return _fooled(logits, labels, targeted=targeted)
+
+
+def _fooled(logits: Array, labels: Array, *, targeted: bool) -> Array:
+    predictions = jnp.argmax(logits, axis=-1)
+    fooling = (predictions == labels) if targeted else (predictions != labels)
+    return fooling & ~jnp.any(jnp.isnan(logits), axis=-1)
+
+
+def _shown_again(function: Any, images: Array, labels: Array, *, targeted: bool) -> Array:
+    """`verify` with the compiled program that everything else is evaluated with."""
+    size, places = _microbatch(len(images)), jnp.arange(len(images))
+    parts = [slice(start, start + size) for start in range(0, len(images), size)]
+    logits = [company.compiled_answer(function, images[part], places[part]) for part in parts]
+    return compiled_fooled(jnp.concatenate(logits), labels, targeted=targeted)
 
 
 def ascend(
@@ -228,7 +241,7 @@ def _in_microbatches(function: Callable[..., Any], rows: PyTree) -> Any:
 
 
 compiled_ascend = compilation.jit(ascend, exact_types=True)
-compiled_verify = compilation.jit(verify, exact_types=True, static_argnames="targeted")
+compiled_fooled = compilation.jit(_fooled, static_argnames="targeted")
 
 
 def craft(attack: Attack, key: Array, logits_fn: LogitsFn, images: Array, labels: Array) -> Array:

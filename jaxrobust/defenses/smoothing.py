@@ -14,9 +14,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrobust import checks, compilation, programs
 from jaxrobust.defenses.averaging import Expectation
+from jaxrobust.programs import company
 from jaxrobust.types import Array, LogitsFn, as_key
 
 
@@ -146,6 +148,8 @@ def smoothed_counts(
         checks.value_range(images)
     copies = jax.ShapeDtypeStruct((batch_size, *images.shape[1:]), images.dtype)
     function = programs.as_argument(logits_fn, copies)
+    if len(images) and not checks.is_traced(images, function):
+        company.check_once(logits_fn, function, np.asarray(images[:8]))
     num_classes = programs.logits_shape(function, copies)[1]
     counts = jnp.zeros((len(images), num_classes), jnp.int32)
     return _counts(

@@ -1,12 +1,13 @@
 """How well a classifier does on clean images: logits, accuracy, per-class figures."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxrobust import checks
-from jaxrobust.evaluation.answers import answers, check_images, check_rows, unusual
+from jaxrobust.evaluation.answers import answers, check_company, check_images, unusual
 from jaxrobust.evaluation.rates import rate
 from jaxrobust.types import LogitsFn
 
@@ -40,7 +41,9 @@ def logits(logits_fn: LogitsFn, images: Any, batch_size: int = 256, draw: int = 
     images = check_images(images)
     found = answers(logits_fn, images, batch_size, draw)
     if draw == 0:
-        check_rows(logits_fn, images, batch_size, found)
+        check_company(logits_fn, images, batch_size, alone=False)
+        for sentence in unusual(found):
+            warnings.warn(sentence, stacklevel=2)
     return found
 
 
@@ -134,5 +137,5 @@ def evaluate(
             "f1": float(f1.mean()),
         },
     }
-    warnings = list(unusual(values))
-    return result | {"warnings": warnings} if warnings else result
+    noticed = list(unusual(values))
+    return result | {"warnings": noticed} if noticed else result

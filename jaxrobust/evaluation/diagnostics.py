@@ -21,18 +21,15 @@ import numpy as np
 
 from jaxrobust import checks, norms
 from jaxrobust.attacks import APGD, RandomNoise, Square
-from jaxrobust.evaluation.answers import TRAINING_MODE, answers, distances
 from jaxrobust.evaluation.attack_report import epsilon_label
 from jaxrobust.evaluation.classification import Progress, predictions
 from jaxrobust.evaluation.gradient_checks import QUESTIONS, check, gradient_checks, many
 from jaxrobust.evaluation.search import Examples, Options, prepare, search
 from jaxrobust.evaluation.search import fooled as fooled_by_search
+from jaxrobust.programs import company
 from jaxrobust.types import Attack, LogitsFn, Stochastic, as_key
 
 _STEPS, _FEW_STEPS, _QUERIES, _DRAWS = 100, 10, 300, 50
-# Of answers to one image: how far apart they may be, as a share of the spread of its logits.
-_ROUNDING = 1e-3
-_ALONE = 4  # images that are shown alone
 
 # Of an image that withstands everything: of APGD five times, then few steps, noise and Square.
 _ASKED_BY_ATTACKS = 5 * (_STEPS + 1) + (_FEW_STEPS + 1) + _DRAWS + (_QUERIES + 1)
@@ -174,37 +171,10 @@ def _same_answer(examples: Examples, num_lanes: int) -> dict[str, Any]:
         return check(
             name, None, f"Declared to be random: attacked through the mean of {samples} answers."
         )
-    function, shown = examples.function, examples.images
-    first = answers(function, shown, num_lanes)
-    again = answers(function, shown, num_lanes)
-    if moved := _far(first, again):
-        sentence = (
-            f"The classifier is stochastic: {moved} of {n} images get other logits at a second look; "
-            "attack it as a Stochastic one."
-        )
-        return check(name, False, sentence)
-    # Another neighbour, another row: noise drawn for the batch, and statistics taken from it.
-    rolled = answers(function, np.roll(shown, 1, axis=0), num_lanes)
-    beside = shown.copy()
-    beside[1::2] = 1 - beside[1::2]
-    company = answers(function, beside, num_lanes)
-    alone = answers(function, shown[:_ALONE], 1)
-    moved = max(
-        _far(first, np.roll(rolled, -1, axis=0)),
-        _far(first[::2], company[::2]),
-        _far(first[:_ALONE], alone),
-    )
-    if moved:
-        sentence = (
-            f"The classifier gives {moved} of {n} images other logits when other images are in their "
-            f"batch. {TRAINING_MODE}"
-        )
-        return check(name, False, sentence)
+    found = company.dependence(examples.function, examples.images[:num_lanes], alone=True)
+    if found is not None:
+        return check(name, False, str(found))
     return check(name, True, f"The logits of all {n} images are the same at a second look.")
-
-
-def _far(first: np.ndarray, second: np.ndarray) -> int:
-    return int((distances(first, second) > _ROUNDING).sum())
 
 
 def _logits(examples: Examples) -> dict[str, Any]:

@@ -6,10 +6,11 @@ the image's other jobs are cancelled. What a job finds depends on its image, its
 alone: whether an image is fooled depends neither on the number of lanes nor on the order of the jobs.
 """
 
+import contextlib
 import dataclasses
 import operator
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import jax
@@ -59,6 +60,7 @@ class Queue:
       steps: int [L], that it has taken.
       group: How many lanes of a device take their steps together; None: all of them.
       running: The lanes; None before the first job.
+      is_whole: Whether `found`, the jobs and the lanes belong together, so that they can be kept.
       functions: The classifier as an argument of compiled code, by how many images it is shown.
       radius: float [N], within which the closest point leaves its image.
     """
@@ -81,6 +83,7 @@ class Queue:
     steps: np.ndarray = dataclasses.field(init=False)
     group: int | None = dataclasses.field(init=False)
     running: lanes.Lanes | None = dataclasses.field(init=False, default=None)
+    is_whole: bool = dataclasses.field(init=False, default=False)
     functions: dict[int, Any] = dataclasses.field(init=False, default_factory=dict)
     radius: np.ndarray = dataclasses.field(init=False)
 
@@ -92,33 +95,28 @@ class Queue:
         # A look at the lanes costs about a millisecond, a fooled image that waits for it some steps.
         # An even number: attacks that want a gradient every other time keep in step with each other.
         steps = jnp.int32(min(max(self.attack.num_steps // 20, 1), 25) * 2)
-        fits = (
-            True  # whether `found`, `row` and the lanes belong together, so that they can be kept
-        )
         try:
             while True:
-                fits = False
-                if not self._refill():
-                    fits = True
+                with self._apart():
+                    goes_on = self._refill()
+                if not goes_on:
                     self.watch.check()
                     break
-                assert self.running is not None
-                fits = True  # until the lanes are taken apart for the next step
                 self.watch.check(always=False)
-                function, fits = self._function(), False
-                self.running = lanes.compiled_advance(
-                    self.running,
-                    function,
-                    steps,
-                    until_fooled=self.until_fooled,
-                    group=self.group,
-                    num_devices=self.num_devices,
-                )
-                fits = True
+                function = self._function()
+                assert self.running is not None
+                with self._apart():
+                    self.running = lanes.compiled_advance(
+                        self.running,
+                        function,
+                        steps,
+                        until_fooled=self.until_fooled,
+                        group=self.group,
+                        num_devices=self.num_devices,
+                    )
                 looked = self._look()
-                fits = False
-                self._harvest(*looked)
-                fits = True
+                with self._apart():
+                    self._harvest(*looked)
                 self._tell(num_jobs)
                 if self.state is not None and time.monotonic() - saved > pause:
                     start = time.monotonic()
@@ -126,7 +124,7 @@ class Queue:
                     saved = time.monotonic()
                     pause = max(_SAVE_EVERY, 20 * (saved - start))
         except BaseException as error:  # Ctrl-C, or an error: what was found is not lost
-            if self.state is not None and fits:
+            if self.state is not None and self.is_whole:
                 try:
                     self.state.save(self)
                 except Exception as second:  # the first error is the one to be told
@@ -136,6 +134,13 @@ class Queue:
         self.running = None
         if self.state is not None:
             self.state.save(self)
+
+    @contextlib.contextmanager
+    def _apart(self) -> Iterator[None]:
+        """Around what leaves `found`, the jobs and the lanes apart while it runs, or where it fails."""
+        self.is_whole = False
+        yield
+        self.is_whole = True
 
     def _begin(self) -> None:
         """All lanes free, or as an earlier process has left them."""
@@ -162,6 +167,7 @@ class Queue:
         lanes_of_one = len(self.row) // self.num_devices
         size = lanes_of_one if self.group is None else min(self.group, lanes_of_one)
         if size not in self.functions:
+            self.watch.check()  # all of them are of the classifier that the run began with
             shape = (size, *self.images.shape[1:])
             images = jax.ShapeDtypeStruct(shape, np.float32)
             function = programs.as_argument(self.logits_fn, images)

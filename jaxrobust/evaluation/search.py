@@ -14,7 +14,7 @@ import numpy as np
 from jaxrobust import checks, programs
 from jaxrobust.attacks import conversation, engine, judging
 from jaxrobust.evaluation import queue
-from jaxrobust.evaluation.answers import answers, as_float, check_alone, check_rows, unusual
+from jaxrobust.evaluation.answers import answers, as_float, check_company, unusual
 from jaxrobust.evaluation.classification import predictions
 from jaxrobust.evaluation.found import Found
 from jaxrobust.evaluation.state import State, description
@@ -97,8 +97,7 @@ def prepare(
     watch = programs.Watch(logits_fn, clean)
     clean_logits = answers(logits_fn, clean, batch_size)
     if not any_rows:
-        check_rows(logits_fn, clean, batch_size, clean_logits)
-        check_alone(logits_fn, clean, clean_logits)
+        check_company(logits_fn, clean, batch_size, alone=True)
     if np.isnan(clean_logits).any(axis=1).all():
         raise ValueError(
             "`logits_fn` must return numbers, got NaN for every clean image: its weights or its "

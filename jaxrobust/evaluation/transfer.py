@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from jaxrobust import attacks, checks
-from jaxrobust.evaluation.answers import answers
 from jaxrobust.evaluation.attack_report import AttackReport, attack_label
 from jaxrobust.evaluation.classification import Progress, logits, predictions
 from jaxrobust.evaluation.rates import Rate, rate
@@ -166,7 +165,7 @@ def _shown(
     source: AttackReport, logits_fn: LogitsFn, clean_logits: np.ndarray, batch_size: int
 ) -> AttackReport:
     """The report as it would be had these images been made on the target model."""
-    values = answers(logits_fn, source.images, batch_size)
+    values = logits(logits_fn, source.images, batch_size)
     return dataclasses.replace(source, logits=values, clean_logits=clean_logits)
 
 

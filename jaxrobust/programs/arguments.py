@@ -6,20 +6,33 @@ inside - is traced at each call, so that what it closes over is what it closes o
 """
 
 import dataclasses
+import dis
 import functools
+import os
+import sys
+import sysconfig
 import types as python_types
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+import jaxrobust
 from jaxrobust import compilation
-from jaxrobust.programs.tracing import Program, trace
+from jaxrobust.programs.tracing import Program, held, trace
 from jaxrobust.types import LogitsFn, Stochastic
 
-_LIBRARIES = ("jax", "jaxlib", "numpy", "flax", "optax", "equinox", "jaxrobust")
+# Where the code of libraries lies: Python's own and installed packages, and this package.
+_FOLDERS = tuple(
+    str(folder) + os.sep
+    for folder in {
+        *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+        str(Path(jaxrobust.__file__).resolve().parent),
+    }
+)
 
 
 def as_argument(logits_fn: LogitsFn, images: Any) -> Any:
@@ -41,7 +54,8 @@ def as_argument(logits_fn: LogitsFn, images: Any) -> Any:
     compilation.check_callable(logits_fn)
     if is_settled(logits_fn):
         _check_logits(_results_of(logits_fn, images), images)
-        return logits_fn
+        # As they are now: an array of numpy may be written to, and would be sent over in every call.
+        return jax.tree.map(lambda leaf: held(leaf) if np.ndim(leaf) else leaf, logits_fn)
     if not isinstance(logits_fn, Stochastic):
         program = _traced(logits_fn, images)
         _check_logits(program.results, images)
@@ -89,12 +103,12 @@ def call(body: Callable[..., Any], logits_fn: LogitsFn, *arguments: Any, **optio
 
 
 def is_settled(function: Any) -> bool:
-    """Whether a callable pytree holds all its arrays as leaves, so that compiled code always sees them.
+    """Whether compiled code sees every change of a callable pytree, because all its arrays are leaves.
 
-    Not so where a leaf is no array (an activation function, say), and where a function in its static
-    part might close over something: a lambda or nested function with a closure, one that reads
-    anything but functions, classes and modules from its module, a method of what is not compared by
-    value. Flax' nnx modules may change when they are called, and never are.
+    Not so where a leaf is no array (an activation function, say), and where a function or class of the
+    user's in its static part reads anything that could change: what it closes over, defaults that are
+    arrays, and what it finds in its module besides functions and libraries. Such a pytree is traced at
+    each call, as every closure is. Flax' nnx modules may change when they are called, and are too.
 
     Example:
       >>> def apply(weights, images):
@@ -104,19 +118,21 @@ def is_settled(function: Any) -> bool:
     """
     if isinstance(function, Program):
         return True
-    return all(map(_is_array, jax.tree.leaves(function))) and _is_settled(function)
-
-
-def _is_settled(node: Any) -> bool:
-    if isinstance(node, Program):
-        return True
-    if any(base.__module__.startswith("flax.nnx") for base in type(node).__mro__):
+    if not all(map(_is_array, jax.tree.leaves(function))):
         return False
+    return _is_settled(function, set())
+
+
+def _is_settled(node: Any, seen: set[int]) -> bool:
     level = jax.tree_util.default_registry.flatten_one_level(node)
-    if level is None:
+    if level is None or isinstance(node, Program):
         return True
     children, static = level
-    return _is_fixed(static, set()) and all(_is_settled(child) for child in children)
+    return (
+        _is_fixed_class(type(node), seen)
+        and _is_fixed(static, seen)
+        and all(_is_settled(child, seen) for child in children)
+    )
 
 
 def _is_array(leaf: Any) -> bool:
@@ -124,45 +140,98 @@ def _is_array(leaf: Any) -> bool:
 
 
 def _is_fixed(value: Any, seen: set[int]) -> bool:
-    """Whether no function in a static value may see other arrays or numbers later than now."""
+    """Whether a static value is compared by what it says, and its functions read nothing else."""
     if isinstance(value, tuple | list | frozenset | set):
         return all(_is_fixed(entry, seen) for entry in value)
     if isinstance(value, Mapping):
         return all(_is_fixed(entry, seen) for entry in value.values())
-    if isinstance(value, type | python_types.BuiltinFunctionType) or id(value) in seen:
-        return True
+    if id(value) in seen or not callable(value):
+        return True  # of data: whoever compiles compares it
     seen.add(id(value))
+    if isinstance(value, type):
+        return _is_fixed_class(value, seen)
+    if isinstance(value, python_types.BuiltinFunctionType | np.ufunc):
+        return True
     if isinstance(value, python_types.MethodType):
         return _is_fixed(value.__self__, seen) and _is_fixed(value.__func__, seen)
     if isinstance(value, python_types.FunctionType):
         return _is_fixed_function(value, seen)
-    inner = getattr(value, "__wrapped__", getattr(value, "fun", None))
-    if callable(inner):  # of jax.jit, custom_jvp, a Partial and their like
+    inner = getattr(value, "__wrapped__", None)
+    if type(value).__module__.split(".")[0] == "jax" and inner is None:
+        inner = getattr(value, "fun", None)  # of what a Partial makes of other callables
+    if inner is not None:  # of jax.jit, custom_jvp and their like
         return _is_fixed(inner, seen)
-    if not callable(value):
-        return True  # compared by what it says, by whoever compiles
-    # What is compared by value, as linen's modules are, is part of the compiled code's key; functions
-    # among its fields are so by where they lie alone.
-    names = [f.name for f in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else ()
-    fields = [getattr(value, name, None) for name in names]
-    return _has_value(value) and all(_is_fixed(field, seen) for field in fields)
+    # A callable object, such as a linen module: part of the key if it is compared by value, but for
+    # functions among its fields, which are compared by where they lie.
+    fields = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
+    return (
+        _has_value(value)
+        and _is_fixed_class(type(value), seen)
+        and all(_is_fixed(getattr(value, field.name, None), seen) for field in fields)
+    )
+
+
+def _is_fixed_class(kind: type, seen: set[int]) -> bool:
+    """Whether the methods of a class read nothing that may change."""
+    if any(base.__module__.startswith("flax.nnx") for base in kind.__mro__):
+        return False
+    users = [base for base in kind.__mro__ if not _is_of_library(sys.modules.get(base.__module__))]
+    return all(
+        _is_fixed(getattr(method, "__func__", getattr(method, "fget", method)), seen)
+        for base in users
+        for method in vars(base).values()
+        if isinstance(method, python_types.FunctionType | staticmethod | classmethod | property)
+    )
 
 
 def _is_fixed_function(function: python_types.FunctionType, seen: set[int]) -> bool:
-    closed_over = [cell.cell_contents for cell in function.__closure__ or ()]
-    if (function.__module__ or "").split(".")[0] in _LIBRARIES:
+    code = function.__code__
+    closed_over = [_content(cell) for cell in function.__closure__ or ()]
+    if code.co_filename.startswith(_FOLDERS):
         # A library does not change what its functions close over; users' functions may be among it.
         return all(_is_constant(one) or _is_code(one, seen) for one in closed_over)
-    if closed_over or not all(map(_is_constant, function.__defaults__ or ())):
+    defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    reads_itself = vars(function).keys() - {"__wrapped__"}
+    if reads_itself or not all(map(_is_constant, defaults)) or _imports(code):
         return False
-    names, module = _names(function.__code__), function.__globals__
+    # The class that a method belongs to is a closure of it, where it says `super()`.
+    if not all(isinstance(one, type) and _is_code(one, seen) for one in closed_over):
+        return False
+    names, module = _names(code), function.__globals__
     return all(_is_code(module[name], seen) for name in names if name in module)
 
 
 def _is_code(value: Any, seen: set[int]) -> bool:
-    """Whether it is a module, or may be called and sees nothing that may change."""
-    is_module = isinstance(value, python_types.ModuleType)
-    return is_module or (callable(value) and _is_fixed(value, seen))
+    """Whether it is a library's module, or a function or class that reads nothing that may change."""
+    if isinstance(value, python_types.ModuleType):
+        return _is_of_library(value)
+    if isinstance(value, type) and not _is_of_library(sys.modules.get(value.__module__)):
+        own = {name: one for name, one in vars(value).items() if not name.startswith("__")}
+        if not all(callable(one) or hasattr(one, "__get__") for one in own.values()):
+            return False  # numbers and arrays of a class may be set
+    return callable(value) and _is_fixed(value, seen)
+
+
+def _is_of_library(module: Any) -> bool:
+    file = getattr(module, "__file__", None)
+    # What has no file is part of Python itself, unless it is typed in.
+    return (
+        getattr(module, "__name__", "") != "__main__" if file is None else file.startswith(_FOLDERS)
+    )
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # of a name that has no value yet
+        return object()
+
+
+def _imports(code: Any) -> bool:
+    """Whether a function imports anything while it runs."""
+    inner = (constant for constant in code.co_consts if isinstance(constant, python_types.CodeType))
+    found = any(instruction.opname == "IMPORT_NAME" for instruction in dis.get_instructions(code))
+    return found or any(map(_imports, inner))
 
 
 def _names(code: Any) -> set[str]:
@@ -203,8 +272,9 @@ def _traced(function: Callable[..., Any], *examples: Any) -> Program:
         if type(error).__name__ == "TraceContextError":  # flax', which is not imported here
             raise ValueError(
                 "`logits_fn` changes its own state when it is called, as an nnx module does in "
-                "training mode. Call `model.eval()` first, which stops dropout and freezes the "
-                "statistics of BatchNorm."
+                "training mode: call `model.eval()` first, which stops dropout and freezes the "
+                "statistics of BatchNorm. A module inside `nnx.jit` counts as changed in any mode: "
+                "pass the module itself."
             ) from error
         if isinstance(error, TypeError) and "not a valid JAX type" in str(error):
             raise TypeError(

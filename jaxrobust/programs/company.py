@@ -1,0 +1,195 @@
+"""Whether a classifier's answer to an image depends on the images beside it in its batch.
+
+BatchNorm in training mode is the usual case: its statistics are those of the batch, so accuracy, and
+what an attack finds, are another for every batch size.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust import compilation
+from jaxrobust.programs.arguments import as_argument
+from jaxrobust.programs.tracing import Program
+from jaxrobust.types import Array, BatchDependent, LogitsFn, Stochastic, fold_keys
+
+# How far answers to one image may be apart, as a share of how far those to different images are: with
+# other images beside it (nothing of its own arithmetic changes), and in another row or alone (rounding
+# does, of a network that computes in bfloat16 by more).
+_BESIDE, _MOVED = 1e-4, 0.03
+_MASKED = 1e20  # logits beyond this say that no image can get the class
+_ALONE = 3  # images that are shown alone
+
+TRAINING_MODE = (
+    "The classifier is probably in training mode, where BatchNorm takes its statistics from the batch: "
+    "call `model.eval()` (nnx), or apply the module with `train=False` or `use_running_average=True` "
+    "(linen)."
+)
+
+
+class Dependence(NamedTuple):
+    """How many of n images get other logits, and when: "asked twice", "beside others" or "alone"."""
+
+    when: str
+    moved: int
+    n: int
+
+    def __str__(self) -> str:
+        if self.when == "asked twice":
+            return (
+                f"The classifier is stochastic: {self.moved} of {self.n} images get other logits at a "
+                "second look. Declare it as a `jaxrobust.types.Stochastic`, whose figures are means "
+                "over its answers."
+            )
+        where = {
+            "beside others": "when other images are in their batch",
+            "alone": "when they are alone or in another place of their batch",
+        }[self.when]
+        what = f"The classifier gives {self.moved} of {self.n} images other logits {where}."
+        return f"{what} {TRAINING_MODE}"
+
+
+def answer(logits_fn: Any, images: Array, places: Array, draw: Array | int = 0) -> Array:
+    """A classifier's logits as float32, of a `Stochastic` one the mean of one draw of its samples.
+
+    Args:
+      logits_fn: From `as_argument`.
+      images: float32 [B, H, W, C] in [0, 1].
+      places: int [B], of the images in their data set: what a draw depends on.
+      draw: Other numbers are other draws.
+
+    Returns:
+      float32 [B, K].
+    """
+    if not isinstance(logits_fn, Stochastic):
+        return logits_fn(images).astype(jnp.float32)
+    key = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), draw)
+    return logits_fn(images, fold_keys(key, places)).astype(jnp.float32)
+
+
+compiled_answer = compilation.jit(answer, exact_types=True)
+
+
+def dependence(
+    logits_fn: LogitsFn, images: np.ndarray, *, alone: bool = False
+) -> Dependence | None:
+    """Looks for a dependence on the batch.
+
+    Every second image of a batch is replaced by noise, then every other one: those that stay must keep
+    their logits. A batch of one image gets a neighbour.
+
+    Args:
+      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]; a `BatchDependent` one is
+        taken as it is.
+      images: float32 [B, H, W, C] in [0, 1], a batch.
+      alone: Whether a few images are shown alone too, and all of them in another place.
+
+    Returns:
+      What was found; None where nothing depends on the batch.
+    """
+    if isinstance(logits_fn, BatchDependent) or not len(images):
+        return None
+    noise = np.random.default_rng(0).random(images.shape, np.float32)
+    places = np.arange(len(images))
+    if len(images) == 1:
+        pair = _shown(logits_fn, np.concatenate([images, noise]), np.array([0, 1]))
+        single = np.concatenate([_shown(logits_fn, images, places), pair[1:]])
+        moved = _far(pair, single, _MOVED)
+        return Dependence("beside others", moved, 1) if moved else None
+    first = _shown(logits_fn, images, places)
+    moved = 0
+    for start in (0, 1):
+        mixed = images.copy()
+        mixed[start::2] = noise[start::2]
+        beside = _shown(logits_fn, mixed, places)
+        moved += _far(first, beside, _BESIDE, slice(1 - start, None, 2))
+    if moved:
+        again = _far(first, _shown(logits_fn, images, places), _BESIDE)
+        found = ("asked twice", again) if again else ("beside others", moved)
+        return Dependence(*found, len(images))
+    if not alone:
+        return None
+    rows = np.unique(np.linspace(0, len(images) - 1, _ALONE).astype(int))
+    single = first.copy()
+    for row in rows:
+        single[row] = _shown(logits_fn, images[row : row + 1], places[row : row + 1])[0]
+    rolled = _shown(logits_fn, np.roll(images, 1, axis=0), np.roll(places, 1))
+    moved = max(_far(first, single, _MOVED), _far(first, np.roll(rolled, -1, axis=0), _MOVED))
+    return Dependence("alone", moved, len(images)) if moved else None
+
+
+def check(logits_fn: LogitsFn, images: np.ndarray, *, alone: bool = False) -> None:
+    """Refuses what `dependence` finds.
+
+    Args:
+      logits_fn: As `dependence`, like the others.
+      images: float32 [B, H, W, C] in [0, 1], a batch.
+      alone: Whether a few images are shown alone too.
+
+    Raises:
+      ValueError: The answers depend on the batch; the message says what is the likely reason.
+    """
+    found = dependence(logits_fn, images, alone=alone)
+    if found is None:
+        return
+    advice = (
+        ""
+        if found.when == "asked twice"
+        else " Every figure would depend on the batch size. If that is meant, wrap the classifier: "
+        "`jaxrobust.types.BatchDependent(logits_fn)`."
+    )
+    raise ValueError(f"`logits_fn` cannot be evaluated. {found}{advice}")
+
+
+_checked: dict[Any, None] = {}
+_REMEMBERED = 256
+
+
+def check_once(logits_fn: LogitsFn, function: Any, images: np.ndarray) -> None:
+    """`check`, once for each program: whether it depends on the batch is in its equations.
+
+    Args:
+      logits_fn: As `check`.
+      function: The classifier from `as_argument`.
+      images: float32 [B, H, W, C] in [0, 1], a batch.
+
+    Raises:
+      ValueError: As `check`.
+    """
+    program = function.function if isinstance(function, Stochastic) else function
+    what = program.code if isinstance(program, Program) else jax.tree.structure(function)
+    known = (what, images.shape)
+    if known in _checked:
+        return
+    check(logits_fn, images)
+    while len(_checked) >= _REMEMBERED:
+        del _checked[next(iter(_checked))]
+    _checked[known] = None
+
+
+def _shown(logits_fn: LogitsFn, images: np.ndarray, places: np.ndarray) -> np.ndarray:
+    function = as_argument(logits_fn, jax.ShapeDtypeStruct(images.shape, np.float32))
+    return np.asarray(compiled_answer(function, jnp.asarray(images), jnp.asarray(places)))
+
+
+def _far(first: np.ndarray, second: np.ndarray, tolerance: float, rows: slice = slice(None)) -> int:
+    """How many rows of two answers to the same images are further apart than that."""
+    same = (first == second) | (np.isnan(first) & np.isnan(second))
+    with np.errstate(invalid="ignore", over="ignore"):
+        apart = np.where(same, 0.0, np.abs(first.astype(np.float64) - second))
+    apart = np.where(np.isnan(apart), np.inf, apart).max(axis=1)
+    return int((apart[rows] > tolerance * _scale(first)).sum())
+
+
+def _scale(logits: np.ndarray) -> float:
+    """How far answers to different images are apart.
+
+    Classes that are masked, or have one logit for all images, say nothing about that.
+    """
+    usual = np.where(np.abs(logits) < _MASKED, logits.astype(np.float64), np.nan)
+    columns = usual[:, ~np.isnan(usual).any(axis=0)]
+    spreads = np.ptp(columns, axis=0)
+    varied = columns[:, spreads > 0]
+    return max(float(np.max(spreads, initial=0)), 1e-4 * np.abs(varied).max(initial=0.0), 1e-6)
