@@ -109,7 +109,7 @@ def test_each_kind_is_called_what_it_is(verdict, kind):
     if kind == "stochastic":  # what it sees depends on an image's place in its group of lanes
         failed -= {"more steps"}
     assert (result["verdict"], failed) == EXPECTED[kind]
-    assert result["n"] == 40 and len(checks) == 9
+    assert result["n"] == 40 and len(checks) == 10
     assert json.loads(json.dumps(result)) == result
     for name in failed & set(diagnostics.MASKING):
         assert checks[name]["detail"] in result["reason"]

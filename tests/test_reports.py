@@ -295,3 +295,26 @@ def test_the_import_is_cheap():
         cwd=Path(__file__).parents[1],
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_what_norms_are_of_and_warnings_are_said(tmp_path):
+    """Files of earlier releases have means over all images attacked, and still draw."""
+    old = make_result()
+    assert "over all images attacked" in report(tmp_path, old) and not any(
+        "norms_of" in attack for attack in old["attacks"]
+    )
+    new = make_result()
+    sentence = "The classifier returns probabilities."
+    for attack in new["attacks"]:
+        attack |= {"norms_of": "successes", "warnings": [sentence]}
+    text = report(tmp_path, new)
+    assert "over the successes," in text and "†" not in text and sentence in text
+    for entry in new["attacks"]:
+        entry.pop("warnings")
+    assert sentence not in report(tmp_path, new)
+    new["attacks"][0].pop("norms_of")
+    new["models"][0]["evaluation"]["warnings"] = [sentence]
+    new["curves"][0]["warnings"] = new["transfer"][0]["warnings"] = ["Of a curve & more."]
+    text = report(tmp_path, new)
+    assert "†: over all images attacked" in text and text.count("†") == 3
+    assert sentence in text and text.count("Of a curve &amp; more.") == 2

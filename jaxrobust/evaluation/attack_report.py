@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxrobust import attacks, checks, norms
 from jaxrobust.attacks.judging import is_within
+from jaxrobust.evaluation.answers import unusual
 from jaxrobust.evaluation.classification import predictions, softmax
 from jaxrobust.evaluation.rates import Rate, rate
 from jaxrobust.types import Attack
@@ -32,7 +33,6 @@ class AttackReport:
       num_gradients: int [N], gradients on behalf of this one.
       saw_nan: bool [N], whether a logit or a gradient has been NaN: such an image is to be looked at.
         Its NaN points were not counted as fooling.
-      warnings: Sentences on what makes the figures doubtful; mostly none.
     """
 
     attack: Attack
@@ -46,7 +46,11 @@ class AttackReport:
     num_queries: np.ndarray
     num_gradients: np.ndarray
     saw_nan: np.ndarray
-    warnings: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences on what makes the figures doubtful; mostly none."""
+        return unusual(self.clean_logits)
 
     @functools.cached_property
     def clean_predictions(self) -> np.ndarray:

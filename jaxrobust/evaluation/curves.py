@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jaxrobust import checks
-from jaxrobust.evaluation.answers import answers
+from jaxrobust.evaluation.answers import answers, unusual
 from jaxrobust.evaluation.attack_report import AttackReport, attack_label, robust_accuracy
 from jaxrobust.evaluation.classification import Progress, predictions
 from jaxrobust.evaluation.rates import rate
@@ -84,7 +84,14 @@ def robustness_curve(
             progress(done, len(epsilons))
         if stop_below is not None and standing.mean() < stop_below:
             break
-    return {"model": model, "label": attack_label(attack, epsilon=False), "points": points}
+    return _curve(model, attack, points, unusual(examples.clean_logits))
+
+
+def _curve(
+    model: str, attack: Attack, points: list[dict[str, Any]], noticed: Sequence[str]
+) -> dict[str, Any]:
+    curve = {"model": model, "label": attack_label(attack, epsilon=False), "points": points}
+    return curve | {"warnings": list(noticed)} if noticed else curve
 
 
 def _standing(

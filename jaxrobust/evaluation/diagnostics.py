@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxrobust import checks, norms
 from jaxrobust.attacks import APGD, RandomNoise, Square
+from jaxrobust.evaluation.answers import unusual
 from jaxrobust.evaluation.attack_report import epsilon_label
 from jaxrobust.evaluation.classification import Progress, predictions
 from jaxrobust.evaluation.gradient_checks import QUESTIONS, check, gradient_checks, many
@@ -179,8 +180,9 @@ def _same_answer(examples: Examples, num_lanes: int) -> dict[str, Any]:
 
 def _logits(examples: Examples) -> dict[str, Any]:
     """Whether what the classifier returns are logits."""
-    sentence = " ".join(examples.warnings) or "The classifier returns logits, not probabilities."
-    return check("logits", not examples.warnings, sentence)
+    noticed = unusual(examples.clean_logits)
+    sentence = " ".join(noticed) or "The classifier returns logits, not probabilities."
+    return check("logits", not noticed, sentence)
 
 
 def _attack_checks(

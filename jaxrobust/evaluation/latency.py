@@ -205,7 +205,7 @@ def _argument(name: str, fn: Any) -> Any:
     if not callable(fn):
         raise TypeError(f"`{name}` must be callable, got {type(fn).__name__}.")
     if not programs.is_settled(fn):  # its arrays are constants of the program, which is made anew
-        return jax.tree_util.Partial(lambda example: fn(example))
+        return jax.tree_util.Partial(lambda example: programs.explained(fn, example))
     # Weights of the host would be sent over in every run; and where weights lie in memory should not
     # depend on how they were made, or the reference and its twins would differ by that.
     return jax.tree.map(jnp.copy, jax.device_put(fn))

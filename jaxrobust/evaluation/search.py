@@ -53,7 +53,6 @@ class Examples:
       images: float32 [N, H, W, C] in [0, 1].
       labels: int [N].
       clean_logits: float32 [N, K].
-      warnings: Sentences on what is unusual about the logits.
       watch: That notices a change of weights.
     """
 
@@ -61,7 +60,6 @@ class Examples:
     images: np.ndarray
     labels: np.ndarray
     clean_logits: np.ndarray
-    warnings: tuple[str, ...]
     watch: programs.Watch
 
     @property
@@ -103,10 +101,9 @@ def prepare(
             "`logits_fn` must return numbers, got NaN for every clean image: its weights or its "
             "normalisation may be at fault."
         )
-    noticed = unusual(clean_logits)
-    for sentence in noticed:
+    for sentence in unusual(clean_logits):
         warnings.warn(sentence, stacklevel=3)
-    return Examples(logits_fn, clean, labels, clean_logits, noticed, watch)
+    return Examples(logits_fn, clean, labels, clean_logits, watch)
 
 
 def search(

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxrobust import attacks
 from jaxrobust.attacks import engine
-from jaxrobust.evaluation.answers import answers
+from jaxrobust.evaluation.answers import answers, unusual
 from jaxrobust.evaluation.attack_report import attack_label
 from jaxrobust.evaluation.classification import predictions
 from jaxrobust.evaluation.rates import Rate, rate
@@ -44,7 +44,6 @@ class SuiteReport:
       num_gradients: int [N].
       saw_nan: bool [N], whether an answer has been NaN.
       seconds: {name: of this process on the attack, compiling included}.
-      warnings: Sentences on what makes the figures doubtful; mostly none.
     """
 
     suite: Mapping[str, Attack]
@@ -58,7 +57,11 @@ class SuiteReport:
     num_gradients: np.ndarray
     saw_nan: np.ndarray
     seconds: Mapping[str, float]
-    warnings: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences on what makes the figures doubtful; mostly none."""
+        return unusual(self.clean_logits)
 
     @functools.cached_property
     def robust(self) -> np.ndarray:
@@ -168,7 +171,6 @@ def attack_suite(
         num_gradients=gradients,
         saw_nan=saw_nan,
         seconds=seconds,
-        warnings=examples.warnings,
     )
 
 

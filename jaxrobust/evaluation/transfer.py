@@ -96,7 +96,9 @@ def transfer_matrix(
         ]
         for source in reports.values()
     ]
-    return {"label": attack_label(first.attack), "models": list(reports), "rates": rates}
+    matrix = {"label": attack_label(first.attack), "models": list(reports), "rates": rates}
+    noticed = [f"{name}: {one}" for name, report in reports.items() for one in report.warnings]
+    return matrix | {"warnings": noticed} if noticed else matrix
 
 
 def transfer_curves(

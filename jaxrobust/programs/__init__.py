@@ -4,7 +4,13 @@
 anew at each call, and functions whose equations are equal share what has been compiled.
 """
 
-from jaxrobust.programs.arguments import as_argument, call, is_settled, logits_shape
+from jaxrobust.programs.arguments import (
+    as_argument,
+    call,
+    explained,
+    is_settled,
+    logits_shape,
+)
 from jaxrobust.programs.tracing import Program, trace
 from jaxrobust.programs.watching import Watch, fingerprint
 
@@ -13,6 +19,7 @@ __all__ = [
     "Watch",
     "as_argument",
     "call",
+    "explained",
     "fingerprint",
     "is_settled",
     "logits_shape",

@@ -261,8 +261,13 @@ def _has_value(value: Any) -> bool:
 
 
 def _traced(function: Callable[..., Any], *examples: Any) -> Program:
+    return explained(trace, function, *examples)
+
+
+def explained(function: Callable[..., Any], *arguments: Any) -> Any:
+    """`function(*arguments)`; what it raises because it cannot be traced is said in other words."""
     try:
-        return trace(function, *examples)
+        return function(*arguments)
     except jax.errors.TracerArrayConversionError as error:
         raise TypeError(
             "`logits_fn` must be written in jax.numpy: it makes a numpy array of its images, which jax "
@@ -289,13 +294,7 @@ def _results_of(function: Any, images: Any) -> Any:
         return function.results
     if isinstance(function, Stochastic) and isinstance(function.function, Program):
         return function.function.results
-    try:
-        return _call.eval_shape(function, images)
-    except jax.errors.TracerArrayConversionError as error:
-        raise TypeError(
-            "`logits_fn` must be written in jax.numpy: it makes a numpy array of its images, which jax "
-            "cannot trace."
-        ) from error
+    return explained(_call.eval_shape, function, images)
 
 
 def _check_logits(results: Any, images: Any) -> None:

@@ -188,8 +188,8 @@ def _scale(logits: np.ndarray) -> float:
 
     Classes that are masked, or have one logit for all images, say nothing about that.
     """
-    usual = np.where(np.abs(logits) < _MASKED, logits.astype(np.float64), np.nan)
-    columns = usual[:, ~np.isnan(usual).any(axis=0)]
-    spreads = np.ptp(columns, axis=0)
+    rows = logits[~np.isnan(logits).any(axis=1)].astype(np.float64)
+    columns = rows[:, (np.abs(rows) < _MASKED).all(axis=0)]
+    spreads = np.ptp(columns, axis=0) if len(columns) else np.zeros(columns.shape[1])
     varied = columns[:, spreads > 0]
     return max(float(np.max(spreads, initial=0)), 1e-4 * np.abs(varied).max(initial=0.0), 1e-6)

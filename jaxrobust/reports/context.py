@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jaxrobust.reports import figures, formatting, sections, suites
@@ -56,9 +56,12 @@ def build_context(result: dict[str, Any]) -> dict[str, Any]:
         "per_class": _per_class(models),
         "attacks": grouped(attacks, "model"),
         "attack_figures": _attack_figures(attacks, looks),
-        "attack_warnings": _warnings(attacks),
+        "warnings": {
+            "models": _warnings(models, lambda model: model["evaluation"]),
+            **{part: _warnings(result[part]) for part in ("attacks", "curves", "transfer")},
+        },
         # Files of earlier releases have means over all images attacked.
-        "norms_of_successes": all(one.get("norms_of") == "successes" for one in attacks),
+        "norms_of": sorted({one.get("norms_of", "all") for one in attacks}),
         "curves": _curves(result["curves"], looks),
         "transfer": [(transfer, _transfer(transfer)) for transfer in result["transfer"]],
         "explanations": list(explanation_groups(result["explanations"], names)),
@@ -193,13 +196,16 @@ def _per_class(models: Sequence[dict[str, Any]]) -> list[tuple[str, Any, list[An
     ]
 
 
-def _warnings(attacks: list[dict[str, Any]]) -> list[str]:
-    """What is doubtful about attacks, each sentence once with the models that it is about."""
+def _warnings(
+    entries: list[dict[str, Any]], place: Callable[[dict[str, Any]], Any] = lambda entry: entry
+) -> list[str]:
+    """What is doubtful about some entries, each sentence once with the models that it is about."""
     models: dict[str, list[str]] = {}
-    for attack in attacks:
-        for sentence in attack.get("warnings", []):
-            models.setdefault(sentence, []).append(attack["model"])
-    return [f"{', '.join(dict.fromkeys(names))}: {sentence}" for sentence, names in models.items()]
+    for entry in entries:
+        for sentence in place(entry).get("warnings", []):
+            models.setdefault(sentence, []).append(entry.get("model", entry.get("name", "")))
+    about = {one: ", ".join(filter(None, dict.fromkeys(names))) for one, names in models.items()}
+    return [f"{names}: {one}" if names else one for one, names in about.items()]
 
 
 def _attack_figures(

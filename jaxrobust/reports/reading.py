@@ -46,6 +46,7 @@ _MODEL = {
         "confusion_matrix": [[NUMBER]],
         "per_class": [{"class": TEXT, **_SCORES, "support": NUMBER}],
         "macro": _SCORES,
+        "warnings?": [TEXT],
     },
 }
 _RECORD = {
@@ -134,7 +135,15 @@ _RESULT = {
     "suites?": [suite],
     "attacks?": [_ATTACK],
     "diagnostics?": [diagnostics_of_model],
-    "transfer?": [{"label": TEXT, "target?": TEXT, "models": [TEXT], "rates": [[RATE]]}],
+    "transfer?": [
+        {
+            "label": TEXT,
+            "target?": TEXT,
+            "models": [TEXT],
+            "rates": [[RATE]],
+            "warnings?": [TEXT],
+        }
+    ],
     "explanations?": [_EXPLANATION],
     "gallery?": [_EXAMPLE],
     "curves?": [
@@ -143,6 +152,7 @@ _RESULT = {
             "label": TEXT,
             "points": [{"epsilon": NUMBER, "robust_accuracy": RATE}],
             "suite?": {"label": TEXT, "epsilon": NUMBER, "robust_accuracy": RATE},
+            "warnings?": [TEXT],
         }
     ],
     "verdicts?": [VERDICT],
