@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrobust import checks, compilation, programs
+from jaxrobust import checks, programs
 from jaxrobust.types import Array, LogitsFn
 
 
@@ -20,7 +20,7 @@ def checked(
       labels: int [B] or None.
 
     Returns:
-      (logits_fn as a pytree, images float32, labels as an array or None), for `programs.call`.
+      (logits_fn, images float32, labels as an array or None), for `programs.call`.
 
     Raises:
       TypeError: Integer images, fractional labels.
@@ -30,13 +30,13 @@ def checked(
     if labels is not None:
         labels = jnp.asarray(labels)
     checks.images_and_labels(images, jnp.zeros(images.shape[:1], int) if labels is None else labels)
-    function, images = compilation.as_pytree(logits_fn), images.astype(jnp.float32)
-    num_classes = programs.logits_shape(function, images)[1]
+    images = images.astype(jnp.float32)
+    num_classes = programs.logits_shape(logits_fn, images)[1]
     if not checks.is_traced(images, labels):
         checks.value_range(images)
         if labels is not None:
             checks.label_range("labels", labels, num_classes)
-    return function, images, labels
+    return logits_fn, images, labels
 
 
 def pixels_like(name: str, value: Any, images: Array) -> Array:

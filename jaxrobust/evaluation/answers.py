@@ -101,19 +101,23 @@ def answers(
     return np.concatenate(rows)
 
 
-def check_company(logits_fn: LogitsFn, images: np.ndarray, batch_size: int, *, alone: bool) -> None:
+def check_company(
+    logits_fn: LogitsFn, images: np.ndarray, batch_size: int, found: np.ndarray, *, thorough: bool
+) -> None:
     """Refuses a classifier whose answer to an image depends on the images beside it.
 
     Args:
       logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K].
       images: uint8, or floating in [0, 1], [N, H, W, C]; the first batch of them is looked at.
       batch_size: Images at a time.
-      alone: Whether a few images are shown alone too.
+      found: float32 [N, K], what `answers` has found.
+      thorough: Whether a few images are shown by themselves too.
 
     Raises:
       ValueError: The message says what is the likely reason.
     """
-    company.check(logits_fn, _converted(images[:batch_size]), alone=alone)
+    batch = _converted(images[:batch_size])
+    company.check(logits_fn, batch, first=found[:batch_size], thorough=thorough)
 
 
 def unusual(values: np.ndarray) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ def logits(logits_fn: LogitsFn, images: Any, batch_size: int = 256, draw: int = 
     images = check_images(images)
     found = answers(logits_fn, images, batch_size, draw)
     if draw == 0:
-        check_company(logits_fn, images, batch_size, alone=False)
+        check_company(logits_fn, images, batch_size, found, thorough=False)
         for sentence in unusual(found):
             warnings.warn(sentence, stacklevel=2)
     return found

@@ -172,7 +172,8 @@ def _same_answer(examples: Examples, num_lanes: int) -> dict[str, Any]:
         return check(
             name, None, f"Declared to be random: attacked through the mean of {samples} answers."
         )
-    found = company.dependence(examples.function, examples.images[:num_lanes], alone=True)
+    images = examples.images[:num_lanes]
+    found = company.dependence(examples.function, images, thorough=True)
     if found is not None:
         return check(name, False, str(found))
     return check(name, True, f"The logits of all {n} images are the same at a second look.")

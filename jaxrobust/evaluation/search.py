@@ -95,7 +95,7 @@ def prepare(
     watch = programs.Watch(logits_fn, clean)
     clean_logits = answers(logits_fn, clean, batch_size)
     if not any_rows:
-        check_company(logits_fn, clean, batch_size, alone=True)
+        check_company(logits_fn, clean, batch_size, clean_logits, thorough=True)
     if np.isnan(clean_logits).any(axis=1).all():
         raise ValueError(
             "`logits_fn` must return numbers, got NaN for every clean image: its weights or its "

@@ -89,26 +89,26 @@ def call(body: Callable[..., Any], logits_fn: LogitsFn, *arguments: Any, **optio
 
     Args:
       body: A pure function, the same one at every call. It may show the classifier any images.
-      logits_fn: Where it is not settled, body and classifier are traced as one.
+      logits_fn: Where it is not settled, body and classifier are traced as one at each call: what the
+        body differentiates or repeats is traced with it.
       *arguments: Pytrees of arrays.
       **options: Static: part of the compiled program.
 
     Returns:
       What the body returns.
     """
-    function = compilation.as_pytree(logits_fn)
-    if is_settled(function):
-        return _compiled(body, tuple(sorted(options)))(function, *arguments, **options)
-    return _run(_traced(functools.partial(body, function, **options), *arguments), *arguments)
+    if is_settled(logits_fn):
+        return _compiled(body, tuple(sorted(options)))(logits_fn, *arguments, **options)
+    return _run(_traced(functools.partial(body, logits_fn, **options), *arguments), *arguments)
 
 
 def is_settled(function: Any) -> bool:
-    """Whether compiled code sees every change of a callable pytree, because all its arrays are leaves.
+    """Whether compiled code sees all changes of a callable pytree, because its arrays are its leaves.
 
-    Not so where a leaf is no array (an activation function, say), and where a function or class of the
-    user's in its static part reads anything that could change: what it closes over, defaults that are
-    arrays, and what it finds in its module besides functions and libraries. Such a pytree is traced at
-    each call, as every closure is. Flax' nnx modules may change when they are called, and are too.
+    It is not settled where a leaf is no array (an activation function, say), or where a function or
+    class of the user's in its static part reads something that could change: a closure, a default that
+    is an array, a number or an array of its module. Then it is traced at each call, as every closure is.
+    So are nnx modules of flax, which may change when they are called.
 
     Example:
       >>> def apply(weights, images):

@@ -73,7 +73,11 @@ compiled_answer = compilation.jit(answer, exact_types=True)
 
 
 def dependence(
-    logits_fn: LogitsFn, images: np.ndarray, *, alone: bool = False
+    logits_fn: LogitsFn,
+    images: np.ndarray,
+    *,
+    first: np.ndarray | None = None,
+    thorough: bool = False,
 ) -> Dependence | None:
     """Looks for a dependence on the batch.
 
@@ -84,54 +88,69 @@ def dependence(
       logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]; a `BatchDependent` one is
         taken as it is.
       images: float32 [B, H, W, C] in [0, 1], a batch.
-      alone: Whether a few images are shown alone too, and all of them in another place.
+      first: float32 [B, K], the logits of this batch where they are known.
+      thorough: Whether a few images are shown by themselves too, in a batch of nothing but their
+        copies, and all images in another place.
 
     Returns:
       What was found; None where nothing depends on the batch.
     """
     if isinstance(logits_fn, BatchDependent) or not len(images):
         return None
-    noise = np.random.default_rng(0).random(images.shape, np.float32)
-    places = np.arange(len(images))
-    if len(images) == 1:
-        pair = _shown(logits_fn, np.concatenate([images, noise]), np.array([0, 1]))
-        single = np.concatenate([_shown(logits_fn, images, places), pair[1:]])
-        moved = _far(pair, single, _MOVED)
+    count = len(images)
+    noise, places = np.random.default_rng(0).random(images.shape, np.float32), np.arange(count)
+    # Batches of one shape: nothing is compiled for the sake of these looks.
+    function = as_argument(logits_fn, jax.ShapeDtypeStruct(images.shape, np.float32))
+
+    def shown(images: np.ndarray, places: np.ndarray = places) -> np.ndarray:
+        return np.asarray(compiled_answer(function, jnp.asarray(images), jnp.asarray(places)))
+
+    first = shown(images) if first is None else first
+    if count == 1:
+        pair = np.concatenate([images, noise])
+        function, two = as_argument(logits_fn, pair), np.arange(2)
+        both = shown(pair, two)
+        moved = _far(both, np.concatenate([first, both[1:]]), _MOVED)
         return Dependence("beside others", moved, 1) if moved else None
-    first = _shown(logits_fn, images, places)
     moved = 0
     for start in (0, 1):
         mixed = images.copy()
         mixed[start::2] = noise[start::2]
-        beside = _shown(logits_fn, mixed, places)
-        moved += _far(first, beside, _BESIDE, slice(1 - start, None, 2))
+        moved += _far(first, shown(mixed), _BESIDE, slice(1 - start, None, 2))
     if moved:
-        again = _far(first, _shown(logits_fn, images, places), _BESIDE)
+        again = _far(first, shown(images), _BESIDE)
         found = ("asked twice", again) if again else ("beside others", moved)
-        return Dependence(*found, len(images))
-    if not alone:
+        return Dependence(*found, count)
+    if not thorough:
         return None
-    rows = np.unique(np.linspace(0, len(images) - 1, _ALONE).astype(int))
     single = first.copy()
-    for row in rows:
-        single[row] = _shown(logits_fn, images[row : row + 1], places[row : row + 1])[0]
-    rolled = _shown(logits_fn, np.roll(images, 1, axis=0), np.roll(places, 1))
-    moved = max(_far(first, single, _MOVED), _far(first, np.roll(rolled, -1, axis=0), _MOVED))
-    return Dependence("alone", moved, len(images)) if moved else None
+    for row in np.unique(np.linspace(0, count - 1, _ALONE).astype(int)):
+        copies = np.broadcast_to(images[row], images.shape)
+        single[row] = shown(copies, np.full(count, row))[row]
+    rolled = np.roll(shown(np.roll(images, 1, axis=0), np.roll(places, 1)), -1, axis=0)
+    moved = max(_far(first, single, _MOVED), _far(first, rolled, _MOVED))
+    return Dependence("alone", moved, count) if moved else None
 
 
-def check(logits_fn: LogitsFn, images: np.ndarray, *, alone: bool = False) -> None:
+def check(
+    logits_fn: LogitsFn,
+    images: np.ndarray,
+    *,
+    first: np.ndarray | None = None,
+    thorough: bool = False,
+) -> None:
     """Refuses what `dependence` finds.
 
     Args:
       logits_fn: As `dependence`, like the others.
       images: float32 [B, H, W, C] in [0, 1], a batch.
-      alone: Whether a few images are shown alone too.
+      first: float32 [B, K], their logits where they are known.
+      thorough: Whether a few images are shown by themselves too.
 
     Raises:
       ValueError: The answers depend on the batch; the message says what is the likely reason.
     """
-    found = dependence(logits_fn, images, alone=alone)
+    found = dependence(logits_fn, images, first=first, thorough=thorough)
     if found is None:
         return
     advice = (
@@ -167,11 +186,6 @@ def check_once(logits_fn: LogitsFn, function: Any, images: np.ndarray) -> None:
     while len(_checked) >= _REMEMBERED:
         del _checked[next(iter(_checked))]
     _checked[known] = None
-
-
-def _shown(logits_fn: LogitsFn, images: np.ndarray, places: np.ndarray) -> np.ndarray:
-    function = as_argument(logits_fn, jax.ShapeDtypeStruct(images.shape, np.float32))
-    return np.asarray(compiled_answer(function, jnp.asarray(images), jnp.asarray(places)))
 
 
 def _far(first: np.ndarray, second: np.ndarray, tolerance: float, rows: slice = slice(None)) -> int:
