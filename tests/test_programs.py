@@ -617,3 +617,18 @@ def test_a_state_is_never_of_weights_that_were_changed(tmp_path):
         run(tmp_path / "disturbed", changes)
     weights["w"][...] = np.eye(2)
     np.testing.assert_array_equal(run(tmp_path / "disturbed").images, whole.images)
+
+
+def test_a_function_that_the_user_has_compiled_is_asked_itself():
+    """`jax.jit` keeps what it has traced: a report was mixed of old weights and new ones."""
+    box = {"w": jnp.eye(2)}
+    logits_fn = jax.jit(lambda x: means(x) @ box["w"])
+    before = shown(logits_fn)
+    box["w"] = 2 * jnp.eye(2)
+    np.testing.assert_allclose(shown(logits_fn), 2 * before, rtol=1e-6)
+    model = Network(nnx.Rngs(0))
+    model.eval()
+    compiled = nnx.jit(lambda x: model(x))
+    before = shown(compiled)
+    model.dense.kernel[...] = 2 * model.dense.kernel[...]
+    np.testing.assert_allclose(shown(compiled), 2 * before, rtol=1e-5)

@@ -118,19 +118,3 @@ def check_company(
     """
     batch = _converted(images[:batch_size])
     company.check(logits_fn, batch, first=found[:batch_size], thorough=thorough)
-
-
-def unusual(values: np.ndarray) -> tuple[str, ...]:
-    """What is noticed about logits [N, K] before anything is made of them: sentences, mostly none."""
-    rows = values[~np.isnan(values).any(axis=1)].astype(np.float64)
-    if not len(rows):
-        return ()
-    # Of narrow types too; a network's logits are never so by chance in all of several rows.
-    sums = rows.sum(axis=1)
-    if rows.min() >= 0 and rows.max() <= 1 and np.abs(sums - 1).max() < 1e-2:
-        return (
-            "The classifier returns probabilities where logits are needed: its rows lie in [0, 1] and "
-            "sum to 1. A second softmax flattens every loss, so attacks look weaker than they are. "
-            "Leave the last softmax out, or return `jnp.log(probabilities)`.",
-        )
-    return ()

@@ -10,13 +10,13 @@ import numpy as np
 
 from jaxrobust import attacks, checks, norms
 from jaxrobust.attacks.judging import is_within
-from jaxrobust.evaluation.answers import unusual
 from jaxrobust.evaluation.classification import predictions, softmax
 from jaxrobust.evaluation.rates import Rate, rate
+from jaxrobust.programs.company import unusual
 from jaxrobust.types import Attack
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class AttackReport:
     """One attack on N images: host arrays, from which every figure is computed.
 
@@ -46,6 +46,9 @@ class AttackReport:
     num_queries: np.ndarray
     num_gradients: np.ndarray
     saw_nan: np.ndarray
+
+    def __repr__(self) -> str:
+        return f"AttackReport({attack_label(self.attack)}, {len(self.labels)} images)"
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -222,14 +225,23 @@ def records(report: AttackReport) -> list[dict[str, Any]]:
     return rows
 
 
-def summarise(report: AttackReport, model: str, class_names: Sequence[str]) -> dict[str, Any]:
+def summarise(
+    report: AttackReport, model: str, class_names: Sequence[str] | None = None
+) -> dict[str, Any]:
     """The attack as it goes into result.json (docs/result_format.md, ATTACK).
 
     Args:
       report: Of one attack on one model.
       model: The model's name.
-      class_names: K names.
+      class_names: K names; their indices by default.
+
+    Raises:
+      ValueError: Another number of names.
     """
+    num_classes = report.clean_logits.shape[1]
+    names = [str(k) for k in range(num_classes)] if class_names is None else list(class_names)
+    if len(names) != num_classes:
+        raise ValueError(f"`class_names` must have {num_classes} names, got {len(names)}.")
     description = attacks.to_dict(report.attack)
     name = description.pop("name")
     attacked = report.attacked
@@ -257,7 +269,7 @@ def summarise(report: AttackReport, model: str, class_names: Sequence[str]) -> d
         summary["robust_accuracy"] = robust_accuracy(report)
     else:
         reached = sorted(set(report.targets.tolist()))
-        summary["target"] = ", ".join(class_names[k] for k in reached)
+        summary["target"] = ", ".join(names[k] for k in reached)
     return summary
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from jaxrobust import checks
-from jaxrobust.evaluation.answers import answers, check_company, check_images, unusual
+from jaxrobust.evaluation.answers import answers, check_company, check_images
 from jaxrobust.evaluation.rates import rate
+from jaxrobust.programs.company import unusual
 from jaxrobust.types import LogitsFn
 
 Progress = Callable[[int, int], None]

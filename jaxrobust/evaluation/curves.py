@@ -7,12 +7,13 @@ import jax
 import numpy as np
 
 from jaxrobust import checks
-from jaxrobust.evaluation.answers import answers, unusual
+from jaxrobust.evaluation.answers import answers
 from jaxrobust.evaluation.attack_report import AttackReport, attack_label, robust_accuracy
 from jaxrobust.evaluation.classification import Progress, predictions
 from jaxrobust.evaluation.rates import rate
 from jaxrobust.evaluation.search import Examples, Options, fooled, prepare, search
 from jaxrobust.evaluation.thresholds import at_epsilon
+from jaxrobust.programs.company import unusual
 from jaxrobust.types import Attack, LogitsFn
 
 

@@ -21,13 +21,13 @@ import numpy as np
 
 from jaxrobust import checks, norms
 from jaxrobust.attacks import APGD, RandomNoise, Square
-from jaxrobust.evaluation.answers import unusual
 from jaxrobust.evaluation.attack_report import epsilon_label
 from jaxrobust.evaluation.classification import Progress, predictions
 from jaxrobust.evaluation.gradient_checks import QUESTIONS, check, gradient_checks, many
 from jaxrobust.evaluation.search import Examples, Options, prepare, search
 from jaxrobust.evaluation.search import fooled as fooled_by_search
 from jaxrobust.programs import company
+from jaxrobust.programs.company import unusual
 from jaxrobust.types import Attack, LogitsFn, Stochastic, as_key
 
 _STEPS, _FEW_STEPS, _QUERIES, _DRAWS = 100, 10, 300, 50
@@ -157,11 +157,13 @@ def _verdict(found: list[dict[str, Any]], n: int) -> dict[str, str]:
         applied = sum(one["passed"] is not None for one in found)
         return {"verdict": "sound", "reason": f"All {applied} checks hold on {n} images."}
     verdict = "gradient masking" if masking else "suspicious"
+    # Probabilities explain what else fails.
+    named = (
+        [one for one in failed if one["name"] == "logits" or one in masking] if masking else failed
+    )
     return {
         "verdict": verdict,
-        "reason": " ".join(
-            f"{one['name'].capitalize()}: {one['detail']}" for one in masking or failed
-        ),
+        "reason": " ".join(f"{one['name'].capitalize()}: {one['detail']}" for one in named),
     }
 
 

@@ -14,10 +14,11 @@ import numpy as np
 from jaxrobust import checks, programs
 from jaxrobust.attacks import conversation, engine, judging
 from jaxrobust.evaluation import queue
-from jaxrobust.evaluation.answers import answers, as_float, check_company, unusual
+from jaxrobust.evaluation.answers import answers, as_float, check_company
 from jaxrobust.evaluation.classification import predictions
 from jaxrobust.evaluation.found import Found
 from jaxrobust.evaluation.state import State, description
+from jaxrobust.programs.company import unusual
 from jaxrobust.types import Array, Attack, LogitsFn, Stochastic, as_key, fold_keys
 
 SEARCH_TYPES = ("float32", "bfloat16")

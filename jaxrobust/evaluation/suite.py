@@ -13,12 +13,13 @@ import numpy as np
 
 from jaxrobust import attacks
 from jaxrobust.attacks import engine
-from jaxrobust.evaluation.answers import answers, unusual
+from jaxrobust.evaluation.answers import answers
 from jaxrobust.evaluation.attack_report import attack_label
 from jaxrobust.evaluation.classification import predictions
 from jaxrobust.evaluation.rates import Rate, rate
 from jaxrobust.evaluation.search import Options, prepare, search
 from jaxrobust.evaluation.search import fooled as search_fooled
+from jaxrobust.programs.company import unusual
 from jaxrobust.types import Attack, LogitsFn, as_key
 
 SuiteProgress = Callable[[str, int, int], None]
@@ -27,7 +28,7 @@ SuiteProgress = Callable[[str, int, int], None]
 WITHSTOOD, WRONG = -1, -2
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class SuiteReport:
     """What a suite of M attacks came to on N images; host arrays.
 
@@ -57,6 +58,9 @@ class SuiteReport:
     num_gradients: np.ndarray
     saw_nan: np.ndarray
     seconds: Mapping[str, float]
+
+    def __repr__(self) -> str:
+        return f"SuiteReport({', '.join(self.suite)}; {len(self.labels)} images)"
 
     @property
     def warnings(self) -> tuple[str, ...]:

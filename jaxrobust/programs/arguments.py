@@ -261,6 +261,9 @@ def _has_value(value: Any) -> bool:
 
 
 def _traced(function: Callable[..., Any], *examples: Any) -> Program:
+    # jax keeps what it has traced of a function that users have compiled: the function itself is asked.
+    while type(function).__name__ in ("PjitFunction", "JitWrapped"):
+        function = function.__wrapped__  # type: ignore[attr-defined]
     return explained(trace, function, *examples)
 
 
@@ -278,8 +281,8 @@ def explained(function: Callable[..., Any], *arguments: Any) -> Any:
             raise ValueError(
                 "`logits_fn` changes its own state when it is called, as an nnx module does in "
                 "training mode: call `model.eval()` first, which stops dropout and freezes the "
-                "statistics of BatchNorm. A module inside `nnx.jit` counts as changed in any mode: "
-                "pass the module itself."
+                "statistics of BatchNorm. If the module is an argument of a function that `nnx.jit` "
+                "has compiled, pass the module itself instead; flax leaves it empty after this error."
             ) from error
         if isinstance(error, TypeError) and "not a valid JAX type" in str(error):
             raise TypeError(

@@ -4,6 +4,7 @@ BatchNorm in training mode is the usual case: its statistics are those of the ba
 what an attack finds, are another for every batch size.
 """
 
+import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -23,9 +24,9 @@ _MASKED = 1e20  # logits beyond this say that no image can get the class
 _ALONE = 3  # images that are shown alone
 
 TRAINING_MODE = (
-    "The classifier is probably in training mode, where BatchNorm takes its statistics from the batch: "
-    "call `model.eval()` (nnx), or apply the module with `train=False` or `use_running_average=True` "
-    "(linen)."
+    "The classifier is probably in training mode, where BatchNorm takes its statistics from the batch "
+    "and dropout is at work: call `model.eval()` (nnx), or apply the module with `train=False`, "
+    "`use_running_average=True` or `deterministic=True` (linen)."
 )
 
 
@@ -182,10 +183,31 @@ def check_once(logits_fn: LogitsFn, function: Any, images: np.ndarray) -> None:
     known = (what, images.shape)
     if known in _checked:
         return
-    check(logits_fn, images)
+    first = np.asarray(
+        compiled_answer(as_argument(logits_fn, images), images, np.arange(len(images)))
+    )
+    for sentence in unusual(first):
+        warnings.warn(sentence, stacklevel=4)
+    check(logits_fn, images, first=first)
     while len(_checked) >= _REMEMBERED:
         del _checked[next(iter(_checked))]
     _checked[known] = None
+
+
+def unusual(values: np.ndarray) -> tuple[str, ...]:
+    """What is noticed about logits [N, K] before anything is made of them: sentences, mostly none."""
+    rows = values[~np.isnan(values).any(axis=1)].astype(np.float64)
+    if not len(rows):
+        return ()
+    # Of narrow types too; a network's logits are never so by chance in all of several rows.
+    sums = rows.sum(axis=1)
+    if rows.min() >= 0 and rows.max() <= 1 and np.abs(sums - 1).max() < 1e-2:
+        return (
+            "The classifier returns probabilities where logits are needed: its rows lie in [0, 1] and "
+            "sum to 1. A second softmax flattens every loss, so attacks look weaker than they are. "
+            "Leave the last softmax out, or return `jnp.log(probabilities)`.",
+        )
+    return ()
 
 
 def _far(first: np.ndarray, second: np.ndarray, tolerance: float, rows: slice = slice(None)) -> int:
