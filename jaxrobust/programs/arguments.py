@@ -107,8 +107,8 @@ def is_settled(function: Any) -> bool:
 
     It is not settled where a leaf is no array (an activation function, say), or where a function or
     class of the user's in its static part reads something that could change: a closure, a default that
-    is an array, a number or an array of its module. Then it is traced at each call, as every closure is.
-    So are nnx modules of flax, which may change when they are called.
+    is an array, a number or an array of its module. Then it is traced at each call, as every closure
+    is. So are nnx modules of flax, which may change when they are called.
 
     Example:
       >>> def apply(weights, images):

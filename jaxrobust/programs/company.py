@@ -184,7 +184,9 @@ def check_once(logits_fn: LogitsFn, function: Any, images: np.ndarray) -> None:
     if known in _checked:
         return
     first = np.asarray(
-        compiled_answer(as_argument(logits_fn, images), images, np.arange(len(images)))
+        compiled_answer(
+            as_argument(logits_fn, images), jnp.asarray(images), jnp.arange(len(images))
+        )
     )
     for sentence in unusual(first):
         warnings.warn(sentence, stacklevel=4)
