@@ -508,3 +508,11 @@ def test_the_ways_of_evaluating_under_strict_settings(setting):
         evaluation.evaluate(lambda x: network(x), images, labels)
     finally:
         jax.config.update(name, before)
+
+
+def test_a_function_of_one_image_has_no_company():
+    def of_one(x):
+        return x.reshape(1, -1)[:, :3]
+
+    evaluation.logits(of_one, IMAGES[:1])
+    attacks.FGSM(0.1)(KEY, of_one, IMAGES[:1], np.zeros(1, int))

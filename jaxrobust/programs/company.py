@@ -109,7 +109,10 @@ def dependence(
     first = shown(images) if first is None else first
     if count == 1:
         pair = np.concatenate([images, noise])
-        function, two = as_argument(logits_fn, pair), np.arange(2)
+        try:
+            function, two = as_argument(logits_fn, pair), np.arange(2)
+        except Exception:  # a function of one image and no more has no company
+            return None
         both = shown(pair, two)
         moved = _far(both, np.concatenate([first, both[1:]]), _MOVED)
         return Dependence("beside others", moved, 1) if moved else None
