@@ -8,15 +8,16 @@ taken apart: a maximum over a window is a tournament of maxima of two.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend import core
 
+from jaxrobust import programs
 from jaxrobust.certificates.steps import Operand, Program, Reference, Step
 from jaxrobust.types import Array, LogitsFn
 
@@ -34,13 +35,11 @@ def trace(logits_fn: LogitsFn, image: jax.ShapeDtypeStruct) -> Program:
     Raises:
       NotImplementedError: An operation without a rule; the message names it and its layer.
     """
-    closed = jax.make_jaxpr(lambda function, x: function(x))(logits_fn, image)
+    program = programs.as_argument(logits_fn, image)
     builder = _Builder()
     start = builder.add(Step("input", (), _same, image))
-    arguments = [*jax.tree.leaves(logits_fn), start]
-    (logits,) = builder.run(closed.jaxpr, closed.consts, arguments, "")
-    shape = closed.out_avals[0]
-    result = jax.ShapeDtypeStruct(shape.shape, shape.dtype)
+    (logits,) = builder.run(program.code.steps, iter(program.arrays), [start], "")
+    result = program.results
     if not isinstance(logits, Reference):
         constant = jnp.asarray(logits)
         logits = start
@@ -96,18 +95,6 @@ _CURVES = {
     "logistic": "sigmoid",
     "tanh": "sigmoid",
 }
-# Calls of other programs, which are put in their place.
-_CALLS = (
-    "checkpoint",
-    "closed_call",
-    "core_call",
-    "custom_jvp_call",
-    "custom_vjp_call",
-    "custom_vjp_call_jaxpr",
-    "jit",
-    "pjit",
-    "remat2",
-)
 # Less than any value, and finite: times the coefficient 0 that it has in every bound, it is 0.
 _LOWEST = -1e30
 
@@ -134,37 +121,39 @@ class _Builder:
         result = jax.eval_shape(function, *(self.result(operand) for operand in operands))
         return self.add(Step(kind, tuple(operands), function, result, layer))
 
-    def run(self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any], layer: str) -> list:
+    def run(
+        self, steps: programs.Steps, arrays: Iterator[Any], arguments: Sequence[Any], layer: str
+    ) -> list:
         """Adds the steps of a traced function; returns its results."""
-        values: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
-        values |= dict(zip(jaxpr.invars, arguments, strict=True))
 
-        def read(variable: Any) -> Any:
-            return variable.val if isinstance(variable, core.Literal) else values[variable]
+        def results(step: Any, operands: list[Any]) -> Sequence[Any]:
+            inside = "/".join(name for name in (layer, step.names) if name)
+            return self.results(step.what, arrays, operands, inside)
 
-        for equation in jaxpr.eqns:
-            operands = [read(variable) for variable in equation.invars]
-            names = (layer, str(equation.source_info.name_stack))
-            results = self.equation(equation, operands, "/".join(name for name in names if name))
-            values |= dict(zip(equation.outvars, results, strict=True))
-        return [read(variable) for variable in jaxpr.outvars]
+        return programs.walk(steps, arrays, arguments, results)
 
-    def equation(self, equation: Any, operands: list[Any], layer: str) -> Sequence[Any]:
-        name, params = equation.primitive.name, equation.params
-        if name == "platform_index":
-            return [None]  # asked by the choice of a form alone, which needs no answer here
-        if name == "cond" and params.get("branches_platforms") is not None:
-            plain = [platforms is None for platforms in params["branches_platforms"]]
-            chosen = params["branches"][plain.index(True) if any(plain) else -1]
-            return self.run(chosen.jaxpr, chosen.consts, operands[1:], layer)
-        if name in _CALLS:
-            key = next(key for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params)
-            called = params[key]
-            jaxpr, consts = getattr(called, "jaxpr", called), getattr(called, "consts", ())
-            return self.run(jaxpr, consts, operands, layer)
-        if not any(isinstance(operand, Reference) for operand in operands):
-            return _evaluate(equation, operands)
-        return self.rule(equation, operands, layer)
+    def results(
+        self, what: Any, arrays: Iterator[Any], operands: list[Any], layer: str
+    ) -> Sequence[Any]:
+        """Of a step: what programs stand in it is put in its place."""
+        if isinstance(what, programs.Steps):
+            return self.run(what, arrays, operands, layer)
+        is_known = not any(isinstance(operand, Reference) for operand in operands)
+        if isinstance(what, programs.Nested):
+            chosen = _chosen(what)
+            if chosen is None and not is_known:
+                raise _unsupported(what.equation, layer)
+            parts = [list(islice(arrays, part.num_arrays)) for part in what.parts]
+            if chosen is None:
+                return programs.nested(what, parts, operands)
+            operands = operands[1:] if what.equation.primitive.name == "cond" else operands
+            return self.run(what.parts[chosen], iter(parts[chosen]), operands, layer)
+        if (inside := programs.inside(what)) is not None:
+            # Of a derivative no bound is needed, nor what it closes over.
+            list(islice(arrays, sum(getattr(what, "counts", ()))))
+            steps, closed_over = inside
+            return self.run(steps, iter(closed_over), operands, layer)
+        return _evaluate(what, operands) if is_known else self.rule(what, operands, layer)
 
     def rule(self, equation: Any, operands: list[Any], layer: str) -> Sequence[Any]:
         """The steps of one operation, of which an operand depends on the image."""
@@ -307,6 +296,15 @@ class _Builder:
             winners = [self.make("max", jnp.maximum, pair, layer) for pair in pairs]
             entries = winners + entries[2 * len(winners) :]
         return entries[0]
+
+
+def _chosen(nested: programs.Nested) -> int | None:
+    """Which program stands in the place of a checkpoint, or of a choice by the platform."""
+    name, params = nested.equation.primitive.name, nested.equation.params
+    if name == "cond" and params.get("branches_platforms") is not None:
+        plain = [platforms is None for platforms in params["branches_platforms"]]
+        return plain.index(True) if any(plain) else len(plain) - 1
+    return None if name in ("cond", "scan", "while") else 0
 
 
 def _apply(equation: Any, operands: list[Any], index: int, *values: Array) -> Array:

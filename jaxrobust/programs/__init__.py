@@ -11,17 +11,25 @@ from jaxrobust.programs.arguments import (
     is_settled,
     logits_shape,
 )
-from jaxrobust.programs.tracing import Program, trace
+from jaxrobust.programs.evaluating import nested, walk
+from jaxrobust.programs.steps import Nested, Step, Steps
+from jaxrobust.programs.tracing import Program, inside, trace
 from jaxrobust.programs.watching import Watch, fingerprint
 
 __all__ = [
+    "Nested",
     "Program",
+    "Step",
+    "Steps",
     "Watch",
     "as_argument",
     "call",
     "explained",
     "fingerprint",
+    "inside",
     "is_settled",
     "logits_shape",
+    "nested",
     "trace",
+    "walk",
 ]

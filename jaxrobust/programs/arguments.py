@@ -1,7 +1,7 @@
 """Any classifier as an argument of compiled code.
 
 A callable pytree whose weights are its leaves (a `Classifier`, `jax.tree_util.Partial(apply, weights)`)
-stays what it is. Everything else - a closure, a bound method, an nnx module, a pytree with a closure
+is traced once. Everything else - a closure, a bound method, an nnx module, a pytree with a closure
 inside - is traced at each call, so that what it closes over is what it closes over now.
 """
 
@@ -22,7 +22,8 @@ import numpy as np
 
 import jaxrobust
 from jaxrobust import compilation
-from jaxrobust.programs.tracing import Program, held, trace
+from jaxrobust.programs import derivatives
+from jaxrobust.programs.tracing import Program, trace, trace_settled
 from jaxrobust.types import LogitsFn, Stochastic
 
 # Where the code of libraries lies: Python's own and installed packages, and this package.
@@ -34,6 +35,9 @@ _FOLDERS = tuple(
     }
 )
 
+# What may read anything, by a name that is made while it runs.
+_READERS = {"__import__", "eval", "exec", "getattr", "globals", "vars"}
+
 
 def as_argument(logits_fn: LogitsFn, images: Any) -> Any:
     """The classifier in a form that may be an argument of compiled code.
@@ -44,26 +48,31 @@ def as_argument(logits_fn: LogitsFn, images: Any) -> Any:
         result images of this shape and type, and of no other.
 
     Returns:
-      A callable pytree: the classifier itself where it holds all its arrays as leaves (`is_settled`),
-      else a `Program`; of a `Stochastic` one the same with its function in that form.
+      A `Program`, whose arrays are its leaves; of a `Stochastic` classifier the same with its function
+      in that form.
 
     Raises:
       TypeError: It cannot be called or traced, or does not return one array.
       ValueError: Logits that are not [B, K] with K of at least 2; a module in training mode.
     """
     compilation.check_callable(logits_fn)
-    if is_settled(logits_fn):
-        _check_logits(_results_of(logits_fn, images), images)
-        # As they are now: an array of numpy may be written to, and would be sent over in every call.
-        return jax.tree.map(lambda leaf: held(leaf) if np.ndim(leaf) else leaf, logits_fn)
     if not isinstance(logits_fn, Stochastic):
-        program = _traced(logits_fn, images)
+        program = _program(logits_fn, images)
         _check_logits(program.results, images)
         return program
     keys = jax.ShapeDtypeStruct(images.shape[:1], jax.random.key(0, impl="threefry2x32").dtype)
-    program = _traced(logits_fn.function, keys, images)
+    program = _program(logits_fn.function, keys, images)
     _check_logits(program.results, images)
     return Stochastic(program, logits_fn.num_samples)
+
+
+def _program(function: Any, *examples: Any) -> Program:
+    if isinstance(function, Program):
+        return function
+    examples = tuple(jax.ShapeDtypeStruct(jnp.shape(one), one.dtype) for one in examples)
+    if is_settled(function):
+        return explained(trace_settled, function, *examples)
+    return _traced(function, *examples)
 
 
 def logits_shape(logits_fn: LogitsFn, images: Any) -> tuple[int, ...]:
@@ -81,7 +90,8 @@ def logits_shape(logits_fn: LogitsFn, images: Any) -> tuple[int, ...]:
       ValueError: As `as_argument`.
     """
     function = as_argument(logits_fn, images)
-    return tuple(_results_of(function, images).shape)
+    program: Any = function.function if isinstance(function, Stochastic) else function
+    return tuple(program.results.shape)
 
 
 def call(body: Callable[..., Any], logits_fn: LogitsFn, *arguments: Any, **options: Any) -> Any:
@@ -160,7 +170,7 @@ def _is_fixed(value: Any, seen: set[int]) -> bool:
     if type(value).__module__.split(".")[0] == "jax" and inner is None:
         inner = getattr(value, "fun", None)  # of what a Partial makes of other callables
     if inner is not None:  # of jax.jit, custom_jvp and their like
-        return _is_fixed(inner, seen)
+        return all(_is_fixed(one, seen) for one in (inner, *derivatives.rules_of(value)))
     # A callable object, such as a linen module: part of the key if it is compared by value, but for
     # functions among its fields, which are compared by where they lie.
     fields = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
@@ -198,6 +208,8 @@ def _is_fixed_function(function: python_types.FunctionType, seen: set[int]) -> b
     if not all(isinstance(one, type) and _is_code(one, seen) for one in closed_over):
         return False
     names, module = _names(code), function.__globals__
+    if names & _READERS:
+        return False
     return all(_is_code(module[name], seen) for name in names if name in module)
 
 
@@ -291,15 +303,6 @@ def explained(function: Callable[..., Any], *arguments: Any) -> Any:
         raise
 
 
-def _results_of(function: Any, images: Any) -> Any:
-    """Shapes and types of what a settled classifier returns; traced once for each shape of images."""
-    if isinstance(function, Program):
-        return function.results
-    if isinstance(function, Stochastic) and isinstance(function.function, Program):
-        return function.function.results
-    return explained(_call.eval_shape, function, images)
-
-
 def _check_logits(results: Any, images: Any) -> None:
     if not hasattr(results, "shape"):
         shown = "None" if results is None else type(results).__name__
@@ -326,5 +329,4 @@ def _compiled(body: Callable[..., Any], options: tuple[str, ...]) -> Callable[..
     return compilation.jit(body, static_argnames=options)
 
 
-_call = jax.jit(lambda function, images: function(images))
 _run = compilation.jit(lambda program, *arguments: program(*arguments))

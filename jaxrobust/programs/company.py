@@ -4,7 +4,10 @@ BatchNorm in training mode is the usual case: its statistics are those of the ba
 what an attack finds, are another for every batch size.
 """
 
+import functools
 import warnings
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +16,6 @@ import numpy as np
 
 from jaxrobust import compilation
 from jaxrobust.programs.arguments import as_argument
-from jaxrobust.programs.tracing import Program
 from jaxrobust.types import Array, BatchDependent, LogitsFn, Stochastic, fold_keys
 
 # How far answers to one image may be apart, as a share of how far those to different images are: with
@@ -82,7 +84,7 @@ def dependence(
 ) -> Dependence | None:
     """Looks for a dependence on the batch.
 
-    Every second image of a batch is replaced by noise, then every other one: those that stay must keep
+    Half of the images of a batch are replaced by noise, then the other half: those that stay must keep
     their logits. A batch of one image gets a neighbour.
 
     Args:
@@ -116,11 +118,13 @@ def dependence(
         both = shown(pair, two)
         moved = _far(both, np.concatenate([first, both[1:]]), _MOVED)
         return Dependence("beside others", moved, 1) if moved else None
+    # Rows with an even number of ones in binary: every regular grouping of rows, by neighbours or by
+    # strides, has members on both sides.
+    stays = np.array([row.bit_count() % 2 == 0 for row in range(count)])
     moved = 0
-    for start in (0, 1):
-        mixed = images.copy()
-        mixed[start::2] = noise[start::2]
-        moved += _far(first, shown(mixed), _BESIDE, slice(1 - start, None, 2))
+    for stay in (stays, ~stays):
+        mixed = np.where(stay[:, None, None, None], images, noise)
+        moved += _far(first, shown(mixed), _BESIDE, stay)
     if moved:
         again = _far(first, shown(images), _BESIDE)
         found = ("asked twice", again) if again else ("beside others", moved)
@@ -166,12 +170,14 @@ def check(
     raise ValueError(f"`logits_fn` cannot be evaluated. {found}{advice}")
 
 
-_checked: dict[Any, None] = {}
-_REMEMBERED = 256
+# Weak references: what has been looked at is not kept alive by that.
+_checked: "weakref.WeakKeyDictionary[Any, Sequence[Callable[[], Any]]]" = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def check_once(logits_fn: LogitsFn, function: Any, images: np.ndarray) -> None:
-    """`check`, once for each program: whether it depends on the batch is in its equations.
+    """`check`, once for each program and its arrays, as long as these are the last ones that it had.
 
     Args:
       logits_fn: As `check`.
@@ -181,10 +187,9 @@ def check_once(logits_fn: LogitsFn, function: Any, images: np.ndarray) -> None:
     Raises:
       ValueError: As `check`.
     """
-    program = function.function if isinstance(function, Stochastic) else function
-    what = program.code if isinstance(program, Program) else jax.tree.structure(function)
-    known = (what, images.shape)
-    if known in _checked:
+    program: Any = function.function if isinstance(function, Stochastic) else function
+    known = _checked.get(program.code)
+    if known is not None and all(map(_is_same, known, program.arrays)):
         return
     first = np.asarray(
         compiled_answer(
@@ -194,9 +199,20 @@ def check_once(logits_fn: LogitsFn, function: Any, images: np.ndarray) -> None:
     for sentence in unusual(first):
         warnings.warn(sentence, stacklevel=4)
     check(logits_fn, images, first=first)
-    while len(_checked) >= _REMEMBERED:
-        del _checked[next(iter(_checked))]
-    _checked[known] = None
+    _checked[program.code] = [
+        weakref.ref(array) if isinstance(array, jax.Array) else functools.partial(_itself, array)
+        for array in program.arrays
+    ]
+
+
+def _itself(number: Any) -> Any:
+    return number
+
+
+def _is_same(known: Callable[[], Any], array: Any) -> bool:
+    before = known()
+    is_number = not isinstance(array, jax.Array)
+    return before is array or (is_number and before == array)
 
 
 def unusual(values: np.ndarray) -> tuple[str, ...]:
@@ -215,22 +231,32 @@ def unusual(values: np.ndarray) -> tuple[str, ...]:
     return ()
 
 
-def _far(first: np.ndarray, second: np.ndarray, tolerance: float, rows: slice = slice(None)) -> int:
+def _far(first: np.ndarray, second: np.ndarray, tolerance: float, rows: Any = slice(None)) -> int:
     """How many rows of two answers to the same images are further apart than that."""
     same = (first == second) | (np.isnan(first) & np.isnan(second))
     with np.errstate(invalid="ignore", over="ignore"):
         apart = np.where(same, 0.0, np.abs(first.astype(np.float64) - second))
-    apart = np.where(np.isnan(apart), np.inf, apart).max(axis=1)
-    return int((apart[rows] > tolerance * _scale(first)).sum())
+    apart = np.where(np.isnan(apart), np.inf, apart)
+    moved: np.ndarray = np.any(apart > tolerance * _scales(first), axis=1)
+    return int(moved[rows].sum())
 
 
-def _scale(logits: np.ndarray) -> float:
-    """How far answers to different images are apart.
+def _scales(logits: np.ndarray) -> np.ndarray:
+    """How far answers to different images are apart: of each class, but at least as in half of them.
 
-    Classes that are masked, or have one logit for all images, say nothing about that.
+    Classes that are masked in all images, or have one logit for all, say nothing about the others. One
+    that is masked in some images spreads far, and speaks for itself alone.
     """
     rows = logits[~np.isnan(logits).any(axis=1)].astype(np.float64)
-    columns = rows[:, (np.abs(rows) < _MASKED).all(axis=0)]
-    spreads = np.ptp(columns, axis=0) if len(columns) else np.zeros(columns.shape[1])
-    varied = columns[:, spreads > 0]
-    return max(float(np.max(spreads, initial=0)), 1e-4 * np.abs(varied).max(initial=0.0), 1e-6)
+    ordinary = (np.abs(rows) < _MASKED).all(axis=0)
+    spreads, sizes = np.zeros(logits.shape[1]), np.zeros(logits.shape[1])
+    if len(rows):
+        spreads[ordinary] = np.ptp(rows[:, ordinary], axis=0)
+        sizes[ordinary] = np.abs(rows[:, ordinary]).max(axis=0)
+    varied = spreads > 0
+    # Where all images get almost one answer, rounding is all that there is to see.
+    return np.maximum(spreads, max(_middle(spreads[varied]), 1e-4 * _middle(sizes[varied])))
+
+
+def _middle(values: np.ndarray) -> float:
+    return float(np.sort(values)[(len(values) - 1) // 2]) if len(values) else 0.0

@@ -74,6 +74,7 @@ def key_of(jaxpr: Any, *, with_rules: bool = True) -> tuple:
             equation.primitive.name,
             numbers.of(equation.invars),
             parameters(equation, with_rules=with_rules),
+            context(equation),
             numbers.of(equation.outvars),
         )
         for equation in jaxpr.eqns
@@ -81,10 +82,16 @@ def key_of(jaxpr: Any, *, with_rules: bool = True) -> tuple:
     return start, equations, numbers.of(jaxpr.outvars)
 
 
-def parameters(equation: Any, *, with_rules: bool = True) -> tuple:
-    """An equation's parameters in a form that compares by what they say."""
+def context(equation: Any) -> tuple:
+    """Settings of jax when an equation was traced, as far as they change what is computed."""
+    words = ("compute_type", "threefry_partitionable", "xla_metadata")
+    return tuple(_comparable(getattr(equation.ctx, word, None), False) for word in words)
+
+
+def parameters(equation: Any, without: Sequence[str] = (), *, with_rules: bool = True) -> tuple:
+    """An equation's parameters, but for some, in a form that compares by what they say."""
     params, is_custom = equation.params, equation.primitive.name in CUSTOM
-    left_out = _NAMES + (_FUNCTIONS if is_custom else ())
+    left_out = (*_NAMES, *without, *(_FUNCTIONS if is_custom else ()))
     words = sorted(set(params) - set(left_out))
     found: list[Any] = [(word, _comparable(params[word], with_rules)) for word in words]
     if is_custom and with_rules:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 
 import jaxrobust
@@ -35,14 +36,14 @@ class Rule:
         of arguments and tangents. Arrays that the rule closes over come before these arguments.
       counts: How many such arrays each part has.
       floating: Which arguments have a derivative.
-      num_results: Of the call.
+      smooth: Which results have one.
     """
 
     primal: core.ClosedJaxpr
     parts: tuple[core.ClosedJaxpr, ...]
     counts: tuple[int, ...]
     floating: tuple[bool, ...]
-    num_results: int
+    smooth: tuple[bool, ...]
 
 
 def bind(equation: Any, arguments: Sequence[Any]) -> list[Any]:
@@ -64,19 +65,22 @@ def rule_of(equation: Any) -> tuple[Rule, list[Any]]:
       (the rule, the arrays that its parts close over).
 
     Raises:
-      Exception: What the user's rule raises, or a call that has results without a derivative.
+      Exception: What the user's rule raises.
+      NotImplementedError: A rule that is told which of its tangents are zero (`symbolic_zeros`).
     """
+    if equation.params.get("symbolic_zeros"):
+        raise NotImplementedError(
+            "Such a rule asks what is differentiated, which is not known here."
+        )
     shapes = [_shape(variable) for variable in equation.invars]
     # What the function closes over comes first, and has no derivative.
     constants = equation.params.get("num_consts", 0)
     floating = tuple(
-        index >= constants and jnp.issubdtype(shape.dtype, jnp.inexact)
-        for index, shape in enumerate(shapes)
+        index >= constants and _is_floating(shape) for index, shape in enumerate(shapes)
     )
     results = [_shape(variable) for variable in equation.outvars]
-    if not all(jnp.issubdtype(shape.dtype, jnp.inexact) for shape in results):
-        raise TypeError("A call with a derivative of its own that returns integers.")
     floats = [shape for shape, is_float in zip(shapes, floating, strict=True) if is_float]
+    smooth = tuple(map(_is_floating, results))
 
     def split(arguments: Sequence[Any]) -> tuple[Callable[..., list], list]:
         pairs = list(zip(arguments, floating, strict=True))
@@ -89,7 +93,8 @@ def rule_of(equation: Any) -> tuple[Rule, list[Any]]:
 
     def with_tangents(arguments: Sequence[Any], tangents: Sequence[Any]) -> Any:
         function, values = split(arguments)
-        return jax.jvp(function, values, list(tangents))
+        found, moved = jax.jvp(function, values, list(tangents))
+        return found, [one for one, is_smooth in zip(moved, smooth, strict=True) if is_smooth]
 
     def there(*arguments: Any) -> Any:
         function, values = split(arguments)
@@ -102,20 +107,35 @@ def rule_of(equation: Any) -> tuple[Rule, list[Any]]:
         residuals, structure = jax.tree.flatten(pull_back)
 
         def back(residuals: Sequence[Any], cotangents: list[Any]) -> Any:
-            return jax.tree.unflatten(structure, residuals)(cotangents)
+            left = iter(cotangents)
+            filled = [
+                next(left) if is_smooth else _nothing(shape)
+                for shape, is_smooth in zip(results, smooth, strict=True)
+            ]
+            return jax.tree.unflatten(structure, residuals)(filled)
 
-        traced = [forward, jax.make_jaxpr(back)(residuals, results)]
+        of_results = [one for one, is_smooth in zip(results, smooth, strict=True) if is_smooth]
+        traced = [forward, jax.make_jaxpr(back)(residuals, of_results)]
     primal = _plain(equation.params["call_jaxpr"])
     parts, counts = tuple(map(_plain, traced)), tuple(len(part.consts) for part in traced)
     arrays = [array for part in traced for array in part.consts]
-    return Rule(primal, parts, counts, floating, len(results)), arrays
+    return Rule(primal, parts, counts, floating, smooth), arrays
+
+
+def _is_floating(shape: jax.ShapeDtypeStruct) -> bool:
+    return bool(jnp.issubdtype(shape.dtype, jnp.inexact))
+
+
+def _nothing(shape: Any) -> np.ndarray:
+    """The tangent of what has none."""
+    return np.zeros(shape.shape, jax.dtypes.float0)
 
 
 def _plain(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
-    """The same without rules, and with its constants as its first arguments.
+    """The same without users' rules, and with its constants as its first arguments.
 
-    What a rule does is not differentiated by a rule again; and the Python functions of rules would keep
-    alive what they close over.
+    The Python functions of rules would keep alive what they close over. What a rule does is not
+    differentiated again: `call` refuses that.
     """
 
     def run(constants: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
@@ -139,7 +159,7 @@ def _evaluate(jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Any]) ->
     for equation in jaxpr.eqns:
         operands = [read(atom) for atom in equation.invars]
         with equation.ctx.manager:
-            if equation.primitive.name in CUSTOM:
+            if equation.primitive.name in CUSTOM and library_rule(equation) is None:
                 called = equation.params["call_jaxpr"]
                 results = _evaluate(called.jaxpr, called.consts, operands)
             else:
@@ -160,7 +180,7 @@ def call(rule: Rule, arrays: Sequence[Any], arguments: Sequence[Any]) -> list[An
       arrays: That its parts close over.
       arguments: Of the call.
     """
-    floating, num_results = rule.floating, rule.num_results
+    floating, smooth, num_results = rule.floating, rule.smooth, len(rule.smooth)
     first, *others = (core.jaxpr_as_fun(part) for part in rule.parts)
     own, count = core.jaxpr_as_fun(rule.primal), rule.counts[0]
 
@@ -174,48 +194,89 @@ def call(rule: Rule, arrays: Sequence[Any], arguments: Sequence[Any]) -> list[An
         def of_both(primals: Any, tangents: Any) -> tuple[list[Any], list[Any]]:
             (arrays, arguments), (_, moved) = primals, tangents
             floats = [one for one, is_float in zip(moved, floating, strict=True) if is_float]
-            results = first(*arrays, *arguments, *floats)
-            return list(results[:num_results]), list(results[num_results:])
+            found = first(*_once(arrays), *_once(arguments), *floats)
+            results, moved = found[:num_results], iter(found[num_results:])
+            return list(results), [
+                next(moved) if is_smooth else _nothing(result)
+                for result, is_smooth in zip(results, smooth, strict=True)
+            ]
 
         return list(with_tangents(list(arrays), list(arguments)))
 
     with_rule = jax.custom_vjp(primal)
 
     def forward(arrays: list[Any], arguments: list[Any]) -> tuple[list[Any], Any]:
-        results = first(*arrays[:count], *arguments)
+        results = first(*_once(arrays[:count]), *_once(arguments))
         return list(results[:num_results]), (arrays[count:], list(results[num_results:]))
 
     def backward(saved: Any, cotangents: list[Any]) -> tuple[None, list[Any]]:
         arrays, residuals = saved
-        found = iter(others[0](*arrays, *residuals, *cotangents))
+        wanted = [one for one, is_smooth in zip(cotangents, smooth, strict=True) if is_smooth]
+        found = iter(others[0](*_once(arrays), *_once(residuals), *_once(wanted)))
         return None, [next(found) if is_float else None for is_float in floating]
 
     with_rule.defvjp(forward, backward)
     return list(with_rule(list(arrays), list(arguments)))
 
 
+def _once(values: Sequence[Any]) -> list[Any]:
+    """The values; to differentiate them is an error."""
+    return [_undifferentiated(value) if _is_floating(value) else value for value in values]
+
+
+@jax.custom_jvp
+def _undifferentiated(value: Any) -> Any:
+    return value
+
+
+@_undifferentiated.defjvp
+def _refuse(primals: Any, tangents: Any) -> Any:
+    raise NotImplementedError(
+        "The second derivative of a function with a derivative of its own (jax.custom_vjp, "
+        "jax.custom_jvp) is not known here; differentiate the function itself."
+    )
+
+
 def library_rule(equation: Any) -> str | None:
-    """The name of the rule where it belongs to jax' own layers or to this package; else None."""
+    """The name of a rule of jax' own layers or of this package, for a function of theirs; else None."""
+    source = equation.params["call_jaxpr"].jaxpr.debug_info.func_src_info or ""
+    if not source.partition(" at ")[2].startswith(_FOLDERS):
+        return None
     wrapped = equation.params.get("bwd", equation.params.get("jvp_jaxpr_fun"))
+    names = []
     for function in _functions(wrapped, depth=4):
         while not hasattr(function, "__code__") and hasattr(function, "__wrapped__"):
             function = function.__wrapped__
         code = getattr(function, "__code__", None)
         if code is None or "linear_util" in code.co_filename:
             continue
-        for folder in _FOLDERS:
-            if code.co_filename.startswith(folder):
-                return f"{function.__module__}.{function.__qualname__}"
-    return None
+        if not code.co_filename.startswith(_FOLDERS):
+            return None
+        names.append(f"{function.__module__}.{function.__qualname__}")
+    return f"{source.partition(' at ')[0]}: {', '.join(names)}" if names else None
+
+
+def rules_of(function: Any) -> list[Any]:
+    """The functions of a `jax.custom_jvp` or `jax.custom_vjp` that say what its derivative is."""
+    rules = [getattr(function, word, None) for word in ("fwd", "bwd", "jvp", "vmap_rule")]
+    return [one for rule in rules if rule is not None for one in _of_arguments(rule) or [rule]]
+
+
+def _of_arguments(function: Any) -> list[Any]:
+    """The rules, one for each argument, that `defjvps` has made one function of."""
+    if getattr(function, "__qualname__", "") != "custom_jvp.defjvps.<locals>.jvp":
+        return []
+    cells = dict(zip(function.__code__.co_freevars, function.__closure__, strict=True))
+    return [rule for rule in cells["jvps"].cell_contents if rule is not None]
 
 
 def _functions(value: Any, depth: int) -> list[Any]:
     """The innermost functions behind jax' own wrappers of a rule, of which little is known."""
     function = getattr(value, "f", value)
+    if rules := _of_arguments(function):
+        return rules
     cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
     inner = [one for one in cells if type(one).__name__ == "WrappedFun" or callable(one)]
-    is_jax = "interpreters" in str(getattr(function, "__module__", ""))
-    is_rule = getattr(function, "__qualname__", "") == "custom_jvp.defjvps.<locals>.jvp"
-    if depth and inner and (is_jax or is_rule):
+    if depth and inner and "interpreters" in str(getattr(function, "__module__", "")):
         return [found for one in inner for found in _functions(one, depth - 1)]
     return [function]

@@ -1,52 +1,18 @@
 """Functions as jax traces them: equations that compiled code shares, arrays that are its arguments."""
 
-import contextlib
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 
-from jaxrobust.programs import comparing, derivatives
+from jaxrobust.programs import comparing, derivatives, evaluating
+from jaxrobust.programs.steps import PARTS, Nested, Step, Steps
 
-_CALLS = ("jit", "pjit")  # put in the place of the call where they close over arrays
-
-
-class Step(NamedTuple):
-    """One equation, or what stands in its place.
-
-    Attributes:
-      what: The equation; the steps of a call, in its place; the traced rule of a custom call.
-      inputs: Variables and literals of jax.
-      outputs: Variables.
-      names: Where it stands in the program, "layer/activation" for example.
-      context: jax' settings when it was traced.
-    """
-
-    what: "Any | Steps | derivatives.Rule"
-    inputs: Sequence[Any]
-    outputs: Sequence[Any]
-    names: str
-    context: Any
-
-
-class Steps(NamedTuple):
-    """A traced function, without the arrays that it closes over.
-
-    Attributes:
-      constants: Variables that stand for its arrays.
-      inputs: Variables.
-      steps: In their order.
-      outputs: Variables and literals.
-    """
-
-    constants: Sequence[Any]
-    inputs: Sequence[Any]
-    steps: Sequence[Step]
-    outputs: Sequence[Any]
+# Calls that are put in their place.
+_CALLS = ("closed_call", "core_call", "jit", "pjit")
 
 
 class Code:
@@ -105,7 +71,7 @@ class Program:
             raise TypeError(
                 f"The program was traced for {self.code.arguments} and is called with {given}."
             )
-        results = _evaluate(self.code.steps, iter(self.arrays), leaves)
+        results = evaluating.evaluate(self.code.steps, iter(self.arrays), leaves)
         return jax.tree.unflatten(self.code.structure, results)
 
     @property
@@ -139,18 +105,51 @@ def trace(function: Callable[..., Any], *examples: Any) -> Program:
     closed, result = jax.make_jaxpr(lambda *arguments: function(*arguments), return_shape=True)(
         *examples
     )
-    structure, arrays = jax.tree.structure(result), list[Any]()
-    steps, key = _read(closed.jaxpr, closed.consts, arrays)
-    key = (structure, key)
+    code, arrays = _code(closed, 0, jax.tree.structure(result))
+    return Program(code, arrays)
+
+
+def trace_settled(function: Any, *examples: Any) -> Program:
+    """`trace` of a callable pytree whose leaves are all that may change: jax remembers its traces.
+
+    Args:
+      function: A callable pytree of arrays.
+      *examples: As for `trace`.
+
+    Returns:
+      Program, whose first arrays are the leaves.
+    """
+    leaves = jax.tree.leaves(function)
+    traced = _apply.trace(function, *examples)
+    found = _traced.get(traced.jaxpr.jaxpr)
+    if found is None:
+        structure = jax.tree.structure(traced.out_info)
+        found = _traced[traced.jaxpr.jaxpr] = _code(traced.jaxpr, len(leaves), structure)
+    code, arrays = found
+    return Program(code, [*map(held, leaves), *arrays])
+
+
+_apply = jax.jit(lambda function, *arguments: function(*arguments))
+_traced: "weakref.WeakKeyDictionary[Any, tuple[Code, list]]" = weakref.WeakKeyDictionary()
+
+
+def _code(closed: Any, num_leaves: int, structure: Any) -> tuple[Code, list[Any]]:
+    """What equal programs share, and the arrays of this one; the first arguments are arrays too."""
+    jaxpr, arrays = closed.jaxpr, list[Any]()
+    leaves, inputs = jaxpr.invars[:num_leaves], jaxpr.invars[num_leaves:]
+    jaxpr = jaxpr.replace(constvars=[*leaves, *jaxpr.constvars], invars=inputs)
+    steps, key = read(jaxpr, [*leaves, *closed.consts], arrays)
+    arguments = tuple((tuple(variable.aval.shape), variable.aval.dtype) for variable in inputs)
+    key = (structure, arguments, key)
     code = _codes.get(key)
     if code is None:
-        arguments = tuple((tuple(aval.shape), aval.dtype) for aval in closed.in_avals)
         code = _codes[key] = Code(steps, arguments, structure, comparing.text_of(key))
-    return Program(code, [held(array) for array in arrays])
+    return code, [held(array) for array in arrays[num_leaves:]]
 
 
-def _read(jaxpr: Any, constants: Sequence[Any], arrays: list[Any]) -> tuple[Steps, tuple]:
+def read(jaxpr: Any, constants: Sequence[Any], arrays: list[Any]) -> tuple[Steps, tuple]:
     """The steps of a jaxpr and their key; its arrays go to the end of the list."""
+    before = len(arrays)
     arrays += constants
     numbers, steps, keys = comparing.Numbers(), [], []
     start = numbers.of((*jaxpr.constvars, *jaxpr.invars))
@@ -165,16 +164,17 @@ def _read(jaxpr: Any, constants: Sequence[Any], arrays: list[Any]) -> tuple[Step
                 equation.ctx,
             )
         )
-        keys.append((numbers.of(equation.invars), key, numbers.of(equation.outvars)))
-    read = Steps(jaxpr.constvars, jaxpr.invars, steps, jaxpr.outvars)
+        context = comparing.context(equation)
+        keys.append((numbers.of(equation.invars), key, context, numbers.of(equation.outvars)))
+    num_arrays = len(arrays) - before
+    read = Steps(jaxpr.constvars, jaxpr.invars, steps, jaxpr.outvars, num_arrays)
     return read, (start, tuple(keys), numbers.of(jaxpr.outvars))
 
 
 def _read_equation(equation: Any, arrays: list[Any]) -> tuple[Any, tuple]:
-    name = equation.primitive.name
-    if name in _CALLS and _has_arrays_or_rules(equation.params["jaxpr"]):
-        called = equation.params["jaxpr"]
-        return _read(called.jaxpr, called.consts, arrays)
+    name, params = equation.primitive.name, equation.params
+    if name in _CALLS:
+        return read(*_opened(params.get("jaxpr", params.get("call_jaxpr"))), arrays)
     if name in derivatives.CUSTOM and derivatives.library_rule(equation) is None:
         try:
             rule, closed_over = derivatives.rule_of(equation)
@@ -183,21 +183,17 @@ def _read_equation(equation: Any, arrays: list[Any]) -> tuple[Any, tuple]:
         arrays += closed_over
         primal = comparing.parameters(equation, with_rules=False)
         return rule, (name, primal, comparing.rule_key(rule))
+    if name in PARTS:
+        inside = [params[word] for word in PARTS[name]]
+        inside = [one for part in inside for one in (part if isinstance(part, tuple) else (part,))]
+        parts, keys = zip(*(read(*_opened(one), arrays) for one in inside), strict=True)
+        return Nested(equation, parts), (name, comparing.parameters(equation, PARTS[name]), keys)
     return equation, (name, comparing.parameters(equation))
 
 
-def _has_arrays_or_rules(called: Any) -> bool:
-    """Whether a call closes over arrays or has rules of its own, itself or in a call of its own."""
-    if called.consts:
-        return True
-    return any(
-        (
-            equation.primitive.name in derivatives.CUSTOM
-            and derivatives.library_rule(equation) is None
-        )
-        or (equation.primitive.name in _CALLS and _has_arrays_or_rules(equation.params["jaxpr"]))
-        for equation in called.jaxpr.eqns
-    )
+def _opened(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+    """A jaxpr, closed or not, and its arrays."""
+    return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
 
 
 def _type(value: Any) -> Any:
@@ -206,28 +202,20 @@ def _type(value: Any) -> Any:
 
 
 def held(array: Any) -> Any:
-    """The array as it is now, on the device: one of numpy may be written to."""
-    return array if isinstance(array, jax.Array) else jnp.array(np.asarray(array))
+    """The array as it is now, on the device: one of numpy may be written to. A number stays one."""
+    if isinstance(array, jax.Array | int | float | complex):
+        return array
+    return jnp.array(np.asarray(array))
 
 
-def _evaluate(steps: Steps, arrays: Iterator[Any], arguments: Sequence[Any]) -> list[Any]:
-    """The results of steps, whose arrays come one after the other."""
-    values: dict[Any, Any] = {variable: next(arrays) for variable in steps.constants}
-    values |= dict(zip(steps.inputs, arguments, strict=True))
-
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, core.Literal) else values[atom]
-
-    for step in steps.steps:
-        operands = [read(atom) for atom in step.inputs]
-        scope = jax.named_scope(step.names) if step.names else contextlib.nullcontext()
-        with scope, step.context.manager:
-            if isinstance(step.what, Steps):
-                results = _evaluate(step.what, arrays, operands)
-            elif isinstance(step.what, derivatives.Rule):
-                of_rule = [next(arrays) for _ in range(sum(step.what.counts))]
-                results = derivatives.call(step.what, of_rule, operands)
-            else:
-                results = derivatives.bind(step.what, operands)
-        values |= dict(zip(step.outputs, results, strict=True))
-    return [read(atom) for atom in steps.outputs]
+def inside(what: Any) -> tuple[Steps, list[Any]] | None:
+    """Of a custom call what it computes, without its derivative: steps and their arrays; else None."""
+    if isinstance(what, derivatives.Rule):
+        closed = what.primal
+    elif getattr(what, "primitive", None) is not None and what.primitive.name in derivatives.CUSTOM:
+        params = what.params
+        closed = params["call_jaxpr"] if "call_jaxpr" in params else params["fun_jaxpr"]
+    else:
+        return None
+    arrays = list[Any]()
+    return read(*_opened(closed), arrays)[0], arrays

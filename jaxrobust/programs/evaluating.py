@@ -1,0 +1,128 @@
+"""Evaluates a traced function."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import jax
+from jax import lax
+from jax.extend import core
+
+from jaxrobust.programs import derivatives
+from jaxrobust.programs.steps import Nested, Step, Steps
+
+Results = Callable[[Step, list[Any]], Sequence[Any]]
+
+
+def evaluate(steps: Steps, arrays: Iterator[Any], arguments: Sequence[Any]) -> list[Any]:
+    """The results of steps.
+
+    Args:
+      steps: Of a `Program`.
+      arrays: What they close over, one after the other.
+      arguments: Arrays.
+    """
+
+    def results(step: Step, operands: list[Any]) -> Sequence[Any]:
+        what = step.what
+        if isinstance(what, Steps):
+            return walk(what, arrays, operands, results)
+        if isinstance(what, derivatives.Rule):
+            return derivatives.call(what, list(islice(arrays, sum(what.counts))), operands)
+        if isinstance(what, Nested):
+            parts = [list(islice(arrays, part.num_arrays)) for part in what.parts]
+            return nested(what, parts, operands)
+        return derivatives.bind(what, operands)
+
+    return walk(steps, arrays, arguments, results)
+
+
+def walk(
+    steps: Steps, arrays: Iterator[Any], arguments: Sequence[Any], results: Results
+) -> list[Any]:
+    """Goes through steps in their order, with values of any kind.
+
+    Args:
+      steps: Of a `Program`, or within one.
+      arrays: Values for what they close over, one after the other.
+      arguments: Values.
+      results: (step, operands) -> values of its outputs. It takes the arrays of what is inside.
+
+    Returns:
+      The values of the outputs.
+    """
+    values: dict[Any, Any] = {}
+
+    def write(variables: Sequence[Any], results: Sequence[Any]) -> None:
+        values.update(zip(variables, results, strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, core.Literal) else values[atom]
+
+    write(steps.constants, list(islice(arrays, len(steps.constants))))
+    write(steps.inputs, arguments)
+    for step in steps.steps:
+        scope = jax.named_scope(step.names) if step.names else contextlib.nullcontext()
+        with scope, step.context.manager:
+            write(step.outputs, results(step, [read(atom) for atom in step.inputs]))
+    return [read(atom) for atom in steps.outputs]
+
+
+def nested(what: Nested, arrays: Sequence[list[Any]], operands: Sequence[Any]) -> Sequence[Any]:
+    """The results of a loop, a choice or a checkpoint, whose parts are evaluated as everything else.
+
+    Args:
+      what: Loop, choice or checkpoint.
+      arrays: What its parts close over.
+      operands: Arrays.
+    """
+    params, name = what.equation.params, what.equation.primitive.name
+    pairs = zip(what.parts, arrays, strict=True)
+    parts = [_function(part, closed_over) for part, closed_over in pairs]
+    if name == "scan":
+        first, second = params["num_consts"], params["num_consts"] + params["num_carry"]
+        constants, carry, rows = operands[:first], operands[first:second], operands[second:]
+        num_carry = params["num_carry"]
+
+        def body(carry: Sequence[Any], row: Sequence[Any]) -> tuple[Any, Any]:
+            results = parts[0](*constants, *carry, *row)
+            return results[:num_carry], results[num_carry:]
+
+        carry, rows = lax.scan(
+            body,
+            list(carry),
+            list(rows),
+            length=params["length"],
+            reverse=params["reverse"],
+            unroll=params["unroll"],
+        )
+        return [*carry, *rows]
+    if name == "while":
+        first = params["cond_nconsts"]
+        second = first + params["body_nconsts"]
+        of_condition, of_body, start = operands[:first], operands[first:second], operands[second:]
+        return lax.while_loop(
+            lambda values: parts[0](*of_condition, *values)[0],
+            lambda values: parts[1](*of_body, *values),
+            list(start),
+        )
+    if name == "cond":
+        index, *others = operands
+        platforms = params.get("branches_platforms")
+        if platforms is None:
+            return lax.switch(index, parts, *others)
+        by_name = {
+            platform: part
+            for part, names in zip(parts, platforms, strict=True)
+            for platform in names or ("default",)
+        }
+        return lax.platform_dependent(*others, **by_name)
+    checkpoint = jax.checkpoint(
+        parts[0], prevent_cse=params["prevent_cse"], policy=params["policy"]
+    )
+    return checkpoint(*operands)
+
+
+def _function(steps: Steps, arrays: list[Any]) -> Callable[..., list[Any]]:
+    return lambda *arguments: evaluate(steps, iter(arrays), arguments)
