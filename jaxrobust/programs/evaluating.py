@@ -81,9 +81,9 @@ def nested(what: Nested, arrays: Sequence[list[Any]], operands: Sequence[Any]) -
     pairs = zip(what.parts, arrays, strict=True)
     parts = [_function(part, closed_over) for part, closed_over in pairs]
     if name == "scan":
-        first, second = params["num_consts"], params["num_consts"] + params["num_carry"]
-        constants, carry, rows = operands[:first], operands[first:second], operands[second:]
-        num_carry = params["num_carry"]
+        num_constants, num_carry = _sizes_of_scan(params, operands)
+        constants, others = operands[:num_constants], operands[num_constants:]
+        carry, rows = others[:num_carry], others[num_carry:]
 
         def body(carry: Sequence[Any], row: Sequence[Any]) -> tuple[Any, Any]:
             results = parts[0](*constants, *carry, *row)
@@ -122,6 +122,15 @@ def nested(what: Nested, arrays: Sequence[list[Any]], operands: Sequence[Any]) -
         parts[0], prevent_cse=params["prevent_cse"], policy=params["policy"]
     )
     return checkpoint(*operands)
+
+
+def _sizes_of_scan(params: Any, operands: Sequence[Any]) -> tuple[int, int]:
+    """How many operands are the same in every round, and how many go from one to the next."""
+    if "num_carry" in params:
+        return params["num_consts"], params["num_carry"]
+    # Releases of jax after 0.10 keep the three groups as one tree.
+    constants, carry, _ = params["ft_in"].update(operands).unpack()
+    return len(list(constants)), len(list(carry))
 
 
 def _function(steps: Steps, arrays: list[Any]) -> Callable[..., list[Any]]:

@@ -135,10 +135,9 @@ _traced: "weakref.WeakKeyDictionary[Any, tuple[Code, list]]" = weakref.WeakKeyDi
 
 def _code(closed: Any, num_leaves: int, structure: Any) -> tuple[Code, list[Any]]:
     """What equal programs share, and the arrays of this one; the first arguments are arrays too."""
-    jaxpr, arrays = closed.jaxpr, list[Any]()
-    leaves, inputs = jaxpr.invars[:num_leaves], jaxpr.invars[num_leaves:]
-    jaxpr = jaxpr.replace(constvars=[*leaves, *jaxpr.constvars], invars=inputs)
-    steps, key = read(jaxpr, [*leaves, *closed.consts], arrays)
+    arrays = list[Any]()
+    leaves, inputs = closed.jaxpr.invars[:num_leaves], closed.jaxpr.invars[num_leaves:]
+    steps, key = read(closed.jaxpr, [*leaves, *closed.consts], arrays, num_leaves)
     arguments = tuple((tuple(variable.aval.shape), variable.aval.dtype) for variable in inputs)
     key = (structure, arguments, key)
     code = _codes.get(key)
@@ -147,12 +146,19 @@ def _code(closed: Any, num_leaves: int, structure: Any) -> tuple[Code, list[Any]
     return code, [held(array) for array in arrays[num_leaves:]]
 
 
-def read(jaxpr: Any, constants: Sequence[Any], arrays: list[Any]) -> tuple[Steps, tuple]:
-    """The steps of a jaxpr and their key; its arrays go to the end of the list."""
+def read(
+    jaxpr: Any, constants: Sequence[Any], arrays: list[Any], num_leaves: int = 0
+) -> tuple[Steps, tuple]:
+    """The steps of a jaxpr and their key; its arrays go to the end of the list.
+
+    The first arguments may be arrays too, before its own.
+    """
     before = len(arrays)
     arrays += constants
     numbers, steps, keys = comparing.Numbers(), [], []
-    start = numbers.of((*jaxpr.constvars, *jaxpr.invars))
+    variables = [*jaxpr.invars[:num_leaves], *jaxpr.constvars]
+    inputs = jaxpr.invars[num_leaves:]
+    start = numbers.of((*variables, *inputs))
     for equation in jaxpr.eqns:
         what, key = _read_equation(equation, arrays)
         steps.append(
@@ -167,7 +173,7 @@ def read(jaxpr: Any, constants: Sequence[Any], arrays: list[Any]) -> tuple[Steps
         context = comparing.context(equation)
         keys.append((numbers.of(equation.invars), key, context, numbers.of(equation.outvars)))
     num_arrays = len(arrays) - before
-    read = Steps(jaxpr.constvars, jaxpr.invars, steps, jaxpr.outvars, num_arrays)
+    read = Steps(variables, inputs, steps, jaxpr.outvars, num_arrays)
     return read, (start, tuple(keys), numbers.of(jaxpr.outvars))
 
 
