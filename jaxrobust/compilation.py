@@ -41,11 +41,25 @@ def compiler_options() -> dict[str, str]:
     return _CPU_OPTIONS
 
 
+_IS_PORTABLE = contextvars.ContextVar("_IS_PORTABLE", default=False)
+
+
+def has_fast_forms() -> bool:
+    """Whether programs that are traced now are computed by the fast forms of `jaxrobust.ops`.
+
+    On the CPU, unless the environment has JAXROBUST_PLAIN=1, or they are made for other platforms too.
+    Asked while programs are traced: set it before the first.
+
+    Raises:
+      ValueError: JAXROBUST_PLAIN is neither 0 nor 1.
+    """
+    plain = os.environ.get("JAXROBUST_PLAIN", "0")
+    checks.one_of("JAXROBUST_PLAIN", plain, ("", "0", "1"))
+    return plain != "1" and not _IS_PORTABLE.get() and jax.default_backend() == "cpu"
+
+
 # Its requests have another format in other releases, and one that is not understood ends the process.
 _ONEDNN_RELEASES = ("0.10.2",)
-
-
-_IS_PORTABLE = contextvars.ContextVar("_IS_PORTABLE", default=False)
 
 
 @contextlib.contextmanager
@@ -138,7 +152,13 @@ def group_sizes() -> tuple[int, ...] | None:
 _EXACT_TYPES = {"xla_allow_excess_precision": False}
 
 
-def jit(function: F, *, exact_types: bool = False, **jit_options: Any) -> F:
+# LLVM's optimisations take most of the time of compiling on the CPU.
+_HURRY = {"xla_backend_optimization_level": 0}
+
+
+def jit(
+    function: F, *, exact_types: bool = False, in_a_hurry: bool = False, **jit_options: Any
+) -> F:
     """`jax.jit` with this machine's compiler options, chosen at the first call.
 
     Compiler options belong to the outermost jit only: called while another function is being
@@ -148,6 +168,7 @@ def jit(function: F, *, exact_types: bool = False, **jit_options: Any) -> F:
       function: To compile.
       exact_types: Whether every value has the precision of its type, and no more: for programs whose
         answers are compared with another program's.
+      in_a_hurry: Whether it runs so seldom that compiling it quickly matters more than its speed.
       **jit_options: Passed to `jax.jit`.
 
     Returns:
@@ -162,7 +183,8 @@ def jit(function: F, *, exact_types: bool = False, **jit_options: Any) -> F:
 
     @functools.cache
     def outermost() -> Any:
-        options: dict[str, Any] = {**compiler_options(), **(_EXACT_TYPES if exact_types else {})}
+        options: dict[str, Any] = dict(compiler_options())
+        options |= (_EXACT_TYPES if exact_types else {}) | (_HURRY if in_a_hurry else {})
         return jax.jit(function, compiler_options=options, **jit_options)
 
     @functools.wraps(function)

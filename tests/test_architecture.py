@@ -14,8 +14,8 @@ LAYERS = [
     {"reports"},
     {"evaluation", "export", "training"},
     {"attacks", "attribution", "certificates", "data", "defenses", "models", "pruning"},
-    {"ops"},
     {"programs"},
+    {"ops"},
     {"norms", "losses"},
     {"types", "checks", "compilation", "files", "_version"},
 ]

@@ -17,15 +17,18 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks import worker
-from jaxrobust import compilation, files, models, studies
+from jaxrobust import compilation, evaluation, files, models, studies
 from jaxrobust.attacks import PGD
+from jaxrobust.types import LogitsFn
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -49,94 +52,135 @@ class Config:
     output: Path = Path("results/benchmarks/attack_throughput.json")
 
 
-def compare(config: Config, model: str, batch_size: int, path: Path) -> dict:
-    """Times both sides on one network; returns medians in seconds and their ratio."""
-    attack = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=config.num_steps, keep="last")
-    settings = {
-        "model": model,
-        "batch_size": batch_size,
-        "path": str(path),
-        "mean": MEAN,
-        "std": STD,
-        "epsilon": attack.epsilon,
-        "step_size": attack.step_size,
-        "num_steps": attack.num_steps,
-        "num_threads": config.num_threads,
-    }
-    with worker.Worker(config.peer_python, "experiments.benchmarks.torchattacks_worker") as peer:
-        return _timed(config, model, batch_size, path, attack, peer, peer.ask(settings))
+Network = Callable[[str, dict[str, np.ndarray]], LogitsFn]
+
+
+def of_the_library(name: str, weights: dict[str, np.ndarray]) -> LogitsFn:
+    """The library's own network of this name with PyTorch's weights."""
+    variables = models.from_torch(name, weights)
+    return models.Classifier(models.create(name).apply, variables, np.array(MEAN), np.array(STD))
+
+
+def compare(
+    config: Config, name: str, batch_size: int, networks: Mapping[str, Network], *, num_steps: int
+) -> list[dict[str, Any]]:
+    """Times networks that have the weights of one of PyTorch's, in turns with it.
+
+    Args:
+      config: Settings.
+      name: Of PyTorch's network, in torchattacks_worker.py.
+      batch_size: Images.
+      networks: (name, PyTorch's weights) -> logits_fn, by the name that their row gets.
+      num_steps: Of PGD.
+
+    Returns:
+      A row for each network: medians in seconds, and ratios.
+
+    Raises:
+      RuntimeError: A network has other logits than PyTorch's, by more than 1e-4 of the largest.
+    """
+    attack = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=num_steps, keep="last")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        worker.Worker(config.peer_python, "experiments.benchmarks.torchattacks_worker") as peer,
+    ):
+        path = Path(folder) / "network.npz"
+        settings = {
+            "model": name,
+            "batch_size": batch_size,
+            "path": str(path),
+            "mean": MEAN,
+            "std": STD,
+            "epsilon": attack.epsilon,
+            "step_size": attack.step_size,
+            "num_steps": attack.num_steps,
+            "num_threads": config.num_threads,
+        }
+        versions = peer.ask(settings)
+        with np.load(path) as file:
+            data = dict(file)
+        return _timed(config, name, networks, data, attack, peer, versions)
 
 
 def _timed(
     config: Config,
-    model: str,
-    batch_size: int,
-    path: Path,
+    name: str,
+    networks: Mapping[str, Network],
+    data: dict[str, np.ndarray],
     attack: PGD,
     peer: worker.Worker,
-    versions: dict,
-) -> dict:
-    data = np.load(path)
-    weights = {k.removeprefix("weights/"): data[k] for k in data.files if k.startswith("weights/")}
-    classifier = models.Classifier(
-        models.create(model).apply, models.from_torch(model, weights), np.array(MEAN), np.array(STD)
-    )
+    versions: dict[str, str],
+) -> list[dict[str, Any]]:
+    weights = {k.removeprefix("weights/"): v for k, v in data.items() if k.startswith("weights/")}
     images, labels = jnp.asarray(data["images"]), jnp.asarray(data["labels"])
-    difference = float(jnp.max(jnp.abs(classifier(images) - data["logits"])))
-    if difference > 1e-4:
-        raise RuntimeError(f"The two {model} disagree on logits by {difference:.2g}.")
+    key, expected = jax.random.key(0), data["logits"]
 
-    key = jax.random.key(0)
-
-    def ours() -> dict:
+    def run(logits_fn: LogitsFn) -> dict[str, float]:
         start = time.perf_counter()
-        result = jax.block_until_ready(attack(key, classifier, images, labels))
+        result = jax.block_until_ready(attack(key, logits_fn, images, labels))
         seconds = time.perf_counter() - start
         return {"seconds": seconds, "success": float(jnp.mean(result.success))}
 
-    compile_seconds = ours()["seconds"]
+    functions, first_calls = {}, {}
+    for row, network in networks.items():
+        function = functions[row] = network(name, weights)
+        logits = evaluation.logits(function, images, len(images))
+        difference = float(np.abs(logits - expected).max() / np.abs(expected).max())
+        if difference > 1e-4:
+            raise RuntimeError(f"{row} and PyTorch disagree on logits by {difference:.2g}.")
+        first_calls[row] = run(function)["seconds"]
     peer.ask("run")  # theirs warms up too
-    theirs_runs, ours_runs = [], []
+    theirs: list[dict] = []
+    ours: dict[str, list[dict]] = {row: [] for row in functions}
     for _ in range(config.rounds):
-        theirs_runs.append(peer.ask("run"))
-        ours_runs.append(ours())
-    seconds = {
-        "jaxrobust": statistics.median(run["seconds"] for run in ours_runs),
-        "torchattacks": statistics.median(run["seconds"] for run in theirs_runs),
-    }
-    ratios = [t["seconds"] / o["seconds"] for o, t in zip(ours_runs, theirs_runs, strict=True)]
-    return {
-        "model": model,
-        "batch_size": batch_size,
-        "num_steps": config.num_steps,
-        "seconds": seconds,
-        "images_per_second": {name: batch_size / s for name, s in seconds.items()},
-        "ratio": seconds["torchattacks"] / seconds["jaxrobust"],
-        "ratio_range": [min(ratios), max(ratios)],
-        "first_call_seconds": compile_seconds,
-        "success": {
-            "jaxrobust": ours_runs[-1]["success"],
-            "torchattacks": theirs_runs[-1]["success"],
-        },
-        "versions": versions,
-    }
+        theirs.append(peer.ask("run"))
+        for row, function in functions.items():
+            ours[row].append(run(function))
+    theirs_seconds = statistics.median(one["seconds"] for one in theirs)
+    found = []
+    for row, runs in ours.items():
+        seconds = statistics.median(one["seconds"] for one in runs)
+        ratios = [t["seconds"] / o["seconds"] for o, t in zip(runs, theirs, strict=True)]
+        found.append(
+            {
+                "model": row,
+                "peer_model": name,
+                "batch_size": len(images),
+                "num_steps": attack.num_steps,
+                "seconds": {"jaxrobust": seconds, "torchattacks": theirs_seconds},
+                "ratio": theirs_seconds / seconds,
+                "ratio_range": [min(ratios), max(ratios)],
+                "first_call_seconds": first_calls[row],
+                "success": {
+                    "jaxrobust": runs[-1]["success"],
+                    "torchattacks": theirs[-1]["success"],
+                },
+                "versions": versions,
+            }
+        )
+    return found
+
+
+def say(row: dict[str, Any], rounds: int) -> None:
+    """Prints a row."""
+    seconds, (low, high) = row["seconds"], row["ratio_range"]
+    print(
+        f"{row['model']:28s} batch {row['batch_size']:3d}, PGD-{row['num_steps']}: "
+        f"jaxrobust {seconds['jaxrobust']:.3f} s, torchattacks {seconds['torchattacks']:.3f} s, "
+        f"{row['ratio']:.2f} times its throughput ({low:.2f} to {high:.2f} over {rounds} rounds; "
+        f"first call {row['first_call_seconds']:.1f} s)",
+        flush=True,
+    )
 
 
 def main(config: Config) -> None:
     """Compares both networks and prints a line for each."""
     rows = []
-    for model, batch_size in (("simple_cnn", 128), ("resnet_small", 64)):
-        with tempfile.TemporaryDirectory() as folder:
-            row = compare(config, model, batch_size, Path(folder) / "network.npz")
+    for name, batch_size in (("simple_cnn", 128), ("resnet_small", 64)):
+        networks = {name: of_the_library}
+        (row,) = compare(config, name, batch_size, networks, num_steps=config.num_steps)
         rows.append(row)
-        print(
-            f"{model:13s} batch {batch_size:3d}, PGD-{config.num_steps}: "
-            f"jaxrobust {row['seconds']['jaxrobust']:.3f} s, "
-            f"torchattacks {row['seconds']['torchattacks']:.3f} s, "
-            f"{row['ratio']:.2f} times its throughput "
-            f"({row['ratio_range'][0]:.2f} to {row['ratio_range'][1]:.2f} over {config.rounds} rounds; "
-            f"first call {row['first_call_seconds']:.1f} s)"
-        )
+        say(row, config.rounds)
     document = {
         "environment": studies.environment(),
         "compiler_options": compilation.compiler_options(),

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from experiments.benchmarks.sizes import MOBILE_STAGES
+
 
 class CNN(nn.Module):
     """cnn of jaxrobust, in PyTorch."""
@@ -87,6 +89,95 @@ class ResNetSmall(nn.Module):
         features = torch.relu(self.bn1(self.conv1(x)))
         features = self.layer3(self.layer2(self.layer1(features)))
         return self.fc(features.mean((2, 3)))
+
+
+class ResNet20(nn.Module):
+    """Without BatchNorm: halved branches, shortcuts that are padded with channels of zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        pairs = []
+        for stage in range(3):
+            for block in range(3):
+                width, halves = 16 * 2**stage, stage > 0 and block == 0
+                first = nn.Conv2d(width // (1 + halves), width, 3, 1 + halves, 1, bias=False)
+                pairs += [first, nn.Conv2d(width, width, 3, 1, 1, bias=False)]
+        self.pairs = nn.ModuleList(pairs)
+        self.head = nn.Linear(64, 10, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(x))
+        for first, second in zip(self.pairs[::2], self.pairs[1::2], strict=True):
+            y = second(torch.relu(first(x)))
+            if y.shape[1] != x.shape[1]:
+                extra = x.shape[1] // 2
+                x = nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, extra, extra))
+            x = torch.relu(x + 0.5 * y)
+        return self.head(x.mean((2, 3)))
+
+
+class VGGSmall(nn.Module):
+    """Pairs of convolutions with biases, max pooling after each pair, no BatchNorm."""
+
+    def __init__(self, widths: Sequence[int] = (64, 128, 256)) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip((3, *widths), widths, strict=False):
+            layers += [nn.Conv2d(inputs, outputs, 3, 1, 1), nn.ReLU()]
+            layers += [nn.Conv2d(outputs, outputs, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(2)]
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(widths[-1], 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(x).mean((2, 3)))
+
+
+class Inverted(nn.Module):
+    """Of MobileNetV2, with ReLU6."""
+
+    def __init__(self, inputs: int, outputs: int, expansion: int, stride: int) -> None:
+        super().__init__()
+        inner = inputs * expansion
+
+        def layer(
+            inputs: int, outputs: int, size: int, stride: int, groups: int
+        ) -> list[nn.Module]:
+            conv = nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False)
+            return [conv, nn.BatchNorm2d(outputs)]
+
+        self.layers = nn.Sequential(
+            *(*layer(inputs, inner, 1, 1, 1), nn.ReLU6()),
+            *(*layer(inner, inner, 3, stride, inner), nn.ReLU6()),
+            *layer(inner, outputs, 1, 1, 1),
+        )
+        self.adds = stride == 1 and inputs == outputs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.layers(x) if self.adds else self.layers(x)
+
+
+class MobileNetV2(nn.Module):
+    """For images of 32 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [
+            nn.Conv2d(3, 32, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(32),
+            nn.ReLU6(),
+        ]
+        before = 32
+        for expansion, width, count, stride in MOBILE_STAGES:
+            for block in range(count):
+                layers.append(Inverted(before, width, expansion, 1 if block else stride))
+                before = width
+        layers += [nn.Conv2d(before, 1280, 1, bias=False), nn.BatchNorm2d(1280), nn.ReLU6()]
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(1280, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(x).mean((2, 3)))
 
 
 class Normalised(nn.Module):

@@ -1,7 +1,8 @@
-"""The PyTorch side of attack_throughput.py: runs in an environment of its own, without jaxrobust.
+"""The PyTorch side of attack_throughput.py and any_network.py.
 
-Builds a network with random weights, writes them with a batch of images to a file, then runs PGD once
-for every line it is sent and answers with the seconds taken.
+It runs in an environment of its own, without jaxrobust. It builds a network with random weights, writes
+them with a batch of images to a file, then runs PGD once for every line that it is sent and answers
+with the seconds taken.
 """
 
 import json
@@ -13,7 +14,22 @@ import torch
 import torchattacks
 from torch import nn
 
-from experiments.benchmarks.torch_networks import Normalised, ResNetSmall, SimpleCNN
+from experiments.benchmarks.torch_networks import (
+    MobileNetV2,
+    Normalised,
+    ResNet20,
+    ResNetSmall,
+    SimpleCNN,
+    VGGSmall,
+)
+
+NETWORKS: dict[str, type[nn.Module]] = {
+    "simple_cnn": SimpleCNN,
+    "resnet_small": ResNetSmall,
+    "resnet20": ResNet20,
+    "vgg": VGGSmall,
+    "mobilenet_v2": MobileNetV2,
+}
 
 
 def main() -> None:
@@ -21,8 +37,7 @@ def main() -> None:
     settings = json.loads(sys.stdin.readline())
     torch.manual_seed(0)
     torch.set_num_threads(settings["num_threads"])
-    networks: dict[str, type[nn.Module]] = {"simple_cnn": SimpleCNN, "resnet_small": ResNetSmall}
-    network = networks[settings["model"]]()
+    network = NETWORKS[settings["model"]]()
     # Running statistics away from 0 and 1, so that a wrong import shows.
     network.train()
     with torch.no_grad():

@@ -76,7 +76,10 @@ def attack_batch(
         checks.value_range(images)
         checks.label_range("labels", labels, num_classes)
         if len(images) and not checks.is_traced(function):
-            company.check_once(logits_fn, function, np.asarray(images[: shape[0]]))
+            first = np.asarray(images[: shape[0]])
+            if programs.guard(logits_fn, first):
+                function = programs.as_argument(logits_fn, first)
+            company.check_once(logits_fn, function, first)
     keys = fold_keys(key, jnp.arange(images.shape[0]))
     arrays = per_image(attack, images.shape[0])
     labels = labels.astype(jnp.int32)

@@ -98,4 +98,4 @@ def checked_maps(name: str, maps: Any, shape: tuple[int, ...] | None = None) -> 
 
 def predicted_if_none(logits_fn: LogitsFn, images: Array, labels: Array | None) -> Array:
     """The labels, or the predicted classes where there are none: int [B]."""
-    return jnp.argmax(logits_fn(images), axis=-1) if labels is None else labels
+    return jnp.argmax(programs.fast(logits_fn)(images), axis=-1) if labels is None else labels

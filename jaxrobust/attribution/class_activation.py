@@ -296,7 +296,7 @@ def _score_cam(
             mask = jax.image.resize(channel, image.shape[:2], "bilinear")
             low, high = jnp.min(mask), jnp.max(mask)
             mask = (mask - low) / jnp.where(high == low, 1.0, high - low)
-            return logits_fn((image * mask[..., None])[None])[0, label]
+            return programs.fast(logits_fn)((image * mask[..., None])[None])[0, label]
 
         weights = jax.nn.softmax(jax.lax.map(score, jnp.moveaxis(outputs, -1, 0)))
         return _drawn(_product(outputs, weights), images)

@@ -148,7 +148,7 @@ def _curve(
 
     def probability(count: Array) -> Array:
         mixed = jnp.where((ranks < count)[..., None], end, start)
-        return jax.nn.softmax(logits_fn(mixed))[jnp.arange(batch), labels]
+        return jax.nn.softmax(programs.fast(logits_fn)(mixed))[jnp.arange(batch), labels]
 
     probabilities = jax.lax.map(probability, jnp.asarray(counts, jnp.int32)).T
     undefined = jnp.isnan(importance).any(axis=-1, keepdims=True)

@@ -164,7 +164,7 @@ def integrated_gradients(
 
 
 def _gradient(logits_fn: LogitsFn, image: Array, label: Array) -> Array:
-    return jax.grad(lambda x: logits_fn(x[None])[0, label])(image)
+    return jax.grad(lambda x: programs.fast(logits_fn)(x[None])[0, label])(image)
 
 
 def _largest(gradient: Array) -> Array:

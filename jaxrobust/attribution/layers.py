@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxrobust import programs
 from jaxrobust.types import Array, LogitsFn
 
 
@@ -153,21 +154,26 @@ def _logits_and_activation(
     logits_fn: LogitsFn, image: Array, layer: str, delta: Array
 ) -> tuple[Array, Array]:
     """The logits [K] with delta added to the layer's output, and that output before."""
-    outputs: list[Array] = []
 
-    def add_delta(path: str, output: Array) -> Array:
-        if path != layer:
-            return output
-        outputs.append(output)
-        return output + delta[None]
+    def both(images: Array, delta: Array) -> tuple[Array, Array]:
+        outputs: list[Array] = []
 
-    logits = _intercepted(logits_fn, image[None], add_delta)
-    if len(outputs) != 1:
-        raise ValueError(
-            f"`layer` {layer!r} is called {len(outputs)} times for one image; choose a layer "
-            "that is called once."
-        )
-    return logits[0], outputs[0][0]
+        def add_delta(path: str, output: Array) -> Array:
+            if path != layer:
+                return output
+            outputs.append(output)
+            return output + delta[None]
+
+        logits = _intercepted(logits_fn, images, add_delta)
+        if len(outputs) != 1:
+            raise ValueError(
+                f"`layer` {layer!r} is called {len(outputs)} times for one image; choose a layer "
+                "that is called once."
+            )
+        return logits[0], outputs[0][0]
+
+    logits, output = programs.fast(both)(image[None], delta)
+    return logits, output
 
 
 def _intercepted(logits_fn: LogitsFn, images: Array, look: Callable[[str, Array], Array]) -> Array:

@@ -86,9 +86,13 @@ def _occlusion(
     def one(image: Array, label: Array, fill: Array) -> Array:
         def logit(position: tuple[Array, Array]) -> Array:
             patch = jnp.asarray(rows)[position[0], :, None] & jnp.asarray(columns)[position[1]]
-            return logits_fn(jnp.where(patch[..., None], fill, image)[None])[0, label]
+            return programs.fast(logits_fn)(jnp.where(patch[..., None], fill, image)[None])[
+                0, label
+            ]
 
-        drops = logits_fn(image[None])[0, label] - jax.lax.map(logit, (first, second))
+        drops = programs.fast(logits_fn)(image[None])[0, label] - jax.lax.map(
+            logit, (first, second)
+        )
         grid = drops.reshape(len(rows), len(columns))
         # Some accelerators multiply matrices at reduced precision unless told otherwise.
         total = jnp.einsum(

@@ -33,6 +33,7 @@ class AttackReport:
       num_gradients: int [N], gradients on behalf of this one.
       saw_nan: bool [N], whether a logit or a gradient has been NaN: such an image is to be looked at.
         Its NaN points were not counted as fooling.
+      remarks: Sentences on how the classifier was evaluated; mostly none.
     """
 
     attack: Attack
@@ -46,6 +47,7 @@ class AttackReport:
     num_queries: np.ndarray
     num_gradients: np.ndarray
     saw_nan: np.ndarray
+    remarks: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"AttackReport({attack_label(self.attack)}, {len(self.labels)} images)"
@@ -53,7 +55,7 @@ class AttackReport:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Sentences on what makes the figures doubtful; mostly none."""
-        return unusual(self.clean_logits)
+        return (*unusual(self.clean_logits), *self.remarks)
 
     @functools.cached_property
     def clean_predictions(self) -> np.ndarray:

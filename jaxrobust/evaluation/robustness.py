@@ -99,6 +99,7 @@ def attack_dataset(
         num_queries=found.num_queries,
         num_gradients=found.num_gradients,
         saw_nan=found.saw_nan | np.isnan(examples.clean_logits).any(axis=1),
+        remarks=examples.remarks,
     )
 
 

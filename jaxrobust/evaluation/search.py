@@ -55,6 +55,7 @@ class Examples:
       labels: int [N].
       clean_logits: float32 [N, K].
       watch: That notices a change of weights.
+      remarks: Sentences on how the classifier is evaluated; mostly none.
     """
 
     function: Any
@@ -62,6 +63,7 @@ class Examples:
     labels: np.ndarray
     clean_logits: np.ndarray
     watch: programs.Watch
+    remarks: tuple[str, ...] = ()
 
     @property
     def one_image(self) -> jax.ShapeDtypeStruct:
@@ -94,6 +96,7 @@ def prepare(
     num_classes = programs.logits_shape(logits_fn, clean[:1])[1]
     checks.label_range("labels", labels, num_classes)
     watch = programs.Watch(logits_fn, clean)
+    remark = programs.guard(logits_fn, clean[:batch_size])
     clean_logits = answers(logits_fn, clean, batch_size)
     if not any_rows:
         check_company(logits_fn, clean, batch_size, clean_logits, thorough=True)
@@ -104,7 +107,8 @@ def prepare(
         )
     for sentence in unusual(clean_logits):
         warnings.warn(sentence, stacklevel=3)
-    return Examples(logits_fn, clean, labels, clean_logits, watch)
+    remarks = () if remark is None else (remark,)
+    return Examples(logits_fn, clean, labels, clean_logits, watch, remarks)
 
 
 def search(

@@ -45,6 +45,7 @@ class SuiteReport:
       num_gradients: int [N].
       saw_nan: bool [N], whether an answer has been NaN.
       seconds: {name: of this process on the attack, compiling included}.
+      remarks: Sentences on how the classifier was evaluated; mostly none.
     """
 
     suite: Mapping[str, Attack]
@@ -58,6 +59,7 @@ class SuiteReport:
     num_gradients: np.ndarray
     saw_nan: np.ndarray
     seconds: Mapping[str, float]
+    remarks: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"SuiteReport({', '.join(self.suite)}; {len(self.labels)} images)"
@@ -65,7 +67,7 @@ class SuiteReport:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Sentences on what makes the figures doubtful; mostly none."""
-        return unusual(self.clean_logits)
+        return (*unusual(self.clean_logits), *self.remarks)
 
     @functools.cached_property
     def robust(self) -> np.ndarray:
@@ -175,6 +177,7 @@ def attack_suite(
         num_gradients=gradients,
         saw_nan=saw_nan,
         seconds=seconds,
+        remarks=examples.remarks,
     )
 
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 
-from jaxrobust import ops
 from jaxrobust.models.layers import (
     ConvBlock,
     DenseBlock,
@@ -55,7 +54,7 @@ class CNN(nn.Module):
         for index, width in enumerate(self.widths):
             features = ConvBlock(width, use_bias=True, name=f"block_{index}")(features, train)
             if index in (1, 3, 4):
-                features = ops.max_pool(features)
+                features = nn.max_pool(features, (2, 2), (2, 2))
         features = batch_norm(train, name="head_bn")(global_average(features))
         return nn.Dense(self.num_classes, name="head")(features)
 
@@ -83,7 +82,7 @@ class PhotoCNN(nn.Module):
         for index, width in enumerate(widths):
             features = ConvBlock(width, name=f"block_{index}")(features, train)
             if index in (0, 2, 4):
-                features = ops.max_pool(features)
+                features = nn.max_pool(features, (2, 2), (2, 2))
         features = batch_norm(train, name="head_bn")(global_average(features))
         return nn.Dense(self.num_classes, name="head")(features)
 
@@ -111,7 +110,11 @@ class SimpleCNN(nn.Module):
         last = len(self.widths) - 1
         for index, width in enumerate(self.widths):
             features = ConvBlock(width, use_bias=True, name=f"block_{index}")(features, train)
-            features = ops.max_pool(features) if index < last else ops.average_pool(features)
+            features = (
+                nn.max_pool(features, (2, 2), (2, 2))
+                if index < last
+                else nn.avg_pool(features, (2, 2), (2, 2))
+            )
         features = nn.Dropout(0.5, deterministic=not train)(flatten(features))
         hidden = nn.Dense(self.hidden_width, kernel_init=he_fan_in, name="hidden")(features)
         features = nn.Dropout(0.3, deterministic=not train)(nn.relu(hidden))
@@ -145,5 +148,5 @@ class VGG(nn.Module):
                 index, width = next(widths)
                 block = ConvBlock(width, use_bias=True, name=f"block_{index}")
                 features = block(features, train)
-            features = ops.max_pool(features)
+            features = nn.max_pool(features, (2, 2), (2, 2))
         return nn.Dense(self.num_classes, name="head")(global_average(features))

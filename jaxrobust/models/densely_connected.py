@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxrobust import ops
 from jaxrobust.models.layers import (
     ConvBlock,
     NormRelu,
@@ -78,7 +77,7 @@ class DenseNet(nn.Module):
                     width = self.transition_widths[stage - 1]
                 features = NormRelu(name=f"transition_{stage}_norm")(features, train)
                 features = convolution(width, 1, 1, name=f"transition_{stage}")(features)
-                features = ops.average_pool(features)
+                features = nn.avg_pool(features, (2, 2), (2, 2))
             for layer in range(size):
                 width, inner = next(left)
                 block = DenseLayer(width, inner, name=f"stage_{stage}_layer_{layer}")

@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
-from jaxrobust import ops
 from jaxrobust.types import Array
 
 # PyTorch's BatchNorm: epsilon 1e-5; its momentum .1 is flax's .9.
@@ -20,10 +18,6 @@ he_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
 
 class ConvBlock(nn.Module):
     """Convolution, BatchNorm, an optional residual, ReLU.
-
-    In training these are four operations. With frozen statistics BatchNorm is an affine map, so it is
-    folded into the kernel and the whole block is one operation whose gradient by its input is cheap:
-    what an attack on a frozen network spends its time on.
 
     The parameters are `conv/kernel` (`conv/bias`), `bn/scale`, `bn/bias`; the statistics `bn/mean`,
     `bn/var`.
@@ -57,23 +51,13 @@ class ConvBlock(nn.Module):
         Returns:
           float32 [B, H', W', features].
         """
-        padding = ((self.padding, self.padding), (self.padding, self.padding))
-        if not train and not self.is_initializing():
-            kernel, bias = folded(self, self.use_bias)
-            if self.relu:
-                return ops.convolution_bias_relu(
-                    images, kernel, bias, residual, self.strides, padding
-                )
-            outputs = ops.convolution(images, kernel, self.strides, padding) + bias
-            return outputs if residual is None else outputs + residual
         outputs = nn.Conv(
             self.features,
             self.kernel_size,
             self.strides,
-            padding,
+            self.padding,
             use_bias=self.use_bias,
             kernel_init=he_fan_out,
-            conv_general_dilated=ops.conv_general_dilated,
             name="conv",
         )(images)
         outputs = batch_norm(train, name="bn")(outputs)
@@ -85,11 +69,10 @@ class ConvBlock(nn.Module):
 class DepthwiseBlock(nn.Module):
     """A 3x3 convolution of each channel by itself, BatchNorm, ReLU.
 
-    Folded in evaluation as `ConvBlock` is, with parameters and statistics of the same names; the kernel
-    is [3, 3, 1, C].
+    Parameters and statistics have the names of those of `ConvBlock`; the kernel is [3, 3, 1, C].
 
     Attributes:
-      strides: Of rows and columns, both 1 or both 2.
+      strides: Of rows and columns.
     """
 
     strides: tuple[int, int] = (1, 1)
@@ -97,19 +80,15 @@ class DepthwiseBlock(nn.Module):
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
         """float32 [B, H, W, C] -> float32 [B, H / stride, W / stride, C]."""
-        if not train and not self.is_initializing():
-            kernel, bias = folded(self, use_bias=False)
-            return nn.relu(ops.depthwise_convolution(images, kernel, self.strides) + bias)
         channels = images.shape[-1]
         outputs = nn.Conv(
             channels,
             (3, 3),
             self.strides,
-            ((1, 1), (1, 1)),
+            1,
             use_bias=False,
             feature_group_count=channels,
             kernel_init=he_fan_in,  # its fan out is nine times the channels, which is not what it sums
-            conv_general_dilated=ops.conv_general_dilated,
             name="conv",
         )(images)
         return nn.relu(batch_norm(train, name="bn")(outputs))
@@ -157,24 +136,8 @@ def convolution(features: int, size: int, stride: int, name: str) -> nn.Conv:
         ((half, half), (half, half)),
         use_bias=False,
         kernel_init=he_fan_out,
-        conv_general_dilated=ops.conv_general_dilated,
         name=name,
     )
-
-
-def folded(block: nn.Module, use_bias: bool) -> tuple[Array, Array]:
-    """The kernel and bias of the convolution that equals a block's `conv` and `bn` together.
-
-    Args:
-      block: With its variables bound.
-      use_bias: Whether `conv` has a bias.
-    """
-    params, statistics = block.variables["params"], block.variables["batch_stats"]["bn"]
-    factor = params["bn"]["scale"] * jax.lax.rsqrt(statistics["var"] + _EPSILON)
-    mean = statistics["mean"]
-    if use_bias:
-        mean = mean - params["conv"]["bias"]
-    return params["conv"]["kernel"] * factor, params["bn"]["bias"] - mean * factor
 
 
 def check_count(name: str, sizes: Sequence[int], count: int, of: str) -> None:

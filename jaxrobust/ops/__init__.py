@@ -1,18 +1,15 @@
-"""Operations with forms that are fast on the CPU, exact everywhere."""
+"""Operations of image classifiers in forms that are fast on the CPU."""
 
-from jaxrobust.ops.conv import (
-    conv_general_dilated,
-    convolution,
-    convolution_bias_relu,
-)
+from jaxrobust.ops.conv import Window, convolution, transposed_convolution
 from jaxrobust.ops.depthwise import depthwise_convolution
-from jaxrobust.ops.pool import average_pool, max_pool
+from jaxrobust.ops.pool import Pool, max_pool, sum_pool
 
 __all__ = [
-    "average_pool",
-    "conv_general_dilated",
+    "Pool",
+    "Window",
     "convolution",
-    "convolution_bias_relu",
     "depthwise_convolution",
     "max_pool",
+    "sum_pool",
+    "transposed_convolution",
 ]

@@ -5,38 +5,33 @@ oneDNN refuses ends the process, so what is not plainly a convolution of float32
 """
 
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxrobust.types import Array
 
-Pair = tuple[int, int]
-Padding = tuple[Pair, Pair]
-
 
 def takes(
-    images: Array,
-    kernel: Array,
-    bias: Array | None,
-    residual: Array | None,
-    strides: Pair,
-    padding: Padding,
+    images: Array, kernel: Array, bias: Array | None, residual: Array | None, window: Any
 ) -> bool:
     """Whether this is a convolution that `convolve` makes; arguments as there."""
     operands = [operand for operand in (images, kernel, bias, residual) if operand is not None]
     return (
         all(operand.dtype == jnp.float32 for operand in operands)
-        and min(*images.shape, *kernel.shape, *_sides(images, kernel, strides, padding)) > 0
-        and min(*padding[0], *padding[1]) >= 0
+        and window.dilation == (1, 1)
+        and min(*images.shape, *kernel.shape, *_sides(images, kernel, window)) > 0
+        and min(*window.padding[0], *window.padding[1]) >= 0
+        and (residual is None or bias is not None)
     )
 
 
-def _sides(images: Array, kernel: Array, strides: Pair, padding: Padding) -> list[int]:
+def _sides(images: Array, kernel: Array, window: Any) -> list[int]:
     return [
         (size + sum(zeros) - taps) // stride + 1
         for size, zeros, taps, stride in zip(
-            images.shape[1:3], padding, kernel.shape[:2], strides, strict=True
+            images.shape[1:3], window.padding, kernel.shape[:2], window.strides, strict=True
         )
     ]
 
@@ -46,8 +41,7 @@ def convolve(
     kernel: Array,
     bias: Array | None,
     residual: Array | None,
-    strides: Pair,
-    padding: Padding,
+    window: Any,
     *,
     relu: bool,
 ) -> Array:
@@ -58,14 +52,13 @@ def convolve(
       kernel: [rows, columns, C_in, C_out].
       bias: [C_out], or None.
       residual: [B, H', W', C_out], or None; not without a bias.
-      strides: Of rows and columns.
-      padding: ((top, bottom), (left, right)) zeros, not negative.
+      window: Strides of rows and columns, and padding, not negative.
       relu: Whether the sum's negative values become zero.
 
     Returns:
       [B, H', W', C_out].
     """
-    shape = (len(images), *_sides(images, kernel, strides, padding), kernel.shape[3])
+    shape = (len(images), *_sides(images, kernel, window), kernel.shape[3])
     operands, steps = [images, kernel], []
     if bias is not None:
         operands.append(bias)
@@ -80,12 +73,12 @@ def convolve(
         jax.ShapeDtypeStruct(shape, images.dtype),
         vmap_method="sequential",  # of stacked kernels; attacks ask about whole batches
         custom_call_api_version=1,
-        legacy_backend_config=_request(strides, padding, steps),
+        legacy_backend_config=_request(window.strides, window.padding, steps),
     )
     return call(*operands)
 
 
-def _request(strides: Pair, padding: Padding, steps: list[str]) -> str:
+def _request(strides: tuple, padding: tuple, steps: list[str]) -> str:
     """xla.cpu.OneDnnConvolutionConfig as JSON, in which 64-bit numbers are strings."""
 
     def text(numbers: tuple[int, ...]) -> list[str]:

@@ -1,129 +1,150 @@
-"""Pooling over 2x2 windows with gradients that are fast on the CPU, and XLA's own elsewhere.
+"""Pooling whose gradients are fast on the CPU.
 
-On the CPU windows are read through strided slices. A reshape to [B, H/2, 2, W/2, 2, C] would be
-shorter, and is silently wrong: behind a convolution XLA on the CPU then returns false gradients.
+Windows are read through strided slices. A reshape to [B, H/2, 2, W/2, 2, C] would be shorter, and is
+silently wrong: behind a convolution XLA on the CPU then returns false gradients.
 """
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrobust.ops.conv import interleave
+from jaxrobust.ops.conv import Padding, Pair, interleave
 from jaxrobust.types import Array
 
 
-def _check_even(images: Array) -> None:
-    if images.ndim != 4 or images.shape[1] % 2 or images.shape[2] % 2:
-        raise ValueError(
-            f"`images` must be [B, H, W, C] with even H and W, got shape {tuple(images.shape)}."
-        )
+class Pool(NamedTuple):
+    """The windows of a pooling.
+
+    Attributes:
+      size: Rows and columns.
+      strides: Of rows and columns.
+      padding: ((top, bottom), (left, right)) rows and columns that are in no maximum and in no sum.
+    """
+
+    size: Pair
+    strides: Pair
+    padding: Padding = ((0, 0), (0, 0))
 
 
-def _corners(images: Array) -> list[Array]:
-    """The four positions of every window, each [B, H/2, W/2, C], in reading order."""
-    return [images[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
+def _places(images: Array, pool: Pool, edge: float) -> list[Array]:
+    """What every place of the windows sees, each [B, H', W', C], in reading order."""
+    edges = [(*padding, 0) for padding in pool.padding]
+    outside = jnp.asarray(edge, images.dtype)
+    padded = lax.pad(images, outside, ((0, 0, 0), *edges, (0, 0, 0)))
+    rows, columns = _output_size(padded.shape, pool)
+    found = []
+    for i, j in itertools.product(*map(range, pool.size)):
+        rows_seen = slice(i, i + pool.strides[0] * (rows - 1) + 1, pool.strides[0])
+        columns_seen = slice(j, j + pool.strides[1] * (columns - 1) + 1, pool.strides[1])
+        found.append(padded[:, rows_seen, columns_seen])
+    return found
 
 
-@jax.custom_vjp
-def max_pool(images: Array) -> Array:
-    """The largest value of every 2x2 window, stride 2.
+def _output_size(padded: tuple[int, ...], pool: Pool) -> Pair:
+    rows, columns = (
+        (side - size) // stride + 1
+        for side, size, stride in zip(padded[1:3], pool.size, pool.strides, strict=True)
+    )
+    return rows, columns
 
-    Among equal values the first in reading order receives the gradient, as in PyTorch.
+
+def _back(shares: list[Array], shape: tuple[int, ...], pool: Pool) -> Array:
+    """Each place's share to the pixel that it saw; the inverse of `_places`."""
+    size = shares[0].shape[1:3]
+    tiles = tuple(side * stride for side, stride in zip(size, pool.strides, strict=True))
+    if pool.size == pool.strides and pool.padding == ((0, 0), (0, 0)) and tiles == shape[1:3]:
+        width = pool.size[1]
+        return interleave([shares[at : at + width] for at in range(0, len(shares), width)])
+    zero = jnp.zeros((), shares[0].dtype)
+    total = zero
+    for place, share in zip(itertools.product(*map(range, pool.size)), shares, strict=True):
+        edges = []
+        for axis in (0, 1):
+            stride, first = pool.strides[axis], place[axis] - pool.padding[axis][0]
+            last = first + stride * (size[axis] - 1)
+            edges.append((first, shape[axis + 1] - 1 - last, stride - 1))
+        total = total + lax.pad(share, zero, ((0, 0, 0), *edges, (0, 0, 0)))
+    return total
+
+
+def _reduced(function: Callable[[Array, Array], Array], places: list[Array]) -> Array:
+    """In pairs, so that neighbours meet first."""
+    while len(places) > 1:
+        pairs = list(itertools.zip_longest(places[::2], places[1::2]))
+        places = [one if other is None else function(one, other) for one, other in pairs]
+    return places[0]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def max_pool(images: Array, pool: Pool) -> Array:
+    """The largest value of every window.
+
+    Among equal values the first in reading order receives the gradient, as in XLA and PyTorch.
 
     Args:
-      images: [B, H, W, C], H and W even.
+      images: [B, H, W, C].
+      pool: The windows.
 
     Returns:
-      [B, H/2, W/2, C].
-
-    Raises:
-      ValueError: An odd H or W.
+      [B, H', W', C].
 
     Example:
-      >>> max_pool(jnp.arange(4.0).reshape(1, 2, 2, 1)).ravel().tolist()
+      >>> max_pool(jnp.arange(4.0).reshape(1, 2, 2, 1), Pool((2, 2), (2, 2))).ravel().tolist()
       [3.0]
     """
-    _check_even(images)
-    return lax.platform_dependent(images, cpu=_max_of_corners, default=_plain_max)
+    return _reduced(jnp.maximum, _places(images, pool, -jnp.inf))
 
 
-def _max_of_corners(images: Array) -> Array:
-    first, second, third, fourth = _corners(images)
-    return jnp.maximum(jnp.maximum(first, second), jnp.maximum(third, fourth))
-
-
-def _plain_max(images: Array) -> Array:
-    return lax.reduce_window(images, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
-
-
-def _max_forward(images: Array) -> tuple[Array, tuple[Array, Array]]:
-    largest = max_pool(images)
+def _max_forward(images: Array, pool: Pool) -> tuple[Array, tuple[Array, Array]]:
+    largest = max_pool(images, pool)
     return largest, (images, largest)
 
 
-def _max_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array]:
+def _max_backward(pool: Pool, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array]:
     images, largest = saved
-
-    def plain(images: Array, _: Array, cotangent: Array) -> Array:
-        return jax.vjp(_plain_max, images)[1](cotangent)[0]
-
-    return (
-        lax.platform_dependent(images, largest, cotangent, cpu=_share_among_corners, default=plain),
-    )
-
-
-def _share_among_corners(images: Array, largest: Array, cotangent: Array) -> Array:
-    shares = []
-    remaining = cotangent
+    shares, remaining = [], cotangent
     zero = jnp.zeros((), cotangent.dtype)
-    for corner in _corners(images):
-        here = corner == largest
+    for seen in _places(images, pool, -jnp.inf):
+        here = seen == largest
         shares.append(jnp.where(here, remaining, zero))
         remaining = jnp.where(here, zero, remaining)
-    return interleave([shares[:2], shares[2:]])
+    return (_back(shares, images.shape, pool),)
 
 
 max_pool.defvjp(_max_forward, _max_backward)
 
 
-@jax.custom_vjp
-def average_pool(images: Array) -> Array:
-    """The mean of every 2x2 window, stride 2.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def sum_pool(images: Array, pool: Pool) -> Array:
+    """The sum of every window.
 
     Args:
-      images: [B, H, W, C], H and W even.
+      images: [B, H, W, C].
+      pool: The windows.
 
     Returns:
-      [B, H/2, W/2, C].
-
-    Raises:
-      ValueError: An odd H or W.
+      [B, H', W', C].
 
     Example:
-      >>> average_pool(jnp.arange(4.0).reshape(1, 2, 2, 1)).ravel().tolist()
-      [1.5]
+      >>> sum_pool(jnp.arange(4.0).reshape(1, 2, 2, 1), Pool((2, 2), (2, 2))).ravel().tolist()
+      [6.0]
     """
-    _check_even(images)
-    return lax.platform_dependent(images, cpu=_mean_of_corners, default=_plain_mean)
+    return _reduced(jnp.add, _places(images, pool, 0))
 
 
-def _mean_of_corners(images: Array) -> Array:
-    first, second, third, fourth = _corners(images)
-    return (first + second + third + fourth) / 4
+def _sum_forward(images: Array, pool: Pool) -> tuple[Array, Array]:
+    # The images' shape, as an array of nothing.
+    return sum_pool(images, pool), jnp.zeros((*images.shape, 0))
 
 
-def _plain_mean(images: Array) -> Array:
-    return lax.reduce_window(images, 0.0, lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID") / 4
+def _sum_backward(pool: Pool, saved: Array, cotangent: Array) -> tuple[Array]:
+    shares = [cotangent] * (pool.size[0] * pool.size[1])
+    return (_back(shares, saved.shape[:-1], pool),)
 
 
-def _average_forward(images: Array) -> tuple[Array, None]:
-    return average_pool(images), None
-
-
-def _average_backward(_: None, cotangent: Array) -> tuple[Array]:
-    # The same on every platform: each pixel has a quarter of its window's.
-    share = cotangent / 4
-    return (interleave([[share, share], [share, share]]),)
-
-
-average_pool.defvjp(_average_forward, _average_backward)
+sum_pool.defvjp(_sum_forward, _sum_backward)

@@ -12,8 +12,9 @@ from jaxrobust.programs.arguments import (
     logits_shape,
 )
 from jaxrobust.programs.evaluating import nested, walk
+from jaxrobust.programs.guarding import guard
 from jaxrobust.programs.steps import Nested, Step, Steps
-from jaxrobust.programs.tracing import Program, inside, trace
+from jaxrobust.programs.tracing import Program, fast, inside, trace
 from jaxrobust.programs.watching import Watch, fingerprint
 
 __all__ = [
@@ -25,7 +26,9 @@ __all__ = [
     "as_argument",
     "call",
     "explained",
+    "fast",
     "fingerprint",
+    "guard",
     "inside",
     "is_settled",
     "logits_shape",

@@ -256,6 +256,12 @@ def library_rule(equation: Any) -> str | None:
     return f"{source.partition(' at ')[0]}: {', '.join(names)}" if names else None
 
 
+def is_relu(equation: Any) -> bool:
+    """Whether a custom call is `jax.nn.relu`."""
+    name = library_rule(equation)
+    return name is not None and name.startswith("relu: jax._src.nn.functions.")
+
+
 def rules_of(function: Any) -> list[Any]:
     """The functions of a `jax.custom_jvp` or `jax.custom_vjp` that say what its derivative is."""
     rules = [getattr(function, word, None) for word in ("fwd", "bwd", "jvp", "vmap_rule")]

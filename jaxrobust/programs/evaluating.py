@@ -1,4 +1,4 @@
-"""Evaluates a traced function."""
+"""Evaluates a traced function: on the CPU by the fast forms of its operations."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -9,33 +9,25 @@ import jax
 from jax import lax
 from jax.extend import core
 
-from jaxrobust.programs import derivatives
+from jaxrobust import compilation
+from jaxrobust.programs import derivatives, forms
 from jaxrobust.programs.steps import Nested, Step, Steps
 
 Results = Callable[[Step, list[Any]], Sequence[Any]]
 
 
-def evaluate(steps: Steps, arrays: Iterator[Any], arguments: Sequence[Any]) -> list[Any]:
+def evaluate(
+    steps: Steps, arrays: Iterator[Any], arguments: Sequence[Any], *, plain: bool = False
+) -> list[Any]:
     """The results of steps.
 
     Args:
       steps: Of a `Program`.
       arrays: What they close over, one after the other.
       arguments: Arrays.
+      plain: Whether no fast form is used.
     """
-
-    def results(step: Step, operands: list[Any]) -> Sequence[Any]:
-        what = step.what
-        if isinstance(what, Steps):
-            return walk(what, arrays, operands, results)
-        if isinstance(what, derivatives.Rule):
-            return derivatives.call(what, list(islice(arrays, sum(what.counts))), operands)
-        if isinstance(what, Nested):
-            parts = [list(islice(arrays, part.num_arrays)) for part in what.parts]
-            return nested(what, parts, operands)
-        return derivatives.bind(what, operands)
-
-    return walk(steps, arrays, arguments, results)
+    return _evaluate(steps, arrays, arguments, compilation.has_fast_forms() and not plain)
 
 
 def walk(
@@ -55,7 +47,10 @@ def walk(
     values: dict[Any, Any] = {}
 
     def write(variables: Sequence[Any], results: Sequence[Any]) -> None:
-        values.update(zip(variables, results, strict=True))
+        for variable, result in zip(variables, results, strict=True):
+            if isinstance(result, forms.Image) and steps.uses.get(variable, 0) > 1:
+                result.is_shared = True
+            values[variable] = result
 
     def read(atom: Any) -> Any:
         return atom.val if isinstance(atom, core.Literal) else values[atom]
@@ -69,17 +64,43 @@ def walk(
     return [read(atom) for atom in steps.outputs]
 
 
-def nested(what: Nested, arrays: Sequence[list[Any]], operands: Sequence[Any]) -> Sequence[Any]:
+def _evaluate(
+    steps: Steps, arrays: Iterator[Any], arguments: Sequence[Any], fast: bool
+) -> list[Any]:
+    def results(step: Step, operands: Sequence[Any]) -> Sequence[Any]:
+        what = step.what
+        if isinstance(what, Steps):
+            return walk(what, arrays, operands, results)
+        if fast and hasattr(what, "primitive"):
+            form = forms.FORMS.get(what.primitive.name)
+            found = None if form is None else form(what, operands)
+            if found is not None:
+                return found
+        operands = [forms.value(operand) for operand in operands]
+        if isinstance(what, derivatives.Rule):
+            return derivatives.call(what, list(islice(arrays, sum(what.counts))), operands)
+        if isinstance(what, Nested):
+            parts = [list(islice(arrays, part.num_arrays)) for part in what.parts]
+            return nested(what, parts, operands, fast=fast)
+        return derivatives.bind(what, operands)
+
+    return [forms.value(result) for result in walk(steps, arrays, arguments, results)]
+
+
+def nested(
+    what: Nested, arrays: Sequence[list[Any]], operands: Sequence[Any], *, fast: bool = False
+) -> Sequence[Any]:
     """The results of a loop, a choice or a checkpoint, whose parts are evaluated as everything else.
 
     Args:
       what: Loop, choice or checkpoint.
       arrays: What its parts close over.
       operands: Arrays.
+      fast: Whether by the fast forms.
     """
     params, name = what.equation.params, what.equation.primitive.name
     pairs = zip(what.parts, arrays, strict=True)
-    parts = [_function(part, closed_over) for part, closed_over in pairs]
+    parts = [_function(part, closed_over, fast) for part, closed_over in pairs]
     if name == "scan":
         num_constants, num_carry = _sizes_of_scan(params, operands)
         constants, others = operands[:num_constants], operands[num_constants:]
@@ -117,6 +138,8 @@ def nested(what: Nested, arrays: Sequence[list[Any]], operands: Sequence[Any]) -
             for part, names in zip(parts, platforms, strict=True)
             for platform in names or ("default",)
         }
+        if fast:  # for the CPU alone
+            return by_name["cpu" if "cpu" in by_name else "default"](*others)
         return lax.platform_dependent(*others, **by_name)
     checkpoint = jax.checkpoint(
         parts[0], prevent_cse=params["prevent_cse"], policy=params["policy"]
@@ -133,5 +156,5 @@ def _sizes_of_scan(params: Any, operands: Sequence[Any]) -> tuple[int, int]:
     return len(list(constants)), len(list(carry))
 
 
-def _function(steps: Steps, arrays: list[Any]) -> Callable[..., list[Any]]:
-    return lambda *arguments: evaluate(steps, iter(arrays), arguments)
+def _function(steps: Steps, arrays: list[Any], fast: bool) -> Callable[..., list[Any]]:
+    return lambda *arguments: _evaluate(steps, iter(arrays), arguments, fast)

@@ -42,6 +42,7 @@ class Steps(NamedTuple):
       inputs: Variables.
       steps: In their order.
       outputs: Variables and literals.
+      uses: How often each variable is used.
       num_arrays: How many arrays it takes, with those of what is inside.
     """
 
@@ -49,6 +50,7 @@ class Steps(NamedTuple):
     inputs: Sequence[Any]
     steps: Sequence[Step]
     outputs: Sequence[Any]
+    uses: dict[Any, int]
     num_arrays: int
 
 

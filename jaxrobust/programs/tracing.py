@@ -1,13 +1,17 @@
 """Functions as jax traces them: equations that compiled code shares, arrays that are its arguments."""
 
+import collections
+import copy
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 
+from jaxrobust import compilation
 from jaxrobust.programs import comparing, derivatives, evaluating
 from jaxrobust.programs.steps import PARTS, Nested, Step, Steps
 
@@ -23,13 +27,59 @@ class Code:
       arguments: Shapes and types of what the function was traced with.
       structure: Of what it returns.
       text: The key in a few digits, the same in every process.
+      kind: The operations in a few digits, the same for every batch size.
+      has_forms: Whether some of them have a fast form with a gradient of its own.
+      is_narrow: Whether anything is computed in less than 32 bits.
+      is_plain: Whether it is evaluated as it stands, whatever has a fast form.
     """
 
     def __init__(self, steps: Steps, arguments: tuple, structure: Any, text: str) -> None:
         self.steps, self.arguments, self.structure, self.text = steps, arguments, structure, text
+        equations = list(equations_of(steps))
+        self.has_forms = any(one.primitive.name in _FORMS for one in equations)
+        self.is_narrow = any(
+            jnp.issubdtype(v.aval.dtype, jnp.floating) and v.aval.dtype.itemsize < 4
+            for one in equations
+            for v in one.outvars
+            if hasattr(v.aval, "dtype")
+        )
+        self.kind = comparing.text_of(tuple(one.primitive.name for one in equations))
+        self.is_plain = self.kind in _distrusted
+
+    def as_plain(self) -> "Code":
+        """The same, evaluated as it stands."""
+        plain = copy.copy(self)
+        plain.is_plain = True
+        return plain
 
     def __repr__(self) -> str:
         return f"Code({self.text})"
+
+
+# With gradients of their own: what could go wrong.
+_FORMS = ("conv_general_dilated", "reduce_window_max", "reduce_window_sum")
+_distrusted: set[str] = set()
+
+
+def equations_of(steps: Steps) -> Iterator[Any]:
+    """All equations of steps, those inside too."""
+    for step in steps.steps:
+        if isinstance(step.what, Steps):
+            yield from equations_of(step.what)
+        elif isinstance(step.what, Nested):
+            yield step.what.equation
+            for part in step.what.parts:
+                yield from equations_of(part)
+        elif not isinstance(step.what, derivatives.Rule):
+            yield step.what
+
+
+def distrust(code: Code) -> None:
+    """Programs with these operations are evaluated as they stand, if they are traced from now on."""
+    _distrusted.add(code.kind)
+    for key in [key for key, known in _codes.items() if known.kind == code.kind]:
+        _codes.pop(key, None)
+    _traced.clear()
 
 
 # By key, for as long as a Program or a compiled function holds them.
@@ -71,7 +121,9 @@ class Program:
             raise TypeError(
                 f"The program was traced for {self.code.arguments} and is called with {given}."
             )
-        results = evaluating.evaluate(self.code.steps, iter(self.arrays), leaves)
+        results = evaluating.evaluate(
+            self.code.steps, iter(self.arrays), leaves, plain=self.code.is_plain
+        )
         return jax.tree.unflatten(self.code.structure, results)
 
     @property
@@ -133,6 +185,36 @@ _apply = jax.jit(lambda function, *arguments: function(*arguments))
 _traced: "weakref.WeakKeyDictionary[Any, tuple[Code, list]]" = weakref.WeakKeyDictionary()
 
 
+def fast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function of any pytrees, computed by the fast forms where there are some.
+
+    Args:
+      function: Pure. What it is given besides arrays is static.
+
+    Example:
+      >>> fast(lambda images, scale: images * scale)(jnp.ones(2), 3).tolist()
+      [3.0, 3.0]
+    """
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        if not compilation.has_fast_forms():
+            return function(*arguments, **options)
+        leaves, structure = jax.tree.flatten((arguments, options))
+        places = [at for at, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)]
+
+        def of_arrays(*arrays: Any) -> Any:
+            filled = list(leaves)
+            for place, array in zip(places, arrays, strict=True):
+                filled[place] = array
+            arguments, options = jax.tree.unflatten(structure, filled)
+            return function(*arguments, **options)
+
+        arrays = [leaves[place] for place in places]
+        return trace(of_arrays, *arrays)(*arrays)
+
+    return call
+
+
 def _code(closed: Any, num_leaves: int, structure: Any) -> tuple[Code, list[Any]]:
     """What equal programs share, and the arrays of this one; the first arguments are arrays too."""
     arrays = list[Any]()
@@ -159,8 +241,10 @@ def read(
     variables = [*jaxpr.invars[:num_leaves], *jaxpr.constvars]
     inputs = jaxpr.invars[num_leaves:]
     start = numbers.of((*variables, *inputs))
+    uses = collections.Counter(v for v in jaxpr.outvars if not isinstance(v, core.Literal))
     for equation in jaxpr.eqns:
         what, key = _read_equation(equation, arrays)
+        uses.update(v for v in equation.invars if not isinstance(v, core.Literal))
         steps.append(
             Step(
                 what,
@@ -173,7 +257,7 @@ def read(
         context = comparing.context(equation)
         keys.append((numbers.of(equation.invars), key, context, numbers.of(equation.outvars)))
     num_arrays = len(arrays) - before
-    read = Steps(variables, inputs, steps, jaxpr.outvars, num_arrays)
+    read = Steps(variables, inputs, steps, jaxpr.outvars, dict(uses), num_arrays)
     return read, (start, tuple(keys), numbers.of(jaxpr.outvars))
 
 

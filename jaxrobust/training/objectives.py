@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrobust import losses
+from jaxrobust import losses, programs
 from jaxrobust.training.adversaries import divergence
 from jaxrobust.types import Array, PyTree
 
@@ -116,7 +116,7 @@ def make_forward(
         variables = {"params": params} | ({"batch_stats": statistics} if statistics else {})
         is_first = isinstance(number, int) and number == 0
         key = dropout_key if is_first else jax.random.fold_in(dropout_key, number)
-        logits, updated = apply_fn(
+        logits, updated = programs.fast(apply_fn)(
             variables,
             images,
             train=True,

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import checks, compilation
+from jaxrobust import checks, compilation, programs
 from jaxrobust.training.step import to_unit_range
 from jaxrobust.types import Array, PyTree, as_key
 
@@ -122,7 +122,7 @@ def batch_statistics(
 
     def moved_from(value: float) -> PyTree:
         start = jax.tree.map(lambda leaf: jnp.full_like(leaf, value), given)
-        _, updated = apply_fn(
+        _, updated = programs.fast(apply_fn)(
             {"params": variables["params"], "batch_stats": start},
             images,
             train=True,

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrobust import checks, compilation, losses
+from jaxrobust import checks, compilation, losses, programs
 from jaxrobust.training import adversaries
 from jaxrobust.training.adversaries import AttackSchedule, FreeReplays
 from jaxrobust.training.compression import Compression
@@ -283,7 +283,7 @@ def _prepared(
 
         def logits_fn(points: Array) -> Array:
             points = rounded((points - jnp.asarray(mean)) / jnp.asarray(std), compute_type)
-            return apply_fn(variables, points).astype(jnp.float32)
+            return programs.fast(apply_fn)(variables, points).astype(jnp.float32)
 
         return adversaries.craft(attack, attack_key, logits_fn, images, labels)
 

@@ -1,0 +1,103 @@
+"""A net under the fast forms: a network that they compute otherwise is evaluated as it stands."""
+
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust import compilation
+from jaxrobust.programs import tracing
+from jaxrobust.programs.arguments import as_argument
+from jaxrobust.programs.tracing import Program
+from jaxrobust.types import LogitsFn, Stochastic
+
+# How far logits may be apart, of the largest, and gradients, of their length, in half of the images: a
+# ReLU or a maximum that rounding puts on its other side changes a gradient by more than rounding.
+_EXACT, _NARROW = (1e-3, 0.05), (0.05, 0.5)
+_known: dict[str, str | None] = {}
+_LOOKED_AT = 4  # images
+
+
+def guard(logits_fn: LogitsFn, images: np.ndarray) -> str | None:
+    """Compares the fast forms with plain evaluation on a batch, once for each network.
+
+    Where logits or input gradients differ by more than rounding, everything that is traced of this
+    network afterwards is evaluated as it stands, at whatever batch size.
+
+    Args:
+      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K].
+      images: float32 [B, H, W, C] in [0, 1], of which a few are looked at.
+
+    Returns:
+      What differs, a sentence that is a warning too; None if all is well.
+    """
+    if not compilation.has_fast_forms():
+        return None
+    try:  # of a few images, as long as the function takes them
+        few = images[:_LOOKED_AT]
+        function = as_argument(logits_fn, few)
+    except Exception:
+        few = images
+        function = as_argument(logits_fn, few)
+    arguments: tuple[Any, ...] = (jnp.asarray(few),)
+    program: Any = function
+    if isinstance(function, Stochastic):
+        program = function.function
+        arguments = (
+            jax.random.split(jax.random.key(0, impl="threefry2x32"), len(few)),
+            *arguments,
+        )
+    code = program.code
+    if not code.has_forms:
+        return None
+    if code.kind in _known:
+        return _known[code.kind]
+    fast = _logits_and_gradient(program, arguments)
+    plain = _logits_and_gradient(Program(code.as_plain(), program.arrays), arguments)
+    logits, gradients = _distances(fast[0], plain[0]), _distances(fast[1], plain[1])
+    of_logits, of_gradients = _NARROW if code.is_narrow else _EXACT
+    if logits.max(initial=0) <= of_logits and np.median(gradients) <= of_gradients:
+        _known[code.kind] = None
+        return None
+    tracing.distrust(code)
+    _known[code.kind] = sentence = (
+        "The fast forms of this library compute other values for this network than plain evaluation "
+        f"does (logits differ by {logits.max():.2g} of the largest, input gradients by "
+        f"{np.median(gradients):.2g}): it is evaluated as it stands, which is slower. Please report it."
+    )
+    warnings.warn(sentence, stacklevel=3)
+    return sentence
+
+
+def _logits_and_gradient(program: Program, arguments: tuple[Any, ...]) -> list[np.ndarray]:
+    return [np.asarray(part, np.float64) for part in _compiled()(program, *arguments)]
+
+
+def _both(program: Program, *arguments: Any) -> tuple[Any, Any]:
+    *others, images = arguments
+
+    def loss(images: Any) -> tuple[Any, Any]:
+        logits = program(*others, images).astype(jnp.float32)
+        weights = jnp.cos(jnp.arange(logits.shape[1], dtype=jnp.float32))
+        shown = jnp.where(jnp.isfinite(logits), logits, 0.0)
+        return jnp.sum(shown * weights), logits
+
+    gradient, logits = jax.grad(loss, has_aux=True)(images)
+    return logits, gradient
+
+
+def _compiled() -> Any:
+    # Compiled in a hurry: it runs once.
+    return compilation.jit(_both, in_a_hurry=True)
+
+
+def _distances(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """How far rows are apart, of the length of the expected ones."""
+    found, expected = (part.reshape(len(part), -1) for part in (found, expected))
+    same = (found == expected) | (np.isnan(found) & np.isnan(expected))
+    with np.errstate(invalid="ignore"):
+        apart = np.where(same, 0.0, found - expected)
+    lengths = np.linalg.norm(np.where(np.isfinite(expected), expected, 0.0), axis=1)
+    return np.linalg.norm(apart, axis=1) / np.maximum(lengths, np.finfo(np.float32).tiny)
