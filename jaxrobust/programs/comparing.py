@@ -101,7 +101,7 @@ def parameters(equation: Any, without: Sequence[str] = (), *, with_rules: bool =
 
 def _rule_key(equation: Any) -> Any:
     """Of a rule that stays a Python function: inside a loop, say."""
-    known = derivatives.library_rule(equation)
+    known = derivatives.known_rule(equation)
     if known is not None:
         return known
     try:

@@ -159,7 +159,7 @@ def _evaluate(jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Any]) ->
     for equation in jaxpr.eqns:
         operands = [read(atom) for atom in equation.invars]
         with equation.ctx.manager:
-            if equation.primitive.name in CUSTOM and library_rule(equation) is None:
+            if equation.primitive.name in CUSTOM and known_rule(equation) is None:
                 called = equation.params["call_jaxpr"]
                 results = _evaluate(called.jaxpr, called.consts, operands)
             else:
@@ -237,7 +237,7 @@ def _refuse(primals: Any, tangents: Any) -> Any:
     )
 
 
-def library_rule(equation: Any) -> str | None:
+def known_rule(equation: Any) -> str | None:
     """The name of a rule of jax' own layers or of this package, for a function of theirs; else None."""
     source = equation.params["call_jaxpr"].jaxpr.debug_info.func_src_info or ""
     if not source.partition(" at ")[2].startswith(_FOLDERS):
@@ -258,7 +258,7 @@ def library_rule(equation: Any) -> str | None:
 
 def is_relu(equation: Any) -> bool:
     """Whether a custom call is `jax.nn.relu`."""
-    name = library_rule(equation)
+    name = known_rule(equation)
     return name is not None and name.startswith("relu: jax._src.nn.functions.")
 
 

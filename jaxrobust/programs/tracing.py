@@ -265,7 +265,7 @@ def _read_equation(equation: Any, arrays: list[Any]) -> tuple[Any, tuple]:
     name, params = equation.primitive.name, equation.params
     if name in _CALLS:
         return read(*_opened(params.get("jaxpr", params.get("call_jaxpr"))), arrays)
-    if name in derivatives.CUSTOM and derivatives.library_rule(equation) is None:
+    if name in derivatives.CUSTOM and derivatives.known_rule(equation) is None:
         try:
             rule, closed_over = derivatives.rule_of(equation)
         except Exception:  # it stays what it is, and is equal to nothing
