@@ -2,7 +2,8 @@
 
     python -m experiments.benchmarks.any_network --peer-python PEER/bin/python
 
-Expected time: 8 minutes on 2 cores. Expected numbers: README.md.
+Expected time: 7 minutes on 2 cores with `--rounds 3 --num-steps 10`; the full run takes more than half an
+hour. Expected numbers: README.md.
 
 PEER is a virtual environment with torch and torchattacks; this one needs equinox and dm-haiku besides:
     python3 -m venv PEER && PEER/bin/pip install torch torchattacks
@@ -14,7 +15,6 @@ another library's convolutions.
 """
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from jaxrobust import compilation, files, studies
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """Settings of the benchmark.
+class Config(Throughput):
+    """Settings of the benchmark: those of attack_throughput, and a rehearsal.
 
     Attributes:
       peer_python: Python of an environment with torch and torchattacks.
@@ -37,10 +37,7 @@ class Config:
       output: Where the JSON goes.
     """
 
-    peer_python: Path
     rounds: int = 5
-    num_steps: int = 40
-    num_threads: int = os.cpu_count() or 1
     quick: bool = False
     output: Path = Path("results/benchmarks/any_network.json")
 
@@ -65,8 +62,8 @@ CASES: tuple[tuple[str, int, dict[str, Network]], ...] = (
 
 def main(config: Config) -> None:
     """Compares all networks and prints a line for each; a case is written as soon as it is measured."""
-    rounds, num_steps = (1, 2) if config.quick else (config.rounds, config.num_steps)
-    settings = Throughput(config.peer_python, rounds, num_steps, config.num_threads)
+    if config.quick:
+        config = dataclasses.replace(config, rounds=1, num_steps=2)
     document: dict[str, Any] = {
         "environment": studies.environment(),
         "compiler_options": compilation.compiler_options(),
@@ -76,9 +73,9 @@ def main(config: Config) -> None:
         "rows": [],
     }
     for name, batch_size, networks in CASES:
-        rows = compare(settings, name, batch_size, networks, num_steps=num_steps)
+        rows = compare(config, name, batch_size, networks, num_steps=config.num_steps)
         for row in rows:
-            say(row, rounds)
+            say(row, config.rounds)
         document["rows"] += rows
         files.write_json(config.output, document)
     print(f"Written to {config.output}.")
