@@ -33,14 +33,17 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from jaxrobust import checks, evaluation, files, studies, training
+from jaxrobust import checks, evaluation, files, programs, studies, training
 from jaxrobust.reports import BANNERS
 from jaxrobust.reports.formatting import rate_words
 from jaxrobust.studies import suite_run, suites
 from jaxrobust.types import Attack, LogitsFn, Stochastic
 
 # Settings that change no verdict: a run goes on, or is drawn anew, with others.
-_VIEWS = ("save_images", "num_shown", "num_lanes", "curve", "diagnostics", "download")
+_VIEWS = (
+    *("save_images", "num_shown", "num_lanes", "curve", "diagnostics", "download"),
+    "describe",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Config:
       run: Name of the run; results go to <results_dir>/evaluate/<run>.
       results_dir: Where results go.
       quick: At most 20 images and 20 steps, to see that everything runs.
+      describe: Print the model's layers (shapes, parameters, FLOPs of one image), and attack nothing.
     """
 
     model: str
@@ -91,6 +95,7 @@ class Config:
     run: str = "default"
     results_dir: Path = Path("results")
     quick: bool = False
+    describe: bool = False
 
     @property
     def radius(self) -> float:
@@ -103,9 +108,17 @@ class Config:
         return [suites.number("curve", text) for text in self.curve]
 
 
-def main(config: Config) -> Path:
-    """Runs the evaluation; returns the report's path."""
+def main(config: Config) -> Path | None:
+    """Runs the evaluation; returns the report's path, or None if there is only a description."""
     _check(config)
+    if config.describe:
+        classifier, examples, _ = _loaded(config)
+        image = examples.images[:1]
+        if isinstance(classifier, Stochastic):
+            keys = jax.random.split(jax.random.key(config.seed), 1)
+            classifier = functools.partial(classifier.function, keys)
+        print(programs.describe(classifier, image))
+        return None
     if config.quick:
         config = dataclasses.replace(config, num_images=min(config.num_images, 20))
     task = _task(config)
@@ -170,8 +183,8 @@ def _check(config: Config) -> None:
     checks.integer("num_lanes", config.num_lanes, minimum=1)
 
 
-def _task(config: Config) -> _Task:
-    """Loads everything, complains of what does not fit together, and opens the run's folder."""
+def _loaded(config: Config) -> tuple[LogitsFn, studies.Examples, int]:
+    """The classifier, its images, and how many classes it tells apart."""
     examples = studies.load_examples(
         config.data,
         config.num_images,
@@ -182,6 +195,12 @@ def _task(config: Config) -> _Task:
     )
     classifier = studies.load_classifier(config.model, config.weights)
     num_classes = studies.check_classifier(classifier, config.model, examples.images.shape[1:])
+    return classifier, examples, num_classes
+
+
+def _task(config: Config) -> _Task:
+    """Loads everything, complains of what does not fit together, and opens the run's folder."""
+    classifier, examples, num_classes = _loaded(config)
     examples.check_labels(num_classes)
     suite = whole = suites.make_suite(config.suite, config.radius, config.norm, num_classes)
     if config.quick:

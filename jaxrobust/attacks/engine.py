@@ -77,7 +77,7 @@ def attack_batch(
         checks.label_range("labels", labels, num_classes)
         if len(images) and not checks.is_traced(function):
             first = np.asarray(images[: shape[0]])
-            if programs.guard(logits_fn, first):
+            if programs.guard(logits_fn, first, function):
                 function = programs.as_argument(logits_fn, first)
             company.check_once(logits_fn, function, first)
     keys = fold_keys(key, jnp.arange(images.shape[0]))

@@ -11,6 +11,7 @@ from jaxrobust.programs.arguments import (
     is_settled,
     logits_shape,
 )
+from jaxrobust.programs.describing import Description, Layer, describe
 from jaxrobust.programs.evaluating import nested, walk
 from jaxrobust.programs.guarding import guard
 from jaxrobust.programs.steps import Nested, Step, Steps
@@ -18,6 +19,8 @@ from jaxrobust.programs.tracing import Program, fast, inside, trace
 from jaxrobust.programs.watching import Watch, fingerprint
 
 __all__ = [
+    "Description",
+    "Layer",
     "Nested",
     "Program",
     "Step",
@@ -25,6 +28,7 @@ __all__ = [
     "Watch",
     "as_argument",
     "call",
+    "describe",
     "explained",
     "fast",
     "fingerprint",

@@ -27,7 +27,7 @@ from jaxrobust.programs.tracing import Program, trace, trace_settled
 from jaxrobust.types import LogitsFn, Stochastic
 
 # Where the code of libraries lies: Python's own and installed packages, and this package.
-_FOLDERS = tuple(
+LIBRARIES = tuple(
     str(folder) + os.sep
     for folder in {
         *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
@@ -197,7 +197,7 @@ def _is_fixed_class(kind: type, seen: set[int]) -> bool:
 def _is_fixed_function(function: python_types.FunctionType, seen: set[int]) -> bool:
     code = function.__code__
     closed_over = [_content(cell) for cell in function.__closure__ or ()]
-    if code.co_filename.startswith(_FOLDERS):
+    if code.co_filename.startswith(LIBRARIES):
         # A library does not change what its functions close over; users' functions may be among it.
         return all(_is_constant(one) or _is_code(one, seen) for one in closed_over)
     defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
@@ -228,7 +228,9 @@ def _is_of_library(module: Any) -> bool:
     file = getattr(module, "__file__", None)
     # What has no file is part of Python itself, unless it is typed in.
     return (
-        getattr(module, "__name__", "") != "__main__" if file is None else file.startswith(_FOLDERS)
+        getattr(module, "__name__", "") != "__main__"
+        if file is None
+        else file.startswith(LIBRARIES)
     )
 
 

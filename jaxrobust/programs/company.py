@@ -4,10 +4,9 @@ BatchNorm in training mode is the usual case: its statistics are those of the ba
 what an attack finds, are another for every batch size.
 """
 
-import functools
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import compilation
+from jaxrobust.programs import comparing
 from jaxrobust.programs.arguments import as_argument
 from jaxrobust.types import Array, BatchDependent, LogitsFn, Stochastic, fold_keys
 
@@ -170,10 +170,26 @@ def check(
     raise ValueError(f"`logits_fn` cannot be evaluated. {found}{advice}")
 
 
-# Weak references: what has been looked at is not kept alive by that.
-_checked: "weakref.WeakKeyDictionary[Any, Sequence[Callable[[], Any]]]" = (
-    weakref.WeakKeyDictionary()
-)
+class _Known:
+    """An array that has been looked at, which is not kept alive by that.
+
+    Attributes:
+      content: Type, shape and a digest, of those that are made anew at each call, as constants of
+        numpy are; or None.
+    """
+
+    def __init__(self, array: Any, *, with_content: bool) -> None:
+        self._array = weakref.ref(array) if isinstance(array, jax.Array) else lambda: array
+        self.content = comparing.content(array) if with_content else None
+
+    def is_same(self, array: Any) -> bool:
+        before = self._array()
+        if before is array or self.content is not None:
+            return before is array or self.content == comparing.content(array)
+        return not isinstance(array, jax.Array) and bool(before == array)
+
+
+_checked: "weakref.WeakKeyDictionary[Any, Sequence[_Known]]" = weakref.WeakKeyDictionary()
 
 
 def check_once(logits_fn: LogitsFn, function: Any, images: np.ndarray) -> None:
@@ -189,30 +205,20 @@ def check_once(logits_fn: LogitsFn, function: Any, images: np.ndarray) -> None:
     """
     program: Any = function.function if isinstance(function, Stochastic) else function
     known = _checked.get(program.code)
-    if known is not None and all(map(_is_same, known, program.arrays)):
+    if known is not None and all(map(_Known.is_same, known, program.arrays)):
         return
-    first = np.asarray(
-        compiled_answer(
-            as_argument(logits_fn, images), jnp.asarray(images), jnp.arange(len(images))
-        )
-    )
+    is_for_these = images.shape in (shape for shape, _ in program.code.arguments)
+    shown = function if is_for_these else as_argument(logits_fn, images)
+    first = np.asarray(compiled_answer(shown, jnp.asarray(images), jnp.arange(len(images))))
     for sentence in unusual(first):
         warnings.warn(sentence, stacklevel=4)
     check(logits_fn, images, first=first)
+    # Arrays that were others at the last call may be the same ones, made anew.
+    before: Sequence[_Known | None] = known or [None] * len(program.arrays)
     _checked[program.code] = [
-        weakref.ref(array) if isinstance(array, jax.Array) else functools.partial(_itself, array)
-        for array in program.arrays
+        _Known(array, with_content=one is not None and not one.is_same(array))
+        for one, array in zip(before, program.arrays, strict=True)
     ]
-
-
-def _itself(number: Any) -> Any:
-    return number
-
-
-def _is_same(known: Callable[[], Any], array: Any) -> bool:
-    before = known()
-    is_number = not isinstance(array, jax.Array)
-    return before is array or (is_number and before == array)
 
 
 def unusual(values: np.ndarray) -> tuple[str, ...]:

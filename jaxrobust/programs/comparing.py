@@ -108,7 +108,7 @@ def _rule_key(equation: Any) -> Any:
         rule, arrays = derivatives.rule_of(equation)
     except Exception as error:  # a rule that raises is the user's own business, until it is needed
         return Incomparable(error)
-    return rule_key(rule), tuple(map(_array, arrays))
+    return rule_key(rule), tuple(map(content, arrays))
 
 
 def rule_key(rule: derivatives.Rule) -> tuple:
@@ -118,11 +118,11 @@ def rule_key(rule: derivatives.Rule) -> tuple:
 
 def _comparable(value: Any, with_rules: bool) -> Any:
     if isinstance(value, core.ClosedJaxpr):
-        return key_of(value.jaxpr, with_rules=with_rules), tuple(map(_array, value.consts))
+        return key_of(value.jaxpr, with_rules=with_rules), tuple(map(content, value.consts))
     if isinstance(value, core.Jaxpr):
         return key_of(value, with_rules=with_rules)
     if isinstance(value, jax.Array | np.ndarray):
-        return _array(value)
+        return content(value)
     if isinstance(value, Mapping):
         words = sorted(value, key=str)
         return tuple((word, _comparable(value[word], with_rules)) for word in words)
@@ -141,7 +141,8 @@ def _comparable(value: Any, with_rules: bool) -> Any:
     return value
 
 
-def _array(value: Any) -> Any:
+def content(value: Any) -> Any:
+    """What an array is compared by: type, shape and a digest of its numbers."""
     if isinstance(value, jax.core.Tracer):
         return Incomparable(value)
     if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):

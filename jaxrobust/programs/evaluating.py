@@ -102,7 +102,7 @@ def nested(
     pairs = zip(what.parts, arrays, strict=True)
     parts = [_function(part, closed_over, fast) for part, closed_over in pairs]
     if name == "scan":
-        num_constants, num_carry = _sizes_of_scan(params, operands)
+        num_constants, num_carry = sizes_of_scan(params, operands)
         constants, others = operands[:num_constants], operands[num_constants:]
         carry, rows = others[:num_carry], others[num_carry:]
 
@@ -147,7 +147,7 @@ def nested(
     return checkpoint(*operands)
 
 
-def _sizes_of_scan(params: Any, operands: Sequence[Any]) -> tuple[int, int]:
+def sizes_of_scan(params: Any, operands: Sequence[Any]) -> tuple[int, int]:
     """How many operands are the same in every round, and how many go from one to the next."""
     if "num_carry" in params:
         return params["num_consts"], params["num_carry"]

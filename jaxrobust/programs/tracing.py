@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import re
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -250,7 +251,7 @@ def read(
                 what,
                 equation.invars,
                 equation.outvars,
-                str(equation.source_info.name_stack),
+                _scope(equation.source_info.name_stack),
                 equation.ctx,
             )
         )
@@ -279,6 +280,17 @@ def _read_equation(equation: Any, arrays: list[Any]) -> tuple[Any, tuple]:
         parts, keys = zip(*(read(*_opened(one), arrays) for one in inside), strict=True)
         return Nested(equation, parts), (name, comparing.parameters(equation, PARTS[name]), keys)
     return equation, (name, comparing.parameters(equation))
+
+
+def _scope(stack: Any) -> str:
+    """Modules and named scopes that an equation stands in.
+
+    Transformations are none of them, nor what jax calls an einsum, nor the classes of equinox, which
+    are the same for all layers.
+    """
+    names = [entry.name for entry in stack.stack if type(entry).__name__ == "Scope"]
+    is_layer = re.compile(r"(?!eqx\.)[\w./-]+")
+    return "/".join(name for name in names if is_layer.fullmatch(name))
 
 
 def _opened(jaxpr: Any) -> tuple[Any, Sequence[Any]]:

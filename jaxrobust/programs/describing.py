@@ -1,0 +1,177 @@
+"""A table of a network's layers, whatever it is written in."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust.programs import naming
+from jaxrobust.programs.arguments import explained
+from jaxrobust.programs.tracing import trace
+
+# They move numbers, or choose among them, and compute none.
+_MOVES = {
+    *("broadcast_in_dim", "concatenate", "convert_element_type", "copy", "dynamic_slice", "gather"),
+    *("expand_dims", "iota", "pad", "reshape", "rev", "select_n", "slice", "split", "squeeze"),
+    *("stop_gradient", "transpose"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A row of the table: all operations of one name.
+
+    Attributes:
+      name: "blocks/0/conv", for example.
+      shape: Of its last result.
+      dtype: Of its last result.
+      num_parameters: How many numbers its weights have. Weights that several layers use belong to the
+        first of them.
+      num_bytes: Of its weights.
+      flops: Floating-point operations for all images together: a multiplication and an addition are
+        two.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    num_parameters: int
+    num_bytes: int
+    flops: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What a function consists of; `print` shows it as a table.
+
+    Attributes:
+      layers: In the order in which they begin.
+      unused: Paths of arrays that the result does not depend on through any image.
+    """
+
+    layers: tuple[Layer, ...]
+    unused: tuple[str, ...]
+
+    @property
+    def num_parameters(self) -> int:
+        """Of all layers."""
+        return sum(layer.num_parameters for layer in self.layers)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the weights of all layers."""
+        return sum(layer.num_bytes for layer in self.layers)
+
+    @property
+    def flops(self) -> int:
+        """Of all layers."""
+        return sum(layer.flops for layer in self.layers)
+
+    def __str__(self) -> str:
+        header = ("layer", "result", "parameters", "bytes", "FLOPs")
+        rows = [
+            (
+                layer.name or "(without a name)",
+                f"{layer.dtype}[{','.join(map(str, layer.shape))}]",
+                *(f"{number:,}" for number in (layer.num_parameters, layer.num_bytes, layer.flops)),
+            )
+            for layer in self.layers
+        ]
+        total = (f"{number:,}" for number in (self.num_parameters, self.num_bytes, self.flops))
+        rows = [header, *rows, ("total", "", *total)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(
+                word.ljust(width) if column < 2 else word.rjust(width)
+                for column, (word, width) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in rows
+        ]
+        rule = "-" * len(lines[0])
+        lines = [lines[0], rule, *lines[1:-1], rule, lines[-1]]
+        if self.unused:
+            lines.append(f"Not used: {', '.join(self.unused)}.")
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def describe(function: Callable[[Any], Any], images: Any) -> Description:
+    """A table of the layers of any function: shapes, parameters, bytes and FLOPs.
+
+    FLOPs are counted from the equations that jax traces, not measured: two for each product that a
+    convolution or a matrix product adds up (those with zeros of the padding too), one for each number
+    that a reduction reads, one for each number of any other arithmetic result. A loop whose length
+    depends on its data is counted once.
+
+    Args:
+      function: Images -> anything; as for attacks, or any other function of one array.
+      images: [B, H, W, C], of which only shape and type matter.
+
+    Returns:
+      Description.
+
+    Raises:
+      TypeError: The function cannot be called or traced.
+
+    Example:
+      >>> weights = {"hidden": {"w": jnp.ones((12, 4))}, "head": {"w": jnp.ones((4, 2))}}
+      >>> def logits(images):
+      ...     hidden = jnp.tanh(images.reshape(len(images), -1) @ weights["hidden"]["w"])
+      ...     return hidden @ weights["head"]["w"]
+      >>> print(describe(logits, jnp.ones((1, 2, 2, 3))))
+      layer             result        parameters  bytes  FLOPs
+      --------------------------------------------------------
+      (without a name)  float32[1,4]           0      0      4
+      hidden            float32[1,4]          48    192     96
+      head              float32[1,2]           8     32     16
+      --------------------------------------------------------
+      total                                   56    224    116
+    """
+    program = explained(trace, function, images)
+    paths = naming.weight_paths(function, program)
+    found: dict[str, list[naming.Operation]] = {}
+    for operation in naming.operations(program, paths):
+        found.setdefault(operation.name, []).append(operation)
+    used: set[int] = set()
+    layers = []
+    for name, operations in found.items():
+        weights = {index for one in operations for index in one.weights} - used
+        used |= weights
+        result = operations[-1].equation.outvars[0].aval
+        arrays = [jnp.asarray(program.arrays[index]) for index in weights]
+        layers.append(
+            Layer(
+                name,
+                tuple(getattr(result, "shape", ())),
+                str(getattr(result, "dtype", "")),
+                sum(array.size for array in arrays),
+                sum(array.size * np.dtype(array.dtype).itemsize for array in arrays),
+                sum(one.times * _flops(one.equation) for one in operations),
+            )
+        )
+    unused = tuple(path for index, path in enumerate(paths) if index not in used)
+    return Description(tuple(layers), unused)
+
+
+def _flops(equation: Any) -> int:
+    name, params = equation.primitive.name, equation.params
+    result = equation.outvars[0].aval
+    if name in _MOVES or not jnp.issubdtype(getattr(result, "dtype", np.bool_), jnp.inexact):
+        return 0
+    size = math.prod(result.shape)
+    shape = equation.invars[0].aval.shape if equation.invars else ()
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        return 2 * size * math.prod(shape[axis] for axis in contracted)
+    if name == "conv_general_dilated":
+        kernel = equation.invars[1].aval.shape
+        _, inputs, *taps = params["dimension_numbers"].rhs_spec
+        products = kernel[inputs] * math.prod(kernel[axis] for axis in taps)
+        return 2 * size * products // math.prod(params["lhs_dilation"])
+    if name.startswith("reduce_window"):
+        return size * math.prod(params["window_dimensions"])
+    if name.startswith(("reduce_", "cum", "arg")):
+        return math.prod(shape)
+    return size
