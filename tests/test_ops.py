@@ -38,7 +38,12 @@ CONVOLUTIONS = {
 }
 
 
-def plain_convolution(images, kernel, window, bias=None, residual=None, *, relu=False, groups=1):
+ACTIVATIONS = {None: lambda x: x, "relu": jax.nn.relu, "relu6": jax.nn.relu6}
+
+
+def plain_convolution(
+    images, kernel, window, bias=None, residual=None, *, activation=None, groups=1
+):
     outputs = lax.conv_general_dilated(
         images,
         kernel,
@@ -50,7 +55,7 @@ def plain_convolution(images, kernel, window, bias=None, residual=None, *, relu=
     )
     for addend in (bias, residual):
         outputs = outputs if addend is None else outputs + addend
-    return jax.nn.relu(outputs) if relu else outputs
+    return ACTIVATIONS[activation](outputs)
 
 
 def plain_depthwise(images, kernel, window):
@@ -159,17 +164,17 @@ def test_convolution_gradients_equal_plain(name, loop):
 
 
 @pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("name", ["few channels", "padded", "stride 2", "2x2"])
 @pytest.mark.usefixtures("library")
-def test_what_follows_a_convolution_equals_plain(name, residual, relu):
+def test_what_follows_a_convolution_equals_plain(name, residual, activation):
     images, kernel, window, cotangent, key = convolution_case(name)
     bias = jax.random.normal(key, kernel.shape[-1:])
     added = jax.random.normal(jax.random.key(9), cotangent.shape) if residual else None
 
     def gradients(function):
         def loss(x, w, b, r):
-            outputs = function(x, w, window, bias=b, residual=r, relu=relu)
+            outputs = function(x, w, window, bias=b, residual=r, activation=activation)
             return jnp.sum(outputs * cotangent)
 
         return compilation.jit(in_scan(jax.value_and_grad(loss, (0, 1, 2, 3))))(
@@ -181,7 +186,7 @@ def test_what_follows_a_convolution_equals_plain(name, residual, relu):
 
 def test_relu_has_no_slope_at_zero():
     slope = jax.grad(
-        lambda x: jnp.sum(ops.convolution(x, jnp.ones((1, 1, 1, 1)), Window(), relu=True))
+        lambda x: jnp.sum(ops.convolution(x, jnp.ones((1, 1, 1, 1)), Window(), activation="relu"))
     )
     np.testing.assert_array_equal(slope(jnp.zeros((1, 2, 2, 1))), np.zeros((1, 2, 2, 1)))
 
@@ -271,9 +276,9 @@ def test_gradients_equal_finite_differences_in_float64():
 
         def network(x):
             bias = jnp.full(6, 0.1)
-            hidden = ops.convolution(x, wide, Window(padding=ONE), bias=bias, relu=True)
+            hidden = ops.convolution(x, wide, Window(padding=ONE), bias=bias, activation="relu")
             shortcut = ops.convolution(hidden, point, Window((2, 2)))
-            hidden = ops.convolution(hidden, down, by_two, residual=shortcut, relu=True)
+            hidden = ops.convolution(hidden, down, by_two, residual=shortcut, activation="relu")
             pooled = ops.max_pool(hidden, halves)
             return jnp.sum(jnp.sin(pooled)) + jnp.sum(ops.sum_pool(x, halves) ** 2)
 

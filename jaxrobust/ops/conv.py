@@ -14,8 +14,8 @@ in forward mode (`jax.jvp`).
 
 import functools
 import itertools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from jaxrobust.types import Array
 
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
+Activation = Literal["relu", "relu6"] | None
 _ONES, _NO_PADDING = (1, 1), ((0, 0), (0, 0))
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _MOST_PHASES = 16  # of a transposed convolution, each of which is a convolution of its own
@@ -54,12 +55,12 @@ def convolution(
     *,
     bias: Array | None = None,
     residual: Array | None = None,
-    relu: bool = False,
+    activation: Activation = None,
 ) -> Array:
     """A two-dimensional convolution (cross-correlation, as in every deep learning library).
 
-    With a ReLU its gradient needs the output alone to know where that was open, so neither the
-    convolution's nor the sum's value is kept. At 0 its derivative is 0, as that of `jax.nn.relu`.
+    With an activation its gradient needs the output alone to know where that was open, so neither the
+    convolution's nor the sum's value is kept.
 
     Args:
       images: [B, H, W, C_in].
@@ -67,7 +68,7 @@ def convolution(
       window: Strides, padding and dilation.
       bias: [C_out] to add, or None.
       residual: [B, H', W', C_out] to add, or None.
-      relu: Whether negative values of the sum become 0.
+      activation: What the sum goes through: `jax.nn.relu` or `jax.nn.relu6`, with their derivatives.
 
     Returns:
       [B, H', W', C_out].
@@ -78,7 +79,7 @@ def convolution(
       >>> convolution(image, kernel, window)[0, :2, :2, 0].tolist()
       [[4.0, 6.0], [6.0, 9.0]]
     """
-    return _convolution(images, kernel, bias, residual, window, relu)
+    return _convolution(images, kernel, bias, residual, window, activation)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -88,17 +89,31 @@ def _convolution(
     bias: Array | None,
     residual: Array | None,
     window: Window,
-    relu: bool,
+    activation: Activation,
 ) -> Array:
     operands = (images, kernel, bias, residual)
     if compilation.with_onednn() and onednn.takes(*operands, window):
-        return onednn.convolve(*operands, window, relu=relu)
+        return onednn.convolve(*operands, window, activation)
     convolve = _convolve_small if _is_small(images, kernel, window) else _convolve
     outputs = convolve(images, kernel, window)
     if bias is not None:
         outputs = outputs + bias.reshape(1, 1, 1, -1)
-    outputs = outputs if residual is None else outputs + residual
-    return jnp.maximum(outputs, 0) if relu else outputs
+    return activated(outputs if residual is None else outputs + residual, activation)
+
+
+def activated(values: Array, activation: Activation) -> Array:
+    """What goes on of values, with no derivative of its own at the edges."""
+    if activation is None:
+        return values
+    return jnp.maximum(values, 0) if activation == "relu" else jnp.clip(values, 0, 6)
+
+
+def behind(outputs: Array | None, activation: Activation, cotangent: Array) -> Array:
+    """Of an activation's outputs the cotangent of what went into it."""
+    if outputs is None:
+        return cotangent
+    is_open = outputs > 0 if activation == "relu" else (outputs > 0) & (outputs < 6)
+    return jnp.where(is_open, cotangent, jnp.zeros((), cotangent.dtype))
 
 
 def _forward(
@@ -107,19 +122,18 @@ def _forward(
     bias: Array | None,
     residual: Array | None,
     window: Window,
-    relu: bool,
+    activation: Activation,
 ) -> tuple[Array, Any]:
-    outputs = _convolution(images, kernel, bias, residual, window, relu)
+    outputs = _convolution(images, kernel, bias, residual, window, activation)
     has = (bias is not None, residual is not None)
-    return outputs, (images, kernel, has, outputs if relu else None)
+    return outputs, (images, kernel, has, outputs if activation else None)
 
 
 def _backward(
-    window: Window, relu: bool, saved: Any, cotangent: Array
+    window: Window, activation: Activation, saved: Any, cotangent: Array
 ) -> tuple[Array, Array, Array | None, Array | None]:
     images, kernel, (has_bias, has_residual), outputs = saved
-    if relu:
-        cotangent = jnp.where(outputs > 0, cotangent, jnp.zeros((), cotangent.dtype))
+    cotangent = behind(outputs, activation, cotangent)
     return (
         _input_gradient(cotangent, kernel, images.shape, window),
         _kernel_gradient(cotangent, images, kernel, window),
@@ -193,19 +207,42 @@ def _input_gradient(
         return jnp.dot(cotangent, kernel[0, 0].T)
     if inputs <= _FEW_CHANNELS and window.strides == window.dilation == _ONES:
         return _gradient_by_patches(cotangent, kernel, window.padding)
-    many = window.strides[0] * window.strides[1] > _MOST_PHASES
-    if many or (window.strides != _ONES and window.dilation != _ONES):
+    if not has_phases(window):
         zeros = jnp.zeros(shape, cotangent.dtype)
         _, pull_back = jax.vjp(lambda images: _convolve(images, kernel, window), zeros)
         return pull_back(cotangent)[0]
     rotated = kernel[::-1, ::-1].swapaxes(2, 3)
+    return spread(cotangent, rotated, shape, window, convolution)
+
+
+def has_phases(window: Window) -> bool:
+    """Whether the input gradient is computed as a few convolutions of the cotangent."""
+    rows, columns = window.strides
+    return rows * columns <= _MOST_PHASES and _ONES in (window.strides, window.dilation)
+
+
+def spread(
+    cotangent: Array,
+    rotated: Array,
+    shape: tuple[int, ...],
+    window: Window,
+    convolve: Callable[[Array, Array, Window], Array],
+) -> Array:
+    """The cotangent spread over images of a shape by the rotated kernel, where it `has_phases`."""
     before = [
         apart * (taps - 1) - zeros[0]
-        for taps, zeros, apart in zip((rows, columns), window.padding, window.dilation, strict=True)
+        for taps, zeros, apart in zip(
+            rotated.shape[:2], window.padding, window.dilation, strict=True
+        )
     ]
-    size = (shape[1], shape[2])
     return transposed_convolution(
-        cotangent, rotated, window.strides, (before[0], before[1]), size, window.dilation
+        cotangent,
+        rotated,
+        window.strides,
+        (before[0], before[1]),
+        (shape[1], shape[2]),
+        window.dilation,
+        convolve=convolve,
     )
 
 
@@ -216,6 +253,8 @@ def transposed_convolution(
     before: Pair,
     size: Pair,
     dilation: Pair = _ONES,
+    *,
+    convolve: Callable[[Array, Array, Window], Array] = convolution,
 ) -> Array:
     """A convolution of images between whose pixels zeros are laid, without multiplying by them.
 
@@ -230,6 +269,7 @@ def transposed_convolution(
       before: Zeros at the top and at the left.
       size: (H', W') of the output; what is missing below and on the right is zeros.
       dilation: Of the kernel; 1 where a factor is not.
+      convolve: With which each of them is made.
 
     Returns:
       [B, H', W', C_out].
@@ -260,7 +300,7 @@ def transposed_convolution(
             shape = (len(images), height, width, kernel.shape[3])
             return jnp.zeros(shape, jnp.result_type(images, kernel))
         window = Window(padding=(padding[0], padding[1]), dilation=dilation)
-        return convolution(images, part, window)
+        return convolve(images, part, window)
 
     phases = [[phase((row, column)) for column in range(factors[1])] for row in range(factors[0])]
     return interleave(phases)[:, : size[0], : size[1]]

@@ -7,23 +7,40 @@ hundredth of the time, forwards and backwards.
 import functools
 import itertools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrobust.ops.conv import Window, output_size
+from jaxrobust.ops.conv import (
+    Activation,
+    Window,
+    activated,
+    behind,
+    has_phases,
+    output_size,
+    spread,
+)
 from jaxrobust.types import Array
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def depthwise_convolution(images: Array, kernel: Array, window: Window) -> Array:
+def depthwise_convolution(
+    images: Array,
+    kernel: Array,
+    window: Window,
+    *,
+    bias: Array | None = None,
+    activation: Activation = None,
+) -> Array:
     """A convolution of each channel by itself.
 
     Args:
       images: [B, H, W, C].
       kernel: [rows, columns, 1, C].
       window: Strides, padding and dilation.
+      bias: [C] to add, or None.
+      activation: What the sum goes through: `jax.nn.relu` or `jax.nn.relu6`, with their derivatives.
 
     Returns:
       [B, H', W', C].
@@ -34,6 +51,20 @@ def depthwise_convolution(images: Array, kernel: Array, window: Window) -> Array
       >>> depthwise_convolution(image, kernel, window)[0, :, :, 1].tolist()
       [[4.0, 6.0, 4.0], [6.0, 9.0, 6.0], [4.0, 6.0, 4.0]]
     """
+    return _depthwise(images, kernel, bias, window, activation)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _depthwise(
+    images: Array, kernel: Array, bias: Array | None, window: Window, activation: Activation
+) -> Array:
+    outputs = _products(images, kernel, window)
+    outputs = outputs if bias is None else outputs + bias.reshape(1, 1, 1, -1)
+    # Otherwise XLA computes it anew wherever it is used, for every tap of its gradient too.
+    return lax.optimization_barrier(activated(outputs, activation))
+
+
+def _products(images: Array, kernel: Array, window: Window) -> Array:
     at = _shifted(images, kernel, window)
     return functools.reduce(
         jnp.add, (at(i, j) * kernel[i, j][None, None] for i, j in _taps(kernel))
@@ -63,46 +94,36 @@ def _shifted(images: Array, kernel: Array, window: Window) -> Callable[[int, int
     return at
 
 
-def _forward(images: Array, kernel: Array, window: Window) -> tuple[Array, tuple[Array, Array]]:
-    return depthwise_convolution(images, kernel, window), (images, kernel)
+def _forward(
+    images: Array, kernel: Array, bias: Array | None, window: Window, activation: Activation
+) -> tuple[Array, Any]:
+    outputs = _depthwise(images, kernel, bias, window, activation)
+    return outputs, (images, kernel, bias is not None, outputs if activation else None)
 
 
-def _backward(window: Window, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
-    images, kernel = saved
+def _backward(
+    window: Window, activation: Activation, saved: Any, cotangent: Array
+) -> tuple[Array, Array, Array | None]:
+    images, kernel, has_bias, outputs = saved
+    cotangent = lax.optimization_barrier(behind(outputs, activation, cotangent))
     at = _shifted(images, kernel, window)
     by_tap = [jnp.sum(at(i, j) * cotangent, axis=(0, 1, 2)) for i, j in _taps(kernel)]
-    by_kernel = jnp.stack(by_tap).reshape(kernel.shape)
-    return _input_gradient(images.shape, kernel, cotangent, window), by_kernel
+    return (
+        _input_gradient(images.shape, kernel, cotangent, window),
+        jnp.stack(by_tap).reshape(kernel.shape),
+        jnp.sum(cotangent, axis=(0, 1, 2)) if has_bias else None,
+    )
+
+
+_depthwise.defvjp(_forward, _backward)
 
 
 def _input_gradient(
     shape: tuple[int, ...], kernel: Array, cotangent: Array, window: Window
 ) -> Array:
     """Every tap's share goes back to where it was read: products, spread and shifted."""
-    taps, size = kernel.shape[:2], cotangent.shape[1:3]
-    if window.strides == (1, 1):
-        # `depthwise_convolution`, because a gradient may be taken around an attack and so of this.
-        reach = [apart * (count - 1) for apart, count in zip(window.dilation, taps, strict=True)]
-        (top, bottom), (left, right) = window.padding
-        opposite = (
-            (reach[0] - top, reach[0] - bottom),
-            (reach[1] - left, reach[1] - right),
-        )
-        rotated = Window(padding=opposite, dilation=window.dilation)
-        return depthwise_convolution(cotangent, kernel[::-1, ::-1], rotated)
-    zero = jnp.zeros((), cotangent.dtype)
-    total = zero
-    for tap in _taps(kernel):
-        edges = []
-        for axis in (0, 1):
-            # Output h was read at stride * h + dilation * tap - padding.
-            stride, apart = window.strides[axis], window.dilation[axis]
-            first = apart * tap[axis] - window.padding[axis][0]
-            last = first + stride * (size[axis] - 1)
-            edges.append((first, shape[axis + 1] - 1 - last, stride - 1))
-        share = cotangent * kernel[tap][None, None]
-        total = total + lax.pad(share, zero, ((0, 0, 0), *edges, (0, 0, 0)))
-    return total
-
-
-depthwise_convolution.defvjp(_forward, _backward)
+    if has_phases(window):
+        return spread(cotangent, kernel[::-1, ::-1], shape, window, depthwise_convolution)
+    zeros = jnp.zeros(shape, cotangent.dtype)
+    _, pull_back = jax.vjp(lambda images: _products(images, kernel, window), zeros)
+    return pull_back(cotangent)[0]

@@ -5,7 +5,7 @@ oneDNN refuses ends the process, so what is not plainly a convolution of float32
 """
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,6 @@ def takes(
         and window.dilation == (1, 1)
         and min(*images.shape, *kernel.shape, *_sides(images, kernel, window)) > 0
         and min(*window.padding[0], *window.padding[1]) >= 0
-        and (residual is None or bias is not None)
     )
 
 
@@ -42,32 +41,33 @@ def convolve(
     bias: Array | None,
     residual: Array | None,
     window: Any,
-    *,
-    relu: bool,
+    activation: Literal["relu", "relu6"] | None = None,
 ) -> Array:
-    """Convolution, plus bias, plus residual, ReLU: in one call.
+    """Convolution, plus bias, plus residual, activation: in one call.
 
     Args:
       images: float32 [B, H, W, C_in], like the other arrays.
       kernel: [rows, columns, C_in, C_out].
       bias: [C_out], or None.
-      residual: [B, H', W', C_out], or None; not without a bias.
+      residual: [B, H', W', C_out], or None.
       window: Strides of rows and columns, and padding, not negative.
-      relu: Whether the sum's negative values become zero.
+      activation: What the sum goes through, or None.
 
     Returns:
       [B, H', W', C_out].
     """
     shape = (len(images), *_sides(images, kernel, window), kernel.shape[3])
     operands, steps = [images, kernel], []
+    if bias is None and residual is not None:  # it takes none without the other
+        bias = jnp.zeros(kernel.shape[3], kernel.dtype)
     if bias is not None:
         operands.append(bias)
         steps.append("BIAS")
     if residual is not None:
         operands.append(residual)
         steps.append("BINARY_ADD")
-    if relu:
-        steps.append("RELU")
+    if activation is not None:
+        steps.append(activation.upper())
     call = jax.ffi.ffi_call(
         "__onednn$convolution",
         jax.ShapeDtypeStruct(shape, images.dtype),

@@ -16,6 +16,7 @@ import numpy as np
 from jax.extend import core
 
 import jaxrobust
+from jaxrobust.ops import Activation
 
 CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 # Whose rules are always the same. What makes rules of users' functions is none of it.
@@ -256,10 +257,13 @@ def known_rule(equation: Any) -> str | None:
     return f"{source.partition(' at ')[0]}: {', '.join(names)}" if names else None
 
 
-def is_relu(equation: Any) -> bool:
-    """Whether a custom call is `jax.nn.relu`."""
+def activation_of(equation: Any) -> Activation:
+    """Whether a custom call is `jax.nn.relu` or `jax.nn.relu6`; None: neither."""
     name = known_rule(equation)
-    return name is not None and name.startswith("relu: jax._src.nn.functions.")
+    for known in ("relu", "relu6"):
+        if name is not None and name.startswith(f"{known}: jax._src.nn.functions."):
+            return known
+    return None
 
 
 def rules_of(function: Any) -> list[Any]:

@@ -34,24 +34,16 @@ class Convolution:
     window: ops.Window
     bias: Array | None = None
     residual: Array | None = None
-    relu: bool = False
+    activation: ops.Activation = None
     depthwise: bool = False
 
     def compute(self) -> Array:
         """[B, H, W, C]."""
-        if not self.depthwise:
-            return ops.convolution(
-                self.images,
-                self.kernel,
-                self.window,
-                bias=self.bias,
-                residual=self.residual,
-                relu=self.relu,
-            )
-        found = ops.depthwise_convolution(self.images, self.kernel, self.window)
-        found = found if self.bias is None else found + self.bias.reshape(1, 1, 1, -1)
-        found = found if self.residual is None else found + self.residual
-        return jax.nn.relu(found) if self.relu else found
+        options: Any = {"bias": self.bias, "activation": self.activation}
+        if self.depthwise:
+            return ops.depthwise_convolution(self.images, self.kernel, self.window, **options)
+        options["residual"] = self.residual
+        return ops.convolution(self.images, self.kernel, self.window, **options)
 
 
 class Image:
@@ -103,9 +95,28 @@ class Image:
         return image
 
 
+@dataclasses.dataclass(eq=False)
+class Repeated:
+    """A smaller array that is repeated along axes: a bias as large as the image, for example.
+
+    Attributes:
+      array: As it is.
+      shape: That the value has in the program.
+      axes: Which axis of this shape each of the array's is.
+    """
+
+    array: Array
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+
+    def value(self) -> Array:
+        """As the program has it."""
+        return lax.broadcast_in_dim(self.array, self.shape, self.axes)
+
+
 def value(operand: Any) -> Any:
     """An operand as the program has it."""
-    return operand.value() if isinstance(operand, Image) else operand
+    return operand.value() if isinstance(operand, Image | Repeated) else operand
 
 
 def placed(operand: Any, axes: tuple[int | None, ...]) -> Array:
@@ -175,7 +186,7 @@ def _sum(equation: Any, operands: Sequence[Any]) -> Sequence[Any] | None:
         if vector is not None:
             bias = vector if waiting.bias is None else waiting.bias + vector
             return [_changed(image, bias=bias)]
-        shape = other.shape if isinstance(other, Image) else jnp.shape(other)
+        shape = other.shape if isinstance(other, Image | Repeated) else jnp.shape(other)
         if shape == image.shape and waiting.residual is None and not waiting.depthwise:
             return [_changed(image, residual=placed(other, image.axes))]
     return _elementwise(equation, operands)
@@ -224,7 +235,7 @@ def _changed(image: Image, **changes: Any) -> Image:
 def _open(operand: Any) -> Convolution | None:
     """The convolution of an operand, if something may still be added to it."""
     waiting = operand.waiting if isinstance(operand, Image) else None
-    return None if waiting is None or waiting.relu else waiting
+    return None if waiting is None or waiting.activation else waiting
 
 
 def _of_channels(operand: Any, image: Image) -> Array | None:
@@ -233,22 +244,30 @@ def _of_channels(operand: Any, image: Image) -> Array | None:
     assert waiting is not None
     if isinstance(operand, Image):
         return None
+    axes = image.axes
+    if isinstance(operand, Repeated):
+        axes = tuple(axes[position] for position in operand.axes)
+        operand = operand.array
     shape, channels = jnp.shape(operand), waiting.kernel.shape[-1]
     if jnp.result_type(operand) != waiting.kernel.dtype or math.prod(shape) not in (1, channels):
         return None
-    sizes = {axis: size for axis, size in zip(image.axes, shape, strict=True)} if shape else {}
+    sizes = {axis: size for axis, size in zip(axes, shape, strict=True)} if shape else {}
     if sizes.get(_CHANNELS, 1) != math.prod(shape):
         return None
     return jnp.broadcast_to(jnp.asarray(operand).reshape(-1), (channels,))
 
 
-def _relu(equation: Any, operands: Sequence[Any]) -> Sequence[Any] | None:
+def _activation(equation: Any, operands: Sequence[Any]) -> Sequence[Any] | None:
     image, *others = operands
-    if others or not isinstance(image, Image) or not derivatives.is_relu(equation):
+    if others or not isinstance(image, Image):
+        return None
+    activation = derivatives.activation_of(equation)
+    if activation is None:
         return None
     if _open(image) is not None:
-        return [_changed(image, relu=True)]
-    return [Image(jax.nn.relu(image.array()), image.shape, image.axes)]
+        return [_changed(image, activation=activation)]
+    function = jax.nn.relu if activation == "relu" else jax.nn.relu6
+    return [Image(function(image.array()), image.shape, image.axes)]
 
 
 def _elementwise(equation: Any, operands: Sequence[Any]) -> Sequence[Any] | None:
@@ -268,6 +287,14 @@ def _transposed(equation: Any, operands: Sequence[Any]) -> Sequence[Any] | None:
         return None
     axes = [image.axes[position] for position in equation.params["permutation"]]
     return [image.moved(equation.outvars[0].aval.shape, axes)]
+
+
+def _repeated(equation: Any, operands: Sequence[Any]) -> Sequence[Any] | None:
+    first, *others = operands
+    shape = equation.outvars[0].aval.shape
+    if others or isinstance(first, Image | Repeated) or math.prod(shape) == jnp.size(first):
+        return _reshaped(equation, operands)
+    return [Repeated(jnp.asarray(first), shape, equation.params["broadcast_dimensions"])]
 
 
 def _reshaped(equation: Any, operands: Sequence[Any]) -> Sequence[Any] | None:
@@ -385,10 +412,10 @@ FORMS: Mapping[str, Form] = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
     "add": _sum,
     "add_any": _sum,
-    "broadcast_in_dim": _reshaped,
+    "broadcast_in_dim": _repeated,
     "concatenate": _concatenated,
     "conv_general_dilated": _convolution,
-    "custom_jvp_call": _relu,
+    "custom_jvp_call": _activation,
     "div": _quotient,
     "expand_dims": _reshaped,
     "mul": _product,
