@@ -26,7 +26,8 @@ def perturbed(tree: Any) -> Any:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf
         factor = 1 + 0.1 * random.standard_normal(leaf.shape)
-        return (leaf * factor + 0.01).astype(leaf.dtype)
+        # Kernels keep their mean: many layers of positive ones would leave nothing finite.
+        return (leaf * factor + (0.01 if leaf.ndim < 2 else 0.0)).astype(leaf.dtype)
 
     return jax.tree.unflatten(structure, [moved(leaf) for leaf in leaves])
 
@@ -69,10 +70,12 @@ class OfLayers(nn.Module):
     """Any function of images, with the layers of linen."""
 
     body: Callable[[Any], Any]
+    kind: Any = None
 
     @nn.compact
     def __call__(self, x: Any) -> Any:
-        return nn.Dense(5)(self.body((x - MEAN) / STD).mean((1, 2)))
+        x = (x - MEAN) / STD
+        return nn.Dense(5)(self.body(x if self.kind is None else x.astype(self.kind)).mean((1, 2)))
 
 
 def _norm() -> nn.BatchNorm:
@@ -228,11 +231,12 @@ LINEN = {
 }
 
 
-def of_layers(body: Callable[[Any], Any], image: Any) -> Any:
-    """A callable pytree: images -> logits."""
-    module = OfLayers(body)
-    variables = perturbed(jax.jit(module.init)(jax.random.key(0), image[:1]))
-    return jax.tree_util.Partial(module.apply, variables)
+def of_layers(body: Callable[[Any], Any], image: Any, kind: Any = None) -> Any:
+    """A callable pytree: images -> logits, computed in a type of less than 32 bits if one is given."""
+    variables = perturbed(jax.jit(OfLayers(body).init)(jax.random.key(0), image[:1]))
+    if kind is not None:
+        variables = jax.tree.map(lambda leaf: leaf.astype(kind), variables)
+    return jax.tree_util.Partial(OfLayers(body, kind).apply, variables)
 
 
 def linen_variables(image: Any) -> Any:

@@ -28,6 +28,7 @@ SUITE = {
 }
 MODULE = """
 import jax.numpy as jnp
+from jaxrobust.types import Stochastic
 
 def good():
     return lambda x: jnp.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], axis=1)
@@ -38,6 +39,7 @@ def nan(): return lambda x: jnp.full((len(x), 2), jnp.nan)
 def flat(): return lambda x: x.mean((1, 2, 3))
 def pair(): return lambda x: (x, x)
 def broken(): return lambda x: x.reshape(5)
+def noisy(): return Stochastic(lambda keys, x: x.mean((1, 2)) @ jnp.ones((x.shape[-1], 2)), 3)
 def nothing(): return None
 def argument(x): return x
 def raises(): return {}["key"]
@@ -223,6 +225,16 @@ def test_the_command_line_evaluates_a_python_function(place, tmp_path):
     )
     assert refused.returncode == 2
     assert len(refused.stderr.splitlines()) == 1 and "NaN for every clean image" in refused.stderr
+
+
+@pytest.mark.parametrize("model", ["run", "my_models:good", "my_models:noisy"])
+def test_a_description_attacks_nothing(model, place, tmp_path, capsys):
+    assert evaluate.main(config(tmp_path, model=model, describe=True)) is None
+    said = capsys.readouterr().out
+    assert "FLOPs" in said and "total" in said
+    assert not list(tmp_path.iterdir())
+    if model == "run":
+        assert f"{3072 * 16 + 3 * 16 + 16 * 10 + 10 + 6:,}" in said  # and the normalisation
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 
+import blocks
 import frameworks
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from jax import lax
 from test_not_silent import STRICT
 
-from jaxrobust import attacks, certificates, compilation, evaluation, ops, programs
+from jaxrobust import attacks, certificates, compilation, evaluation, models, ops, programs
 from jaxrobust.programs import guarding, tracing
 
 IMAGES = np.random.default_rng(0).random((4, 16, 16, 3), np.float32)
@@ -55,14 +56,22 @@ def by_both(function, images, monkeypatch, **options):
 
 def assert_close(actual, expected, tolerance):
     for a, b in zip(actual, expected, strict=True):
+        assert np.isfinite(b).all()
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * float(jnp.abs(b).max()))
 
 
+BODIES = frameworks.LINEN | blocks.BLOCKS
+ZOO = {f"zoo {name}": name for name in models.MODELS}
+
+
 def network(name, kind=jnp.float32):
-    if name in frameworks.LINEN:
-        network = frameworks.of_layers(frameworks.LINEN[name], IMAGES)
-        return jax.tree.map(lambda leaf: leaf.astype(kind), network)
+    if name in BODIES:
+        return frameworks.of_layers(BODIES[name], IMAGES, None if kind == jnp.float32 else kind)
+    if name in ZOO:
+        return of_the_zoo(ZOO[name], kind)
     variables = frameworks.linen_variables(IMAGES)
+    if kind == jnp.bfloat16:
+        return frameworks.linen(variables, kind)
     variables = jax.tree.map(lambda leaf: leaf.astype(kind), variables)
     return {
         "linen": lambda: frameworks.linen(variables),
@@ -73,7 +82,25 @@ def network(name, kind=jnp.float32):
     }[name]()
 
 
-NAMES = ["linen", "plain", "nnx", "equinox", "equinox pools", *frameworks.LINEN]
+def of_the_zoo(name, kind):
+    module = models.create(name)
+    image = jnp.zeros((1, 32, 32, 3))
+    variables = frameworks.perturbed(jax.jit(module.init)(jax.random.key(0), image))
+    variables = jax.tree.map(lambda leaf: leaf.astype(kind), variables)
+
+    def apply(variables, images):
+        images = jnp.tile(images, (1, 2, 2, 1))  # 32 pixels
+        return module.apply(variables, images.astype(kind))
+
+    return jax.tree_util.Partial(apply, variables)
+
+
+FRAMEWORKS = ["linen", "plain", "nnx", "equinox"]
+NAMES = [*FRAMEWORKS, "equinox pools", *BODIES, *ZOO]
+
+
+def test_there_are_many_networks():
+    assert len(NAMES) >= 40
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -92,10 +119,10 @@ def test_values_in_float32(name, monkeypatch):
 
 
 def test_one_network_in_four_frameworks_is_one_function():
-    logits = [evaluation.logits(network(name), IMAGES, 4) for name in NAMES[:4]]
+    logits = [evaluation.logits(network(name), IMAGES, 4) for name in FRAMEWORKS]
     for other in logits[1:]:
         np.testing.assert_allclose(other, logits[0], atol=1e-5)
-    bounds = [certificates.ibp_bounds(network(name), IMAGES[:2], 1e-3) for name in NAMES[:4]]
+    bounds = [certificates.ibp_bounds(network(name), IMAGES[:2], 1e-3) for name in FRAMEWORKS]
     for other in bounds[1:]:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), other, bounds[0])
 
@@ -106,7 +133,7 @@ def primitives(function, images=IMAGES):
     return Counter(equation.primitive.name for equation in jaxpr.jaxpr.eqns)
 
 
-@pytest.mark.parametrize("name", NAMES[:4])
+@pytest.mark.parametrize("name", FRAMEWORKS)
 def test_norm_residual_and_relu_are_part_of_the_convolutions(name):
     found = primitives(network(name))
     assert found["custom_vjp_call"] == 6
@@ -198,15 +225,14 @@ def test_what_is_inside_is_fast_too(kind, monkeypatch):
     assert_close(fast, plain, 1e-5)
 
 
-def test_bfloat16_is_as_exact_as_plain(monkeypatch):
-    exact = evaluation.logits(network("linen"), IMAGES, 4)
-    narrow = frameworks.linen(frameworks.linen_variables(IMAGES), jnp.bfloat16)
-    errors = []
-    for plain in ("0", "1"):
-        monkeypatch.setenv("JAXROBUST_PLAIN", plain)
-        jax.clear_caches()
-        errors.append(np.abs(evaluation.logits(narrow, IMAGES, 4) - exact).max())
-    assert errors[0] <= 1.5 * errors[1]
+@pytest.mark.parametrize("name", ["linen", *BODIES, *ZOO])
+def test_bfloat16_is_as_exact_as_plain(name, monkeypatch):
+    images = jnp.asarray(np.random.default_rng(1).random((16, 16, 16, 3), np.float32))
+    exact, _ = by_both(network(name), images, monkeypatch)[1]
+    monkeypatch.setenv("JAXROBUST_PLAIN", "0")
+    answers = by_both(network(name, jnp.bfloat16), images, monkeypatch)
+    fast, plain = (float(jnp.sqrt(jnp.mean((logits - exact) ** 2))) for logits, _ in answers)
+    assert 0 < fast <= 1.5 * plain
 
 
 def test_attacks_find_the_same(monkeypatch):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from experiments.benchmarks.sizes import MOBILE_STAGES
+from experiments.benchmarks.sizes import MOBILE_STAGES, RESNET50_STAGES
 
 
 class CNN(nn.Module):
@@ -73,22 +73,109 @@ class Block(nn.Module):
 
 
 class ResNetSmall(nn.Module):
-    """resnet_small of jaxrobust, in PyTorch."""
+    """resnet_small of jaxrobust, and resnet18 with a fourth width, in PyTorch."""
 
     def __init__(self, widths: Sequence[int] = (64, 128, 256)) -> None:
         super().__init__()
-        first, second, third = widths
-        self.conv1 = nn.Conv2d(3, first, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(first)
-        self.layer1 = nn.Sequential(Block(first, first, 1), Block(first, first, 1))
-        self.layer2 = nn.Sequential(Block(first, second, 2), Block(second, second, 1))
-        self.layer3 = nn.Sequential(Block(second, third, 2), Block(third, third, 1))
-        self.fc = nn.Linear(third, 10)
+        self.conv1 = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.num_stages = len(widths)
+        for stage, (inputs, outputs) in enumerate(zip((widths[0], *widths), widths, strict=False)):
+            first = Block(inputs, outputs, 2 if stage else 1)
+            self.add_module(f"layer{stage + 1}", nn.Sequential(first, Block(outputs, outputs, 1)))
+        self.fc = nn.Linear(widths[-1], 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         features = torch.relu(self.bn1(self.conv1(x)))
-        features = self.layer3(self.layer2(self.layer1(features)))
+        for stage in range(self.num_stages):
+            features = self.get_submodule(f"layer{stage + 1}")(features)
         return self.fc(features.mean((2, 3)))
+
+
+class PreActBlock(nn.Module):
+    """BatchNorm and ReLU before each of two convolutions."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.changes = inputs != outputs
+        if self.changes:
+            self.convShortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        active = torch.relu(self.bn1(x))
+        features = self.conv2(torch.relu(self.bn2(self.conv1(active))))
+        return features + (self.convShortcut(active) if self.changes else x)
+
+
+class WideResNet(nn.Module):
+    """wide_resnet of jaxrobust, WRN-28-10, in PyTorch."""
+
+    def __init__(self, widths: Sequence[int] = (160, 320, 640)) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        for stage, (inputs, outputs) in enumerate(zip((16, *widths), widths, strict=False)):
+            blocks = [PreActBlock(inputs, outputs, 2 if stage else 1)]
+            blocks += [PreActBlock(outputs, outputs, 1) for _ in range(3)]
+            layers = nn.ModuleDict({"layer": nn.Sequential(*blocks)})
+            self.add_module(f"block{stage + 1}", layers)
+        self.bn1 = nn.BatchNorm2d(widths[-1])
+        self.fc = nn.Linear(widths[-1], 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.conv1(x)
+        for stage in range(3):
+            features = self.get_submodule(f"block{stage + 1}.layer")(features)
+        return self.fc(torch.relu(self.bn1(features)).mean((2, 3)))
+
+
+class Bottleneck(nn.Module):
+    """A block of ResNet-50."""
+
+    def __init__(self, inputs: int, inner: int, stride: int) -> None:
+        super().__init__()
+        outputs = 4 * inner
+        self.conv1 = nn.Conv2d(inputs, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.downsample = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            convolution = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.downsample = nn.Sequential(convolution, nn.BatchNorm2d(outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = torch.relu(self.bn1(self.conv1(x)))
+        features = torch.relu(self.bn2(self.conv2(features)))
+        return torch.relu(self.bn3(self.conv3(features)) + self.downsample(x))
+
+
+class ResNet50(nn.Module):
+    """For images of 224 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.pool = nn.MaxPool2d(3, 2, 1)
+        blocks: list[nn.Module] = []
+        inputs = 64
+        for stage, count in enumerate(RESNET50_STAGES):
+            for block in range(count):
+                inner = 64 * 2**stage
+                blocks.append(Bottleneck(inputs, inner, 2 if stage and not block else 1))
+                inputs = 4 * inner
+        self.blocks = nn.Sequential(*blocks)
+        self.fc = nn.Linear(inputs, 1000)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.pool(torch.relu(self.bn1(self.conv1(x))))
+        return self.fc(self.blocks(features).mean((2, 3)))
 
 
 class ResNet20(nn.Module):

@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from experiments.benchmarks.sizes import MOBILE_STAGES
+from experiments.benchmarks.sizes import MOBILE_STAGES, RESNET50_STAGES
 
 MEAN = np.array((0.485, 0.456, 0.406), np.float32)
 STD = np.array((0.229, 0.224, 0.225), np.float32)
@@ -120,6 +120,41 @@ def in_linen(name: str, weights: dict[str, np.ndarray]) -> LogitsFn:
     params["Dense_0"] = next(left)
     variables = jax.tree.map(jnp.asarray, {"params": params, "batch_stats": statistics})
     return jax.tree_util.Partial(module.apply, variables)
+
+
+def resnet50(name: str, weights: dict[str, np.ndarray]) -> LogitsFn:
+    """ResNet-50 for images of 224 pixels, as a function of its layers in jax.lax."""
+    layers = jax.tree.map(jnp.asarray, layers_of(weights))
+    return jax.tree_util.Partial(_resnet50, layers)
+
+
+def _resnet50(layers: Any, images: Any) -> Any:
+    *layers, head = layers
+    left = iter(zip(layers[::2], layers[1::2], strict=True))
+
+    def conv_norm(x: Any, stride: int = 1) -> Any:
+        conv, norm = next(left)
+        pad = len(conv["kernel"]) // 2
+        x = lax.conv_general_dilated(
+            x,
+            conv["kernel"],
+            (stride, stride),
+            ((pad, pad), (pad, pad)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        scale = norm["scale"] * lax.rsqrt(norm["var"] + 1e-5)
+        return (x - norm["mean"]) * scale + norm["bias"]
+
+    x = (images - MEAN.astype(images.dtype)) / STD.astype(images.dtype)
+    x = jax.nn.relu(conv_norm(x, 2))
+    x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+    for stage, count in enumerate(RESNET50_STAGES):
+        for block in range(count):
+            stride = 2 if stage and not block else 1
+            y = jax.nn.relu(conv_norm(x))
+            y = conv_norm(jax.nn.relu(conv_norm(y, stride)))
+            x = jax.nn.relu((x if block else conv_norm(x, stride)) + y)
+    return x.mean((1, 2)) @ head["kernel"] + head["bias"]
 
 
 class _NnxBlock(nnx.Module):

@@ -62,7 +62,7 @@ def to_torch(architecture: str, variables: PyTree) -> dict[str, np.ndarray]:
     """Our variables by PyTorch's names: the inverse of `models.from_torch`, of any widths.
 
     Args:
-      architecture: "cnn" or "resnet_small".
+      architecture: "cnn", "resnet_small" or "resnet18".
       variables: {"params": ..., "batch_stats": ...}.
 
     Returns:
