@@ -57,10 +57,6 @@ NIGHTLY = (
 # Tables of many rows: the rows that the fast set keeps. The others are nightly.
 _ATTACKS = ("fgsm", "pgd", "pgd-l1", "apgd-t", "square", "fab-l2", "cw", "deepfool")
 _KINDS = ("bim-l2-last", "pgd", "mifgsm", "noise", "cw", "deepfool")
-_NETWORKS = (
-    *("linen", "plain", "nnx", "equinox*", "vgg", "mobilenet_v2", "unet", "shufflenet", "windows"),
-    *("stem_of_resnet50", "explicit_padding", "densenet", "resnext", "preactivation", "multiplier"),
-)
 FAST_ROWS = {
     "test_attacks.py::test_a_nan_row_spoils_no_other_row": _ATTACKS,
     "test_attacks.py::test_an_infinite_gradient_disarms_no_attack": _KINDS,
@@ -81,8 +77,6 @@ FAST_ROWS = {
     "test_model_invariants.py::*": ("cnn", "mlp"),
     "test_models.py::test_folded_evaluation_equals_batch_norm": ("cnn", "mlp", "resnet_small"),
     "test_program_forms.py::test_bfloat16_is_as_exact_as_plain": ("linen", "mobilenet_v2", "vgg"),
-    "test_program_forms.py::test_values_and_gradients_equal_plain": _NETWORKS,
-    "test_program_forms.py::test_values_in_float32": _NETWORKS,
     "test_not_silent.py::test_masked_classes_change_no_verdict": ("*--inf",),
     "test_not_silent.py::test_the_ways_of_evaluating_under_strict_settings": ("type", "nan"),
     "test_ops.py::test_input_gradients_of_the_networks_equal_plain_ones": ("xla-cnn", "onednn-cnn"),
@@ -96,6 +90,7 @@ FAST_ROWS = {
     "test_program_forms.py::test_forms_under_strict_settings": ("linen-*",),
     "test_program_forms.py::test_values_and_gradients_equal_plain": (
         *("linen", "equinox", "equinox pools", "mobilenet_v2", "unet", "shared_convolution"),
+        *("resnext", "preactivation", "multiplier"),
     ),
     "test_program_forms.py::test_values_in_float32": ("plain", "nnx", "vgg"),
     "test_queue.py::test_verdicts_do_not_depend_on_the_lanes": ("groups2-14",),
