@@ -54,6 +54,7 @@ WHEELS = (
 )
 _MEAN, _STD, _EPSILON = attack_throughput.MEAN, attack_throughput.STD, 8 / 255
 _IMAGES_OF_AN_EPOCH = 50_000
+_PEERS = ("torch", "torch.compile")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -436,6 +437,11 @@ def _auto_attack(config: Config, case: Case, folder: Path, peer: worker.Worker) 
     }
 
 
+def _cell(value: float | None, form: str) -> str:
+    """A number, or a dash as wide."""
+    return "-".rjust(int(form.partition(".")[0])) if value is None else format(value, form)
+
+
 def table(document: dict[str, Any]) -> list[str]:
     """All stages, a line each."""
     rate = document["matrix_rate"]
@@ -443,24 +449,23 @@ def table(document: dict[str, Any]) -> list[str]:
         f"{document['device']}, {document['settings']['precision']}, matrix product "
         f"{rate / 1e12:.3g} TFLOP/s",
         f"{'':26s} {'images/s':>9s} {'eager':>9s} {'compiled':>9s} {'ratio':>6s} {'ratio':>6s} "
-        f"{'share':>6s} {'GiB':>6s} {'first':>7s}",
+        f"{'share':>6s} {'GiB':>6s} {'first s':>6s}",
     ]
     for name, row in document["stages"].items():
         speeds = {
             side: row["images"] / statistics.median(row[side]["seconds"])
-            for side in ("jaxrobust", "torch", "torch.compile")
+            for side in ("jaxrobust", *_PEERS)
             if row.get(side, {}).get("seconds")
         }
-        ours = speeds["jaxrobust"]
-        share = row.get("flops", float("nan")) / row["images"] * ours / rate
-        memory = row["jaxrobust"].get("memory")
+        ours, memory = speeds["jaxrobust"], row["jaxrobust"]["memory"]
+        share = row["flops"] / row["images"] * ours / rate if "flops" in row else None
         cells = [
             f"{name:26s} {ours:9.1f}",
-            *(f"{speeds.get(side, float('nan')):9.1f}" for side in ("torch", "torch.compile")),
-            *(f"{ours / speeds.get(s, float('nan')):6.2f}" for s in ("torch", "torch.compile")),
-            f"{100 * share:5.1f}%",
-            f"{(float('nan') if memory is None else memory / 2**30):6.2f}",
-            f"{row['jaxrobust'].get('first_call_seconds', float('nan')):6.1f}s",
+            *(_cell(speeds.get(side), "9.1f") for side in _PEERS),
+            *(_cell(ours / speeds[side] if side in speeds else None, "6.2f") for side in _PEERS),
+            _cell(share, "6.1%"),
+            _cell(None if memory is None else memory / 2**30, "6.2f"),
+            _cell(row["jaxrobust"].get("first_call_seconds"), "6.1f"),
         ]
         lines.append(" ".join(cells))
         if "epoch_seconds" in row["jaxrobust"]:
