@@ -76,7 +76,8 @@ def with_onednn() -> bool:
     """Whether convolutions on the CPU are computed by the copy of oneDNN inside jaxlib.
 
     Off unless the environment has JAXROBUST_ONEDNN=1: a quarter faster than XLA's own convolutions, but
-    an internal of jaxlib, not an interface. Asked while programs are traced: set it before the first.
+    an internal of jaxlib, not an interface, and its ReLU makes 0 of NaN. Asked while programs are
+    traced: set it before the first.
 
     Raises:
       ValueError: Asked for where it has not been tested, or by another value than 1.

@@ -27,7 +27,10 @@ SUITE = {
     "noise": {"name": "RandomNoise", "epsilon": "1/10", "num_steps": 3},
 }
 MODULE = """
+import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 from jaxrobust.types import Stochastic
 
 def good():
@@ -39,8 +42,16 @@ def nan(): return lambda x: jnp.full((len(x), 2), jnp.nan)
 def flat(): return lambda x: x.mean((1, 2, 3))
 def pair(): return lambda x: (x, x)
 def broken(): return lambda x: x.reshape(5)
-def noisy(): return Stochastic(lambda keys, x: x.mean((1, 2)) @ jnp.ones((x.shape[-1], 2)), 3)
+def noisy():
+    noise = jax.vmap(lambda key: jax.random.normal(key, (2,)))
+    return Stochastic(lambda keys, x: x.mean((1, 2)) @ jnp.ones((x.shape[-1], 2)) + noise(keys), 3)
 def nothing(): return None
+def numpy(): return lambda x: np.asarray(x).mean((1, 2))
+def training():
+    class Network(nnx.Module):
+        def __init__(self): self.norm = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+        def __call__(self, x): return self.norm(x).mean((1, 2))
+    return Network()
 def argument(x): return x
 def raises(): return {}["key"]
 number = 3
@@ -234,7 +245,8 @@ def test_a_description_attacks_nothing(model, place, tmp_path, capsys):
     assert "FLOPs" in said and "total" in said
     assert not list(tmp_path.iterdir())
     if model == "run":
-        assert f"{3072 * 16 + 3 * 16 + 16 * 10 + 10 + 6:,}" in said  # and the normalisation
+        # With BatchNorm's statistics and the normalisation.
+        assert f"{3072 * 16 + 3 * 16 + 16 * 10 + 10 + 2 * 16 + 6:,}" in said
 
 
 @pytest.mark.parametrize(
@@ -252,7 +264,7 @@ def test_a_description_attacks_nothing(model, place, tmp_path, capsys):
         ({"model": "my_models.py"}, "is not a file of"),
         ({"model": "."}, "is neither a run of"),
         ({"model": "bare.jrw"}, "lack num_classes, mean, std"),
-        ({"model": "run", "data": "images.npz"}, "'run' does not take images of shape"),
+        ({"model": "run", "data": "images.npz"}, "'run' raises an error for images of shape"),
         ({"model": "no_module:f"}, "cannot be imported: ModuleNotFoundError"),
         ({"model": "my_models:f"}, "the module 'my_models' has no 'f'"),
         ({"model": "my_models:number"}, "must be a function, got int"),
@@ -260,8 +272,10 @@ def test_a_description_attacks_nothing(model, place, tmp_path, capsys):
         ({"model": "my_models:argument"}, "missing 1 required positional argument"),
         ({"model": "my_models:raises"}, r"raised KeyError: 'key' \(my_models.py, line"),
         ({"model": "my_models:flat"}, "must return \\[B, K\\]"),
-        ({"model": "my_models:pair"}, "must return an array of logits, got tuple"),
+        ({"model": "my_models:pair"}, r"must return an array of logits \[B, K\], got tuple"),
         ({"model": "my_models:broken"}, r"shape \(4, 4, 3\): TypeError.*my_models.py"),
+        ({"model": "my_models:numpy"}, "cannot be evaluated: .* must be written in jax.numpy"),
+        ({"model": "my_models:training"}, r"cannot be evaluated: .* call `model.eval\(\)` first"),
         ({"model": "my_models:nan"}, "NaN for every clean image"),
         ({"data": "bytes.npz"}, r"`images` must lie in \[0, 1\]"),
         ({"data": "high.npz"}, "`labels` must lie in 0 .. 1 for 2 classes, got values in 1 .. 2"),

@@ -184,6 +184,16 @@ def test_what_follows_a_convolution_equals_plain(name, residual, activation):
     assert_close(gradients(ops.convolution), gradients(plain_convolution))
 
 
+def test_wrong_arguments_are_named():
+    images, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 1, 2))
+    with pytest.raises(ValueError, match="`activation` must be"):
+        ops.depthwise_convolution(images, kernel, Window(), activation="gelu")
+    with pytest.raises(ValueError, match="`activation` must be"):
+        ops.convolution(images, jnp.ones((3, 3, 2, 2)), activation="gelu")
+    with pytest.raises(ValueError, match=r"`kernel` must be \[rows, columns, 1, C\] with C = 2"):
+        ops.depthwise_convolution(images, jnp.ones((3, 3, 2, 1)), Window())
+
+
 def test_relu_has_no_slope_at_zero():
     slope = jax.grad(
         lambda x: jnp.sum(ops.convolution(x, jnp.ones((1, 1, 1, 1)), Window(), activation="relu"))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax import lax
 
 from jaxrobust import programs
@@ -72,6 +73,8 @@ def test_scopes_and_shared_weights_and_what_is_not_used():
 
 
 class Model:
+    """Not callable: its method is."""
+
     def __init__(self):
         self.layers = {"w": np.ones((3, 5), np.float32)}
 
@@ -87,8 +90,22 @@ def test_methods_partials_and_arrays_of_numpy_have_paths():
         lambda images: model.logits(images),
         jax.jit(lambda images: model.logits(images)),
     ):
-        assert names(function)[-1].endswith("layers") or "w" in names(function)
+        assert "layers" in names(function)
         assert programs.describe(function, IMAGES).num_parameters == 15
+
+
+def test_a_network_of_one_layer_keeps_its_name_and_unused_layers_are_said():
+    class Network(nnx.Module):
+        def __init__(self):
+            self.used = nnx.Linear(3, 5, rngs=nnx.Rngs(0))
+            self.idle = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+
+        def __call__(self, images):
+            return self.used(images.mean((1, 2)))
+
+    found = programs.describe(Network(), IMAGES)
+    assert [layer.name for layer in found.layers] == ["", "used"]
+    assert set(found.unused) == {"idle/kernel", "idle/bias"}
 
 
 def test_arrays_without_a_path_have_numbers():
@@ -143,6 +160,66 @@ def test_loops_are_counted_as_often_as_they_run():
     assert found.num_parameters == 36
 
 
+def test_weights_in_carries_choices_and_rules_are_counted_once():
+    weights = {"a": {"w": jnp.ones((3, 3))}, "b": {"w": 2 * jnp.ones((3, 3))}}
+
+    @jax.custom_vjp
+    def scaled(x):
+        return x * weights["b"]["w"][0]
+
+    scaled.defvjp(lambda x: (scaled(x), None), lambda _, g: (g * weights["b"]["w"][1],))
+
+    def carried(weights, images):
+        step = lambda _, carry: (carry[0] @ carry[1], carry[1] * 0.5)  # noqa: E731
+        return lax.fori_loop(0, 3, step, (images.mean((1, 2)), weights["a"]["w"]))[0]
+
+    def chosen(weights, images):
+        x = images.mean((1, 2))
+        w = lax.cond(x.sum() > 0, lambda: weights["a"]["w"], lambda: weights["b"]["w"])
+        return x @ w
+
+    for function, names, count in (
+        (jax.tree_util.Partial(carried, {"a": weights["a"]}), {"a"}, 9),
+        (jax.tree_util.Partial(chosen, weights), {""}, 18),
+        (lambda images: scaled(images.mean((1, 2))), {"weights/b"}, 9),
+    ):
+        found = programs.describe(function, IMAGES)
+        assert found.unused == () and found.num_parameters == count
+        assert {layer.name for layer in found.layers if layer.num_parameters} == names
+
+
+def test_equal_arrays_of_numpy_keep_their_layers():
+    weights = {
+        name: {"w": np.full((4, 4), index, np.float32), "b": np.zeros(4, np.float32)}
+        for index, name in enumerate("abc")
+    }
+
+    def function(images):
+        x = images[:, 0, :2, :2].reshape(len(images), 4)
+        for layer in weights.values():
+            x = x @ layer["w"] + layer["b"]
+        return x
+
+    layers = programs.describe(function, IMAGES).layers
+    counts = {layer.name: layer.num_parameters for layer in layers if layer.name}
+    assert counts == dict.fromkeys("abc", 20)
+
+
+def test_odd_objects_cost_names_alone():
+    loop = [jnp.ones((3, 5))]
+    loop.append(loop)
+    mixed = {1: jnp.ones(3), "x": jnp.ones((3, 5))}
+    for function in (
+        lambda images: images.mean((1, 2)) @ loop[0],
+        lambda images: (images.mean((1, 2)) * mixed[1]) @ mixed["x"],
+        functools.partial(
+            lambda keys, images: images.mean((1, 2)) + jax.vmap(jax.random.normal)(keys)[:, None],
+            jax.random.split(jax.random.key(0), 2),
+        ),
+    ):
+        assert programs.describe(function, IMAGES).layers
+
+
 def test_branches_checkpoints_and_rules_of_ones_own_are_opened():
     @jax.custom_vjp
     def doubled(x):
@@ -173,3 +250,7 @@ def test_the_table():
 def test_what_cannot_be_traced_is_said():
     with pytest.raises(TypeError, match="must be written in jax.numpy"):
         programs.describe(lambda images: np.asarray(images).mean((1, 2)), IMAGES)
+    with pytest.raises(TypeError, match="`function` must be callable"):
+        programs.describe(IMAGES, frameworks.linen(VARIABLES))
+    with pytest.raises(TypeError, match="`images` must be an array"):
+        programs.describe(frameworks.linen(VARIABLES), (1, 32, 32, 3))

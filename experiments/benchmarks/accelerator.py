@@ -3,9 +3,10 @@
     python -m experiments.benchmarks.accelerator --data-dir DATA
     python -m experiments.benchmarks.accelerator --quick
 
-Expected time: 8 minutes at most on one GPU, compilation included: what does not fit is left, and the
-same command goes on with it. --quick takes 3 minutes on 2 cores: small batches of a small network,
-which show that everything runs and measure nothing. Expected numbers: none has been measured yet.
+Expected time: 8 minutes on one GPU, compilation included: nothing is begun that would take longer, as
+far as that can be told beforehand; the same command goes on with what is left, and makes again what
+one side failed in. --quick takes 5 minutes on 2 cores: small batches of a small network, which show
+that everything runs and measure nothing. Expected numbers: none has been measured yet.
 
 It needs this tree, jax, torch, and of wheels those of WHEELS; nothing is fetched. DATA holds
 cifar10-jpeg.tar.xz or what it unpacks to, for the network that AutoAttack is made on; without it,
@@ -67,7 +68,8 @@ class Config:
       minutes: After which nothing new is begun.
       rounds: How often each side runs; the medians are compared.
       peer_python: Python of an environment with torch and torchattacks; by default this one.
-      output: Where the JSON goes, and where a run that was cut off is continued from.
+      output: Where the JSON goes, with the precision in its name, and where a run that was cut off is
+        continued from.
       quick: A small network, small batches, few steps: a rehearsal, not a measurement.
     """
 
@@ -138,9 +140,8 @@ class Run:
             jax.config.update("jax_default_matmul_precision", "tensorfloat32")
         elif config.precision == "float32":
             jax.config.update("jax_default_matmul_precision", "float32")
-        self.output = config.output
-        if config.quick:
-            self.output = config.output.with_stem(f"{config.output.stem}_quick")
+        ending = f"_{config.precision}" + ("_quick" if config.quick else "")
+        self.output = config.output.with_stem(config.output.stem + ending)
         settings = {"precision": config.precision, "quick": config.quick}
         self.document: dict[str, Any] = {
             "settings": settings,
@@ -152,7 +153,11 @@ class Run:
         if self.output.exists():
             before = json.loads(self.output.read_text())
             if before["settings"] == settings and before["device"] == self.document["device"]:
-                self.document["stages"] = before["stages"]
+                self.document["stages"] = {
+                    name: row
+                    for name, row in before["stages"].items()
+                    if not any("error" in row.get(side, {}) for side in _PEERS)
+                }
         self._deadline = time.monotonic() + 60 * config.minutes
         self.left: list[str] = []
 
@@ -265,6 +270,8 @@ def _in_bfloat16(logits_fn: Any, images: Any) -> Any:
 
 def _ask(peer: worker.Worker, **message: Any) -> dict[str, Any]:
     answer = peer.ask(message)
+    if "error" in answer and message["do"] == "network":
+        raise RuntimeError(f"PyTorch's side has no network: {answer['error']}")
     if "error" in answer:
         print(f"  PyTorch's side: {answer['error']}", flush=True)
     return answer
@@ -347,6 +354,7 @@ def _training(config: Config, case: Case, peer: worker.Worker) -> Row:
             compiled=compiled,
             precision=config.precision,
             batch_size=case.batch_size,
+            side=case.side,
             num_steps=num_steps + 1,
             pgd_steps=pgd_steps,
             epsilon=_EPSILON,
@@ -412,7 +420,7 @@ def _auto_attack(config: Config, case: Case, folder: Path, peer: worker.Worker) 
         mean=_MEAN,
         std=_STD,
     )
-    theirs = {"error": "not part of --quick"}
+    theirs: dict[str, Any] = {"left_out": "not part of --quick"}
     if not config.quick:
         theirs = _ask(
             peer,

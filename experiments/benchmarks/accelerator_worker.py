@@ -122,8 +122,9 @@ class Side:
         optimizer = torch.optim.SGD(whole.parameters(), 0.1, 0.9, nesterov=True, weight_decay=5e-4)
         classifier = torch.compile(whole) if ask["compiled"] else whole
         narrow = ask["precision"] == "bfloat16"
-        images = self.images[: ask["batch_size"]].contiguous(memory_format=torch.channels_last)
-        labels = self.labels[: ask["batch_size"]]
+        images = torch.rand(ask["batch_size"], 3, ask["side"], ask["side"], device=DEVICE)
+        images = images.contiguous(memory_format=torch.channels_last)
+        labels = torch.arange(ask["batch_size"], device=DEVICE) % 10
         epsilon, seconds = ask["epsilon"], []
 
         def loss_of(points: torch.Tensor) -> torch.Tensor:

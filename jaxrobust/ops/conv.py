@@ -21,13 +21,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrobust import compilation
+from jaxrobust import checks, compilation
 from jaxrobust.ops import onednn
 from jaxrobust.types import Array
 
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
 Activation = Literal["relu", "relu6"] | None
+ACTIVATIONS = (None, "relu", "relu6")
 _ONES, _NO_PADDING = (1, 1), ((0, 0), (0, 0))
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _MOST_PHASES = 16  # of a transposed convolution, each of which is a convolution of its own
@@ -59,8 +60,8 @@ def convolution(
 ) -> Array:
     """A two-dimensional convolution (cross-correlation, as in every deep learning library).
 
-    With an activation its gradient needs the output alone to know where that was open, so neither the
-    convolution's nor the sum's value is kept.
+    The gradient of an activation is computed from the output, so that neither the convolution's own
+    value nor the sum's is kept for it.
 
     Args:
       images: [B, H, W, C_in].
@@ -68,10 +69,14 @@ def convolution(
       window: Strides, padding and dilation.
       bias: [C_out] to add, or None.
       residual: [B, H', W', C_out] to add, or None.
-      activation: What the sum goes through: `jax.nn.relu` or `jax.nn.relu6`, with their derivatives.
+      activation: "relu" or "relu6", which the sum goes through, with the derivatives that
+        `jax.nn.relu` and `jax.nn.relu6` have; or None.
 
     Returns:
       [B, H', W', C_out].
+
+    Raises:
+      ValueError: Another activation.
 
     Example:
       >>> image, kernel = jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1))
@@ -79,6 +84,7 @@ def convolution(
       >>> convolution(image, kernel, window)[0, :2, :2, 0].tolist()
       [[4.0, 6.0], [6.0, 9.0]]
     """
+    checks.one_of("activation", activation, ACTIVATIONS)
     return _convolution(images, kernel, bias, residual, window, activation)
 
 

@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxrobust import checks
 from jaxrobust.ops.conv import (
+    ACTIVATIONS,
     Activation,
     Window,
     activated,
@@ -40,10 +42,13 @@ def depthwise_convolution(
       kernel: [rows, columns, 1, C].
       window: Strides, padding and dilation.
       bias: [C] to add, or None.
-      activation: What the sum goes through: `jax.nn.relu` or `jax.nn.relu6`, with their derivatives.
+      activation: "relu" or "relu6", as in `convolution`, or None.
 
     Returns:
       [B, H', W', C].
+
+    Raises:
+      ValueError: Another activation, or a kernel of another shape.
 
     Example:
       >>> image, kernel = jnp.ones((1, 3, 3, 2)), jnp.ones((3, 3, 1, 2))
@@ -51,6 +56,12 @@ def depthwise_convolution(
       >>> depthwise_convolution(image, kernel, window)[0, :, :, 1].tolist()
       [[4.0, 6.0, 4.0], [6.0, 9.0, 6.0], [4.0, 6.0, 4.0]]
     """
+    checks.one_of("activation", activation, ACTIVATIONS)
+    if kernel.ndim != 4 or kernel.shape[2:] != (1, images.shape[3]):
+        raise ValueError(
+            f"`kernel` must be [rows, columns, 1, C] with C = {images.shape[3]}, got shape "
+            f"{kernel.shape}."
+        )
     return _depthwise(images, kernel, bias, window, activation)
 
 
@@ -74,10 +85,15 @@ def _once(values: Array) -> Array:
 
 
 def _products(images: Array, kernel: Array, window: Window) -> Array:
-    at = _shifted(images, kernel, window)
-    return functools.reduce(
-        jnp.add, (at(i, j) * kernel[i, j][None, None] for i, j in _taps(kernel))
-    )
+    """The sum over all taps, rounded once."""
+    kind = jnp.result_type(images, kernel)
+    at, kernel = _shifted(_wide(images), kernel, window), _wide(kernel)
+    products = (at(i, j) * kernel[i, j][None, None] for i, j in _taps(kernel))
+    return functools.reduce(jnp.add, products).astype(kind)
+
+
+def _wide(array: Array) -> Array:
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
 def _taps(kernel: Array) -> Iterator[tuple[int, int]]:
@@ -115,11 +131,11 @@ def _backward(
 ) -> tuple[Array, Array, Array | None]:
     images, kernel, has_bias, outputs = saved
     cotangent = behind(outputs, activation, cotangent)
-    at = _shifted(images, kernel, window)
-    by_tap = [jnp.sum(at(i, j) * cotangent, axis=(0, 1, 2)) for i, j in _taps(kernel)]
+    at, wide = _shifted(_wide(images), kernel, window), _wide(cotangent)
+    by_tap = [jnp.sum(at(i, j) * wide, axis=(0, 1, 2)) for i, j in _taps(kernel)]
     return (
         _input_gradient(images.shape, kernel, cotangent, window),
-        jnp.stack(by_tap).reshape(kernel.shape),
+        jnp.stack(by_tap).reshape(kernel.shape).astype(kernel.dtype),
         jnp.sum(cotangent, axis=(0, 1, 2)) if has_bias else None,
     )
 

@@ -185,7 +185,7 @@ def _is_fixed_class(kind: type, seen: set[int]) -> bool:
     """Whether the methods of a class read nothing that may change."""
     if any(base.__module__.startswith("flax.nnx") for base in kind.__mro__):
         return False
-    users = [base for base in kind.__mro__ if not _is_of_library(sys.modules.get(base.__module__))]
+    users = [base for base in kind.__mro__ if not is_of_library(sys.modules.get(base.__module__))]
     return all(
         _is_fixed(getattr(method, "__func__", getattr(method, "fget", method)), seen)
         for base in users
@@ -207,7 +207,7 @@ def _is_fixed_function(function: python_types.FunctionType, seen: set[int]) -> b
     # The class that a method belongs to is a closure of it, where it says `super()`.
     if not all(isinstance(one, type) and _is_code(one, seen) for one in closed_over):
         return False
-    names, module = _names(code), function.__globals__
+    names, module = names_of(code), function.__globals__
     if names & _READERS:
         return False
     return all(_is_code(module[name], seen) for name in names if name in module)
@@ -216,15 +216,16 @@ def _is_fixed_function(function: python_types.FunctionType, seen: set[int]) -> b
 def _is_code(value: Any, seen: set[int]) -> bool:
     """Whether it is a library's module, or a function or class that reads nothing that may change."""
     if isinstance(value, python_types.ModuleType):
-        return _is_of_library(value)
-    if isinstance(value, type) and not _is_of_library(sys.modules.get(value.__module__)):
+        return is_of_library(value)
+    if isinstance(value, type) and not is_of_library(sys.modules.get(value.__module__)):
         own = {name: one for name, one in vars(value).items() if not name.startswith("__")}
         if not all(callable(one) or hasattr(one, "__get__") for one in own.values()):
             return False  # numbers and arrays of a class may be set
     return callable(value) and _is_fixed(value, seen)
 
 
-def _is_of_library(module: Any) -> bool:
+def is_of_library(module: Any) -> bool:
+    """Whether a module is Python's, of an installed package or of this one."""
     file = getattr(module, "__file__", None)
     # What has no file is part of Python itself, unless it is typed in.
     return (
@@ -248,10 +249,10 @@ def _imports(code: Any) -> bool:
     return found or any(map(_imports, inner))
 
 
-def _names(code: Any) -> set[str]:
+def names_of(code: Any) -> set[str]:
     """What a function may read from its module, by itself or in functions within it."""
     inner = (constant for constant in code.co_consts if isinstance(constant, python_types.CodeType))
-    return set(code.co_names).union(*(_names(one) for one in inner))
+    return set(code.co_names).union(*(names_of(one) for one in inner))
 
 
 def _is_constant(value: Any) -> bool:

@@ -5,9 +5,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrobust import compilation
 from jaxrobust.programs import naming
 from jaxrobust.programs.arguments import explained
 from jaxrobust.programs.tracing import trace
@@ -15,8 +17,16 @@ from jaxrobust.programs.tracing import trace
 # They move numbers, or choose among them, and compute none.
 _MOVES = {
     *("broadcast_in_dim", "concatenate", "convert_element_type", "copy", "dynamic_slice", "gather"),
-    *("expand_dims", "iota", "pad", "reshape", "rev", "select_n", "slice", "split", "squeeze"),
-    *("stop_gradient", "transpose"),
+    *(
+        "dynamic_update_slice",
+        "expand_dims",
+        "iota",
+        "optimization_barrier",
+        "pad",
+        "reshape",
+        "rev",
+    ),
+    *("scatter", "select_n", "slice", "sort", "split", "squeeze", "stop_gradient", "transpose"),
 }
 
 
@@ -25,12 +35,12 @@ class Layer:
     """A row of the table: all operations of one name.
 
     Attributes:
-      name: "blocks/0/conv", for example.
-      shape: Of its last result.
-      dtype: Of its last result.
-      num_parameters: How many numbers its weights have. Weights that several layers use belong to the
-        first of them.
-      num_bytes: Of its weights.
+      name: "blocks/0/conv", for example; "" for operations that no module, scope or weight names.
+      shape: The shape of its last result in the order of the program.
+      dtype: The type of that result.
+      num_parameters: How many numbers its arrays have: weights, and statistics and constants too. An
+        array that several layers use is counted in the first that uses it.
+      num_bytes: How many bytes these arrays take.
       flops: Floating-point operations for all images together: a multiplication and an addition are
         two.
     """
@@ -48,8 +58,8 @@ class Description:
     """What a function consists of; `print` shows it as a table.
 
     Attributes:
-      layers: In the order in which they begin.
-      unused: Paths of arrays that the result does not depend on through any image.
+      layers: In the order of their first operations.
+      unused: Paths of arrays that no layer uses.
     """
 
     layers: tuple[Layer, ...]
@@ -100,20 +110,23 @@ class Description:
 def describe(function: Callable[[Any], Any], images: Any) -> Description:
     """A table of the layers of any function: shapes, parameters, bytes and FLOPs.
 
-    FLOPs are counted from the equations that jax traces, not measured: two for each product that a
-    convolution or a matrix product adds up (those with zeros of the padding too), one for each number
-    that a reduction reads, one for each number of any other arithmetic result. A loop whose length
-    depends on its data is counted once.
+    FLOPs are counted from the equations that jax traces; nothing is computed or measured. A convolution
+    or a matrix product counts two for each product that it adds up, those with zeros of the padding
+    too. A reduction counts one for each number that it reads. Any other arithmetic counts one for each
+    number of its result. Arithmetic on weights alone is not counted, and the body of a loop whose
+    length depends on its data is counted once.
 
     Args:
-      function: Images -> anything; as for attacks, or any other function of one array.
-      images: [B, H, W, C], of which only shape and type matter.
+      function: A function of one array, a classifier for example. Anything that attacks take will do.
+      images: An array [B, H, W, C], or of any other shape that the function takes, or a
+        `jax.ShapeDtypeStruct`: its values do not matter.
 
     Returns:
       Description.
 
     Raises:
-      TypeError: The function cannot be called or traced.
+      TypeError: The function cannot be called or traced, or `images` is no array.
+      ValueError: The function is a module in training mode.
 
     Example:
       >>> weights = {"hidden": {"w": jnp.ones((12, 4))}, "head": {"w": jnp.ones((4, 2))}}
@@ -129,39 +142,62 @@ def describe(function: Callable[[Any], Any], images: Any) -> Description:
       --------------------------------------------------------
       total                                   56    224    116
     """
+    compilation.check_callable(function, "function")
+    if not hasattr(images, "shape"):
+        raise TypeError(
+            "`images` must be an array or a jax.ShapeDtypeStruct, got "
+            f"{type(images).__name__}; of a shape: `jax.ShapeDtypeStruct(shape, jnp.float32)`."
+        )
     program = explained(trace, function, images)
-    paths = naming.weight_paths(function, program)
+    paths, idle = naming.weight_paths(function, program)
     found: dict[str, list[naming.Operation]] = {}
     for operation in naming.operations(program, paths):
         found.setdefault(operation.name, []).append(operation)
     used: set[int] = set()
+    counted: set[int] = set()  # a rule closes over the same array several times
     layers = []
     for name, operations in found.items():
         weights = {index for one in operations for index in one.weights} - used
         used |= weights
-        result = operations[-1].equation.outvars[0].aval
-        arrays = [jnp.asarray(program.arrays[index]) for index in weights]
+        arrays = {id(program.arrays[index]): program.arrays[index] for index in weights}
+        sizes = [_size(array) for key, array in arrays.items() if key not in counted]
+        counted |= arrays.keys()
+        result = operations[-1].result
         layers.append(
             Layer(
                 name,
                 tuple(getattr(result, "shape", ())),
                 str(getattr(result, "dtype", "")),
-                sum(array.size for array in arrays),
-                sum(array.size * np.dtype(array.dtype).itemsize for array in arrays),
+                sum(numbers for numbers, _ in sizes),
+                sum(num_bytes for _, num_bytes in sizes),
                 sum(one.times * _flops(one.equation) for one in operations),
             )
         )
-    unused = tuple(path for index, path in enumerate(paths) if index not in used)
-    return Description(tuple(layers), unused)
+    unused = [path for index, path in enumerate(paths) if index not in used]
+    return Description(tuple(layers), (*unused, *idle))
+
+
+def _size(array: Any) -> tuple[int, int]:
+    """(numbers, bytes); keys of random numbers are no weights."""
+    array = jnp.asarray(array)
+    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended):
+        return 0, 0
+    return array.size, array.size * np.dtype(array.dtype).itemsize
 
 
 def _flops(equation: Any) -> int:
+    if equation is None or equation.primitive.name in _MOVES:
+        return 0
     name, params = equation.primitive.name, equation.params
+    shape = equation.invars[0].aval.shape if equation.invars else ()
+    if name.startswith("reduce_window"):
+        return math.prod((*equation.outvars[0].aval.shape, *params["window_dimensions"]))
+    if name.startswith(("reduce_", "cum", "argm")):
+        return math.prod(shape)
     result = equation.outvars[0].aval
-    if name in _MOVES or not jnp.issubdtype(getattr(result, "dtype", np.bool_), jnp.inexact):
+    if not jnp.issubdtype(getattr(result, "dtype", np.bool_), jnp.inexact):
         return 0
     size = math.prod(result.shape)
-    shape = equation.invars[0].aval.shape if equation.invars else ()
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
         return 2 * size * math.prod(shape[axis] for axis in contracted)
@@ -170,8 +206,4 @@ def _flops(equation: Any) -> int:
         _, inputs, *taps = params["dimension_numbers"].rhs_spec
         products = kernel[inputs] * math.prod(kernel[axis] for axis in taps)
         return 2 * size * products // math.prod(params["lhs_dilation"])
-    if name.startswith("reduce_window"):
-        return size * math.prod(params["window_dimensions"])
-    if name.startswith(("reduce_", "cum", "arg")):
-        return math.prod(shape)
     return size

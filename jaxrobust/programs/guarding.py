@@ -17,7 +17,7 @@ from jaxrobust.types import LogitsFn, Stochastic
 # ReLU or a maximum that rounding puts on its other side changes a gradient by more than rounding.
 _EXACT, _NARROW = (1e-3, 0.05), (0.05, 0.5)
 _known: dict[str, str | None] = {}
-_LOOKED_AT = 2  # images
+_LOOKED_AT = 4  # images
 
 
 def guard(logits_fn: LogitsFn, images: np.ndarray, traced: Any = None) -> str | None:

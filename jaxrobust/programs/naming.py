@@ -7,84 +7,129 @@ consumes: "blocks/3/conv".
 
 import contextlib
 import functools
+import itertools
+import sys
 import types as python_types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust.programs import comparing, evaluating, tracing
-from jaxrobust.programs.arguments import LIBRARIES
+from jaxrobust.programs.arguments import LIBRARIES, is_of_library, names_of
 from jaxrobust.programs.steps import Nested, Step, Steps
 from jaxrobust.programs.tracing import Program
 
 
 class Operation(NamedTuple):
-    """An operation that depends on the images.
+    """An operation whose result depends on what the program is called with.
 
     Attributes:
       name: Of its layer; "" if nothing tells.
-      equation: As jax has it.
+      equation: As jax has it; None for a choice or a loop, whose operations are there by themselves.
+      result: Shape and type of its first result.
       weights: Which of the program's arrays it consumes, folded with others or as they are.
       times: How often it is made: in a loop of known length more than once.
     """
 
     name: str
     equation: Any
+    result: Any
     weights: tuple[int, ...]
     times: int
 
 
-def weight_paths(function: Callable[..., Any], program: Program) -> tuple[str, ...]:
+def weight_paths(
+    function: Callable[..., Any], program: Program
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Where each array of a program stands in the function that it was traced from.
 
     Args:
-      function: A callable pytree (an nnx or equinox module, `jax.tree_util.Partial(apply, weights)`),
-        or a function that closes over pytrees.
+      function: A callable pytree (an nnx or equinox module, `jax.tree_util.Partial(apply, weights)`), a
+        bound method, or a function that closes over pytrees or objects which hold them.
       program: What was traced of it.
 
     Returns:
-      For each array "blocks/0/conv/kernel", say, without what all of them begin with; "constant_0" and
-      so on for arrays that are found nowhere.
+      (for each array of the program its path, "blocks/0/conv/kernel" for example; the paths of a
+      callable pytree's other floating arrays, which it does not use). What all paths begin with is left
+      out. Arrays that are found nowhere are called "constant_0", "constant_1" and so on.
     """
-    at: dict[Any, tuple[str, ...]] = {}
-    for path, array in _arrays_of(function, (), set()):
+    at: dict[Any, list[Path]] = {}
+    for path, array in _arrays_of(function, (), set(), _MOST_LEVELS):
         # Arrays of numpy are copied when they are traced.
         known_by = id(array) if isinstance(array, jax.Array) else comparing.content(array)
-        at.setdefault(known_by, path)
-    found = [at.get(id(one)) or at.get(comparing.content(one)) for one in program.arrays]
-    start = len(_common([path[:-1] for path in found if path is not None]))
-    numbers = iter(range(len(found)))
-    return tuple(
+        at.setdefault(known_by, []).append(path)
+    found: list[Path | None] = []
+    for array in program.arrays:
+        paths = at.get(id(array), [])[:1] or at.get(comparing.content(array), [])
+        # Of several equal arrays each has its own path, in their order.
+        found.append(None if not paths else paths.pop(0) if len(paths) > 1 else paths[0])
+    traced = {id(array) for array in program.arrays}
+    idle = [
+        at[id(leaf)][0]
+        for _, leaf in _leaves_of(function)
+        if isinstance(leaf, jax.Array) and id(leaf) in at and id(leaf) not in traced
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
+    # A layer keeps its own name where it is the only one.
+    start = len(_common([path[:-2] for path in [*found, *idle] if path is not None]))
+    numbers = itertools.count()
+    names = [
         f"constant_{next(numbers)}" if path is None else "/".join(path[start:]) for path in found
-    )
+    ]
+    return tuple(names), tuple("/".join(path[start:]) for path in idle)
 
 
 Path = tuple[str, ...]
+_MOST_LEVELS = 30  # of objects that hold objects
+_KEY_OF_VARIABLE = "GetAttrKey"
 
 
-def _arrays_of(value: Any, path: Path, seen: set[int]) -> Iterator[tuple[Path, Any]]:
+def _words(keys: Sequence[Any]) -> Path:
+    """A path of jax in words. An nnx variable is a tree of its value, which is no word."""
+    words = [jax.tree_util.keystr((key,), simple=True) for key in keys]
+    if len(words) > 1 and words[-1] == "value" and type(keys[-1]).__name__ == _KEY_OF_VARIABLE:
+        words.pop()
+    return tuple(words)
+
+
+def _leaves_of(value: Any) -> list[tuple[Any, Any]]:
+    try:
+        return list(jax.tree_util.tree_leaves_with_path(value))
+    except (
+        Exception
+    ):  # keys that cannot be sorted, trees that hold themselves: they cost names alone
+        return []
+
+
+def _arrays_of(value: Any, path: Path, seen: set[int], levels: int) -> Iterator[tuple[Path, Any]]:
     """All arrays that a function can see, with their paths."""
-    if id(value) in seen:
+    if id(value) in seen or not levels:
         return
     seen.add(id(value))
-    try:
-        leaves = jax.tree_util.tree_leaves_with_path(value)
-    except ValueError:  # a dictionary whose keys cannot be sorted
+    if isinstance(value, jax.tree_util.Partial):  # of one argument its place says nothing
+        parts = [
+            *((str(place), one) for place, one in enumerate(value.args)),
+            *value.keywords.items(),
+        ]
+        for word, part in parts:
+            inside = path if len(parts) == 1 else (*path, word)
+            yield from _arrays_of(part, inside, seen, levels - 1)
+        yield from _arrays_of(value.func, path, seen, levels - 1)
         return
-    for keys, leaf in leaves:
-        words = [jax.tree_util.keystr((key,), simple=True) for key in keys]
-        # An nnx variable is a tree of its value.
-        inside = (*path, *(word for word in words if word != "value"))
+    for keys, leaf in _leaves_of(value):
+        inside = (*path, *_words(keys))
         if isinstance(leaf, jax.Array | np.ndarray):
             yield inside, leaf
         else:
             for word, part in _parts(leaf):
-                yield from _arrays_of(part, (*inside, word), seen)
-    if isinstance(value, jax.tree_util.Partial):
-        yield from _arrays_of(value.func, path, seen)
+                yield from _arrays_of(part, (*inside, word), seen, levels - 1)
+    inner = getattr(value, "__wrapped__", None)  # of what libraries make of functions
+    if inner is not None and not jax.tree_util.all_leaves([value]):
+        yield from _arrays_of(inner, path, seen, levels - 1)
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
@@ -101,22 +146,30 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         for name, cell in zip(code.co_freevars, value.__closure__ or (), strict=True):
             with contextlib.suppress(ValueError):  # of a name that has no value yet
                 yield name, cell.cell_contents
+        yield from ((f"default_{index}", one) for index, one in enumerate(value.__defaults__ or ()))
+        yield from (value.__kwdefaults__ or {}).items()
         if not code.co_filename.startswith(LIBRARIES):
-            yield from ((name, module[name]) for name in code.co_names if name in module)
-    elif callable(value) and not isinstance(value, type):
+            yield from ((name, module[name]) for name in sorted(names_of(code)) if name in module)
+    elif not isinstance(value, type) and (callable(value) or _is_of_user(value)):
         yield from getattr(value, "__dict__", {}).items()
 
 
-def operations(program: Program, paths: Sequence[str]) -> list[Operation]:
-    """The operations of a program that depend on what it is called with, in their order.
+def _is_of_user(value: Any) -> bool:
+    module = sys.modules.get(type(value).__module__)
+    return not isinstance(value, python_types.ModuleType) and not is_of_library(module)
 
-    Calls are opened, and so is what stands in loops; of branches the first for the CPU.
+
+def operations(program: Program, paths: Sequence[str]) -> list[Operation]:
+    """The operations of a program whose results depend on what it is called with, in their order.
+
+    Calls and the bodies of loops are inlined. Of branches for platforms the one for the CPU is taken,
+    of all others the one that uses the most weights.
 
     Args:
       program: Of any function.
       paths: Of its arrays, as `weight_paths` gives them.
     """
-    reader = _Reader(paths)
+    reader = _Reader(paths, {id(array): index for index, array in enumerate(program.arrays)})
     arrays = [frozenset([index]) for index in range(len(paths))]
     steps = program.code.steps
     reader.run(steps, iter(arrays), [None] * len(steps.inputs), "", 1)
@@ -131,8 +184,8 @@ _NONE: frozenset[int] = frozenset()
 class _Reader:
     """Reads programs; values are what they depend on."""
 
-    def __init__(self, paths: Sequence[str]) -> None:
-        self.paths, self.found = paths, list[Operation]()
+    def __init__(self, paths: Sequence[str], indices: Mapping[int, int]) -> None:
+        self.paths, self.indices, self.found = paths, indices, list[Operation]()
 
     def run(
         self,
@@ -156,42 +209,87 @@ class _Reader:
         if isinstance(what, Steps):
             return self.run(what, arrays, sources, layer, times)
         if isinstance(what, Nested):
-            return self.nested(what, arrays, sources, layer, times)
+            return self.nested(step, arrays, sources, layer, times)
         if (inside := tracing.inside(what)) is not None:
-            list(islice(arrays, sum(getattr(what, "counts", ()))))  # of the derivative
+            # What a rule closes over is among the program's arrays, what its function does is not.
+            of_rule = list(islice(arrays, sum(getattr(what, "counts", ()))))
             steps, closed_over = inside
-            return self.run(steps, iter([_NONE] * len(closed_over)), sources, layer, times)
+            own = [self.indices.get(id(array)) for array in closed_over]
+            known = [_NONE if index is None else frozenset([index]) for index in own]
+            before = len(self.found)
+            found = self.run(steps, iter(known), sources, layer, times)
+            if None in sources:
+                self.add_rest(step, before, _union([*sources, *of_rule]), layer, times)
+            return found
         if None not in sources:
             return [_union(sources)] * len(step.outputs)
-        weights = tuple(sorted(_union(sources)))
-        name = layer or _layer([self.paths[index] for index in weights])
-        self.found.append(Operation(name, what, weights, times))
+        self.add(step, what, _union(sources), layer, times)
         return [None] * len(step.outputs)
 
+    def add(
+        self, step: Step, equation: Any, weights: frozenset[int], layer: str, times: int
+    ) -> None:
+        """An operation, named by its layer or its weights."""
+        indices = tuple(sorted(weights))
+        name = layer or _layer([self.paths[index] for index in indices])
+        result = step.outputs[0].aval
+        self.found.append(Operation(name, equation, result, indices, times))
+
+    def add_rest(
+        self, step: Step, before: int, weights: frozenset[int], layer: str, times: int
+    ) -> None:
+        """What goes into a step and no operation inside has consumed: it chooses among weights, say."""
+        inside = (frozenset(operation.weights) for operation in self.found[before:])
+        rest = weights - _NONE.union(*inside)
+        if rest:
+            self.add(step, None, rest, layer, times)
+
     def nested(
-        self,
-        what: Nested,
-        arrays: Iterator[_Source],
-        sources: list[_Source],
-        layer: str,
-        times: int,
+        self, step: Step, arrays: Iterator[_Source], sources: list[_Source], layer: str, times: int
     ) -> Sequence[_Source]:
+        what: Any = step.what
         params, name = what.equation.params, what.equation.primitive.name
         parts = [list(islice(arrays, part.num_arrays)) for part in what.parts]
-        carried = None if None in sources else _union(sources)
-        chosen, given = 0, sources
+
+        def inside(index: int, given: Sequence[_Source], times: int) -> list[_Source]:
+            return self.run(what.parts[index], iter(parts[index]), given, layer, times)
+
+        before, used = len(self.found), _union([*sources, *(one for part in parts for one in part)])
         if name == "cond":
-            chosen, given = _for_the_cpu(params), sources[1:]
-        elif name == "while":
-            first = params["cond_nconsts"]
-            second = first + params["body_nconsts"]
-            chosen, given = 1, [*sources[first:second], *[carried] * (len(sources) - second)]
-        elif name == "scan":
-            num_constants, num_carry = evaluating.sizes_of_scan(params, sources)
-            constants, rows = sources[:num_constants], sources[num_constants + num_carry :]
-            given, times = [*constants, *[carried] * num_carry, *rows], times * params["length"]
-        self.run(what.parts[chosen], iter(parts[chosen]), given, layer, times)
-        return [carried] * len(what.equation.outvars)
+            index, *given = sources
+            chosen = _for_the_cpu(params)
+            tried = []
+            for branch in range(len(parts)) if chosen is None else (chosen,):
+                results = inside(branch, given, times)
+                tried.append((self.found[before:], results))
+                del self.found[before:]
+            self.found += max((one for one, _ in tried), key=_num_weights)
+            joined = [_joined(one) for one in zip(*(results for _, results in tried), strict=True)]
+            found = [None] * len(joined) if index is None else joined
+        elif name in ("scan", "while"):
+            if name == "scan":
+                num_constants, num_carry = evaluating.sizes_of_scan(params, sources)
+                body, times = 0, times * params["length"]
+            else:
+                first = params["cond_nconsts"]
+                sources = sources[first:]
+                num_constants, body = params["body_nconsts"], 1
+                num_carry = len(sources) - num_constants
+            constants, others = sources[:num_constants], sources[num_constants:]
+            carry, rows = others[:num_carry], others[num_carry:]
+            while True:  # what a carried value depends on may change from round to round
+                results = inside(body, [*constants, *carry, *rows], times)
+                after = [_joined(one) for one in zip(carry, results[:num_carry], strict=True)]
+                if after == carry:
+                    break
+                carry = after
+                del self.found[before:]
+            found = [*carry, *results[num_carry:]]
+        else:
+            found = inside(0, sources, times)
+        if None in found:
+            self.add_rest(step, before, used, layer, times)
+        return found
 
 
 def _source(value: Any) -> _Source:
@@ -203,13 +301,20 @@ def _union(sources: Sequence[_Source]) -> frozenset[int]:
     return _NONE.union(*(source for source in sources if source is not None))
 
 
-def _for_the_cpu(params: Mapping[str, Any]) -> int:
-    """Which branch: of those for platforms the one for the CPU or all others, else the first."""
-    platforms = params.get("branches_platforms") or ()
-    for index, names in enumerate(platforms):
+def _num_weights(operations: Iterable[Operation]) -> int:
+    return len({index for operation in operations for index in operation.weights})
+
+
+def _joined(sources: Sequence[_Source]) -> _Source:
+    return None if None in sources else _union(sources)
+
+
+def _for_the_cpu(params: Mapping[str, Any]) -> int | None:
+    """Of branches for platforms the one for the CPU or all others; None where they are none."""
+    for index, names in enumerate(params.get("branches_platforms") or ()):
         if not names or "cpu" in names:
             return index
-    return 0
+    return None
 
 
 def _layer(paths: Sequence[str]) -> str:
