@@ -181,7 +181,7 @@ def test_weights_in_carries_choices_and_rules_are_counted_once():
     for function, names, count in (
         (jax.tree_util.Partial(carried, {"a": weights["a"]}), {"a"}, 9),
         (jax.tree_util.Partial(chosen, weights), {""}, 18),
-        (lambda images: scaled(images.mean((1, 2))), {"weights/b"}, 9),
+        (lambda images: scaled(images.mean((1, 2))), {"b"}, 9),
     ):
         found = programs.describe(function, IMAGES)
         assert found.unused == () and found.num_parameters == count
