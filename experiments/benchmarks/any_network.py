@@ -2,8 +2,8 @@
 
     python -m experiments.benchmarks.any_network --peer-python PEER/bin/python
 
-Expected time: 7 minutes on 2 cores with `--rounds 3 --num-steps 10`; the full run takes more than
-half an hour. Expected numbers: README.md.
+Expected time: 12 minutes on 2 cores with `--rounds 2`, 4 minutes with `--num-steps 10` besides; the
+full run takes half an hour. Expected numbers: README.md.
 
 PEER is a virtual environment with torch and torchattacks; this one needs equinox and dm-haiku besides:
     python3 -m venv PEER && PEER/bin/pip install torch torchattacks
