@@ -36,7 +36,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks import attack_throughput, users_networks, worker
+from experiments.benchmarks import attack_throughput, auto_attack, users_networks, worker
 from experiments.benchmarks.parity import export
 from jaxrobust import compilation, data, evaluation, files, models, programs, studies, training
 from jaxrobust.attacks import APGD, PGD
@@ -147,7 +147,9 @@ class Run:
             "settings": settings,
             "environment": studies.environment(),
             "device": str(jax.devices()[0].device_kind),
-            "matrix_rate": matrix_rate(config),
+            "matrix_rate": auto_attack.matrix_rate(
+                jnp.bfloat16 if config.precision == "bfloat16" else jnp.float32
+            ),
             "stages": {},
         }
         if self.output.exists():
@@ -280,20 +282,6 @@ def _ask(peer: worker.Worker, **message: Any) -> dict[str, Any]:
 def _peak_memory() -> int | None:
     """Bytes, since the process began; None where the device does not say."""
     return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-
-
-def matrix_rate(config: Config) -> float:
-    """FLOP/s of a large matrix product in the type that is measured."""
-    side = 512 if config.quick else 8192
-    kind = jnp.bfloat16 if config.precision == "bfloat16" else jnp.float32
-    factor = jnp.ones((side, side), kind)
-    product = compilation.jit(lambda a: a @ a)
-    seconds = []
-    for _ in range(8):
-        start = time.perf_counter()
-        product(factor).block_until_ready()
-        seconds.append(time.perf_counter() - start)
-    return 2 * side**3 / min(seconds)
 
 
 class Training:

@@ -189,10 +189,10 @@ def compare(
     }
 
 
-def matrix_rate() -> float:
-    """Operations per second of a product of two large float32 matrices: the best of some."""
+def matrix_rate(kind: Any = jnp.float32) -> float:
+    """Operations per second of a product of two large matrices of a type: the best of some."""
     side = _SIDES[peers.device()]
-    factor = jnp.ones((side, side), jnp.float32)
+    factor = jnp.ones((side, side), kind)
     product = compilation.jit(lambda a: a @ a)
     product(factor).block_until_ready()
     best = np.inf
