@@ -59,9 +59,12 @@ class Config:
         _recipe(self), _teacher(self), _attacks(self)  # each checks its own settings
 
 
-def _recipe(config: Config) -> training.TrainConfig:
-    return training.TrainConfig(
-        num_epochs=config.num_epochs, learning_rate=2e-3, schedule="cosine", seed=config.seed
+def _recipe(config: Config, teacher: Attack | None = None) -> training.Recipe:
+    return training.Recipe(
+        num_epochs=config.num_epochs,
+        schedule=training.Cosine(2e-3),
+        adversary=teacher,
+        seed=config.seed,
     )
 
 
@@ -86,17 +89,16 @@ def main(config: Config) -> Path:
     test = digits.test
     network = models.create("simple_cnn", widths=(16, 32, 64), hidden_width=128)
 
+    train = digits.train.images, digits.train.labels
+    data_of_digits = training.Data(train, mean=digits.mean, std=digits.std)
     classifiers, entries = {}, []
     for name, teacher in (("standard", None), ("robust", _teacher(config))):
         with stages(f"train {name}"):
             fitted = training.fit(
                 network,
-                (digits.train.images, digits.train.labels),
-                _recipe(config),
+                data_of_digits,
+                _recipe(config, teacher),
                 run_dir=folder / f"train_{name}",
-                mean=digits.mean,
-                std=digits.std,
-                attack=teacher,
             )
         stages.count_resumed(f"train {name}", fitted.seconds)
         classifier = models.Classifier(network.apply, fitted.variables, digits.mean, digits.std)

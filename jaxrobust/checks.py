@@ -62,6 +62,13 @@ def number(
         )
 
 
+def fraction(name: str, value: Any) -> None:
+    """Raises unless `value` is a number in [0, 1): as `number`."""
+    number(name, value, minimum=0.0, maximum=1.0)
+    if value == 1:
+        raise ValueError(f"`{name}` must be in [0, 1), got {value!r}.")
+
+
 def integer(name: str, value: Any, *, minimum: int) -> None:
     """Raises unless `value` is an integer of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):

@@ -289,29 +289,20 @@ class Training:
 
     def __init__(self, config: Config, case: Case, pgd_steps: int) -> None:
         network: Any = models.create(case.name)
-        settings = training.TrainConfig(
-            optimizer="sgd", learning_rate=0.1, weight_decay=5e-4, nesterov=True
+        recipe = training.Recipe(
+            optimizer=training.SGD(nesterov=True, weight_decay=5e-4),
+            schedule=training.Constant(0.1),
+            adversary=PGD(_EPSILON, _EPSILON / 4, pgd_steps, random_start=False),
+            precision="bfloat16" if config.precision == "bfloat16" else "float32",
         )
-        optimizer = training.make_optimizer(settings)
         variables = network.init(jax.random.key(0), jnp.zeros((1, case.side, case.side, 3)))
-        self.state = training.create_state(variables, optimizer)
-        attack = PGD(_EPSILON, _EPSILON / 4, pgd_steps, random_start=False)
-        kind = "bfloat16" if config.precision == "bfloat16" else "float32"
-
-        def step(state: Any, batch: Any, key: Any) -> Any:
-            return training.train_step(
-                state,
-                batch,
-                key,
-                apply_fn=network.apply,
-                optimizer=optimizer,
-                schedule=lambda _: 0.1,
-                mean=_MEAN,
-                std=_STD,
-                attack=attack,
-                compute_type=kind,
-            )
-
+        self.state = training.create_state(variables, recipe)
+        step = functools.partial(
+            training.train_step,
+            network=training.Network(network.apply, _MEAN, _STD),
+            recipe=recipe,
+            steps_per_epoch=1,
+        )
         self._step = compilation.jit(step, donate_argnums=0)
 
     def step(self, images: Any, labels: Any, index: int) -> float:

@@ -88,12 +88,14 @@ def measure(config: Config) -> dict[str, list[float]]:
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (config.num_images, 32, 32, 3), dtype=np.uint8)
     labels = generator.integers(0, 10, config.num_images)
-    settings = training.TrainConfig(
+    data = training.Data((images, labels), mean=0.5, std=0.25)
+    recipe = training.Recipe(
         num_epochs=3,
         batch_size=config.batch_size,
-        optimizer="sgd",
-        learning_rate=0.01,
-        natural_weight=0.1,
+        optimizer=training.SGD(),
+        schedule=training.Constant(0.01),
+        objective=training.CrossEntropy(natural_weight=0.1),
+        adversary=PGD(_EPSILON, _EPSILON / 2, config.pgd_steps),
     )
     methods: dict[str, Any] = {
         "plain": None,
@@ -107,16 +109,8 @@ def measure(config: Config) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(config.rounds):
         for name, method in methods.items():
-            fitted = training.fit(
-                network,
-                (images, labels),
-                settings,
-                mean=0.5,
-                std=0.25,
-                attack=PGD(_EPSILON, _EPSILON / 2, config.pgd_steps),
-                compression=method,
-                progress=False,
-            )
+            compressed = dataclasses.replace(recipe, compression=method)
+            fitted = training.fit(network, data, compressed, progress=False)
             times = [row["train_seconds"] for row in fitted.timings]
             seconds[name].append(statistics.median(times[1:]))
     return seconds

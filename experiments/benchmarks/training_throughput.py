@@ -16,6 +16,7 @@ torch:
 """
 
 import dataclasses
+import functools
 import statistics
 import tempfile
 import time
@@ -33,8 +34,9 @@ from jaxrobust.attacks import PGD
 
 _MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 _LEARNING_RATE = 0.01
-_SGD = training.TrainConfig(
-    optimizer="sgd", learning_rate=_LEARNING_RATE, weight_decay=5e-4, nesterov=True
+_RECIPE = training.Recipe(
+    optimizer=training.SGD(nesterov=True, weight_decay=5e-4),
+    schedule=training.Constant(_LEARNING_RATE),
 )
 _EPSILON, _STEP_SIZE = 8 / 255, 2 / 255
 # simple_cnn has dropout, whose numbers the two sides do not share.
@@ -156,26 +158,18 @@ class _Ours:
         prefix = "weights/"
         weights = {k.removeprefix(prefix): v for k, v in data.items() if k.startswith(prefix)}
         network: Any = models.create(name)
-        optimizer = training.make_optimizer(_SGD)
+        attack = PGD(_EPSILON, _STEP_SIZE, pgd_steps, random_start=False) if pgd_steps else None
+        recipe = dataclasses.replace(_RECIPE, adversary=attack)
         # Made anew for each run: the compiled step donates its state.
-        self._start = lambda: training.create_state(models.from_torch(name, weights), optimizer)
+        self._start = lambda: training.create_state(models.from_torch(name, weights), recipe)
         self._batch = jnp.asarray(data["images"]), jnp.asarray(data["labels"])
         self._steps = steps
-        attack = PGD(_EPSILON, _STEP_SIZE, pgd_steps, random_start=False) if pgd_steps else None
-
-        def step(state: Any, batch: Any, key: Any) -> Any:
-            return training.train_step(
-                state,
-                batch,
-                key,
-                apply_fn=network.apply,
-                optimizer=optimizer,
-                schedule=lambda _: _LEARNING_RATE,
-                mean=_MEAN,
-                std=_STD,
-                attack=attack,
-            )
-
+        step = functools.partial(
+            training.train_step,
+            network=training.Network(network.apply, _MEAN, _STD),
+            recipe=recipe,
+            steps_per_epoch=1,
+        )
         self._step = compilation.jit(step, donate_argnums=0)
 
     def run(self) -> dict[str, float]:

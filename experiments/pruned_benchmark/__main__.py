@@ -109,7 +109,7 @@ def main(config: Config) -> Path:
         "verdicts": verdicts.verdicts(study),
         "timings": study.stages.seconds,
         "parts": PARTS,
-        "recipes": training.describe({"base": trainings.settings(study)}),
+        "recipes": training.describe({"base": trainings.recipe(study)}),
         "models": entries,
         "sections": sections,
     }

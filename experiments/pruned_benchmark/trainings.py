@@ -6,6 +6,7 @@ fine-tuning on. An epoch of fine-tuning is a training of its own under the masks
 momentum starts anew with each; the controls do the same with masks that remove nothing.
 """
 
+import dataclasses
 import shutil
 from typing import Any
 
@@ -44,19 +45,21 @@ def make(study: Study, variant: Variant) -> dict[str, Any]:
     return facts
 
 
-def settings(study: Study, **changes: Any) -> training.TrainConfig:
-    """The source's settings of training."""
+def recipe(study: Study, **changes: Any) -> training.Recipe:
+    """The source's way of training."""
     config = study.config
-    fields: dict[str, Any] = {
-        "batch_size": min(config.batch_size, len(study.train)),
-        "optimizer": "sgd",
-        "learning_rate": config.learning_rate,
-        "weight_decay": 0.0,
-        "momentum": MOMENTUM,
-        "nesterov": True,
-        "seed": config.seed,
-    }
-    return training.TrainConfig(**fields | changes)
+    source = training.Recipe(
+        batch_size=min(config.batch_size, len(study.train)),
+        optimizer=training.SGD(MOMENTUM, nesterov=True, weight_decay=0.0),
+        schedule=training.Constant(config.learning_rate),
+        seed=config.seed,
+    )
+    return dataclasses.replace(source, **changes)
+
+
+def _data(study: Study) -> training.Data:
+    train = study.train.images, study.train.labels
+    return training.Data(train, mean=study.dataset.mean, std=study.dataset.std)
 
 
 def schedule(sparsity: float, num_epochs: int, pruning_epochs: int) -> tuple[float, ...]:
@@ -70,17 +73,15 @@ def schedule(sparsity: float, num_epochs: int, pruning_epochs: int) -> tuple[flo
 def _base(study: Study, variant: Variant, _: Any) -> dict[str, Any]:
     network = study.network(variant.network)
     config = study.config
-    steps: dict[str, Any] = {}
+    schedule: Any = training.Constant(config.learning_rate)
     if config.milestones:
-        steps = {"schedule": "step", "milestones": config.milestones, "step_factor": FACTOR}
+        schedule = training.Steps(config.learning_rate, config.milestones, FACTOR)
     folder = study.folder / "training" / variant.stem
     fitted = training.fit(
         network,
-        (study.train.images, study.train.labels),
-        settings(study, num_epochs=config.num_epochs, **steps),
+        _data(study),
+        recipe(study, num_epochs=config.num_epochs, schedule=schedule),
         run_dir=folder,
-        mean=study.dataset.mean,
-        std=study.dataset.std,
     )
     facts = _facts(study, variant, fitted.variables, {})
     shutil.rmtree(folder, ignore_errors=True)
@@ -114,17 +115,15 @@ def _fine_tuned(study: Study, variant: Variant, progress: Any) -> dict[str, Any]
         passed = sum(milestone <= epoch for milestone in config.fine_tuning_milestones)
         fitted = training.fit(
             network,
-            (study.train.images, study.train.labels),
-            settings(
+            _data(study),
+            recipe(
                 study,
                 num_epochs=1,
-                learning_rate=config.learning_rate * FACTOR**passed,
+                schedule=training.Constant(config.learning_rate * FACTOR**passed),
                 # The same order for all pruned networks and the first control.
                 seed=1000 * (config.seed + 1 + variant.number) + epoch,
             ),
             run_dir=folder / f"epoch-{epoch}",
-            mean=study.dataset.mean,
-            std=study.dataset.std,
             variables=variables,
             masks=masks,
             progress=False,

@@ -46,7 +46,6 @@ from experiments.robust_compression import (
     attacking,
     combined,
     cost,
-    course,
     networks,
     outcome,
     robustness,
@@ -116,9 +115,7 @@ def main(config: Config) -> Path:
         "verdicts": verdicts.verdicts(study),
         "timings": study.stages.seconds,
         "parts": PARTS,
-        "recipes": training.describe(
-            {"training": course.settings(study, 0, study.config.num_epochs)}
-        ),
+        "recipes": training.describe({"training": trainings.whole(study)}),
         "models": entries,
         "sections": sections,
     }

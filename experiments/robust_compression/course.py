@@ -4,6 +4,7 @@ All of it is of the epoch counted over all phases of a method, so that no method
 than another, or a higher learning rate.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -12,9 +13,11 @@ from experiments.robust_compression.attacking import pgd
 from experiments.robust_compression.config import EPSILON
 from experiments.robust_compression.study import Study
 from jaxrobust import pruning, training
+from jaxrobust.data.augment import Augmentation
 from jaxrobust.training import AttackSchedule
 
 NATURAL_WEIGHT, MOMENTUM, CLIP = 0.1, 0.9, 5.0
+PHOTOGRAPHS = Augmentation(flip=0.5, translate=0.125)
 NUM_RADII = 3  # at most, in the first half of the epochs
 LATE, FACTOR = 0.75, 0.2  # of the epochs, from which on the learning rate is this much of itself
 CONSTANTS = [NATURAL_WEIGHT, MOMENTUM, CLIP, NUM_RADII, LATE, FACTOR]
@@ -36,27 +39,37 @@ def phases(method: str, num_epochs: int) -> tuple[int, ...]:
     return (num_epochs,)
 
 
-def settings(study: Study, first: int, num_epochs: int, **changes: Any) -> training.TrainConfig:
-    """The settings of a training or of one of its phases, `first` epochs after the beginning."""
+def recipe(study: Study, first: int, num_epochs: int, **changes: Any) -> training.Recipe:
+    """How a training or one of its phases goes, `first` epochs after the beginning."""
     config = study.config
     drop = round(LATE * config.num_epochs) - first
-    rate: dict[str, Any] = {"learning_rate": config.learning_rate, "schedule": "constant"}
+    rate: Any = training.Constant(config.learning_rate)
     if drop <= 0:
-        rate["learning_rate"] *= FACTOR
+        rate = training.Constant(config.learning_rate * FACTOR)
     elif drop < num_epochs:
-        rate |= {"schedule": "step", "milestones": (drop,), "step_factor": FACTOR}
-    fields: dict[str, Any] = {
-        "num_epochs": num_epochs,
-        "batch_size": min(config.batch_size, len(study.train)),
-        "optimizer": "sgd",
-        "weight_decay": config.weight_decay,
-        "momentum": MOMENTUM,
-        "nesterov": True,
-        "gradient_clip": CLIP,
-        "natural_weight": NATURAL_WEIGHT,
-        "compute_type": "bfloat16" if jax.default_backend() == "gpu" else "float32",
+        rate = training.Steps(config.learning_rate, (drop,), FACTOR)
+    common = training.Recipe(
+        num_epochs=num_epochs,
+        batch_size=min(config.batch_size, len(study.train)),
+        optimizer=training.SGD(
+            MOMENTUM, nesterov=True, weight_decay=config.weight_decay, gradient_clip=CLIP
+        ),
+        schedule=rate,
+        augmentation=None if study.dataset.name == "digits" else PHOTOGRAPHS,
+        precision="bfloat16" if jax.default_backend() == "gpu" else "float32",
+    )
+    return dataclasses.replace(common, **changes)
+
+
+def robust(study: Study, radius: float, first: int, num_epochs: int) -> dict[str, Any]:
+    """What a recipe has against attacks; none of it for natural training."""
+    if not radius:
+        return {}
+    return {
+        "objective": training.CrossEntropy(natural_weight=NATURAL_WEIGHT),
+        "adversary": part_of(attacks(study, radius), first, num_epochs),
+        "validation": training.Validation(pgd(radius, study.config.max_steps)),
     }
-    return training.TrainConfig(**fields | rate | changes)
 
 
 def attacks(study: Study, radius: float) -> AttackSchedule | None:

@@ -19,16 +19,13 @@ import jax
 import numpy as np
 
 from experiments.robust_compression import course, networks
-from experiments.robust_compression.attacking import pgd
 from experiments.robust_compression.study import Study, Variant, is_scheme, n_of_m
 from jaxrobust import models, pruning, training
-from jaxrobust.data.augment import Augmentation
 from jaxrobust.pruning.constraints import open_kernels
 from jaxrobust.pruning.magnitude import not_excluded
 from jaxrobust.studies.outcomes import pack, right_ones
 from jaxrobust.training import ADMM, Hydra, RigL
 
-_PHOTOGRAPHS = Augmentation(flip=0.5, translate=0.125)
 # Of two-phase ADMM, after Ye et al.
 GROWTH = 1.3
 STEEPEST = 0.2  # of two-phase ADMM's rho times the learning rate; it grows no further
@@ -160,27 +157,46 @@ def _random_masks(study: Study, variant: Variant) -> Any:
     return pruning.random(key, params, removed, scope="layer")
 
 
+def whole(study: Study) -> training.Recipe:
+    """A robust training in one phase, without a compression."""
+    num_epochs = study.config.num_epochs
+    against = course.robust(study, study.config.radii[0], 0, num_epochs)
+    return course.recipe(study, 0, num_epochs, **against)
+
+
 def _fit(
-    study: Study, variant: Variant, phase: int, first: int, num_epochs: int, **given: Any
+    study: Study,
+    variant: Variant,
+    phase: int,
+    first: int,
+    num_epochs: int,
+    compression: training.Compression | None = None,
+    variables: Any = None,
+    masks: Any = None,
 ) -> training.FitResult:
     """One training; its folder is deleted when all of them are done."""
-    natural = {} if variant.radius else {"natural_weight": 0.0}
-    config = course.settings(study, first, num_epochs, seed=10 * variant.seed + phase, **natural)
-    whole = pgd(variant.radius, study.config.max_steps) if variant.radius else None
+    recipe = course.recipe(
+        study,
+        first,
+        num_epochs,
+        seed=10 * variant.seed + phase,
+        compression=compression,
+        **course.robust(study, variant.radius, first, num_epochs),
+    )
     return training.fit(
         study.network(variant.network),
-        (study.train.images, study.train.labels),
-        config,
+        training.Data(
+            train=(study.train.images, study.train.labels),
+            validation=(study.validation.images, study.validation.labels),
+            mean=study.dataset.mean,
+            std=study.dataset.std,
+        ),
+        recipe,
         run_dir=study.folder / "training" / f"{variant.stem}-{phase}",
-        mean=study.dataset.mean,
-        std=study.dataset.std,
-        validation=(study.validation.images, study.validation.labels),
-        validation_attack=whole,
-        augment=None if study.dataset.name == "digits" else _PHOTOGRAPHS,
-        attack=course.part_of(course.attacks(study, variant.radius), first, num_epochs),
-        checkpoint_every=2 if study.config.quick else 1,
+        host=training.Host(checkpoint_every=2 if study.config.quick else 1),
+        variables=variables,
+        masks=masks,
         progress=False,
-        **given,
     )
 
 

@@ -40,7 +40,7 @@ from experiments.sports10 import (
     verdicts,
 )
 from experiments.sports10.config import EPSILONS, Config, quick
-from experiments.sports10.networks import FINE_TUNING, RECIPES
+from experiments.sports10.networks import FINE_TUNING, SUBJECTS
 from experiments.sports10.study import Study
 from jaxrobust import checks, data, evaluation, studies, training
 
@@ -77,7 +77,7 @@ def main(config: Config) -> Path:
         config = quick(config)
     dataset = data.load("sports10", config.data_dir, 32, skip_damaged=config.skip_damaged)
     checks.one_of("target", config.target, dataset.class_names)  # --target chooses another
-    recipes = training.describe({**RECIPES, "fine-tuning": FINE_TUNING})
+    recipes = training.describe({**SUBJECTS, "fine-tuning": FINE_TUNING})
     folder = studies.open_run(
         config.results_dir, "sports10", config.run, config, recipes=recipes, constants=CONSTANTS
     )

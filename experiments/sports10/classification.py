@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.sports10 import folds
 from experiments.sports10.config import OURS
-from experiments.sports10.networks import RECIPES
+from experiments.sports10.networks import SUBJECTS
 from experiments.sports10.study import Study, estimate
 from jaxrobust import evaluation, studies
 from jaxrobust.evaluation.classification import softmax
@@ -58,14 +58,16 @@ def _model_entry(study: Study, name: str, _: Any) -> dict[str, Any]:
 
 def _description(study: Study, name: str) -> str:
     """What the network takes, how it was trained, and where it comes from."""
-    config, recipe = study.recipe(name), RECIPES[name]
-    words = [f"{recipe.image_size}x{recipe.image_size} pixels", f"{config.num_epochs} epochs"]
-    words.append(f"{config.optimizer}, learning rate {config.learning_rate:g}")
-    if config.label_smoothing:
-        words.append(f"label smoothing {config.label_smoothing:g}")
-    if config.ema_decay:
-        words.append(f"the weights' moving average (decay {config.ema_decay:g})")
-    return f"{', '.join(words)}; {recipe.source}"
+    recipe: Any = study.recipe(name)
+    subject = SUBJECTS[name]
+    words = [f"{subject.image_size}x{subject.image_size} pixels", f"{recipe.num_epochs} epochs"]
+    optimizer = type(recipe.optimizer).__name__
+    words.append(f"{optimizer}, learning rate {recipe.schedule.learning_rate:g}")
+    if recipe.objective.label_smoothing:
+        words.append(f"label smoothing {recipe.objective.label_smoothing:g}")
+    if recipe.averaging:
+        words.append(f"the weights' moving average (decay {recipe.averaging.decay:g})")
+    return f"{', '.join(words)}; {subject.source}"
 
 
 def sections(study: Study, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from experiments.sports10.networks import RECIPES
+from experiments.sports10.networks import SUBJECTS
 from jaxrobust import checks
 from jaxrobust.attacks import PGD
 
@@ -37,7 +37,7 @@ class Config:
     """
 
     data_dir: Path
-    models: tuple[str, ...] = tuple(RECIPES)
+    models: tuple[str, ...] = tuple(SUBJECTS)
     num_seeds: int = 5
     num_folds: int = 5
     seed: int = 0
@@ -55,10 +55,10 @@ class Config:
     skip_damaged: bool = False
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.models if name not in RECIPES]
+        unknown = [name for name in self.models if name not in SUBJECTS]
         if unknown or not self.models or len(set(self.models)) != len(self.models):
             raise ValueError(
-                f"`models` must be different names out of {tuple(RECIPES)}, got {self.models}."
+                f"`models` must be different names out of {tuple(SUBJECTS)}, got {self.models}."
             )
         checks.integer("num_seeds", self.num_seeds, minimum=1)
         checks.integer("num_folds", self.num_folds, minimum=2)
@@ -80,7 +80,7 @@ def quick(config: Config) -> Config:
     small = ("mlp", OURS)
     return dataclasses.replace(
         config,
-        models=small if config.models == tuple(RECIPES) else config.models,
+        models=small if config.models == tuple(SUBJECTS) else config.models,
         num_seeds=min(config.num_seeds, 2),
         num_folds=2,
         num_epochs=2,

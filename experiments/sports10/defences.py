@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.sports10.networks import RECIPES
+from experiments.sports10.networks import SUBJECTS
 from experiments.sports10.robustness import report_of
 from experiments.sports10.study import Study, rate_of
 from jaxrobust import data, defenses, evaluation, training
@@ -59,24 +59,23 @@ def adversarially_trained(study: Study, name: str) -> Any:
     fitted = study.fit(
         name,
         f"train {name} adversarially",
-        _shorter(study, name, ADVERSARIAL_SHARE),
-        attack=PGD(epsilon, epsilon, 2),
+        _shorter(study, name, ADVERSARIAL_SHARE, adversary=PGD(epsilon, epsilon, 2)),
     )
     return study.classifier(name, fitted.variables)
 
 
-def _shorter(study: Study, name: str, share: float) -> training.TrainConfig:
-    config = study.recipe(name)
-    num_epochs = max(1, round(share * config.num_epochs))
-    return dataclasses.replace(config, seed=study.config.seed, num_epochs=num_epochs)
+def _shorter(study: Study, name: str, share: float, **changes: Any) -> training.Recipe:
+    recipe = study.recipe(name)
+    num_epochs = max(1, round(share * recipe.num_epochs))
+    return dataclasses.replace(recipe, seed=study.config.seed, num_epochs=num_epochs, **changes)
 
 
 def _noise_trained(study: Study, name: str) -> Any:
+    augmentation: Any = SUBJECTS[name].training.augmentation
     fitted = study.fit(
         name,
         f"train {name} with noise",
-        _shorter(study, name, NOISE_SHARE),
-        augment=Noisy(RECIPES[name].augment, SIGMA),
+        _shorter(study, name, NOISE_SHARE, augmentation=Noisy(augmentation, SIGMA)),
     )
     return study.classifier(name, fitted.variables)
 

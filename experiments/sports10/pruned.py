@@ -5,7 +5,7 @@ from typing import Any
 
 from experiments.sports10 import compression
 from experiments.sports10.config import EPSILONS
-from experiments.sports10.networks import RECIPES
+from experiments.sports10.networks import SUBJECTS
 from experiments.sports10.robustness import CAPTION, MEASURES, main_attacks, measures, report_of
 from experiments.sports10.study import Study
 from jaxrobust import evaluation
@@ -135,7 +135,7 @@ def _thresholds(study: Study, progress: Any) -> dict[str, Any]:
                     key=study.key,
                     maximum=0.05,
                     tolerance=_tolerance(study, name),
-                    interval=not RECIPES[name].slow,
+                    interval=not SUBJECTS[name].slow,
                 )
                 row.append(
                     None
@@ -179,7 +179,7 @@ def _thresholds(study: Study, progress: Any) -> dict[str, Any]:
 
 
 def _tolerance(study: Study, name: str) -> float:
-    return 1e-3 if study.config.quick or RECIPES[name].slow else 2e-4
+    return 1e-3 if study.config.quick or SUBJECTS[name].slow else 2e-4
 
 
 def _listed_tolerances(study: Study) -> str:
@@ -197,7 +197,7 @@ def _transfer(study: Study, progress: Any) -> dict[str, Any]:
     for done, name in enumerate(study.config.models, start=1):
         found = study.variants(name)
         # Ten seconds for each PGD on resnet_small: the main epsilon has to do.
-        chosen = (config.epsilon,) if RECIPES[name].slow else epsilons
+        chosen = (config.epsilon,) if SUBJECTS[name].slow else epsilons
         for variant, classifier in found.items():
             if variant == "dense":
                 continue

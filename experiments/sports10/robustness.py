@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.sports10.config import EPSILONS
-from experiments.sports10.networks import RECIPES
+from experiments.sports10.networks import SUBJECTS
 from experiments.sports10.study import Study, estimate
 from jaxrobust import attribution, evaluation, studies
 from jaxrobust.evaluation import AttackReport
@@ -73,7 +73,7 @@ def same_size(study: Study) -> list[list[str]]:
     """Networks that take the same images, two or more of them."""
     sizes: dict[int, list[str]] = {}
     for name in study.config.models:
-        sizes.setdefault(RECIPES[name].image_size, []).append(name)
+        sizes.setdefault(SUBJECTS[name].image_size, []).append(name)
     return [names for names in sizes.values() if len(names) > 1]
 
 
@@ -91,7 +91,7 @@ def _sanity(study: Study, name: str, progress: Any) -> dict[str, Any]:
 
 
 def _curves(study: Study, name: str, progress: Any) -> list[dict[str, Any]]:
-    epsilons = CURVE[::2] if study.config.quick or RECIPES[name].slow else CURVE
+    epsilons = CURVE[::2] if study.config.quick or SUBJECTS[name].slow else CURVE
     test = study.test(name)
     attacks: list[Attack] = [study.fgsm(), study.pgd()]
     found = []

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.sports10.config import OURS, Config
-from experiments.sports10.networks import FINE_TUNING, RECIPES
+from experiments.sports10.networks import FINE_TUNING, SUBJECTS
 from jaxrobust import (
     attacks,
     attribution,
@@ -97,17 +97,17 @@ class Study:
 
     def seeds_of(self, name: str) -> range:
         """The seeds that a network is trained with."""
-        return self.seeds[: RECIPES[name].max_seeds]
+        return self.seeds[: SUBJECTS[name].max_seeds]
 
     def seeds_at(self, name: str, sparsity: float) -> range:
         """The seeds whose networks are pruned to a sparsity."""
-        swept = RECIPES[name].swept or sparsity == self.config.sparsities[-1]
+        swept = SUBJECTS[name].swept or sparsity == self.config.sparsities[-1]
         return self.seeds_of(name) if swept else self.seeds[:1]
 
     @property
     def folded(self) -> list[str]:
         """The networks that are cross-validated."""
-        return [name for name in self.config.models if RECIPES[name].folds]
+        return [name for name in self.config.models if SUBJECTS[name].folds]
 
     @property
     def chosen(self) -> str:
@@ -123,7 +123,7 @@ class Study:
 
     def dataset(self, name: str) -> data.Dataset:
         """The photographs in the size that a network takes."""
-        size = RECIPES[name].image_size
+        size = SUBJECTS[name].image_size
         if size not in self._datasets:
             self._datasets[size] = self._cut(
                 data.load(
@@ -159,73 +159,72 @@ class Study:
     def classifier(self, name: str, variables: Any) -> models.Classifier:
         """A network with weights."""
         dataset = self.dataset(name)
-        network = models.create(RECIPES[name].model, dataset.num_classes)
+        network = models.create(SUBJECTS[name].model, dataset.num_classes)
         return models.Classifier(network.apply, variables, dataset.mean, dataset.std)
 
     def fit(
         self,
         name: str,
         run: str,
-        config: training.TrainConfig,
+        recipe: training.Recipe,
         *,
         rows: np.ndarray | None = None,
         validation: data.Split | None = None,
-        augment: Any = None,
-        **options: Any,
+        variables: Any = None,
+        masks: Any = None,
     ) -> training.FitResult:
         """Trains a network; a finished training is read back.
 
         Args:
-          name: Of the recipe.
+          name: Of the network.
           run: Of the training: a stage of the study, and a folder.
-          config: Of the training.
+          recipe: Of the training.
           rows: Of the training photographs; None: all.
           validation: Drawn beside the training curve, and used for nothing.
-          augment: Instead of the recipe's.
-          **options: Of `training.fit`.
+          variables: As `training.fit`.
+          masks: As `training.fit`.
         """
         dataset = self.dataset(name)
         images, labels = dataset.train.images, dataset.train.labels
         if rows is not None:
             images, labels = images[rows], labels[rows]
+        shown = None if validation is None else (validation.images, validation.labels)
         with self.stages(run):
             fitted = training.fit(
-                models.create(RECIPES[name].model, dataset.num_classes),
-                (images, labels),
-                dataclasses.replace(config, batch_size=min(config.batch_size, len(labels))),
+                models.create(SUBJECTS[name].model, dataset.num_classes),
+                training.Data((images, labels), shown, dataset.mean, dataset.std),
+                dataclasses.replace(recipe, batch_size=min(recipe.batch_size, len(labels))),
                 run_dir=self.folder / "training" / plain(run),
-                mean=dataset.mean,
-                std=dataset.std,
-                validation=None if validation is None else (validation.images, validation.labels),
-                augment=augment or RECIPES[name].augment,
-                checkpoint_every=20,
-                **options,
+                variables=variables,
+                masks=masks,
+                host=training.Host(checkpoint_every=20),
             )
         self.stages.count_resumed(run, fitted.seconds)
         return fitted
 
-    def recipe(self, name: str) -> training.TrainConfig:
-        """The settings of a network's training, with --num-epochs."""
-        config = RECIPES[name].config
-        return dataclasses.replace(config, num_epochs=self.config.num_epochs or config.num_epochs)
+    def recipe(self, name: str) -> training.Recipe:
+        """How a network is trained, with --num-epochs."""
+        recipe = SUBJECTS[name].training
+        return dataclasses.replace(recipe, num_epochs=self.config.num_epochs or recipe.num_epochs)
 
-    def fine_tuning(self, name: str) -> training.TrainConfig:
-        """The settings of a pruned network's fine-tuning."""
-        num_epochs = 1 if self.config.quick else RECIPES[name].fine_tuning_epochs
-        return dataclasses.replace(FINE_TUNING, num_epochs=num_epochs)
+    def fine_tuning(self, name: str) -> training.Recipe:
+        """How a pruned network is fine-tuned."""
+        num_epochs = 1 if self.config.quick else SUBJECTS[name].fine_tuning_epochs
+        augmentation = SUBJECTS[name].training.augmentation
+        return dataclasses.replace(FINE_TUNING, num_epochs=num_epochs, augmentation=augmentation)
 
     def trained(self, name: str, seed: int) -> training.FitResult:
         """A network trained with a seed."""
-        config = dataclasses.replace(self.recipe(name), seed=seed)
+        recipe = dataclasses.replace(self.recipe(name), seed=seed)
         shown = self.test(name) if seed == self.config.seed else None
         run = f"train {name}, seed {seed}"
-        return self.once((run,), lambda: self.fit(name, run, config, validation=shown))
+        return self.once((run,), lambda: self.fit(name, run, recipe, validation=shown))
 
     def trained_on_fold(self, name: str, fold: int) -> training.FitResult:
         """A network trained on all training photographs but those of a fold."""
-        config = dataclasses.replace(self.recipe(name), seed=self.config.seed + fold)
+        recipe = dataclasses.replace(self.recipe(name), seed=self.config.seed + fold)
         run, rows = f"train {name}, fold {fold}", self.fold_rows()[fold][0]
-        return self.once((run,), lambda: self.fit(name, run, config, rows=rows))
+        return self.once((run,), lambda: self.fit(name, run, recipe, rows=rows))
 
     def base(self, name: str) -> models.Classifier:
         """The network of the first seed: the one explained and attacked."""

@@ -10,6 +10,8 @@ Every network of --models is trained with every method of --methods, and attacke
     pgd        the last point of PGD (Madry et al. 2018, https://arxiv.org/abs/1706.06083)
     trades     clean images, and as little change as possible around them (Zhang et al. 2019,
                https://arxiv.org/abs/1901.08573)
+    mart       the last point of PGD, where wrong answers weigh more (Wang et al. 2020,
+               https://openreview.net/forum?id=rklOg6EFwS)
     fgsm_rs    one step of 1.25 epsilon from a random point (Wong et al. 2020,
                https://arxiv.org/abs/2001.03994)
     n_fgsm     one step from wide noise (de Jorge et al. 2022, https://arxiv.org/abs/2202.01181)
@@ -17,10 +19,10 @@ Every network of --models is trained with every method of --methods, and attacke
                https://arxiv.org/abs/1904.12843); its epochs, warm-ups and milestones are as many times
                fewer
 
-All settings of `jaxrobust.training.TrainConfig` are there as --training.*, among them weighted losses
-(natural_weight; of pgd, fgsm_rs and n_fgsm), a warm-up of epsilon (attack_warmup_epochs), adversarial
-weight perturbation (awp_gamma), a moving average (ema_decay) and bfloat16 (compute_type). The attack of
-pgd and trades may grow in stages: --attack-milestones 10 20 --attack-epsilons 2/255 4/255 8/255
+The values of a recipe (`jaxrobust.training.Recipe`) are there as --training.*, among them weighted
+losses (natural_weight; of pgd, fgsm_rs and n_fgsm), a warm-up of epsilon (attack_warmup_epochs),
+adversarial weight perturbation (awp_gamma), a moving average (ema_decay) and bfloat16 (precision). The
+attack of pgd, trades and mart may grow in stages: --attack-milestones 10 20 --attack-epsilons 2/255 4/255 8/255
 --attack-steps 2 4 10.
 --num-validation training images are held out; the weights of the epoch that does best on them, under
 PGD where the training is adversarial, are those attacked in the end: the last ones of a long
@@ -42,6 +44,7 @@ import numpy as np
 
 from experiments.train.config import Config, shortened
 from experiments.train.methods import check, prepare
+from experiments.train.options import recipe as recipe_of
 from jaxrobust import data, evaluation, models, studies, training
 from jaxrobust.attacks import PGD
 from jaxrobust.data.augment import Augmentation
@@ -157,24 +160,20 @@ def _run(study: _Study, model: str, method: str) -> _Run:
     name = f"{model}, {method}"
     sizes = {"widths": config.widths} if config.widths else {}
     network = _network(config, model, dataset)
-    attack, settings = prepare(config, method)
+    attack, options = prepare(config, method)
     judge = None
     if attack is not None:
         size = 2.5 * config.radius / _VALIDATION_STEPS
         judge = PGD(config.radius, size, _VALIDATION_STEPS, config.norm)
+    augmentation = None if dataset.name == "digits" else _PHOTOGRAPHS
+    recipe = recipe_of(options, method, attack, judge, augmentation)
     with study.stages(f"train {name}"):
         fitted = training.fit(
             network,
-            study.train,
-            settings,
+            training.Data(study.train, study.validation, dataset.mean, dataset.std),
+            recipe,
             run_dir=study.folder / "training" / f"{model}-{method}",
-            mean=dataset.mean,
-            std=dataset.std,
-            validation=study.validation,
-            augment=None if dataset.name == "digits" else _PHOTOGRAPHS,
-            attack=attack,
-            validation_attack=judge,
-            num_devices=config.num_devices,
+            host=training.Host(config.num_devices),
         )
     study.stages.count_resumed(f"train {name}", fitted.seconds)
     chosen = fitted.best_variables if config.weights == "best" else fitted.variables
@@ -199,9 +198,8 @@ def _run(study: _Study, model: str, method: str) -> _Run:
             description=f"{model}, trained by the method {method} on {len(study.train[1]):,} images",
         ),
     )
-    recipe = {"training": training.describe(settings), "attack": training.describe(attack)}
     suite = _attacked(study, name, classifier) if study.suite else None
-    return _Run(name, entry, suite, recipe, fitted)
+    return _Run(name, entry, suite, training.describe(recipe), fitted)
 
 
 def _attacked(study: _Study, name: str, classifier: models.Classifier) -> dict[str, Any]:

@@ -4,10 +4,10 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from experiments.train.options import Options
 from jaxrobust.studies import suites
-from jaxrobust.training import TrainConfig
 
-Method = Literal["standard", "pgd", "trades", "fgsm_rs", "n_fgsm", "free"]
+Method = Literal["standard", "pgd", "trades", "mart", "fgsm_rs", "n_fgsm", "free"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Config:
       widths: Of the network, where there is one: other than the published ones.
       training: All other settings of training.
       epsilon: Radius in pixel units, of the attacks and of training, as in 0.03 or 8/255.
-      norm: Of the ball; "l2" and "l1" with pgd and trades (without l1) alone.
-      train_steps: Of the attack in training, for pgd and trades; replays for free.
-      attack_milestones: Epochs after which the attack of pgd and trades is another one.
+      norm: Of the ball; "l2" and "l1" with pgd, mart and trades (without l1) alone.
+      train_steps: Of the attack in training, for pgd, trades and mart; replays for free.
+      attack_milestones: Epochs after which the attack of pgd, trades and mart is another one.
       attack_epsilons: Its radii in training, one more than milestones; none: always `epsilon`.
       attack_steps: Its steps, one more than milestones; none: always `train_steps`.
       num_train: How many training images; None: all.
@@ -46,17 +46,7 @@ class Config:
     data_dir: Path | None = None
     download: bool = False
     widths: tuple[int, ...] = ()
-    training: TrainConfig = TrainConfig(  # noqa: RUF009 (it cannot be changed)
-        num_epochs=30,
-        batch_size=128,
-        optimizer="sgd",
-        learning_rate=0.1,
-        weight_decay=5e-4,
-        nesterov=True,
-        schedule="cosine",
-        warmup_epochs=1,
-        monitor="validation_accuracy",
-    )
+    training: Options = Options()  # noqa: RUF009 (it cannot be changed)
     epsilon: str = "8/255"
     norm: Literal["linf", "l2", "l1"] = "linf"
     train_steps: int = 10

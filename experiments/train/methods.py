@@ -5,17 +5,13 @@ import math
 from typing import Any, get_args
 
 from experiments.train.config import Config, Method
-from jaxrobust import checks, models, training
+from experiments.train.options import Options, recipe
+from jaxrobust import checks, models
 from jaxrobust.attacks import PGD
 from jaxrobust.studies import suites
-from jaxrobust.training import (
-    NFGSM,
-    AttackSchedule,
-    FreeReplays,
-    KLAscent,
-    TrainConfig,
-    adversaries,
-)
+from jaxrobust.training import NFGSM, AttackSchedule, FreeReplays, KLAscent
+
+STAGED = ("pgd", "trades", "mart")
 
 
 def check(config: Config) -> None:
@@ -27,8 +23,6 @@ def check(config: Config) -> None:
     checks.integer("num_images", config.num_images, minimum=1)
     if config.num_train is not None:
         checks.integer("num_train", config.num_train, minimum=2)
-    if config.training.loss != "cross_entropy":
-        raise ValueError("`training.loss` is chosen by the method: name trades in `methods`.")
     for name in config.models:
         checks.one_of("models", name, tuple(models.MODELS))
     for name in ("models", "methods"):
@@ -43,9 +37,8 @@ def check(config: Config) -> None:
         raise ValueError("`norm` must be 'linf' or 'l2' for trades.")
     for method in config.methods:
         checks.one_of("methods", method, get_args(Method))
-        attack, settings = prepare(config, method)  # the attack checks its own settings
-        for _, one in adversaries.stages_of(attack):
-            training.check_objective(training.objective_of(settings), one)
+        attack, settings = prepare(config, method)
+        recipe(settings, method, attack)  # which checks all of them
 
 
 def _check_stages(config: Config, largest: float) -> None:
@@ -56,8 +49,8 @@ def _check_stages(config: Config, largest: float) -> None:
         raise ValueError(
             "`attack_milestones` need `attack_epsilons` or `attack_steps`, and these need them."
         )
-    if milestones and not {"pgd", "trades"} & set(config.methods):
-        raise ValueError("`attack_milestones` are of the methods pgd and trades.")
+    if milestones and not set(STAGED) & set(config.methods):
+        raise ValueError("`attack_milestones` are of the methods pgd, trades and mart.")
     num_epochs = config.training.num_epochs
     if list(milestones) != sorted(set(milestones) & set(range(1, num_epochs))):
         raise ValueError(
@@ -77,17 +70,14 @@ def _check_stages(config: Config, largest: float) -> None:
         checks.integer("attack_steps", steps, minimum=1)
 
 
-def prepare(config: Config, method: str) -> tuple[Any, TrainConfig]:
+def prepare(config: Config, method: str) -> tuple[Any, Options]:
     """What makes the training images, and the settings that go with it."""
     epsilon, steps, settings = config.radius, config.train_steps, config.training
     attack: Any = None
-    if method in ("standard", "trades", "free"):
-        settings = dataclasses.replace(settings, natural_weight=0.0)
-    if method == "pgd":
+    if method in ("pgd", "mart"):
         attack = _staged(config, PGD)
     elif method == "trades":
         attack = _staged(config, KLAscent)
-        settings = dataclasses.replace(settings, loss="trades")
     elif method == "fgsm_rs":
         attack = PGD(epsilon, 1.25 * epsilon, num_steps=1)
     elif method == "n_fgsm":
@@ -111,7 +101,7 @@ def _staged(config: Config, attack: type[PGD] | type[KLAscent]) -> Any:
     return AttackSchedule(stages) if len(stages) > 1 else stages[0][1]
 
 
-def _fewer_epochs(settings: TrainConfig, replays: int) -> TrainConfig:
+def _fewer_epochs(settings: Options, replays: int) -> Options:
     """The settings of a training that takes so many steps where others take one."""
 
     def fewer(epochs: int) -> int:

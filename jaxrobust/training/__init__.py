@@ -1,39 +1,73 @@
 """Training of image classifiers, clean or adversarial, that survives being killed."""
 
-from jaxrobust.training.adversaries import NFGSM, AttackSchedule, FreeReplays, KLAscent
-from jaxrobust.training.checkpoint import load_variables, save_variables
-from jaxrobust.training.compression import ADMM, Compression, check_compression
-from jaxrobust.training.config import TrainConfig
-from jaxrobust.training.dynamic import RigL
-from jaxrobust.training.fingerprint import describe
-from jaxrobust.training.finished import load_run
-from jaxrobust.training.fitting import FitResult, fit, initial_variables
-from jaxrobust.training.objectives import Objective
-from jaxrobust.training.optimizers import make_optimizer, make_schedule
-from jaxrobust.training.phases import TwoPhase, two_phase
-from jaxrobust.training.programs import objective_of
-from jaxrobust.training.scores import Hydra
-from jaxrobust.training.sequences import check_sequences, source_sequences
-from jaxrobust.training.state import TrainState, create_state
-from jaxrobust.training.statistics import reestimate_batch_stats
-from jaxrobust.training.step import check_objective, eval_step, train_step
+from jaxrobust.training.compression.admm import ADMM
+from jaxrobust.training.compression.checking import check_compression
+from jaxrobust.training.compression.hydra import Hydra
+from jaxrobust.training.compression.method import Compression
+from jaxrobust.training.compression.rigl import RigL
+from jaxrobust.training.compression.schedules import check_sequences, source_sequences
+from jaxrobust.training.run.batch_statistics import reestimate_batch_stats
+from jaxrobust.training.run.checkpoints import load_variables, save_variables
+from jaxrobust.training.run.fingerprint import describe
+from jaxrobust.training.run.fit import FitResult, Host, fit
+from jaxrobust.training.run.job import Data, initial_variables
+from jaxrobust.training.run.saved_runs import load_run
+from jaxrobust.training.run.two_phase import Phases, TwoPhase, two_phase
+from jaxrobust.training.step.adversaries import Adversary, Warmup
+from jaxrobust.training.step.attack_schedule import AttackSchedule
+from jaxrobust.training.step.averaging import EMA, Averaging
+from jaxrobust.training.step.distillation import Distillation
+from jaxrobust.training.step.eval_step import eval_step
+from jaxrobust.training.step.free_replays import FreeReplays
+from jaxrobust.training.step.kl_ascent import KLAscent
+from jaxrobust.training.step.learning_rates import Constant, Cosine, Plateau, Steps
+from jaxrobust.training.step.mart import MART
+from jaxrobust.training.step.n_fgsm import NFGSM
+from jaxrobust.training.step.network import Network, Passes
+from jaxrobust.training.step.objectives import TRADES, CrossEntropy, Objective
+from jaxrobust.training.step.optimizers import SGD, Adam, AdamW
+from jaxrobust.training.step.recipe import Recipe, Validation
+from jaxrobust.training.step.state import TrainState, create_state
+from jaxrobust.training.step.train_step import train_step
+from jaxrobust.training.step.weight_perturbation import AWP
 
 __all__ = [
     "ADMM",
+    "AWP",
+    "EMA",
+    "MART",
     "NFGSM",
+    "SGD",
+    "TRADES",
+    "Adam",
+    "AdamW",
+    "Adversary",
     "AttackSchedule",
+    "Averaging",
     "Compression",
+    "Constant",
+    "Cosine",
+    "CrossEntropy",
+    "Data",
+    "Distillation",
     "FitResult",
     "FreeReplays",
+    "Host",
     "Hydra",
     "KLAscent",
+    "Network",
     "Objective",
+    "Passes",
+    "Phases",
+    "Plateau",
+    "Recipe",
     "RigL",
-    "TrainConfig",
+    "Steps",
     "TrainState",
     "TwoPhase",
+    "Validation",
+    "Warmup",
     "check_compression",
-    "check_objective",
     "check_sequences",
     "create_state",
     "describe",
@@ -42,9 +76,6 @@ __all__ = [
     "initial_variables",
     "load_run",
     "load_variables",
-    "make_optimizer",
-    "make_schedule",
-    "objective_of",
     "reestimate_batch_stats",
     "save_variables",
     "source_sequences",

@@ -33,12 +33,21 @@ _SEED = 0
 _NUM_ROBUST = 25_000  # adversarial training takes three times as long for each image
 _TEACHER = PGD(epsilon=8 / 255, step_size=6 / 255, num_steps=2)
 _AUGMENT = Augmentation(flip=0.5, translate=0.125)
-_SGD: dict[str, Any] = {"batch_size": 128, "optimizer": "sgd", "nesterov": True}
-_STANDARD = training.TrainConfig(
-    **_SGD, num_epochs=6, learning_rate=0.1, weight_decay=5e-4, schedule="cosine", warmup_epochs=1
+_SGD = training.SGD(nesterov=True, weight_decay=5e-4)
+_STANDARD = training.Recipe(
+    num_epochs=6,
+    batch_size=128,
+    optimizer=_SGD,
+    schedule=training.Cosine(0.1, warmup_epochs=1),
+    augmentation=_AUGMENT,
 )
-_ROBUST = training.TrainConfig(
-    **_SGD, num_epochs=2, learning_rate=0.05, weight_decay=5e-4, schedule="cosine"
+_ROBUST = training.Recipe(
+    num_epochs=2,
+    batch_size=128,
+    optimizer=_SGD,
+    schedule=training.Cosine(0.05),
+    adversary=_TEACHER,
+    augmentation=_AUGMENT,
 )
 
 
@@ -90,9 +99,8 @@ def cifar(folder: Path, source: Path) -> tuple[export.Network, export.Network]:
       ValueError: Networks of another recipe in the folder.
     """
     recipes = {
-        "cifar_standard": _recipe(_STANDARD),
-        "cifar_robust": _recipe(_ROBUST)
-        | {"attack": attacks.to_dict(_TEACHER), "num_train": _NUM_ROBUST},
+        "cifar_standard": _described(_STANDARD),
+        "cifar_robust": _described(_ROBUST) | {"num_train": _NUM_ROBUST},
     }
     networks = _ready(folder, recipes)
     if len(networks) < len(recipes):
@@ -113,20 +121,15 @@ def _ready(folder: Path, recipes: dict[str, dict[str, Any]]) -> list[export.Netw
     return networks
 
 
-def _recipe(config: training.TrainConfig) -> dict[str, Any]:
-    default = training.TrainConfig()
-    return {
+def _described(recipe: training.Recipe) -> dict[str, Any]:
+    teacher = recipe.adversary
+    words = {
         "data": "cifar10_jpeg",
-        # What is no default: a setting that comes with a later release changes no recipe.
-        "training": {
-            name: value
-            for name, value in dataclasses.asdict(config).items()
-            if name == "num_epochs" or value != getattr(default, name)
-        },
-        "augment": {"flip": _AUGMENT.flip, "translate": _AUGMENT.translate},
+        "training": training.describe(dataclasses.replace(recipe, adversary=None)),
         "num_images": NUM_IMAGES,
         "image_seed": _SEED,
     }
+    return words if teacher is None else words | {"attack": attacks.to_dict(teacher)}
 
 
 def _unpacked(source: Path, folder: Path) -> Path:
@@ -150,19 +153,19 @@ def _train(folder: Path, dataset: data.Dataset, recipes: dict[str, dict[str, Any
     network = models.create("resnet_small", widths=WIDTHS)
     order = np.random.default_rng(_SEED).permutation(len(dataset.train))
     variables = None
-    for name, config, teacher, used in (
-        ("cifar_standard", _STANDARD, None, slice(None)),
-        ("cifar_robust", _ROBUST, _TEACHER, np.sort(order[:_NUM_ROBUST])),
+    for name, recipe, used in (
+        ("cifar_standard", _STANDARD, slice(None)),
+        ("cifar_robust", _ROBUST, np.sort(order[:_NUM_ROBUST])),
     ):
         fitted = training.fit(
             network,
-            (dataset.train.images[used], dataset.train.labels[used]),
-            config,
+            training.Data(
+                (dataset.train.images[used], dataset.train.labels[used]),
+                mean=dataset.mean,
+                std=dataset.std,
+            ),
+            recipe,
             run_dir=folder / f"train_{name}",
-            mean=dataset.mean,
-            std=dataset.std,
-            augment=_AUGMENT,
-            attack=teacher,
             # The robust one goes on from the standard one: it learns faster than from nothing.
             variables=variables,
         )

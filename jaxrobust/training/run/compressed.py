@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import compilation, files
-from jaxrobust.attacks import conversation
-from jaxrobust.training import adversaries, programs, sharing, statistics
-from jaxrobust.training.compression import Compression, compressed_kernels, kept_at
-from jaxrobust.training.data import Examples
-from jaxrobust.training.programs import Constants, Plan, Programs
-from jaxrobust.training.state import TrainState, as_variables
-from jaxrobust.training.step import network_gradients
+from jaxrobust.training.compression.method import Compression, compressed_kernels, kept_at
+from jaxrobust.training.run import batch_statistics, compiled, devices
+from jaxrobust.training.run.compiled import Programs, Stages
+from jaxrobust.training.run.plan import Given, Plan
+from jaxrobust.training.step.network import as_variables
+from jaxrobust.training.step.state import TrainState
+from jaxrobust.training.step.train_step import network_gradients
 from jaxrobust.types import Array, Masks, PyTree, as_key
 
 FINAL = "final.json"
@@ -28,46 +28,34 @@ _MAX_BATCHES = 50
 
 
 def with_compression(
-    compiled: Programs,
-    compression: Compression,
-    plan: Plan,
-    constants: Constants,
-    attack: Any,
-    train: Examples,
-    step_key: Array,
+    programs: Programs, compression: Compression, plan: Plan, stages: Stages
 ) -> Programs:
     """The programs of a run with the updates of a compression.
 
     The budget is an argument of the program, so that another one in the next epoch compiles nothing.
 
     Args:
-      compiled: Those of the run.
-      compression: The method.
+      programs: Those of the run.
+      compression: The method, with its budgets.
       plan: What they are compiled for.
-      constants: Of the run.
-      attack: As `fit` was given it.
-      train: The training set.
-      step_key: As `compile_programs` was given it.
+      stages: What the steps are given.
     """
-    replicate, per_epoch = compiled.replicate, plan.steps_per_epoch
-    constants, train = replicate((constants, train))
+    replicate, per_epoch = programs.replicate, programs.steps_per_epoch
+    first = stages.at(0)
     # Not one of the keys of the steps, and neither of what is random in the initial network.
-    key = replicate(jax.random.fold_in(step_key, np.uint32(2**32 - 1)))
-    stages = [
-        (first, replicate(conversation.as_arrays(one)))
-        for first, one in adversaries.stages_of(attack)
-    ]
+    key = replicate(jax.random.fold_in(first.key, np.uint32(2**32 - 1)))
 
     def update(state: TrainState, order: Array, epoch: int, step: int) -> TrainState:
-        now = next(one for first, one in reversed(stages) if first <= epoch + 1)
         kept = replicate(np.float32(kept_at(compression, step // per_epoch)))
-        gradient_of = (now, order, train) if compression.needs_gradients else None
-        return _update(state, kept, gradient_of, key, constants, plan=plan)
+        gradient_of = None
+        if compression.needs_gradients:
+            gradient_of = order, stages.at(epoch)._replace(key=key, masks=None)
+        return _update(state, kept, gradient_of, plan=plan)
 
     def finish(state: TrainState, epoch: int) -> PyTree:
-        return finished(state, kept_at(compression, epoch), plan, constants, train)[0]
+        return finished(state, kept_at(compression, epoch), plan, first.bare)[0]
 
-    return compiled._replace(
+    return programs._replace(
         update=update,
         steps_per_update=compression.every or per_epoch,
         kept=functools.partial(kept_at, compression),
@@ -79,8 +67,7 @@ def finished(
     state: TrainState,
     kept: float,
     plan: Plan,
-    constants: Constants,
-    train: Examples,
+    given: Given,
     *,
     exact: bool = False,
     anew: bool = True,
@@ -91,8 +78,7 @@ def finished(
       state: On the devices of the plan.
       kept: The budget.
       plan: Of the run.
-      constants: Of the run, like all arrays on these devices.
-      train: The training set, whose clean images BatchNorm's statistics are of.
+      given: Bare, with the training set, whose clean images BatchNorm's statistics are of.
       exact: Whether the number of weights that stay is exact in kernels of more than four million
         weights too; then every other budget is another program.
       anew: Whether statistics are estimated anew.
@@ -100,7 +86,7 @@ def finished(
     Returns:
       (variables, masks).
     """
-    replicate = sharing.replicated(plan.num_devices)
+    replicate = devices.replicated(plan.num_devices)
     budget = replicate(np.float32(kept))
     evaluated = state.evaluated
     params, masks = _projected(
@@ -111,11 +97,12 @@ def finished(
         order = replicate(np.random.default_rng(0).permutation(plan.num_examples).astype(np.int32))
 
         def add(variables: PyTree, total: PyTree, index: int) -> PyTree:
-            number = replicate(np.int32(index))
-            return _statistics(variables, total, number, order, train, constants, plan=plan)
+            return _statistics(
+                variables, total, replicate(np.int32(index)), order, given, plan=plan
+            )
 
         count = min(_MAX_BATCHES, plan.steps_per_epoch)
-        variables = statistics.averaged(variables, add, count)
+        variables = batch_statistics.averaged(variables, add, count)
     return variables, masks
 
 
@@ -125,29 +112,28 @@ def results(
     best_state: TrainState,
     kept: float,
     plan: Plan,
-    constants: Constants,
-    train: Examples,
+    given: Given,
     compile_evaluation: Callable[[], Callable[[PyTree], Any] | None],
 ) -> dict[str, Any]:
     """The compressed networks of a finished run and their masks; what the last one lost on the way.
 
     Computed from the state alone, so the same however often the run was stopped. The figures are kept.
     """
-    variables, masks = finished(state, kept, plan, constants, train, exact=True)
+    variables, masks = finished(state, kept, plan, given, exact=True)
     best_variables, best_masks = variables, masks
     if best_state is not state:
-        best_variables, best_masks = finished(best_state, kept, plan, constants, train, exact=True)
-    if sharing.in_any_process(not (directory / FINAL).is_file()):
+        best_variables, best_masks = finished(best_state, kept, plan, given, exact=True)
+    if devices.in_any_process(not (directory / FINAL).is_file()):
         exclude = getattr(plan.compression, "exclude", None)
         figures: dict[str, Any] = dict(_kept_weights(masks, exclude))
         evaluate = compile_evaluation()
         if evaluate is not None:
-            projected, _ = finished(state, kept, plan, constants, train, exact=True, anew=False)
+            projected, _ = finished(state, kept, plan, given, exact=True, anew=False)
             before = effective(state, plan=plan)
             for name, one in (("before", before), ("projected", projected), ("after", variables)):
                 sums = jax.device_get(evaluate(one))
                 figures[f"accuracy_{name}"] = int(sums["correct"]) / int(sums["count"])
-        if sharing.is_first_process():
+        if devices.is_first_process():
             files.write_json(directory / FINAL, figures)
     else:
         figures = json.loads((directory / FINAL).read_text(encoding="utf-8"))
@@ -169,32 +155,28 @@ def _kept_weights(masks: Masks, exclude: tuple[str, ...] | None) -> dict[str, in
 
 @functools.partial(compilation.jit, static_argnames="plan", donate_argnums=0)
 def _update(
-    state: TrainState,
-    kept: Array,
-    gradient_of: tuple[Any, Array, Examples] | None,
-    key: Array,
-    constants: Constants,
-    *,
-    plan: Plan,
+    state: TrainState, kept: Array, gradient_of: tuple[Array, Given] | None, *, plan: Plan
 ) -> TrainState:
     compression: Any = plan.compression
     gradients = None
     if gradient_of is not None:
-        attack, order, examples = gradient_of
+        order, given = gradient_of
         # The batch of the step before: the next one may be of an epoch whose order is not known yet.
         last = state.step - 1
         gradients = network_gradients(
-            state,
-            programs.batch_of(last, order, examples, plan),
-            jax.random.fold_in(key, state.step),
-            **programs.objective_arguments(last, constants, attack, plan),
+            dataclasses.replace(state, step=last),
+            compiled.batch_of(last, order, given.examples, plan),
+            jax.random.fold_in(given.key, state.step),
+            network=plan.network(given),
+            recipe=plan.recipe(given),
+            steps_per_epoch=plan.steps_per_epoch,
         )
-    progress = state.step / (plan.config.num_epochs * plan.steps_per_epoch)
+    progress = state.step / (plan.num_epochs * plan.steps_per_epoch)
     params, memory = compression.update(
         state.params, state.compression, gradients, kept, progress.astype(jnp.float32)
     )
     state = dataclasses.replace(state, params=params, compression=memory)
-    return sharing.constrained(state, plan.num_devices, sharing.WHOLE)
+    return devices.constrained(state, plan.num_devices, devices.WHOLE)
 
 
 @functools.partial(compilation.jit, static_argnames=("plan", "exact"))
@@ -203,7 +185,7 @@ def _projected(
 ) -> tuple[PyTree, Masks]:
     compression: Any = plan.compression
     done = compression.finish(params, memory, kept if exact is None else exact)
-    return sharing.constrained(done, plan.num_devices, sharing.WHOLE)
+    return devices.constrained(done, plan.num_devices, devices.WHOLE)
 
 
 @functools.partial(compilation.jit, static_argnames="plan")
@@ -213,28 +195,21 @@ def effective(state: TrainState, *, plan: Plan) -> PyTree:
     evaluated = state.evaluated
     params = compression.effective(evaluated["params"], state.compression)
     variables = as_variables(params, evaluated.get("batch_stats", {}))
-    return sharing.constrained(variables, plan.num_devices, sharing.WHOLE)
+    return devices.constrained(variables, plan.num_devices, devices.WHOLE)
 
 
 @functools.partial(compilation.jit, static_argnames="plan")
 def _statistics(
-    variables: PyTree,
-    total: PyTree,
-    index: Array,
-    order: Array,
-    examples: Examples,
-    constants: Constants,
-    *,
-    plan: Plan,
+    variables: PyTree, total: PyTree, index: Array, order: Array, given: Given, *, plan: Plan
 ) -> PyTree:
-    images, _ = programs.batch_of(index, order, examples, plan)
-    found = statistics.batch_statistics(
+    images, _ = compiled.batch_of(index, order, given.examples, plan)
+    found = batch_statistics.of_batch(
         plan.model.value.apply,
         variables,
         images,
-        constants.mean,
-        constants.std,
+        given.mean,
+        given.std,
         jax.random.fold_in(as_key(jax.random.key(0)), index),
     )
     found = jax.tree.map(jnp.add, total, found)
-    return sharing.constrained(found, plan.num_devices, sharing.WHOLE)
+    return devices.constrained(found, plan.num_devices, devices.WHOLE)

@@ -11,7 +11,7 @@ from jaxrobust.pruning import apply_masks, keep_all
 from jaxrobust.pruning.constraints import number_kept
 from jaxrobust.pruning.magnitude import keep_largest
 from jaxrobust.pruning.masks import with_leaves
-from jaxrobust.training.compression import check_settings, compressed_kernels
+from jaxrobust.training.compression.method import check_settings, compressed_kernels
 from jaxrobust.types import Array, Masks, PyTree
 
 

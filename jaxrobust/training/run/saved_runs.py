@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxrobust import checks
-from jaxrobust.training.checkpoint import load_leaves
-from jaxrobust.training.config import TrainConfig
-from jaxrobust.training.history import best_epoch
+from jaxrobust.training.run.checkpoints import load_leaves
+from jaxrobust.training.run.decisions import best_epoch
 from jaxrobust.types import PyTree
 
 
@@ -41,7 +40,8 @@ def load_run(
             f"{folder} holds no run of jaxrobust.training.fit with a checkpoint."
         )
     settings = json.loads(settings_path.read_text(encoding="utf-8"))
-    if settings.get("compression") is not None:
+    compression = settings.get("recipe", settings).get("compression")
+    if compression is not None:
         raise ValueError(
             f"{folder} holds a run with a compression, whose network `fit` makes of its checkpoints: "
             "call it again with the same arguments, it returns at once."
@@ -49,10 +49,9 @@ def load_run(
     leaves, metadata = load_leaves(folder / "checkpoints" / str(steps[-1]))
     if weights == "best":
         history = metadata["history"]
-        # A run of an earlier release lacks the fields that it did not know.
-        fields = TrainConfig.__dataclass_fields__.keys() & settings["config"].keys()
-        known = {field: settings["config"][field] for field in fields}
-        best = best_epoch(TrainConfig(**known), history)
+        # "config" is that of runs of earlier releases.
+        known = settings["recipe"]["validation"] if "recipe" in settings else settings["config"]
+        best = best_epoch(known.get("monitor", "validation_loss"), history)
         if best is None:
             raise ValueError(f"`weights` must be 'last' for a run without validation: {folder}.")
         if history[best - 1]["step"] != steps[-1]:

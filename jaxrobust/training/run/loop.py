@@ -15,16 +15,15 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import numpy as np
 
-from jaxrobust.training import history as decisions
-from jaxrobust.training import sharing
-from jaxrobust.training.checkpoint import RunCheckpoints
-from jaxrobust.training.config import TrainConfig
-from jaxrobust.training.history import Row
-from jaxrobust.training.interrupt import Interrupt
-from jaxrobust.training.logs import Display, RunLog
-from jaxrobust.training.programs import Programs, zero_totals
-from jaxrobust.training.state import TrainState
-from jaxrobust.training.step import Metrics
+from jaxrobust.training.run import decisions, devices
+from jaxrobust.training.run.checkpoints import RunCheckpoints
+from jaxrobust.training.run.compiled import Programs, zero_totals
+from jaxrobust.training.run.decisions import Row
+from jaxrobust.training.run.interrupt import Interrupt
+from jaxrobust.training.run.logs import Display, RunLog
+from jaxrobust.training.step.adversaries import Metrics
+from jaxrobust.training.step.recipe import Recipe
+from jaxrobust.training.step.state import TrainState
 
 
 class Position(NamedTuple):
@@ -41,6 +40,24 @@ class Position(NamedTuple):
     history: tuple[Row, ...]
 
 
+class Desk(NamedTuple):
+    """What the loop writes to, shows on and listens to.
+
+    Attributes:
+      checkpoints: Where to save.
+      checkpoint_every: Epochs between checkpoints, besides the best and the last.
+      log: What is written.
+      display: What is shown.
+      interrupt: Looked at between the calls, with several processes between the epochs.
+    """
+
+    checkpoints: RunCheckpoints
+    checkpoint_every: int
+    log: RunLog
+    display: Display
+    interrupt: Interrupt
+
+
 def restore(checkpoints: RunCheckpoints, template: TrainState) -> Position | None:
     """The position of the latest checkpoint, None if there is none; `template` gives the shapes."""
     step = checkpoints.latest_step
@@ -53,19 +70,7 @@ def restore_step(checkpoints: RunCheckpoints, template: TrainState, step: int) -
     return Position(state, totals, tuple(checkpoints.metadata(step)["history"]))
 
 
-def train(
-    position: Position,
-    config: TrainConfig,
-    programs: Programs,
-    checkpoints: RunCheckpoints,
-    log: RunLog,
-    display: Display,
-    interrupt: Interrupt,
-    *,
-    steps_per_epoch: int,
-    checkpoint_every: int,
-    is_attacked: bool,
-) -> Position:
+def train(position: Position, recipe: Recipe, programs: Programs, desk: Desk) -> Position:
     """Trains until the run is finished.
 
     The checkpoint is saved before the log's row is written. Killed in between, the run finds its
@@ -73,15 +78,9 @@ def train(
 
     Args:
       position: Where to start.
-      config: The settings.
+      recipe: How to train.
       programs: The compiled step and its company.
-      checkpoints: Where to save.
-      log: What is written.
-      display: What is shown.
-      interrupt: Looked at between the calls, with several processes between the epochs.
-      steps_per_epoch: At least 1.
-      checkpoint_every: Epochs between checkpoints, besides the best and the last.
-      is_attacked: Whether training and validation images are, so that catastrophic overfitting shows.
+      desk: Where to save, to write, to show, and whether to stop.
 
     Returns:
       The position at the end.
@@ -90,43 +89,37 @@ def train(
       FloatingPointError: A figure of an epoch is not finite.
       KeyboardInterrupt: On request, after saving.
     """
+    checkpoints, interrupt = desk.checkpoints, desk.interrupt
+    monitor, steps_per_epoch = recipe.validation.monitor, programs.steps_per_epoch
     state, totals, history = position
-    while not decisions.is_finished(config, history):
+    while not decisions.is_finished(recipe, history):
         epoch = len(history) + 1
         started = time.perf_counter()
-        state, totals = _train_epoch(
-            state, totals, config, history, programs, display, interrupt, steps_per_epoch
-        )
+        state, totals = _train_epoch(Position(state, totals, history), recipe, programs, desk)
         if interrupt.requested and int(state.step) < epoch * steps_per_epoch:
-            _save(checkpoints, config, Position(state, totals, history))
+            _save(checkpoints, monitor, Position(state, totals, history))
             _stop(checkpoints, epoch, int(state.step) % steps_per_epoch)
         row: Row = {"epoch": epoch, "step": epoch * steps_per_epoch}
-        row |= _training_figures(jax.device_get(totals), steps_per_epoch, config.batch_size)
+        row |= _training_figures(jax.device_get(totals), steps_per_epoch, recipe.batch_size)
         if programs.kept is not None:
-            row |= _compression_figures(state, programs.kept, epoch, config)
+            row |= _compression_figures(state, programs.kept, epoch, recipe.num_epochs)
         trained = time.perf_counter()
-        if programs.evaluate is not None:
-            variables = state.evaluated
-            if programs.finish is not None:
-                variables = programs.finish(state, epoch - 1)
-            sums = jax.device_get(programs.evaluate(variables))
-            row["validation_loss"] = float(sums["loss"]) / int(sums["count"])
-            row["validation_accuracy"] = int(sums["correct"]) / int(sums["count"])
-        _check_finite(row, config, checkpoints)
+        row |= _validation_figures(state, programs, epoch)
+        _check_finite(row, checkpoints)
         validated = time.perf_counter()
         # One that comes later is answered by the next epoch.
-        requested = interrupt.requested = sharing.in_any_process(interrupt.requested)
+        requested = interrupt.requested = devices.in_any_process(interrupt.requested)
 
         history, totals = (*history, row), programs.replicate(zero_totals())
         if (
-            epoch % checkpoint_every == 0
-            or decisions.best_epoch(config, history) == epoch
-            or decisions.is_finished(config, history)
+            epoch % desk.checkpoint_every == 0
+            or decisions.best_epoch(monitor, history) == epoch
+            or decisions.is_finished(recipe, history)
             or requested
         ):
-            _save(checkpoints, config, Position(state, totals, history))
+            _save(checkpoints, monitor, Position(state, totals, history))
         saved = time.perf_counter()
-        log.write(
+        desk.log.write(
             row,
             {
                 "epoch": epoch,
@@ -135,44 +128,45 @@ def train(
                 "checkpoint_seconds": saved - validated,
             },
         )
-        display.end_epoch(row, saved - started)
-        if is_attacked and decisions.catastrophic_overfitting(history) == epoch:
-            display.say(
-                f"Catastrophic overfitting in epoch {epoch}: accuracy under the validation attack fell "
-                f"to {100 * row['validation_accuracy']:.1f} %, that in training did not. The best "
-                "epoch is kept (`best_variables`); a wider noise (NFGSM) or more steps avoid it."
-            )
-        if requested and not decisions.is_finished(config, history):
+        desk.display.end_epoch(row, saved - started)
+        if is_attacked(recipe) and decisions.catastrophic_overfitting(history) == epoch:
+            desk.display.say(_overfitting_words(row))
+        if requested and not decisions.is_finished(recipe, history):
             _stop(checkpoints, epoch + 1, 0)
-    interrupt.requested = sharing.in_any_process(interrupt.requested)
+    interrupt.requested = devices.in_any_process(interrupt.requested)
     return Position(state, totals, history)
 
 
+def is_attacked(recipe: Recipe) -> bool:
+    """Whether training and validation images are, so that catastrophic overfitting shows.
+
+    Under a compression the network that is validated is not the one that is trained: that their
+    figures part says nothing.
+    """
+    attacked = recipe.adversary is not None and recipe.validation.attack is not None
+    return attacked and recipe.compression is None
+
+
 def _train_epoch(
-    state: TrainState,
-    totals: Metrics,
-    config: TrainConfig,
-    history: tuple[Row, ...],
-    programs: Programs,
-    display: Display,
-    interrupt: Interrupt,
-    steps_per_epoch: int,
+    position: Position, recipe: Recipe, programs: Programs, desk: Desk
 ) -> tuple[TrainState, Metrics]:
     """The rest of an epoch, or as much of it as Ctrl-C leaves."""
-    scale = programs.replicate(np.float32(decisions.learning_rate_scale(config, history)))
+    state, totals, history = position
+    steps_per_epoch = programs.steps_per_epoch
+    scale = programs.replicate(np.float32(decisions.learning_rate_scale(recipe, history)))
     state = dataclasses.replace(state, learning_rate_scale=scale)
     order = programs.order(len(history))
     done = int(state.step) - len(history) * steps_per_epoch
-    display.start_epoch(len(history) + 1, done)
+    desk.display.start_epoch(len(history) + 1, done)
     # A process that stopped by itself would leave the others waiting for it.
     alone = jax.process_count() == 1
-    while done < steps_per_epoch and not (alone and interrupt.requested):
+    while done < steps_per_epoch and not (alone and desk.interrupt.requested):
         count = min(programs.steps_per_call, steps_per_epoch - done)
         step = len(history) * steps_per_epoch + done
         if programs.update is not None:
             count = min(count, programs.steps_per_update - step % programs.steps_per_update)
         state, totals = programs.train_batches(state, totals, order, len(history), count)
-        display.advance(count)
+        desk.display.advance(count)
         done, step = done + count, step + count
         # Before anything is saved: what goes on from there need not know whether it was made.
         if programs.update is not None and step % programs.steps_per_update == 0:
@@ -181,13 +175,13 @@ def _train_epoch(
 
 
 def _compression_figures(
-    state: TrainState, kept: Callable[[int], float], epoch: int, config: TrainConfig
+    state: TrainState, kept: Callable[[int], float], epoch: int, num_epochs: int
 ) -> Row:
     """The budget of the epoch, whether it is the last one, and the method's figures."""
     memory: Any = state.compression
     figures = jax.device_get(memory.figures)
     rounded = {name: float(str(np.float32(value))) for name, value in figures.items()}
-    final = kept(epoch - 1) == kept(config.num_epochs)
+    final = kept(epoch - 1) == kept(num_epochs)
     return {"kept": kept(epoch - 1), "kept_is_final": final, **rounded}
 
 
@@ -201,7 +195,28 @@ def _training_figures(totals: Metrics, num_steps: int, batch_size: int) -> Row:
     }
 
 
-def _check_finite(row: Row, config: TrainConfig, checkpoints: RunCheckpoints) -> None:
+def _validation_figures(state: TrainState, programs: Programs, epoch: int) -> Row:
+    if programs.evaluate is None:
+        return {}
+    variables = state.evaluated
+    if programs.finish is not None:
+        variables = programs.finish(state, epoch - 1)
+    sums = jax.device_get(programs.evaluate(variables))
+    return {
+        "validation_loss": float(sums["loss"]) / int(sums["count"]),
+        "validation_accuracy": int(sums["correct"]) / int(sums["count"]),
+    }
+
+
+def _overfitting_words(row: Row) -> str:
+    return (
+        f"Catastrophic overfitting in epoch {row['epoch']}: accuracy under the validation attack fell "
+        f"to {100 * row['validation_accuracy']:.1f} %, that in training did not. The best epoch is "
+        "kept (`best_variables`); a wider noise (NFGSM) or more steps avoid it."
+    )
+
+
+def _check_finite(row: Row, checkpoints: RunCheckpoints) -> None:
     broken = [f"{name} is {value}" for name, value in row.items() if not math.isfinite(value)]
     if not broken:
         return
@@ -210,15 +225,15 @@ def _check_finite(row: Row, config: TrainConfig, checkpoints: RunCheckpoints) ->
         kept = f"the checkpoints in {checkpoints.directory} are from before it"
     raise FloatingPointError(
         f"Training diverged in epoch {row['epoch']}: {', '.join(broken)}; {kept}. Try a lower "
-        f"`learning_rate` (it was {row['learning_rate']:g}), `gradient_clip=1.0` or "
-        "`warmup_epochs`, and check `mean` and `std`."
+        f"`learning_rate` (it was {row['learning_rate']:g}), the optimizer's `gradient_clip=1.0` or "
+        "the schedule's `warmup_epochs`, and check `mean` and `std`."
     )
 
 
-def _save(checkpoints: RunCheckpoints, config: TrainConfig, position: Position) -> None:
+def _save(checkpoints: RunCheckpoints, monitor: str, position: Position) -> None:
     """Saves a position; it may count as the best only if it is the end of an epoch."""
     state, totals, history = position
-    scores = decisions.scores(config, history)
+    scores = decisions.scores(monitor, history)
     between_epochs = bool(history) and history[-1]["step"] == int(state.step)
     checkpoints.save(
         int(state.step),

@@ -8,7 +8,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from jaxrobust.training.config import TrainConfig
+from jaxrobust.training.step.learning_rates import Plateau
+from jaxrobust.training.step.recipe import Recipe
 
 # Of PyTorch's ReduceLROnPlateau: an improvement is a tenth of a per mille of the best value.
 PLATEAU_THRESHOLD = 1e-4
@@ -16,28 +17,28 @@ PLATEAU_THRESHOLD = 1e-4
 Row = dict[str, Any]
 
 
-def scores(config: TrainConfig, history: Sequence[Row]) -> list[float]:
+def scores(monitor: str, history: Sequence[Row]) -> list[float]:
     """The monitored figure of every epoch, turned so that lower is better; [] if there is none.
 
     Infinite for an epoch of a compression whose budget has not reached its last value: what is larger
     than the network that was asked for cannot be the best one.
     """
-    sign = -1.0 if config.monitor == "validation_accuracy" else 1.0
+    sign = -1.0 if monitor == "validation_accuracy" else 1.0
     return [
-        sign * row[config.monitor] if row.get("kept_is_final", True) else math.inf
+        sign * row[monitor] if row.get("kept_is_final", True) else math.inf
         for row in history
-        if config.monitor in row
+        if monitor in row
     ]
 
 
-def best_epoch(config: TrainConfig, history: Sequence[Row]) -> int | None:
+def best_epoch(monitor: str, history: Sequence[Row]) -> int | None:
     """The first epoch (counted from 1) that no other one beats; None if none can be said to.
 
     Example:
-      >>> best_epoch(TrainConfig(), [{"validation_loss": loss} for loss in (2.0, 1.0, 1.0)])
+      >>> best_epoch("validation_loss", [{"validation_loss": loss} for loss in (2.0, 1.0, 1.0)])
       2
     """
-    values = scores(config, history)
+    values = scores(monitor, history)
     if not values or min(values) == math.inf:
         return None
     return 1 + values.index(min(values))
@@ -111,24 +112,28 @@ def plateau_scale(values: Sequence[float], factor: float, patience: int) -> floa
     return scale
 
 
-def learning_rate_scale(config: TrainConfig, history: Sequence[Row]) -> float:
-    """What the next epoch's learning rate is multiplied by: 1 unless the schedule is "plateau"."""
-    if config.schedule != "plateau":
+def learning_rate_scale(recipe: Recipe, history: Sequence[Row]) -> float:
+    """What the next epoch's learning rate is multiplied by: 1 unless the schedule is a `Plateau`."""
+    schedule = recipe.schedule
+    if not isinstance(schedule, Plateau):
         return 1.0
-    return plateau_scale(scores(config, history), config.plateau_factor, config.plateau_patience)
+    values = scores(recipe.validation.monitor, history)
+    return plateau_scale(values, schedule.factor, schedule.patience)
 
 
-def is_finished(config: TrainConfig, history: Sequence[Row]) -> bool:
+def is_finished(recipe: Recipe, history: Sequence[Row]) -> bool:
     """Whether all epochs are done or early stopping ends the run.
 
     Example:
-      >>> config = TrainConfig(early_stopping_patience=2)
-      >>> [is_finished(config, [{"validation_loss": x} for x in xs]) for xs in ([1, 2], [1, 2, 2])]
+      >>> from jaxrobust.training.step.recipe import Validation
+      >>> recipe = Recipe(validation=Validation(early_stopping_patience=2))
+      >>> [is_finished(recipe, [{"validation_loss": x} for x in xs]) for xs in ([1, 2], [1, 2, 2])]
       [False, True]
     """
-    if len(history) >= config.num_epochs:
+    if len(history) >= recipe.num_epochs:
         return True
-    best = best_epoch(config, history)
-    if config.early_stopping_patience is None or best is None:
+    patience = recipe.validation.early_stopping_patience
+    best = best_epoch(recipe.validation.monitor, history)
+    if patience is None or best is None:
         return False
-    return len(history) - best >= config.early_stopping_patience
+    return len(history) - best >= patience

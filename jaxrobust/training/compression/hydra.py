@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxrobust.pruning import Constraint, Irregular, apply_masks, kernel_paths
 from jaxrobust.pruning.masks import named_leaves, with_leaves
-from jaxrobust.training.compression import check_settings, compressed_kernels, prefixes
+from jaxrobust.training.compression.method import check_settings, compressed_kernels, prefixes
 from jaxrobust.types import Array, Masks, PyTree
 
 

@@ -15,11 +15,12 @@ from typing import Any
 
 from jaxrobust import checks
 from jaxrobust.pruning import cubic_schedule
-from jaxrobust.training.adversaries import AttackSchedule
+from jaxrobust.training.step.attack_schedule import AttackSchedule
 from jaxrobust.types import Attack
 
 # Of a single step, in epsilons: longer ones, at the corners of the ball, are what networks overfit to.
 LONGEST_STEP = 1.25
+RELATIVE_STEP = 2.5  # of several, in epsilons over their number
 
 
 def check_sequences(epsilons: Sequence[Any], steps: Sequence[int], kept: Sequence[float]) -> None:
@@ -62,19 +63,20 @@ def source_sequences(
     *,
     num_radii: int = 3,
     first_steps: int = 1,
-    first_kept: float = 1.0,
     settle: float = 0.2,
-    relative_step: float = 2.5,
     separate: bool = True,
 ) -> tuple[AttackSchedule, tuple[float, ...]]:
     """The sequences of the source's algorithm: radius, attack steps, and weights that stay.
 
     The radius rises in `num_radii` equal steps, one every T / num_radii epochs. Within each of
     these parts the number of steps rises from `first_steps` to the attack's own. The budget falls
-    cubically and rests at `kept` for the last epochs. So that no two of them change in the same
-    epoch, within each part the first epoch has the new radius, the second the number of steps
+    cubically from 1 and rests at `kept` for the last epochs. So that no two of them change in the
+    same epoch, within each part the first epoch has the new radius, the second the number of steps
     reset, and then budget and steps take turns. The source resets the steps along with the radius
     and raises them in every epoch, in which the budget cannot but fall too: `separate=False`.
+
+    A step of the attack is 2.5 epsilon over their number, but no longer than 1.25 epsilon, that of
+    FGSM-RS.
 
     Args:
       num_epochs: T, at least three for each radius and enough for the budget to fall in.
@@ -82,10 +84,7 @@ def source_sequences(
       kept: The last budget, in (0, 1].
       num_radii: At least 1.
       first_steps: At least 1, at most the attack's.
-      first_kept: Of the first epoch, at least `kept`.
       settle: The share of the epochs, at the end, in which the budget rests, in [0, 1).
-      relative_step: Each step of the attack is this many epsilon / steps, above 0, but no longer than
-        1.25 epsilon, that of FGSM-RS: of one step, 2.5 epsilon are too many.
       separate: Whether only one of them changes in an epoch.
 
     Returns:
@@ -108,11 +107,7 @@ def source_sequences(
     checks.integer("num_epochs", num_epochs, minimum=3 * num_radii)
     checks.integer("first_steps", first_steps, minimum=1)
     checks.number("kept", kept, above=0.0, maximum=1.0)
-    checks.number("first_kept", first_kept, minimum=kept, maximum=1.0)
-    checks.number("relative_step", relative_step, above=0.0)
-    checks.number("settle", settle, minimum=0.0, maximum=1.0)
-    if settle == 1:
-        raise ValueError(f"`settle` must be in [0, 1), got {settle!r}.")
+    checks.fraction("settle", settle)
     for name in ("epsilon", "step_size", "num_steps"):
         if not hasattr(attack, name):
             raise TypeError(f"`attack` must have `{name}`, got {type(attack).__name__}.")
@@ -140,21 +135,19 @@ def source_sequences(
             # The new radius meets the number of steps that the old one ended with.
             held = separate and part > 0 and epoch == start
             steps.append(steps[-1] if held else raised)
-    if not falls and first_kept > kept:
+    if not falls and kept < 1:
         raise ValueError(
             f"`num_epochs` = {num_epochs} leaves no epoch in which the budget alone may fall."
         )
-    sparsities = cubic_schedule(1 - kept, len(falls), 1 - first_kept) if falls else ()
+    sparsities = cubic_schedule(1 - kept, len(falls)) if falls else ()
     budgets = []
     for epoch in range(num_epochs):
         done = sum(fall <= epoch for fall in falls)
-        budgets.append(
-            kept if done == len(falls) else 1 - sparsities[done - 1] if done else first_kept
-        )
+        budgets.append(kept if done == len(falls) else 1 - sparsities[done - 1] if done else 1.0)
     stages: list[tuple[int, Any]] = []
     for epoch, (part, count) in enumerate(zip(parts, steps, strict=True), start=1):
         epsilon = attack.epsilon * (part + 1) / num_radii  # type: ignore[attr-defined]
-        step_size = epsilon * min(relative_step / count, LONGEST_STEP)
+        step_size = epsilon * min(RELATIVE_STEP / count, LONGEST_STEP)
         changed = {"epsilon": epsilon, "step_size": step_size}
         one = dataclasses.replace(attack, num_steps=count, **changed)  # type: ignore[type-var]
         if not stages or (part, count) != (parts[epoch - 2], steps[epoch - 2]):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import checks, compilation, programs
-from jaxrobust.training.step import to_unit_range
+from jaxrobust.training.step.train_step import to_unit_range
 from jaxrobust.types import Array, PyTree, as_key
 
 
@@ -92,7 +92,7 @@ def averaged(
     return dict(variables) | {"batch_stats": means}
 
 
-def batch_statistics(
+def of_batch(
     apply_fn: Callable[..., Any],
     variables: PyTree,
     images: Array,
@@ -150,5 +150,5 @@ def _measured(
     key: Array,
     index: int,
 ) -> PyTree:
-    found = batch_statistics(apply_fn, variables, images, mean, std, jax.random.fold_in(key, index))
+    found = of_batch(apply_fn, variables, images, mean, std, jax.random.fold_in(key, index))
     return jax.tree.map(jnp.add, total, found)

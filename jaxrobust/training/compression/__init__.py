@@ -1,0 +1,1 @@
+"""Methods that compress a network while it is trained."""

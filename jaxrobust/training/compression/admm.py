@@ -1,0 +1,139 @@
+"""ADMM: weights tied to a copy of them that lies in a set of compressed networks."""
+
+import dataclasses
+from typing import ClassVar, NamedTuple
+
+from jaxrobust import checks
+from jaxrobust.pruning import Constraint, Irregular, admm, apply_masks
+from jaxrobust.pruning.masks import with_leaves
+from jaxrobust.training.compression.method import check_settings, compressed_kernels, prefixes
+from jaxrobust.types import Array, Masks, PyTree
+
+
+class ADMMMemory(NamedTuple):
+    """Of `ADMM`: the kernels' copies and duals, in the order of `pruning.kernel_paths`."""
+
+    multipliers: admm.Multipliers
+    figures: dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class ADMM:
+    """Weights tied to a copy of them that lies in a set of compressed networks.
+
+    The penalty <u, theta - theta'> + rho / 2 ||theta - theta'||^2 is part of the loss in every
+    step; u and theta' are updated after each epoch, or every so many steps. In the log: `residual`,
+    the length of theta - theta' relative to theta's before the update; `dual_norm`, the length of
+    u; `rho`.
+
+    Attributes:
+      constraint: The set.
+      kept: As `Compression`; a budget that falls from epoch to epoch ties the weights ever closer.
+      rho: The penalty parameter at the start, above 0.
+      rho_growth: What every update multiplies rho by, at least 1; Ye et al.: 1.3.
+      largest_rho: It grows no further; None: without end.
+      rescale: Whether the scaled dual is rescaled when rho grows (`pruning.admm.updated`).
+      every: Steps between updates; None: one after each epoch. The source's algorithm has 1.
+      exclude: Path prefixes of kernels that stay whole and are not tied. None: "stem" and "head", where
+        there are such.
+      guard: As `Compression`.
+
+    Raises:
+      TypeError, ValueError: A setting of the wrong type or out of range.
+
+    References:
+      Zhang et al., "A Systematic DNN Weight Pruning Framework using Alternating Direction Method of
+      Multipliers", ECCV 2018, equations 5 to 9, https://arxiv.org/abs/1804.03294
+      Marshall, "Robust Convolutional Neural Networks with Resource Constraints", master's thesis,
+      Université Grenoble Alpes, equations 6 to 9 and algorithm 1
+      Ye et al., "Adversarial Robustness vs. Model Compression, or Both?", ICCV 2019, algorithm 1,
+      https://arxiv.org/abs/1903.12561
+    """
+
+    constraint: Constraint = Irregular()  # noqa: RUF009 (it cannot be changed)
+    kept: float | tuple[float, ...] = 0.1
+    rho: float = 1e-3
+    rho_growth: float = 1.0
+    largest_rho: float | None = None
+    rescale: bool = True
+    every: int | None = None
+    exclude: tuple[str, ...] | None = None
+    guard: bool = True
+
+    needs_gradients: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.constraint, type) or not hasattr(self.constraint, "masks"):
+            raise TypeError(
+                f"`constraint` must be a set such as pruning.Irregular(), got {self.constraint!r}."
+            )
+        check_settings(self.kept, self.every, self.exclude)
+        checks.number("rho", self.rho, above=0.0)
+        checks.number("rho_growth", self.rho_growth, minimum=1.0)
+        if self.largest_rho is not None:
+            checks.number("largest_rho", self.largest_rho, minimum=self.rho)
+
+    def start(self, key: Array, params: PyTree, kept: Array | float) -> tuple[PyTree, ADMMMemory]:
+        """The parameters as they are; theta' is their projection."""
+        del key
+        weights = tuple(compressed_kernels(params, self.exclude).values())
+        multipliers = admm.started(weights, self._projection(params, kept), self.rho)
+        return params, ADMMMemory(multipliers, self._figures(weights, multipliers, multipliers))
+
+    def effective(self, params: PyTree, memory: ADMMMemory) -> PyTree:
+        """The parameters as they are."""
+        del memory
+        return params
+
+    def penalty(self, params: PyTree, memory: ADMMMemory) -> Array:
+        """The augmented Lagrangian's terms."""
+        weights = tuple(compressed_kernels(params, self.exclude).values())
+        return admm.penalty(weights, memory.multipliers)
+
+    def update(
+        self,
+        params: PyTree,
+        memory: ADMMMemory,
+        gradients: PyTree | None,
+        kept: Array,
+        progress: Array,
+    ) -> tuple[PyTree, ADMMMemory]:
+        """u, then theta' by the new budget; the parameters stay."""
+        del gradients, progress
+        weights = tuple(compressed_kernels(params, self.exclude).values())
+        after = admm.updated(
+            weights,
+            memory.multipliers,
+            self._projection(params, kept),
+            growth=self.rho_growth,
+            largest_rho=self.largest_rho,
+            rescale=self.rescale,
+        )
+        return params, ADMMMemory(after, self._figures(weights, memory.multipliers, after))
+
+    def finish(
+        self, params: PyTree, memory: ADMMMemory, kept: Array | float
+    ) -> tuple[PyTree, Masks]:
+        """Theta itself, projected; without the dual."""
+        del memory
+        masks = self.constraint.masks(params, kept, exclude=prefixes(params, self.exclude))
+        return apply_masks(params, masks), masks
+
+    def _projection(self, params: PyTree, kept: Array | float) -> admm.Project:
+        paths = tuple(compressed_kernels(params, self.exclude))
+
+        def project(weights: tuple[Array, ...]) -> tuple[Array, ...]:
+            tree = with_leaves(params, dict(zip(paths, weights, strict=True)))
+            masks = self.constraint.masks(tree, kept, exclude=prefixes(params, self.exclude))
+            return tuple(compressed_kernels(apply_masks(tree, masks), self.exclude).values())
+
+        return project
+
+    def _figures(
+        self, weights: PyTree, before: admm.Multipliers, after: admm.Multipliers
+    ) -> dict[str, Array]:
+        return {
+            "residual": admm.residual(weights, before),
+            "dual_norm": admm.dual_norm(after),
+            "rho": after.rho,
+        }

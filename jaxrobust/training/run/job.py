@@ -1,0 +1,337 @@
+"""A training before it runs: checked, described, and with all that its programs need."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust import checks, compilation
+from jaxrobust.attacks import conversation
+from jaxrobust.pruning import apply_masks
+from jaxrobust.training.compression.checking import check_compression
+from jaxrobust.training.run import devices, fingerprint
+from jaxrobust.training.run.compiled import Stages
+from jaxrobust.training.run.examples import Examples, on_device
+from jaxrobust.training.run.plan import Given, Itself, Plan, joined, split
+from jaxrobust.training.step.attack_schedule import stages_of
+from jaxrobust.training.step.network import Network, Passes
+from jaxrobust.training.step.recipe import Recipe
+from jaxrobust.training.step.state import TrainState, create_state
+from jaxrobust.types import Array, Masks, PyTree, as_key
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The images of a training, and how a network is to see them.
+
+    Attributes:
+      train: (images [N, H, W, C], uint8 or floating in [0, 1]; integer labels [N]).
+      validation: As `train`; evaluated after each epoch, each example once. Needed for early stopping
+        and the plateau schedule.
+      mean: [C] or a scalar, of pixel values in [0, 1]; subtracted first.
+      std: [C] or a scalar; divides afterwards.
+    """
+
+    train: tuple[Any, Any]
+    validation: tuple[Any, Any] | None = None
+    mean: Any = 0.0
+    std: Any = 1.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+    """What `fit` was asked for, on the device.
+
+    Attributes:
+      model: The network.
+      recipe: How it is trained.
+      train: The training set.
+      validation: The validation set.
+      mean: As `Data`.
+      std: As `Data`.
+      variables: To start from; None: the model's own initial ones.
+      masks: The parameters' structure with boolean leaves, or None.
+      num_devices: Of each process, that share each batch.
+      order_key: Of the order of the examples.
+      step_key: Of whatever is random in a step.
+    """
+
+    model: nn.Module
+    recipe: Recipe
+    train: Examples
+    validation: Examples | None
+    mean: Any
+    std: Any
+    variables: PyTree | None
+    masks: Masks | None
+    num_devices: int
+    order_key: Array
+    step_key: Array
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(H, W, C)."""
+        return tuple(self.train.images.shape[1:])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """How many batches fill an epoch."""
+        return len(self.train.labels) // self.recipe.batch_size
+
+    def initial_state(self) -> TrainState:
+        """The state before the first step."""
+        start = self.variables
+        if start is None:
+            start = initial_variables(self.model, self.image_shape, self.recipe.seed)
+        if self.masks is not None:
+            start = dict(start) | {"params": apply_masks(start["params"], self.masks)}
+        key = jax.random.fold_in(self.step_key, np.uint32(2**32 - 2))
+        return create_state(start, self.recipe, image_shape=self.image_shape, key=key)
+
+    @functools.cached_property
+    def template(self) -> TrainState:
+        """Its shapes alone: a run that goes on, or is finished, needs no initial weights."""
+        return jax.eval_shape(self.initial_state)
+
+    @functools.cached_property
+    def num_classes(self) -> int:
+        """Of the network's logits."""
+        image = jnp.zeros((1, *self.image_shape), jnp.float32)
+        return jax.eval_shape(self.model.apply, self.template.variables, image).shape[-1]
+
+    @functools.cached_property
+    def digests(self) -> dict[str, str | None]:
+        """Of what the parts compute that are described by their names, which would hide an edit."""
+        recipe, template = self.recipe, self.template
+        found = {
+            "model": _digest_of_model(self.model, template.variables, self.train.images.shape),
+            "augmentation": _digest_of_augmentation(recipe, self.train.images.shape),
+        }
+        if _is_foreign(recipe.schedule):
+            rate = recipe.learning_rate(self.steps_per_epoch)
+            found["schedule"] = fingerprint.program(
+                lambda step: rate(step), jax.ShapeDtypeStruct((), jnp.int32)
+            )
+        if _is_foreign(recipe.optimizer):
+
+            def update(params: PyTree, state: PyTree, rate: Array) -> Any:
+                return recipe.optimizer(rate).update(params, state, params)
+
+            rate = jax.ShapeDtypeStruct((), jnp.float32)
+            found["optimizer"] = fingerprint.program(
+                update, template.params, template.opt_state, rate
+            )
+        if _is_foreign(recipe.objective) or split(recipe.objective)[1]:
+            found["objective"] = _digest_of_objective(
+                recipe, self.train.images.shape, self.num_classes
+            )
+        return found
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        """What its programs are compiled for."""
+        recipe, compression = self.recipe, self.recipe.compression
+        if compression is not None:
+            # The budget is an argument of the programs.
+            compression = dataclasses.replace(compression, kept=1.0)  # type: ignore[type-var]
+        return Plan(
+            model=Itself(self.model, self.digests["model"]),
+            augmentation=Itself(recipe.augmentation, self.digests["augmentation"]),
+            objective=split(recipe.objective)[0],
+            optimizer=recipe.optimizer,
+            schedule=recipe.schedule,
+            averaging=recipe.averaging,
+            precision=recipe.precision,
+            compression=compression,
+            num_epochs=recipe.num_epochs,
+            batch_size=recipe.batch_size,
+            num_examples=len(self.train.labels),
+            num_devices=self.num_devices,
+        )
+
+    def stages(self) -> Stages:
+        """What the steps of each epoch are given, on the devices."""
+        replicate = devices.replicated(self.num_devices)
+        always = replicate(
+            Given(
+                examples=self.train,
+                key=self.step_key,
+                mean=jnp.asarray(self.mean, jnp.float32),
+                std=jnp.asarray(self.std, jnp.float32),
+                masks=jax.tree.map(jnp.asarray, self.masks),
+                objective=tuple(map(jnp.asarray, split(self.recipe.objective)[1])),
+            )
+        )
+        return Stages(
+            tuple(
+                (first, always._replace(adversary=replicate(conversation.as_arrays(one))))
+                for first, one in stages_of(self.recipe.adversary)
+            )
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides the result, as JSON."""
+        return fingerprint.describe(
+            {
+                "recipe": self.recipe,
+                "model": self.model,
+                # In one form: .5, (.5, .5, .5) and an array of it are the same setting.
+                "mean": np.asarray(self.mean, np.float32).tolist(),
+                "std": np.asarray(self.std, np.float32).tolist(),
+                "versions": fingerprint.versions(),
+                "programs": self.digests,
+                "arrays_of_the_objective": split(self.recipe.objective)[1],
+                "train": self.train._asdict(),
+                "validation": None if self.validation is None else self.validation._asdict(),
+                "variables": self.variables,
+                "masks": self.masks,
+            }
+        )
+
+
+def prepared(
+    model: nn.Module,
+    data: Data,
+    recipe: Recipe,
+    variables: PyTree | None,
+    masks: Masks | None,
+    num_devices: int,
+) -> Job:
+    """Checks what `fit` was asked for, and puts the data on the device; nothing is written."""
+    for name, value, kind in (("data", data, Data), ("recipe", recipe, Recipe)):
+        if not isinstance(value, kind):
+            raise TypeError(
+                f"`{name}` must be a training.{kind.__name__}, got {type(value).__name__}."
+            )
+    _check_devices(recipe, num_devices)
+    if recipe.compression is not None and masks is not None:
+        raise ValueError(
+            "`compression` and `masks` are two ways to choose weights; give one of them."
+        )
+    train = on_device("train", data.train)
+    validation = None
+    if data.validation is not None:
+        validation = on_device("validation", data.validation, train.images.shape[1:])
+    _check_sizes(recipe, data, train)
+    _, order_key, step_key = jax.random.split(as_key(jax.random.key(recipe.seed)), 3)
+    job = Job(
+        model=model,
+        recipe=recipe,
+        train=train,
+        validation=validation,
+        mean=data.mean,
+        std=data.std,
+        variables=variables,
+        masks=masks,
+        num_devices=num_devices,
+        order_key=order_key,
+        step_key=step_key,
+    )
+    if recipe.compression is not None:
+        check_compression(recipe, job.template.params)
+    checks.label_range("train labels", train.labels, job.num_classes)
+    if validation is not None:
+        checks.label_range("validation labels", validation.labels, job.num_classes)
+    return job
+
+
+def initial_variables(model: nn.Module, image_shape: tuple[int, ...], seed: int) -> PyTree:
+    """The weights that `fit` starts from: what rewinding a pruned network goes back to.
+
+    Args:
+      model: The network.
+      image_shape: (H, W, C).
+      seed: Of the recipe.
+
+    Returns:
+      {"params": ..., "batch_stats": ...}, as the network has them.
+    """
+    init_key = jax.random.split(as_key(jax.random.key(seed)), 3)[0]
+    image = jnp.zeros((1, *image_shape), jnp.float32)
+    return _initial_variables(init_key, image, model=Itself(model, None))
+
+
+@functools.partial(compilation.jit, static_argnames="model")
+def _initial_variables(key: Array, image: Array, *, model: Itself) -> PyTree:
+    return model.value.init(key, image)
+
+
+def _check_devices(recipe: Recipe, num_devices: int) -> None:
+    if num_devices > jax.local_device_count():
+        raise ValueError(
+            f"`num_devices` must be at most the {jax.local_device_count()} devices of a process, got "
+            f"{num_devices}."
+        )
+    if recipe.batch_size % devices.num_shares(num_devices):
+        raise ValueError(
+            f"`batch_size` must be a multiple of the {devices.num_shares(num_devices)} devices that "
+            f"share it, got {recipe.batch_size}."
+        )
+
+
+def _check_sizes(recipe: Recipe, data: Data, train: Examples) -> None:
+    count, channels = train.images.shape[0], train.images.shape[-1]
+    if recipe.batch_size > count:
+        raise ValueError(
+            f"`batch_size` must be at most the {count} training images, got {recipe.batch_size}."
+        )
+    if recipe.needs_validation and data.validation is None:
+        raise ValueError(
+            "`validation` of the data is needed by the schedule Plateau and by "
+            "`early_stopping_patience`."
+        )
+    for name, value in (("mean", data.mean), ("std", data.std)):
+        shape = np.shape(value)
+        if shape not in ((), (channels,)):
+            raise ValueError(f"`{name}` must be a scalar or [{channels}], got shape {shape}.")
+    if not np.all(np.asarray(data.std) > 0):
+        raise ValueError(f"`std` must be above 0, got {data.std}.")
+
+
+def _is_foreign(value: Any) -> bool:
+    """Whether a value is not one of the library's, which are described by their fields."""
+    return not type(value).__module__.startswith("jaxrobust.")
+
+
+def _key_shape() -> Any:
+    return jax.eval_shape(lambda: as_key(jax.random.key(0)))
+
+
+def _digest_of_model(model: nn.Module, variables: PyTree, shape: tuple[int, ...]) -> str:
+    def forward(variables: PyTree, images: Array, key: Array) -> Any:
+        return model.apply(
+            variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key}
+        )
+
+    images = jax.ShapeDtypeStruct((2, *shape[1:]), jnp.float32)
+    return fingerprint.program(forward, variables, images, _key_shape())
+
+
+def _digest_of_augmentation(recipe: Recipe, shape: tuple[int, ...]) -> str | None:
+    augmentation = recipe.augmentation
+    if augmentation is None:
+        return None
+    # Through a function of its own: jax would take the trace of a function that it has seen.
+    images = jax.ShapeDtypeStruct((2, *shape[1:]), jnp.float32)
+    return fingerprint.program(lambda *given: augmentation(*given), _key_shape(), images)
+
+
+def _digest_of_objective(recipe: Recipe, shape: tuple[int, ...], num_classes: int) -> str:
+    """Of the objective on a network that is as small as one can be."""
+    rest, arrays = split(recipe.objective)
+
+    def mean_of_pixels(variables: PyTree, images: Array, **_: Any) -> tuple[Array, PyTree]:
+        del variables
+        return images.mean((1, 2)) @ jnp.ones((images.shape[-1], num_classes)), {}
+
+    def value(arrays: Any, images: Array, labels: Array, key: Array) -> Any:
+        forward = Passes(Network(mean_of_pixels), {}, {}, key)
+        return joined(rest, arrays)(forward, images, images, labels)[:2]
+
+    images = jax.ShapeDtypeStruct((2, *shape[1:]), jnp.float32)
+    labels = jax.ShapeDtypeStruct((2,), jnp.int32)
+    return fingerprint.program(value, arrays, images, labels, _key_shape())

@@ -1,0 +1,75 @@
+"""Distillation: what a teacher answers is learnt in the place of the labels."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust import checks, losses
+from jaxrobust.training.step.network import Passes
+from jaxrobust.training.step.objectives import divergence
+from jaxrobust.types import Array, LogitsFn
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Distillation:
+    """The student's answer to the adversarial image is drawn to the teacher's to the clean one.
+
+    weight t^2 KL(p_teacher(x; t) || p(x'; t)) + (1 - weight) CE(f(x), y), with the softmaxes at
+    temperature t. With an adversary that is adversarially robust distillation, without one that of
+    Hinton et al.
+
+    Attributes:
+      teacher: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]: a pytree whose arrays are its
+        weights, such as a Classifier, an nnx or an equinox module.
+      weight: Of the teacher's answers, in [0, 1]; the paper's alpha is 1.
+      temperature: Above 0; the paper's is 30.
+
+    Raises:
+      ValueError: A teacher with another number of classes, when it is called.
+      TypeError: A plain function: what it closes over could not be
+        told from other weights when a training goes on.
+
+    References:
+      Goldblum, Fowl, Feizi, Goldstein, "Adversarially Robust Distillation", AAAI 2020, section 4,
+      https://arxiv.org/abs/1905.09747
+      Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2,
+      https://arxiv.org/abs/1503.02531
+    """
+
+    teacher: LogitsFn
+    weight: float = dataclasses.field(default=1.0, metadata={"static": True})
+    temperature: float = dataclasses.field(default=30.0, metadata={"static": True})
+
+    compares: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        checks.number("weight", self.weight, minimum=0.0, maximum=1.0)
+        checks.number("temperature", self.temperature, above=0.0)
+        if callable(self.teacher) and jax.tree.leaves(self.teacher) == [self.teacher]:
+            raise TypeError(
+                "`teacher` must be a pytree of its weights, such as Classifier(apply, variables, mean, "
+                f"std) or jax.tree_util.Partial(function, weights), got {self.teacher!r}."
+            )
+
+    def __call__(
+        self, forward: Passes, images: Array, adversarial: Array, labels: Array
+    ) -> tuple[Array, Array, Passes]:
+        """The mean over a batch."""
+        teacher: Any = self.teacher
+        answers = jax.lax.stop_gradient(teacher(images)) / self.temperature
+        logits, forward = forward(adversarial)
+        if answers.shape != logits.shape:
+            raise ValueError(
+                f"`teacher` must answer with logits of shape {logits.shape}, as the network that it "
+                f"teaches does, got {answers.shape}."
+            )
+        apart = jax.vmap(divergence)(answers, logits / self.temperature)
+        value = self.weight * self.temperature**2 * jnp.mean(apart)
+        if self.weight < 1:
+            clean, forward = forward(images)
+            natural = jnp.mean(jax.vmap(losses.cross_entropy)(clean, labels))
+            value = value + (1 - self.weight) * natural
+        return value, logits, forward

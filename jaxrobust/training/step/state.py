@@ -1,0 +1,125 @@
+"""What training changes, as one pytree."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust.training.compression.method import kept_at
+from jaxrobust.training.step.adversaries import as_adversary
+from jaxrobust.training.step.network import as_variables
+from jaxrobust.training.step.recipe import Recipe
+from jaxrobust.types import Array, PyTree, as_key
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainState:
+    """The state between two training steps: all that a run needs to go on.
+
+    Attributes:
+      step: int32 scalar, steps taken.
+      params: The network's parameters.
+      batch_stats: The running statistics of its normalisation layers; {} if it has none.
+      opt_state: The optimizer's.
+      learning_rate_scale: float32 scalar, by which the plateau schedule lowers the learning rate.
+      average: What the averaging remembers: the average of `variables`; None without one.
+      adversary: What the adversary remembers: the perturbation of `FreeReplays`; None of most.
+      compression: What the method of compression remembers; None without one.
+    """
+
+    step: Array
+    params: PyTree
+    batch_stats: PyTree
+    opt_state: PyTree
+    learning_rate_scale: Array
+    average: PyTree | None = None
+    adversary: PyTree | None = None
+    compression: PyTree | None = None
+
+    @property
+    def variables(self) -> dict[str, PyTree]:
+        """Parameters and running statistics, as the network's `apply` takes them."""
+        return as_variables(self.params, self.batch_stats)
+
+    @property
+    def evaluated(self) -> dict[str, PyTree]:
+        """The variables to evaluate: the average where one is kept.
+
+        Under a compression, what its `finish` makes of them is the network.
+        """
+        return self.variables if self.average is None else self.average
+
+
+def create_state(
+    variables: Any,
+    recipe: Recipe,
+    *,
+    image_shape: tuple[int, ...] | None = None,
+    key: Array | None = None,
+) -> TrainState:
+    """The state before the first step.
+
+    The arrays are copied: a training loop donates its state, and must not take the caller's with
+    it.
+
+    Args:
+      variables: {"params": ..., "batch_stats": ...}, as a linen module's `init` returns them.
+      recipe: Its optimizer, averaging, adversary and compression have memories.
+      image_shape: (H, W, C) of the images as they come; needed by `FreeReplays`.
+      key: A PRNG key, needed by a compression, which may begin at random.
+
+    Returns:
+      The state.
+
+    Raises:
+      ValueError: `variables` without "params", or with collections other than these two; no
+        `image_shape` or `key` where there has to be one.
+    """
+    if "params" not in variables or set(variables) - {"params", "batch_stats"}:
+        raise ValueError(
+            '`variables` must hold "params" and perhaps "batch_stats", '
+            f"got {tuple(variables)}: other collections are not trained."
+        )
+
+    def copy(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
+
+    params, memory = variables["params"], None
+    if recipe.compression is not None:
+        if key is None:
+            raise ValueError("`key` is needed by a compression.")
+        params, memory = recipe.compression.start(
+            as_key(key), params, kept_at(recipe.compression, 0)
+        )
+    params, batch_stats = copy(params), copy(variables.get("batch_stats", {}))
+    average = None
+    if recipe.averaging is not None:
+        average = recipe.averaging.start(as_variables(params, batch_stats))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=recipe.optimizer(0.0).init(params),
+        learning_rate_scale=jnp.ones((), jnp.float32),
+        average=average,
+        adversary=_adversary_memory(recipe, image_shape),
+        compression=copy(memory),
+    )
+
+
+def _adversary_memory(recipe: Recipe, image_shape: tuple[int, ...] | None) -> PyTree | None:
+    adversary = as_adversary(recipe.at(1).adversary)
+    if image_shape is None:
+        if jax.tree.leaves(jax.eval_shape(lambda: adversary.memory(()))):
+            raise ValueError("`image_shape` is needed by an adversary that remembers a batch.")
+        return None
+    shape = (recipe.batch_size, *image_shape)
+    if recipe.augmentation is not None:
+        # Augmentation may change the size of the images.
+        augmentation = recipe.augmentation
+        images = jax.ShapeDtypeStruct(shape, jnp.float32)
+        key = jax.eval_shape(lambda: as_key(jax.random.key(0)))
+        shape = jax.eval_shape(lambda *given: augmentation(*given), key, images).shape
+    return adversary.memory(shape)

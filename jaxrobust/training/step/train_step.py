@@ -1,0 +1,260 @@
+"""One step of training, as a pure function.
+
+Nothing here is compiled or loops: `jax.jit(functools.partial(train_step, recipe=..., ...))` is for the
+caller, and `jaxrobust.training.fit` is one.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxrobust.training.step.adversaries import Batch, Metrics, Shift, as_adversary
+from jaxrobust.training.step.network import Network, Passes
+from jaxrobust.training.step.recipe import Recipe
+from jaxrobust.training.step.state import TrainState
+from jaxrobust.types import Array, Masks, PyTree, as_key
+
+
+def train_step(
+    state: TrainState,
+    batch: tuple[Array, Array],
+    key: Array,
+    *,
+    network: Network,
+    recipe: Recipe,
+    steps_per_epoch: int,
+    masks: Masks | None = None,
+) -> tuple[TrainState, Metrics]:
+    """Augments, lets the adversary work, and takes one step down the objective.
+
+    Attacks are made on the network in evaluation mode (running statistics, no dropout): that is
+    the network an adversary will meet, and the objective is then a function of one image. The step
+    itself is in training mode. (FreeReplays alone takes its gradient from the training pass.)
+
+    Args:
+      state: Before the step, of `create_state` with this recipe.
+      batch: (images [B, H, W, C], uint8 or floating in [0, 1]; labels int [B]).
+      key: A PRNG key for augmentation, attack and dropout.
+      network: The function and its normalisation.
+      recipe: How to train. Its adversary is that of one epoch: `recipe.at(epoch)`. Its numbers of
+        epochs say how long schedules and warm-ups are; batch size, validation and seed are not read.
+      steps_per_epoch: How many steps the schedule and the warm-ups count as an epoch, at least 1.
+      masks: The parameters' structure with boolean leaves; where False, a parameter is set to 0.
+
+    Returns:
+      (The state after the step, {"loss": mean, "correct": int32 count, "gradient_norm": global l2
+      norm before clipping, "learning_rate"}, all scalars). Loss and count are of the images trained
+      on, in training mode, before the step (of FreeReplays: before the last replay); the loss is
+      without what a compression adds. The updates of a compression are for the caller, between steps.
+
+    Raises:
+      ValueError: A state of another recipe; an adversary that is a schedule.
+
+    Example:
+      >>> import functools
+      >>> import flax.linen as nn
+      >>> from jaxrobust.training.step.state import create_state
+      >>> images, labels = jnp.eye(2).reshape(2, 2, 1, 1), jnp.array([0, 1])
+      >>> class Linear(nn.Module):
+      ...     @nn.compact
+      ...     def __call__(self, images, train=False):
+      ...         return nn.Dense(2)(images.reshape(len(images), -1))
+      >>> network, recipe = Network(Linear().apply), Recipe()
+      >>> state = create_state(Linear().init(jax.random.key(0), images), recipe)
+      >>> step = functools.partial(train_step, network=network, recipe=recipe, steps_per_epoch=1)
+      >>> state, metrics = jax.jit(step)(state, (images, labels), jax.random.key(1))
+      >>> int(state.step)
+      1
+    """
+    _check_memories(state, recipe)
+    rate = recipe.learning_rate(steps_per_epoch)(state.step) * state.learning_rate_scale
+    clean, dropout_key = _clean_batch(state, batch, key, network, recipe, steps_per_epoch)
+    descent = _Descent(network, recipe, clean, dropout_key, rate, masks)
+    after, metrics = as_adversary(recipe.adversary).step(clean, state, descent)
+    after = dataclasses.replace(after, step=state.step + 1)
+    if recipe.averaging is not None:
+        average = recipe.averaging.update(state.average, after.variables, after.step)
+        after = dataclasses.replace(after, average=average)
+    return after, metrics
+
+
+def network_gradients(
+    state: TrainState,
+    batch: tuple[Array, Array],
+    key: Array,
+    *,
+    network: Network,
+    recipe: Recipe,
+    steps_per_epoch: int,
+) -> PyTree:
+    """The gradient of the objective by what the network computes with, weights at 0 included.
+
+    Args:
+      state: With the compression's memory; it is not changed.
+      batch: As `train_step`, and all that follows.
+      key: As `train_step`.
+      network: As `train_step`.
+      recipe: As `train_step`, with a compression.
+      steps_per_epoch: As `train_step`.
+
+    Returns:
+      Of the parameters' structure.
+    """
+    clean, dropout_key = _clean_batch(state, batch, key, network, recipe, steps_per_epoch)
+    descent = _Descent(network, recipe, clean, dropout_key)
+    adversarial = as_adversary(recipe.adversary).craft(clean, state.adversary)
+
+    def loss(params: PyTree) -> tuple[Array, Any]:
+        return descent.objective(params, state, adversarial, 0)
+
+    return jax.grad(loss, has_aux=True)(_effective(recipe, state.params, state))[0]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Descent:
+    """A step of the optimizer on the adversarial images of a batch: a `Descend`.
+
+    Attributes:
+      network: Of the step.
+      recipe: Of the step.
+      batch: The clean one.
+      dropout_key: A PRNG key.
+      learning_rate: A scalar.
+      masks: As `train_step`.
+    """
+
+    network: Network
+    recipe: Recipe
+    batch: Batch
+    dropout_key: Array
+    learning_rate: Any = None
+    masks: Masks | None = None
+
+    def __call__(
+        self,
+        state: TrainState,
+        adversarial: Array,
+        number: Array | int = 0,
+        shift: Shift | None = None,
+    ) -> tuple[TrainState, Metrics, Array]:
+        """As `Descend`."""
+
+        def attacked(params: PyTree, adversarial: Array) -> tuple[Array, Any]:
+            effective = _effective(self.recipe, params, state)
+            return self.objective(effective, state, adversarial, number)
+
+        def loss(params: PyTree, adversarial: Array) -> tuple[Array, Any]:
+            value, parts = attacked(params, adversarial)
+            if self.recipe.compression is None:
+                return value, (value, *parts)
+            # In the log is the loss without what ties the weights: it says what the network can do.
+            tie = self.recipe.compression.penalty(params, state.compression)
+            return value + tie, (value, *parts)
+
+        def uphill(params: PyTree) -> PyTree:
+            return jax.grad(attacked, has_aux=True)(params, adversarial)[0]
+
+        point = state.params
+        if shift is not None:
+            point = shift(point, uphill, lambda tree: _masked(tree, self.masks))
+        (_, (value, logits, batch_stats)), (gradients, by_image) = jax.value_and_grad(
+            loss, (0, 1), has_aux=True
+        )(point, adversarial)
+        # The gradient may be that of another point; the step is taken from where the weights are.
+        updates, opt_state = self.recipe.optimizer(self.learning_rate).update(
+            gradients, state.opt_state, state.params
+        )
+        params = _masked(optax.apply_updates(state.params, updates), self.masks)
+        after = dataclasses.replace(
+            state, params=params, batch_stats=batch_stats, opt_state=opt_state
+        )
+        metrics = {
+            "loss": value,
+            "correct": jnp.sum(jnp.argmax(logits, -1) == self.batch.labels, dtype=jnp.int32),
+            "gradient_norm": optax.tree.norm(gradients),
+            "learning_rate": jnp.asarray(self.learning_rate, jnp.float32),
+        }
+        return after, metrics, by_image
+
+    def objective(
+        self, params: PyTree, state: TrainState, adversarial: Array, number: Array | int
+    ) -> tuple[Array, tuple[Array, PyTree]]:
+        """(its value where the network computes with `params`, (logits, the statistics after))."""
+        # Begun anew for every gradient: each of a step sees the same statistics and dropout.
+        forward = Passes(
+            self.network,
+            params,
+            state.batch_stats,
+            self.dropout_key,
+            self.recipe.precision,
+            number,
+        )
+        images, labels = self.batch.images, self.batch.labels
+        value, logits, after = self.recipe.objective(forward, images, adversarial, labels)
+        return value, (logits, after.statistics)
+
+
+def _clean_batch(
+    state: TrainState,
+    batch: tuple[Array, Array],
+    key: Array,
+    network: Network,
+    recipe: Recipe,
+    steps_per_epoch: int,
+) -> tuple[Batch, Array]:
+    """(the batch for the adversary, the key for dropout)."""
+    images, labels = batch
+    augment_key, attack_key, dropout_key = jax.random.split(as_key(key), 3)
+    images = to_unit_range(images)
+    if recipe.augmentation is not None:
+        images = recipe.augmentation(augment_key, images)
+    params = _effective(recipe, state.params, state)
+    logits_fn = network.in_evaluation(params, state.batch_stats, recipe.precision)
+    return Batch(images, labels, attack_key, logits_fn, state.step, steps_per_epoch), dropout_key
+
+
+def _effective(recipe: Recipe, params: PyTree, state: TrainState) -> PyTree:
+    """What the network computes with."""
+    if recipe.compression is None:
+        return params
+    return recipe.compression.effective(params, state.compression)
+
+
+def _masked(tree: PyTree, masks: Masks | None) -> PyTree:
+    if masks is None:
+        return tree
+    return jax.tree.map(lambda mask, leaf: jnp.where(mask, leaf, 0), masks, tree)
+
+
+def _check_memories(state: TrainState, recipe: Recipe) -> None:
+    for name in ("average", "compression"):
+        field = "averaging" if name == "average" else name
+        if (getattr(state, name) is None) != (getattr(recipe, field) is None):
+            raise ValueError(
+                f"`state` must be of this recipe, made by `create_state`: `recipe.{field}` is "
+                f"{getattr(recipe, field)}, and the state's `{name}` is "
+                f"{'None' if getattr(state, name) is None else 'there'}."
+            )
+    remembers = jax.eval_shape(lambda: as_adversary(recipe.adversary).memory((1, 1, 1, 1)))
+    if (state.adversary is None) != (not jax.tree.leaves(remembers)):
+        raise ValueError(
+            "`state` must be of this recipe, made by `create_state`: "
+            f"`recipe.adversary` is {recipe.adversary}, and the state has "
+            f"{'no' if state.adversary is None else 'a'} memory of an adversary."
+        )
+
+
+def to_unit_range(images: Array) -> Array:
+    """Images as float32 in [0, 1]: uint8 is divided by 255, floating point is taken as it is.
+
+    Raises:
+      TypeError: Any other type.
+    """
+    if images.dtype == jnp.uint8:
+        return images.astype(jnp.float32) / 255
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise TypeError(f"`images` must be uint8 or floating point, got {images.dtype}.")
+    return images.astype(jnp.float32)

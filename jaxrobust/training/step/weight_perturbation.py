@@ -1,0 +1,87 @@
+"""Adversarial weight perturbation: the adversary moves the weights as well."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust import checks
+from jaxrobust.training.step.adversaries import Batch, Descend, Metrics, as_adversary
+from jaxrobust.types import Array, PyTree
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AWP:
+    """Adversarial weight perturbation beside an adversary that makes the images.
+
+    The gradient is taken where the weights are `gamma` of their length up the objective, and the step
+    is taken from the weights themselves. It costs one more pass.
+
+    Attributes:
+      adversary: An attack, an AttackSchedule, FreeReplays, a Warmup of these, or None.
+      gamma: How far the weights of each kernel move, as a share of their length; the paper's 0.005 to
+        0.01. Above 0.
+      warmup_epochs: Epochs before weights are perturbed.
+
+    References:
+      Wu, Xia, Wang, "Adversarial Weight Perturbation Helps Robust Generalization", NeurIPS 2020,
+      equations 8 to 10, https://arxiv.org/abs/2004.05884
+    """
+
+    adversary: Any = None
+    gamma: float = dataclasses.field(default=0.005, metadata={"static": True})
+    warmup_epochs: int = dataclasses.field(default=0, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        checks.number("gamma", self.gamma, above=0.0)
+        checks.integer("warmup_epochs", self.warmup_epochs, minimum=0)
+        if isinstance(self.adversary, AWP):
+            raise TypeError("`adversary` must be what makes the images, got another AWP.")
+
+    def memory(self, shape: tuple[int, ...]) -> PyTree | None:
+        """That of the adversary."""
+        return as_adversary(self.adversary).memory(shape)
+
+    def craft(self, batch: Batch, memory: PyTree | None) -> Array:
+        """The images of the adversary."""
+        return as_adversary(self.adversary).craft(batch, memory)
+
+    def step(self, batch: Batch, state: Any, descend: Descend) -> tuple[Any, Metrics]:
+        """A step of the adversary, with gradients at perturbed weights."""
+        before = batch.step < self.warmup_epochs * batch.steps_per_epoch
+        gamma = jnp.asarray(jnp.where(before, 0.0, self.gamma), jnp.float32)
+
+        def shift(params: PyTree, gradient: Any, masked: Any) -> PyTree:
+            def perturbed(params: PyTree, gamma: Array) -> PyTree:
+                added = masked(weight_perturbation(params, gradient(params), gamma))
+                return jax.tree.map(jnp.add, params, added)
+
+            # Before its warm-up is over it shall not cost its pass.
+            return jax.lax.cond(gamma > 0, perturbed, lambda same, _: same, params, gamma)
+
+        shifted = functools.partial(descend, shift=shift)
+        return as_adversary(self.adversary).step(batch, state, shifted)
+
+
+def weight_perturbation(params: PyTree, gradients: PyTree, gamma: Array | float) -> PyTree:
+    """The step of adversarial weight perturbation: up the loss, in each kernel by gamma of its length.
+
+    Args:
+      params: Of the network.
+      gradients: Of the loss by them.
+      gamma: At least 0.
+
+    Returns:
+      What to add to the parameters: zero for biases and the scales of normalisation.
+    """
+
+    def step(weight: Array, gradient: Array) -> Array:
+        if weight.ndim < 2:
+            return jnp.zeros_like(weight)
+        length = jnp.linalg.norm(gradient.ravel())
+        return gamma * jnp.linalg.norm(weight.ravel()) * gradient / (length + 1e-12)
+
+    return jax.tree.map(step, params, gradients)
