@@ -149,6 +149,8 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[st
 
 
 def _leaves(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, list) and any(isinstance(item, Mapping | list) for item in value):
+        value = {str(index): item for index, item in enumerate(value)}
     if not isinstance(value, Mapping) or not value:
         return {path: value}
     found: dict[str, Any] = {}

@@ -1,5 +1,6 @@
 """A network that trains in a moment, and its trainings with a compression, for tests of these."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -12,15 +13,18 @@ from jaxrobust import pruning
 from jaxrobust.attacks import PGD
 from jaxrobust.training import (
     ADMM,
+    SGD,
+    Cosine,
+    CrossEntropy,
+    Data,
     Hydra,
+    Network,
+    Recipe,
     RigL,
-    TrainConfig,
     create_state,
     fit,
-    make_optimizer,
     train_step,
 )
-from jaxrobust.training.compression import kept_at
 
 KEY = jax.random.key(0)
 PGD_2 = PGD(0.05, 0.02, num_steps=2)
@@ -50,15 +54,16 @@ def examples(count, seed=0):
 # One object, so that programs compiled for it serve all runs.
 NET = Net()
 TRAIN, VALIDATION = examples(48), examples(24, seed=1)
-CONFIG = TrainConfig(
+RECIPE = Recipe(
     num_epochs=4,
     batch_size=8,
-    optimizer="sgd",
-    learning_rate=0.1,
-    schedule="cosine",
-    weight_decay=1e-3,
-    natural_weight=0.1,
+    optimizer=SGD(weight_decay=1e-3),
+    schedule=Cosine(0.1),
+    objective=CrossEntropy(natural_weight=0.1),
+    adversary=PGD_2,
 )
+# A step of plain gradient descent at rate 1 on clean images: the parameters move by minus the gradient.
+PLAIN = Recipe(optimizer=optax.sgd, schedule=optax.constant_schedule(1.0))
 METHODS = {
     "admm": ADMM(kept=0.3, rho=0.05),
     "admm funnel": ADMM(pruning.Funnel(), kept=(1.0, 0.5, 0.3), every=4, rho_growth=1.3),
@@ -68,10 +73,9 @@ METHODS = {
 NUM_WEIGHTS = 2 * 2 * 1 * 4 + 36 * 8
 
 
-def run(compression, config=CONFIG, attack=PGD_2, **arguments):
-    return fit(
-        NET, TRAIN, config, attack=attack, compression=compression, progress=False, **arguments
-    )
+def run(compression, recipe=RECIPE, validation=None, **arguments):
+    recipe = dataclasses.replace(recipe, compression=compression)
+    return fit(NET, Data(TRAIN, validation), recipe, progress=False, **arguments)
 
 
 def same(left, right):
@@ -83,25 +87,21 @@ def initial():
     return Net().init(KEY, jnp.zeros((1, 3, 3, 1)))
 
 
-def started(compression, optimizer=None):
-    params, memory = compression.start(KEY, initial()["params"], kept_at(compression, 0))
-    optimizer = optimizer or make_optimizer(CONFIG)
-    return create_state(dict(initial()) | {"params": params}, optimizer, compression=memory)
+def started(compression, recipe=PLAIN):
+    recipe = dataclasses.replace(recipe, compression=compression)
+    return create_state(initial(), recipe, key=KEY)
 
 
 def kernels(params):
     return {name: np.asarray(params[name]["kernel"]) for name in ("block_0", "block_1")}
 
 
-def plain_step(state, compression, penalty=None):
-    """A step of plain gradient descent at rate 1: the parameters move by minus the gradient."""
+def plain_step(state, compression, **changes):
     return train_step(
         state,
         (TRAIN[0][:8], TRAIN[1][:8]),
         KEY,
-        apply_fn=Net().apply,
-        optimizer=optax.chain(optax.identity(), optax.scale(-1.0)),
-        schedule=lambda step: 1.0,
-        compression=compression,
-        penalty=penalty,
+        network=Network(Net().apply),
+        recipe=dataclasses.replace(PLAIN, compression=compression, **changes),
+        steps_per_epoch=1,
     )

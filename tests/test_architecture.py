@@ -112,3 +112,35 @@ def test_all_names_resolve():
         assert getattr(jaxrobust, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'attack'"):
         jaxrobust.attack  # noqa: B018
+
+
+def own_lines(node: ast.FunctionDef) -> int:
+    """Of a function, without its docstring and without those of functions inside."""
+    lines = node.end_lineno - node.lineno + 1
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.FunctionDef) and ast.get_docstring(inner):
+            text = inner.body[0]
+            lines -= text.end_lineno - text.lineno + 1
+    return lines
+
+
+def num_parameters(node: ast.FunctionDef) -> int:
+    arguments = node.args
+    named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+    return len([one for one in named if one.arg not in ("self", "cls")])
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if part(path) == "training"],
+    ids=lambda path: str(path.relative_to(PACKAGE)),
+)
+def test_training_has_neither_long_functions_nor_long_lists_of_fields(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            assert own_lines(node) <= 80, node.name
+            assert num_parameters(node) <= 8, node.name
+            assert node.args.kwarg is None or node.name == "mean_of_pixels", node.name
+        if isinstance(node, ast.ClassDef):
+            fields = [one for one in node.body if isinstance(one, ast.AnnAssign)]
+            assert len(fields) <= 12, node.name

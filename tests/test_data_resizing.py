@@ -38,11 +38,13 @@ def test_a_network_learns_on_small_images_and_answers_large_ones():
     network = models.create("photo_cnn", 2, widths=(4,) * 6)
     fitted = training.fit(
         network,
-        (images, labels),
-        training.TrainConfig(num_epochs=20, batch_size=16, learning_rate=1e-2),
-        mean=0.5,
-        std=0.5,
-        augment=data.Resized(untouched, 48),
+        training.Data((images, labels), mean=0.5, std=0.5),
+        training.Recipe(
+            num_epochs=20,
+            batch_size=16,
+            schedule=training.Constant(1e-2),
+            augmentation=data.Resized(untouched, 48),
+        ),
         progress=False,
     )
     classifier = models.Classifier(network.apply, fitted.variables, 0.5, 0.5)

@@ -66,15 +66,12 @@ def place(tmp_path_factory):
     network = models.create("mlp", widths=(16,))
     order = np.random.default_rng(0).permutation(len(digits.train))[:640]
     train = digits.train.images[order], digits.train.labels[order]
-    config = training.TrainConfig(num_epochs=2, learning_rate=3e-3)
+    validation = digits.test.images[:50], digits.test.labels[:50]
     fitted = training.fit(
         network,
-        train,
-        config,
+        training.Data(train, validation, digits.mean, digits.std),
+        training.Recipe(num_epochs=2, schedule=training.Constant(3e-3)),
         run_dir=folder / "run",
-        mean=digits.mean,
-        std=digits.std,
-        validation=(digits.test.images[:50], digits.test.labels[:50]),
         progress=False,
     )
     facts = {"model": "mlp", "num_classes": 10, "sizes": {"widths": [16]}}
@@ -320,11 +317,13 @@ def test_saved_models_answer_as_the_trained_one(place):
 
 
 def test_moving_averages_are_what_a_run_is_evaluated_by(tmp_path, place):
-    config = training.TrainConfig(num_epochs=1, ema_decay=0.9, batch_size=16)
+    recipe = training.Recipe(num_epochs=1, averaging=training.EMA(0.9), batch_size=16)
     train = place.digits.train.images[:32], place.digits.train.labels[:32]
-    fitted = training.fit(place.network, train, config, run_dir=tmp_path, progress=False)
+    fitted = training.fit(
+        place.network, training.Data(train), recipe, run_dir=tmp_path, progress=False
+    )
     loaded, settings = training.load_run(tmp_path)
-    assert settings["config"]["ema_decay"] == 0.9
+    assert settings["recipe"]["averaging"]["decay"] == 0.9
     assert jax.tree.structure(loaded) == jax.tree.structure(fitted.variables)
     for mine, theirs in zip(*map(jax.tree.leaves, (loaded, fitted.variables)), strict=True):
         np.testing.assert_array_equal(mine, theirs)

@@ -19,8 +19,9 @@ from PIL import Image
 
 from experiments.train.config import Config, Method
 from experiments.train.methods import prepare
+from experiments.train.options import Options, recipe
 from jaxrobust.attacks import PGD
-from jaxrobust.training import NFGSM, FreeReplays, KLAscent, TrainConfig
+from jaxrobust.training import MART, NFGSM, TRADES, CrossEntropy, FreeReplays, KLAscent
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ["basketball", "golf", "tennis"]
@@ -172,7 +173,7 @@ def test_train_by_several_methods(tmp_path):
     for row, suite in zip(table["rows"], result["suites"], strict=True):
         assert row[2] == suite["robust_accuracy"] and row[2]["n"] == 20
     assert "network, method" in done.stdout and "Report:" in done.stdout
-    stages = result["recipes"]["simple_cnn, pgd"]["attack"]["stages"]  # the first and the last
+    stages = result["recipes"]["simple_cnn, pgd"]["adversary"]["stages"]  # the first and the last
     assert [(first, made["epsilon"], made["num_steps"]) for first, made in stages] == [
         (1, 0.01, 1),
         (2, 0.03, 2),
@@ -189,14 +190,15 @@ def test_train_by_several_methods(tmp_path):
 
 @pytest.mark.parametrize("method", get_args(Method))
 def test_what_each_method_trains_with(method):
-    config = Config(methods=(method,), training=TrainConfig(num_epochs=8))
+    config = Config(methods=(method,), training=Options(num_epochs=8))
     attack, settings = prepare(config, method)
     kinds = {"trades": KLAscent, "n_fgsm": NFGSM, "free": FreeReplays}
     assert isinstance(attack, {"standard": type(None)}.get(method, kinds.get(method, PGD)))
     assert getattr(attack, "epsilon", 8 / 255) == 8 / 255
-    assert settings.loss == ("trades" if method == "trades" else "cross_entropy")
+    objective = recipe(settings, method, attack).objective
+    assert isinstance(objective, {"trades": TRADES, "mart": MART}.get(method, CrossEntropy))
     assert settings.num_epochs == (1 if method == "free" else 8)  # ten replays of each batch
-    if method in ("pgd", "trades"):
+    if method in ("pgd", "trades", "mart"):
         staged = dataclasses.replace(config, attack_milestones=(3,), attack_steps=(2, 5))
         (first, one), (second, other) = prepare(staged, method)[0].stages
         assert (first, one.num_steps, second, other.num_steps) == (1, 2, 4, 5)
@@ -210,7 +212,8 @@ def test_what_each_method_trains_with(method):
         (["--methods", "pgd", "pgd"], "`methods` must be at least one and no name twice"),
         (["--methods", "n_fgsm", "--norm", "l2"], "`norm` must be 'linf' for n_fgsm"),
         (["--epsilon", "8"], "`epsilon` must be a finite number"),
-        (["--training.loss", "trades"], "`training.loss` is chosen by the method"),
+        (["--training.milestones", 3], "`training.milestones` and the schedule"),
+        (["--training.learning-rate", 0], "`learning_rate` must be a finite number above 0"),
         (["--models", "mlp", "vgg19", "--widths", 8], "`widths` must have 16 entries"),
         (["--suite", "strong"], "`suite` must be one of"),
         (["--num-validation", 2000], "`num_validation` must be less than the 1437 training images"),
@@ -223,7 +226,7 @@ def test_what_each_method_trains_with(method):
         (["--attack-epsilons", "2/255"], "need `attack_epsilons` or `attack_steps`"),
         (
             ["--methods", "free", "--attack-milestones", 5, "--attack-steps", 2, 4],
-            "are of the methods pgd and trades",
+            "are of the methods pgd, trades and mart",
         ),
         (
             ["--attack-milestones", 5, 30, "--attack-steps", 2, 4, 6],

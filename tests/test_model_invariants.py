@@ -115,17 +115,17 @@ def test_a_step_under_attack_trains_what_is_not_masked(name):
     variables = variables_of(network)
     masks = pruning.global_magnitude(variables["params"], 0.5)
     params = pruning.apply_masks(variables["params"], masks)
-    config = training.TrainConfig(optimizer="sgd", learning_rate=0.01)
-    optimizer = training.make_optimizer(config)
-    state = training.create_state(variables | {"params": params}, optimizer)
+    recipe = training.Recipe(
+        optimizer=training.SGD(),
+        schedule=training.Constant(0.01),
+        adversary=PGD(EPSILON, EPSILON, num_steps=1),
+    )
+    state = training.create_state(variables | {"params": params}, recipe)
     step = functools.partial(
         training.train_step,
-        apply_fn=network.apply,
-        optimizer=optimizer,
-        schedule=training.make_schedule(config, steps_per_epoch=1),
-        mean=MEAN,
-        std=STD,
-        attack=PGD(EPSILON, EPSILON, num_steps=1),
+        network=training.Network(network.apply, MEAN, STD),
+        recipe=recipe,
+        steps_per_epoch=1,
         masks=masks,
     )
     labels = np.arange(6) % 10

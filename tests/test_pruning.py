@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxrobust import compilation, pruning
-from jaxrobust.training import TrainConfig, fit
+from jaxrobust import compilation, pruning, training
 
 # Few different values, so that most of them tie, denormal ones among them.
 VALUES = st.sampled_from([0.0, -0.0, 1e-45, -1e-45, 1e-40, 0.5, -0.5, 2.0, -3.0])
@@ -438,19 +437,20 @@ class Small(nn.Module):
 @pytest.mark.parametrize(
     "options",
     [
-        {"optimizer": "adamw", "weight_decay": 0.1},
-        {"optimizer": "adam", "weight_decay": 0.1, "ema_decay": 0.9},
-        {"optimizer": "sgd", "nesterov": True},
+        {"optimizer": training.AdamW(weight_decay=0.1)},
+        {"optimizer": training.Adam(weight_decay=0.1), "averaging": training.EMA(0.9)},
+        {"optimizer": training.SGD(nesterov=True)},
     ],
-    ids=lambda options: "-".join(map(str, options.values())),
+    ids=lambda options: type(options["optimizer"]).__name__,
 )
 def test_zeros_stay_zero_through_training(options):
     random = np.random.default_rng(0)
     examples = random.uniform(size=(12, 2, 2, 1)).astype(np.float32), random.integers(0, 2, 12)
     variables = Small().init(jax.random.key(0), examples[0])
     masks = pruning.global_magnitude(variables["params"], 0.5)
-    config = TrainConfig(num_epochs=2, batch_size=4, learning_rate=0.1, **options)
-    result = fit(Small(), examples, config, variables=variables, masks=masks, progress=False)
+    recipe = training.Recipe(num_epochs=2, batch_size=4, schedule=training.Constant(0.1), **options)
+    data = training.Data(examples)
+    result = training.fit(Small(), data, recipe, variables=variables, masks=masks, progress=False)
     for trained in (result.variables["params"], result.state.params):
         for path, row in pruning.layer_sparsity(trained).items():
             assert row == pruning.layer_sparsity(trained, masks)[path]

@@ -49,9 +49,8 @@ def test_the_saved_network_loads_by_its_name_and_widths(scope):
 
 def test_the_shrunk_state_is_one_of_the_smaller_network(scope):
     state, smaller = scope["smaller_state"], scope["first"]["smaller"]
-    optimizer = training.make_optimizer(scope["config"])
     variables = jax.eval_shape(smaller.init, jax.random.key(0), IMAGES[:1])
-    fresh = jax.eval_shape(lambda v: training.create_state(v, optimizer), variables)
+    fresh = jax.eval_shape(lambda v: training.create_state(v, scope["recipe"]), variables)
     assert jax.tree.structure(state) == jax.tree.structure(fresh)
     assert [leaf.shape for leaf in jax.tree.leaves(state)] == [
         leaf.shape for leaf in jax.tree.leaves(fresh)

@@ -123,15 +123,19 @@ def test_training_under_masks_is_training_the_smaller_network(name):
     spec = models.channel_spec(network, variables)
     keep = random_keep(spec)
     masks = pruning.filter_masks(variables["params"], spec, keep)
-    config = training.TrainConfig(
-        num_epochs=2, batch_size=8, optimizer="sgd", learning_rate=0.01, ema_decay=0.9
+    recipe = training.Recipe(
+        num_epochs=2,
+        batch_size=8,
+        optimizer=training.SGD(),
+        schedule=training.Constant(0.01),
+        averaging=training.EMA(0.9),
     )
     images = np.asarray(jax.random.uniform(jax.random.key(2), (16, 16, 16, 3)))
-    train = (images, np.arange(16) % 10)
-    fitted = training.fit(network, train, config, variables=variables, masks=masks, progress=False)
+    data = training.Data((images, np.arange(16) % 10))
+    fitted = training.fit(network, data, recipe, variables=variables, masks=masks, progress=False)
     small, widths = pruning.shrink(variables, spec, keep)
     smaller = network.clone(**widths)
-    expected = training.fit(smaller, train, config, variables=small, progress=False).state
+    expected = training.fit(smaller, data, recipe, variables=small, progress=False).state
     shrunk = pruning.shrink_state(fitted.state, fitted.state.variables, spec, keep)
     assert jax.tree.structure(shrunk) == jax.tree.structure(expected)
     # Momentum of masked weights is never seen, and taken out with them.

@@ -86,12 +86,12 @@ def test_robust_training_example_is_a_call_of_fit():
     (code,) = re.findall(r"```python\n(.*?)```", section("Train robustly"), flags=re.S)
     called = []
 
-    def fit(network, train, config, **options):
+    def fit(network, data, recipe):
         assert isinstance(network, models.ResNet)
-        called.append((len(train[1]), len(options["validation"][1])))
+        called.append((len(data.train[1]), len(data.validation[1])))
         small = models.create("mlp", widths=(8,))
-        short = dataclasses.replace(config, num_epochs=1)
-        return training.fit(small, train, short, progress=False, **options)
+        short = dataclasses.replace(recipe, num_epochs=1)
+        return training.fit(small, data, short, progress=False)
 
     exec(
         code,
@@ -100,7 +100,7 @@ def test_robust_training_example_is_a_call_of_fit():
                 load=lambda *_, **__: data.load("digits", image_size=8), augment=data.augment
             ),
             "models": models,
-            "training": types.SimpleNamespace(fit=fit),
+            "training": types.SimpleNamespace(**{**vars(training), "fit": fit}),
         },
     )
     assert called == [(437, 1000)]

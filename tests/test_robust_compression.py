@@ -27,7 +27,6 @@ from experiments.robust_compression.study import Study, Variant, n_of_m
 from jaxrobust import data, evaluation, models, pruning, studies, training
 from jaxrobust.pruning.masks import named_leaves
 from jaxrobust.studies.outcomes import pack, unpack
-from jaxrobust.training.optimizers import make_schedule
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -243,7 +242,7 @@ def test_every_method_meets_the_same_attack_and_learning_rate(tmp_path, num_epoc
             part = course.part_of(whole, done, epochs)
             assert part.stages[-1][0] <= epochs  # what `fit` asks for
             rows += [course.strength(part, epoch) for epoch in range(1, epochs + 1)]
-            schedule = make_schedule(course.settings(study, done, epochs), 10)
+            schedule = course.recipe(study, done, epochs).learning_rate(10)
             rates += [float(schedule(10 * epoch)) for epoch in range(epochs)]
             done += epochs
         assert rows == wanted, method

@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 from compressed_training import (
-    CONFIG,
     KEY,
+    RECIPE,
     TRAIN,
     Net,
     initial,
@@ -21,20 +21,13 @@ from compressed_training import (
     started,
 )
 
-from jaxrobust import pruning
-from jaxrobust.training import (
-    ADMM,
-    Hydra,
-    RigL,
-    create_state,
-    reestimate_batch_stats,
-)
+from jaxrobust import losses, pruning
+from jaxrobust.training import ADMM, CrossEntropy, Hydra, RigL, reestimate_batch_stats
 
 
 def test_admm_descends_the_augmented_lagrangian():
     method = ADMM(kept=0.3, rho=0.5)
-    optimizer = optax.chain(optax.identity(), optax.scale(-1.0))
-    state = started(method, optimizer)
+    state = started(method)
     multipliers = state.compression.multipliers
     dual = tuple(0.1 * jnp.ones_like(leaf) for leaf in multipliers.dual)
     memory = state.compression._replace(multipliers=multipliers._replace(dual=dual))
@@ -87,8 +80,7 @@ def test_admm_updates_the_dual_and_then_projects_on_the_new_budget():
 
 def test_hydra_computes_with_frozen_weights_and_trains_their_scores():
     method = Hydra(kept=0.3)
-    optimizer = optax.chain(optax.identity(), optax.scale(-1.0))
-    state = started(method, optimizer)
+    state = started(method)
     frozen = initial()["params"]
     for name, scores in kernels(state.params).items():
         kernel = np.asarray(frozen[name]["kernel"])
@@ -168,8 +160,10 @@ def test_rigl_is_given_the_gradient_of_absent_weights_too():
             )
             return super().update(params, memory, gradients, kept, progress)
 
-    config = dataclasses.replace(CONFIG, num_epochs=2, batch_size=48, natural_weight=0.0)
-    run(Watched(kept=0.3), config, attack=None)
+    recipe = dataclasses.replace(
+        RECIPE, num_epochs=2, batch_size=48, objective=CrossEntropy(), adversary=None
+    )
+    run(Watched(kept=0.3), recipe)
     jax.effects_barrier()
     assert [share for *_, share in seen] == [0.5, 1.0]
 
@@ -186,24 +180,27 @@ def test_rigl_is_given_the_gradient_of_absent_weights_too():
         assert np.count_nonzero(np.asarray(gradient)[~np.asarray(mask)]) > 50
 
 
-def test_penalty_and_compression_add_up():
+def test_an_objective_of_ones_own_and_compression_add_up():
     method = ADMM(kept=0.3)
-    optimizer = optax.chain(optax.identity(), optax.scale(-1.0))
-    state = started(method, optimizer)
+    state = started(method)
     _, one = plain_step(state, method)
-    _, two = plain_step(state, method, penalty=lambda params: 3.0)
+
+    def with_penalty(forward, images, adversarial, labels):
+        logits, forward = forward(adversarial)
+        return jnp.mean(jax.vmap(losses.cross_entropy)(logits, labels)) + 3.0, logits, forward
+
+    _, two = plain_step(state, method, objective=with_penalty)
     assert float(two["loss"] - one["loss"]) == pytest.approx(3.0, rel=1e-5)
-    with pytest.raises(ValueError, match="`compression` and a state with its memory need each"):
+    with pytest.raises(ValueError, match=r"`recipe.compression` is None, and the state's"):
         plain_step(state, None)
 
 
 def test_the_loss_in_the_log_is_without_what_ties_the_weights():
     method = ADMM(kept=0.3, rho=0.5)
-    optimizer = optax.chain(optax.identity(), optax.scale(-1.0))
-    state = started(method, optimizer)
+    state = started(method)
     assert float(method.penalty(state.params, state.compression)) > 0
     _, tied = plain_step(state, method)
-    _, free = plain_step(create_state(initial(), optimizer), None)
+    _, free = plain_step(started(None), None)
     assert float(tied["loss"]) == pytest.approx(float(free["loss"]), rel=1e-6)
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import optax
 import pytest
 from compressed_training import (
-    CONFIG,
     METHODS,
     NUM_WEIGHTS,
     PGD_2,
+    RECIPE,
     TRAIN,
     VALIDATION,
     Net,
@@ -27,23 +27,29 @@ from jaxrobust.attacks import PGD
 from jaxrobust.models import Classifier
 from jaxrobust.training import (
     ADMM,
+    EMA,
     AttackSchedule,
+    CrossEntropy,
+    Data,
     FreeReplays,
     Hydra,
+    Phases,
     RigL,
+    Validation,
+    Warmup,
     load_run,
     two_phase,
 )
-from jaxrobust.training import fitting as fitting_module
-from jaxrobust.training import loop as loop_module
-from jaxrobust.training import programs as programs_module
+from jaxrobust.training.run import compiled_steps as compiled_module
+from jaxrobust.training.run import fit as fit_module
+from jaxrobust.training.run import loop as loop_module
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_ends_at_exactly_its_budget_and_trains(name, tmp_path):
     method = METHODS[name]
-    arguments = {"validation": VALIDATION, "validation_attack": PGD_2, "run_dir": tmp_path}
-    result = run(method, dataclasses.replace(CONFIG, num_epochs=8), **arguments)
+    recipe = dataclasses.replace(RECIPE, num_epochs=8, validation=Validation(PGD_2))
+    result = run(method, recipe, VALIDATION, run_dir=tmp_path)
     layers = pruning.layer_sparsity(result.variables["params"])
     counts = {path: layer["kept"] for path, layer in layers.items()}
     exact = {"block_0/kernel": round(0.3 * 16), "block_1/kernel": round(0.3 * 288)}
@@ -67,7 +73,7 @@ def test_every_method_ends_at_exactly_its_budget_and_trains(name, tmp_path):
     # A finished run returns the same, here without the figures that were kept.
     log = (tmp_path / "log.jsonl").read_bytes()
     (tmp_path / "final.json").unlink()
-    again = run(method, dataclasses.replace(CONFIG, num_epochs=8), **arguments)
+    again = run(method, recipe, VALIDATION, run_dir=tmp_path)
     for field in ("state", "variables", "masks", "best_variables", "best_masks"):
         same(getattr(again, field), getattr(result, field))
     assert again.final == result.final and again.history == result.history
@@ -78,34 +84,34 @@ def test_every_method_ends_at_exactly_its_budget_and_trains(name, tmp_path):
 
 def stopped_after(monkeypatch, number):
     """`compile_programs` whose steps press Ctrl-C once, before step `number` of this process."""
-    saved = programs_module.compile_programs
+    saved = compiled_module.compile_programs
 
     def stopping(*arguments):
-        compiled = saved(*arguments)
+        programs = saved(*arguments)
         calls = itertools.count(1)
 
         def train_batches(*batch):
             if next(calls) == number:
                 signal.raise_signal(signal.SIGINT)
-            return compiled.train_batches(*batch)
+            return programs.train_batches(*batch)
 
-        return compiled._replace(train_batches=train_batches)
+        return programs._replace(train_batches=train_batches)
 
-    monkeypatch.setattr(programs_module, "compile_programs", stopping)
+    monkeypatch.setattr(compiled_module, "compile_programs", stopping)
     return saved
 
 
 @pytest.mark.parametrize("name", ["admm funnel", "hydra", "rigl"])
 def test_a_run_that_was_stopped_ends_like_one_that_was_not(name, tmp_path, monkeypatch):
-    method, config = METHODS[name], dataclasses.replace(CONFIG, ema_decay=0.9)
-    whole = run(method, config, validation=VALIDATION, run_dir=tmp_path / "whole")
+    method, recipe = METHODS[name], dataclasses.replace(RECIPE, averaging=EMA(0.9))
+    whole = run(method, recipe, VALIDATION, run_dir=tmp_path / "whole")
     # At an update in an epoch's middle, and some steps after another.
     for number in (4, 7):
         saved = stopped_after(monkeypatch, number)
         with pytest.raises(KeyboardInterrupt):
-            run(method, config, validation=VALIDATION, run_dir=tmp_path / "stopped")
-        monkeypatch.setattr(programs_module, "compile_programs", saved)
-    again = run(method, config, validation=VALIDATION, run_dir=tmp_path / "stopped")
+            run(method, recipe, VALIDATION, run_dir=tmp_path / "stopped")
+        monkeypatch.setattr(compiled_module, "compile_programs", saved)
+    again = run(method, recipe, VALIDATION, run_dir=tmp_path / "stopped")
     same(again.state, whole.state)
     same((again.variables, again.masks), (whole.variables, whole.masks))
     assert again.final == whole.final
@@ -117,12 +123,12 @@ def test_many_steps_in_one_call_do_not_step_over_an_update(monkeypatch):
     updates = []
     saved = loop_module.train
 
-    def watched(position, config, compiled, *arguments, **keywords):
+    def watched(position, recipe, programs, desk):
         def update(state, order, epoch, step):
             updates.append((int(state.step), step))
-            return compiled.update(state, order, epoch, step)
+            return programs.update(state, order, epoch, step)
 
-        return saved(position, config, compiled._replace(update=update), *arguments, **keywords)
+        return saved(position, recipe, programs._replace(update=update), desk)
 
     monkeypatch.setattr(loop_module, "train", watched)
     single = run(METHODS["admm funnel"])
@@ -161,8 +167,9 @@ def test_a_budget_that_falls_compiles_nothing_anew():
 def test_only_epochs_of_the_last_budget_can_be_the_best(tmp_path):
     # Dense at first: those epochs are better, and are not what was asked for.
     method = ADMM(kept=(1.0, 1.0, 1.0, 0.05), rho=1e-4)
-    config = dataclasses.replace(CONFIG, num_epochs=6, early_stopping_patience=3)
-    result = run(method, config, validation=VALIDATION, run_dir=tmp_path)
+    stopping = Validation(early_stopping_patience=3)
+    recipe = dataclasses.replace(RECIPE, num_epochs=6, validation=stopping)
+    result = run(method, recipe, VALIDATION, run_dir=tmp_path)
     losses = [row["validation_loss"] for row in result.history]
     assert len(losses) == 6
     assert result.best_epoch == 4 + int(np.argmin(losses[3:]))
@@ -177,16 +184,16 @@ def test_only_epochs_of_the_last_budget_can_be_the_best(tmp_path):
 
 def test_the_moving_average_is_what_is_projected():
     method = ADMM(kept=0.3)
-    result = run(method, dataclasses.replace(CONFIG, ema_decay=0.9))
+    result = run(method, dataclasses.replace(RECIPE, averaging=EMA(0.9)))
     params, masks = method.finish(result.state.average["params"], None, 0.3)
     same((params, masks), (result.variables["params"], result.masks))
 
 
 def test_free_training_and_a_schedule_of_attacks_compress_too():
-    config = dataclasses.replace(CONFIG, natural_weight=0.0, num_epochs=2)
+    recipe = dataclasses.replace(RECIPE, objective=CrossEntropy(), num_epochs=2)
     for attack in (FreeReplays(0.05, 2), AttackSchedule(((1, PGD_2), (2, PGD(0.05, 0.02, 1))))):
         for method in (RigL(kept=0.3), Hydra(kept=0.3), ADMM(kept=0.3)):
-            result = run(method, config, attack=attack)
+            result = run(method, dataclasses.replace(recipe, adversary=attack))
             assert result.final["kept_weights"] == 5 + 86
             assert np.isfinite(result.history[-1]["train_loss"])
 
@@ -201,11 +208,12 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="`exclude` names 'tail'"):
         run(RigL(exclude=("tail",)))
     schedule = AttackSchedule(((1, PGD_2), (3, PGD(0.06, 0.02, num_steps=2))))
+    staged = dataclasses.replace(RECIPE, adversary=schedule)
     with pytest.raises(ValueError, match="in epoch 3 do epsilon, kept"):
-        run(ADMM(kept=(1.0, 1.0, 0.5)), attack=schedule)
-    run(ADMM(kept=(1.0, 1.0, 0.5), guard=False), attack=schedule)
-    run(ADMM(kept=(1.0, 0.5)), attack=schedule)
-    warm = dataclasses.replace(CONFIG, attack_warmup_epochs=2)
+        run(ADMM(kept=(1.0, 1.0, 0.5)), staged)
+    run(ADMM(kept=(1.0, 1.0, 0.5), guard=False), staged)
+    run(ADMM(kept=(1.0, 0.5)), staged)
+    warm = dataclasses.replace(RECIPE, adversary=Warmup(PGD_2, 2))
     with pytest.raises(ValueError, match="in epoch 2 do epsilon, kept"):
         run(Hydra(kept=(1.0, 0.5)), warm)
     for make, message in (
@@ -227,39 +235,33 @@ def test_what_does_not_fit_is_refused():
 def test_the_settings_of_a_run_name_its_compression(tmp_path):
     run(ADMM(kept=(1.0, 0.5), exclude=("head",)), run_dir=tmp_path)
     settings = json.loads((tmp_path / "settings.json").read_text())
-    assert settings["compression"]["constraint"]["scope"] == "layer"
-    assert settings["compression"]["kept"] == [1.0, 0.5]
+    assert settings["recipe"]["compression"]["constraint"]["scope"] == "layer"
+    assert settings["recipe"]["compression"]["kept"] == [1.0, 0.5]
     with pytest.raises(ValueError, match="other settings"):
         run(ADMM(kept=(1.0, 0.4), exclude=("head",)), run_dir=tmp_path)
     plain = tmp_path / "plain"
     assert run(None, run_dir=plain).masks is None
-    assert "compression" not in json.loads((plain / "settings.json").read_text())
+    assert json.loads((plain / "settings.json").read_text())["recipe"]["compression"] is None
 
 
 def test_a_projection_that_takes_the_network_down_is_no_overfitting(monkeypatch):
-    for module in (loop_module.decisions, fitting_module):
+    for module in (loop_module.epoch_decisions, fit_module):
         monkeypatch.setattr(module, "catastrophic_overfitting", lambda history: 1)
-    said = run(
-        ADMM(pruning.Irregular(), kept=0.2, rho=0.1), validation=VALIDATION, validation_attack=PGD_2
-    )
+    recipe = dataclasses.replace(RECIPE, validation=Validation(PGD_2))
+    assert run(None, recipe, VALIDATION).catastrophic_epoch == 1
+    said = run(ADMM(pruning.Irregular(), kept=0.2, rho=0.1), recipe, VALIDATION)
     assert said.catastrophic_epoch is None
 
 
 def test_two_phases_end_at_the_masks_of_the_compressed_run(tmp_path):
-    def recipe():
-        return two_phase(
-            Net(),
-            TRAIN,
-            ADMM(kept=0.3, rho=1e-2, rho_growth=1.3, rescale=False),
-            pretrain=CONFIG,
-            compress=dataclasses.replace(CONFIG, num_epochs=3),
-            retrain=CONFIG,
-            attack=PGD_2,
-            run_dir=tmp_path,
-            progress=False,
-        )
+    method = ADMM(kept=0.3, rho=1e-2, rho_growth=1.3, rescale=False)
+    compress = dataclasses.replace(RECIPE, num_epochs=3, compression=method)
 
-    runs = recipe()
+    def run_all():
+        phases = Phases(RECIPE, compress, RECIPE)
+        return two_phase(Net(), Data(TRAIN), phases, run_dir=tmp_path, progress=False)
+
+    runs = run_all()
     assert [path.name for path in sorted(tmp_path.iterdir())] == [
         "compressed",
         "pretrained",
@@ -271,6 +273,8 @@ def test_two_phases_end_at_the_masks_of_the_compressed_run(tmp_path):
     )
     assert pruning.sparsity_of(runs.pretrained.variables["params"]) == 0
     assert runs.compressed.final["kept_weights"] == 5 + 86
-    same(recipe().retrained.variables, runs.retrained.variables)
-    with pytest.raises(ValueError, match="Give one of `pretrain` and `variables`"):
-        two_phase(Net(), TRAIN, ADMM(), pretrain=None, compress=CONFIG, retrain=CONFIG)
+    same(run_all().retrained.variables, runs.retrained.variables)
+    with pytest.raises(ValueError, match="Give one of `phases.pretrain` and `variables`"):
+        two_phase(Net(), Data(TRAIN), Phases(None, compress, RECIPE))
+    with pytest.raises(ValueError, match="`phases.compress` must have a compression"):
+        two_phase(Net(), Data(TRAIN), Phases(RECIPE, RECIPE, RECIPE))

@@ -5,21 +5,16 @@ import json
 
 import pytest
 from processes import answers
-from test_training_methods import CONFIG, trained
+from trained import ATTACKED, CLEAN, FREE, SPARSE, trained
 
-from jaxrobust.attacks import PGD
-from jaxrobust.training import FreeReplays, RigL
-from jaxrobust.training import interrupt as interrupts
-from jaxrobust.training import loop as loop_module
-
-PGD_2 = PGD(0.05, 0.02, num_steps=2)
+from jaxrobust.training.run import interrupt as interrupts
+from jaxrobust.training.run import loop as loop_module
+from jaxrobust.training.run.loop import Desk, Position
 
 
 @pytest.fixture(scope="module")
 def single():
-    runs = [trained(CONFIG, attack) for attack in (PGD_2, FreeReplays(0.05, 3))]
-    runs.append(trained(CONFIG, PGD_2, compression=RigL(kept=0.5)))
-    return [list(run.history) for run in runs]
+    return [list(trained(recipe).history) for recipe in (ATTACKED, FREE, SPARSE)]
 
 
 @pytest.mark.slow(50)
@@ -39,7 +34,7 @@ def test_devices_and_processes_share_a_batch_and_change_nothing(
     # One of them wrote, and what several devices have trained one device reads back.
     lines = (tmp_path / "pgd" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == given[0]["histories"][0]
-    again = trained(CONFIG, PGD_2, run_dir=tmp_path / "pgd")
+    again = trained(ATTACKED, run_dir=tmp_path / "pgd")
     assert list(again.history) == given[0]["histories"][0]
     if processes == 1:
         return
@@ -47,12 +42,12 @@ def test_devices_and_processes_share_a_batch_and_change_nothing(
     for said, words in zip(
         zip(first, second, strict=True),
         (
-            ("called alike in all processes; they differ in config",) * 2,
+            ("called alike in all processes; they differ in recipe",) * 2,
             ("must be a folder that all processes see",) * 2,
             ("holds a run of other settings", "The first process refused `run_dir`"),
             ("Interrupted in epoch 2 after 0 of its steps",) * 2,
             ("as a training ended, which is saved",) * 2,
-            (str(CONFIG.num_epochs),) * 2,
+            (str(ATTACKED.num_epochs),) * 2,
         ),
         strict=True,
     ):
@@ -61,20 +56,20 @@ def test_devices_and_processes_share_a_batch_and_change_nothing(
 
 def test_devices_that_are_not_there_are_refused():
     with pytest.raises(ValueError, match="`num_devices` must be at most the 1 devices"):
-        trained(num_devices=2)
+        trained(CLEAN, num_devices=2)
 
 
 def test_several_processes_need_a_folder_and_stop_between_epochs(monkeypatch, tmp_path):
     """Whatever one of them is told: half a batch would wait for ever."""
     monkeypatch.setattr("jax.process_count", lambda: 2)
     with pytest.raises(ValueError, match="`run_dir` is needed with several processes"):
-        trained()
+        trained(CLEAN)
     stopped = interrupts.Interrupt()
     stopped.requested = True
     taken = []
 
     class Programs:
-        steps_per_call = 2
+        steps_per_epoch, steps_per_call = 5, 2
         update = None
         replicate = staticmethod(lambda value: value)
         order = staticmethod(lambda epoch: None)
@@ -92,7 +87,6 @@ def test_several_processes_need_a_folder_and_stop_between_epochs(monkeypatch, tm
     class Display:
         start_epoch = advance = staticmethod(lambda *_: None)
 
-    state, _ = loop_module._train_epoch(
-        State(), {}, CONFIG, (), Programs(), Display(), stopped, steps_per_epoch=5
-    )
+    desk = Desk(None, 1, None, Display(), stopped)
+    state, _ = loop_module._train_epoch(Position(State(), {}, ()), CLEAN, Programs(), desk)
     assert state.step == 5 and taken == [2, 2, 1]

@@ -10,18 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrobust.attacks import PGD
+from jaxrobust.attacks import PGD, engine
 from jaxrobust.models import Classifier
 from jaxrobust.training import (
-    TrainConfig,
+    SGD,
+    Constant,
+    Data,
+    Host,
+    Plateau,
+    Recipe,
+    Validation,
     fit,
     initial_variables,
     load_variables,
-    logs,
     save_variables,
 )
-from jaxrobust.training import step as step_module
-from jaxrobust.training.checkpoint import RunCheckpoints
+from jaxrobust.training.run import logs
+from jaxrobust.training.run.checkpoints import RunCheckpoints
 
 
 class Linear(nn.Module):
@@ -41,11 +46,12 @@ def examples(count, seed=0):
 
 
 TRAIN, VALIDATION = examples(20), examples(10, seed=1)
-CONFIG = TrainConfig(num_epochs=3, batch_size=6, learning_rate=0.1)
+RECIPE = Recipe(num_epochs=3, batch_size=6, schedule=Constant(0.1))
 
 
-def quick_fit(config=CONFIG, train=TRAIN, **arguments):
-    return fit(Linear(), train, config, mean=0.5, std=0.25, progress=False, **arguments)
+def quick_fit(recipe=RECIPE, train=TRAIN, validation=None, **arguments):
+    data = Data(train, validation, mean=0.5, std=0.25)
+    return fit(Linear(), data, recipe, progress=False, **arguments)
 
 
 def same(left, right):
@@ -53,22 +59,22 @@ def same(left, right):
 
 
 def test_initial_variables_are_those_that_fit_starts_from():
-    start = initial_variables(Linear(), (2, 2, 1), CONFIG.seed)
+    start = initial_variables(Linear(), (2, 2, 1), RECIPE.seed)
     assert same(quick_fit().variables, quick_fit(variables=start).variables)
-    other = initial_variables(Linear(), (2, 2, 1), CONFIG.seed + 1)
+    other = initial_variables(Linear(), (2, 2, 1), RECIPE.seed + 1)
     assert not same(quick_fit().variables, quick_fit(variables=other).variables)
 
 
 def test_learns_logs_and_returns_at_once_when_called_again(tmp_path):
     traces = []
 
-    def augment(key, images):
+    def count(key, images):
         traces.append(images.shape)
         return images
 
-    config = dataclasses.replace(CONFIG, num_epochs=6)
-    arguments = {"run_dir": tmp_path, "validation": VALIDATION, "augment": augment}
-    result = quick_fit(config, **arguments)
+    recipe = dataclasses.replace(RECIPE, num_epochs=6, augmentation=count)
+    arguments = {"run_dir": tmp_path, "validation": VALIDATION}
+    result = quick_fit(recipe, **arguments)
     assert traces.count((6, 2, 2, 1)) == 1  # one compilation for all epochs
     assert result.history[-1]["validation_accuracy"] == 1.0
     assert [row["epoch"] for row in result.history] == [1, 2, 3, 4, 5, 6]
@@ -86,7 +92,7 @@ def test_learns_logs_and_returns_at_once_when_called_again(tmp_path):
         "validation_accuracy",
     ]
     log = (tmp_path / "log.jsonl").read_bytes()
-    again = quick_fit(config, **arguments)
+    again = quick_fit(recipe, **arguments)
     assert traces.count((6, 2, 2, 1)) == 1  # no step was even traced
     assert same(again.state, result.state) and again.history == result.history
     assert same(again.best_variables, result.best_variables)
@@ -103,13 +109,15 @@ def test_validation_figures_are_those_of_the_returned_variables():
 
 def test_best_variables_are_those_of_the_best_epoch(tmp_path):
     # Far too fast to converge: the last epoch is not the best one.
-    config = dataclasses.replace(CONFIG, optimizer="sgd", learning_rate=30.0, num_epochs=4)
-    result = quick_fit(config, run_dir=tmp_path, validation=VALIDATION)
+    recipe = dataclasses.replace(RECIPE, optimizer=SGD(), schedule=Constant(30.0), num_epochs=4)
+    result = quick_fit(recipe, run_dir=tmp_path, validation=VALIDATION)
     losses = [row["validation_loss"] for row in result.history]
     best = 1 + int(np.argmin(losses))
     assert result.best_epoch == best < 4
     shorter = quick_fit(
-        dataclasses.replace(config, num_epochs=best), validation=VALIDATION, checkpoint_every=9
+        dataclasses.replace(recipe, num_epochs=best),
+        validation=VALIDATION,
+        host=Host(checkpoint_every=9),
     )
     assert same(result.best_variables, shorter.variables)
     with RunCheckpoints(tmp_path / "checkpoints") as checkpoints:
@@ -119,15 +127,13 @@ def test_best_variables_are_those_of_the_best_epoch(tmp_path):
 def test_early_stopping_and_plateau(tmp_path):
     # The validation labels are wrong, so that the loss rises from the first epoch on.
     wrong = (VALIDATION[0], 1 - VALIDATION[1])
-    config = dataclasses.replace(
-        CONFIG,
+    recipe = dataclasses.replace(
+        RECIPE,
         num_epochs=20,
-        early_stopping_patience=3,
-        schedule="plateau",
-        plateau_patience=0,
-        plateau_factor=0.1,
+        schedule=Plateau(0.1, factor=0.1, patience=0),
+        validation=Validation(early_stopping_patience=3),
     )
-    result = quick_fit(config, validation=wrong, run_dir=tmp_path)
+    result = quick_fit(recipe, validation=wrong, run_dir=tmp_path)
     losses = [row["validation_loss"] for row in result.history]
     assert losses == sorted(losses)
     assert len(result.history) == 4 and result.best_epoch == 1
@@ -139,34 +145,48 @@ def test_stops_on_nan_and_keeps_what_was_saved(tmp_path):
         return jnp.where(jax.random.uniform(key) < 0.3, jnp.nan, images)
 
     # Which epoch meets the first NaN depends on the keys alone; seed 0 has a finite first epoch.
-    config = dataclasses.replace(CONFIG, num_epochs=30)
+    recipe = dataclasses.replace(RECIPE, num_epochs=30, augmentation=poison)
     with pytest.raises(FloatingPointError, match=r"diverged in epoch \d+: train_loss is nan"):
-        quick_fit(config, run_dir=tmp_path, augment=poison)
+        quick_fit(recipe, run_dir=tmp_path)
     rows = logs.read_rows(tmp_path / "log.jsonl")
     assert rows
     with RunCheckpoints(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.latest_step == rows[-1]["step"]
 
 
-def test_adversarial_training_attacks_every_batch(monkeypatch):
-    def hide(attack, key, logits_fn, images, labels):
-        return jnp.full_like(images, attack)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Hiding:
+    """An adversary that paints every image over."""
 
-    monkeypatch.setattr(step_module.adversaries, "craft", hide)
-    blind = quick_fit(dataclasses.replace(CONFIG, num_epochs=6), attack=0.5)
-    seeing = quick_fit(dataclasses.replace(CONFIG, num_epochs=6))
+    shade: float
+
+    def memory(self, shape):
+        return None
+
+    def craft(self, batch, memory):
+        return jnp.full_like(batch.images, self.shade)
+
+    def step(self, batch, state, descend):
+        state, metrics, _ = descend(state, self.craft(batch, state.adversary))
+        return state, metrics
+
+
+def test_adversarial_training_attacks_every_batch():
+    recipe = dataclasses.replace(RECIPE, num_epochs=6)
+    blind = quick_fit(dataclasses.replace(recipe, adversary=Hiding(0.5)))
+    seeing = quick_fit(recipe)
     assert blind.history[-1]["train_loss"] > 0.6  # constant images: nothing to learn
     assert seeing.history[-1]["train_loss"] < 0.4
 
 
 def test_validation_may_be_attacked(monkeypatch):
-    monkeypatch.setattr(
-        step_module.adversaries, "craft", lambda attack, key, logits_fn, images, labels: 1 - images
-    )
-    config = dataclasses.replace(CONFIG, num_epochs=6)
-    attacked = quick_fit(config, validation=VALIDATION, validation_attack=PGD())
-    clean = quick_fit(config, validation=VALIDATION)
-    inverted = quick_fit(config, validation=(255 - VALIDATION[0], VALIDATION[1]))
+    monkeypatch.setattr(engine, "craft", lambda attack, key, logits_fn, images, labels: 1 - images)
+    recipe = dataclasses.replace(RECIPE, num_epochs=6)
+    by_attack = dataclasses.replace(recipe, validation=Validation(PGD()))
+    attacked = quick_fit(by_attack, validation=VALIDATION)
+    clean = quick_fit(recipe, validation=VALIDATION)
+    inverted = quick_fit(recipe, validation=(255 - VALIDATION[0], VALIDATION[1]))
     assert same(attacked.variables, clean.variables)
     assert attacked.history[-1]["validation_loss"] == pytest.approx(
         inverted.history[-1]["validation_loss"], rel=1e-5
@@ -190,14 +210,17 @@ def test_fine_tuning_keeps_masked_weights_at_zero():
     ("change", "words"),
     [
         (
-            {"config": dataclasses.replace(CONFIG, learning_rate=0.2)},
-            "config.learning_rate was 0.1",
+            {"recipe": dataclasses.replace(RECIPE, schedule=Constant(0.2))},
+            "recipe.schedule.learning_rate was 0.1, is now 0.2",
         ),
         ({"train": examples(20, seed=5)}, "train.images was"),
-        ({"validation": VALIDATION}, "validation"),
-        ({"augment": lambda key, images: images}, "augment was None"),
+        ({"validation": VALIDATION}, "validation.images was absent"),
+        (
+            {"recipe": dataclasses.replace(RECIPE, augmentation=lambda key, images: images)},
+            "recipe.augmentation was None",
+        ),
     ],
-    ids=["config", "data", "validation", "augment"],
+    ids=["recipe", "data", "validation", "augmentation"],
 )
 def test_refuses_the_run_directory_of_other_settings(tmp_path, change, words):
     quick_fit(run_dir=tmp_path)
@@ -224,14 +247,14 @@ def test_refuses_checkpoints_of_unknown_origin(tmp_path):
         ({"train": (TRAIN[0] * 1.0, TRAIN[1])}, ValueError, "must lie in"),
         ({"train": TRAIN[0]}, TypeError, "must be a pair"),
         ({"validation": (VALIDATION[0][:, :1], VALIDATION[1])}, ValueError, "as in `train`"),
-        ({"config": TrainConfig(batch_size=21)}, ValueError, "at most the 20 training images"),
-        ({"config": TrainConfig(batch_size=2, schedule="plateau")}, ValueError, "`validation`"),
+        ({"recipe": Recipe(batch_size=21)}, ValueError, "at most the 20 training images"),
+        ({"recipe": Recipe(batch_size=2, schedule=Plateau())}, ValueError, "`validation` of"),
         (
-            {"config": TrainConfig(batch_size=2, early_stopping_patience=2)},
+            {"recipe": Recipe(batch_size=2, validation=Validation(early_stopping_patience=2))},
             ValueError,
-            "`validation`",
+            "`validation` of",
         ),
-        ({"checkpoint_every": 0}, ValueError, "`checkpoint_every`"),
+        ({"recipe": "adamw"}, TypeError, "`recipe` must be a training.Recipe, got str"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(tmp_path, arguments, error, words):
@@ -242,9 +265,20 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, arguments, er
 
 def test_mean_and_std_must_fit_the_channels():
     with pytest.raises(ValueError, match="`mean`"):
-        fit(Linear(), TRAIN, CONFIG, mean=(0.1, 0.2), std=1.0)
+        fit(Linear(), Data(TRAIN, mean=(0.1, 0.2)), RECIPE)
     with pytest.raises(ValueError, match="`std`"):
-        fit(Linear(), TRAIN, CONFIG, std=0.0)
+        fit(Linear(), Data(TRAIN, std=0.0), RECIPE)
+
+
+def test_pairs_of_arrays_are_no_data():
+    with pytest.raises(TypeError, match="`data` must be a training.Data, got tuple"):
+        fit(Linear(), TRAIN, RECIPE)
+
+
+@pytest.mark.parametrize("name", ["checkpoint_every", "num_devices"])
+def test_numbers_of_the_host_are_at_least_one(name):
+    with pytest.raises(ValueError, match=f"`{name}` must be at least 1"):
+        Host(**{name: 0})
 
 
 def test_checkpoint_names_what_differs(tmp_path):
@@ -305,15 +339,15 @@ def test_rows_round_trip_and_half_a_row_is_dropped(tmp_path):
 
 def test_tensorboard_is_written_or_the_missing_package_is_named(tmp_path, monkeypatch):
     pytest.importorskip("tensorboardX")
-    quick_fit(run_dir=tmp_path / "a", tensorboard=True)
+    quick_fit(run_dir=tmp_path / "a", host=Host(tensorboard=True))
     assert list((tmp_path / "a" / "tensorboard").glob("events*"))
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(ImportError, match=r"jaxrobust\[tensorboard\]"):
-        quick_fit(run_dir=tmp_path / "b", tensorboard=True)
+        quick_fit(run_dir=tmp_path / "b", host=Host(tensorboard=True))
 
 
 def test_progress_is_a_line_per_epoch_where_there_is_no_terminal(capsys):
-    fit(Linear(), TRAIN, CONFIG)
+    fit(Linear(), Data(TRAIN), RECIPE)
     captured = capsys.readouterr()
     assert captured.out == ""
     lines = captured.err.strip().splitlines()
@@ -321,9 +355,10 @@ def test_progress_is_a_line_per_epoch_where_there_is_no_terminal(capsys):
 
 
 def test_settings_file_is_json_without_addresses(tmp_path):
-    quick_fit(run_dir=tmp_path, augment=lambda key, images: images)
+    recipe = dataclasses.replace(RECIPE, augmentation=lambda key, images: images)
+    quick_fit(recipe, run_dir=tmp_path)
     text = (tmp_path / "settings.json").read_text()
-    assert json.loads(text)["config"]["num_epochs"] == 3
+    assert json.loads(text)["recipe"]["num_epochs"] == 3
     assert "0x" not in text
 
 
@@ -340,20 +375,13 @@ def test_adversarial_training_with_a_real_attack(tmp_path):
         generator.random(256) < 0.9, 1, -1
     )  # right for nine in ten
     images = np.stack([fragile, sturdy], axis=1).reshape(256, 1, 2, 1).astype(np.float32)
-    config = TrainConfig(num_epochs=12, batch_size=32, learning_rate=0.1)
+    data = Data((images, labels), mean=0.5, std=0.25)
+    recipe = Recipe(num_epochs=12, batch_size=32, schedule=Constant(0.1))
     attack = PGD(epsilon=0.2, step_size=0.05, num_steps=8)
 
     def train(name, teacher):
-        return fit(
-            Linear(),
-            (images, labels),
-            config,
-            mean=0.5,
-            std=0.25,
-            attack=teacher,
-            run_dir=tmp_path / name,
-            progress=False,
-        )
+        attacked = dataclasses.replace(recipe, adversary=teacher)
+        return fit(Linear(), data, attacked, run_dir=tmp_path / name, progress=False)
 
     def accuracies(result):
         classifier = Classifier(Linear().apply, result.variables, 0.5, 0.25)
@@ -367,11 +395,11 @@ def test_adversarial_training_with_a_real_attack(tmp_path):
     # The attack is one of the run's settings, and the same one finds the finished run again.
     again = train("robust", attack)
     assert accuracies(again) == robust
-    with pytest.raises(ValueError, match=r"attack.epsilon was 0.2, is now 0.1"):
+    with pytest.raises(ValueError, match=r"recipe.adversary.epsilon was 0.2, is now 0.1"):
         train("robust", dataclasses.replace(attack, epsilon=0.1))
 
 
-@pytest.mark.parametrize("edited", ["model", "augment"])
+@pytest.mark.parametrize("edited", ["model", "augmentation"])
 def test_an_edited_function_is_another_setting(tmp_path, edited):
     """Under the same name: what a user does who changes a line and runs the script again."""
 
@@ -384,7 +412,8 @@ def test_an_edited_function_is_another_setting(tmp_path, edited):
         def augment(key, images):
             return images * strength
 
-        return fit(Net(), TRAIN, CONFIG, run_dir=tmp_path, augment=augment, progress=False)
+        recipe = dataclasses.replace(RECIPE, augmentation=augment)
+        return fit(Net(), Data(TRAIN), recipe, run_dir=tmp_path, progress=False)
 
     fit_with(nn.relu, 0.5)
     fit_with(nn.relu, 0.5)
@@ -393,13 +422,15 @@ def test_an_edited_function_is_another_setting(tmp_path, edited):
 
 
 def test_says_where_it_goes_on(tmp_path, capsys):
-    arguments = {"mean": 0.5, "std": 0.25, "run_dir": tmp_path}
-    fit(Linear(), TRAIN, CONFIG, **arguments)
+    data = Data(TRAIN, mean=0.5, std=0.25)
+    fit(Linear(), data, RECIPE, run_dir=tmp_path)
     assert "Going on" not in capsys.readouterr().err
-    fit(Linear(), TRAIN, CONFIG, **arguments)
+    fit(Linear(), data, RECIPE, run_dir=tmp_path)
     assert "Trained before: the result is that of" in capsys.readouterr().err
 
 
 def test_a_targeted_attack_cannot_train():
-    with pytest.raises(ValueError, match="`attack` must be untargeted"):
-        quick_fit(attack=PGD(targeted=True))
+    with pytest.raises(ValueError, match="`adversary` must be untargeted"):
+        dataclasses.replace(RECIPE, adversary=PGD(targeted=True))
+    with pytest.raises(ValueError, match="`validation.attack` must be untargeted"):
+        Validation(PGD(targeted=True))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxrobust.training.checkpoint import RunCheckpoints, _orbax
+from jaxrobust.training.run.checkpoints import RunCheckpoints, _orbax
 
 SCRIPT = Path(__file__).with_name("training_kill.py")
 

@@ -25,7 +25,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from jaxrobust.training import TrainConfig, checkpoint, fit, logs
+from jaxrobust.training import EMA, AdamW, Data, Plateau, Recipe, fit
+from jaxrobust.training.run import checkpoints, logs
 
 
 class Net(nn.Module):
@@ -42,14 +43,13 @@ def flip(key, images):
     return jax.numpy.where(flipped, images[:, :, ::-1], images)
 
 
-CONFIG = TrainConfig(
+RECIPE = Recipe(
     num_epochs=5,
     batch_size=8,
-    learning_rate=0.03,
-    schedule="plateau",
-    plateau_patience=0,
-    gradient_clip=1.0,
-    ema_decay=0.9,
+    optimizer=AdamW(gradient_clip=1.0),
+    schedule=Plateau(0.03, patience=0),
+    augmentation=flip,
+    averaging=EMA(0.9),
     seed=7,
 )
 
@@ -61,16 +61,8 @@ def run(directory):
         images = random.integers(0, 256, (count, 6, 6, 3), np.uint8)
         return images, random.integers(0, 3, count)
 
-    fit(
-        Net(),
-        examples(43),
-        CONFIG,
-        run_dir=directory,
-        mean=(0.5, 0.4, 0.5),
-        std=(0.25, 0.25, 0.25),
-        validation=examples(11),
-        augment=flip,
-    )
+    data = Data(examples(43), examples(11), mean=(0.5, 0.4, 0.5), std=(0.25, 0.25, 0.25))
+    fit(Net(), data, RECIPE, run_dir=directory)
 
 
 def kill():
@@ -101,7 +93,7 @@ def arm(moment):
     elif kind == "save":
         timer = threading.Timer(float(numbers[1]), kill)
         before_call(
-            checkpoint.RunCheckpoints, "save", int(numbers[0]), lambda *_, **__: timer.start()
+            checkpoints.RunCheckpoints, "save", int(numbers[0]), lambda *_, **__: timer.start()
         )
     elif kind == "log":
         before_call(logs, "append_row", 2 * int(numbers[0]) - 1, lambda *_: kill())

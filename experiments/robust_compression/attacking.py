@@ -10,7 +10,7 @@ from jaxrobust import evaluation, studies
 from jaxrobust.attacks import PGD
 from jaxrobust.studies import suite_run
 from jaxrobust.studies.outcomes import rate_of
-from jaxrobust.training.sequences import LONGEST_STEP
+from jaxrobust.training.compression.budget_schedules import LONGEST_STEP
 from jaxrobust.types import Attack
 
 

@@ -22,8 +22,8 @@ Every network of --models is trained with every method of --methods, and attacke
 The values of a recipe (`jaxrobust.training.Recipe`) are there as --training.*, among them weighted
 losses (natural_weight; of pgd, fgsm_rs and n_fgsm), a warm-up of epsilon (attack_warmup_epochs),
 adversarial weight perturbation (awp_gamma), a moving average (ema_decay) and bfloat16 (precision). The
-attack of pgd, trades and mart may grow in stages: --attack-milestones 10 20 --attack-epsilons 2/255 4/255 8/255
---attack-steps 2 4 10.
+attack of pgd, trades and mart may grow in stages: --attack-milestones 10 20
+--attack-epsilons 2/255 4/255 8/255 --attack-steps 2 4 10.
 --num-validation training images are held out; the weights of the epoch that does best on them, under
 PGD where the training is adversarial, are those attacked in the end: the last ones of a long
 adversarial training are not the best. The test images decide nothing.

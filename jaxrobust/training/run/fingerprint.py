@@ -8,12 +8,13 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 
 
 def describe(value: Any) -> Any:
@@ -66,7 +67,7 @@ def describe(value: Any) -> Any:
 def program(function: Callable[..., Any], *arguments: Any) -> str:
     """A digest of what a function computes: other code gives another one, other names do not.
 
-    Constants that the function closes over are not seen, only their shapes.
+    Arrays that the function closes over are part of it.
 
     Args:
       function: Any that JAX can trace.
@@ -77,9 +78,24 @@ def program(function: Callable[..., Any], *arguments: Any) -> str:
       >>> program(lambda a: a + 1, x) == program(lambda b: b + 1, x) != program(lambda a: a + 2, x)
       True
     """
-    text = str(jax.make_jaxpr(function)(*arguments))
+    closed = jax.make_jaxpr(function)(*arguments)
     # Functions inside (of a custom gradient, say) are printed with their addresses.
-    return hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", text).encode()).hexdigest()
+    digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(closed)).encode())
+    for array in _closed_over(closed):
+        digest.update(str(describe(array)).encode())
+    return digest.hexdigest()
+
+
+def _closed_over(closed: Any) -> Iterator[Any]:
+    """The arrays of a traced function and of those inside it, of which its text has but the shapes."""
+    for const in closed.consts:
+        is_key = jax.dtypes.issubdtype(const.dtype, jax.dtypes.prng_key)
+        yield jax.random.key_data(const) if is_key else const
+    for equation in closed.jaxpr.eqns:
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(inner, ClosedJaxpr):
+                    yield from _closed_over(inner)
 
 
 def versions() -> dict[str, str]:

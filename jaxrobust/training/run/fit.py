@@ -14,19 +14,19 @@ import jax
 from jaxrobust import checks
 from jaxrobust.attacks import conversation
 from jaxrobust.training.compression.method import kept_at
-from jaxrobust.training.run import compiled, compressed, devices, loop
+from jaxrobust.training.run import compiled_compression, compiled_steps, devices, loop
+from jaxrobust.training.run.arguments import Data, Job, prepared
 from jaxrobust.training.run.checkpoints import RunCheckpoints
-from jaxrobust.training.run.claim import CHECKPOINTS, claim
-from jaxrobust.training.run.decisions import (
+from jaxrobust.training.run.epoch_decisions import (
     Row,
     best_epoch,
     catastrophic_overfitting,
     is_finished,
 )
 from jaxrobust.training.run.interrupt import catch_interrupt
-from jaxrobust.training.run.job import Data, Job, prepared
 from jaxrobust.training.run.logs import Display, RunLog
 from jaxrobust.training.run.loop import Desk, Position
+from jaxrobust.training.run.run_folder import CHECKPOINTS, claim
 from jaxrobust.training.step.recipe import Recipe
 from jaxrobust.training.step.state import TrainState
 from jaxrobust.types import Masks, PyTree
@@ -69,9 +69,8 @@ class FitResult:
         validation_loss, validation_accuracy, learning_rate, gradient_norm.
       timings: One row per epoch, as in timings.jsonl: epoch, train_seconds, validation_seconds,
         checkpoint_seconds. Epochs in which the run was killed may be short or absent.
-      catastrophic_epoch: The epoch of catastrophic overfitting
-        (`decisions.catastrophic_overfitting`), where training and validation were attacked and there
-        was one; else None.
+      catastrophic_epoch: The epoch of catastrophic overfitting (Wong et al. 2020), where training and
+        validation were attacked and there was one; else None.
       masks: Of a run with a compression: which weights of `variables` stay, exactly; else None.
       best_masks: Likewise of `best_variables`.
       final: Of a run with a compression, about `variables`: `kept_weights` of `weights` in the
@@ -197,7 +196,7 @@ def fit(
         if unfinished:
             programs = _compile(job, len(position.history))
             if recipe.compression is not None and writes:
-                (directory / compressed.FINAL).unlink(missing_ok=True)
+                (directory / compiled_compression.FINAL).unlink(missing_ok=True)
             interrupt = stack.enter_context(catch_interrupt())
             desk = Desk(checkpoints, host.checkpoint_every, log, display, interrupt)
             position = loop.train(position, recipe, programs, desk)
@@ -208,20 +207,20 @@ def _start(job: Job, checkpoints: RunCheckpoints) -> Position:
     """Where the run stands, on the devices."""
     position = loop.restore(checkpoints, job.template)
     if position is None:
-        position = Position(job.initial_state(), compiled.zero_totals(), ())
+        position = Position(job.initial_state(), compiled_steps.zero_totals(), ())
     replicate = devices.replicated(job.num_devices)
     return position._replace(state=replicate(position.state), totals=replicate(position.totals))
 
 
-def _compile(job: Job, epoch: int) -> compiled.Programs:
+def _compile(job: Job, epoch: int) -> compiled_steps.Programs:
     """The programs of the epochs from this one on, counted from 0."""
     stages = job.stages()
-    programs = compiled.compile_programs(
+    programs = compiled_steps.compile_programs(
         job.plan, stages, epoch, job.template, job.order_key, _compile_evaluation(job)
     )
     if job.recipe.compression is None:
         return programs
-    return compressed.with_compression(programs, job.recipe.compression, job.plan, stages)
+    return compiled_compression.with_compression(programs, job.recipe.compression, job.plan, stages)
 
 
 def _compile_evaluation(job: Job) -> Any:
@@ -231,7 +230,7 @@ def _compile_evaluation(job: Job) -> Any:
     replicate = devices.replicated(job.num_devices)
     given = job.stages().at(0)._replace(examples=replicate(job.validation))
     attack = replicate(conversation.as_arrays(job.recipe.validation.attack))
-    return compiled.compile_evaluation(job.plan, given, attack, job.template)
+    return compiled_steps.compile_evaluation(job.plan, given, attack, job.template)
 
 
 def _result(
@@ -254,7 +253,7 @@ def _result(
         "best_variables": best_state.evaluated,
     }
     if recipe.compression is not None:
-        found = compressed.results(
+        found = compiled_compression.results(
             directory,
             state,
             best_state,

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import numpy as np
 
-from jaxrobust.training.run import decisions, devices
+from jaxrobust.training.run import devices, epoch_decisions
 from jaxrobust.training.run.checkpoints import RunCheckpoints
-from jaxrobust.training.run.compiled import Programs, zero_totals
-from jaxrobust.training.run.decisions import Row
+from jaxrobust.training.run.compiled_steps import Programs, zero_totals
+from jaxrobust.training.run.epoch_decisions import Row
 from jaxrobust.training.run.interrupt import Interrupt
 from jaxrobust.training.run.logs import Display, RunLog
 from jaxrobust.training.step.adversaries import Metrics
@@ -92,7 +92,7 @@ def train(position: Position, recipe: Recipe, programs: Programs, desk: Desk) ->
     checkpoints, interrupt = desk.checkpoints, desk.interrupt
     monitor, steps_per_epoch = recipe.validation.monitor, programs.steps_per_epoch
     state, totals, history = position
-    while not decisions.is_finished(recipe, history):
+    while not epoch_decisions.is_finished(recipe, history):
         epoch = len(history) + 1
         started = time.perf_counter()
         state, totals = _train_epoch(Position(state, totals, history), recipe, programs, desk)
@@ -113,8 +113,8 @@ def train(position: Position, recipe: Recipe, programs: Programs, desk: Desk) ->
         history, totals = (*history, row), programs.replicate(zero_totals())
         if (
             epoch % desk.checkpoint_every == 0
-            or decisions.best_epoch(monitor, history) == epoch
-            or decisions.is_finished(recipe, history)
+            or epoch_decisions.best_epoch(monitor, history) == epoch
+            or epoch_decisions.is_finished(recipe, history)
             or requested
         ):
             _save(checkpoints, monitor, Position(state, totals, history))
@@ -129,9 +129,9 @@ def train(position: Position, recipe: Recipe, programs: Programs, desk: Desk) ->
             },
         )
         desk.display.end_epoch(row, saved - started)
-        if is_attacked(recipe) and decisions.catastrophic_overfitting(history) == epoch:
+        if is_attacked(recipe) and epoch_decisions.catastrophic_overfitting(history) == epoch:
             desk.display.say(_overfitting_words(row))
-        if requested and not decisions.is_finished(recipe, history):
+        if requested and not epoch_decisions.is_finished(recipe, history):
             _stop(checkpoints, epoch + 1, 0)
     interrupt.requested = devices.in_any_process(interrupt.requested)
     return Position(state, totals, history)
@@ -143,7 +143,10 @@ def is_attacked(recipe: Recipe) -> bool:
     Under a compression the network that is validated is not the one that is trained: that their
     figures part says nothing.
     """
-    attacked = recipe.adversary is not None and recipe.validation.attack is not None
+    adversary = recipe.adversary
+    while hasattr(adversary, "adversary"):
+        adversary = adversary.adversary
+    attacked = adversary is not None and recipe.validation.attack is not None
     return attacked and recipe.compression is None
 
 
@@ -153,7 +156,7 @@ def _train_epoch(
     """The rest of an epoch, or as much of it as Ctrl-C leaves."""
     state, totals, history = position
     steps_per_epoch = programs.steps_per_epoch
-    scale = programs.replicate(np.float32(decisions.learning_rate_scale(recipe, history)))
+    scale = programs.replicate(np.float32(epoch_decisions.learning_rate_scale(recipe, history)))
     state = dataclasses.replace(state, learning_rate_scale=scale)
     order = programs.order(len(history))
     done = int(state.step) - len(history) * steps_per_epoch
@@ -233,7 +236,7 @@ def _check_finite(row: Row, checkpoints: RunCheckpoints) -> None:
 def _save(checkpoints: RunCheckpoints, monitor: str, position: Position) -> None:
     """Saves a position; it may count as the best only if it is the end of an epoch."""
     state, totals, history = position
-    scores = decisions.scores(monitor, history)
+    scores = epoch_decisions.scores(monitor, history)
     between_epochs = bool(history) and history[-1]["step"] == int(state.step)
     checkpoints.save(
         int(state.step),

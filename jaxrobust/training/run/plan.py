@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxrobust.training.compression.method import Compression
-from jaxrobust.training.run.examples import Examples
+from jaxrobust.training.run.batches import Examples
 from jaxrobust.training.step.averaging import Averaging
 from jaxrobust.training.step.network import Network
 from jaxrobust.training.step.recipe import Recipe

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxrobust import checks
 from jaxrobust.training.run.checkpoints import load_leaves
-from jaxrobust.training.run.decisions import best_epoch
+from jaxrobust.training.run.epoch_decisions import best_epoch
 from jaxrobust.types import PyTree
 
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import flax.linen as nn
 
 from jaxrobust import checks
+from jaxrobust.training.run.arguments import Data
 from jaxrobust.training.run.fit import FitResult, Host, fit
-from jaxrobust.training.run.job import Data
 from jaxrobust.training.step.recipe import Recipe
 from jaxrobust.types import Masks, PyTree
 

@@ -2,7 +2,7 @@
 
 Any attack is an adversary: PGD is that of Madry et al. (2018), PGD with one step of 1.25 epsilon
 FGSM-RS (Wong et al. 2020). Those that have no use but training are in files of their own: `n_fgsm`,
-`kl_ascent`, `free_replays`. `attack_schedule` changes the attack from epoch to epoch, `Warmup` lets it
+`trades`, `free_replays`. `attack_schedule` changes the attack from epoch to epoch, `Warmup` lets it
 grow first, and `weight_perturbation` moves the weights besides.
 
 References:

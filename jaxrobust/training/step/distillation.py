@@ -48,7 +48,8 @@ class Distillation:
     def __post_init__(self) -> None:
         checks.number("weight", self.weight, minimum=0.0, maximum=1.0)
         checks.number("temperature", self.temperature, above=0.0)
-        if callable(self.teacher) and jax.tree.leaves(self.teacher) == [self.teacher]:
+        # Placeholders, which jax puts in the place of arrays, pass.
+        if callable(self.teacher) and all(map(callable, jax.tree.leaves(self.teacher))):
             raise TypeError(
                 "`teacher` must be a pytree of its weights, such as Classifier(apply, variables, mean, "
                 f"std) or jax.tree_util.Partial(function, weights), got {self.teacher!r}."

@@ -96,6 +96,8 @@ class Steps:
 
     def __post_init__(self) -> None:
         _check(self)
+        if not isinstance(self.milestones, tuple):
+            raise TypeError(f"`milestones` must be a tuple of epochs, got {self.milestones!r}.")
         for milestone in self.milestones:
             checks.integer("milestones", milestone, minimum=1)
         if not self.milestones or list(self.milestones) != sorted(set(self.milestones)):
@@ -117,7 +119,7 @@ class Steps:
 class Plateau:
     """A rate that falls when the monitored figure of the validation set stops improving.
 
-    `run.decisions.plateau_scale` says by how much it has fallen.
+    `run.epoch_decisions.plateau_scale` says by how much it has fallen.
 
     Attributes:
       learning_rate: Of the first step, or of the end of the warm-up. Above 0.

@@ -3,13 +3,12 @@
 With x a clean image, x' what the adversary made of it, f the network and CE the cross-entropy:
 
     CrossEntropy    (1 - w) CE(f(x'), y) + w CE(f(x), y)
-    TRADES          CE(f(x), y) + beta KL(p(x) || p(x'))
 
-`mart` and `distillation` have one more each, and any function like them is one.
+`trades`, `mart` and `distillation` have one more each, and any function like them is one.
 """
 
 import dataclasses
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -85,41 +84,6 @@ class CrossEntropy:
             natural = jnp.mean(smoothed_cross_entropy(clean, labels, self.label_smoothing))
             value = (1 - self.natural_weight) * value + self.natural_weight * natural
         return value, logits, forward
-
-
-@dataclasses.dataclass(frozen=True)
-class TRADES:
-    """The clean images' cross-entropy, and how far the adversary moves the answer from theirs.
-
-    Its adversary is `KLAscent`.
-
-    Attributes:
-      beta: Weight of the divergence, above 0. The paper's are 1 and 6.
-      label_smoothing: Probability that is spread evenly over all classes, in [0, 1).
-
-    References:
-      Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", ICML 2019,
-      equation 3, https://arxiv.org/abs/1901.08573
-    """
-
-    beta: float = 6.0
-    label_smoothing: float = 0.0
-
-    compares: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        checks.number("beta", self.beta, above=0.0)
-        checks.fraction("label_smoothing", self.label_smoothing)
-
-    def __call__(
-        self, forward: Passes, images: Array, adversarial: Array, labels: Array
-    ) -> tuple[Array, Array, Passes]:
-        """The mean over a batch."""
-        clean, forward = forward(images)
-        logits, forward = forward(adversarial)
-        apart = jnp.mean(jax.vmap(divergence)(clean, logits))
-        natural = jnp.mean(smoothed_cross_entropy(clean, labels, self.label_smoothing))
-        return natural + self.beta * apart, logits, forward
 
 
 def divergence(first: Array, second: Array) -> Array:

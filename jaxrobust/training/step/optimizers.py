@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxrobust import checks
@@ -115,6 +116,37 @@ class SGD:
             _decay(self),
             optax.trace(self.momentum, self.nesterov),
             optax.scale_by_learning_rate(learning_rate),
+        )
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Raises unless a value is an optimizer whose learning rate can change from step to step.
+
+    Raises:
+      TypeError: No function from a learning rate to an optax transformation.
+      ValueError: One that keeps the rate in its state, where no schedule could change it.
+    """
+    if not callable(optimizer) or isinstance(optimizer, type):
+        raise TypeError(
+            "`optimizer` must be a function from a learning rate to an optax transformation, such "
+            f"as SGD(), or optax.adam without its rate, got {optimizer!r}."
+        )
+    if type(optimizer).__module__ == __name__:
+        return
+    try:
+        params = {"kernel": jax.ShapeDtypeStruct((2, 2), jnp.float32)}
+        traced = jax.make_jaxpr(lambda rate, params: optimizer(rate).init(params))(0.0, params)
+    except Exception:
+        # What is made for parameters of certain names is not made for these.
+        return
+    follows = {id(traced.jaxpr.invars[0])}  # what is computed from the rate
+    for equation in traced.jaxpr.eqns:
+        if follows & set(map(id, equation.invars)):
+            follows |= set(map(id, equation.outvars))
+    if follows & set(map(id, traced.jaxpr.outvars)):
+        raise ValueError(
+            "`optimizer` must take its learning rate anew in every step, got one that keeps it in its "
+            f"state, where the schedule could not change it: {optimizer!r}."
         )
 
 

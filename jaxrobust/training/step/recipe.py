@@ -16,7 +16,7 @@ from jaxrobust.training.step.free_replays import FreeReplays
 from jaxrobust.training.step.learning_rates import Schedule
 from jaxrobust.training.step.network import PRECISIONS
 from jaxrobust.training.step.objectives import CrossEntropy, Objective
-from jaxrobust.training.step.optimizers import AdamW, Optimizer
+from jaxrobust.training.step.optimizers import AdamW, Optimizer, check_optimizer
 from jaxrobust.types import Array, Attack
 
 Augmentation = Callable[[Array, Array], Array]
@@ -105,23 +105,8 @@ class Recipe:
         checks.integer("batch_size", self.batch_size, minimum=1)
         checks.one_of("precision", self.precision, PRECISIONS)
         checks.integer("seed", self.seed, minimum=0)
-        if not callable(self.optimizer) or isinstance(self.optimizer, type):
-            raise TypeError(
-                "`optimizer` must be a function from a learning rate to an optax transformation, such "
-                f"as SGD(), or optax.adam without its rate, got {self.optimizer!r}."
-            )
-        if isinstance(self.schedule, type) or not (
-            callable(self.schedule) or hasattr(self.schedule, "over")
-        ):
-            raise TypeError(
-                f"`schedule` must be one such as Constant(1e-3), got {self.schedule!r}."
-            )
-        if isinstance(self.objective, type) or not callable(self.objective):
-            raise TypeError(
-                f"`objective` must be one such as CrossEntropy(), got {self.objective!r}."
-            )
-        if not isinstance(self.validation, Validation):
-            raise TypeError(f"`validation` must be a Validation, got {self.validation!r}.")
+        _check_kinds(self)
+        check_optimizer(self.optimizer)
         _check_lengths(self)
         _check_adversary(self)
 
@@ -143,6 +128,26 @@ class Recipe:
         return learning_rates.as_optax(self.schedule, self.num_epochs, steps_per_epoch)
 
 
+def _check_kinds(recipe: Recipe) -> None:
+    """Refuses what cannot be what its field says, a class in the place of a value above all."""
+    rules = {
+        "schedule": ("one such as Constant(1e-3)", (("over",), ("__call__",))),
+        "objective": ("one such as CrossEntropy()", (("__call__",),)),
+        "augmentation": ("a function of a key and images, or None", (("__call__",),)),
+        "averaging": ("one such as EMA(0.999), or None", (("start", "update"),)),
+        "compression": ("one such as ADMM(), or None", (("start", "update", "finish"),)),
+        "validation": ("a Validation", (("monitor", "early_stopping_patience"),)),
+    }
+    optional = ("augmentation", "averaging", "compression")
+    for name, (words, choices) in rules.items():
+        value = getattr(recipe, name)
+        if value is None and name in optional:
+            continue
+        fits = any(all(hasattr(value, part) for part in parts) for parts in choices)
+        if isinstance(value, type) or not fits:
+            raise TypeError(f"`{name}` must be {words}, got {value!r}.")
+
+
 def _check_lengths(recipe: Recipe) -> None:
     """Refuses what would not be over, or not be reached, before the training is."""
     warmup_epochs = getattr(recipe.schedule, "warmup_epochs", 0)
@@ -153,10 +158,11 @@ def _check_lengths(recipe: Recipe) -> None:
         )
     adversary = recipe.adversary
     while hasattr(adversary, "adversary"):
-        if adversary.warmup_epochs > recipe.num_epochs:
+        warmup_epochs = getattr(adversary, "warmup_epochs", 0)
+        if warmup_epochs > recipe.num_epochs:
             raise ValueError(
                 f"`warmup_epochs` of {type(adversary).__name__} must be at most `num_epochs` = "
-                f"{recipe.num_epochs}, got {adversary.warmup_epochs}."
+                f"{recipe.num_epochs}, got {warmup_epochs}."
             )
         adversary = adversary.adversary
     last = stages_of(adversary)[-1][0]

@@ -111,10 +111,10 @@ def create_state(
 
 def _adversary_memory(recipe: Recipe, image_shape: tuple[int, ...] | None) -> PyTree | None:
     adversary = as_adversary(recipe.at(1).adversary)
-    if image_shape is None:
-        if jax.tree.leaves(jax.eval_shape(lambda: adversary.memory(()))):
-            raise ValueError("`image_shape` is needed by an adversary that remembers a batch.")
+    if not jax.tree.leaves(jax.eval_shape(lambda: adversary.memory((1, 1, 1, 1)))):
         return None
+    if image_shape is None:
+        raise ValueError("`image_shape` is needed by an adversary that remembers a batch.")
     shape = (recipe.batch_size, *image_shape)
     if recipe.augmentation is not None:
         # Augmentation may change the size of the images.

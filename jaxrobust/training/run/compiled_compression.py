@@ -13,8 +13,8 @@ import numpy as np
 
 from jaxrobust import compilation, files
 from jaxrobust.training.compression.method import Compression, compressed_kernels, kept_at
-from jaxrobust.training.run import batch_statistics, compiled, devices
-from jaxrobust.training.run.compiled import Programs, Stages
+from jaxrobust.training.run import batch_statistics, compiled_steps, devices
+from jaxrobust.training.run.compiled_steps import Programs, Stages
 from jaxrobust.training.run.plan import Given, Plan
 from jaxrobust.training.step.network import as_variables
 from jaxrobust.training.step.state import TrainState
@@ -165,7 +165,7 @@ def _update(
         last = state.step - 1
         gradients = network_gradients(
             dataclasses.replace(state, step=last),
-            compiled.batch_of(last, order, given.examples, plan),
+            compiled_steps.batch_of(last, order, given.examples, plan),
             jax.random.fold_in(given.key, state.step),
             network=plan.network(given),
             recipe=plan.recipe(given),
@@ -202,7 +202,7 @@ def effective(state: TrainState, *, plan: Plan) -> PyTree:
 def _statistics(
     variables: PyTree, total: PyTree, index: Array, order: Array, given: Given, *, plan: Plan
 ) -> PyTree:
-    images, _ = compiled.batch_of(index, order, given.examples, plan)
+    images, _ = compiled_steps.batch_of(index, order, given.examples, plan)
     found = batch_statistics.of_batch(
         plan.model.value.apply,
         variables,

@@ -15,7 +15,7 @@ import numpy as np
 from jaxrobust import compilation
 from jaxrobust.models import Classifier
 from jaxrobust.training.run import devices
-from jaxrobust.training.run.examples import Examples, batch_at, padded_batch_at, shuffled
+from jaxrobust.training.run.batches import Examples, batch_at, padded_batch_at, shuffled
 from jaxrobust.training.run.plan import Given, Plan
 from jaxrobust.training.step.adversaries import Metrics
 from jaxrobust.training.step.eval_step import eval_step

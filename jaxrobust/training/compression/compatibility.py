@@ -2,8 +2,8 @@
 
 import jax
 
+from jaxrobust.training.compression.budget_schedules import check_sequences
 from jaxrobust.training.compression.method import kept_at
-from jaxrobust.training.compression.schedules import check_sequences
 from jaxrobust.training.step.attack_schedule import strength
 from jaxrobust.training.step.recipe import Recipe
 from jaxrobust.types import Array, PyTree, as_key

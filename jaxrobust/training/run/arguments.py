@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from typing import Any
 
 import flax.linen as nn
@@ -12,15 +13,16 @@ import numpy as np
 from jaxrobust import checks, compilation
 from jaxrobust.attacks import conversation
 from jaxrobust.pruning import apply_masks
-from jaxrobust.training.compression.checking import check_compression
+from jaxrobust.training.compression.compatibility import check_compression
 from jaxrobust.training.run import devices, fingerprint
-from jaxrobust.training.run.compiled import Stages
-from jaxrobust.training.run.examples import Examples, on_device
+from jaxrobust.training.run.batches import Examples, on_device
+from jaxrobust.training.run.compiled_steps import Stages
 from jaxrobust.training.run.plan import Given, Itself, Plan, joined, split
 from jaxrobust.training.step.attack_schedule import stages_of
-from jaxrobust.training.step.network import Network, Passes
+from jaxrobust.training.step.network import Network
 from jaxrobust.training.step.recipe import Recipe
 from jaxrobust.training.step.state import TrainState, create_state
+from jaxrobust.training.step.train_step import train_step
 from jaxrobust.types import Array, Masks, PyTree, as_key
 
 
@@ -104,32 +106,14 @@ class Job:
         return jax.eval_shape(self.model.apply, self.template.variables, image).shape[-1]
 
     @functools.cached_property
-    def digests(self) -> dict[str, str | None]:
+    def digests(self) -> dict[str, Any]:
         """Of what the parts compute that are described by their names, which would hide an edit."""
-        recipe, template = self.recipe, self.template
-        found = {
-            "model": _digest_of_model(self.model, template.variables, self.train.images.shape),
-            "augmentation": _digest_of_augmentation(recipe, self.train.images.shape),
+        shape = tuple(self.train.images.shape[1:])
+        return {
+            "model": _digest_of_model(self.model, self.template.variables, shape),
+            "augmentation": _digest_of_augmentation(self.recipe, shape),
+            "steps": _digests_of_steps(self),
         }
-        if _is_foreign(recipe.schedule):
-            rate = recipe.learning_rate(self.steps_per_epoch)
-            found["schedule"] = fingerprint.program(
-                lambda step: rate(step), jax.ShapeDtypeStruct((), jnp.int32)
-            )
-        if _is_foreign(recipe.optimizer):
-
-            def update(params: PyTree, state: PyTree, rate: Array) -> Any:
-                return recipe.optimizer(rate).update(params, state, params)
-
-            rate = jax.ShapeDtypeStruct((), jnp.float32)
-            found["optimizer"] = fingerprint.program(
-                update, template.params, template.opt_state, rate
-            )
-        if _is_foreign(recipe.objective) or split(recipe.objective)[1]:
-            found["objective"] = _digest_of_objective(
-                recipe, self.train.images.shape, self.num_classes
-            )
-        return found
 
     @functools.cached_property
     def plan(self) -> Plan:
@@ -139,7 +123,9 @@ class Job:
             # The budget is an argument of the programs.
             compression = dataclasses.replace(compression, kept=1.0)  # type: ignore[type-var]
         return Plan(
-            model=Itself(self.model, self.digests["model"]),
+            model=Itself(
+                self.model, json.dumps([self.digests[name] for name in ("model", "steps")])
+            ),
             augmentation=Itself(recipe.augmentation, self.digests["augmentation"]),
             objective=split(recipe.objective)[0],
             optimizer=recipe.optimizer,
@@ -293,8 +279,10 @@ def _check_sizes(recipe: Recipe, data: Data, train: Examples) -> None:
 
 
 def _is_foreign(value: Any) -> bool:
-    """Whether a value is not one of the library's, which are described by their fields."""
-    return not type(value).__module__.startswith("jaxrobust.")
+    """Whether a value is not the library's alone: its own are described by their fields."""
+    if not type(value).__module__.startswith("jaxrobust."):
+        return value is not None
+    return hasattr(value, "adversary") and _is_foreign(value.adversary)
 
 
 def _key_shape() -> Any:
@@ -307,7 +295,7 @@ def _digest_of_model(model: nn.Module, variables: PyTree, shape: tuple[int, ...]
             variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key}
         )
 
-    images = jax.ShapeDtypeStruct((2, *shape[1:]), jnp.float32)
+    images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
     return fingerprint.program(forward, variables, images, _key_shape())
 
 
@@ -316,22 +304,38 @@ def _digest_of_augmentation(recipe: Recipe, shape: tuple[int, ...]) -> str | Non
     if augmentation is None:
         return None
     # Through a function of its own: jax would take the trace of a function that it has seen.
-    images = jax.ShapeDtypeStruct((2, *shape[1:]), jnp.float32)
+    images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
     return fingerprint.program(lambda *given: augmentation(*given), _key_shape(), images)
 
 
-def _digest_of_objective(recipe: Recipe, shape: tuple[int, ...], num_classes: int) -> str:
-    """Of the objective on a network that is as small as one can be."""
-    rest, arrays = split(recipe.objective)
+def _digests_of_steps(job: Job) -> list[str]:
+    """Of a whole step in each stage, where a user's own values take part in it."""
+    recipe, (rest, arrays) = job.recipe, split(job.recipe.objective)
+    stages = [one for _, one in stages_of(recipe.adversary)]
+    parts = (recipe.optimizer, recipe.schedule, recipe.averaging, recipe.compression)
+    if not (arrays or any(map(_is_foreign, (recipe.objective, *parts, *stages)))):
+        return []
+    batch = (
+        jax.ShapeDtypeStruct((recipe.batch_size, *job.image_shape), jnp.float32),
+        jax.ShapeDtypeStruct((recipe.batch_size,), jnp.int32),
+    )
 
-    def mean_of_pixels(variables: PyTree, images: Array, **_: Any) -> tuple[Array, PyTree]:
-        del variables
-        return images.mean((1, 2)) @ jnp.ones((images.shape[-1], num_classes)), {}
+    def step(
+        state: TrainState, batch: Any, key: Array, adversary: Any, arrays: tuple[Array, ...]
+    ) -> Any:
+        return train_step(
+            state,
+            batch,
+            key,
+            network=Network(job.model.apply, job.mean, job.std),
+            recipe=dataclasses.replace(recipe, adversary=adversary, objective=joined(rest, arrays)),
+            steps_per_epoch=job.steps_per_epoch,
+            masks=job.masks,
+        )
 
-    def value(arrays: Any, images: Array, labels: Array, key: Array) -> Any:
-        forward = Passes(Network(mean_of_pixels), {}, {}, key)
-        return joined(rest, arrays)(forward, images, images, labels)[:2]
-
-    images = jax.ShapeDtypeStruct((2, *shape[1:]), jnp.float32)
-    labels = jax.ShapeDtypeStruct((2,), jnp.int32)
-    return fingerprint.program(value, arrays, images, labels, _key_shape())
+    return [
+        fingerprint.program(
+            step, job.template, batch, _key_shape(), conversation.as_arrays(one), arrays
+        )
+        for one in stages
+    ]

@@ -1,4 +1,14 @@
-"""The ascent of TRADES: away from the answer to the clean image."""
+"""TRADES: its objective, and the attack that goes with it.
+
+With x a clean image, x' what the adversary made of it, f the network and CE the cross-entropy:
+
+    TRADES      CE(f(x), y) + beta KL(p(x) || p(x'))
+    KLAscent    ascends KL(p(x) || p(x'))
+
+References:
+  Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", ICML 2019,
+  equation 3 and algorithm 1, https://arxiv.org/abs/1901.08573
+"""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -10,8 +20,44 @@ from jaxrobust import checks, norms
 from jaxrobust.attacks import conversation, engine
 from jaxrobust.training.step.adversaries import Batch, Descend, Metrics, step_once
 from jaxrobust.training.step.n_fgsm import State
-from jaxrobust.training.step.objectives import divergence
+from jaxrobust.training.step.network import Passes
+from jaxrobust.training.step.objectives import divergence, smoothed_cross_entropy
 from jaxrobust.types import Array, Evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class TRADES:
+    """The clean images' cross-entropy, and how far the adversary moves the answer from theirs.
+
+    Its adversary is `KLAscent`.
+
+    Attributes:
+      beta: Weight of the divergence, above 0. The paper's are 1 and 6.
+      label_smoothing: Probability that is spread evenly over all classes, in [0, 1).
+
+    References:
+      Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", ICML 2019,
+      equation 3, https://arxiv.org/abs/1901.08573
+    """
+
+    beta: float = 6.0
+    label_smoothing: float = 0.0
+
+    compares: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        checks.number("beta", self.beta, above=0.0)
+        checks.fraction("label_smoothing", self.label_smoothing)
+
+    def __call__(
+        self, forward: Passes, images: Array, adversarial: Array, labels: Array
+    ) -> tuple[Array, Array, Passes]:
+        """The mean over a batch."""
+        clean, forward = forward(images)
+        logits, forward = forward(adversarial)
+        apart = jnp.mean(jax.vmap(divergence)(clean, logits))
+        natural = jnp.mean(smoothed_cross_entropy(clean, labels, self.label_smoothing))
+        return natural + self.beta * apart, logits, forward
 
 
 @jax.tree_util.register_dataclass
