@@ -28,7 +28,7 @@ _MAX_BATCHES = 50
 
 
 def with_compression(
-    programs: Programs, compression: Compression, plan: Plan, stages: Stages
+    programs: Programs, compression: Compression, plan: Plan, stages: Stages, step_key: Array
 ) -> Programs:
     """The programs of a run with the updates of a compression.
 
@@ -39,11 +39,12 @@ def with_compression(
       compression: The method, with its budgets.
       plan: What they are compiled for.
       stages: What the steps are given.
+      step_key: Of whatever is random in a step.
     """
     replicate, per_epoch = programs.replicate, programs.steps_per_epoch
     first = stages.at(0)
     # Not one of the keys of the steps, and neither of what is random in the initial network.
-    key = replicate(jax.random.fold_in(first.key, np.uint32(2**32 - 1)))
+    key = replicate(jax.random.fold_in(step_key, np.uint32(2**32 - 1)))
 
     def update(state: TrainState, order: Array, epoch: int, step: int) -> TrainState:
         kept = replicate(np.float32(kept_at(compression, step // per_epoch)))

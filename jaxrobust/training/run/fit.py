@@ -220,7 +220,9 @@ def _compile(job: Job, epoch: int) -> compiled_steps.Programs:
     )
     if job.recipe.compression is None:
         return programs
-    return compiled_compression.with_compression(programs, job.recipe.compression, job.plan, stages)
+    return compiled_compression.with_compression(
+        programs, job.recipe.compression, job.plan, stages, job.step_key
+    )
 
 
 def _compile_evaluation(job: Job) -> Any:
