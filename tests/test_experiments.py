@@ -214,6 +214,16 @@ def test_what_each_method_trains_with(method):
         (["--epsilon", "8"], "`epsilon` must be a finite number"),
         (["--training.milestones", 3], "`training.milestones` and the schedule"),
         (["--training.learning-rate", 0], "`learning_rate` must be a finite number above 0"),
+        (["--training.factor", 0], "`training.factor` must be a finite number above 0"),
+        (["--training.beta", 0], "`beta` must be a finite number above 0"),
+        (
+            ["--training.attack-warmup-epochs", 40],
+            "`training.attack_warmup_epochs` must be at most",
+        ),
+        (
+            ["--methods", "mart", "--training.label-smoothing", 0.1],
+            "`training.label_smoothing` must be 0 for mart",
+        ),
         (["--models", "mlp", "vgg19", "--widths", 8], "`widths` must have 16 entries"),
         (["--suite", "strong"], "`suite` must be one of"),
         (["--num-validation", 2000], "`num_validation` must be less than the 1437 training images"),

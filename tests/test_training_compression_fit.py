@@ -278,3 +278,5 @@ def test_two_phases_end_at_the_masks_of_the_compressed_run(tmp_path):
         two_phase(Net(), Data(TRAIN), Phases(None, compress, RECIPE))
     with pytest.raises(ValueError, match="`phases.compress` must have a compression"):
         two_phase(Net(), Data(TRAIN), Phases(RECIPE, RECIPE, RECIPE))
+    with pytest.raises(ValueError, match="`phases.retrain` must have no compression"):
+        two_phase(Net(), Data(TRAIN), Phases(RECIPE, compress, compress))

@@ -3,6 +3,9 @@
 import dataclasses
 import functools
 import json
+import os
+import subprocess
+import sys
 
 import flax.linen as nn
 import jax
@@ -12,6 +15,7 @@ import optax
 import pytest
 from counting import num_compiled
 
+from jaxrobust import pruning
 from jaxrobust.attacks import PGD
 from jaxrobust.models import Classifier
 from jaxrobust.training import (
@@ -25,7 +29,9 @@ from jaxrobust.training import (
     Data,
     Distillation,
     FreeReplays,
+    Hydra,
     Recipe,
+    RigL,
     Steps,
     Validation,
     Warmup,
@@ -170,7 +176,7 @@ def test_an_edited_part_is_another_setting(tmp_path, edited):
     first = run(folder=tmp_path, **own_part(edited, 0.5))
     log = (tmp_path / "log.jsonl").read_bytes()
     assert same(run(folder=tmp_path, **own_part(edited, 0.5)).state, first.state)
-    with pytest.raises(ValueError, match="other settings: programs.steps was"):
+    with pytest.raises(ValueError, match="other settings: programs.values was"):
         run(folder=tmp_path, **own_part(edited, 0.6))
     assert (tmp_path / "log.jsonl").read_bytes() == log
     # What is refused would have been another training.
@@ -216,7 +222,7 @@ def test_a_teacher_sees_what_the_augmentation_makes():
         (
             {"schedule": optax.cosine_decay_schedule(0.1, 9)},
             {"schedule": optax.cosine_decay_schedule(0.2, 9)},
-            "programs.steps was",
+            "programs.values was",
         ),
         (
             {"optimizer": functools.partial(optax.sgd, momentum=0.9)},
@@ -352,3 +358,117 @@ def test_what_is_no_function_of_a_rate_is_refused():
             Recipe(**{name: wrong})
     with pytest.raises(TypeError, match="`milestones` must be a tuple of epochs, got 3"):
         Steps(0.1, 3)
+
+
+def compression_of_ones_own(share):
+    """A library's method with an edited update, always under the same name."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Own(RigL):
+        def update(self, params, memory, gradients, kept, progress):
+            params, memory = super().update(params, memory, gradients, kept, progress)
+            return jax.tree.map(lambda leaf: share * leaf, params), memory
+
+    return Own(kept=0.5, exclude=())
+
+
+def constraint_of_ones_own(power):
+    @dataclasses.dataclass(frozen=True)
+    class Own(pruning.Irregular):
+        def masks(self, params, kept, *, exclude=()):
+            changed = jax.tree.map(lambda leaf: jnp.abs(leaf) ** power * (leaf > 0), params)
+            return super().masks(changed if power < 1 else params, kept, exclude=exclude)
+
+    return Hydra(Own(), kept=0.5, exclude=())
+
+
+def attack_of_ones_own(share):
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True)
+    class Own(PGD):
+        def tell(self, state, evaluation):
+            return super().tell(state, evaluation._replace(gradient=share * evaluation.gradient))
+
+    return Validation(Own(0.1, 0.02, 2))
+
+
+@pytest.mark.parametrize(
+    ("field", "make", "numbers"),
+    [
+        ("compression", compression_of_ones_own, (1.0, 0.9)),
+        ("compression", constraint_of_ones_own, (1.0, 0.5)),
+        ("validation", attack_of_ones_own, (1.0, -1.0)),
+    ],
+    ids=["update", "constraint", "validation attack"],
+)
+def test_an_edit_inside_a_value_of_the_library_is_another_setting(tmp_path, field, make, numbers):
+    run(folder=tmp_path, **{field: make(numbers[0])})
+    run(folder=tmp_path, **{field: make(numbers[0])})
+    with pytest.raises(ValueError, match="other settings: programs.values was"):
+        run(folder=tmp_path, **{field: make(numbers[1])})
+
+
+@pytest.mark.parametrize("name", ["optimizer", "averaging"])
+def test_memories_that_begin_as_the_parameters_are_not_donated_twice(name):
+    class Same(Average):
+        def start(self, variables):
+            return variables
+
+        def share(self):
+            return 0.5
+
+    value = {"optimizer": optax.contrib.prodigy, "averaging": Same()}[name]
+    assert np.isfinite(run(**{name: value}).history[-1]["train_loss"])
+
+
+DIGESTS = """
+import numpy as np, optax, jax
+from jaxrobust import models
+from jaxrobust.attacks import PGD
+from jaxrobust.models import Classifier
+from jaxrobust.training import *
+from jaxrobust.training.run.arguments import prepared
+
+def own(forward, images, adversarial, labels):
+    return CrossEntropy()(forward, images, adversarial, labels)
+
+net = models.create("mlp", 3, widths=(4,))
+teacher = Distillation(Classifier(net.apply, initial_variables(net, (4, 4, 3), 1)))
+data = Data((np.zeros((8, 4, 4, 3), np.uint8), np.zeros(8, int)))
+for adversary in (Warmup(PGD(0.1, 0.02, 2), 1), AWP(NFGSM(0.1)), FreeReplays(0.1, 2)):
+    for objective in (own, teacher):
+        recipe = Recipe(batch_size=4, objective=objective, adversary=adversary, optimizer=optax.lion)
+        print(prepared(net, data, recipe, None, None, 1).digests)
+"""
+
+
+def test_digests_are_the_same_in_every_process_and_on_every_platform():
+    """Else a run would not go on, and several processes would not agree."""
+    found = set()
+    for changes in ({"PYTHONHASHSEED": "1"}, {"PYTHONHASHSEED": "5"}, {"JAXROBUST_PLAIN": "1"}):
+        done = subprocess.run(
+            [sys.executable, "-c", DIGESTS],
+            env=os.environ | changes,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found.add(done.stdout)
+    assert len(found) == 1 and found.pop().count("\n") == 6
+
+
+def test_what_cannot_be_compiled_is_refused_by_name():
+    @dataclasses.dataclass
+    class Changeable:
+        def __call__(self, forward, images, adversarial, labels):
+            return CrossEntropy()(forward, images, adversarial, labels)
+
+    with pytest.raises(TypeError, match="`objective` must be hashable, such as a frozen dataclass"):
+        run(objective=Changeable())
+    unregistered = type("Unregistered", (Moved,), {"by": lambda self: 0.1})()
+    with pytest.raises(TypeError, match="`adversary` must be a value that is registered"):
+        Recipe(adversary=unregistered)
+    with pytest.raises(TypeError, match="`optimizer` must return an optax transformation, got 3"):
+        Recipe(optimizer=lambda rate: 3)
+    with pytest.raises(TypeError, match=r"`host` must be a training\.Host, got int"):
+        fit(NET, DATA, RECIPE, host=2)

@@ -73,14 +73,14 @@ def schedule(sparsity: float, num_epochs: int, pruning_epochs: int) -> tuple[flo
 def _base(study: Study, variant: Variant, _: Any) -> dict[str, Any]:
     network = study.network(variant.network)
     config = study.config
-    schedule: Any = training.Constant(config.learning_rate)
+    rate: Any = training.Constant(config.learning_rate)
     if config.milestones:
-        schedule = training.Steps(config.learning_rate, config.milestones, FACTOR)
+        rate = training.Steps(config.learning_rate, config.milestones, FACTOR)
     folder = study.folder / "training" / variant.stem
     fitted = training.fit(
         network,
         _data(study),
-        recipe(study, num_epochs=config.num_epochs, schedule=schedule),
+        recipe(study, num_epochs=config.num_epochs, schedule=rate),
         run_dir=folder,
     )
     facts = _facts(study, variant, fitted.variables, {})

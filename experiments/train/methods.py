@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 from experiments.train.config import Config, Method
 from experiments.train.options import Options, recipe
+from experiments.train.options import check as check_options
 from jaxrobust import checks, models
 from jaxrobust.attacks import PGD
 from jaxrobust.studies import suites
@@ -23,6 +24,9 @@ def check(config: Config) -> None:
     checks.integer("num_images", config.num_images, minimum=1)
     if config.num_train is not None:
         checks.integer("num_train", config.num_train, minimum=2)
+    check_options(config.training)
+    if "mart" in config.methods and config.training.label_smoothing:
+        raise ValueError("`training.label_smoothing` must be 0 for mart, whose loss has none.")
     for name in config.models:
         checks.one_of("models", name, tuple(models.MODELS))
     for name in ("models", "methods"):

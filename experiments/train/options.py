@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
-from jaxrobust import training
+from jaxrobust import checks, training
 from jaxrobust.training import Recipe
 
 
@@ -27,7 +27,7 @@ class Options:
       milestones: Epochs after which step lowers the learning rate.
       factor: What step or plateau multiplies it by; None: a tenth, or half.
       patience: Of plateau: epochs without improvement that are borne.
-      label_smoothing: Probability spread evenly over all classes.
+      label_smoothing: Probability spread evenly over all classes; not of mart.
       natural_weight: Share of the clean images' cross-entropy; of pgd, fgsm_rs and n_fgsm.
       beta: Weight of the divergence, of trades and mart; None: 6, or 5.
       attack_warmup_epochs: The attack's epsilon and step size grow linearly over so many epochs.
@@ -99,6 +99,24 @@ def recipe(
     )
 
 
+def check(options: Options) -> None:
+    """Refuses what is out of range, whether the method or the optimizer reads it or not."""
+    training.SGD(options.momentum)
+    training.CrossEntropy(options.natural_weight, options.label_smoothing)
+    training.TRADES(6.0 if options.beta is None else options.beta)
+    if options.factor is not None:
+        checks.number("training.factor", options.factor, above=0.0, maximum=1.0)
+    checks.integer("training.patience", options.patience, minimum=0)
+    checks.number("training.awp_gamma", options.awp_gamma, minimum=0.0)
+    for name in ("attack_warmup_epochs", "awp_warmup_epochs"):
+        checks.integer(f"training.{name}", getattr(options, name), minimum=0)
+        if getattr(options, name) > options.num_epochs:
+            raise ValueError(
+                f"`training.{name}` must be at most the {options.num_epochs} epochs, got "
+                f"{getattr(options, name)}."
+            )
+
+
 def _optimizer(options: Options) -> Any:
     common = options.weight_decay, options.decayed_weights, options.gradient_clip
     if options.optimizer == "adamw":
@@ -116,9 +134,13 @@ def _schedule(options: Options) -> Any:
             f"{options.schedule!r} with milestones {options.milestones}."
         )
     if options.schedule == "step":
-        return training.Steps(rate, options.milestones, options.factor or 0.1, warmup)
+        return training.Steps(
+            rate, options.milestones, 0.1 if options.factor is None else options.factor, warmup
+        )
     if options.schedule == "plateau":
-        return training.Plateau(rate, options.factor or 0.5, options.patience, warmup)
+        return training.Plateau(
+            rate, 0.5 if options.factor is None else options.factor, options.patience, warmup
+        )
     if options.schedule == "cosine":
         return training.Cosine(rate, warmup)
     return training.Constant(rate, warmup)
@@ -126,9 +148,11 @@ def _schedule(options: Options) -> Any:
 
 def _objective(options: Options, method: str) -> Any:
     if method == "trades":
-        return training.TRADES(options.beta or 6.0, options.label_smoothing)
+        return training.TRADES(
+            6.0 if options.beta is None else options.beta, options.label_smoothing
+        )
     if method == "mart":
-        return training.MART(options.beta or 5.0)
+        return training.MART(5.0 if options.beta is None else options.beta)
     weighted = method in ("pgd", "fgsm_rs", "n_fgsm")
     weight = options.natural_weight if weighted else 0.0
     return training.CrossEntropy(weight, options.label_smoothing)

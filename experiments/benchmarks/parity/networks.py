@@ -123,9 +123,15 @@ def _ready(folder: Path, recipes: dict[str, dict[str, Any]]) -> list[export.Netw
 
 def _described(recipe: training.Recipe) -> dict[str, Any]:
     teacher = recipe.adversary
+    default, chosen = map(training.describe, (training.Recipe(), recipe))
     words = {
         "data": "cifar10_jpeg",
-        "training": training.describe(dataclasses.replace(recipe, adversary=None)),
+        # What is no default: a value that comes with a later release changes no recipe.
+        "training": {
+            name: value
+            for name, value in chosen.items()
+            if name == "num_epochs" or (name != "adversary" and value != default[name])
+        },
         "num_images": NUM_IMAGES,
         "image_seed": _SEED,
     }

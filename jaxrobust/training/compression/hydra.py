@@ -30,7 +30,7 @@ class Hydra:
     straight to them. Scores start proportional to the weights. Scales and biases of normalisation
     are trained, all other parameters stay as they are. For pruning a network that is trained
     (`variables=`); afterwards it is fine-tuned under its masks: `fit(variables=result.variables,
-    masks=result.masks)`, or `phases`.
+    masks=result.masks)`, or `two_phase`.
 
     In every step the scores are sorted. In the log: `score_change`, how many of the kept weights
     would not be kept by their magnitude, as a fraction.

@@ -14,15 +14,14 @@ from jaxrobust import checks, compilation
 from jaxrobust.attacks import conversation
 from jaxrobust.pruning import apply_masks
 from jaxrobust.training.compression.compatibility import check_compression
-from jaxrobust.training.run import devices, fingerprint
+from jaxrobust.training.run import devices, digests, fingerprint
 from jaxrobust.training.run.batches import Examples, on_device
 from jaxrobust.training.run.compiled_steps import Stages
-from jaxrobust.training.run.plan import Given, Itself, Plan, joined, split
+from jaxrobust.training.run.plan import Given, Itself, Plan, split
 from jaxrobust.training.step.attack_schedule import stages_of
 from jaxrobust.training.step.network import Network
 from jaxrobust.training.step.recipe import Recipe
 from jaxrobust.training.step.state import TrainState, create_state
-from jaxrobust.training.step.train_step import train_step
 from jaxrobust.types import Array, Masks, PyTree, as_key
 
 
@@ -108,11 +107,16 @@ class Job:
     @functools.cached_property
     def digests(self) -> dict[str, Any]:
         """Of what the parts compute that are described by their names, which would hide an edit."""
-        shape = tuple(self.train.images.shape[1:])
         return {
-            "model": _digest_of_model(self.model, self.template.variables, shape),
-            "augmentation": _digest_of_augmentation(self.recipe, shape),
-            "steps": _digests_of_steps(self),
+            "model": digests.of_model(self.model, self.template.variables, self.image_shape),
+            "augmentation": digests.of_augmentation(self.recipe.augmentation, self.image_shape),
+            "values": digests.of_values(
+                self.recipe,
+                self.template,
+                Network(self.model.apply, self.mean, self.std),
+                self.masks,
+                self.image_shape,
+            ),
         }
 
     @functools.cached_property
@@ -124,7 +128,7 @@ class Job:
             compression = dataclasses.replace(compression, kept=1.0)  # type: ignore[type-var]
         return Plan(
             model=Itself(
-                self.model, json.dumps([self.digests[name] for name in ("model", "steps")])
+                self.model, json.dumps([self.digests[name] for name in ("model", "values")])
             ),
             augmentation=Itself(recipe.augmentation, self.digests["augmentation"]),
             objective=split(recipe.objective)[0],
@@ -139,6 +143,7 @@ class Job:
             num_devices=self.num_devices,
         )
 
+    @functools.cached_property
     def stages(self) -> Stages:
         """What the steps of each epoch are given, on the devices."""
         replicate = devices.replicated(self.num_devices)
@@ -194,6 +199,7 @@ def prepared(
                 f"`{name}` must be a training.{kind.__name__}, got {type(value).__name__}."
             )
     _check_devices(recipe, num_devices)
+    _check_static(recipe)
     if recipe.compression is not None and masks is not None:
         raise ValueError(
             "`compression` and `masks` are two ways to choose weights; give one of them."
@@ -259,6 +265,23 @@ def _check_devices(recipe: Recipe, num_devices: int) -> None:
         )
 
 
+def _check_static(recipe: Recipe) -> None:
+    """Refuses what programs cannot be compiled for: what differs between them has to be hashable."""
+    values = {
+        name: getattr(recipe, name)
+        for name in ("optimizer", "schedule", "averaging", "compression")
+    }
+    for name, value in (values | {"objective": split(recipe.objective)[0]}).items():
+        try:
+            hash(value)
+        except TypeError as error:
+            raise TypeError(
+                f"`{name}` must be hashable, such as a frozen dataclass of numbers and tuples, or "
+                f"registered as a pytree where it holds arrays, got {getattr(recipe, name)!r}: "
+                f"{error}."
+            ) from error
+
+
 def _check_sizes(recipe: Recipe, data: Data, train: Examples) -> None:
     count, channels = train.images.shape[0], train.images.shape[-1]
     if recipe.batch_size > count:
@@ -276,66 +299,3 @@ def _check_sizes(recipe: Recipe, data: Data, train: Examples) -> None:
             raise ValueError(f"`{name}` must be a scalar or [{channels}], got shape {shape}.")
     if not np.all(np.asarray(data.std) > 0):
         raise ValueError(f"`std` must be above 0, got {data.std}.")
-
-
-def _is_foreign(value: Any) -> bool:
-    """Whether a value is not the library's alone: its own are described by their fields."""
-    if not type(value).__module__.startswith("jaxrobust."):
-        return value is not None
-    return hasattr(value, "adversary") and _is_foreign(value.adversary)
-
-
-def _key_shape() -> Any:
-    return jax.eval_shape(lambda: as_key(jax.random.key(0)))
-
-
-def _digest_of_model(model: nn.Module, variables: PyTree, shape: tuple[int, ...]) -> str:
-    def forward(variables: PyTree, images: Array, key: Array) -> Any:
-        return model.apply(
-            variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key}
-        )
-
-    images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
-    return fingerprint.program(forward, variables, images, _key_shape())
-
-
-def _digest_of_augmentation(recipe: Recipe, shape: tuple[int, ...]) -> str | None:
-    augmentation = recipe.augmentation
-    if augmentation is None:
-        return None
-    # Through a function of its own: jax would take the trace of a function that it has seen.
-    images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
-    return fingerprint.program(lambda *given: augmentation(*given), _key_shape(), images)
-
-
-def _digests_of_steps(job: Job) -> list[str]:
-    """Of a whole step in each stage, where a user's own values take part in it."""
-    recipe, (rest, arrays) = job.recipe, split(job.recipe.objective)
-    stages = [one for _, one in stages_of(recipe.adversary)]
-    parts = (recipe.optimizer, recipe.schedule, recipe.averaging, recipe.compression)
-    if not (arrays or any(map(_is_foreign, (recipe.objective, *parts, *stages)))):
-        return []
-    batch = (
-        jax.ShapeDtypeStruct((recipe.batch_size, *job.image_shape), jnp.float32),
-        jax.ShapeDtypeStruct((recipe.batch_size,), jnp.int32),
-    )
-
-    def step(
-        state: TrainState, batch: Any, key: Array, adversary: Any, arrays: tuple[Array, ...]
-    ) -> Any:
-        return train_step(
-            state,
-            batch,
-            key,
-            network=Network(job.model.apply, job.mean, job.std),
-            recipe=dataclasses.replace(recipe, adversary=adversary, objective=joined(rest, arrays)),
-            steps_per_epoch=job.steps_per_epoch,
-            masks=job.masks,
-        )
-
-    return [
-        fingerprint.program(
-            step, job.template, batch, _key_shape(), conversation.as_arrays(one), arrays
-        )
-        for one in stages
-    ]

@@ -225,12 +225,11 @@ def compile_evaluation(
 
     Args:
       plan: What to compile.
-      given: With the validation set, on the devices.
+      given: Bare, with the validation set, on the devices.
       attack: On its images, its numbers as arrays, on the devices.
       state: For its shapes alone.
     """
     replicate = devices.replicated(plan.num_devices)
-    given = given.bare
     zeros = replicate(
         {
             "loss": jnp.zeros((), jnp.float32),

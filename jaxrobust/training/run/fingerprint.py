@@ -40,6 +40,8 @@ def describe(value: Any) -> Any:
         return {str(key): describe(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
         return [describe(item) for item in value]
+    if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return describe(jax.random.key_data(value))
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         array = np.ascontiguousarray(value)
         if np.ndim(value) == 0:
@@ -79,8 +81,10 @@ def program(function: Callable[..., Any], *arguments: Any) -> str:
       True
     """
     closed = jax.make_jaxpr(function)(*arguments)
-    # Functions inside (of a custom gradient, say) are printed with their addresses.
-    digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(closed)).encode())
+    # Functions inside (of a custom gradient, say) are printed with their addresses; how far loops are
+    # unrolled is a matter of the platform.
+    text = re.sub(r"0x[0-9a-f]+|unroll=\w+", "", str(closed))
+    digest = hashlib.sha256(text.encode())
     for array in _closed_over(closed):
         digest.update(str(describe(array)).encode())
     return digest.hexdigest()
@@ -88,9 +92,7 @@ def program(function: Callable[..., Any], *arguments: Any) -> str:
 
 def _closed_over(closed: Any) -> Iterator[Any]:
     """The arrays of a traced function and of those inside it, of which its text has but the shapes."""
-    for const in closed.consts:
-        is_key = jax.dtypes.issubdtype(const.dtype, jax.dtypes.prng_key)
-        yield jax.random.key_data(const) if is_key else const
+    yield from closed.consts
     for equation in closed.jaxpr.eqns:
         for value in equation.params.values():
             for inner in value if isinstance(value, tuple | list) else (value,):

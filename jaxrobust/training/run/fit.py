@@ -171,6 +171,8 @@ def fit(
         raise ValueError(
             "`run_dir` is needed with several processes: a folder that all of them see."
         )
+    if not isinstance(host, Host):
+        raise TypeError(f"`host` must be a training.Host, got {type(host).__name__}.")
     job = prepared(model, data, recipe, variables, masks, host.num_devices)
     settings = job.settings()
     with contextlib.ExitStack() as stack:
@@ -214,7 +216,7 @@ def _start(job: Job, checkpoints: RunCheckpoints) -> Position:
 
 def _compile(job: Job, epoch: int) -> compiled_steps.Programs:
     """The programs of the epochs from this one on, counted from 0."""
-    stages = job.stages()
+    stages = job.stages
     programs = compiled_steps.compile_programs(
         job.plan, stages, epoch, job.template, job.order_key, _compile_evaluation(job)
     )
@@ -230,7 +232,7 @@ def _compile_evaluation(job: Job) -> Any:
     if job.validation is None:
         return None
     replicate = devices.replicated(job.num_devices)
-    given = job.stages().at(0)._replace(examples=replicate(job.validation))
+    given = job.stages.at(0).bare._replace(examples=replicate(job.validation))
     attack = replicate(conversation.as_arrays(job.recipe.validation.attack))
     return compiled_steps.compile_evaluation(job.plan, given, attack, job.template)
 
@@ -261,7 +263,7 @@ def _result(
             best_state,
             kept_at(recipe.compression, recipe.num_epochs),
             job.plan,
-            job.stages().at(0).bare,
+            job.stages.at(0).bare,
             lambda: _compile_evaluation(job),
         )
     figures = found.pop("final", {})

@@ -46,7 +46,7 @@ class Given(NamedTuple):
       std: [C] or a scalar.
       masks: The parameters' structure with boolean leaves, or None.
       adversary: Of the epoch, its numbers as arrays; None where it does not matter.
-      objective: The arrays of the objective; None where it does not matter.
+      objective: The arrays of the objective; () where they do not matter.
     """
 
     examples: Examples

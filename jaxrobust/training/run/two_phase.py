@@ -85,6 +85,12 @@ def two_phase(
         )
     if phases.compress.compression is None:
         raise ValueError("`phases.compress` must have a compression, such as ADMM().")
+    for name in ("pretrain", "retrain"):
+        recipe = getattr(phases, name)
+        if recipe is not None and recipe.compression is not None:
+            raise ValueError(
+                f"`phases.{name}` must have no compression: that is for `phases.compress` alone."
+            )
 
     def run(
         name: str, recipe: Recipe, variables: PyTree | None, masks: Masks | None = None

@@ -179,6 +179,11 @@ def as_adversary(value: Any) -> Adversary:
             "`recipe.at(epoch)`."
         )
     if all(hasattr(value, name) for name in ("memory", "craft", "step")):
+        if isinstance(value, type) or jax.tree.leaves(value) == [value]:
+            raise TypeError(
+                "`adversary` must be a value that is registered as a pytree, by the decorator "
+                f"jax.tree_util.register_dataclass or register_static, got {value!r}."
+            )
         return value
     check_attack("adversary", value)
     return Crafted(value)
@@ -209,10 +214,10 @@ def scaled(attack: Any, scale: Array | float) -> Any:
     return dataclasses.replace(attack, **changes)
 
 
-def _lengths(attack: Any) -> set[str]:
-    found = set()
-    if dataclasses.is_dataclass(attack):
-        found = {f.name for f in dataclasses.fields(attack)} & {"epsilon", "step_size"}
+def _lengths(attack: Any) -> list[str]:
+    fields = dataclasses.fields(attack) if dataclasses.is_dataclass(attack) else ()
+    # In the order of the fields: that of a set differs between processes, and programs with it.
+    found = [field.name for field in fields if field.name in ("epsilon", "step_size")]
     if "epsilon" not in found:
         raise ValueError(
             f"Warmup needs an attack with an epsilon, got {type(attack).__name__}: what grows is the "

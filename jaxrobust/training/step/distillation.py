@@ -22,15 +22,17 @@ class Distillation:
     Hinton et al.
 
     Attributes:
-      teacher: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]: a pytree whose arrays are its
-        weights, such as a Classifier, an nnx or an equinox module.
-      weight: Of the teacher's answers, in [0, 1]; the paper's alpha is 1.
+      teacher: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K], in evaluation mode: a pytree
+        whose arrays are its weights, such as a Classifier, an nnx module after `eval()`, an equinox
+        module.
+      weight: Of the teacher's answers, in [0, 1]; the paper's alpha is 1. (Its code takes a mean over
+        the classes too, where the divergence is a sum: there the labels weigh K times as much.)
       temperature: Above 0; the paper's is 30.
 
     Raises:
       ValueError: A teacher with another number of classes, when it is called.
-      TypeError: A plain function: what it closes over could not be
-        told from other weights when a training goes on.
+      TypeError: A plain function. Other weights that it closes over could not be told from these when
+        a training goes on.
 
     References:
       Goldblum, Fowl, Feizi, Goldstein, "Adversarially Robust Distillation", AAAI 2020, section 4,

@@ -21,7 +21,7 @@ class MART:
     further the clean image is from being answered right, 1 - p_y(x). Its adversary is PGD.
 
     Attributes:
-      beta: Weight of the divergence (the paper's lambda), above 0. The paper's is 5, its code's 6.
+      beta: Weight of the divergence (the paper's lambda), above 0; the paper's is 5.
 
     References:
       Wang et al., "Improving Adversarial Robustness Requires Revisiting Misclassified Examples",

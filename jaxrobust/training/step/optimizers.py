@@ -133,6 +133,10 @@ def check_optimizer(optimizer: Any) -> None:
         )
     if type(optimizer).__module__ == __name__:
         return
+    if not all(hasattr(optimizer(0.0), name) for name in ("init", "update")):
+        raise TypeError(
+            f"`optimizer` must return an optax transformation, got {optimizer(0.0)!r} of {optimizer!r}."
+        )
     try:
         params = {"kernel": jax.ShapeDtypeStruct((2, 2), jnp.float32)}
         traced = jax.make_jaxpr(lambda rate, params: optimizer(rate).init(params))(0.0, params)

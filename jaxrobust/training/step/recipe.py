@@ -136,7 +136,6 @@ def _check_kinds(recipe: Recipe) -> None:
         "augmentation": ("a function of a key and images, or None", (("__call__",),)),
         "averaging": ("one such as EMA(0.999), or None", (("start", "update"),)),
         "compression": ("one such as ADMM(), or None", (("start", "update", "finish"),)),
-        "validation": ("a Validation", (("monitor", "early_stopping_patience"),)),
     }
     optional = ("augmentation", "averaging", "compression")
     for name, (words, choices) in rules.items():
@@ -146,6 +145,8 @@ def _check_kinds(recipe: Recipe) -> None:
         fits = any(all(hasattr(value, part) for part in parts) for parts in choices)
         if isinstance(value, type) or not fits:
             raise TypeError(f"`{name}` must be {words}, got {value!r}.")
+    if not isinstance(recipe.validation, Validation):
+        raise TypeError(f"`validation` must be a Validation, got {recipe.validation!r}.")
 
 
 def _check_lengths(recipe: Recipe) -> None:

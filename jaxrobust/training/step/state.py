@@ -97,14 +97,15 @@ def create_state(
     average = None
     if recipe.averaging is not None:
         average = recipe.averaging.start(as_variables(params, batch_stats))
+    # Memories are copied too: some begin as the parameters themselves.
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
-        opt_state=recipe.optimizer(0.0).init(params),
+        opt_state=copy(recipe.optimizer(0.0).init(params)),
         learning_rate_scale=jnp.ones((), jnp.float32),
-        average=average,
-        adversary=_adversary_memory(recipe, image_shape),
+        average=copy(average),
+        adversary=copy(_adversary_memory(recipe, image_shape)),
         compression=copy(memory),
     )
 
