@@ -63,9 +63,9 @@ def number(
 
 
 def fraction(name: str, value: Any) -> None:
-    """Raises unless `value` is a number in [0, 1): as `number`."""
-    number(name, value, minimum=0.0, maximum=1.0)
-    if value == 1:
+    """Raises unless `value` is a number in [0, 1), as `number` does."""
+    number(name, value)
+    if not 0 <= value < 1:
         raise ValueError(f"`{name}` must be in [0, 1), got {value!r}.")
 
 

@@ -133,9 +133,10 @@ def microbatch_size() -> int | None:
 def loops_are_fast() -> bool:
     """Whether steps of training may as well be taken in a loop within the compiled program.
 
-    On the CPU they may not: a weight gradient inside `lax.scan` or `fori_loop` is several times slower.
+    On the CPU they may not: a weight gradient inside `lax.scan`, `fori_loop` or `cond` is many times
+    slower. Neither in programs that are traced for other platforms too.
     """
-    return jax.default_backend() != "cpu"
+    return jax.default_backend() != "cpu" and not _IS_PORTABLE.get()
 
 
 def group_sizes() -> tuple[int, ...] | None:

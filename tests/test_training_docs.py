@@ -60,3 +60,27 @@ def test_what_became_of_earlier_names_exists():
             assert hasattr(training, name), name
         for name in re.findall(r"Recipe\((\w+)=", row):
             assert name in fields, name
+
+
+def test_a_schedule_of_attacks_is_a_static_recipe_for_each_stage(scope):
+    schedule = training.AttackSchedule(((1, PGD(0.01, 0.01, 1)), (3, PGD(0.02, 0.01, 2))))
+    recipe = dataclasses.replace(scope["recipe"], num_epochs=4, adversary=schedule)
+    step = jax.jit(
+        training.train_step, static_argnames=("recipe", "steps_per_epoch"), donate_argnums=0
+    )
+    state = training.create_state(scope["variables"], recipe)
+    network = training.Network(scope["network"].apply, scope["data"].mean, scope["data"].std)
+    images, labels = scope["images"][:32], scope["labels"][:32]
+    for epoch in range(1, 5):
+        state, _ = step(
+            state,
+            (images, labels),
+            jax.random.key(epoch),
+            network=network,
+            recipe=recipe.at(epoch),
+            steps_per_epoch=1,
+        )
+    assert int(state.step) == 4 and step._cache_size() == 2
+    for epoch in (0, 5):
+        with pytest.raises(ValueError, match="`epoch` must be at"):
+            recipe.at(epoch)

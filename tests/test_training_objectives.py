@@ -200,7 +200,9 @@ def test_what_an_objective_needs_is_asked_for_before_training():
     free = FreeReplays(0.05)
     for objective in (TRADES(), MART(), CrossEntropy(natural_weight=0.1), Comparing()):
         for adversary in (None, AWP(None), free, AWP(free), Warmup(free, 1)):
-            with pytest.raises(ValueError, match="`adversary` is needed.*must not be FreeReplays"):
+            with pytest.raises(
+                ValueError, match="`adversary` must (not be None|be an attack) with"
+            ):
                 replace(RECIPE, objective=objective, adversary=adversary)
 
 
@@ -223,7 +225,7 @@ def test_settings_out_of_range(value, settings, message):
 
 def test_what_is_no_objective():
     for none in ("trade", TRADES):
-        with pytest.raises(TypeError, match="`objective` must be one such as .* got"):
+        with pytest.raises(TypeError, match="`objective` must be an objective such as .* got"):
             Recipe(objective=none)
     with pytest.raises(TypeError, match="`teacher` must be a pytree of its weights"):
         Distillation(linear)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -342,10 +343,12 @@ def test_what_is_no_function_of_a_rate_is_refused():
     with pytest.raises(ValueError, match="must take its learning rate anew in every step"):
         Recipe(optimizer=optax.inject_hyperparams(optax.sgd))
     for wrong in (0.1, Constant, "cosine", None):
-        with pytest.raises(TypeError, match="`schedule` must be one such as Constant"):
+        with pytest.raises(TypeError, match="`schedule` must be a schedule such as Constant"):
             Recipe(schedule=wrong)
     for wrong in (CrossEntropy, "trades", None):
-        with pytest.raises(TypeError, match="`objective` must be one such as CrossEntropy"):
+        with pytest.raises(
+            TypeError, match="`objective` must be an objective such as CrossEntropy"
+        ):
             Recipe(objective=wrong)
     for name, wrong in (
         ("augmentation", 3),
@@ -472,3 +475,46 @@ def test_what_cannot_be_compiled_is_refused_by_name():
         Recipe(optimizer=lambda rate: 3)
     with pytest.raises(TypeError, match=r"`host` must be a training\.Host, got int"):
         fit(NET, DATA, RECIPE, host=2)
+
+
+@pytest.mark.parametrize(
+    ("returned", "error", "words"),
+    [
+        (lambda loss, logits, given, after: loss, TypeError, "must return .* got JVPTracer|got"),
+        (lambda loss, logits, given, after: (loss, logits, 3), TypeError, "got int for the passes"),
+        (
+            lambda loss, logits, given, after: (loss, logits, given),
+            ValueError,
+            "got the passes that it was given",
+        ),
+        (
+            lambda loss, logits, given, after: (loss * logits[:, 0], logits, after),
+            ValueError,
+            r"a scalar and \[6, K\], got shapes \(6,\)",
+        ),
+    ],
+    ids=["loss alone", "no passes", "passes before", "loss for each"],
+)
+def test_what_an_objective_returns_is_checked(returned, error, words):
+    def objective(forward, images, adversarial, labels):
+        loss, logits, after = CrossEntropy()(forward, images, adversarial, labels)
+        return returned(loss, logits, forward, after)
+
+    with pytest.raises(error, match="`objective` must return") as caught:
+        run(objective=objective)
+    assert re.search(words, str(caught.value))
+
+
+def test_mistakes_that_would_train_something_else_are_refused():
+    with pytest.raises(ValueError, match=r"`mean` must lie in \[0, 1\]"):
+        run(dataclasses.replace(DATA, mean=125.0, std=60.0))
+    with pytest.raises(TypeError, match="positional argument"):
+        SGD(0.1)  # optax' first argument is the rate, here it would be the momentum
+    with pytest.raises(TypeError, match="`adversary` must be what makes the images"):
+        AWP(0.005)
+    with pytest.raises(TypeError, match="`model` must be a linen module"):
+        fit(lambda images: images, DATA, RECIPE)
+    with pytest.raises(TypeError, match=r"such as Data\(train=\(images, labels\)"):
+        fit(NET, DATA.train, RECIPE)
+    with pytest.raises(TypeError, match="got tuple: images for validation are the data's"):
+        Recipe(validation=DATA.validation)

@@ -50,7 +50,7 @@ def recipe(study: Study, **changes: Any) -> training.Recipe:
     config = study.config
     source = training.Recipe(
         batch_size=min(config.batch_size, len(study.train)),
-        optimizer=training.SGD(MOMENTUM, nesterov=True, weight_decay=0.0),
+        optimizer=training.SGD(momentum=MOMENTUM, nesterov=True, weight_decay=0.0),
         schedule=training.Constant(config.learning_rate),
         seed=config.seed,
     )

@@ -52,7 +52,7 @@ def recipe(study: Study, first: int, num_epochs: int, **changes: Any) -> trainin
         num_epochs=num_epochs,
         batch_size=min(config.batch_size, len(study.train)),
         optimizer=training.SGD(
-            MOMENTUM, nesterov=True, weight_decay=config.weight_decay, gradient_clip=CLIP
+            momentum=MOMENTUM, nesterov=True, weight_decay=config.weight_decay, gradient_clip=CLIP
         ),
         schedule=rate,
         augmentation=None if study.dataset.name == "digits" else PHOTOGRAPHS,

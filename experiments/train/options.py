@@ -101,9 +101,12 @@ def recipe(
 
 def check(options: Options) -> None:
     """Refuses what is out of range, whether the method or the optimizer reads it or not."""
-    training.SGD(options.momentum)
-    training.CrossEntropy(options.natural_weight, options.label_smoothing)
-    training.TRADES(6.0 if options.beta is None else options.beta)
+    for name in ("momentum", "natural_weight", "label_smoothing"):
+        checks.fraction(f"training.{name}", getattr(options, name))
+    if options.ema_decay is not None:
+        checks.fraction("training.ema_decay", options.ema_decay)
+    if options.beta is not None:
+        checks.number("training.beta", options.beta, above=0.0)
     if options.factor is not None:
         checks.number("training.factor", options.factor, above=0.0, maximum=1.0)
     checks.integer("training.patience", options.patience, minimum=0)
@@ -118,12 +121,16 @@ def check(options: Options) -> None:
 
 
 def _optimizer(options: Options) -> Any:
-    common = options.weight_decay, options.decayed_weights, options.gradient_clip
+    common: dict[str, Any] = {
+        "weight_decay": options.weight_decay,
+        "decayed_weights": options.decayed_weights,
+        "gradient_clip": options.gradient_clip,
+    }
     if options.optimizer == "adamw":
-        return training.AdamW(*common)
+        return training.AdamW(**common)
     if options.optimizer == "adam":
-        return training.Adam(*common)
-    return training.SGD(options.momentum, options.nesterov, *common)
+        return training.Adam(**common)
+    return training.SGD(momentum=options.momentum, nesterov=options.nesterov, **common)
 
 
 def _schedule(options: Options) -> Any:

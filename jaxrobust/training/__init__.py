@@ -13,7 +13,13 @@ from jaxrobust.training.run.fingerprint import describe
 from jaxrobust.training.run.fit import FitResult, Host, fit
 from jaxrobust.training.run.saved_runs import load_run
 from jaxrobust.training.run.two_phase import Phases, TwoPhase, two_phase
-from jaxrobust.training.step.adversaries import Adversary, Warmup
+from jaxrobust.training.step.adversaries import (
+    Adversary,
+    Batch,
+    Warmup,
+    as_adversary,
+    step_once,
+)
 from jaxrobust.training.step.attack_schedule import AttackSchedule
 from jaxrobust.training.step.averaging import EMA, Averaging
 from jaxrobust.training.step.distillation import Distillation
@@ -44,6 +50,7 @@ __all__ = [
     "Adversary",
     "AttackSchedule",
     "Averaging",
+    "Batch",
     "Compression",
     "Constant",
     "Cosine",
@@ -67,6 +74,7 @@ __all__ = [
     "TwoPhase",
     "Validation",
     "Warmup",
+    "as_adversary",
     "check_compression",
     "check_sequences",
     "create_state",
@@ -79,6 +87,7 @@ __all__ = [
     "reestimate_batch_stats",
     "save_variables",
     "source_sequences",
+    "step_once",
     "train_step",
     "two_phase",
 ]

@@ -193,10 +193,18 @@ def prepared(
     num_devices: int,
 ) -> Job:
     """Checks what `fit` was asked for, and puts the data on the device; nothing is written."""
-    for name, value, kind in (("data", data, Data), ("recipe", recipe, Recipe)):
+    if isinstance(model, type) or not (hasattr(model, "init") and hasattr(model, "apply")):
+        raise TypeError(
+            f"`model` must be a linen module, such as models.create('simple_cnn'), got {model!r}."
+        )
+    for name, value, kind, words in (
+        ("data", data, Data, "Data(train=(images, labels), mean=..., std=...)"),
+        ("recipe", recipe, Recipe, "Recipe(num_epochs=30)"),
+    ):
         if not isinstance(value, kind):
             raise TypeError(
-                f"`{name}` must be a training.{kind.__name__}, got {type(value).__name__}."
+                f"`{name}` must be a training.{kind.__name__}, such as {words}, got "
+                f"{type(value).__name__}."
             )
     _check_devices(recipe, num_devices)
     _check_static(recipe)
@@ -297,5 +305,10 @@ def _check_sizes(recipe: Recipe, data: Data, train: Examples) -> None:
         shape = np.shape(value)
         if shape not in ((), (channels,)):
             raise ValueError(f"`{name}` must be a scalar or [{channels}], got shape {shape}.")
+    if not np.all((np.asarray(data.mean) >= 0) & (np.asarray(data.mean) <= 1)):
+        raise ValueError(
+            f"`mean` must lie in [0, 1], where pixels are, got {data.mean}: divide that of bytes by "
+            "255, and `std` with it."
+        )
     if not np.all(np.asarray(data.std) > 0):
         raise ValueError(f"`std` must be above 0, got {data.std}.")

@@ -49,5 +49,6 @@ def catch_interrupt() -> Iterator[Interrupt]:
         signal.signal(signal.SIGINT, previous)
     if interrupt.requested:
         raise KeyboardInterrupt(
-            "Interrupted as a training ended, which is saved. To go on, run the same command again."
+            "Interrupted as a training ended: it is finished and saved, and the same command goes on "
+            "with what comes after it."
         )

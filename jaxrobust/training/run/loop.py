@@ -248,8 +248,9 @@ def _save(checkpoints: RunCheckpoints, monitor: str, position: Position) -> None
 
 
 def _stop(checkpoints: RunCheckpoints, epoch: int, step: int) -> NoReturn:
+    where = f"in epoch {epoch} after {step} of its steps" if step else f"after epoch {epoch - 1}"
     message = (
-        f"Interrupted in epoch {epoch} after {step} of its steps; saved in "
+        f"Interrupted {where}; saved in "
         f"{checkpoints.directory}. To go on, run the same command again."
     )
     raise KeyboardInterrupt(message)

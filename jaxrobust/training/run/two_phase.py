@@ -79,6 +79,11 @@ def two_phase(
       https://arxiv.org/abs/1903.12561
     """
     checks.one_of("weights", weights, ("last", "best"))
+    if not isinstance(phases, Phases):
+        raise TypeError(
+            "`phases` must be training.Phases(pretrain, compress, retrain), got "
+            f"{type(phases).__name__}."
+        )
     if (phases.pretrain is None) == (variables is None):
         raise ValueError(
             "Give one of `phases.pretrain` and `variables`: what is compressed is trained."

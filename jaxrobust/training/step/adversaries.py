@@ -197,7 +197,10 @@ def check_attack(name: str, value: Any) -> None:
       ValueError: A targeted attack.
     """
     if isinstance(value, type) or not all(hasattr(value, part) for part in ("init", "ask", "tell")):
-        raise TypeError(f"`{name}` must be an attack such as PGD(), got {value!r}.")
+        raise TypeError(
+            f"`{name}` must be an attack such as PGD(), with init, ask and tell, or where more than an "
+            f"attack will do an adversary with memory, craft and step, got {value!r}."
+        )
     if getattr(value, "targeted", False):
         raise ValueError(
             f"`{name}` must be untargeted: aimed at the true labels, it would make the task easier."
@@ -221,6 +224,6 @@ def _lengths(attack: Any) -> list[str]:
     if "epsilon" not in found:
         raise ValueError(
             f"Warmup needs an attack with an epsilon, got {type(attack).__name__}: what grows is the "
-            "radius."
+            "radius. Beside AWP write AWP(Warmup(...))."
         )
     return found

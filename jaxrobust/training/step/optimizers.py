@@ -2,7 +2,8 @@
 
 A step calls its optimizer with the rate of that step, which the schedule says. Every optimizer of optax
 is such a function: `optax.lion`, or `functools.partial(optax.sgd, momentum=0.9)`. Those here are values
-with names for a run's settings, and clip and decay besides.
+with names for a run's settings, and clip and decay besides. Their fields are given by name: the
+learning rate, which optax has first, is the schedule's.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ Optimizer = Callable[[Array | float], optax.GradientTransformation]
 DecayedWeights = Literal["all", "kernels"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class AdamW:
     """Adam with decoupled weight decay, as `optax.adamw`.
 
@@ -52,7 +53,7 @@ class AdamW:
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Adam:
     """Adam with weight decay added to the gradient, as PyTorch's `Adam`.
 
@@ -79,7 +80,7 @@ class Adam:
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SGD:
     """Gradient descent with momentum and weight decay, as PyTorch's `SGD`.
 

@@ -118,6 +118,11 @@ class Recipe:
 
     def at(self, epoch: int) -> "Recipe":
         """The recipe with the adversary of an epoch, counted from 1, in the place of a schedule."""
+        checks.integer("epoch", epoch, minimum=1)
+        if epoch > self.num_epochs:
+            raise ValueError(
+                f"`epoch` must be at most the {self.num_epochs} of the recipe, got {epoch}."
+            )
         stages = stages_of(self.adversary)
         return dataclasses.replace(
             self, adversary=next(one for first, one in reversed(stages) if first <= epoch)
@@ -131,11 +136,11 @@ class Recipe:
 def _check_kinds(recipe: Recipe) -> None:
     """Refuses what cannot be what its field says, a class in the place of a value above all."""
     rules = {
-        "schedule": ("one such as Constant(1e-3)", (("over",), ("__call__",))),
-        "objective": ("one such as CrossEntropy()", (("__call__",),)),
+        "schedule": ("a schedule such as Constant(1e-3)", (("over",), ("__call__",))),
+        "objective": ("an objective such as CrossEntropy()", (("__call__",),)),
         "augmentation": ("a function of a key and images, or None", (("__call__",),)),
-        "averaging": ("one such as EMA(0.999), or None", (("start", "update"),)),
-        "compression": ("one such as ADMM(), or None", (("start", "update", "finish"),)),
+        "averaging": ("an average such as EMA(0.999), or None", (("start", "update"),)),
+        "compression": ("a method such as ADMM(), or None", (("start", "update", "finish"),)),
     }
     optional = ("augmentation", "averaging", "compression")
     for name, (words, choices) in rules.items():
@@ -144,9 +149,13 @@ def _check_kinds(recipe: Recipe) -> None:
             continue
         fits = any(all(hasattr(value, part) for part in parts) for parts in choices)
         if isinstance(value, type) or not fits:
-            raise TypeError(f"`{name}` must be {words}, got {value!r}.")
+            hint = ": call it, with parentheses" if isinstance(value, type) else ""
+            raise TypeError(f"`{name}` must be {words}, got {value!r}{hint}.")
     if not isinstance(recipe.validation, Validation):
-        raise TypeError(f"`validation` must be a Validation, got {recipe.validation!r}.")
+        raise TypeError(
+            "`validation` must be a Validation, such as Validation(PGD()), got "
+            f"{type(recipe.validation).__name__}: images for validation are the data's."
+        )
 
 
 def _check_lengths(recipe: Recipe) -> None:
@@ -181,9 +190,15 @@ def _check_adversary(recipe: Recipe) -> None:
         while hasattr(adversary, "adversary"):
             adversary = adversary.adversary
             as_adversary(adversary)
-        makes_pairs = adversary is not None and not isinstance(adversary, FreeReplays)
-        if getattr(recipe.objective, "compares", False) and not makes_pairs:
+        if not getattr(recipe.objective, "compares", False):
+            continue
+        if adversary is None:
             raise ValueError(
-                f"`adversary` is needed by {recipe.objective}, which compares clean with adversarial "
-                f"images, and must not be FreeReplays, got {recipe.adversary}."
+                f"`adversary` must not be None with {recipe.objective}, which compares clean with "
+                "adversarial images: give KLAscent(8 / 255), PGD(8 / 255) or another attack."
+            )
+        if isinstance(adversary, FreeReplays):
+            raise ValueError(
+                f"`adversary` must be an attack with {recipe.objective}, which compares clean with "
+                "adversarial images, got FreeReplays, which keeps no clean ones."
             )

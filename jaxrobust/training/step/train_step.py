@@ -193,7 +193,9 @@ class _Descent:
             number,
         )
         images, labels = self.batch.images, self.batch.labels
-        value, logits, after = self.recipe.objective(forward, images, adversarial, labels)
+        returned = self.recipe.objective(forward, images, adversarial, labels)
+        _check_returned(returned, forward, labels)
+        value, logits, after = returned
         return value, (logits, after.statistics)
 
 
@@ -227,6 +229,31 @@ def _masked(tree: PyTree, masks: Masks | None) -> PyTree:
     if masks is None:
         return tree
     return jax.tree.map(lambda mask, leaf: jnp.where(mask, leaf, 0), masks, tree)
+
+
+def _check_returned(returned: Any, forward: Passes, labels: Array) -> None:
+    """Raises unless an objective has returned what it has to."""
+    words = (
+        "`objective` must return (the mean loss, the logits of the adversarial images, the passes that "
+        "are left)"
+    )
+    if not isinstance(returned, tuple) or len(returned) != 3:
+        raise TypeError(f"{words}, got {type(returned).__name__}.")
+    value, logits, after = returned
+    if not isinstance(after, Passes):
+        raise TypeError(
+            f"{words}, got {type(after).__name__} for the passes: `logits, after = forward(images)`."
+        )
+    if after is forward:
+        raise ValueError(
+            f"{words}, got the passes that it was given: what comes after the last pass is "
+            "`after` of `logits, after = forward(images)`, with the statistics that it has moved."
+        )
+    shapes = jnp.shape(value), jnp.shape(logits)
+    if shapes[0] != () or len(shapes[1]) != 2 or shapes[1][0] != labels.shape[0]:
+        raise ValueError(
+            f"{words}: a scalar and [{labels.shape[0]}, K], got shapes {shapes[0]} and {shapes[1]}."
+        )
 
 
 def _check_memories(state: TrainState, recipe: Recipe) -> None:

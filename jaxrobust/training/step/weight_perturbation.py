@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrobust import checks
+from jaxrobust import checks, compilation
 from jaxrobust.training.step.adversaries import Batch, Descend, Metrics, as_adversary
 from jaxrobust.types import Array, PyTree
 
@@ -18,7 +18,8 @@ class AWP:
     """Adversarial weight perturbation beside an adversary that makes the images.
 
     The gradient is taken where the weights are `gamma` of their length up the objective, and the step
-    is taken from the weights themselves. It costs one more pass.
+    is taken from the weights themselves. It costs one more pass forward and back (on a CPU in its
+    warm-up too).
 
     Attributes:
       adversary: An attack, an AttackSchedule, FreeReplays, a Warmup of these, or None.
@@ -38,8 +39,10 @@ class AWP:
     def __post_init__(self) -> None:
         checks.number("gamma", self.gamma, above=0.0)
         checks.integer("warmup_epochs", self.warmup_epochs, minimum=0)
-        if isinstance(self.adversary, AWP):
-            raise TypeError("`adversary` must be what makes the images, got another AWP.")
+        if isinstance(self.adversary, AWP | int | float):
+            raise TypeError(
+                f"`adversary` must be what makes the images, or None, got {self.adversary!r}."
+            )
 
     def memory(self, shape: tuple[int, ...]) -> PyTree | None:
         """That of the adversary."""
@@ -59,6 +62,9 @@ class AWP:
                 added = masked(weight_perturbation(params, gradient(params), gamma))
                 return jax.tree.map(jnp.add, params, added)
 
+            if self.warmup_epochs == 0 or not compilation.loops_are_fast():
+                # A gradient inside a branch is many times slower on the CPU: rather a pass for nothing.
+                return perturbed(params, gamma)
             # Before its warm-up is over it shall not cost its pass.
             return jax.lax.cond(gamma > 0, perturbed, lambda same, _: same, params, gamma)
 
