@@ -104,6 +104,12 @@ class Job:
         image = jnp.zeros((1, *self.image_shape), jnp.float32)
         return jax.eval_shape(self.model.apply, self.template.variables, image).shape[-1]
 
+    @property
+    def _compression(self) -> Any:
+        """The method without its budget, which is an argument of the programs."""
+        method: Any = self.recipe.compression
+        return None if method is None else dataclasses.replace(method, kept=1.0)
+
     @functools.cached_property
     def digests(self) -> dict[str, Any]:
         """Of what the parts compute that are described by their names, which would hide an edit."""
@@ -111,7 +117,7 @@ class Job:
             "model": digests.of_model(self.model, self.template.variables, self.image_shape),
             "augmentation": digests.of_augmentation(self.recipe.augmentation, self.image_shape),
             "values": digests.of_values(
-                self.recipe,
+                dataclasses.replace(self.recipe, compression=self._compression),
                 self.template,
                 Network(self.model.apply, self.mean, self.std),
                 self.masks,
@@ -122,10 +128,7 @@ class Job:
     @functools.cached_property
     def plan(self) -> Plan:
         """What its programs are compiled for."""
-        recipe, compression = self.recipe, self.recipe.compression
-        if compression is not None:
-            # The budget is an argument of the programs.
-            compression = dataclasses.replace(compression, kept=1.0)  # type: ignore[type-var]
+        recipe = self.recipe
         return Plan(
             model=Itself(
                 self.model, json.dumps([self.digests[name] for name in ("model", "values")])
@@ -136,7 +139,7 @@ class Job:
             schedule=recipe.schedule,
             averaging=recipe.averaging,
             precision=recipe.precision,
-            compression=compression,
+            compression=self._compression,
             num_epochs=recipe.num_epochs,
             batch_size=recipe.batch_size,
             num_examples=len(self.train.labels),
