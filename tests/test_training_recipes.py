@@ -518,3 +518,35 @@ def test_mistakes_that_would_train_something_else_are_refused():
         fit(NET, DATA.train, RECIPE)
     with pytest.raises(TypeError, match="got tuple: images for validation are the data's"):
         Recipe(validation=DATA.validation)
+
+
+class Reshaped(nn.Module):
+    """Logits of another shape."""
+
+    shape: tuple[int, ...] | None
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        logits = nn.Dense(2)(images.reshape(len(images), -1))
+        if self.shape is None:
+            return logits, images
+        return jnp.zeros((len(images), *self.shape)) + jnp.mean(logits)
+
+
+class Folded(nn.Module):
+    """Windows folded into the batch."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return nn.Dense(2)(images.reshape(4 * len(images), -1))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [Reshaped((1, 1, 2)), Reshaped((4, 4, 2)), Reshaped((1,)), Reshaped(None), Folded()],
+    ids=["[B, 1, 1, K]", "[B, 4, 4, K]", "[B, 1]", "two arrays", "windows"],
+)
+def test_what_is_no_logits_is_refused(tmp_path, model):
+    with pytest.raises((TypeError, ValueError), match="`model` must return"):
+        fit(model, DATA, RECIPE, run_dir=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()

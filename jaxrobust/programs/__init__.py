@@ -7,6 +7,7 @@ anew at each call, and functions whose equations are equal share what has been c
 from jaxrobust.programs.arguments import (
     as_argument,
     call,
+    check_logits,
     explained,
     is_settled,
     logits_shape,
@@ -28,6 +29,7 @@ __all__ = [
     "Watch",
     "as_argument",
     "call",
+    "check_logits",
     "describe",
     "explained",
     "fast",

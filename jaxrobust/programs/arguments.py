@@ -58,11 +58,11 @@ def as_argument(logits_fn: LogitsFn, images: Any) -> Any:
     compilation.check_callable(logits_fn)
     if not isinstance(logits_fn, Stochastic):
         program = _program(logits_fn, images)
-        _check_logits(program.results, images)
+        check_logits(program.results, images)
         return program
     keys = jax.ShapeDtypeStruct(images.shape[:1], jax.random.key(0, impl="threefry2x32").dtype)
     program = _program(logits_fn.function, keys, images)
-    _check_logits(program.results, images)
+    check_logits(program.results, images)
     return Stochastic(program, logits_fn.num_samples)
 
 
@@ -306,7 +306,18 @@ def explained(function: Callable[..., Any], *arguments: Any) -> Any:
         raise
 
 
-def _check_logits(results: Any, images: Any) -> None:
+def check_logits(results: Any, images: Any, name: str = "logits_fn") -> None:
+    """Raises unless what a function of images returned, or its shapes, is logits [B, K].
+
+    Args:
+      results: Returned.
+      images: [B, H, W, C], of which only the length matters.
+      name: Of the function, for the message.
+
+    Raises:
+      TypeError: Not one floating array.
+      ValueError: Another shape, or fewer than two classes.
+    """
     if not hasattr(results, "shape"):
         shown = "None" if results is None else type(results).__name__
         hint = ""
@@ -316,15 +327,15 @@ def _check_logits(results: Any, images: Any) -> None:
             hint = (
                 f"; choose one of its entries {list(results)}: `lambda images: model(images)[...]`"
             )
-        raise TypeError(f"`logits_fn` must return an array of logits [B, K], got {shown}{hint}.")
+        raise TypeError(f"`{name}` must return an array of logits [B, K], got {shown}{hint}.")
     shape = tuple(results.shape)
     if len(shape) != 2 or shape[0] != images.shape[0] or shape[1] < 2:
         raise ValueError(
-            f"`logits_fn` must return [B, K] = [{images.shape[0]}, K] with K of at least 2, "
+            f"`{name}` must return [B, K] = [{images.shape[0]}, K] with K of at least 2, "
             f"got shape {shape}."
         )
     if not jnp.issubdtype(results.dtype, jnp.floating):
-        raise TypeError(f"`logits_fn` must return floating logits, got {results.dtype}.")
+        raise TypeError(f"`{name}` must return floating logits, got {results.dtype}.")
 
 
 @functools.cache

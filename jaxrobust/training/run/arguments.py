@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import checks, compilation
+from jaxrobust import checks, compilation, programs
 from jaxrobust.attacks import conversation
 from jaxrobust.pruning import apply_masks
 from jaxrobust.training.compression.compatibility import check_compression
@@ -100,9 +100,16 @@ class Job:
 
     @functools.cached_property
     def num_classes(self) -> int:
-        """Of the network's logits."""
-        image = jnp.zeros((1, *self.image_shape), jnp.float32)
-        return jax.eval_shape(self.model.apply, self.template.variables, image).shape[-1]
+        """Of the network's logits.
+
+        Raises:
+          TypeError: It does not return one floating array.
+          ValueError: What it returns is not [B, K].
+        """
+        images = jax.ShapeDtypeStruct((2, *self.image_shape), jnp.float32)
+        logits = jax.eval_shape(self.model.apply, self.template.variables, images)
+        programs.check_logits(logits, images, "model")
+        return logits.shape[-1]
 
     @property
     def _compression(self) -> Any:
