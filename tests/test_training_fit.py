@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.core import FrozenDict
 
 from jaxrobust.attacks import PGD, engine
 from jaxrobust.models import Classifier
 from jaxrobust.training import (
+    EMA,
     SGD,
     Constant,
     Data,
@@ -22,6 +24,7 @@ from jaxrobust.training import (
     Validation,
     fit,
     initial_variables,
+    load_run,
     load_variables,
     save_variables,
 )
@@ -434,3 +437,36 @@ def test_a_targeted_attack_cannot_train():
         dataclasses.replace(RECIPE, adversary=PGD(targeted=True))
     with pytest.raises(ValueError, match="`validation.attack` must be untargeted"):
         Validation(PGD(targeted=True))
+
+
+class Dotted(nn.Module):
+    @nn.compact
+    def __call__(self, images, train=False):
+        hidden = nn.Dense(3, name="a.b")(images.reshape(len(images), -1))
+        return nn.Dense(2, name="head/x%2E")(nn.Dense(3, name="a")(hidden))
+
+
+def test_names_with_dots_and_slashes_come_back(tmp_path):
+    recipe = dataclasses.replace(RECIPE, averaging=EMA(0.9))
+    fitted = fit(Dotted(), Data(TRAIN), recipe, run_dir=tmp_path / "run", progress=False)
+    assert same(load_run(tmp_path / "run")[0], fitted.variables)
+    again = fit(Dotted(), Data(TRAIN), recipe, run_dir=tmp_path / "run", progress=False)
+    assert same(again.state, fitted.state)
+    tree = {"params": {"a.b": {"k": jnp.ones(2)}, "a": {"b": {"k": jnp.zeros(3)}}, "c/d": {}}}
+    tree["params"]["c/d"]["%2E"] = jnp.ones(1)
+    save_variables(tmp_path / "model", tree, {})
+    loaded = load_variables(tmp_path / "model")[0]
+    assert same(loaded, tree) and jax.tree.structure(loaded) == jax.tree.structure(tree)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "frozen", "boxed"])
+def test_weights_of_any_kind_are_trained_on(tmp_path, kind):
+    start = {"params": {"Dense_0": {"kernel": jnp.ones((4, 2)), "bias": jnp.zeros(2)}}}
+    masks = jax.tree.map(lambda leaf: leaf >= 0, start["params"])
+    given = {
+        "frozen": lambda: FrozenDict(start),
+        "boxed": lambda: jax.tree.map(lambda leaf: nn.Partitioned(leaf, (None,)), start),
+    }.get(kind, lambda: jax.tree.map(lambda leaf: leaf.astype(kind), start))()
+    result = quick_fit(variables=given, masks=FrozenDict(masks), run_dir=tmp_path)
+    assert same(result.state, quick_fit(variables=start, masks=masks).state)
+    assert same(quick_fit(variables=given, masks=masks, run_dir=tmp_path).state, result.state)

@@ -21,7 +21,7 @@ from jaxrobust.training.run.plan import Given, Itself, Plan, split
 from jaxrobust.training.step.attack_schedule import stages_of
 from jaxrobust.training.step.network import Network
 from jaxrobust.training.step.recipe import Recipe
-from jaxrobust.training.step.state import TrainState, create_state
+from jaxrobust.training.step.state import TrainState, create_state, plain
 from jaxrobust.types import Array, Masks, PyTree, as_key
 
 
@@ -235,8 +235,8 @@ def prepared(
         validation=validation,
         mean=data.mean,
         std=data.std,
-        variables=variables,
-        masks=masks,
+        variables=None if variables is None else plain(variables),
+        masks=None if masks is None else plain(masks),
         num_devices=num_devices,
         order_key=order_key,
         step_key=step_key,
@@ -267,7 +267,7 @@ def initial_variables(model: nn.Module, image_shape: tuple[int, ...], seed: int)
 
 @functools.partial(compilation.jit, static_argnames="model")
 def _initial_variables(key: Array, image: Array, *, model: Itself) -> PyTree:
-    return model.value.init(key, image)
+    return plain(model.value.init(key, image))
 
 
 def _check_devices(recipe: Recipe, num_devices: int) -> None:

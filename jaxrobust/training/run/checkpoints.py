@@ -10,7 +10,7 @@ import contextlib
 import importlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +189,7 @@ def save_variables(
     if target.exists() and not ocp.is_orbax_checkpoint(target):
         raise ValueError(f"`path` {target} exists and is not a saved model; not overwritten.")
     # As numpy has them: with several processes Orbax takes no array that is one process's own.
-    values = jax.tree.map(np.asarray, variables)
+    values = _renamed(jax.tree.map(np.asarray, variables), escaped)
     ocp.save(target, values, overwrite=True, custom_metadata=metadata)
 
 
@@ -211,7 +211,8 @@ def load_variables(path: str | os.PathLike[str]) -> tuple[PyTree, dict[str, Any]
         raise FileNotFoundError(f"No saved model at {source}.")
     if not ocp.is_orbax_checkpoint(source):
         raise ValueError(f"`path` {source} is not a saved model.")
-    return _load(source)
+    values, metadata = _load(source)
+    return _renamed(values, unescaped), metadata
 
 
 def load_leaves(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -246,9 +247,31 @@ def _load(source: Path) -> tuple[PyTree, dict[str, Any]]:
 def _flatten(tree: PyTree) -> dict[str, Any]:
     """Leaves by their path: a flat dict has no None or tuple for Orbax to stumble on."""
     return {
-        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        ".".join(escaped(jax.tree_util.keystr((key,), simple=True)) for key in path): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
+
+
+def escaped(name: str) -> str:
+    """A name without the characters that separate names in paths.
+
+    Example:
+      >>> escaped("classifier.0"), unescaped("classifier%2E0")
+      ('classifier%2E0', 'classifier.0')
+    """
+    return name.replace("%", "%25").replace(".", "%2E").replace("/", "%2F")
+
+
+def unescaped(name: str) -> str:
+    """The name that `escaped` was given."""
+    return name.replace("%2F", "/").replace("%2E", ".").replace("%25", "%")
+
+
+def _renamed(tree: Any, rename: Callable[[str], str]) -> Any:
+    """Nested dicts by other names."""
+    if not isinstance(tree, Mapping):
+        return tree
+    return {rename(str(name)): _renamed(child, rename) for name, child in tree.items()}
 
 
 def _described(leaves: Mapping[str, Any]) -> dict[str, str]:

@@ -46,7 +46,8 @@ def describe(value: Any) -> Any:
         array = np.ascontiguousarray(value)
         if np.ndim(value) == 0:
             return array.reshape(()).item()
-        digest = hashlib.sha256(array.data).hexdigest()
+        # As bytes: numpy has no buffer of bfloat16.
+        digest = hashlib.sha256(array.view(np.uint8).data).hexdigest()
         return f"{array.dtype.name}{list(array.shape)} sha256 {digest}"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         # Where a linen module hangs is no setting of it.

@@ -137,7 +137,8 @@ def fit(
         budget, with statistics of its own; epochs before the last budget do not count as the best.
         `variables` of the result are compressed, `state` is not.
       run_dir: Where the run lives. None: nowhere; it cannot be resumed.
-      variables: To start from, for fine-tuning. None: the model's own initial ones.
+      variables: To start from, for fine-tuning: of any floating type, trained in float32. None: the
+        model's own initial ones.
       masks: The parameters' structure with boolean leaves; False keeps a parameter at 0. Not together
         with a compression.
       host: Devices, checkpoints and logs.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxrobust import checks
-from jaxrobust.training.run.checkpoints import load_leaves
+from jaxrobust.training.run.checkpoints import load_leaves, unescaped
 from jaxrobust.training.run.epoch_decisions import best_epoch
 from jaxrobust.types import PyTree
 
@@ -70,7 +70,7 @@ def _subtree(leaves: dict[str, Any], prefix: str) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for name, leaf in leaves.items():
         if name.startswith(prefix):
-            *parents, last = name.removeprefix(prefix).split(".")
+            *parents, last = map(unescaped, name.removeprefix(prefix).split("."))
             node = tree
             for parent in parents:
                 node = node.setdefault(parent, {})

@@ -1,10 +1,12 @@
 """What training changes, as one pytree."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.core import meta
 
 from jaxrobust.training.compression.method import kept_at
 from jaxrobust.training.step.adversaries import as_adversary
@@ -52,6 +54,26 @@ class TrainState:
         return self.variables if self.average is None else self.average
 
 
+def plain(tree: Any) -> Any:
+    """Weights as training has them: nested dicts of arrays, of which none is narrower than float32.
+
+    Args:
+      tree: Variables or masks: dicts, FrozenDicts, boxed leaves (`nn.Partitioned`), arrays of any type.
+    """
+
+    def opened(tree: Any) -> Any:
+        if isinstance(tree, Mapping):
+            return {name: opened(child) for name, child in tree.items()}
+        return tree
+
+    def widened(leaf: Any) -> Any:
+        is_narrow = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+        is_narrow = is_narrow and jnp.result_type(leaf).itemsize < 4
+        return jnp.asarray(leaf, jnp.float32) if is_narrow else leaf
+
+    return jax.tree.map(widened, opened(meta.unbox(tree)))
+
+
 def create_state(
     variables: Any,
     recipe: Recipe,
@@ -65,7 +87,8 @@ def create_state(
     it.
 
     Args:
-      variables: {"params": ..., "batch_stats": ...}, as a linen module's `init` returns them.
+      variables: {"params": ..., "batch_stats": ...}, as a linen module's `init` returns them; narrower
+        floats than float32 become that.
       recipe: Its optimizer, averaging, adversary and compression have memories.
       image_shape: (H, W, C) of the images as they come; needed by `FreeReplays`.
       key: A PRNG key, needed by a compression, which may begin at random.
@@ -77,6 +100,7 @@ def create_state(
       ValueError: `variables` without "params", or with collections other than these two; no
         `image_shape` or `key` where there has to be one.
     """
+    variables = plain(variables)
     if "params" not in variables or set(variables) - {"params", "batch_stats"}:
         raise ValueError(
             '`variables` must hold "params" and perhaps "batch_stats", '
