@@ -296,7 +296,8 @@ def _score_cam(
             mask = jax.image.resize(channel, image.shape[:2], "bilinear")
             low, high = jnp.min(mask), jnp.max(mask)
             mask = (mask - low) / jnp.where(high == low, 1.0, high - low)
-            return programs.fast(logits_fn)((image * mask[..., None])[None])[0, label]
+            logits = programs.fast(logits_fn)((image * mask[..., None])[None])
+            return logits[0, label].astype(jnp.float32)
 
         weights = jax.nn.softmax(jax.lax.map(score, jnp.moveaxis(outputs, -1, 0)))
         return _drawn(_product(outputs, weights), images)

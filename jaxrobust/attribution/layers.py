@@ -131,7 +131,7 @@ def activation_and_gradient(
       shape: Of the layer's output, without the batch.
 
     Returns:
-      (activation, gradient), both of that shape.
+      (activation, gradient), both of that shape and float32, whatever the network computes in.
 
     Raises:
       ValueError: A layer that is called more than once: it has no one output.
@@ -162,7 +162,8 @@ def _logits_and_activation(
             if path != layer:
                 return output
             outputs.append(output)
-            return output + delta[None]
+            # In the network's own type: what comes after the layer shall not compute in another.
+            return output + delta[None].astype(output.dtype)
 
         logits = _intercepted(logits_fn, images, add_delta)
         if len(outputs) != 1:
@@ -170,7 +171,7 @@ def _logits_and_activation(
                 f"`layer` {layer!r} is called {len(outputs)} times for one image; choose a layer "
                 "that is called once."
             )
-        return logits[0], outputs[0][0]
+        return logits[0].astype(jnp.float32), outputs[0][0].astype(jnp.float32)
 
     logits, output = programs.fast(both)(image[None], delta)
     return logits, output
