@@ -15,6 +15,7 @@ not run. jax promises to read files of its releases of the last half year, and n
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -85,17 +86,37 @@ def save(
             exported = jax.export.export(
                 jax.jit(lambda images: function(images)), platforms=tuple(platforms)
             )(images)
-        except TypeError as error:
-            if "_DimExpr" not in str(error):
+        except (TypeError, jax.core.InconclusiveDimensionOperation) as error:
+            if isinstance(error, TypeError) and "_DimExpr" not in str(error):
                 raise
             raise ValueError(
-                "`logits_fn` makes a number of the batch size, which is any in an exported file: write "
-                "`images.shape[0]` where it says `len(images)` or `int(...)`."
+                "`logits_fn` makes a number of the batch size, compares it, or loops over the batch, "
+                "which may be of any size in an exported file: write `images.shape[0]` where it says "
+                "`len(images)` or `int(...)`, and jax.vmap for a loop over images."
             ) from error
-        data = exported.serialize(vjp_order=vjp_order)
+        except RuntimeError as error:
+            if "bad_cast" not in str(error):
+                raise
+            raise ValueError(
+                "`logits_fn` calls back into Python (jax.pure_callback or the like), which no file can "
+                "hold."
+            ) from error
+        data = _serialized(exported, vjp_order)
     with files.replace(Path(path)) as file:
         file.write(data)
     return len(data)
+
+
+def _serialized(exported: Any, vjp_order: int) -> bytearray:
+    try:
+        return exported.serialize(vjp_order=vjp_order)
+    except ValueError as error:
+        if not vjp_order or "differentiation" not in str(error):
+            raise
+        raise ValueError(
+            f"`vjp_order` must be 0 for this `logits_fn`, got {vjp_order}: it cannot be "
+            f"differentiated. {error}"
+        ) from error
 
 
 def load(path: str | os.PathLike[str]) -> Callable[[Array], Array]:

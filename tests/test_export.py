@@ -134,3 +134,34 @@ def test_errors(tmp_path):
     (tmp_path / "m").write_bytes(b"something else")
     with pytest.raises(ValueError, match="is no exported classifier"):
         export.load(tmp_path / "m")
+
+
+def callback(images):
+    shape = jax.ShapeDtypeStruct((images.shape[0], 3), jnp.float32)
+    return jax.pure_callback(lambda x: np.asarray(x).mean((1, 2)), shape, images)
+
+
+def halved(images):
+    def body(carry):
+        return carry[0] + 1, carry[1] / 2
+
+    return jax.lax.while_loop(lambda carry: carry[0] < 3, body, (0, images.mean((1, 2))))[1]
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda x: x.reshape(int(x.shape[0]), -1), "makes a number of the batch size"),
+        (lambda x: x.mean((1, 2)) if x.shape[0] > 1 else x[:, 0, 0], "compares it"),
+        (lambda x: jnp.stack([one.mean((0, 1)) for one in x]), "loops over the batch"),
+        (callback, "calls back into Python"),
+        (halved, "`vjp_order` must be 0 for this `logits_fn`, got 1"),
+    ],
+    ids=["number", "comparison", "loop", "callback", "while"],
+)
+def test_what_cannot_be_exported_is_refused_in_our_words(tmp_path, function, words):
+    with pytest.raises(ValueError, match=words):
+        export.save(tmp_path / "model", function, (4, 4, 3), platforms=("cpu",))
+    assert not (tmp_path / "model").exists()
+    if function is halved:
+        export.save(tmp_path / "model", function, (4, 4, 3), platforms=("cpu",), vjp_order=0)

@@ -4,7 +4,9 @@ import dataclasses
 import itertools
 import json
 import signal
+import warnings
 
+import flax.linen as nn
 import jax
 import numpy as np
 import optax
@@ -37,6 +39,7 @@ from jaxrobust.training import (
     RigL,
     Validation,
     Warmup,
+    fit,
     load_run,
     two_phase,
 )
@@ -281,3 +284,20 @@ def test_two_phases_end_at_the_masks_of_the_compressed_run(tmp_path):
         two_phase(Net(), Data(TRAIN), Phases(RECIPE, RECIPE, RECIPE))
     with pytest.raises(ValueError, match="`phases.retrain` must have no compression"):
         two_phase(Net(), Data(TRAIN), Phases(RECIPE, compress, compress))
+
+
+class Unnamed(nn.Module):
+    @nn.compact
+    def __call__(self, images, train=False):
+        return nn.Dense(3)(nn.relu(nn.Dense(8)(images.reshape(len(images), -1))))
+
+
+def test_a_network_whose_first_and_last_layer_have_no_such_names_is_warned_about():
+    recipe = dataclasses.replace(RECIPE, num_epochs=1)
+    for exclude, words in ((None, "No kernel of the network is called stem or head"), ((), None)):
+        changed = dataclasses.replace(recipe, compression=ADMM(kept=0.5, exclude=exclude))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fit(Unnamed(), Data(TRAIN), changed, progress=False)
+        said = [str(one.message) for one in caught if "stem or head" in str(one.message)]
+        assert len(said) == (words is not None)

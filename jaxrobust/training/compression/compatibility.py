@@ -1,9 +1,11 @@
 """Whether a method can be trained by a recipe."""
 
+import warnings
+
 import jax
 
 from jaxrobust.training.compression.budget_schedules import check_sequences
-from jaxrobust.training.compression.method import kept_at
+from jaxrobust.training.compression.method import kept_at, prefixes
 from jaxrobust.training.step.attack_schedule import strength
 from jaxrobust.training.step.recipe import Recipe
 from jaxrobust.types import Array, PyTree, as_key
@@ -16,12 +18,21 @@ def check_compression(recipe: Recipe, params: PyTree) -> None:
       recipe: With a compression.
       params: Of the network, arrays or their shapes.
 
+    A network without kernels called stem or head is warned about where a method would spare these.
+
     Raises:
       ValueError: More budgets than epochs; a budget out of the constraint's reach; one that changes in
         an epoch in which the attack does.
     """
     compression, epochs = recipe.compression, range(recipe.num_epochs)
     assert compression is not None
+    if getattr(compression, "exclude", ()) is None and not prefixes(params, None):
+        warnings.warn(
+            "No kernel of the network is called stem or head, so the first and the last layer are "
+            "compressed like the others: name what shall stay whole in `exclude`, or give "
+            "exclude=() if that is meant.",
+            stacklevel=4,
+        )
     kept = [kept_at(compression, epoch) for epoch in epochs]
     if isinstance(compression.kept, tuple) and len(compression.kept) > recipe.num_epochs:
         raise ValueError(
