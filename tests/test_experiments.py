@@ -215,7 +215,7 @@ def test_what_each_method_trains_with(method):
         (["--training.milestones", 3], "`training.milestones` and the schedule"),
         (["--training.learning-rate", 0], "`learning_rate` must be a finite number above 0"),
         (["--training.factor", 0], "`training.factor` must be a finite number above 0"),
-        (["--training.beta", 0], "`beta` must be a finite number above 0"),
+        (["--training.beta", 0], "`training.beta` must be a finite number above 0"),
         (
             ["--training.attack-warmup-epochs", 40],
             "`training.attack_warmup_epochs` must be at most",
