@@ -5,7 +5,7 @@ Images are float32 in [0, 1], NHWC; epsilon is in the same pixel units.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
@@ -20,17 +20,6 @@ LogitsFn: TypeAlias = Callable[[Array], Array]
 
 Masks: TypeAlias = PyTree
 """The parameters' structure with boolean leaves; True keeps the weight. Never None."""
-
-Group: TypeAlias = str | tuple[str, int]
-"""Channels that stay or go together, called after the constructor field that says how many they are:
-("widths", 2) for an entry of a sequence, "stem_width" for a field that is a number."""
-
-ChannelSpec: TypeAlias = Mapping[tuple[str, str, int], Sequence[tuple[Group | None, int, int]]]
-"""Where a network's channels are: {(collection, path, axis): ((group, size, repeat), ...)}.
-
-An axis holds its segments one after the other, as concatenation puts them. A segment has `size`
-channels, and all of them `repeat` times in a row, as a flatten of positions puts them; its group is
-None where they are never pruned. Axes that it does not name are not pruned."""
 
 
 def as_key(key: Any) -> Array:

@@ -1,10 +1,9 @@
 """Networks, the Classifier around them, and import of PyTorch weights."""
 
-from jaxrobust.models.channels import channel_spec
 from jaxrobust.models.classifier import Classifier
 from jaxrobust.models.convolutional import CNN, MLP, SimpleCNN
-from jaxrobust.models.depth import layer_order
 from jaxrobust.models.residual import ResNet
+from jaxrobust.models.resizing import resized
 from jaxrobust.models.torch_weights import from_torch
 from jaxrobust.models.zoo import MODELS, create
 
@@ -15,8 +14,7 @@ __all__ = [
     "Classifier",
     "ResNet",
     "SimpleCNN",
-    "channel_spec",
     "create",
     "from_torch",
-    "layer_order",
+    "resized",
 ]

@@ -13,8 +13,9 @@ from jaxrobust.programs.arguments import (
     logits_shape,
 )
 from jaxrobust.programs.describing import Description, Layer, describe
-from jaxrobust.programs.evaluating import nested, walk
+from jaxrobust.programs.evaluating import nested, sizes_of_scan, walk
 from jaxrobust.programs.guarding import guard
+from jaxrobust.programs.naming import for_the_cpu, words
 from jaxrobust.programs.steps import Nested, Step, Steps
 from jaxrobust.programs.tracing import Program, fast, inside, trace
 from jaxrobust.programs.watching import Watch, fingerprint
@@ -34,11 +35,14 @@ __all__ = [
     "explained",
     "fast",
     "fingerprint",
+    "for_the_cpu",
     "guard",
     "inside",
     "is_settled",
     "logits_shape",
     "nested",
+    "sizes_of_scan",
     "trace",
     "walk",
+    "words",
 ]

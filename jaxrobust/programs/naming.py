@@ -88,12 +88,12 @@ _MOST_LEVELS = 30  # of objects that hold objects
 _KEY_OF_VARIABLE = "GetAttrKey"
 
 
-def _words(keys: Sequence[Any]) -> Path:
+def words(keys: Sequence[Any]) -> Path:
     """A path of jax in words. An nnx variable is a tree of its value, which is no word."""
-    words = [jax.tree_util.keystr((key,), simple=True) for key in keys]
-    if len(words) > 1 and words[-1] == "value" and type(keys[-1]).__name__ == _KEY_OF_VARIABLE:
-        words.pop()
-    return tuple(words)
+    found = [jax.tree_util.keystr((key,), simple=True) for key in keys]
+    if len(found) > 1 and found[-1] == "value" and type(keys[-1]).__name__ == _KEY_OF_VARIABLE:
+        found.pop()
+    return tuple(found)
 
 
 def _leaves_of(value: Any) -> list[tuple[Any, Any]]:
@@ -121,7 +121,7 @@ def _arrays_of(value: Any, path: Path, seen: set[int], levels: int) -> Iterator[
         yield from _arrays_of(value.func, path, seen, levels - 1)
         return
     for keys, leaf in _leaves_of(value):
-        inside = (*path, *_words(keys))
+        inside = (*path, *words(keys))
         if isinstance(leaf, jax.Array | np.ndarray):
             yield inside, leaf
         else:
@@ -257,7 +257,7 @@ class _Reader:
         before, used = len(self.found), _union([*sources, *(one for part in parts for one in part)])
         if name == "cond":
             index, *given = sources
-            chosen = _for_the_cpu(params)
+            chosen = for_the_cpu(params)
             tried = []
             for branch in range(len(parts)) if chosen is None else (chosen,):
                 results = inside(branch, given, times)
@@ -309,7 +309,7 @@ def _joined(sources: Sequence[_Source]) -> _Source:
     return None if None in sources else _union(sources)
 
 
-def _for_the_cpu(params: Mapping[str, Any]) -> int | None:
+def for_the_cpu(params: Mapping[str, Any]) -> int | None:
     """Of branches for platforms the one for the CPU or all others; None where they are none."""
     for index, names in enumerate(params.get("branches_platforms") or ()):
         if not names or "cpu" in names:

@@ -1,7 +1,7 @@
 """Smaller networks: weights or whole filters pruned, schedules, int8, files that are smaller too."""
 
 from jaxrobust.pruning import admm
-from jaxrobust.pruning.channels import check_spec, group_sizes
+from jaxrobust.pruning.channel_groups import ChannelGroup, ChannelGroups, channel_groups
 from jaxrobust.pruning.constraints import Constraint, Funnel, Irregular, NofM, Redundant
 from jaxrobust.pruning.counts import (
     LayerSparsity,
@@ -18,7 +18,7 @@ from jaxrobust.pruning.magnitude import (
     masks_from_scores,
     random,
 )
-from jaxrobust.pruning.masks import apply_masks, keep_all, kernel_paths
+from jaxrobust.pruning.masks import Kernel, apply_masks, keep_all, kernel_paths
 from jaxrobust.pruning.quantization import (
     QuantizedApply,
     QuantizedKernel,
@@ -45,9 +45,12 @@ from jaxrobust.pruning.shrinking import (
 from jaxrobust.pruning.storage import load_sparse, save_sparse
 
 __all__ = [
+    "ChannelGroup",
+    "ChannelGroups",
     "Constraint",
     "Funnel",
     "Irregular",
+    "Kernel",
     "LayerSparsity",
     "NofM",
     "ParameterCounts",
@@ -58,8 +61,8 @@ __all__ = [
     "SensitivityRow",
     "admm",
     "apply_masks",
+    "channel_groups",
     "check_shrinking",
-    "check_spec",
     "cubic_schedule",
     "dequantize",
     "exponential_schedule",
@@ -68,7 +71,6 @@ __all__ = [
     "filter_scores",
     "geometric_schedule",
     "global_magnitude",
-    "group_sizes",
     "iterative",
     "keep_all",
     "keep_filters",

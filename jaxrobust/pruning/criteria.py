@@ -4,34 +4,33 @@ A channel's score is the sum over the kernels that make it, of every layer of it
 are added up, and those of a depthwise convolution, stay or go by one decision.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import checks
-from jaxrobust.pruning import channels
-from jaxrobust.pruning.masks import is_kernel, named_leaves
-from jaxrobust.types import Array, ChannelSpec, Group, PyTree
+from jaxrobust.pruning.channel_groups import ChannelGroups
+from jaxrobust.pruning.masks import named_leaves
+from jaxrobust.pruning.placing import Keep, check_keep, located
+from jaxrobust.types import Array, PyTree
 
 CRITERIA = ("l1", "l2", "geometric_median", "taylor", "random")
 
 
 def filter_scores(
-    params: PyTree,
-    spec: ChannelSpec,
+    weights: PyTree,
+    groups: ChannelGroups,
     criterion: str = "l1",
     *,
     gradients: PyTree | None = None,
     key: Array | None = None,
     normalise: bool = False,
-    keep: Mapping[Group, Any] | None = None,
-) -> dict[Group, np.ndarray]:
+    keep: Keep | None = None,
+) -> dict[str, np.ndarray]:
     """What each channel is worth, on the host.
 
-    With w the weights of one filter (a kernel's, for one channel of its last axis) and F_j the other
+    With w the weights of one filter (a kernel's, for one channel that it makes) and F_j the other
     filters of its kernel:
 
         l1                sum |w|
@@ -42,10 +41,10 @@ def filter_scores(
         random            uniform in [0, 1): what a criterion has to beat
 
     Args:
-      params: Nested dicts of arrays, or whole variables.
-      spec: {(collection, path, axis): ((group, size, repeat), ...)}.
+      weights: What the groups were found for, or of linen variables the "params" alone.
+      groups: Of `channel_groups`; the kernels that make a group are those of its program.
       criterion: One of `CRITERIA`.
-      gradients: Of a loss by the parameters, of their structure; for "taylor".
+      gradients: Of a loss by the weights, of their structure; for "taylor".
       key: A PRNG key; for "random".
       normalise: Whether each kernel is first divided by its l2 norm, so that layers compare under one
         budget for all. Only for l1, l2 and geometric_median; the others compare as they are.
@@ -53,16 +52,21 @@ def filter_scores(
         a filter of zeros stands in for none. None: all channels are there.
 
     Returns:
-      {group: float32 [size]}, in the order of the spec; higher is worth more.
+      {group: float32 [size]}; higher is worth more.
 
     Raises:
-      ValueError: An unknown criterion or one without what it needs; a group that no kernel makes; a
-        spec that does not fit; NaN weights or gradients.
+      TypeError: No ChannelGroups.
+      ValueError: An unknown criterion or one without what it needs; groups of another network; NaN
+        weights or gradients.
 
     Example:
-      >>> params = {"kernel": jnp.array([[1.0, -3.0], [2.0, 0.0]])}
-      >>> spec = {("params", "kernel", 1): (("width", 2, 1),)}
-      >>> filter_scores(params, spec)["width"].tolist()
+      >>> import jax.numpy as jnp
+      >>> from jaxrobust.pruning import channel_groups
+      >>> kernel = jnp.array([[1.0, -3.0], [2.0, 0.0]])
+      >>> weights = {"a": {"kernel": kernel}, "b": {"kernel": jnp.ones((2, 2))}}
+      >>> logits = lambda weights, x: x.mean((1, 2)) @ weights["a"]["kernel"] @ weights["b"]["kernel"]
+      >>> groups = channel_groups(logits, weights, jnp.ones((1, 4, 4, 2)))
+      >>> filter_scores(weights, groups)["a"].tolist()
       [3.0, 3.0]
 
     References:
@@ -81,15 +85,10 @@ def filter_scores(
             )
     if normalise and criterion in ("taylor", "random"):
         raise ValueError(f"`normalise` goes without the criterion {criterion!r}.")
-    makers = _makers(params, spec, gradients)
-    kept = {} if keep is None else channels.check_keep("keep", spec, keep)
+    makers = _makers(weights, groups, gradients)
+    kept = {} if keep is None else check_keep("keep", groups, keep)
     scores = {}
-    for index, (group, size) in enumerate(channels.group_sizes(spec).items()):
-        if group not in makers:
-            raise ValueError(
-                f"No kernel makes {group!r}: `spec` has it on the last axis of no parameter of two "
-                "dimensions or more that is called 'kernel'."
-            )
+    for index, (group, size) in enumerate(groups.sizes.items()):
         there = np.isin(np.arange(size), kept.get(group, np.arange(size)))
         total: Any = np.zeros(size)
         if key is not None:
@@ -108,48 +107,30 @@ _Maker = tuple[np.ndarray, np.ndarray | None, float]
 
 
 def _makers(
-    params: PyTree, spec: ChannelSpec, gradients: PyTree | None
-) -> dict[Group, list[_Maker]]:
-    """The kernels that make each group: those that have it on their last axis."""
-    of_params = channels.of_params(spec)
-    channels.check_axes(of_params, channels.as_variables(params))
-    weights = _parameters(params)
-    slopes = {} if gradients is None else _parameters(gradients)
-    if slopes and _shapes(slopes) != _shapes(weights):
-        raise ValueError("`gradients` must have the structure and shapes of `params`.")
-    found: dict[Group, list[_Maker]] = {}
-    for (_, path, axis), segments in of_params.items():
-        kernel = weights[path]
-        if not is_kernel(path, kernel) or axis != jnp.ndim(kernel) - 1:
-            continue
-        # In float64, so that ties are those of the weights and not of rounding.
-        filters = _filters(kernel)
-        sloping = _filters(slopes[path]) if slopes else None
-        norm = max(float(np.linalg.norm(filters)), np.finfo(np.float64).tiny)
-        for group, positions in channels.spans(segments):
-            if group is not None:
-                theirs = None if sloping is None else _of_channels(sloping, positions)
-                maker = (_of_channels(filters, positions), theirs, norm)
-                found.setdefault(group, []).append(maker)
+    weights: PyTree, groups: ChannelGroups, gradients: PyTree | None
+) -> dict[str, list[_Maker]]:
+    """The kernels that make each group."""
+    leaves = dict(named_leaves(weights))
+    slopes = {} if gradients is None else dict(named_leaves(gradients))
+    found: dict[str, list[_Maker]] = {group: [] for group in groups}
+    for path, entries in located(groups, weights).items():
+        if slopes and np.shape(slopes.get(path, 0.0)) != np.shape(leaves[path]):
+            raise ValueError("`gradients` must have the structure and shapes of `weights`.")
+        for on in entries:
+            if not on.is_made:
+                continue
+            # In float64, so that ties are those of the weights and not of rounding.
+            kernel = np.asarray(leaves[path], np.float64)
+            norm = max(float(np.linalg.norm(kernel)), np.finfo(np.float64).tiny)
+            theirs = _filters(slopes[path], on.axis, on.indices) if slopes else None
+            found[on.group].append((_filters(kernel, on.axis, on.indices), theirs, norm))
     return found
 
 
-def _shapes(leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {path: jnp.shape(leaf) for path, leaf in leaves.items()}
-
-
-def _filters(kernel: Any) -> np.ndarray:
-    """[..., C_out] -> float64 [C_out, N]."""
-    return np.asarray(kernel, np.float64).reshape(-1, np.shape(kernel)[-1]).T
-
-
-def _of_channels(filters: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """The filters of a segment [size, N], joined where a channel has several places on the axis."""
-    return filters[positions].swapaxes(0, 1).reshape(positions.shape[1], -1)
-
-
-def _parameters(tree: PyTree) -> dict[str, Any]:
-    return dict(named_leaves(channels.as_variables(tree)["params"]))
+def _filters(kernel: Any, axis: int, indices: np.ndarray) -> np.ndarray:
+    """Float64 [size, N]: the weights of each channel, those of all its places on the axis."""
+    moved = np.moveaxis(np.asarray(kernel, np.float64), axis, 0)
+    return moved[indices].reshape(len(indices), -1)
 
 
 def _score(

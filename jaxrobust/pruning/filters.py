@@ -1,8 +1,8 @@
 """Which filters go: whole channels, those with the lowest scores, under an exact budget.
 
-Channels that must stay or go together are a group, which a `ChannelSpec` declares. `sparsity` is the
-fraction of the channels that is removed; n channels lose exactly round(sparsity * n), of equal scores
-those that come first.
+What must stay or go together is one channel of a group (`channel_groups` finds them). `sparsity` is
+the fraction of the channels that is removed; n channels lose exactly round(sparsity * n), of equal
+scores those that come first.
 
 References:
   Li, Kadav, Durdanovic, Samet, Graf, "Pruning Filters for Efficient ConvNets", ICLR 2017,
@@ -16,26 +16,28 @@ from typing import Any
 import numpy as np
 
 from jaxrobust import checks
+from jaxrobust.pruning.channel_groups import ChannelGroups
 from jaxrobust.pruning.criteria import filter_scores
 from jaxrobust.pruning.masks import check_sparsity
-from jaxrobust.pruning.shrinking import Keep, filter_masks, kept_filters
-from jaxrobust.types import Array, ChannelSpec, Group, Masks, PyTree
+from jaxrobust.pruning.placing import Keep
+from jaxrobust.pruning.shrinking import filter_masks, kept_filters
+from jaxrobust.types import Array, Masks, PyTree
 
 SCOPES = ("layer", "global")
 
-Scores = Mapping[Group, Any]
+Scores = Mapping[str, Any]
 
 
 def keep_filters(
     scores: Scores,
-    sparsity: float | Mapping[Group, float],
+    sparsity: float | Mapping[str, float],
     *,
     scope: str = "layer",
     min_filters: int = 8,
     multiple_of: int = 1,
-    exclude: Collection[Group] = (),
+    exclude: Collection[str] = (),
     previous: Keep | None = None,
-) -> dict[Group, np.ndarray]:
+) -> dict[str, np.ndarray]:
     """The channels to keep when those with the lowest scores go.
 
     Args:
@@ -103,9 +105,9 @@ def keep_filters(
 
 
 def prune_filters(
-    params: PyTree,
-    sparsity: float | Mapping[Group, float],
-    spec: ChannelSpec,
+    weights: PyTree,
+    sparsity: float | Mapping[str, float],
+    groups: ChannelGroups,
     *,
     masks: Masks | None = None,
     criterion: str = "l1",
@@ -117,9 +119,9 @@ def prune_filters(
     """Removes the channels with the lowest scores: scores, channels to keep and masks in one call.
 
     Args:
-      params: Nested dicts of arrays, or whole variables.
+      weights: What the groups were found for, or of linen variables the "params" alone.
       sparsity: As `keep_filters`.
-      spec: {(collection, path, axis): ((group, size, repeat), ...)}.
+      groups: Of `channel_groups`.
       masks: Of an earlier pruning by this function: what they remove stays removed, and counts.
       criterion: As `filter_scores`, like the next three.
       gradients: For "taylor".
@@ -128,26 +130,27 @@ def prune_filters(
       **budget: `scope`, `min_filters`, `multiple_of` and `exclude`, as `keep_filters`.
 
     Returns:
-      Masks, of the structure of `params`. `kept_filters(masks, spec)` says which channels are left;
-      with `functools.partial(prune_filters, spec=spec)` as its `prune`, `iterative` prunes filters.
+      Masks, of the structure of `weights`. `kept_filters(masks, groups)` says which channels are left;
+      with `functools.partial(prune_filters, groups=groups)` as its `prune`, `iterative` prunes filters.
 
     Raises:
       TypeError, ValueError: As `filter_scores` and `keep_filters`.
     """
-    previous = None if masks is None else kept_filters(masks, spec)
+    previous = None if masks is None else kept_filters(masks, groups)
     scores = filter_scores(
-        params,
-        spec,
+        weights,
+        groups,
         criterion,
         gradients=gradients,
         key=key,
         normalise=normalise,
         keep=previous,
     )
-    return filter_masks(params, spec, keep_filters(scores, sparsity, previous=previous, **budget))
+    keep = keep_filters(scores, sparsity, previous=previous, **budget)
+    return filter_masks(weights, groups, keep)
 
 
-def _check_groups(name: str, groups: Collection[Any], known: Mapping[Group, Any]) -> None:
+def _check_groups(name: str, groups: Collection[Any], known: Mapping[str, Any]) -> None:
     if isinstance(groups, str):
         raise TypeError(f"`{name}` must be a sequence of groups, got {groups!r}.")
     unknown = [group for group in groups if group not in known]
@@ -159,8 +162,8 @@ def _check_groups(name: str, groups: Collection[Any], known: Mapping[Group, Any]
 
 
 def _counts_by_layer(
-    sizes: Mapping[Group, int], sparsity: float | Mapping[Group, float], exclude: Collection[Group]
-) -> dict[Group, int]:
+    sizes: Mapping[str, int], sparsity: float | Mapping[str, float], exclude: Collection[str]
+) -> dict[str, int]:
     """How many channels go of each group, before anything is rounded."""
     if isinstance(sparsity, Mapping):
         _check_groups("sparsity", sparsity, sizes)
@@ -174,12 +177,12 @@ def _counts_by_layer(
 
 
 def _counts_together(
-    values: Mapping[Group, np.ndarray],
-    gone: Mapping[Group, np.ndarray],
-    orders: Mapping[Group, np.ndarray],
-    most: Mapping[Group, int],
-    sparsity: float | Mapping[Group, float],
-) -> dict[Group, int]:
+    values: Mapping[str, np.ndarray],
+    gone: Mapping[str, np.ndarray],
+    orders: Mapping[str, np.ndarray],
+    most: Mapping[str, int],
+    sparsity: float | Mapping[str, float],
+) -> dict[str, int]:
     """How many channels go of each group when those of all groups compete."""
     if isinstance(sparsity, Mapping):
         raise ValueError("A mapping as `sparsity` goes with `scope='layer'`.")

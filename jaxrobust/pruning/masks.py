@@ -1,41 +1,89 @@
 """Masks: which weights of a network stay, as booleans in the parameters' own structure.
 
-What can be pruned are the kernels of convolutions and dense layers: leaves of two dimensions or more
-whose last path key is "kernel". Biases and normalisation stay whole. Leaves are told by their path,
-never by the class of their layer, so any parameters in nested dicts will do.
+What is pruned are kernels. Which weights are kernels can be said in three ways, everywhere by the
+argument `kernels`: None goes by the name, leaves of two dimensions or more called "kernel" (flax),
+"weight" (equinox) or "w" (haiku); a function of (path, array) chooses; and what a program uses as
+kernels, `channel_groups(...).kernels`, goes by what the network does with its weights. All else,
+biases and normalisation for example, stays whole.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import checks
+from jaxrobust import checks, programs
 from jaxrobust.types import Masks, PyTree
 
+_NAMES = ("kernel", "weight", "w")
 
-def kernel_paths(params: PyTree) -> tuple[str, ...]:
+
+class Kernel(NamedTuple):
+    """A weight that activations are multiplied with and added up, and what its axes are.
+
+    Attributes:
+      path: Of the weight.
+      inputs: Axes of the channels that it reads; () of a depthwise convolution.
+      outputs: Axes of those that it makes.
+    """
+
+    path: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+Kernels: TypeAlias = Callable[[str, Any], bool] | Iterable[Kernel | str] | None
+"""Which weights are kernels: None by their names, a function of (path, array), or kernels or paths."""
+
+
+def kernel_paths(params: PyTree, kernels: Kernels = None) -> tuple[str, ...]:
     """The kernels that can be pruned, in the order in which ties between their weights are broken.
 
     Args:
-      params: Nested dicts of arrays.
+      params: A pytree of arrays: nested dicts, an nnx or equinox module or its state.
+      kernels: Which weights they are: None by their names, a function of (path, array), or kernels as
+        `channel_groups` finds them.
 
     Returns:
       Paths like "block_0/conv/kernel", in the order of `jax.tree.leaves`; () if there are none.
+
+    Raises:
+      ValueError: `kernels` name what `params` do not have.
 
     Example:
       >>> import jax.numpy as jnp
       >>> kernel_paths({"head": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}})
       ('head/kernel',)
+      >>> table = {"embedding": jnp.ones((9, 4)), "scale": jnp.ones(4)}
+      >>> kernel_paths(table, lambda path, array: path == "embedding")
+      ('embedding',)
     """
-    return tuple(path for path, leaf in named_leaves(params) if is_kernel(path, leaf))
+    return tuple(kernels_of(params, kernels))
+
+
+def kernels_of(params: PyTree, kernels: Kernels = None) -> dict[str, Any]:
+    """The kernels by their paths, in the order of `jax.tree.leaves`."""
+    leaves = {path: leaf for path, leaf in named_leaves(params) if is_array(leaf)}
+    if kernels is None or callable(kernels):
+        chosen = is_kernel if kernels is None else kernels
+        return {path: leaf for path, leaf in leaves.items() if chosen(path, leaf)}
+    paths = {getattr(one, "path", one) for one in kernels}
+    # What was found for whole variables serves their parameters too.
+    named = {path for path in leaves if path in paths or f"params/{path}" in paths}
+    unknown = paths - named - {f"params/{path}" for path in named}
+    if unknown:
+        raise ValueError(
+            f"`kernels` name {min(unknown)!r}, which the weights do not have; they have "
+            f"{', '.join(leaves)}."
+        )
+    return {path: leaf for path, leaf in leaves.items() if path in named}
 
 
 def keep_all(params: PyTree) -> Masks:
     """Masks that remove nothing."""
-    return jax.tree.map(lambda leaf: jnp.ones(jnp.shape(leaf), bool), params)
+    return jax.tree.map(lambda leaf: jnp.ones(_shape(leaf), bool), params)
 
 
 def apply_masks(params: PyTree, masks: Masks) -> PyTree:
@@ -58,24 +106,34 @@ def apply_masks(params: PyTree, masks: Masks) -> PyTree:
       [1.0, 0.0]
     """
     check_masks(params, masks)
-    return jax.tree.map(
-        lambda leaf, mask: jnp.where(mask, leaf, jnp.zeros((), jnp.result_type(leaf))),
-        params,
-        masks,
-    )
+
+    def masked(leaf: Any, mask: Any) -> Any:
+        # Keys of random numbers and functions, which modules have among their leaves, are no weights.
+        if not is_array(leaf) or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+            return leaf
+        return jnp.where(mask, leaf, jnp.zeros((), jnp.result_type(leaf)))
+
+    return jax.tree.map(masked, params, masks)
 
 
 def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
     """The leaves with their paths, in the order of `jax.tree.leaves`."""
-    return [
-        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    ]
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [("/".join(programs.words(path)), leaf) for path, leaf in leaves]
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether it has a shape and a type: an array, or what stands for one."""
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def _shape(leaf: Any) -> tuple[int, ...]:
+    return tuple(leaf.shape) if is_array(leaf) else ()
 
 
 def is_kernel(path: str, leaf: Any) -> bool:
-    """Whether the leaf at this path can be pruned."""
-    return path.split("/")[-1] == "kernel" and jnp.ndim(leaf) >= 2
+    """Whether the leaf at this path is a kernel by its name."""
+    return path.split("/")[-1] in _NAMES and jnp.ndim(leaf) >= 2
 
 
 def with_leaves(tree: PyTree, leaves: Mapping[str, Any]) -> PyTree:
@@ -103,10 +161,10 @@ def check_masks(params: PyTree, masks: Masks) -> None:
     for path, mask in theirs.items():
         if jnp.result_type(mask) != jnp.bool_:
             raise TypeError(f"`masks` must be boolean, got {jnp.result_type(mask)} at {path}.")
-        if jnp.shape(mask) != jnp.shape(ours[path]):
+        if jnp.shape(mask) != _shape(ours[path]):
             raise ValueError(
                 f"`masks` must have the shapes of the parameters, got {jnp.shape(mask)} for "
-                f"{jnp.shape(ours[path])} at {path}."
+                f"{_shape(ours[path])} at {path}."
             )
 
 

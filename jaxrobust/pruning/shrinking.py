@@ -11,193 +11,195 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.pruning import channels
-from jaxrobust.pruning.masks import apply_masks, named_leaves
-from jaxrobust.types import ChannelSpec, Group, Masks, PyTree
+from jaxrobust.pruning.channel_groups import ChannelGroups
+from jaxrobust.pruning.masks import apply_masks, is_array, keep_all, named_leaves, with_leaves
+from jaxrobust.pruning.placing import Keep, On, check_keep, located, stays
+from jaxrobust.types import Masks, PyTree
 
-Keep = Mapping[Group, Sequence[int] | np.ndarray]
 
-
-def filter_masks(params: PyTree, spec: ChannelSpec, keep: Keep) -> Masks:
+def filter_masks(weights: PyTree, groups: ChannelGroups, keep: Keep) -> Masks:
     """Masks that silence the channels that are not kept, for training under them.
 
-    The running statistics of BatchNorm need none: its scale and bias are masked.
-
     Args:
-      params: Nested dicts of arrays, or whole variables, of which only parameters are masked.
-      spec: {(collection, path, axis): ((group, size, repeat), ...)}.
+      weights: What the groups were found for, or of linen variables the "params" alone. Of whole
+        variables the running statistics stay as they are: scale and bias of BatchNorm are masked.
+      groups: Of `channel_groups`.
       keep: {group: indices of the channels kept}; groups that it does not name stay whole.
 
     Returns:
-      Masks: of the parameters' structure, True keeps the weight; what `training.fit` takes.
+      Masks: of the structure of `weights`, True keeps the weight; what `training.fit` takes.
 
     Raises:
-      ValueError: A spec that does not fit; groups or channels that it does not have.
+      TypeError: No ChannelGroups.
+      ValueError: Groups of another network; groups or channels that it does not have.
 
     Example:
-      >>> params = {"a": {"kernel": jnp.ones((1, 3))}, "b": {"kernel": jnp.ones((3, 1))}}
-      >>> channels = (("width", 3, 1),)
-      >>> spec = {("params", "a/kernel", 1): channels, ("params", "b/kernel", 0): channels}
-      >>> filter_masks(params, spec, {"width": [0, 2]})["b"]["kernel"][:, 0].tolist()
+      >>> from jaxrobust.pruning import channel_groups
+      >>> weights = {"a": {"kernel": jnp.ones((1, 3))}, "b": {"kernel": jnp.ones((3, 2))}}
+      >>> logits = lambda weights, x: x.mean((1, 2)) @ weights["a"]["kernel"] @ weights["b"]["kernel"]
+      >>> groups = channel_groups(logits, weights, jnp.ones((1, 2, 2, 1)))
+      >>> filter_masks(weights, groups, {"a": [0, 2]})["b"]["kernel"][:, 0].tolist()
       [True, False, True]
     """
-    whole, of_params = channels.as_variables(params), channels.of_params(spec)
-    channels.check_axes(of_params, whole)
-    kept, axes = channels.check_keep("keep", spec, keep), channels.axes_by_path(of_params)
-    masks = []
-    for path, leaf in named_leaves(whole):
-        mask: Any = np.ones(jnp.shape(leaf), bool)
-        for axis, segments in axes.get(path, ()):
-            removed = np.ones(mask.shape[axis], bool)
-            removed[channels.kept_positions(segments, kept)] = False
-            np.moveaxis(mask, axis, 0)[removed] = False
-        masks.append(jnp.asarray(mask))
-    tree = jax.tree.unflatten(jax.tree.structure(whole), masks)
-    return tree if whole is params else tree["params"]
+    where, kept = located(groups, weights), check_keep("keep", groups, keep)
+    is_variables = isinstance(weights, Mapping) and "params" in weights
+    found = {}
+    for path, leaf in named_leaves(weights):
+        if path not in where or (is_variables and not path.startswith("params/")):
+            continue
+        mask: Any = np.ones(leaf.shape, bool)
+        for axis, entries in _by_axis(where[path]).items():
+            np.moveaxis(mask, axis, 0)[~stays(leaf.shape[axis], entries, kept)] = False
+        found[path] = jnp.asarray(mask)
+    return with_leaves(keep_all(weights), found)
 
 
-def kept_filters(masks: Masks, spec: ChannelSpec) -> dict[Group, np.ndarray]:
+def kept_filters(masks: Masks, groups: ChannelGroups) -> dict[str, np.ndarray]:
     """The channels of which masks keep anything: what `filter_masks` was given.
 
     Args:
-      masks: The parameters' structure with boolean leaves.
-      spec: {(collection, path, axis): ((group, size, repeat), ...)}.
+      masks: The structure of the weights, or of their "params", with boolean leaves.
+      groups: Of `channel_groups`.
 
     Returns:
       {group: int indices, ascending}.
 
     Raises:
-      ValueError: A spec that does not fit; a group of which nothing is kept.
+      TypeError: No ChannelGroups.
+      ValueError: Groups of another network; a group of which nothing is kept.
     """
-    whole, of_params = channels.as_variables(masks), channels.of_params(spec)
-    channels.check_axes(of_params, whole)
-    alive = {group: np.zeros(size, bool) for group, size in channels.group_sizes(spec).items()}
-    leaves = dict(named_leaves(whole))
-    for (collection, path, axis), segments in of_params.items():
-        leaf = np.moveaxis(np.asarray(leaves[f"{collection}/{path}"]), axis, 0)
-        here: Any = leaf.reshape(len(leaf), -1).any(1)
-        for group, positions in channels.spans(segments):
-            if group is not None:
-                alive[group] |= here[positions].any(0)
+    where, leaves = located(groups, masks), dict(named_leaves(masks))
+    is_variables = isinstance(masks, Mapping) and "params" in masks
+    alive = {group: np.zeros(size, bool) for group, size in groups.sizes.items()}
+    for path, entries in where.items():
+        if is_variables and not path.startswith("params/"):
+            continue
+        for on in entries:
+            leaf: Any = np.moveaxis(np.asarray(leaves[path]), on.axis, 0)
+            alive[on.group] |= leaf.reshape(len(leaf), -1).any(1)[on.indices].any(1)
     keep = {group: np.flatnonzero(kept) for group, kept in alive.items()}
-    return channels.check_keep("masks", spec, keep)
+    return check_keep("masks", groups, keep)
 
 
-def shrink(
-    variables: PyTree, spec: ChannelSpec, keep: Keep
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def shrink(weights: PyTree, groups: ChannelGroups, keep: Keep) -> PyTree:
     """Takes the channels that are not kept out of a network.
 
-    The result computes what the network under `filter_masks` does, where the spec is right
-    (`check_spec`, `check_shrinking`: once, after writing one). It is of the same class, with the
-    widths returned: `network.clone(**widths)`, or of the library's networks
-    `models.create(name, num_classes, **widths)`.
+    With the smaller weights the network computes what it does with its own under `filter_masks`; where
+    a group is `coupled`, LayerNorm for example, means and variances are of the channels that are left.
+
+    The weights alone get smaller. Code that reads its widths from its weights (most functions, nnx and
+    equinox modules) takes them as they are. A linen module has its widths as attributes: of the
+    library's networks `models.resized(network, weights)` is the module that fits; of your own set each
+    layer to what `kept_filters` says is left. Attributes of nnx and equinox modules that say the old
+    widths stay as they are.
 
     Args:
-      variables: {"params": ..., "batch_stats": ...}, nested dicts of arrays.
-      spec: {(collection, path, axis): ((group, size, repeat), ...)}.
+      weights: What the groups were found for: variables, a module, any pytree.
+      groups: Of `channel_groups`.
       keep: {group: indices of the channels kept}; groups that it does not name stay whole.
 
     Returns:
-      (smaller variables, widths): widths are constructor fields, {"widths": (8, 16), "stem_width": 8}.
+      A pytree of the same structure with smaller arrays.
 
     Raises:
-      ValueError: A spec that does not fit, with the name of the axis; groups or channels that it does
-        not have; a field of which it has some entries only.
+      TypeError: No ChannelGroups.
+      ValueError: Groups of another network; groups or channels that it does not have.
 
     Example:
-      >>> params = {"a": {"kernel": jnp.ones((1, 3))}, "b": {"kernel": jnp.ones((3, 1))}}
-      >>> channels = (("width", 3, 1),)
-      >>> spec = {("params", "a/kernel", 1): channels, ("params", "b/kernel", 0): channels}
-      >>> small, widths = shrink({"params": params}, spec, {"width": [0, 2]})
-      >>> small["params"]["b"]["kernel"].shape, widths
-      ((2, 1), {'width': 2})
+      >>> from jaxrobust.pruning import channel_groups
+      >>> weights = {"a": {"kernel": jnp.ones((1, 3))}, "b": {"kernel": jnp.ones((3, 2))}}
+      >>> logits = lambda weights, x: x.mean((1, 2)) @ weights["a"]["kernel"] @ weights["b"]["kernel"]
+      >>> groups = channel_groups(logits, weights, jnp.ones((1, 2, 2, 1)))
+      >>> small = shrink(weights, groups, {"a": [0, 2]})
+      >>> small["b"]["kernel"].shape, logits(small, jnp.ones((1, 2, 2, 1))).shape
+      ((2, 2), (1, 2))
     """
-    channels.check_axes(spec, variables)
-    kept = channels.check_keep("keep", spec, keep)
-    axes = channels.axes_by_path(spec)
-    leaves = [_taken(leaf, axes.get(path, []), kept) for path, leaf in named_leaves(variables)]
-    widths = channels.widths_of({group: len(indices) for group, indices in kept.items()})
-    return jax.tree.unflatten(jax.tree.structure(variables), leaves), widths
+    where, kept = located(groups, weights), check_keep("keep", groups, keep)
+    leaves = [
+        _taken(leaf, where[path], kept) if path in where else leaf
+        for path, leaf in named_leaves(weights)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(weights), leaves)
 
 
 def check_shrinking(
-    spec: ChannelSpec,
-    build: Callable[..., Callable[[PyTree, Any], Any]],
-    variables: PyTree,
+    function: Callable[[PyTree, Any], Any],
+    weights: PyTree,
+    groups: ChannelGroups,
     images: Any,
     *,
+    rebuild: Callable[[PyTree], Callable[[PyTree, Any], Any]] | None = None,
     tolerance: float = 1e-3,
 ) -> None:
     """Raises unless a network computes the same, whichever of its channels are masked or taken out.
 
-    `check_spec` compares lengths; this computes, and so finds segments in a wrong order, the channels
-    of a flatten taken for its positions, and layers that normalise channels together, whose zeros a
-    smaller network lacks. Of every group in turn half of the channels go, at random.
+    Of every group in turn half of the channels go, at random. Groups that are `coupled` are left out:
+    of those the two differ, as `shrink` says.
 
     Args:
-      spec: {(collection, path, axis): ((group, size, repeat), ...)}.
-      build: Constructor fields, named as the groups are -> (variables, images) -> logits:
-        `lambda **widths: Network(**widths).apply`.
-      variables: The network's; moved at random first, for initial biases and statistics tell nothing.
+      function: (weights, images) -> logits, as `channel_groups` was given it.
+      weights: The network's; moved at random first, for initial biases and statistics tell nothing.
+      groups: Of `channel_groups`.
       images: [B, H, W, C]; two are enough.
+      rebuild: Smaller weights -> the function that takes them, where the code has widths of its own:
+        `lambda small: models.resized(network, small).apply`. None: `function` takes them.
       tolerance: The largest difference of logits, as a share of the largest logit.
 
     Raises:
-      ValueError: The two differ; the message names the group and its axes.
+      TypeError: No ChannelGroups.
+      ValueError: The two differ, or the network does not take smaller weights; the message names the
+        group and its axes.
 
     Example:
-      >>> build = lambda width: lambda variables, x: (x @ variables["params"]["kernel"]).sum(1)
-      >>> spec = {("params", "kernel", 1): (("width", 4, 1),)}
-      >>> check_shrinking(spec, build, {"params": {"kernel": jnp.ones((3, 4))}}, jnp.ones((2, 3)))
+      >>> from jaxrobust.pruning import channel_groups
+      >>> weights = {"a": {"kernel": jnp.ones((1, 4))}, "b": {"kernel": jnp.ones((4, 2))}}
+      >>> logits = lambda weights, x: x.mean((1, 2)) @ weights["a"]["kernel"] @ weights["b"]["kernel"]
+      >>> images = jnp.ones((2, 2, 2, 1))
+      >>> check_shrinking(logits, weights, channel_groups(logits, weights, images), images)
     """
     generator = np.random.default_rng(0)
 
     def moved(leaf: Any) -> Any:  # upwards, so that variances stay above 0
+        if not is_array(leaf) or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
         scale = 0.1 + 0.1 * float(np.abs(leaf).mean())
         return jnp.asarray(leaf + scale * np.abs(generator.normal(size=np.shape(leaf))), leaf.dtype)
 
-    variables = jax.tree.map(moved, variables)
-    sizes = channels.group_sizes(spec)
-    apply = build(**channels.widths_of(sizes))
-    for group, size in sizes.items():
-        if size == 1:
+    weights = jax.tree.map(moved, weights)
+    for name, group in groups.items():
+        if group.size == 1 or group.coupled:
             continue
-        keep = {group: np.sort(generator.choice(size, (size + 1) // 2, replace=False))}
-        masks = filter_masks(variables["params"], spec, keep)
-        masked = apply({**variables, "params": apply_masks(variables["params"], masks)}, images)
-        small, widths = shrink(variables, spec, keep)
+        keep = {name: np.sort(generator.choice(group.size, (group.size + 1) // 2, replace=False))}
+        masked = function(apply_masks(weights, filter_masks(weights, groups, keep)), images)
+        small = shrink(weights, groups, keep)
+        where = ", ".join(f"axis {place.axis} of {place.path}" for place in group.places)
         try:
-            shrunk = build(**widths)(small, images)
+            shrunk = (function if rebuild is None else rebuild(small))(small, images)
         except Exception as error:  # of a network of which nothing is known
-            raise ValueError(f"Without half of {group!r} the network fails: {error}") from error
-        difference = float(
-            jnp.abs(masked - shrunk).max() / jnp.maximum(jnp.abs(masked).max(), 1e-9)
-        )
-        if not difference <= tolerance:
-            named = ", ".join(
-                f"axis {axis} of {collection}/{path}"
-                for (collection, path, axis), segments in spec.items()
-                if any(segment == group for segment, _, _ in segments)
-            )
             raise ValueError(
-                f"Without half of {group!r} the masked and the smaller network differ by "
-                f"{100 * difference:.1f} % of the largest logit. Look at the order of the segments and "
-                f"at sizes and repeats on {named}, and for a layer that normalises channels together."
+                f"Without half of {name!r} the network fails: {error} If its code has widths of its "
+                f"own, `rebuild` must make it anew; the group is on {where}."
+            ) from error
+        largest = jnp.maximum(jnp.abs(masked).max(), 1e-9)
+        difference = float(jnp.abs(masked - shrunk).max() / largest)
+        if not difference <= tolerance:
+            raise ValueError(
+                f"Without half of {name!r} the masked and the smaller network differ by "
+                f"{100 * difference:.1f} % of the largest logit. The group is on {where}."
             )
 
 
-def shrink_state(state: PyTree, variables: PyTree, spec: ChannelSpec, keep: Keep) -> PyTree:
+def shrink_state(state: PyTree, weights: PyTree, groups: ChannelGroups, keep: Keep) -> PyTree:
     """Shrinks all that goes with a network: a training state, an optimizer's, an average, masks.
 
-    An array in `state` belongs to the array of `variables` whose path its own path ends with.
+    An array in `state` belongs to the array of `weights` whose path its own path ends with.
 
     Args:
       state: Any pytree that holds trees with the paths of the parameters or statistics, such as
         `training.TrainState` or the state of an optax optimizer. What belongs to no array of
-        `variables`, and scalars, stay as they are.
-      variables: The network's before it is shrunk, {"params": ..., "batch_stats": ...}.
-      spec: {(collection, path, axis): ((group, size, repeat), ...)}.
+        `weights`, and scalars, stay as they are.
+      weights: The network's before it is shrunk, as `shrink` was given them.
+      groups: Of `channel_groups`.
       keep: As `shrink` was given it.
 
     Returns:
@@ -208,16 +210,17 @@ def shrink_state(state: PyTree, variables: PyTree, spec: ChannelSpec, keep: Keep
         with factored moments keep them: make their state anew.
 
     Example:
-      >>> variables = {"params": {"kernel": jnp.ones((1, 3))}}
-      >>> spec = {("params", "kernel", 1): (("width", 3, 1),)}
-      >>> momentum = (jnp.int32(7), {"trace": {"kernel": jnp.arange(3.0)[None]}})
-      >>> step, moved = shrink_state(momentum, variables, spec, {"width": [0, 2]})
-      >>> moved["trace"]["kernel"].tolist()
+      >>> from jaxrobust.pruning import channel_groups
+      >>> weights = {"a": {"kernel": jnp.ones((1, 3))}, "b": {"kernel": jnp.ones((3, 2))}}
+      >>> logits = lambda weights, x: x.mean((1, 2)) @ weights["a"]["kernel"] @ weights["b"]["kernel"]
+      >>> groups = channel_groups(logits, weights, jnp.ones((1, 2, 2, 1)))
+      >>> momentum = (jnp.int32(7), {"trace": {"a": {"kernel": jnp.arange(3.0)[None]}}})
+      >>> step, moved = shrink_state(momentum, weights, groups, {"a": [0, 2]})
+      >>> moved["trace"]["a"]["kernel"].tolist()
       [[0.0, 2.0]]
     """
-    channels.check_axes(spec, variables)
-    kept, axes = channels.check_keep("keep", spec, keep), channels.axes_by_path(spec)
-    shapes = {path: jnp.shape(leaf) for path, leaf in named_leaves(variables)}
+    where, kept = located(groups, weights), check_keep("keep", groups, keep)
+    shapes = {path: leaf.shape for path, leaf in named_leaves(weights) if is_array(leaf)}
     # By their paths within their collection too, parameters before all others.
     owners = {path.partition("/")[2]: path for path in shapes}
     owners |= {path.partition("/")[2]: path for path in shapes if path.startswith("params/")}
@@ -225,13 +228,13 @@ def shrink_state(state: PyTree, variables: PyTree, spec: ChannelSpec, keep: Keep
     leaves = []
     for path, leaf in named_leaves(state):
         owner = _owner(path, owners)
-        if owner in axes and jnp.ndim(leaf):
+        if owner in where and jnp.ndim(leaf):
             if jnp.shape(leaf) != shapes[owner]:
                 raise ValueError(
                     f"`state` has shape {jnp.shape(leaf)} at {path}, where the network has "
                     f"{shapes[owner]}: it cannot be shrunk; make it anew for the smaller network."
                 )
-            leaf = _taken(leaf, axes[owner], kept)
+            leaf = _taken(leaf, where[owner], kept)
         leaves.append(leaf)
     return jax.tree.unflatten(jax.tree.structure(state), leaves)
 
@@ -243,10 +246,17 @@ def _owner(path: str, owners: Mapping[str, str]) -> str | None:
     return next((owners[end] for end in ends if end in owners), None)
 
 
-def _taken(leaf: Any, axes: channels.Axes, kept: Mapping[Group, np.ndarray]) -> Any:
+def _by_axis(entries: Sequence[On]) -> dict[int, list[On]]:
+    found: dict[int, list[On]] = {}
+    for on in entries:
+        found.setdefault(on.axis, []).append(on)
+    return found
+
+
+def _taken(leaf: Any, entries: Sequence[On], kept: Mapping[str, np.ndarray]) -> Any:
     """On the host: XLA would compile a program for every shape."""
-    for axis, segments in axes:
-        positions = channels.kept_positions(segments, kept)
-        if len(positions) < leaf.shape[axis]:
-            leaf = np.take(np.asarray(leaf), positions, axis)
+    for axis, on in _by_axis(entries).items():
+        there = stays(leaf.shape[axis], on, kept)
+        if not there.all():
+            leaf = np.compress(there, np.asarray(leaf), axis)
     return jnp.asarray(leaf)

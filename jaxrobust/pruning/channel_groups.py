@@ -1,0 +1,291 @@
+"""Groups of channels: which indices of which weights stay or go together, read from the program.
+
+A network is evaluated on labels in the place of numbers (`labels.py`, `label_rules.py`). What is added
+up, multiplied or read together is tied, so that residual sums, concatenations, depthwise and grouped
+convolutions, flattens and heads of attention need no specification.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxrobust import compilation, programs
+from jaxrobust.pruning.label_reader import Reader
+from jaxrobust.pruning.labels import Units, Value, along_axis, fixed_value
+from jaxrobust.pruning.masks import Kernel, is_array, named_leaves
+from jaxrobust.types import PyTree
+
+
+class Place(NamedTuple):
+    """Where the channels of a group are on one axis of one weight.
+
+    Attributes:
+      path: Of the weight, "params/stem/conv/kernel".
+      axis: Of the weight.
+      indices: int [size, repeat]: those of each channel; after a flatten it has one for each position.
+      is_made: Whether it is a kernel's axis of outputs: where the channels come from.
+    """
+
+    path: str
+    axis: int
+    indices: np.ndarray
+    is_made: bool
+
+
+class ChannelGroup(NamedTuple):
+    """Channels of which each stays or goes by itself, everywhere at once.
+
+    Attributes:
+      size: How many there are; of grouped convolutions steps of all groups, of attention heads.
+      places: All axes that they are on.
+      coupled: What is computed of all of them together, LayerNorm's mean for example, and so changes
+        when some go: masked they count as zeros, taken out they do not count. "" if there is none.
+    """
+
+    size: int
+    places: tuple[Place, ...]
+    coupled: str
+
+
+class ChannelGroups(Mapping[str, ChannelGroup]):
+    """What `channel_groups` found, by name; `print` shows it as a table.
+
+    A group is called after the layer that makes its channels first.
+
+    Attributes:
+      kernels: In the order in which the program uses them.
+      shapes: Of all weights, by path.
+      refused: Why an axis of a kernel has no channels that can be pruned, by (path, axis).
+    """
+
+    def __init__(
+        self,
+        groups: Mapping[str, ChannelGroup],
+        kernels: Sequence[Kernel],
+        shapes: Mapping[str, tuple[int, ...]],
+        refused: Mapping[tuple[str, int], str],
+    ) -> None:
+        self._groups, self.kernels = dict(groups), tuple(kernels)
+        self.shapes, self.refused = dict(shapes), dict(refused)
+
+    def __getitem__(self, name: str) -> ChannelGroup:
+        return self._groups[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._groups)
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __repr__(self) -> str:
+        return f"ChannelGroups({', '.join(f'{name}: {one.size}' for name, one in self.items())})"
+
+    def __str__(self) -> str:
+        lines = []
+        for name, group in self.items():
+            made = [place for place in group.places if place.is_made]
+            where = ", ".join(f"{place.path} axis {place.axis}" for place in made)
+            lines.append(f"{name}: {group.size} channels, made by {where}")
+            if group.coupled:
+                lines.append(f"    {group.coupled}")
+        lines += [
+            f"not pruned: axis {axis} of {path}: {why}"
+            for (path, axis), why in self.refused.items()
+        ]
+        return "\n".join(lines)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many channels each group has."""
+        return {name: group.size for name, group in self.items()}
+
+
+def channel_groups(
+    function: Callable[[PyTree, Any], Any], weights: PyTree, example: Any
+) -> ChannelGroups:
+    """The groups of channels of any network, found by reading its program; nothing is computed.
+
+    Args:
+      function: (weights, images [B, H, W, C]) -> logits [B, K], in evaluation mode: the `apply` of a
+        linen module, `lambda model, images: model(images)` for an nnx or an equinox module.
+      weights: The pytree that it takes: variables, parameters or a module; shapes are enough.
+      example: Images [B, H, W, C], or a `jax.ShapeDtypeStruct`, of which only the shape matters.
+
+    Returns:
+      ChannelGroups: for `filter_scores`, `prune_filters`, `filter_masks`, `shrink`.
+
+    Raises:
+      TypeError: The function cannot be called or traced.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> def logits(weights, images):
+      ...     hidden = jax.nn.relu(images.mean((1, 2)) @ weights["hidden"]["kernel"])
+      ...     return hidden @ weights["head"]["kernel"]
+      >>> weights = {"hidden": {"kernel": jnp.ones((3, 8))}, "head": {"kernel": jnp.ones((8, 2))}}
+      >>> groups = channel_groups(logits, weights, jnp.ones((1, 4, 4, 3)))
+      >>> print(groups)
+      hidden: 8 channels, made by hidden/kernel axis 1
+      not pruned: axis 1 of head/kernel: the logits
+      not pruned: axis 0 of hidden/kernel: an axis of the images
+    """
+    compilation.check_callable(function, "function")
+    leaves, structure = jax.tree.flatten(weights)
+    places = [place for place, leaf in enumerate(leaves) if is_array(leaf)]
+    given = [jax.ShapeDtypeStruct(leaves[at].shape, leaves[at].dtype) for at in places]
+    image = jax.ShapeDtypeStruct(example.shape, example.dtype)
+
+    def of_leaves(arrays: Sequence[Any], images: Any) -> Any:
+        filled = list(leaves)
+        for place, array in zip(places, arrays, strict=True):
+            filled[place] = array
+        return function(jax.tree.unflatten(structure, filled), images)
+
+    program = programs.explained(programs.trace, of_leaves, given, image)
+    units = Units()
+    labels = [[units.new(length) for length in leaf.shape] for leaf in given]
+    values = [
+        Value(
+            leaf.shape,
+            tuple(along_axis(one, axis, len(axes)) for axis, one in enumerate(axes)),
+        )
+        for leaf, axes in zip(given, labels, strict=True)
+    ]
+    reader = Reader(units, program)
+    images = fixed_value(image.shape, "an axis of the images", has_images=True)
+    steps = program.code.steps
+    for result in reader.run(steps, iter(reader.arrays), [*values, images]):
+        for one in result.labels:
+            units.refuse(one.array, "the logits")
+    used = [variable in steps.uses for variable in steps.inputs[: len(given)]]
+    names = named_leaves(weights)
+    paths = [names[place][0] for place in places]
+    return _Found(units, paths, labels, used).groups()
+
+
+class _Found:
+    """What the labels came to, by axis of all weights: each has a number.
+
+    Attributes:
+      axes: (weight, axis) of each number.
+      owner: Of each label the number of its axis; -1 of label 0.
+      first: Of each number its first label.
+      roots: Of each label its unit.
+      roles: Of each kernel, in the order of use: (the axes that it reads, those that it makes).
+    """
+
+    def __init__(
+        self,
+        units: Units,
+        paths: Sequence[str],
+        labels: Sequence[Sequence[np.ndarray]],
+        used: Sequence[bool],
+    ) -> None:
+        self.paths, self.used = paths, used
+        self.axes = [(leaf, axis) for leaf, ids in enumerate(labels) for axis in range(len(ids))]
+        lengths = [len(ids) for of_leaf in labels for ids in of_leaf]
+        self.shapes = [tuple(map(len, ids)) for ids in labels]
+        self.first = np.concatenate([[1], 1 + np.cumsum(lengths)]).astype(np.int64)
+        self.owner = np.repeat(np.arange(-1, len(lengths)), [1, *lengths])
+        self.roots = units.of(np.arange(len(self.owner)))
+        self.refused, self.coupled = self._reasons(units.refused), self._reasons(units.coupled)
+        self.roles = self._roles(units)
+
+    def _reasons(self, facts: Sequence[tuple[np.ndarray, str]]) -> dict[int, str]:
+        """The first reason for each unit."""
+        found: dict[int, str] = {}
+        for ids, why in facts:
+            for root in np.unique(self.roots[ids]).tolist():
+                found.setdefault(root, why)
+        return found
+
+    def _roles(self, units: Units) -> dict[int, tuple[set[int], set[int]]]:
+        found: dict[int, tuple[set[int], set[int]]] = {}
+        for use in units.uses:
+            for role, arrays in enumerate(use):
+                for ids in arrays:
+                    for number in self.owner[ids[:1]].tolist():
+                        leaf, axis = self.axes[number]
+                        found.setdefault(leaf, (set(), set()))[role].add(axis)
+        return found
+
+    def _numbers(self, role: int) -> set[int]:
+        """The axes that kernels read (0), or make (1)."""
+        axes = {(leaf, axis) for leaf, roles in self.roles.items() for axis in roles[role]}
+        return {number for number, axis in enumerate(self.axes) if axis in axes}
+
+    def groups(self) -> ChannelGroups:
+        """Units that are on the same axes, as often on each, are a group."""
+        read, made = self._numbers(0), self._numbers(1)
+        use = {leaf: place for place, leaf in enumerate(self.roles)}
+        found: list[tuple[int, int, ChannelGroup]] = []
+        for (on, times, why), units in self._members(read, made).items():
+            makers = sorted(made.intersection(on), key=lambda number: use[self.axes[number][0]])
+            table = np.stack(units)  # labels ascend, and so are in the order of `on`
+            columns = np.split(table, np.cumsum(times)[:-1], axis=1)
+            order = np.argsort(columns[on.index(makers[0])].min(1), kind="stable")
+            places = tuple(
+                Place(
+                    self.paths[self.axes[number][0]],
+                    self.axes[number][1],
+                    column[order] - self.first[number],
+                    number in made,
+                )
+                for number, column in zip(on, columns, strict=True)
+            )
+            group = ChannelGroup(len(units), places, why)
+            found.append((use[self.axes[makers[0]][0]], makers[0], group))
+        named: dict[str, ChannelGroup] = {}
+        for _, maker, group in sorted(found, key=lambda one: one[:2]):
+            layer, number = _layer(self.paths[self.axes[maker][0]]), 1
+            name = layer
+            while name in named:  # several groups of one layer, of which each has a part
+                number += 1
+                name = f"{layer}/{number}"
+            named[name] = group
+        kernels = [
+            Kernel(self.paths[leaf], tuple(sorted(inputs)), tuple(sorted(outputs)))
+            for leaf, (inputs, outputs) in self.roles.items()
+        ]
+        shapes = dict(zip(self.paths, self.shapes, strict=True))
+        return ChannelGroups(named, kernels, shapes, self._reasons_of_axes(named))
+
+    def _members(
+        self, read: set[int], made: set[int]
+    ) -> dict[tuple[tuple[int, ...], tuple[int, ...], str], list[np.ndarray]]:
+        """The labels of each unit that can be pruned, by (axes, how often on each, what couples it)."""
+        order = np.argsort(self.roots[1:], kind="stable") + 1
+        starts = np.flatnonzero(np.diff(self.roots[order], prepend=-1))
+        found: dict[tuple, list[np.ndarray]] = {}
+        for ids in np.split(order, starts[1:]):
+            root = int(self.roots[ids[0]])
+            if root in self.refused:
+                continue
+            on, times = (part.tolist() for part in np.unique(self.owner[ids], return_counts=True))
+            if made.isdisjoint(on) or read.isdisjoint(on):
+                self.refused[root] = "it is not both made by a kernel and read by one"
+                continue
+            key = (tuple(on), tuple(times), self.coupled.get(root, ""))
+            found.setdefault(key, []).append(ids)
+        return found
+
+    def _reasons_of_axes(self, groups: Mapping[str, ChannelGroup]) -> dict[tuple[str, int], str]:
+        """Why axes of kernels, and of weights that are not used, are in no group."""
+        there = {(place.path, place.axis) for one in groups.values() for place in one.places}
+        found = {}
+        for number, (leaf, axis) in enumerate(self.axes):
+            inputs, outputs = self.roles.get(leaf, (set(), set()))
+            entry, root = (self.paths[leaf], axis), int(self.roots[self.first[number]])
+            if not self.used[leaf]:
+                found[entry] = "the function does not use it"
+            elif axis in inputs | outputs and entry not in there:
+                found[entry] = self.refused.get(root, "nothing is known of it")
+        return found
+
+
+def _layer(path: str) -> str:
+    """Of a weight: its path without its own name."""
+    words = path.removeprefix("params/").split("/")
+    return "/".join(words[:-1] or words)

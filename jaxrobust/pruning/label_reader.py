@@ -1,0 +1,127 @@
+"""Goes through a program with labels in the place of numbers, loops and choices too."""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrobust import programs
+from jaxrobust.pruning import label_rules
+from jaxrobust.pruning.labels import Along, Units, Value, along_axis, constant, fixed_value
+
+
+class Reader:
+    """Reads a program with values of labels."""
+
+    def __init__(self, units: Units, program: programs.Program) -> None:
+        self.units = units
+        self.arrays = [_of_array(array) for array in program.arrays]
+        self.known = {id(a): v for a, v in zip(program.arrays, self.arrays, strict=True)}
+
+    def run(
+        self, steps: programs.Steps, arrays: Iterator[Value], arguments: Sequence[Value]
+    ) -> list[Value]:
+        """The values of the results of steps."""
+
+        def results(step: programs.Step, operands: list[Any]) -> Sequence[Value]:
+            return self.results(step.what, arrays, list(map(_of_array, operands)))
+
+        return list(map(_of_array, programs.walk(steps, arrays, arguments, results)))
+
+    def results(self, what: Any, arrays: Iterator[Value], operands: list[Value]) -> Sequence[Value]:
+        """The values of the results of one step."""
+        if isinstance(what, programs.Steps):
+            return self.run(what, arrays, operands)
+        if isinstance(what, programs.Nested):
+            parts = [list(islice(arrays, part.num_arrays)) for part in what.parts]
+            return self.nested(what, parts, operands)
+        if (inside := programs.inside(what)) is not None:
+            list(islice(arrays, sum(getattr(what, "counts", ()))))
+            steps, closed_over = inside
+            own = [self.known.get(id(array), array) for array in closed_over]
+            return self.run(steps, iter(list(map(_of_array, own))), operands)
+        return label_rules.understood(self.units, what, operands)
+
+    def nested(
+        self, what: programs.Nested, parts: list[list[Value]], operands: list[Value]
+    ) -> Sequence[Value]:
+        """The values of the results of a loop, a choice or a checkpoint."""
+        params, name = what.equation.params, what.equation.primitive.name
+
+        def inside(index: int, given: Sequence[Value]) -> list[Value]:
+            return self.run(what.parts[index], iter(parts[index]), given)
+
+        if name == "cond":
+            chosen = programs.for_the_cpu(params)
+            branches = range(len(parts)) if chosen is None else (chosen,)
+            results = [inside(branch, operands[1:]) for branch in branches]
+            return [
+                label_rules.element_by_element(self.units, one)
+                for one in zip(*results, strict=True)
+            ]
+        if name == "while":
+            of_body = operands[params["cond_nconsts"] :]
+            constants, start = of_body[: params["body_nconsts"]], of_body[params["body_nconsts"] :]
+            return self.loop(lambda carry: inside(1, [*constants, *carry]), start)
+        if name == "scan":
+            num_constants, num_carry = programs.sizes_of_scan(params, operands)
+            constants, others = operands[:num_constants], operands[num_constants:]
+            rows = [self.row(one) for one in others[num_carry:]]
+            found: list[Value] = []
+
+            def body(carry: Sequence[Value]) -> list[Value]:
+                found[:] = inside(0, [*constants, *carry, *rows])
+                return found[:num_carry]
+
+            carried = self.loop(body, others[:num_carry])
+            return [*carried, *(_stacked(one, params["length"]) for one in found[num_carry:])]
+        return inside(0, operands)
+
+    def loop(
+        self, body: Callable[[Sequence[Value]], list[Value]], carry: Sequence[Value]
+    ) -> list[Value]:
+        """What goes from round to round: what comes out of one goes into the next."""
+        for _ in range(2):
+            after = body(carry)
+            carry = [
+                label_rules.element_by_element(self.units, pair)
+                for pair in zip(carry, after, strict=True)
+            ]
+        return list(carry)
+
+    def row(self, value: Value) -> Value:
+        """What one round of a loop sees: the same labels in every round."""
+        for one in value.labels:
+            if 0 in one.axes:
+                self.units.refuse(one.array, "the rounds of a loop")
+
+        def move(one: Along) -> Along | None:
+            if 0 in one.axes:
+                return None
+            return Along(one.array[0], frozenset(axis - 1 for axis in one.axes), one.why)
+
+        return value.moved(value.shape[1:], move)
+
+
+def _stacked(value: Value, length: int) -> Value:
+    """The results of all rounds of a loop."""
+
+    def move(one: Along) -> Along:
+        return Along(one.array[None], frozenset(axis + 1 for axis in one.axes), one.why)
+
+    found = value.moved((length, *value.shape), move)
+    rounds = along_axis(np.arange(1, length + 1), 0, len(found.shape), "the rounds of a loop")
+    return found._replace(fixed=(*found.fixed, rounds))
+
+
+def _of_array(array: Any) -> Value:
+    """A literal, or an array that the program closes over."""
+    if isinstance(array, Value):
+        return array
+    if np.ndim(array) == 0:
+        return Value(())
+    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended):
+        return fixed_value(array.shape, "an array that the code holds")
+    return constant(np.asarray(array))

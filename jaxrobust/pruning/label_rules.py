@@ -1,0 +1,585 @@
+"""What each operation of a program says of labels: one rule for each kind of operation.
+
+Each takes the units, the equation and the operands as values of labels, and returns the value of its
+result; `RULES` has them by the operation's name. An operation without a rule is understood by none of
+them: what it reads cannot be pruned.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxrobust.pruning.labels import (
+    Along,
+    Axes,
+    Units,
+    Value,
+    along_axis,
+    check_together,
+    fixed_value,
+    joined,
+    merged,
+    simplified,
+    tied_along,
+    vector,
+)
+
+Rule = Callable[[Units, Any, Sequence[Value]], Value]
+
+
+def understood(units: Units, equation: Any, operands: Sequence[Value]) -> list[Value]:
+    """The values of an equation's results."""
+    name = equation.primitive.name
+    operands = [simplified(units, operand) for operand in operands]
+    if name == "optimization_barrier":
+        return operands
+    if name == "split":
+        return _split(units, equation, operands)
+    if name in RULES:
+        return [RULES[name](units, equation, operands)]
+    shapes = [tuple(getattr(one.aval, "shape", ())) for one in equation.outvars]
+    if name in ELEMENTWISE:
+        return [element_by_element(units, operands)] * len(shapes)
+    for operand in operands:
+        for one in operand.labels:
+            units.refuse(one.array, f"`{name}` reads it, of which it is not known what it does")
+    depends = any(operand.has_images for operand in operands)
+    why = f"the result of `{name}` is as large as it is"
+    return [fixed_value(shape, why, has_images=depends) for shape in shapes]
+
+
+def element_by_element(units: Units, operands: Sequence[Value]) -> Value:
+    """The result has the labels of all operands, those at the same places tied."""
+    shape = np.broadcast_shapes(*(operand.shape for operand in operands))
+    has_images = any(operand.has_images for operand in operands)
+    operands = [operand for operand in operands if operand.shape]
+    labels = merged(units, (operand.labels for operand in operands))
+    for index, operand in enumerate(operands):
+        others = [one for place, one in enumerate(operands) if place != index]
+        for part in operand.fixed:
+            for other in others:
+                for one in other.labels:
+                    check_together(units, part, one)
+    fixed = joined(operand.fixed for operand in operands)
+    return Value(shape, labels, fixed, has_images)
+
+
+def _contraction(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
+    """dot_general: what is added up is tied, or refused where images are multiplied with images."""
+    contracted, batch = equation.params["dimension_numbers"]
+    shape = equation.outvars[0].aval.shape
+    left, right = operands
+    if left.has_images and right.has_images:
+        left, right = _of_images(units, (left, right), contracted, batch)
+    else:
+        for ours, theirs in zip(*contracted, strict=True):
+            _read(units, (left, right), (ours, theirs))
+        for kernel, axes, batched in zip((left, right), contracted, batch, strict=True):
+            if not kernel.has_images:
+                units.used(kernel, axes, [a for a in _free(kernel, axes, batched)])
+    parts, start = [], len(batch[0])
+    for operand, axes, batched in zip((left, right), contracted, batch, strict=True):
+        free = _free(operand, axes, batched)
+        places = {axis: place for place, axis in enumerate(batched)}
+        places |= {axis: start + place for place, axis in enumerate(free)}
+        parts.append(_placed(operand, places, shape))
+        start += len(free)
+    labels = merged(units, (part.labels for part in parts))
+    fixed = joined(part.fixed for part in parts)
+    return Value(shape, labels, fixed, left.has_images or right.has_images)
+
+
+def _free(operand: Value, contracted: Sequence[int], batch: Sequence[int]) -> list[int]:
+    return [a for a in range(len(operand.shape)) if a not in contracted and a not in batch]
+
+
+def _placed(value: Value, places: dict[int, int], shape: Sequence[int]) -> Value:
+    """A value with its axes elsewhere; what is about axes that have no place is left out."""
+
+    def move(one: Along) -> Along | None:
+        if not one.axes <= places.keys():
+            return None
+        lengths = [1] * len(shape)
+        order = sorted(places, key=lambda axis: places[axis])
+        for axis in order:
+            lengths[places[axis]] = one.array.shape[axis]
+        rest = [axis for axis in range(one.array.ndim) if axis not in places]
+        array = one.array.transpose([*order, *rest]).reshape(lengths)
+        return Along(array, frozenset(places[axis] for axis in one.axes), one.why)
+
+    return value.moved(shape, move)
+
+
+def _read(units: Units, operands: Sequence[Value], axes: Sequence[int]) -> None:
+    """Ties the labels of two axes that are multiplied and added up."""
+    left, right = (
+        [vector(units, one, axis) for one in operand.labels if axis in one.axes]
+        for operand, axis in zip(operands, axes, strict=True)
+    )
+    whys = [
+        next((one.why for one in operand.fixed if axis in one.axes), "nothing that can be pruned")
+        for operand, axis in zip(operands, axes, strict=True)
+    ]
+    if left and right:
+        for ours in left:
+            for theirs in right:
+                units.tie(ours, theirs)
+        for mine, others, why in ((left, right, whys[1]), (right, left, whys[0])):
+            there = np.max(others, axis=0) != 0
+            for one in mine:
+                units.refuse(one[~there], why)
+    for mine, others, why in ((left, right, whys[1]), (right, left, whys[0])):
+        if mine and not others:
+            for one in mine:
+                units.refuse(one, why)
+
+
+def _of_images(units: Units, operands: Sequence[Value], contracted: Any, batch: Any) -> list[Value]:
+    """Attention, for example: one unit is all of one head, which is an index of the batch axes."""
+    by_head = []
+    for operand, axes, batched in zip(operands, contracted, batch, strict=True):
+        labels = []
+        for one in operand.labels:
+            if one.axes & set(batched):
+                rest = tied_along(units, one, one.axes - set(batched))
+                assert rest is not None
+                labels.append(rest)
+            elif one.axes & set(axes):
+                units.refuse(one.array, "a product of two activations adds it up")
+        by_head.append(tuple(labels))
+    found = []
+    for operand, heads, axes in zip(operands, by_head, contracted, strict=True):
+        others = [one for one in operand.labels if not any(one.axes & head.axes for head in heads)]
+        others = [one for one in others if not one.axes & set(axes)]
+        if any(by_head):
+            for one in others:
+                units.refuse(one.array, "it is the width of heads, which are pruned as a whole")
+        found.append(operand._replace(labels=heads if any(by_head) else tuple(others)))
+    return found
+
+
+def _convolution(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
+    images, kernel = operands
+    params = equation.params
+    numbers, groups = params["dimension_numbers"], params["feature_group_count"]
+    shape = equation.outvars[0].aval.shape
+    (batch, features), rank = numbers.lhs_spec[:2], len(shape)
+    outputs_axis, inputs_axis = numbers.rhs_spec[:2]
+    for one in kernel.labels:
+        if one.axes & set(numbers.rhs_spec[2:]):
+            units.refuse(one.array, "taps of a convolution")
+    if params["batch_group_count"] > 1:
+        for one in (*images.labels, *kernel.labels):
+            units.refuse(one.array, "a convolution with groups in the batch reads it")
+    units.used(kernel, [inputs_axis] if groups != images.shape[features] else [], [outputs_axis])
+    outputs = [
+        vector(units, one, outputs_axis) for one in kernel.labels if outputs_axis in one.axes
+    ]
+    if groups == 1:
+        _read(units, (images, kernel), (features, inputs_axis))
+    else:
+        _read_in_groups(units, images, kernel, (features, inputs_axis), outputs, groups)
+    labels = merged(units, ((along_axis(one, numbers.out_spec[1], rank),) for one in outputs))
+    for one in images.labels:
+        if one.axes & set(numbers.lhs_spec[2:]):
+            # Of PixelShuffle: a unit is at all places of its block.
+            tied_along(units, one, one.axes - {features})
+        elif batch in one.axes and features not in one.axes:
+            labels = (*labels, along_axis(vector(units, one, batch), numbers.out_spec[0], rank))
+    spatial = [
+        along_axis(np.arange(1, shape[axis] + 1), axis, rank, "positions of the image")
+        for axis in (numbers.out_spec[0], *numbers.out_spec[2:])
+        if shape[axis] > 1
+    ]
+    if not outputs:
+        channels = numbers.out_spec[1]
+        why = "channels of a kernel that is no weight"
+        spatial.append(along_axis(np.arange(1, shape[channels] + 1), channels, rank, why))
+    return Value(shape, labels, tuple(spatial), images.has_images or kernel.has_images)
+
+
+def _read_in_groups(
+    units: Units,
+    images: Value,
+    kernel: Value,
+    axes: tuple[int, int],
+    outputs: Sequence[np.ndarray],
+    groups: int,
+) -> None:
+    """A depthwise convolution ties each channel to what it makes of it; of others one unit is one step.
+
+    The number of groups is the code's: the same channel of every group stays or goes.
+    """
+    features, inputs = axes
+    read = [vector(units, one, features) for one in images.labels if features in one.axes]
+    if not read:
+        why = next(
+            (one.why for one in images.fixed if features in one.axes), "channels of an image"
+        )
+        for one in (*outputs, *(one.array for one in kernel.labels if inputs in one.axes)):
+            units.refuse(one, why)
+        return
+    is_depthwise = groups == images.shape[features]
+    for one in outputs:
+        blocks = one.reshape(groups, -1)
+        if is_depthwise:
+            for channels in read:
+                units.tie(blocks, channels[:, None])
+        else:
+            units.tie(blocks, blocks[:1])
+    if not is_depthwise:
+        for channels in read:
+            blocks = channels.reshape(groups, -1)
+            units.tie(blocks, blocks[:1])
+            for part in kernel.labels:
+                if inputs in part.axes:
+                    units.tie(blocks, vector(units, part, inputs)[None])
+
+
+def _reduction(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
+    """A sum over positions keeps the channels; one over channels couples them, group by group."""
+    value, axes = operands[0], frozenset(equation.params["axes"])
+    positions: Axes = frozenset().union(*(one.axes for one in value.fixed))
+    labels = []
+    for one in value.labels:
+        channels = one.axes & axes - positions
+        rest = tied_along(units, one, one.axes & axes & positions)
+        if channels and rest is not None:
+            tied_along(units, rest, rest.axes - channels)
+            why = "a mean, a variance or another reduction over its channels changes"
+            units.couple(rest.array, why)
+        elif rest is not None:
+            labels.append(rest)
+    value = value._replace(labels=tuple(labels))
+    kept = [axis for axis in range(len(value.shape)) if axis not in axes]
+    return _placed(
+        value,
+        {axis: place for place, axis in enumerate(kept)},
+        equation.outvars[0].aval.shape,
+    )
+
+
+def _window(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
+    """Pooling: along the axes of its windows there are new positions."""
+    value, shape = operands[0], equation.outvars[0].aval.shape
+    params = equation.params
+    if "window_dimensions" in params:
+        moved = {axis for axis, size in enumerate(params["window_dimensions"]) if size > 1}
+        moved |= {axis for axis, size in enumerate(params["window_strides"]) if size > 1}
+    else:
+        moved = {params["axis"]}
+    moved |= {axis for axis in range(len(shape)) if shape[axis] != value.shape[axis]}
+    positions: Axes = frozenset().union(*(one.axes for one in value.fixed))
+    labels = []
+    for one in value.labels:
+        if one.axes & moved - positions:
+            units.refuse(one.array, f"`{equation.primitive.name}` reads neighbouring channels")
+        elif (rest := tied_along(units, one, one.axes & moved)) is not None:
+            labels.append(rest)
+    fixed = [one for one in value.fixed if not one.axes & moved]
+    fixed += [
+        along_axis(np.arange(1, shape[axis] + 1), axis, len(shape), "positions of the image")
+        for axis in sorted(moved)
+        if shape[axis] > 1
+    ]
+    return Value(shape, tuple(labels), tuple(fixed), value.has_images)
+
+
+def _reshape(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
+    value, shape = operands[0], equation.outvars[0].aval.shape
+    blocks = _blocks(value.shape, shape)
+
+    def move(one: Along) -> Along | None:
+        before, after, about = [], [], set[int]()
+        for ours, theirs in blocks:
+            touched = one.axes & set(ours)
+            before += [value.shape[axis] if touched else 1 for axis in ours]
+            after += [shape[axis] if touched else 1 for axis in theirs]
+            if touched:
+                about |= {axis for axis in theirs if shape[axis] > 1} or set(theirs[:1])
+        if not about:
+            return None
+        array = np.broadcast_to(one.array, before).reshape(after)
+        return Along(array, frozenset(about), one.why)
+
+    return simplified(units, value.moved(shape, move))
+
+
+def _blocks(
+    before: Sequence[int], after: Sequence[int]
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Axes of the two shapes that hold the same numbers: the smallest such pieces, in their order."""
+    pieces, ours, theirs = [], 0, 0
+    while ours < len(before) or theirs < len(after):
+        first, second = ours, theirs
+        ours, theirs = min(ours + 1, len(before)), min(theirs + 1, len(after))
+        while True:
+            left, right = math.prod(before[first:ours]), math.prod(after[second:theirs])
+            if left == right:
+                break
+            if left < right:
+                ours += 1
+            else:
+                theirs += 1
+        pieces.append((tuple(range(first, ours)), tuple(range(second, theirs))))
+    return pieces
+
+
+def _broadcast(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
+    places = equation.params["broadcast_dimensions"]
+    return _placed(operands[0], dict(enumerate(places)), equation.outvars[0].aval.shape)
+
+
+def _transpose(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
+    order = equation.params["permutation"]
+    places = {axis: place for place, axis in enumerate(order)}
+    return _placed(operands[0], places, equation.outvars[0].aval.shape)
+
+
+def _squeeze(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
+    gone = equation.params["dimensions"]
+    value = operands[0]
+    kept = [axis for axis in range(len(value.shape)) if axis not in gone]
+    shape = equation.outvars[0].aval.shape
+    return _placed(value, {axis: place for place, axis in enumerate(kept)}, shape)
+
+
+def _reversed(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
+    axes = set(equation.params["dimensions"])
+
+    def move(one: Along) -> Along:
+        return one._replace(array=np.flip(one.array, tuple(one.axes & axes)))
+
+    return operands[0].moved(operands[0].shape, move)
+
+
+def _concatenation(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
+    axis, shape = equation.params["dimension"], equation.outvars[0].aval.shape
+    lengths = [operand.shape[axis] for operand in operands]
+    others = [
+        operand._replace(
+            labels=tuple(one for one in operand.labels if axis not in one.axes),
+            fixed=tuple(one for one in operand.fixed if axis not in one.axes),
+        )
+        for operand in operands
+    ]
+    across = element_by_element(
+        units, [other._replace(shape=_at(shape, axis, 1)) for other in others]
+    )
+    labels = _one_after_the_other([operand.labels for operand in operands], axis, lengths)
+    fixed = _one_after_the_other([operand.fixed for operand in operands], axis, lengths)
+    depends = any(operand.has_images for operand in operands)
+    return Value(shape, (*across.labels, *labels), (*across.fixed, *fixed), depends)
+
+
+def _at(shape: Sequence[int], axis: int, length: int) -> tuple[int, ...]:
+    return tuple(length if place == axis else size for place, size in enumerate(shape))
+
+
+def _one_after_the_other(
+    lists: Sequence[Sequence[Along]], axis: int, lengths: Sequence[int]
+) -> list[Along]:
+    """What is along an axis of each operand, as it is along the axis of the whole."""
+    mine = [[one for one in entries if axis in one.axes] for entries in lists]
+    found = []
+    for slot in range(max(map(len, mine))):
+        chosen = [entries[slot] if slot < len(entries) else None for entries in mine]
+        known = [one for one in chosen if one is not None]
+        common = np.broadcast_shapes(*(_at(one.array.shape, axis, 1) for one in known))
+        arrays = [
+            np.zeros(_at(common, axis, length), np.int64)
+            if one is None
+            else np.broadcast_to(one.array, _at(common, axis, length))
+            for one, length in zip(chosen, lengths, strict=True)
+        ]
+        axes = frozenset[int]().union(*(one.axes for one in known))
+        found.append(Along(np.concatenate(arrays, axis), axes, known[0].why))
+    return found
+
+
+def _slice(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
+    """Of channels a share that divides them, at the same place of every share."""
+    value, params = operands[0], equation.params
+    shape = equation.outvars[0].aval.shape
+    if equation.primitive.name == "slice":
+        starts, strides = params["start_indices"], params["strides"] or (1,) * len(shape)
+    else:
+        starts, strides = (None,) * len(shape), (1,) * len(shape)
+
+    def cut(one: Along, *, is_label: bool) -> Along:
+        array = one.array
+        for axis in sorted(one.axes):
+            size, whole = shape[axis], value.shape[axis]
+            if size == whole:
+                continue
+            start, stride = starts[axis], strides[axis]
+            if is_label:
+                if start is None or (stride == 1 and start % size == 0):
+                    array = _shares(units, array, axis, size)
+                else:
+                    units.refuse(array, "the code cuts it at a place of its own")
+            begin = 0 if start is None else start
+            index = begin + stride * np.arange(size)
+            array = array.take(index, axis)
+        return one._replace(array=array)
+
+    labels = tuple(cut(one, is_label=True) for one in value.labels)
+    fixed = tuple(cut(one, is_label=False) for one in value.fixed)
+    return Value(shape, labels, fixed, value.has_images)
+
+
+def _shares(units: Units, array: np.ndarray, axis: int, size: int) -> np.ndarray:
+    """Ties each index of a share to the same one of every other; refuses what is no whole share."""
+    if array.shape[axis] % size:
+        units.refuse(array, "the code cuts it at a place of its own")
+        return array
+    moved = np.moveaxis(array, axis, 0)
+    shares = moved.reshape(-1, size, *moved.shape[1:])
+    units.tie(shares, shares[:1])
+    return array
+
+
+def _split(units: Units, equation: Any, operands: Sequence[Value]) -> list[Value]:
+    value, axis = operands[0], equation.params["axis"]
+    sizes = equation.params["sizes"]
+    for one in value.labels:
+        if axis in one.axes:
+            if len(set(sizes)) == 1:
+                _shares(units, one.array, axis, sizes[0])
+            else:
+                units.refuse(one.array, "the code splits it into unequal parts")
+    ends = np.cumsum(sizes)
+    parts = []
+    for size, end in zip(sizes, ends, strict=True):
+
+        def part(one: Along, size: int = size, end: int = end) -> Along:
+            if axis not in one.axes:
+                return one
+            return one._replace(array=one.array.take(np.arange(end - size, end), axis))
+
+        parts.append(value.moved(_at(value.shape, axis, size), part))
+    return parts
+
+
+def _padding(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
+    """Channels that are added are the code's; positions are positions."""
+    value, shape = operands[0], equation.outvars[0].aval.shape
+    config = equation.params["padding_config"]
+    places = []
+    for (low, _, interior), size, whole in zip(config, value.shape, shape, strict=True):
+        place = low + (interior + 1) * np.arange(size)
+        places.append((place, (place >= 0) & (place < whole)))
+
+    def padded(one: Along) -> Along:
+        array = one.array
+        for axis in sorted(one.axes):
+            place, inside = places[axis]
+            wider = np.zeros(_at(array.shape, axis, shape[axis]), np.int64)
+            kept = np.moveaxis(wider, axis, 0)
+            kept[place[inside]] = np.moveaxis(array, axis, 0)[inside]
+            array = wider
+        return one._replace(array=array)
+
+    added = []
+    for axis, (place, inside) in enumerate(places):
+        if shape[axis] != value.shape[axis] or not inside.all():
+            numbers = np.arange(1, shape[axis] + 1)
+            numbers[place[inside]] = 0
+            added.append(along_axis(numbers, axis, len(shape), "the code pads its axis"))
+    labels = tuple(padded(one) for one in value.labels)
+    fixed = tuple(padded(one) for one in value.fixed)
+    return Value(shape, labels, (*fixed, *added), value.has_images)
+
+
+def _gather(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
+    """Rows of a table: their entries keep their labels, the number of rows is the code's."""
+    table, numbers = operands[0], equation.params["dimension_numbers"]
+    sizes, shape = equation.params["slice_sizes"], equation.outvars[0].aval.shape
+    gone = (*numbers.collapsed_slice_dims, *getattr(numbers, "operand_batching_dims", ()))
+    kept = [axis for axis in range(len(table.shape)) if axis not in gone]
+    places = {
+        axis: place
+        for axis, place in zip(kept, numbers.offset_dims, strict=True)
+        if sizes[axis] == table.shape[axis]
+    }
+    for one in table.labels:
+        if not one.axes <= places.keys():
+            units.refuse(one.array, "the code takes some of it by number")
+    rest = fixed_value(shape, "positions of the image", has_images=True)
+    fixed = tuple(one for one in rest.fixed if not one.axes <= set(places.values()))
+    found = _placed(table, places, shape)
+    depends = any(operand.has_images for operand in operands)
+    return found._replace(fixed=(*found.fixed, *fixed), has_images=depends)
+
+
+def _update(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
+    """Numbers written into an array: along whole axes they have its labels."""
+    whole, part = operands[0], operands[1]
+    axes = {a for a in range(len(whole.shape)) if whole.shape[a] != part.shape[a]}
+    for one in (*whole.labels, *part.labels):
+        if one.axes & axes:
+            units.refuse(one.array, "the code writes into some of it")
+    inside = part._replace(
+        shape=whole.shape,
+        labels=tuple(one for one in part.labels if not one.axes & axes),
+        fixed=tuple(one for one in part.fixed if not one.axes & axes),
+    )
+    return element_by_element(units, [whole, inside])
+
+
+def _numbered(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
+    axis, shape = equation.params["dimension"], equation.outvars[0].aval.shape
+    numbers = np.arange(1, shape[axis] + 1)
+    return Value(shape, (), (along_axis(numbers, axis, len(shape), "the code numbers it"),))
+
+
+RULES: dict[str, Rule] = {
+    "broadcast_in_dim": _broadcast,
+    "concatenate": _concatenation,
+    "conv_general_dilated": _convolution,
+    "dot_general": _contraction,
+    "dynamic_slice": _slice,
+    "dynamic_update_slice": _update,
+    "gather": _gather,
+    "iota": _numbered,
+    "pad": _padding,
+    "reshape": _reshape,
+    "rev": _reversed,
+    "slice": _slice,
+    "squeeze": _squeeze,
+    "transpose": _transpose,
+    **dict.fromkeys(("cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum"), _window),
+    **dict.fromkeys(
+        (
+            "reduce_window_max",
+            "reduce_window_min",
+            "reduce_window_sum",
+        ),
+        _window,
+    ),
+    **dict.fromkeys(
+        (
+            *("argmax", "argmin", "reduce_and", "reduce_max", "reduce_min", "reduce_or"),
+            *("reduce_prod", "reduce_sum"),
+        ),
+        _reduction,
+    ),
+}
+"""By the operation's name."""
+
+ELEMENTWISE = frozenset(
+    (
+        *("abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2"),
+        *("atanh", "cbrt", "ceil", "clamp", "convert_element_type", "copy", "copy_p", "cos"),
+        *("cosh", "digamma", "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1"),
+        *("floor", "ge", "gt", "imag", "integer_pow", "is_finite", "le", "lgamma", "log"),
+        *("log1p", "logistic", "lt", "max", "min", "mul", "ne", "neg", "nextafter", "not"),
+        *("or", "pow", "real", "reduce_precision", "rem", "round"),
+        *("rsqrt", "select_n", "shift_left", "shift_right_arithmetic", "sign", "sin", "sinh"),
+        *("shift_right_logical", "sharding_constraint", "sqrt", "square", "stop_gradient"),
+        *("sub", "tan", "tanh", "xor"),
+    )
+)
+"""Operations whose result at a place depends on their operands at that place alone."""

@@ -1,0 +1,250 @@
+"""Labels in the place of numbers: which indices of which weights' axes stay or go together.
+
+Every index of every axis of every weight is a label. A program is evaluated on labels: each operation
+says which of them must stay or go together, a unit. Two kinds of facts go along with a value:
+
+    labels  along some of its axes, which label each index stands for: of a convolution's result, along
+            its channels, those of the kernel's output axis
+    fixed   along some of its axes, by what it varies although no weight decides how long they are: the
+            rows of an image, an array that the code holds
+
+Both are integer arrays that broadcast to the value, with 1 along the axes that they are not about.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+Axes = frozenset[int]
+
+
+class Units:
+    """Labels, the units that they have been tied to, and what was found out about them.
+
+    Attributes:
+      refused: (labels, why they cannot be pruned).
+      coupled: (labels, what of them is computed together).
+      uses: Of each product with a kernel the kernel's (labels of what it reads, of what it makes).
+    """
+
+    def __init__(self) -> None:
+        self._parents = np.zeros(1, np.int64)  # label 0 is none
+        self.refused: list[tuple[np.ndarray, str]] = []
+        self.coupled: list[tuple[np.ndarray, str]] = []
+        self.uses: list[tuple[list[np.ndarray], list[np.ndarray]]] = []
+
+    def new(self, count: int) -> np.ndarray:
+        """So many labels, each a unit of its own."""
+        start = len(self._parents)
+        labels = np.arange(start, start + count)
+        self._parents = np.concatenate([self._parents, labels])
+        return labels
+
+    def of(self, labels: np.ndarray) -> np.ndarray:
+        """The unit of each label, the smallest of its labels; 0 of none."""
+        found = self._parents[labels]
+        while True:
+            above = self._parents[found]
+            if (above == found).all():
+                break
+            found = above
+        self._parents[labels] = found
+        return found
+
+    def tie(self, left: np.ndarray, right: np.ndarray) -> None:
+        """Labels at the same places are of one unit; places where either has none count for nothing."""
+        left, right = np.broadcast_arrays(left, right)
+        both = (left != 0) & (right != 0)
+        left, right = left[both], right[both]
+        while True:
+            ours, theirs = self.of(left), self.of(right)
+            differ = ours != theirs
+            if not differ.any():
+                return
+            left, right = ours[differ], theirs[differ]
+            # Of several that one unit is tied to, one is taken now, the others in the next round.
+            self._parents[np.maximum(left, right)] = np.minimum(left, right)
+
+    def refuse(self, labels: np.ndarray, why: str) -> None:
+        """They cannot be pruned."""
+        self.refused.append((labels[labels != 0], why))
+
+    def couple(self, labels: np.ndarray, why: str) -> None:
+        """Something is computed of them together, which changes when some of them go."""
+        self.coupled.append((labels[labels != 0], why))
+
+    def used(self, kernel: "Value", inputs: Collection[int], outputs: Collection[int]) -> None:
+        """A value is used as a kernel, which reads along some of its axes and makes others."""
+        read, made = (
+            [one.array[one.array != 0] for one in kernel.labels if one.axes & set(axes)]
+            for axes in (inputs, outputs)
+        )
+        self.uses.append((read, made))
+
+
+class Along(NamedTuple):
+    """Labels, or what is fixed, along some axes of a value.
+
+    Attributes:
+      array: int, of as many axes as the value; 0 is none.
+      axes: That it is about; along all others it has the length 1.
+      why: Of what is fixed: what it is.
+    """
+
+    array: np.ndarray
+    axes: Axes
+    why: str = ""
+
+
+class Value(NamedTuple):
+    """What stands in the place of an array.
+
+    Attributes:
+      shape: The array's.
+      labels: Along its axes.
+      fixed: Along its axes.
+      has_images: Whether it depends on the images.
+    """
+
+    shape: tuple[int, ...]
+    labels: tuple[Along, ...] = ()
+    fixed: tuple[Along, ...] = ()
+    has_images: bool = False
+
+    def moved(self, shape: Sequence[int], move: Callable[[Along], Along | None]) -> "Value":
+        """The value after an operation that moves numbers and computes none."""
+        labels = [move(one) for one in self.labels]
+        fixed = [move(one) for one in self.fixed]
+        return Value(
+            tuple(shape),
+            tuple(one for one in labels if one is not None),
+            tuple(one for one in fixed if one is not None),
+            self.has_images,
+        )
+
+
+def along_axis(array: np.ndarray, axis: int, rank: int, why: str = "") -> Along:
+    """A vector as what is along one axis of a value of this rank."""
+    shape = [1] * rank
+    shape[axis] = len(array)
+    return Along(array.reshape(shape), frozenset([axis]), why)
+
+
+def fixed_value(shape: Sequence[int], why: str, *, has_images: bool = False) -> Value:
+    """A value of which every axis is as long as something besides the weights says."""
+    rank = len(shape)
+    axes = [
+        along_axis(np.arange(1, length + 1), axis, rank, why)
+        for axis, length in enumerate(shape)
+        if length > 1
+    ]
+    return Value(tuple(shape), (), tuple(axes), has_images)
+
+
+def constant(array: np.ndarray) -> Value:
+    """An array that the code holds: along axes where it does not vary it may have any length."""
+    axes = []
+    for axis, length in enumerate(array.shape):
+        first = np.take(array, [0], axis) if length else array
+        if length > 1 and not np.array_equal(np.broadcast_to(first, array.shape), array):
+            axes.append(
+                along_axis(
+                    np.arange(1, length + 1), axis, array.ndim, "an array that the code holds"
+                )
+            )
+    return Value(array.shape, (), tuple(axes))
+
+
+def tied_along(units: Units, one: Along, axes: Collection[int]) -> Along | None:
+    """What is left when all labels along some axes are tied; None if it is about nothing else."""
+    inside = one.axes & frozenset(axes)
+    if not inside:
+        return one
+    first = one.array.max(tuple(inside), keepdims=True)
+    units.tie(one.array, first)
+    left = one.axes - inside
+    return Along(first, left, one.why) if left else None
+
+
+def vector(units: Units, one: Along, axis: int) -> np.ndarray:
+    """The labels along one axis, those along all others tied to them."""
+    rest = tied_along(units, one, one.axes - {axis})
+    assert rest is not None
+    return rest.array.reshape(-1)
+
+
+def simplified(units: Units, value: Value) -> Value:
+    """The same value, its labels about no axis along which all of them are of one unit."""
+
+    def simple(one: Along) -> Along:
+        array, axes = one.array, one.axes
+        for axis in sorted(axes):
+            first = array.take([0], axis)
+            if len(axes) > 1 and (units.of(array) == units.of(first)).all():
+                array, axes = first, axes - {axis}
+        return Along(array, axes)
+
+    if all(len(one.axes) == 1 for one in value.labels):
+        return value
+    return value._replace(labels=tuple(map(simple, value.labels)))
+
+
+def merged(units: Units, lists: Iterable[tuple[Along, ...]]) -> tuple[Along, ...]:
+    """Labels of several values that are computed with element by element: those that meet are tied."""
+    found: list[Along] = []
+    for labels in lists:
+        for one in labels:
+            meets = [known for known in found if known.axes & one.axes]
+            for known in meets:
+                units.tie(known.array, one.array)
+            if not meets:
+                found.append(one)
+                continue
+            place = next(place for place, known in enumerate(found) if known is meets[0])
+            known = found[place]
+            if not known.array.all() or one.axes - known.axes:
+                array = np.where(known.array != 0, known.array, one.array)
+                found[place] = Along(array, known.axes | one.axes)
+    return tuple(found)
+
+
+def joined(lists: Iterable[tuple[Along, ...]]) -> tuple[Along, ...]:
+    """What is fixed of several values that are computed with element by element."""
+    found: dict[Axes, Along] = {}
+    for fixed in lists:
+        for one in fixed:
+            known = found.get(one.axes)
+            if known is None:
+                found[one.axes] = one
+            elif not np.array_equal(known.array, one.array):
+                pairs = known.array * (one.array.max() + 1) + one.array
+                found[one.axes] = Along(
+                    np.unique(pairs, return_inverse=True)[1].reshape(pairs.shape)
+                    + (pairs.min() > 0),
+                    one.axes,
+                    known.why,
+                )
+    return tuple(found.values())
+
+
+def check_together(units: Units, fixed: Along, labels: Along) -> None:
+    """Refuses labels that stand beside what is fixed, unless every part of that has the same ones.
+
+    The statistics of GroupNorm, repeated for the channels of each group, vary by the group alone: if
+    the same channels of every group go, they still fit. Numbers that vary by channel do not.
+    """
+    if not fixed.axes & labels.axes:
+        return
+    parts, tags = np.broadcast_arrays(fixed.array, units.of(labels.array))
+    both = (parts != 0) & (tags != 0)
+    if not both.any():
+        return
+    parts, tags = parts[both], tags[both]
+    _, parts = np.unique(parts, return_inverse=True)
+    known, tags = np.unique(tags, return_inverse=True)
+    table = np.zeros((parts.max() + 1, len(known)), np.int64)
+    np.add.at(table, (parts, tags), 1)
+    wrong = known[(table != table[:1]).any(0)]
+    if len(wrong):
+        units.refuse(wrong, fixed.why)
