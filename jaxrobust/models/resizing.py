@@ -38,8 +38,8 @@ def resized(network: nn.Module, variables: PyTree) -> nn.Module:
     """
     if type(network) not in _WIDTHS:
         raise TypeError(
-            f"`network` must be a network of jaxrobust.models, got {type(network).__name__}; of your own "
-            "module make one whose attributes are the widths of the smaller weights."
+            f"`network` must be a network of jaxrobust.models, got {type(network).__name__}; of your "
+            "own module make one whose attributes are the widths of the smaller weights."
         )
     layers = {name: list(paths) for name, paths in _WIDTHS[type(network)](network).items()}
     found: dict[str, Any] = {}

@@ -222,6 +222,9 @@ class _Found:
         use = {leaf: place for place, leaf in enumerate(self.roles)}
         found: list[tuple[int, int, ChannelGroup]] = []
         for (on, times, why), units in self._members(read, made).items():
+            if len(units) == 1:
+                self.refused[int(self.roots[units[0][0]])] = "all of it is one channel"
+                continue
             makers = sorted(made.intersection(on), key=lambda number: use[self.axes[number][0]])
             table = np.stack(units)  # labels ascend, and so are in the order of `on`
             columns = np.split(table, np.cumsum(times)[:-1], axis=1)

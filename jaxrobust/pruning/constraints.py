@@ -12,6 +12,7 @@ those that come first go first.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -23,7 +24,7 @@ import numpy as np
 from jaxrobust import checks
 from jaxrobust.pruning import funnel, redundancy
 from jaxrobust.pruning.magnitude import SCOPES, keep_largest, not_excluded
-from jaxrobust.pruning.masks import is_kernel, keep_all, named_leaves, with_leaves
+from jaxrobust.pruning.masks import Kernel, Kernels, keep_all, kernels_of, with_leaves
 from jaxrobust.types import Array, Masks, PyTree
 
 
@@ -59,6 +60,8 @@ class Irregular:
         some end up denser than others.
       floor: At least so many weights of every kernel stay, or all that it has: an empty kernel cuts
         the network in two. 0: none has to.
+      kernels: What the program does with its weights, `channel_groups(...).kernels`: which of them are
+        kernels. None: by their names.
 
     Raises:
       TypeError, ValueError: A setting of the wrong type or out of range.
@@ -77,6 +80,7 @@ class Irregular:
 
     scope: str = "layer"
     floor: int = 1
+    kernels: tuple[Kernel, ...] | None = None
 
     def __post_init__(self) -> None:
         checks.one_of("scope", self.scope, SCOPES)
@@ -84,7 +88,7 @@ class Irregular:
 
     def masks(self, params: PyTree, kept: Array | float, *, exclude: Sequence[str] = ()) -> Masks:
         """As `Constraint.masks`: kept * n weights of each kernel, or of all together, rounded."""
-        kernels = checked_kernels(params, kept, exclude)
+        kernels = checked_kernels(params, kept, exclude, self.kernels)
         groups = [[path] for path in kernels] if self.scope == "layer" else [list(kernels)]
         found: dict[str, Array] = {}
         for paths in groups:
@@ -109,13 +113,15 @@ class Funnel:
 
     Attributes:
       order: Path prefixes in the order of depth: kernels that share one are one layer, whose weights
-        compete. Kernels that it does not name are an error. None: the order of the numbers in the
-        names, so that "block_10" comes after "block_9" and "transition_1" before "stage_1_layer_0";
-        "stem" is first, other names without a number are last, "head" the very last.
-        `models.layer_order` knows the order in which a network makes its layers.
+        compete. Kernels that it does not name are an error. None: the order in which the program uses
+        its kernels, if `kernels` say so (`training.fit` sees to that). Without `kernels` it is the
+        order of the numbers in the names, so that "block_10" comes after "block_9"; "stem" is first,
+        other names without a number are last, "head" the very last.
       shortcuts: Without `order`: "block", a shortcut convolution is one layer with its block's last
         convolution, to which it is added; "layer", it is one of its own.
       floor: At least so many weights of every layer stay, or all that it has.
+      kernels: What the program does with its weights, `channel_groups(...).kernels`: which of them are
+        kernels, and their order. None: by their names.
 
     Raises:
       TypeError, ValueError: A setting of the wrong type or out of range.
@@ -130,6 +136,7 @@ class Funnel:
     order: tuple[str, ...] | None = None
     shortcuts: str = "block"
     floor: int = 1
+    kernels: tuple[Kernel, ...] | None = None
 
     def __post_init__(self) -> None:
         checks.one_of("shortcuts", self.shortcuts, ("block", "layer"))
@@ -139,7 +146,7 @@ class Funnel:
 
     def masks(self, params: PyTree, kept: Array | float, *, exclude: Sequence[str] = ()) -> Masks:
         """As `Constraint.masks`."""
-        kernels = checked_kernels(params, kept, exclude)
+        kernels = checked_kernels(params, kept, exclude, self.kernels)
         layers = self.layers(tuple(kernels))
         scores = [[jnp.abs(kernels[path]) for path in paths] for paths in layers]
         total = number_kept(kept, sum(kernel.size for kernel in kernels.values()))
@@ -170,6 +177,9 @@ class Funnel:
         """
         if self.order is None:
             ordered = sorted(paths, key=_depth)
+            if self.kernels is not None:
+                use = [kernel.path.removeprefix("params/") for kernel in self.kernels]
+                ordered = sorted(paths, key=lambda path: use.index(path.removeprefix("params/")))
             return _with_shortcuts(ordered) if self.shortcuts == "block" else [[p] for p in ordered]
         prefixes = [f"{prefix.strip('/')}/" for prefix in self.order]
         # The longest prefix decides: ("block_0", "block_0/conv_1") sets one kernel of a block apart.
@@ -198,6 +208,9 @@ class Redundant:
 
     Attributes:
       floor: At least so many filters of every kernel stay, or all that it has.
+      kernels: What the program does with its weights, `channel_groups(...).kernels`: which of them are
+        kernels, and which axes their
+        filters are on. None: by their names; filters are on the last axis.
 
     Example:
       >>> kernel = jnp.array([[3.0, 3.1, 0.0], [0.0, 0.1, 1.0]])
@@ -206,6 +219,7 @@ class Redundant:
     """
 
     floor: int = 1
+    kernels: tuple[Kernel, ...] | None = None
 
     def __post_init__(self) -> None:
         checks.integer("floor", self.floor, minimum=1)
@@ -213,17 +227,21 @@ class Redundant:
     def masks(self, params: PyTree, kept: Array | float, *, exclude: Sequence[str] = ()) -> Masks:
         """As `Constraint.masks`, in whole filters."""
         found = {}
-        for path, kernel in checked_kernels(params, kept, exclude).items():
-            width = kernel.shape[-1]
+        for path, kernel in checked_kernels(params, kept, exclude, self.kernels).items():
+            outputs = axes_of(self.kernels, path, kernel.ndim).outputs
+            others = [axis for axis in range(kernel.ndim) if axis not in outputs]
+            filters = kernel.transpose([*others, *outputs])
+            width = math.prod(kernel.shape[axis] for axis in outputs)
             count = jnp.maximum(number_kept(kept, width), min(self.floor, width))
-            stays, _ = redundancy.apart(kernel.reshape(-1, width), count)
-            found[path] = jnp.broadcast_to(stays, kernel.shape)
+            stays, _ = redundancy.apart(filters.reshape(-1, width), count)
+            mask = jnp.broadcast_to(stays, (filters.size // width, width)).reshape(filters.shape)
+            found[path] = mask.transpose(np.argsort([*others, *outputs]))
         return with_leaves(keep_all(params), found)
 
 
 @dataclasses.dataclass(frozen=True)
 class NofM:
-    """The n largest of every m neighbours along the axis of input channels, the last but one.
+    """The n largest of every m neighbours along the axis of input channels.
 
     GPUs multiply such matrices (2 of 4) nearly twice as fast. While `kept` is above n / m it is
     round(kept * m) of them, so that a falling budget falls in steps. A remainder of fewer than m
@@ -233,6 +251,10 @@ class NofM:
     Attributes:
       n: At least 1.
       m: Above n.
+      kernels: What the program does with its weights, `channel_groups(...).kernels`: which of them are
+        kernels, and which axes they
+        read (`training.fit` sees to that). None: by their names; of two or four
+        axes, a dense layer's or a convolution's, the last but one is read, and others are refused.
 
     Raises:
       TypeError, ValueError: A setting of the wrong type or out of range.
@@ -248,6 +270,7 @@ class NofM:
 
     n: int = 2
     m: int = 4
+    kernels: tuple[Kernel, ...] | None = None
 
     def __post_init__(self) -> None:
         checks.integer("n", self.n, minimum=1)
@@ -255,42 +278,66 @@ class NofM:
 
     def masks(self, params: PyTree, kept: Array | float, *, exclude: Sequence[str] = ()) -> Masks:
         """As `Constraint.masks`; `kept` of at least n / m."""
-        kernels = checked_kernels(params, kept, exclude)
+        kernels = checked_kernels(params, kept, exclude, self.kernels)
         if is_known(kept) and float(kept) < self.n / self.m - 1e-6:
             raise ValueError(
                 f"`kept` must be at least {self.n}/{self.m} for {self.n} of {self.m}, got {kept}."
             )
         count = jnp.maximum(number_kept(kept, self.m), self.n)
-        found = {path: _largest_of_groups(k, self.m, count) for path, k in kernels.items()}
+        found = {}
+        for path, kernel in kernels.items():
+            if self.kernels is None and kernel.ndim not in (2, 4):
+                raise ValueError(
+                    f"`kernels` must say which axes {path} of shape {kernel.shape} reads: "
+                    "`NofM(kernels=channel_groups(function, weights, images).kernels)`."
+                )
+            inputs = axes_of(self.kernels, path, kernel.ndim).inputs
+            order = [*(axis for axis in range(kernel.ndim) if axis not in inputs), *inputs]
+            rows = kernel.transpose(order).reshape(
+                -1, math.prod(kernel.shape[axis] for axis in inputs)
+            )
+            mask = _largest_of_groups(rows, self.m, count)
+            mask = mask.reshape([kernel.shape[axis] for axis in order])
+            found[path] = mask.transpose(np.argsort(order))
         return with_leaves(keep_all(params), found)
 
 
-def open_kernels(params: PyTree, exclude: Sequence[str]) -> dict[str, Array]:
+def axes_of(kernels: tuple[Kernel, ...] | None, path: str, rank: int) -> Kernel:
+    """What a kernel reads and makes; by its name, the last axis but one and the last."""
+    for kernel in kernels or ():
+        if kernel.path in (path, f"params/{path}"):
+            return kernel
+    return Kernel(path, (rank - 2,), (rank - 1,))
+
+
+def open_kernels(
+    params: PyTree, exclude: Sequence[str], kernels: Kernels = None
+) -> dict[str, Array]:
     """The kernels that are not excluded, by path, of parameters or masks; raises if there are none."""
-    kernels = {path: leaf for path, leaf in named_leaves(params) if is_kernel(path, leaf)}
-    chosen = {path: jnp.asarray(kernels[path]) for path in not_excluded(kernels, exclude)}
+    named = kernels_of(params, kernels)
+    chosen = {path: jnp.asarray(named[path]) for path in not_excluded(named, exclude)}
     if not sum(kernel.size for kernel in chosen.values()):
         raise ValueError(
             "`params` has no kernels to prune: leaves of two dimensions or more called 'kernel', "
-            "without those that `exclude` names."
+            "'weight' or 'w', without those that `exclude` names; `kernels` may name others."
         )
     return chosen
 
 
 def checked_kernels(
-    params: PyTree, kept: Array | float, exclude: Sequence[str]
+    params: PyTree, kept: Array | float, exclude: Sequence[str], kernels: Kernels = None
 ) -> dict[str, Array]:
     """`open_kernels` of parameters; checks them and `kept` as `Constraint.masks` says."""
     checks.number("kept", kept, above=0.0, maximum=1.0)
-    kernels = open_kernels(params, exclude)
-    for path, kernel in kernels.items():
+    found = open_kernels(params, exclude, kernels)
+    for path, kernel in found.items():
         if not jnp.issubdtype(kernel.dtype, jnp.floating):
             raise TypeError(f"`params` must be floating point, got {kernel.dtype} at {path}.")
-    if not checks.is_traced(kernels):
-        broken = jax.device_get({p: jnp.any(jnp.isnan(k)) for p, k in kernels.items()})
+    if not checks.is_traced(found):
+        broken = jax.device_get({p: jnp.any(jnp.isnan(k)) for p, k in found.items()})
         for path in (path for path, is_broken in broken.items() if is_broken):
             raise ValueError(f"`params` has NaN at {path}, which is neither small nor large.")
-    return kernels
+    return found
 
 
 def is_known(kept: Any) -> bool:
@@ -314,19 +361,17 @@ def _with_floor(scores: Array, floor: int) -> Array:
     return flat.at[largest].set(jnp.inf).reshape(scores.shape)
 
 
-def _largest_of_groups(kernel: Array, m: int, count: Array | int) -> Array:
-    """The mask of a kernel [..., I, O] with the `count` largest of every m along I."""
-    *outer, inputs, outputs = kernel.shape
+def _largest_of_groups(rows: Array, m: int, count: Array | int) -> Array:
+    """The mask of rows [N, I] with the `count` largest of every m along I."""
+    number, inputs = rows.shape
     short = -inputs % m
     # What fills the last group up is below every weight.
-    filled = [(0, 0)] * len(outer) + [(0, short), (0, 0)]
-    scores = jnp.pad(jnp.abs(kernel), filled, constant_values=-1)
-    scores = scores.reshape(*outer, -1, m, outputs)
-    mine, others = scores[..., :, None, :], scores[..., None, :, :]
-    later = (jnp.arange(m)[None, :] > jnp.arange(m)[:, None])[..., None]
-    ahead = jnp.sum((others > mine) | ((others == mine) & later), axis=-2)
-    mask = (ahead < count).reshape(*outer, inputs + short, outputs)
-    return mask[..., :inputs, :]
+    scores = jnp.pad(jnp.abs(rows), [(0, 0), (0, short)], constant_values=-1)
+    scores = scores.reshape(number, -1, m)
+    mine, others = scores[..., :, None], scores[..., None, :]
+    later = jnp.arange(m)[None, :] > jnp.arange(m)[:, None]
+    ahead = jnp.sum((others > mine) | ((others == mine) & later), axis=-1)
+    return (ahead < count).reshape(number, inputs + short)[:, :inputs]
 
 
 def _depth(path: str) -> tuple[Any, ...]:

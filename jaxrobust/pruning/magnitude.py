@@ -19,10 +19,11 @@ import numpy as np
 
 from jaxrobust import checks, compilation
 from jaxrobust.pruning.masks import (
+    Kernels,
     check_masks,
     check_sparsity,
-    is_kernel,
     keep_all,
+    kernels_of,
     named_leaves,
 )
 from jaxrobust.types import Array, Masks, PyTree
@@ -36,6 +37,7 @@ def global_magnitude(
     *,
     masks: Masks | None = None,
     exclude: Sequence[str] = (),
+    kernels: Kernels = None,
 ) -> Masks:
     """Removes the smallest weights of all kernels together: one threshold for the network.
 
@@ -47,6 +49,8 @@ def global_magnitude(
       masks: Of an earlier pruning: what they remove stays removed, and counts.
       exclude: Path prefixes ("head", "block_0/conv") of kernels to keep whole. `sparsity` is still
         the fraction of all kernels, so the others lose more.
+      kernels: Which weights are kernels: None by their names, a function of (path, array), or kernels
+        as `channel_groups` finds them.
 
     Returns:
       Masks: of the parameters' structure, True keeps the weight. Biases and the like keep the masks
@@ -66,7 +70,8 @@ def global_magnitude(
       >>> masks["a"]["kernel"].tolist(), masks["b"]["kernel"].tolist()
       ([[False, True]], [[False, True]])
     """
-    return _select("params", _magnitudes(params), sparsity, "global", masks, exclude)
+    scores = _magnitudes(params, kernels)
+    return _select("params", scores, sparsity, "global", masks, exclude, kernels)
 
 
 def layerwise_magnitude(
@@ -75,6 +80,7 @@ def layerwise_magnitude(
     *,
     masks: Masks | None = None,
     exclude: Sequence[str] = (),
+    kernels: Kernels = None,
 ) -> Masks:
     """Removes the smallest weights of every kernel: the same fraction of each, or a given one.
 
@@ -85,6 +91,8 @@ def layerwise_magnitude(
       masks: Of an earlier pruning: what they remove stays removed, and counts.
       exclude: Path prefixes of kernels to keep whole. A single `sparsity` is still the fraction of
         all kernels, so each of the others loses more.
+      kernels: Which weights are kernels: None by their names, a function of (path, array), or kernels
+        as `channel_groups` finds them.
 
     Returns:
       Masks, as `global_magnitude`. Each kernel is rounded by itself, so the total is exact to half
@@ -100,7 +108,8 @@ def layerwise_magnitude(
       >>> layerwise_magnitude(params, 0.5)["b"]["kernel"].tolist()
       [[False, True]]
     """
-    return _select("params", _magnitudes(params), sparsity, "layer", masks, exclude)
+    scores = _magnitudes(params, kernels)
+    return _select("params", scores, sparsity, "layer", masks, exclude, kernels)
 
 
 def random(
@@ -111,6 +120,7 @@ def random(
     scope: str = "global",
     masks: Masks | None = None,
     exclude: Sequence[str] = (),
+    kernels: Kernels = None,
 ) -> Masks:
     """Removes random weights: what a criterion has to beat.
 
@@ -121,6 +131,8 @@ def random(
       scope: "global" draws from all kernels together, "layer" from each by itself.
       masks: Of an earlier pruning: what they remove stays removed, and counts.
       exclude: Path prefixes of kernels to keep whole.
+      kernels: Which weights are kernels: None by their names, a function of (path, array), or kernels
+        as `channel_groups` finds them.
 
     Returns:
       Masks, as `global_magnitude`.
@@ -129,14 +141,15 @@ def random(
       TypeError: A sparsity that is no number.
       ValueError: As `global_magnitude`; an unknown scope.
     """
+    chosen = kernels_of(params, kernels)
     scores = [
         jax.random.uniform(jax.random.fold_in(key, index), jnp.shape(leaf))
-        if is_kernel(path, leaf)
+        if path in chosen
         else leaf
         for index, (path, leaf) in enumerate(named_leaves(params))
     ]
     scored = jax.tree.unflatten(jax.tree.structure(params), scores)
-    return _select("params", scored, sparsity, scope, masks, exclude)
+    return _select("params", scored, sparsity, scope, masks, exclude, kernels)
 
 
 def masks_from_scores(
@@ -146,6 +159,7 @@ def masks_from_scores(
     scope: str = "global",
     masks: Masks | None = None,
     exclude: Sequence[str] = (),
+    kernels: Kernels = None,
 ) -> Masks:
     """Removes the weights with the lowest scores, by any criterion.
 
@@ -156,6 +170,8 @@ def masks_from_scores(
       scope: "global" compares all kernels together, "layer" each by itself.
       masks: Of an earlier pruning: what they remove stays removed, and counts.
       exclude: Path prefixes of kernels to keep whole.
+      kernels: Which weights are kernels: None by their names, a function of (path, array), or kernels
+        as `channel_groups` finds them.
 
     Returns:
       Masks, as `global_magnitude`.
@@ -171,13 +187,12 @@ def masks_from_scores(
       >>> masks_from_scores(taylor, 0.5)["kernel"].tolist()
       [[False, True]]
     """
-    return _select("scores", scores, sparsity, scope, masks, exclude)
+    return _select("scores", scores, sparsity, scope, masks, exclude, kernels)
 
 
-def _magnitudes(params: PyTree) -> PyTree:
-    scores = [
-        jnp.abs(leaf) if is_kernel(path, leaf) else leaf for path, leaf in named_leaves(params)
-    ]
+def _magnitudes(params: PyTree, kernels: Kernels) -> PyTree:
+    chosen = kernels_of(params, kernels)
+    scores = [jnp.abs(leaf) if path in chosen else leaf for path, leaf in named_leaves(params)]
     return jax.tree.unflatten(jax.tree.structure(params), scores)
 
 
@@ -188,12 +203,14 @@ def _select(
     scope: str,
     masks: Masks | None,
     exclude: Sequence[str],
+    which: Kernels,
 ) -> Masks:
     checks.one_of("scope", scope, SCOPES)
-    kernels = {path: leaf for path, leaf in named_leaves(scores) if is_kernel(path, leaf)}
+    kernels = kernels_of(scores, which)
     if not sum(kernel.size for kernel in kernels.values()):
         raise ValueError(
-            f"`{name}` has no kernels to prune: leaves of two dimensions or more called 'kernel'."
+            f"`{name}` has no kernels to prune: leaves of two dimensions or more called 'kernel', "
+            "'weight' or 'w'; `kernels` may name others."
         )
     for path, kernel in kernels.items():
         # Integers would be compared as float32, which takes large ones that differ for equal.

@@ -50,8 +50,8 @@ def located(groups: ChannelGroups, tree: PyTree) -> dict[str, list[On]]:
     for path, shape in shapes.items():
         if known.get(path) != shape:
             raise ValueError(
-                f"`groups` are of another network, of {known.get(path, 'no shape')} at {path}, where this "
-                f"one has {shape}."
+                f"`groups` are of another network, of {known.get(path, 'no shape')} at {path}, where "
+                f"this one has {shape}."
             )
     found: dict[str, list[On]] = {}
     for name, group in groups.items():
