@@ -84,14 +84,14 @@ def compare(config: Config, name: str) -> dict[str, Any]:
     sizes = _NARROW.get(name, {}) if config.quick else {}
     network = models.create(name, _NUM_CLASSES, **sizes)
     variables = network.init(jax.random.key(0), jnp.zeros((1, *_IMAGE)))
-    spec = models.channel_spec(network, variables)
+    groups = pruning.channel_groups(network.apply, variables, jnp.zeros((1, *_IMAGE)))
     variants = {0.0: (network, variables)}
     for sparsity in config.sparsities:
         masks = pruning.prune_filters(
-            variables["params"], sparsity, spec, multiple_of=config.multiple_of
+            variables["params"], sparsity, groups, multiple_of=config.multiple_of
         )
-        small, widths = pruning.shrink(variables, spec, pruning.kept_filters(masks, spec))
-        variants[sparsity] = (network.clone(**widths), small)
+        small = pruning.shrink(variables, groups, pruning.kept_filters(masks, groups))
+        variants[sparsity] = (models.resized(network, small), small)
     images = np.random.default_rng(0).uniform(size=(config.batch_size, *_IMAGE))
     timed = evaluation.compare_latency(
         {str(s): models.Classifier(n.apply, v, 0.5, 0.25) for s, (n, v) in variants.items()},

@@ -97,6 +97,15 @@ def create(name: str, num_classes: int, **widths: Any) -> nn.Module:
     return models.create(NETWORKS[name].family, num_classes, **NETWORKS[name].sizes | widths)
 
 
+def widths(network: nn.Module) -> dict[str, Any]:
+    """The widths of a network's layers, as `create` takes them."""
+    # A residual network's widths do not say by themselves whether its stem has a shortcut.
+    names = [field.name for field in dataclasses.fields(network) if "width" in field.name]
+    if hasattr(network, "stem_shortcut"):
+        names.append("stem_shortcut")
+    return {name: getattr(network, name) for name in names}
+
+
 def published_parameters(family: str, num_classes: int) -> int:
     """How many parameters a network of the source has, which takes no arithmetic to find out."""
     network, image = models.create(family, num_classes), jnp.zeros((1, 32, 32, 3))

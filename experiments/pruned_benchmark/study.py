@@ -13,7 +13,6 @@ import numpy as np
 from experiments.pruned_benchmark import networks
 from jaxrobust import data, models, pruning, studies
 from jaxrobust.studies.outcomes import unpack
-from jaxrobust.types import ChannelSpec
 
 CRITERION_WORDS = {
     "l1": "L1",
@@ -119,11 +118,11 @@ class Study:
         """A base network without weights."""
         return networks.create(name, self.dataset.num_classes)
 
-    def spec(self, name: str) -> ChannelSpec:
-        """Where the channels of a base network are."""
+    def groups(self, name: str) -> pruning.ChannelGroups:
+        """The groups of channels of a base network."""
         network, image = self.network(name), jnp.zeros((1, *self.dataset.image_shape))
         shapes = jax.eval_shape(network.init, jax.random.key(0), image)
-        return models.channel_spec(network, shapes)
+        return pruning.channel_groups(network.apply, shapes, image)
 
     def as_classifier(self, network: nn.Module, variables: Any) -> models.Classifier:
         """A network with weights, as attacks take it."""

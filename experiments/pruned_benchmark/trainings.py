@@ -13,9 +13,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.pruned_benchmark import networks
 from experiments.pruned_benchmark.config import INITIAL
 from experiments.pruned_benchmark.study import Study, Variant
-from jaxrobust import evaluation, pruning, training
+from jaxrobust import evaluation, models, pruning, training
 from jaxrobust.studies.outcomes import pack, right_ones
 
 MOMENTUM, FACTOR = 0.9, 0.1  # the factor is of the learning rate, at a milestone
@@ -92,7 +93,7 @@ def _base(study: Study, variant: Variant, _: Any) -> dict[str, Any]:
 
 
 def _fine_tuned(study: Study, variant: Variant, progress: Any) -> dict[str, Any]:
-    config, spec = study.config, study.spec(variant.network)
+    config, groups = study.config, study.groups(variant.network)
     network = study.network(variant.network)
     variables = study.classifier(Variant(variant.network)).variables
     sparsities = (0.0,) * config.fine_tuning_epochs  # of a control
@@ -106,7 +107,7 @@ def _fine_tuned(study: Study, variant: Variant, progress: Any) -> dict[str, Any]
         masks = pruning.prune_filters(
             variables["params"],
             sparsity,
-            spec,
+            groups,
             masks=masks,
             criterion=criterion,
             key=key if criterion == "random" else None,
@@ -132,21 +133,21 @@ def _fine_tuned(study: Study, variant: Variant, progress: Any) -> dict[str, Any]
         history.append(dict(fitted.history[0]) | {"epoch": epoch + 1, "sparsity": sparsity})
         progress(epoch + 1, len(sparsities))
     assert masks is not None  # there is at least one epoch
-    keep = pruning.kept_filters(masks, spec)
-    small, widths = pruning.shrink(variables, spec, keep)
-    if variant.kind == "control":
-        widths = {}  # the base network itself, by its name too: what is compiled for it serves both
+    keep = pruning.kept_filters(masks, groups)
+    small = pruning.shrink(variables, groups, keep)
+    # A control is the base network itself, by its name too: what is compiled for it serves both.
+    is_control = variant.kind == "control"
+    widths = {} if is_control else networks.widths(models.resized(network, small))
     facts = _facts(study, variant, small, widths)
     images = study.test.images[:COMPARED]
     masked = evaluation.logits(study.as_classifier(network, variables), images)
     shrunk = evaluation.logits(study.classifier(variant), images)
     shutil.rmtree(folder, ignore_errors=True)
-    sizes = pruning.group_sizes(spec)
     return facts | {
         "history": history,
         "seconds_per_epoch": fitted.seconds_per_epoch,
         "difference": float(np.abs(masked - shrunk).max()),
-        "kept": sum(map(len, keep.values())) / sum(sizes.values()),
+        "kept": sum(map(len, keep.values())) / sum(groups.sizes.values()),
     }
 
 

@@ -74,7 +74,11 @@ def _order(study: Study, variant: Variant) -> tuple[str, ...] | None:
     known = networks.NETWORKS[variant.network]
     if known.family != "mobilenet_v2":
         return None
-    paths = models.layer_order(study.network(variant.network), study.dataset.image_shape)
+    network = study.network(variant.network)
+    image = jax.ShapeDtypeStruct((1, *study.dataset.image_shape), np.float32)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), image)
+    kernels = pruning.channel_groups(network.apply, shapes, image).kernels
+    paths = [kernel.path.removeprefix("params/") for kernel in kernels]
     return tuple(not_excluded(dict.fromkeys(paths), known.exclude))
 
 
