@@ -24,7 +24,7 @@ import numpy as np
 from jaxrobust import checks
 from jaxrobust.pruning import funnel, redundancy
 from jaxrobust.pruning.magnitude import SCOPES, keep_largest, not_excluded
-from jaxrobust.pruning.masks import Kernel, Kernels, keep_all, kernels_of, with_leaves
+from jaxrobust.pruning.masks import Kernel, Kernels, axes_of, keep_all, kernels_of, with_leaves
 from jaxrobust.types import Array, Masks, PyTree
 
 
@@ -209,8 +209,8 @@ class Redundant:
     Attributes:
       floor: At least so many filters of every kernel stay, or all that it has.
       kernels: What the program does with its weights, `channel_groups(...).kernels`: which of them are
-        kernels, and which axes their
-        filters are on. None: by their names; filters are on the last axis.
+        kernels, and which axes their filters are on. None: by their names; filters are on the last
+        axis, of a "weight" on the first.
 
     Example:
       >>> kernel = jnp.array([[3.0, 3.1, 0.0], [0.0, 0.1, 1.0]])
@@ -252,9 +252,9 @@ class NofM:
       n: At least 1.
       m: Above n.
       kernels: What the program does with its weights, `channel_groups(...).kernels`: which of them are
-        kernels, and which axes they
-        read (`training.fit` sees to that). None: by their names; of two or four
-        axes, a dense layer's or a convolution's, the last but one is read, and others are refused.
+        kernels, and which axes they read (`training.fit` sees to that). None: by their names; of two
+        or four axes, a dense layer's or a convolution's, the last but one is read, of a "weight" the
+        second, and others are refused.
 
     Raises:
       TypeError, ValueError: A setting of the wrong type or out of range.
@@ -300,14 +300,6 @@ class NofM:
             mask = mask.reshape([kernel.shape[axis] for axis in order])
             found[path] = mask.transpose(np.argsort(order))
         return with_leaves(keep_all(params), found)
-
-
-def axes_of(kernels: tuple[Kernel, ...] | None, path: str, rank: int) -> Kernel:
-    """What a kernel reads and makes; by its name, the last axis but one and the last."""
-    for kernel in kernels or ():
-        if kernel.path in (path, f"params/{path}"):
-            return kernel
-    return Kernel(path, (rank - 2,), (rank - 1,))
 
 
 def open_kernels(

@@ -5,7 +5,7 @@ from typing import Any, TypedDict
 import jax
 import jax.numpy as jnp
 
-from jaxrobust.pruning.masks import check_masks, is_kernel, named_leaves
+from jaxrobust.pruning.masks import Kernels, check_masks, is_array, kernels_of
 from jaxrobust.pruning.quantization import QuantizedKernel
 from jaxrobust.types import Masks, PyTree
 
@@ -25,20 +25,24 @@ class ParameterCounts(TypedDict):
     nonzero: int
 
 
-def layer_sparsity(params: PyTree, masks: Masks | None = None) -> dict[str, LayerSparsity]:
+def layer_sparsity(
+    params: PyTree, masks: Masks | None = None, *, kernels: Kernels = None
+) -> dict[str, LayerSparsity]:
     """The sparsity of every kernel.
 
     Args:
       params: Nested dicts of arrays or `QuantizedKernel`.
       masks: Of the parameters' structure, before they were quantised or after: what they remove
         counts. None: the zeros of `params` do.
+      kernels: Which weights are kernels: None by their names, a function of (path, array), or kernels
+        as `channel_groups` finds them.
 
     Returns:
       {"block_0/conv/kernel": {"size", "kept", "sparsity"}}.
 
     Raises:
       TypeError: Masks that are not boolean.
-      ValueError: No kernels; masks of another structure or other shapes.
+      ValueError: No kernels, or unknown ones; masks of another structure or other shapes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -50,39 +54,42 @@ def layer_sparsity(params: PyTree, masks: Masks | None = None) -> dict[str, Laye
         masks = _without_scales(masks)
         check_masks(counted, masks)
         counted = masks
-    kernels = {
-        path: leaf for path, leaf in named_leaves(counted) if is_kernel(path, leaf) and leaf.size
-    }
-    if not kernels:
-        raise ValueError("`params` has no kernels: leaves of two dimensions or more so called.")
+    found = {path: leaf for path, leaf in kernels_of(counted, kernels).items() if leaf.size}
+    if not found:
+        raise ValueError(
+            "`params` has no kernels: leaves of two dimensions or more called 'kernel', 'weight' or "
+            "'w'; `kernels` may name others."
+        )
     return {
         path: {
-            "size": kernels[path].size,
+            "size": found[path].size,
             "kept": kept,
-            "sparsity": (kernels[path].size - kept) / kernels[path].size,
+            "sparsity": (found[path].size - kept) / found[path].size,
         }
-        for path, kept in zip(kernels, _nonzero(list(kernels.values())), strict=True)
+        for path, kept in zip(found, _nonzero(list(found.values())), strict=True)
     }
 
 
-def sparsity_of(tree: PyTree) -> float:
+def sparsity_of(tree: PyTree, *, kernels: Kernels = None) -> float:
     """The fraction of all kernel weights that is removed.
 
     Args:
       tree: Parameters, of which zeros count as removed, or masks.
+      kernels: Which weights are kernels: None by their names, a function of (path, array), or kernels
+        as `channel_groups` finds them.
 
     Returns:
       In [0, 1].
 
     Raises:
-      ValueError: No kernels.
+      ValueError: No kernels, or unknown ones.
 
     Example:
       >>> import jax.numpy as jnp
       >>> sparsity_of({"kernel": jnp.array([[0.0, 2.0, 1.0, 3.0]]), "bias": jnp.zeros(4)})
       0.25
     """
-    layers = layer_sparsity(tree).values()
+    layers = layer_sparsity(tree, kernels=kernels).values()
     size = sum(layer["size"] for layer in layers)
     return (size - sum(layer["kept"] for layer in layers)) / size
 
@@ -99,8 +106,13 @@ def parameter_counts(params: PyTree) -> ParameterCounts:
       >>> parameter_counts({"kernel": jnp.array([[0.0, 2.0]]), "bias": jnp.ones(2)})
       {'size': 4, 'nonzero': 3}
     """
-    leaves = jax.tree.leaves(_without_scales(params))
+    leaves = [leaf for leaf in jax.tree.leaves(_without_scales(params)) if _is_parameter(leaf)]
     return {"size": sum(int(jnp.size(leaf)) for leaf in leaves), "nonzero": sum(_nonzero(leaves))}
+
+
+def _is_parameter(leaf: Any) -> bool:
+    """Modules have functions and keys of random numbers among their leaves."""
+    return is_array(leaf) and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
 
 
 def _without_scales(tree: PyTree) -> PyTree:

@@ -136,6 +136,19 @@ def is_kernel(path: str, leaf: Any) -> bool:
     return path.split("/")[-1] in _NAMES and jnp.ndim(leaf) >= 2
 
 
+def axes_of(kernels: Kernels, path: str, rank: int) -> Kernel:
+    """What a kernel reads and makes, as the program says or else by its name.
+
+    A "weight" has its outputs first and its inputs second, as in equinox; others have them last.
+    """
+    for kernel in () if kernels is None or callable(kernels) else kernels:
+        if isinstance(kernel, Kernel) and kernel.path in (path, f"params/{path}"):
+            return kernel
+    if path.split("/")[-1] == "weight":
+        return Kernel(path, (1,), (0,))
+    return Kernel(path, (rank - 2,), (rank - 1,))
+
+
 def with_leaves(tree: PyTree, leaves: Mapping[str, Any]) -> PyTree:
     """The tree with other leaves at some paths."""
     named = [leaves.get(path, leaf) for path, leaf in named_leaves(tree)]

@@ -1,6 +1,6 @@
 """Post-training quantisation: kernels as int8 with one scale per output channel.
 
-Symmetric: for each output channel c (the last axis) of a kernel w,
+Symmetric: for each output channel c of a kernel w,
 
     scale_c = max |w_c| / 127,    values_c = round(w_c / scale_c),    w_c ~ scale_c * values_c
 
@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust import checks
-from jaxrobust.pruning.masks import is_kernel, kernel_paths, named_leaves
+from jaxrobust.pruning.masks import Kernels, axes_of, kernels_of, with_leaves
 from jaxrobust.types import Array, PyTree
 
 _LARGEST = 127  # of int8, and of its negatives: -128 is left out for symmetry
@@ -36,26 +36,29 @@ class QuantizedKernel:
 
     Attributes:
       values: int8 [..., C_out], in -127 .. 127.
-      scale: float32 [C_out], above 0.
+      scale: float32, above 0: [C_out], or if another axis than the last has the channels, what
+        broadcasts to `values`.
     """
 
     values: Array
     scale: Array
 
 
-def quantize(variables: PyTree) -> PyTree:
+def quantize(variables: PyTree, *, kernels: Kernels = None) -> PyTree:
     """Every kernel in int8, one scale per output channel; everything else as it is.
 
     Args:
       variables: Nested dicts of floating arrays, such as {"params": ..., "batch_stats": ...}.
+      kernels: Which weights are kernels: None by their names, a function of (path, array), or kernels
+        as `channel_groups` finds them. These say which axis has the channels; otherwise it is the
+        last, of a "weight" the first.
 
     Returns:
-      The same with a `QuantizedKernel` for each kernel (a leaf of two dimensions or more so
-      called). A channel of zeros has scale 1.
+      The same with a `QuantizedKernel` for each kernel. A channel of zeros has scale 1.
 
     Raises:
       TypeError: A kernel that is not floating point.
-      ValueError: No kernels (perhaps quantised before); NaN or infinite weights.
+      ValueError: No kernels (perhaps quantised before), or unknown ones; NaN or infinite weights.
 
     Example:
       >>> import jax.numpy as jnp
@@ -63,16 +66,17 @@ def quantize(variables: PyTree) -> PyTree:
       >>> kernel.values.tolist(), [round(float(scale), 3) for scale in kernel.scale]
       ([[127, 0], [-50, 0]], [0.01, 1.0])
     """
-    if not kernel_paths(variables):
+    found = kernels_of(variables, kernels)
+    if not found:
         raise ValueError(
-            "`variables` has no kernels to quantise: leaves of two dimensions or more called "
-            "'kernel'. They may be quantised already."
+            "`variables` has no kernels to quantise: leaves of two dimensions or more called 'kernel', "
+            "'weight' or 'w'; `kernels` may name others. They may be quantised already."
         )
-    leaves = [
-        _quantized(path, leaf) if is_kernel(path, leaf) else leaf
-        for path, leaf in named_leaves(variables)
-    ]
-    return jax.tree.unflatten(jax.tree.structure(variables), leaves)
+    quantized = {}
+    for path, leaf in found.items():
+        outputs = axes_of(kernels, path, jnp.ndim(leaf)).outputs
+        quantized[path] = _quantized(path, leaf, outputs[-1] if outputs else jnp.ndim(leaf) - 1)
+    return with_leaves(variables, quantized)
 
 
 def dequantize(variables: PyTree) -> PyTree:
@@ -171,24 +175,27 @@ def fake_quantize(kernel: Array) -> Array:
     _check_floating("kernel", kernel)
     wide = kernel.astype(jnp.float32)
     constant = jax.lax.stop_gradient(wide)
-    scale = _scale(constant)
+    scale = _scale(constant, kernel.ndim - 1)
     # Adds an exact zero, whose derivative is one.
     return (jnp.round(constant / scale) * scale + (wide - constant)).astype(kernel.dtype)
 
 
-def _quantized(path: str, kernel: Array) -> QuantizedKernel:
+def _quantized(path: str, kernel: Array, axis: int) -> QuantizedKernel:
     kernel = jnp.asarray(kernel)
     _check_floating(path, kernel)
     if not checks.is_traced(kernel) and not bool(jnp.all(jnp.isfinite(kernel))):
         raise ValueError(f"`variables` has NaN or infinite weights at {path}.")
     wide = kernel.astype(jnp.float32)
-    scale = _scale(wide)
+    scale = _scale(wide, axis)
     # Division may round the largest up to just above 127, never to 127.5.
     return QuantizedKernel(jnp.round(wide / scale).astype(jnp.int8), scale)
 
 
-def _scale(kernel: Array) -> Array:
-    scale = jnp.max(jnp.abs(kernel), axis=tuple(range(kernel.ndim - 1))) / _LARGEST
+def _scale(kernel: Array, axis: int) -> Array:
+    """Of each channel along an axis; broadcasts to the kernel."""
+    last = kernel.ndim - 1
+    others = tuple(other for other in range(kernel.ndim) if other != axis)
+    scale = jnp.max(jnp.abs(kernel), axis=others, keepdims=axis != last) / _LARGEST
     # Below the smallest normal number a division overflows, or is one by zero.
     return jnp.where(scale >= jnp.finfo(jnp.float32).tiny, scale, 1.0)
 

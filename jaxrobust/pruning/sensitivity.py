@@ -1,10 +1,10 @@
 """Which layers bear pruning: one at a time, everything else whole."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
 from jaxrobust.pruning.magnitude import layerwise_magnitude
-from jaxrobust.pruning.masks import apply_masks, check_sparsity, kernel_paths
+from jaxrobust.pruning.masks import Kernels, apply_masks, check_sparsity, kernel_paths
 from jaxrobust.types import Masks, PyTree
 
 
@@ -21,8 +21,9 @@ def sensitivity(
     sparsities: Sequence[float],
     score: Callable[[PyTree], Any],
     *,
-    prune: Callable[[PyTree, Mapping[str, float]], Masks] = layerwise_magnitude,
+    prune: Callable[..., Masks] = layerwise_magnitude,
     progress: Callable[[int, int], None] | None = None,
+    kernels: Kernels = None,
 ) -> list[SensitivityRow]:
     """Prunes one layer at a time to each sparsity, and scores every network that results.
 
@@ -34,13 +35,15 @@ def sensitivity(
       prune: (params, {path: sparsity}) -> masks; for random weights
         `functools.partial(random, key, scope="layer")`.
       progress: Called with (networks scored, all networks) after each.
+      kernels: Which weights are kernels: None by their names, a function of (path, array), or kernels
+        as `channel_groups` finds them. If given, `prune` is given them too, as `kernels=`.
 
     Returns:
       [{"layer", "sparsity", "score"}], layer by layer in the order of `kernel_paths`.
 
     Raises:
       TypeError: A sparsity that is no number.
-      ValueError: A sparsity outside [0, 1), none, no kernels, NaN weights.
+      ValueError: A sparsity outside [0, 1), none, no kernels, or unknown ones; NaN weights.
 
     Example:
       >>> import jax.numpy as jnp
@@ -54,7 +57,8 @@ def sensitivity(
       section 3.2, https://arxiv.org/abs/1608.08710
     """
     targets = [check_sparsity("sparsities", sparsity) for sparsity in sparsities]
-    paths = kernel_paths(params)
+    paths = kernel_paths(params, kernels)
+    options = {} if kernels is None else {"kernels": kernels}
     if not (targets and paths):
         raise ValueError(
             f"Needs `sparsities` and kernels in `params`, got {len(targets)} and {len(paths)}."
@@ -62,7 +66,7 @@ def sensitivity(
     rows: list[SensitivityRow] = []
     for layer in paths:
         for sparsity in targets:
-            pruned = apply_masks(params, prune(params, {layer: sparsity}))
+            pruned = apply_masks(params, prune(params, {layer: sparsity}, **options))
             rows.append({"layer": layer, "sparsity": sparsity, "score": score(pruned)})
             if progress is not None:
                 progress(len(rows), len(paths) * len(targets))
