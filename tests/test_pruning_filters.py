@@ -1,5 +1,6 @@
 """Filter pruning: the masked network is the shrunk one, for all of the zoo; criteria and budgets."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -32,8 +33,23 @@ IMAGES = jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.float32)
 
 
 @functools.cache
-def shapes_of(network, **widths):
-    return jax.eval_shape(network.clone(**widths).init, jax.random.key(0), IMAGES)
+def shapes_of(network):
+    return jax.eval_shape(network.init, jax.random.key(0), IMAGES)
+
+
+@functools.cache
+def groups_of(name):
+    return pruning.channel_groups(NETWORKS[name].apply, shapes_of(NETWORKS[name]), IMAGES)
+
+
+def pair(kernel):
+    """Weights of two dense layers, of which the first has this kernel, and their one group "a"."""
+    weights = {"a": {"kernel": kernel}, "head": {"kernel": jnp.ones((kernel.shape[1], 2))}}
+
+    def logits(weights, images):
+        return images.mean((1, 2)) @ weights["a"]["kernel"] @ weights["head"]["kernel"]
+
+    return weights, pruning.channel_groups(logits, weights, jnp.ones((1, 2, 2, len(kernel))))
 
 
 @functools.cache
@@ -55,24 +71,23 @@ def random_variables(name):
     return jax.tree_util.tree_map_with_path(draw, shapes_of(NETWORKS[name]))
 
 
-def random_keep(spec, key=0):
+def random_keep(groups, key=0):
     """Between one and all of the channels of each group, others for each."""
     generator = np.random.default_rng(key)
     return {
         group: np.sort(generator.choice(size, generator.integers(1, size), replace=False))
-        for group, size in pruning.group_sizes(spec).items()
+        for group, size in groups.sizes.items()
     }
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_masked_network_equals_shrunk_network(name):
-    network, variables = NETWORKS[name], random_variables(name)
-    spec = models.channel_spec(network, variables)
-    keep = random_keep(spec)
-    masks = pruning.filter_masks(variables["params"], spec, keep)
+    network, variables, groups = NETWORKS[name], random_variables(name), groups_of(name)
+    keep = random_keep(groups)
+    masks = pruning.filter_masks(variables["params"], groups, keep)
     masked = variables | {"params": pruning.apply_masks(variables["params"], masks)}
-    small, widths = pruning.shrink(variables, spec, keep)
-    smaller = network.clone(**widths)
+    small = pruning.shrink(variables, groups, keep)
+    smaller = models.resized(network, small)
     # Nothing is larger or missing that the smaller network would not have made itself.
     assert jax.tree.map(jnp.shape, small) == jax.tree.map(jnp.shape, shapes_of(smaller))
     images = jax.random.uniform(jax.random.key(1), IMAGES.shape)
@@ -83,46 +98,35 @@ def test_masked_network_equals_shrunk_network(name):
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * float(abs(expected).max()))
     dense = apply(variables, images)
     assert float(abs(dense - expected).max()) > 1e-3 * float(abs(dense).max())
-    for group, kept in pruning.kept_filters(masks, spec).items():
+    for group, kept in pruning.kept_filters(masks, groups).items():
         np.testing.assert_array_equal(kept, keep[group])
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_a_width_changes_exactly_the_declared_axes(name):
-    network = NETWORKS[name]
-    spec = models.channel_spec(network, shapes_of(network))
-    pruning.check_spec(spec, functools.partial(shapes_of, network))
-    # Each axis of the spec matters: without it, or with another size, the check names it.
-    entry = list(spec)[len(spec) // 2]
-    missing = {key: segments for key, segments in spec.items() if key != entry}
-    with pytest.raises(ValueError, match=f"changes axis {entry[2]} of {entry[0]}/{entry[1]} by"):
-        pruning.check_spec(missing, functools.partial(shapes_of, network))
+    # All channels but the images' and the classes' are in some group.
+    first, last = groups.kernels[0], groups.kernels[-1]
+    assert set(groups.refused) == {(first.path, *first.inputs), (last.path, *last.outputs)}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_keeping_all_is_the_identity(name):
-    network, variables = NETWORKS[name], random_variables(name)
-    spec = models.channel_spec(network, variables)
-    everything = {group: range(size) for group, size in pruning.group_sizes(spec).items()}
+    network, variables, groups = NETWORKS[name], random_variables(name), groups_of(name)
+    everything = {group: range(size) for group, size in groups.sizes.items()}
     for keep in ({}, everything):
-        same, widths = pruning.shrink(variables, spec, keep)
+        same = pruning.shrink(variables, groups, keep)
         assert jax.tree.all(jax.tree.map(lambda a, b: a is b, same, variables))
-        for field, value in widths.items():
-            declared = getattr(network, field)
-            assert declared is None or value == declared, field
-        again = jax.tree.map(jnp.shape, shapes_of(network, **widths))
-        assert again == jax.tree.map(jnp.shape, variables)
-        masks = pruning.filter_masks(variables["params"], spec, keep)
+        again = models.resized(network, same)
+        for field in dataclasses.fields(network):
+            declared = getattr(network, field.name)
+            assert declared is None or getattr(again, field.name) == declared, field.name
+        assert jax.tree.map(jnp.shape, shapes_of(again)) == jax.tree.map(jnp.shape, variables)
+        masks = pruning.filter_masks(variables["params"], groups, keep)
         assert jax.tree.all(jax.tree.map(jnp.all, masks))
 
 
 @pytest.mark.parametrize("name", ["densenet121"])
 def test_training_under_masks_is_training_the_smaller_network(name):
     """Gradients, BatchNorm's batch statistics and momentum too: after steps both are still equal."""
-    network, variables = NETWORKS[name], random_variables(name)
-    spec = models.channel_spec(network, variables)
-    keep = random_keep(spec)
-    masks = pruning.filter_masks(variables["params"], spec, keep)
+    network, variables, groups = NETWORKS[name], random_variables(name), groups_of(name)
+    keep = random_keep(groups)
+    masks = pruning.filter_masks(variables["params"], groups, keep)
     recipe = training.Recipe(
         num_epochs=2,
         batch_size=8,
@@ -133,10 +137,10 @@ def test_training_under_masks_is_training_the_smaller_network(name):
     images = np.asarray(jax.random.uniform(jax.random.key(2), (16, 16, 16, 3)))
     data = training.Data((images, np.arange(16) % 10))
     fitted = training.fit(network, data, recipe, variables=variables, masks=masks, progress=False)
-    small, widths = pruning.shrink(variables, spec, keep)
-    smaller = network.clone(**widths)
+    small = pruning.shrink(variables, groups, keep)
+    smaller = models.resized(network, small)
     expected = training.fit(smaller, data, recipe, variables=small, progress=False).state
-    shrunk = pruning.shrink_state(fitted.state, fitted.state.variables, spec, keep)
+    shrunk = pruning.shrink_state(fitted.state, fitted.state.variables, groups, keep)
     assert jax.tree.structure(shrunk) == jax.tree.structure(expected)
     # Momentum of masked weights is never seen, and taken out with them.
     for (path, ours), theirs in zip(
@@ -144,7 +148,7 @@ def test_training_under_masks_is_training_the_smaller_network(name):
     ):
         scale = max(1.0, float(jnp.abs(theirs).max()))
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-4 * scale, err_msg=str(path))
-    averaged, _ = pruning.shrink(fitted.variables, spec, keep)
+    averaged = pruning.shrink(fitted.variables, groups, keep)
     assert jax.tree.map(jnp.shape, averaged) == jax.tree.map(jnp.shape, shrunk.average)
 
 
@@ -172,18 +176,21 @@ def brute_force(criterion, kernels, slopes, index, *, normalise=False):
 def test_criteria_are_brute_force_over_the_kernels_of_a_group(criterion, normalise):
     """A stage of a residual network: its channels are made by the stem and both last convolutions."""
     variables = random_variables("resnet_small")
-    params, spec = variables["params"], models.channel_spec(NETWORKS["resnet_small"], variables)
+    params, groups = variables["params"], groups_of("resnet_small")
     slopes = jax.tree.map(lambda leaf: jnp.cos(7 * leaf), params)
     options = {"gradients": slopes} if criterion == "taylor" else {}
     if criterion == "taylor" and normalise:
         with pytest.raises(ValueError, match="`normalise` goes without the criterion 'taylor'"):
-            pruning.filter_scores(params, spec, criterion, normalise=True, **options)
+            pruning.filter_scores(params, groups, criterion, normalise=True, **options)
         return
-    scores = pruning.filter_scores(params, spec, criterion, normalise=normalise, **options)
+    scores = pruning.filter_scores(params, groups, criterion, normalise=normalise, **options)
     for group, layers in (
-        (("widths", 0), ["stem", "stage_0_block_0/conv_1", "stage_0_block_1/conv_1"]),
-        (("widths", 2), [f"stage_2_block_{c}" for c in ("0/conv_1", "1/conv_1", "0/shortcut")]),
-        (("inner_widths", 1), ["stage_0_block_1/conv_0"]),
+        ("stem/conv", ["stem", "stage_0_block_0/conv_1", "stage_0_block_1/conv_1"]),
+        (
+            "stage_2_block_0/shortcut/conv",
+            [f"stage_2_block_{c}" for c in ("0/conv_1", "1/conv_1", "0/shortcut")],
+        ),
+        ("stage_0_block_1/conv_0/conv", ["stage_0_block_1/conv_0"]),
     ):
         of = [
             [
@@ -199,70 +206,160 @@ def test_criteria_are_brute_force_over_the_kernels_of_a_group(criterion, normali
         ]
         np.testing.assert_allclose(scores[group], expected, rtol=1e-6)
     whole = {"gradients": {"params": slopes}} if criterion == "taylor" else {}
-    again = pruning.filter_scores(variables, spec, criterion, normalise=normalise, **whole)
+    again = pruning.filter_scores(variables, groups, criterion, normalise=normalise, **whole)
     assert all(np.array_equal(scores[group], again[group]) for group in scores)
 
 
 def test_taylor_is_the_change_of_a_loss_that_is_linear_in_the_weights():
-    weights = jax.random.normal(jax.random.key(0), (3, 3, 2, 5))
-    slope = jax.random.normal(jax.random.key(1), weights.shape)
-    loss = lambda params: jnp.sum(params["kernel"] * slope)  # noqa: E731
-    params, spec = {"kernel": weights}, {("params", "kernel", 3): (("width", 5, 1),)}
-    scores = pruning.filter_scores(params, spec, "taylor", gradients=jax.grad(loss)(params))
+    weights, groups = pair(jax.random.normal(jax.random.key(0), (3, 5)))
+    slope = jax.random.normal(jax.random.key(1), (3, 5))
+    loss = lambda weights: jnp.sum(weights["a"]["kernel"] * slope)  # noqa: E731
+    scores = pruning.filter_scores(weights, groups, "taylor", gradients=jax.grad(loss)(weights))
     for channel in range(5):
-        without = {"kernel": weights.at[..., channel].set(0)}
-        change = abs(float(loss(without) - loss(params)))
-        np.testing.assert_allclose(scores["width"][channel], change, rtol=1e-4)
+        without = {"a": {"kernel": weights["a"]["kernel"].at[:, channel].set(0)}}
+        change = abs(float(loss(without) - loss(weights)))
+        np.testing.assert_allclose(scores["a"][channel], change, rtol=1e-4)
 
 
 def test_geometric_median_removes_what_others_can_stand_in_for():
     """The example of its paper: of filters on a line the middle one goes, though it is not small."""
-    kernel = jnp.array([[-1.0, 5.0, 10.0], [1.0, 1.0, 1.0]])
-    spec = {("params", "kernel", 1): (("width", 3, 1),)}
-    scores = pruning.filter_scores({"kernel": kernel}, spec, "geometric_median")
-    np.testing.assert_allclose(scores["width"], [17, 11, 16])
+    weights, groups = pair(jnp.array([[-1.0, 5.0, 10.0], [1.0, 1.0, 1.0]]))
+    scores = pruning.filter_scores(weights, groups, "geometric_median")
+    np.testing.assert_allclose(scores["a"], [17, 11, 16])
     keep = pruning.keep_filters(scores, 1 / 3, min_filters=1)
-    assert keep["width"].tolist() == [0, 2]
+    assert keep["a"].tolist() == [0, 2]
+
+
+class Transposed(nn.Module):
+    """Its first kernel is [height, width, output, input]."""
+
+    @nn.compact
+    def __call__(self, images):
+        upscaled = nn.ConvTranspose(6, (3, 3), (2, 2), transpose_kernel=True, name="up")(images)
+        return nn.Dense(2, name="head")(nn.relu(upscaled).mean((1, 2)))
+
+
+def test_filters_are_on_the_axis_that_the_program_makes():
+    variables = Transposed().init(jax.random.key(0), jnp.ones((1, 4, 4, 3)))
+    groups = pruning.channel_groups(Transposed().apply, variables, jnp.ones((1, 4, 4, 3)))
+    kernel = np.asarray(variables["params"]["up"]["kernel"], np.float64)
+    assert kernel.shape == (3, 3, 6, 3)
+    assert groups.kernels[0] == pruning.Kernel("params/up/kernel", (3,), (2,))
+    expected = {
+        "l1": np.abs(kernel).sum((0, 1, 3)),
+        "l2": np.sqrt((kernel**2).sum((0, 1, 3))),
+    }
+    for criterion, score in expected.items():
+        scores = pruning.filter_scores(variables, groups, criterion)
+        assert list(scores) == ["up"]
+        np.testing.assert_allclose(scores["up"], score, rtol=1e-6)
 
 
 def test_removed_filters_stand_in_for_none():
     """Scores after a round are those of the network without what it removed."""
     variables = random_variables("resnet_small")
-    spec = models.channel_spec(NETWORKS["resnet_small"], variables)
-    keep = random_keep(spec)
-    masks = pruning.filter_masks(variables["params"], spec, keep)
+    groups = groups_of("resnet_small")
+    keep = random_keep(groups)
+    masks = pruning.filter_masks(variables["params"], groups, keep)
     masked = pruning.apply_masks(variables["params"], masks)
-    small, widths = pruning.shrink(variables, spec, keep)
-    smaller = models.channel_spec(NETWORKS["resnet_small"].clone(**widths), small)
+    small = pruning.shrink(variables, groups, keep)
+    smaller = models.resized(NETWORKS["resnet_small"], small)
+    of_smaller = pruning.channel_groups(smaller.apply, small, IMAGES)
+    # One channel alone is no group any more.
+    everywhere, keep = keep, {group: kept for group, kept in keep.items() if len(kept) > 1}
+    assert of_smaller.sizes == {group: len(kept) for group, kept in keep.items()}
     for criterion in ("l1", "geometric_median"):
-        scores = pruning.filter_scores(masked, spec, criterion, keep=keep)
-        expected = pruning.filter_scores(small, smaller, criterion)
+        scores = pruning.filter_scores(masked, groups, criterion, keep=everywhere)
+        expected = pruning.filter_scores(small, of_smaller, criterion)
         for group, kept in keep.items():
             np.testing.assert_allclose(scores[group][kept], expected[group], rtol=1e-5)
             assert not np.delete(scores[group], kept).any()
     # Without knowing them the far filters of a kernel count the zeros too.
-    blind = pruning.filter_scores(masked, spec, "geometric_median")
+    blind = pruning.filter_scores(masked, groups, "geometric_median")
     assert any((blind[group][kept] > scores[group][kept]).all() for group, kept in keep.items())
 
 
-def test_segments_and_repeats_of_the_last_axis():
-    """Two groups one after the other, the second twice: a channel's filters are joined."""
-    kernel = jnp.arange(1.0, 9.0)[None]
-    spec = {("params", "kernel", 1): (("a", 2, 1), (None, 2, 1), ("b", 2, 2))}
-    scores = pruning.filter_scores({"kernel": kernel}, spec)
-    assert scores["a"].tolist() == [1, 2] and scores["b"].tolist() == [5 + 7, 6 + 8]
-    small, widths = pruning.shrink({"params": {"kernel": kernel}}, spec, {"a": [1], "b": [0]})
-    assert small["params"]["kernel"].tolist() == [[2, 3, 4, 5, 7]] and widths == {"a": 1, "b": 1}
+class Joined(nn.Module):
+    """Two convolutions side by side, joined and flattened."""
+
+    @nn.compact
+    def __call__(self, images):
+        sides = [nn.Conv(6, (3, 3), name=f"side_{index}")(images) for index in range(2)]
+        joined = nn.relu(jnp.concatenate(sides, -1))
+        return nn.Dense(3, name="head")(joined.reshape(joined.shape[0], -1))
+
+
+def test_concatenated_channels_and_positions_of_a_flatten():
+    images = jax.random.uniform(jax.random.key(1), (2, 2, 2, 3))
+    variables = Joined().init(jax.random.key(0), images)
+    groups = pruning.channel_groups(Joined().apply, variables, images)
+    assert groups.sizes == {"side_0": 6, "side_1": 6}
+    rows = variables["params"]["head"]["kernel"].reshape(4, 2, 6, 3)
+    small = pruning.shrink(variables, groups, {"side_0": [1, 4], "side_1": [5]})
+    expected = jnp.concatenate([rows[:, 0, [1, 4]], rows[:, 1, [5]]], 1).reshape(12, 3)
+    assert jnp.array_equal(small["params"]["head"]["kernel"], expected)
+    masks = pruning.filter_masks(variables, groups, {"side_0": [1, 4], "side_1": [5]})
+    masked = variables["params"]["head"]["kernel"] * masks["params"]["head"]["kernel"]
+    assert int((masked != 0).sum()) == expected.size
+
+
+def functional(variables, images):
+    """`Joined` as a function of its weights, whatever their sizes are."""
+    params = variables["params"]
+
+    def convolved(layer):
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        kernel = layer["kernel"]
+        return jax.lax.conv_general_dilated(
+            images, kernel, (1, 1), "SAME", dimension_numbers=dimensions
+        )
+
+    sides = [convolved(params[name]) + params[name]["bias"] for name in ("side_0", "side_1")]
+    joined = jax.nn.relu(jnp.concatenate(sides, -1)).reshape(len(images), -1)
+    return joined @ params["head"]["kernel"] + params["head"]["bias"]
+
+
+def test_groups_that_are_wrong_are_computed():
+    """Those that a program has are right; of others lengths alone would not tell."""
+    images = jax.random.uniform(jax.random.key(1), (2, 2, 2, 3))
+    variables = Joined().init(jax.random.key(0), images)
+    groups = pruning.channel_groups(functional, variables, images)
+    pruning.check_shrinking(functional, variables, groups, images)
+
+    def with_rows(order):
+        """As if the head read channels in another order: [position, side, channel] -> its rows."""
+        found = {}
+        for side, (name, group) in enumerate(groups.items()):
+            places = [
+                place._replace(indices=order[:, side].T) if "head" in place.path else place
+                for place in group.places
+            ]
+            found[name] = group._replace(places=tuple(places))
+        return pruning.ChannelGroups(found, groups.kernels, groups.shapes, groups.refused)
+
+    rows = np.arange(48).reshape(4, 2, 6)
+    pruning.check_shrinking(functional, variables, with_rows(rows), images)
+    for wrong in (rows[:, ::-1], np.arange(48).reshape(2, 6, 4).transpose(2, 0, 1)):
+        with pytest.raises(ValueError, match=r"differ by .* axis 0 of params/head/kernel"):
+            pruning.check_shrinking(functional, variables, with_rows(wrong), images)
+
+
+def test_code_that_has_its_widths_must_be_rebuilt():
+    network, variables = NETWORKS["cnn"], random_variables("cnn")
+    images, groups = jnp.ones(IMAGES.shape), groups_of("cnn")
+    with pytest.raises(ValueError, match="`rebuild` must make it anew; .* params/block_0/conv/ker"):
+        pruning.check_shrinking(network.apply, variables, groups, images)
+    rebuild = lambda small: models.resized(network, small).apply  # noqa: E731
+    pruning.check_shrinking(network.apply, variables, groups, images, rebuild=rebuild)
 
 
 def test_random_scores_know_the_key_alone():
-    network, variables = NETWORKS["cnn"], random_variables("cnn")
-    spec = models.channel_spec(network, variables)
-    draw = functools.partial(pruning.filter_scores, variables, spec, "random")
+    variables, groups = random_variables("cnn"), groups_of("cnn")
+    draw = functools.partial(pruning.filter_scores, variables, groups, "random")
     first, same, other = (draw(key=jax.random.key(seed)) for seed in (0, 0, 1))
     assert all(np.array_equal(first[group], same[group]) for group in first)
     assert all(not np.array_equal(first[group], other[group]) for group in first)
-    assert not np.array_equal(first["widths", 0], first["widths", 1])
+    assert not np.array_equal(first["block_0/conv"], first["block_1/conv"])
 
 
 SCORES = st.lists(st.sampled_from([0.0, 1.0, 1.0, 2.0, 3.0]), min_size=1, max_size=12)
@@ -272,7 +369,7 @@ SPARSITIES = st.floats(0, 1, exclude_max=True)
 @settings(max_examples=100, deadline=None)
 @given(st.lists(SCORES, min_size=1, max_size=4), SPARSITIES, st.integers(1, 4), st.booleans())
 def test_budgets_are_exact_and_ties_go_in_order(lists, sparsity, min_filters, together):
-    scores = {("widths", index): np.array(list_) for index, list_ in enumerate(lists)}
+    scores = {f"layer_{index}": np.array(list_) for index, list_ in enumerate(lists)}
     total = sum(map(len, lists))
     removable = {group: max(0, len(s) - min_filters) for group, s in scores.items()}
     options = {"scope": "global" if together else "layer", "min_filters": min_filters}
@@ -326,21 +423,20 @@ def test_floors_multiples_and_groups_to_keep():
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_a_schedule_never_revives_and_ends_at_its_target(scope):
     """With rounds of `iterative`, in which removed filters must stay removed whatever they score."""
-    network, variables = NETWORKS["resnet_small"], random_variables("resnet_small")
-    spec = models.channel_spec(network, variables)
+    variables, groups = random_variables("resnet_small"), groups_of("resnet_small")
     prune = functools.partial(
         pruning.prune_filters,
-        spec=spec,
+        groups=groups,
         criterion="geometric_median",  # to which a removed filter is no small one
         scope=scope,
         min_filters=1,
     )
     sparsities = pruning.exponential_schedule(0.6, 4, initial=0.1)
     grow = lambda params, masks, number: jax.tree.map(lambda leaf: leaf * 1.5, params)  # noqa: E731
-    sizes = pruning.group_sizes(spec)
+    sizes = groups.sizes
     for whole in (variables["params"], variables):
         for done in pruning.iterative(whole, sparsities, grow, prune=prune):
-            kept = pruning.kept_filters(done.masks, spec)
+            kept = pruning.kept_filters(done.masks, groups)
             if scope == "global":
                 left = sum(map(len, kept.values()))
                 assert left == sum(sizes.values()) - round(done.sparsity * sum(sizes.values()))
@@ -366,86 +462,77 @@ def test_exponential_schedule_is_nncfs():
 
 def test_states_of_optimizers():
     """Moments by path, also where a transformation leaves leaves out; counters as they are."""
-    network, variables = NETWORKS["cnn"], random_variables("cnn")
-    params, spec = variables["params"], models.channel_spec(network, variables)
-    keep = random_keep(spec)
-    small, _ = pruning.shrink(variables, spec, keep)
+    variables, groups = random_variables("cnn"), groups_of("cnn")
+    params, keep = variables["params"], random_keep(groups)
+    small = pruning.shrink(variables, groups, keep)
     kernels = lambda tree: jax.tree_util.tree_map_with_path(  # noqa: E731
         lambda path, _: path[-1].key == "kernel", tree
     )
     optimizer = optax.chain(optax.adam(0.1), optax.masked(optax.trace(0.9), kernels))
     state = optimizer.update(params, optimizer.init(params), params)[1]
-    shrunk = pruning.shrink_state(state, variables, spec, keep)
+    shrunk = pruning.shrink_state(state, variables, groups, keep)
     expected = optimizer.update(small["params"], optimizer.init(small["params"]), small["params"])[
         1
     ]
     jax.tree.map(np.testing.assert_array_equal, shrunk, expected)
     factored = optax.scale_by_factored_rms(min_dim_size_to_factor=2).init(params)
     with pytest.raises(ValueError, match="`state` has shape .* where the network has .* anew"):
-        pruning.shrink_state(factored, variables, spec, keep)
+        pruning.shrink_state(factored, variables, groups, keep)
 
 
 def test_paths_that_end_alike_are_told_apart():
-    variables = {"params": {"kernel": jnp.ones((1, 4)), "deep": {"kernel": jnp.ones((1, 4))}}}
-    spec = {("params", "kernel", 1): (("width", 4, 1),)}
-    state = {"trace": variables["params"], "other": jnp.ones(4)}
-    shrunk = pruning.shrink_state(state, variables, spec, {"width": [0]})
+    weights = {"params": {"kernel": jnp.ones((1, 4)), "deep": {"kernel": jnp.ones((4, 4))}}}
+
+    def logits(weights, images):
+        hidden = images.mean((1, 2)) @ weights["params"]["kernel"]
+        return hidden @ weights["params"]["deep"]["kernel"]
+
+    groups = pruning.channel_groups(logits, weights, jnp.ones((1, 2, 2, 1)))
+    state = {"trace": weights["params"], "other": jnp.ones(4)}
+    shrunk = pruning.shrink_state(state, weights, groups, {"kernel": [0]})
     assert shrunk["trace"]["kernel"].shape == (1, 1)
     assert shrunk["trace"]["deep"]["kernel"].shape == (1, 4) and shrunk["other"].shape == (4,)
 
 
-def test_errors_of_specs_and_keeps():
-    variables = {"params": {"kernel": jnp.ones((2, 4))}}
-    spec = {("params", "kernel", 1): (("width", 4, 1),)}
-    with pytest.raises(ValueError, match="`keep` names 'depth'; the groups are 'width'"):
-        pruning.shrink(variables, spec, {"depth": [0]})
+def test_errors_of_groups_and_keeps():
+    weights, groups = pair(jnp.ones((2, 4)))
+    with pytest.raises(ValueError, match="`keep` names 'depth'; the groups are 'a'"):
+        pruning.shrink(weights, groups, {"depth": [0]})
     for bad in ([], [0, 0], [4], [-1], [0.5]):
-        with pytest.raises(ValueError, match=r"at least one of the channels 0 .. 3 of 'width'"):
-            pruning.filter_masks(variables["params"], spec, {"width": bad})
-    for wrong, message in (
-        (
-            {("params", "kernel", 2): (("width", 4, 1),)},
-            r"axis 2 of params/kernel, .* shape \(2, 4\)",
-        ),
-        (
-            {("params", "bias", 0): (("width", 4, 1),)},
-            "axis 0 of params/bias, .* they have params/k",
-        ),
-        ({("params", "kernel", 1): (("width", 3, 1),)}, "3 channels on axis 1 of .* 4 long"),
-        ({("params", "kernel", 1): (("width", 4, 0),)}, "sizes and repeats of at least 1"),
-        ({("params", "kernel", 1): ((("widths", 1), 4, 1),)}, "not the one of index 0"),
+        with pytest.raises(ValueError, match=r"at least one of the channels 0 .. 3 of 'a'"):
+            pruning.filter_masks(weights, groups, {"a": bad})
+    for use in (
+        lambda groups: pruning.shrink(weights, groups, {}),
+        lambda groups: pruning.filter_masks(weights, groups, {}),
+        lambda groups: pruning.filter_scores(weights, groups),
+        lambda groups: pruning.kept_filters(pruning.keep_all(weights), groups),
+        lambda groups: pruning.shrink_state({}, weights, groups, {}),
     ):
-        with pytest.raises(ValueError, match=message):
-            pruning.shrink(variables, wrong, {})
-    with pytest.raises(ValueError, match="No kernel makes 'width'"):
-        rows = {("params", "kernel", 0): (("width", 2, 1),)}
-        pruning.filter_scores(variables["params"], rows)
-    with pytest.raises(ValueError, match="Raising 'width' by one adds params/more"):
-        pruning.check_spec(
-            spec,
-            lambda width: {
-                "params": {"kernel": np.ones((2, width))} | ({"more": 1} if width > 4 else {})
-            },
-        )
-    with pytest.raises(ValueError, match="With 'width' raised by one to 5 the network cannot"):
-        pruning.check_spec(
-            spec, lambda width: {"params": {"kernel": np.ones((2, 4)) + np.ones((2, width))}}
-        )
+        with pytest.raises(TypeError, match="`groups` must be the ChannelGroups .* got dict"):
+            use({"a": 4})
+        _, others = pair(jnp.ones((2, 5)))
+        with pytest.raises(ValueError, match=r"another network, of \(2, 5\) at a/kernel, where"):
+            use(others)
+    nothing = jax.tree.map(jnp.zeros_like, pruning.keep_all(weights))
+    with pytest.raises(ValueError, match=r"`masks` must list at least one .* of 'a'"):
+        pruning.kept_filters(nothing, groups)
+    with pytest.raises(TypeError, match="function"):
+        pruning.channel_groups("cnn", weights, IMAGES)
 
 
 def test_errors_of_criteria_and_budgets():
-    params, spec = {"kernel": jnp.ones((2, 4))}, {("params", "kernel", 1): (("width", 4, 1),)}
-    scores = pruning.filter_scores
+    weights, groups = pair(jnp.ones((2, 4)))
+    scores = functools.partial(pruning.filter_scores, weights, groups)
     with pytest.raises(ValueError, match="`criterion` must be one of .*'l2'.* got 'l3'"):
-        scores(params, spec, "l3")
+        scores("l3")
     with pytest.raises(ValueError, match="`gradients` and the criterion 'taylor' need each other"):
-        scores(params, spec, "taylor")
+        scores("taylor")
     with pytest.raises(ValueError, match="`key` and the criterion 'random' need each other"):
-        scores(params, spec, "l1", key=jax.random.key(0))
+        scores("l1", key=jax.random.key(0))
     with pytest.raises(ValueError, match="`gradients` must have the structure and shapes"):
-        scores(params, spec, "taylor", gradients={"kernel": jnp.ones(4)})
-    with pytest.raises(ValueError, match="kernels of 'width' or their `gradients` have NaN"):
-        scores({"kernel": jnp.full((2, 4), jnp.nan)}, spec)
+        scores("taylor", gradients={"a": {"kernel": jnp.ones(4)}})
+    with pytest.raises(ValueError, match="kernels of 'a' or their `gradients` have NaN"):
+        pruning.filter_scores(weights | {"a": {"kernel": jnp.full((2, 4), jnp.nan)}}, groups)
     keep = functools.partial(pruning.keep_filters, {"width": np.arange(4.0)}, min_filters=1)
     with pytest.raises(ValueError, match=r"`sparsity` must be in \[0, 1\), got 1"):
         keep(1.0)
@@ -461,15 +548,23 @@ def test_errors_of_criteria_and_budgets():
         pruning.keep_filters({"width": [np.nan]}, 0.5)
 
 
-def test_networks_that_have_no_spec():
+def test_networks_that_are_not_resized():
     variables = random_variables("resnet18")
-    with pytest.raises(TypeError, match="got Dense: write the spec .* docs/pruning.md"):
-        models.channel_spec(nn.Dense(3), variables)
+    with pytest.raises(TypeError, match="got Dense; of your own module make one whose attributes"):
+        models.resized(nn.Dense(3), variables)
     with pytest.raises(ValueError, match="have no layer 'block_0/conv': they are of another"):
-        models.channel_spec(NETWORKS["cnn"], variables)
-    for stem_width, remedy in ((6, "give `stem_shortcut=True`"), (8, "leave it None")):
-        network = models.create(
-            "resnet18", widths=(8, 12), stem_width=stem_width, stage_sizes=(1, 1)
-        )
-        with pytest.raises(ValueError, match=remedy):
-            models.channel_spec(network, shapes_of(network))
+        models.resized(NETWORKS["cnn"], variables)
+
+
+@pytest.mark.parametrize("stem_width", [6, 8])
+def test_a_stem_keeps_its_shortcut_or_gets_none(stem_width):
+    """Whether there is one may not depend on the widths that pruning leaves."""
+    network = models.create("resnet18", widths=(8, 12), stem_width=stem_width, stage_sizes=(1, 1))
+    shapes = shapes_of(network)
+    variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)
+    groups = pruning.channel_groups(network.apply, shapes, IMAGES)
+    assert ("stage_0_block_0/shortcut/conv" in groups) == (stem_width == 6)
+    keep = {group: range(4) for group in groups}  # equal widths everywhere
+    small = pruning.shrink(variables, groups, keep)
+    smaller = models.resized(network, small)
+    assert jax.tree.map(np.shape, small) == jax.tree.map(np.shape, shapes_of(smaller))

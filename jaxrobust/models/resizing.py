@@ -49,6 +49,8 @@ def resized(network: nn.Module, variables: PyTree) -> nn.Module:
     if isinstance(network, ResNet | PreActResNet):
         # Equal widths would otherwise say that there is no such convolution.
         found["stem_shortcut"] = has_stem_shortcut(network)
+        if network.stem_width is not None and not found["stem_shortcut"]:
+            found["stem_width"] = found["widths"][0]
     return network.clone(**found)
 
 

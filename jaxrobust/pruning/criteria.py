@@ -44,7 +44,8 @@ def filter_scores(
       weights: What the groups were found for, or of linen variables the "params" alone.
       groups: Of `channel_groups`; the kernels that make a group are those of its program.
       criterion: One of `CRITERIA`.
-      gradients: Of a loss by the weights, of their structure; for "taylor".
+      gradients: Of a loss by the weights, of their structure; for "taylor". Of whole variables
+        {"params": ...} is enough.
       key: A PRNG key; for "random".
       normalise: Whether each kernel is first divided by its l2 norm, so that layers compare under one
         budget for all. Only for l1, l2 and geometric_median; the others compare as they are.
@@ -114,11 +115,11 @@ def _makers(
     slopes = {} if gradients is None else dict(named_leaves(gradients))
     found: dict[str, list[_Maker]] = {group: [] for group in groups}
     for path, entries in located(groups, weights).items():
-        if slopes and np.shape(slopes.get(path, 0.0)) != np.shape(leaves[path]):
-            raise ValueError("`gradients` must have the structure and shapes of `weights`.")
         for on in entries:
             if not on.is_made:
                 continue
+            if slopes and np.shape(slopes.get(path, 0.0)) != np.shape(leaves[path]):
+                raise ValueError("`gradients` must have the structure and shapes of `weights`.")
             # In float64, so that ties are those of the weights and not of rounding.
             kernel = np.asarray(leaves[path], np.float64)
             norm = max(float(np.linalg.norm(kernel)), np.finfo(np.float64).tiny)
