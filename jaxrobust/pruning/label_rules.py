@@ -54,7 +54,7 @@ def element_by_element(units: Units, operands: Sequence[Value]) -> Value:
     """The result has the labels of all operands, those at the same places tied."""
     shape = np.broadcast_shapes(*(operand.shape for operand in operands))
     has_images = any(operand.has_images for operand in operands)
-    operands = [operand for operand in operands if operand.shape]
+    operands = [_stretched(operand, shape) for operand in operands if operand.shape]
     labels = merged(units, (operand.labels for operand in operands))
     for index, operand in enumerate(operands):
         others = [one for place, one in enumerate(operands) if place != index]
@@ -109,7 +109,21 @@ def _placed(value: Value, places: dict[int, int], shape: Sequence[int]) -> Value
         array = one.array.transpose([*order, *rest]).reshape(lengths)
         return Along(array, frozenset(places[axis] for axis in one.axes), one.why)
 
-    return value.moved(shape, move)
+    lengths = [1] * len(shape)
+    for axis, place in places.items():
+        lengths[place] = value.shape[axis]
+    return _stretched(value.moved(lengths, move), shape)
+
+
+def _stretched(value: Value, shape: Sequence[int]) -> Value:
+    """A value repeated along axes of length 1: its one label there is none of those of the result."""
+    longer = {axis for axis, length in enumerate(value.shape) if length != shape[axis]}
+
+    def move(one: Along) -> Along | None:
+        left = one.axes - longer
+        return one._replace(axes=left) if left else None
+
+    return value.moved(shape, move) if longer else value
 
 
 def _read(units: Units, operands: Sequence[Value], axes: Sequence[int]) -> None:

@@ -175,19 +175,22 @@ def vector(units: Units, one: Along, axis: int) -> np.ndarray:
 
 
 def simplified(units: Units, value: Value) -> Value:
-    """The same value, its labels about no axis along which all of them are of one unit."""
+    """The same value, about no axis along which all labels are of one unit, or nothing varies."""
 
-    def simple(one: Along) -> Along:
+    def simple(one: Along, known: Callable[[np.ndarray], np.ndarray]) -> Along:
         array, axes = one.array, one.axes
         for axis in sorted(axes):
             first = array.take([0], axis)
-            if len(axes) > 1 and (units.of(array) == units.of(first)).all():
+            if len(axes) > 1 and (known(array) == known(first)).all():
                 array, axes = first, axes - {axis}
-        return Along(array, axes)
+        return Along(array, axes, one.why)
 
-    if all(len(one.axes) == 1 for one in value.labels):
+    if all(len(one.axes) == 1 for one in (*value.labels, *value.fixed)):
         return value
-    return value._replace(labels=tuple(map(simple, value.labels)))
+    return value._replace(
+        labels=tuple(simple(one, units.of) for one in value.labels),
+        fixed=tuple(simple(one, np.asarray) for one in value.fixed),
+    )
 
 
 def merged(units: Units, lists: Iterable[tuple[Along, ...]]) -> tuple[Along, ...]:
