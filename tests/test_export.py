@@ -37,11 +37,11 @@ def classifier_of(name, key=0):
 def shrunk_classifier(name):
     dense = classifier_of(name)
     network = models.create(name, **SMALL[name])
-    spec = models.channel_spec(network, dense.variables)
-    scores = pruning.filter_scores(dense.variables, spec)
+    groups = pruning.channel_groups(network.apply, dense.variables, IMAGES)
+    scores = pruning.filter_scores(dense.variables, groups)
     keep = pruning.keep_filters(scores, 0.5, min_filters=2)
-    small, widths = pruning.shrink(dense.variables, spec, keep)
-    return models.Classifier(network.clone(**widths).apply, small, 0.4, 0.25)
+    small = pruning.shrink(dense.variables, groups, keep)
+    return models.Classifier(models.resized(network, small).apply, small, 0.4, 0.25)
 
 
 def test_a_shrunk_classifier_runs_in_a_process_with_jax_alone(tmp_path):

@@ -42,16 +42,18 @@ def test_smaller_networks_lose_half_of_every_layer(name):
     network = networks.create(name, 10)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
     shapes = jax.eval_shape(network.init, jax.random.key(0), image)
-    spec = models.channel_spec(network, shapes)
+    groups = pruning.channel_groups(network.apply, shapes, image)
     variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)
-    masks = pruning.prune_filters(variables["params"], 0.5, spec, min_filters=trainings.MIN_FILTERS)
-    small, widths = pruning.shrink(variables, spec, pruning.kept_filters(masks, spec))
-    for group, size in pruning.group_sizes(spec).items():
-        kept = widths[group] if isinstance(group, str) else widths[group[0]][group[1]]
-        assert kept == size - round(size / 2)
-    assert jax.tree.map(np.shape, small) == jax.tree.map(
-        np.shape, jax.eval_shape(networks.create(name, 10, **widths).init, jax.random.key(0), image)
-    )
+    options = {"min_filters": trainings.MIN_FILTERS}
+    masks = pruning.prune_filters(variables["params"], 0.5, groups, **options)
+    keep = pruning.kept_filters(masks, groups)
+    for group, size in groups.sizes.items():
+        assert len(keep[group]) == size - round(size / 2)
+    small = pruning.shrink(variables, groups, keep)
+    smaller = networks.create(name, 10, **networks.widths(models.resized(network, small)))
+    assert smaller == models.resized(network, small)
+    made = jax.eval_shape(smaller.init, jax.random.key(0), image)
+    assert jax.tree.map(np.shape, small) == jax.tree.map(np.shape, made)
 
 
 def test_attacks_are_those_of_table_7():

@@ -17,6 +17,7 @@ from jaxrobust.pruning import (
     Redundant,
     admm,
     apply_masks,
+    channel_groups,
     funnel,
     kernel_paths,
     sparsity_of,
@@ -224,11 +225,16 @@ def test_depth_is_the_order_of_numbers_and_shortcuts_count_with_their_block():
 
 
 @pytest.mark.parametrize("name", sorted(set(SMALL) - {"mobilenet_v2"}))
-def test_the_default_order_is_that_in_which_networks_make_their_layers(name):
+def test_the_default_order_is_that_in_which_networks_use_their_kernels(name):
     model = models.create(name, **SMALL[name])
-    made = models.layer_order(model, (32, 32, 3))
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
-    assert sorted(made) == sorted(kernel_paths(shapes))
+    image = jnp.zeros((1, 32, 32, 3))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+    used = channel_groups(model.apply, shapes, image).kernels
+    made = tuple(kernel.path.removeprefix("params/") for kernel in used)
+    assert sorted(made) == sorted(kernel_paths(shapes["params"]))
+    assert kernel_paths(shapes["params"], used) == kernel_paths(shapes["params"])
+    assert Funnel(kernels=used, shortcuts="layer").layers(made[::-1]) == [[path] for path in made]
+    assert Funnel(kernels=used).layers(made) == Funnel().layers(made)
     ours = [path for layer in Funnel(shortcuts="layer").layers(made) for path in layer]
 
     def without_shortcuts(paths):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrobust import models, pruning, studies, training
+from jaxrobust import models, studies, training
 
 TEXT = (Path(__file__).resolve().parents[1] / "docs" / "pruning.md").read_text()
 IMAGES = np.random.default_rng(0).uniform(size=(32, 16, 16, 3)).astype(np.float32)
@@ -33,10 +33,8 @@ def test_the_shrunk_network_computes_what_the_masked_one_does(scope):
     shrunk = jax.jit(first["smaller"].apply)(first["small"], IMAGES)
     np.testing.assert_allclose(shrunk, masked, rtol=0, atol=1e-4 * float(abs(masked).max()))
     # Half of each, but never fewer than 8.
-    assert first["widths"] == {
-        "widths": (8, 16, 24),
-        "inner_widths": (8, 8, 16, 16, 24, 24),
-    }
+    smaller = first["smaller"]
+    assert smaller.widths == (8, 16, 24) and smaller.inner_widths == (8, 8, 16, 16, 24, 24)
 
 
 def test_the_saved_network_loads_by_its_name_and_widths(scope):
@@ -61,36 +59,15 @@ def test_the_shrunk_state_is_one_of_the_smaller_network(scope):
 
 
 def test_the_module_of_ones_own(scope):
-    assert scope["widths"] == {"widths": (8, 12)}
+    assert scope["own"].widths == (8, 12)
     masked = jax.jit(scope["Net"]().apply)(scope["variables"], IMAGES[:3])
     np.testing.assert_allclose(scope["logits"], masked, rtol=0, atol=1e-5)
     assert float(abs(scope["gradient"]).max()) > 0
+    shrunk = jax.eval_shape(scope["own"].init, jax.random.key(0), IMAGES[:1])
+    assert jax.tree.map(np.shape, scope["small"]) == jax.tree.map(np.shape, shrunk)
 
 
-def test_a_wrong_spec_of_ones_own_is_an_error_that_names_the_axis(scope):
-    spec, shapes_of = scope["spec"], scope["shapes_of"]
-
-    def changed(**entries):
-        return spec | {("params", *key): value for key, value in entries["entries"].items()}
-
-    forgotten = {k: v for k, v in spec.items() if k != ("params", "conv_1/bias", 0)}
-    message = (
-        "Raising ('widths', 0) by one changes axis 0 of params/conv_1/bias by 1, `spec` says by 0."
-    )
-    assert message.replace(" `spec` says", " `spec`\nsays") in TEXT
-    with pytest.raises(ValueError, match=re.escape(message)):
-        pruning.check_spec(forgotten, shapes_of)
-    swapped = changed(entries={("conv_1/kernel", 3): ((("widths", 1), 24, 1),)})
-    with pytest.raises(
-        ValueError, match="has 24 channels on axis 3 of params/conv_1/kernel, which is 16 long"
-    ):
-        pruning.check_spec(swapped, shapes_of)
-    apart = changed(entries={("conv_1/kernel", 3): (("other", 16, 1),)})
-    with pytest.raises(ValueError, match="cannot be built with .*'other': 16.*, which `spec` says"):
-        pruning.check_spec(apart, shapes_of)
-    flat = changed(entries={("head/kernel", 0): ((("widths", 0), 256, 1),)})
-    with pytest.raises(
-        ValueError,
-        match=r"\('widths', 0\) 16 channels, and 256 on axis 0 of params/head/kernel",
-    ):
-        pruning.check_spec(flat, shapes_of)
+def test_what_is_printed_is_in_the_text(scope):
+    assert f"```text\n{scope['groups']}\n```" in TEXT
+    name = '`"stage_0_block_0/conv_0/conv"`'
+    assert name in TEXT and name.strip('`"') in scope["first"]["groups"]
