@@ -1,11 +1,17 @@
 """Groups of channels are found in any network, and what they say holds: masked equals shrunk."""
 
+import itertools
+
 import bodies
+import equinox as eqx
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from frameworks import perturbed
+from blocks import BLOCKS
+from flax import nnx
+from frameworks import LINEN, OfLayers, perturbed
 
 from jaxrobust import models, pruning
 
@@ -30,10 +36,248 @@ def test_groups_are_found_and_masked_is_shrunk(name, framework, monkeypatch):
         masked = function(pruning.apply_masks(moved, masks), IMAGES)
         small = pruning.shrink(moved, groups, keep)
         if framework == "nnx" and name == "group_norm" and one.coupled:
-            small.layers["norm"].group_size = len(keep[group])  # an attribute that says the old width
+            small.layers["norm"].group_size = len(
+                keep[group]
+            )  # an attribute that says the old width
         shrunk = function(small, IMAGES)
         difference = float(jnp.abs(masked - shrunk).max() / jnp.abs(masked).max())
         assert difference < 1e-5 or one.coupled, group
         assert np.array_equal(pruning.kept_filters(masks, groups)[group], keep[group])
     if framework != "linen" and not coupled:
         pruning.check_shrinking(function, moved, groups, IMAGES, tolerance=1e-4)
+
+
+# In these the code says a width itself: a depthwise convolution's groups, the shape of a reshape.
+WITH_WIDTHS = {
+    *("mobilenet_v2", "shufflenet", "convnext", "mixer", "vit", "windows", "mbconv"),
+    *("mobilenet_v3", "convmixer", "ghost", "blur", "pixel_shuffle", "atrous_pyramid"),
+    *("squeeze_and_excite", "multiplier"),
+}
+
+
+@pytest.mark.parametrize("name", [*LINEN, *BLOCKS])
+def test_blocks_that_others_published(name, monkeypatch):
+    images = jax.random.uniform(jax.random.key(1), (2, 16, 16, 3))
+    module = OfLayers((LINEN | BLOCKS)[name])
+    variables = perturbed(jax.jit(module.init)(jax.random.key(0), images))
+    groups = pruning.channel_groups(module.apply, variables, images)
+    bodies.loose(monkeypatch)
+    agree = []
+    for group, one in groups.items():
+        keep = {group: np.arange(1, one.size, 2)}
+        masks = pruning.filter_masks(variables, groups, keep)
+        masked = module.apply(pruning.apply_masks(variables, masks), images)
+        try:
+            shrunk = module.apply(pruning.shrink(variables, groups, keep), images)
+        except Exception:
+            assert name in WITH_WIDTHS
+            continue
+        difference = float(jnp.abs(masked - shrunk).max() / jnp.abs(masked).max())
+        assert difference < 1e-5 or one.coupled, group
+        agree.append(group)
+    assert agree or name in ("multiplier", "ghost", "blur", "windows")
+
+
+class Attending(nn.Module):
+    """Attention as linen has it: heads and what they see are axes of their own."""
+
+    heads: int = 3
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(8, (4, 4), (4, 4), name="patches")(x).reshape(len(x), -1, 8)
+        x = x + self.param("places", nn.initializers.normal(), (1, x.shape[1], 8))
+        token = self.param("token", nn.initializers.normal(), (1, 1, 8))
+        x = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, 8)), x], 1)
+        attention = nn.MultiHeadDotProductAttention(
+            self.heads, qkv_features=4 * self.heads, out_features=8, name="attention"
+        )
+        return nn.Dense(5, name="head")((x + attention(x, x))[:, 0])
+
+
+def test_one_unit_of_attention_is_a_head():
+    module = Attending()
+    variables = perturbed(module.init(jax.random.key(0), IMAGES))
+    groups = pruning.channel_groups(module.apply, variables, IMAGES)
+    assert groups.sizes == {"patches": 8, "attention/query": 3}
+    places = {(place.path, place.axis) for place in groups["attention/query"].places}
+    kernels = {(f"params/attention/{word}/kernel", 1) for word in ("query", "key", "value")}
+    biases = {(f"params/attention/{word}/bias", 0) for word in ("query", "key", "value")}
+    assert places == kernels | biases | {("params/attention/out/kernel", 0)}
+    assert "width of heads" in groups.refused["params/attention/value/kernel", 2]
+    assert "product of two activations" in groups.refused["params/attention/query/kernel", 2]
+    keep = {"attention/query": [0, 2]}
+    masks = pruning.filter_masks(variables, groups, keep)
+    masked = module.apply(pruning.apply_masks(variables, masks), IMAGES)
+    shrunk = Attending(2).apply(pruning.shrink(variables, groups, keep), IMAGES)
+    np.testing.assert_allclose(shrunk, masked, rtol=0, atol=1e-5)
+    kernels = {kernel.path: kernel for kernel in groups.kernels}
+    assert kernels["params/attention/out/kernel"].inputs == (0, 1)
+    assert kernels["params/attention/out/kernel"].outputs == (2,)
+    assert kernels["params/attention/key/kernel"].outputs == (1, 2)
+
+
+@pytest.mark.parametrize("framework", ["nnx", "equinox"])
+def test_heads_of_the_attention_that_frameworks_have(framework):
+    tokens = jax.random.normal(jax.random.key(1), (2, 6, 6, 8))
+    if framework == "nnx":
+        attention = nnx.MultiHeadAttention(3, 8, 12, decode=False, rngs=nnx.Rngs(0))
+        head = nnx.Linear(8, 5, rngs=nnx.Rngs(1))
+
+        def function(weights, x):
+            x = x.reshape(len(x), -1, 8)
+            return weights[1]((x + weights[0](x)).mean(1))
+    else:
+        keys = jax.random.split(jax.random.key(0))
+        attention = eqx.nn.MultiheadAttention(3, 8, qk_size=4, vo_size=4, key=keys[0])
+        head = eqx.nn.Linear(8, 5, key=keys[1])
+
+        def function(weights, x):
+            x = x.reshape(len(x), -1, 8)
+            seen = jax.vmap(lambda y: weights[0](y, y, y))(x)
+            return jax.vmap(weights[1])((x + seen).mean(1))
+
+    groups = pruning.channel_groups(function, (attention, head), tokens)
+    (size,) = groups.sizes.values()
+    assert size == 3
+    (group,) = groups.values()
+    assert sum(place.is_made for place in group.places) == 3
+
+
+def test_statistics_of_a_coupled_group_are_of_what_is_left():
+    """LayerNorm over three of four channels, written out."""
+
+    def function(weights, x):
+        x = x.mean((1, 2)) @ weights["stem"]["kernel"]
+        x = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-6)
+        return x @ weights["head"]["kernel"]
+
+    stem, head = (jax.random.normal(jax.random.key(seed), (4, 4)) for seed in (0, 1))
+    weights = {"stem": {"kernel": stem[:3]}, "head": {"kernel": head}}
+    groups = pruning.channel_groups(function, weights, IMAGES)
+    assert "mean" in groups["stem"].coupled and "mean" in str(groups)
+    small = pruning.shrink(weights, groups, {"stem": [0, 1, 3]})
+    left = np.asarray(IMAGES.mean((1, 2)) @ stem[:3])[:, [0, 1, 3]]
+    left = (left - left.mean(1, keepdims=True)) / np.sqrt(left.var(1, keepdims=True) + 1e-6)
+    expected = left @ np.asarray(head)[[0, 1, 3]]
+    np.testing.assert_allclose(function(small, IMAGES), expected, rtol=0, atol=1e-5)
+
+
+def dense(*sizes, seed=0):
+    """Weights of layers "a", "b", ...: [sizes[0], sizes[1]], ..."""
+    keys = jax.random.split(jax.random.key(seed), len(sizes))
+    pairs = itertools.pairwise(sizes)
+    return {
+        "abcdefg"[index]: {"kernel": jax.random.normal(keys[index], pair)}
+        for index, pair in enumerate(pairs)
+    }
+
+
+CODE_OF_ITS_OWN = {
+    "an array that the code holds": lambda x, y: y * np.cos(np.arange(6.0)),
+    "the code cuts it at a place": lambda x, y: jnp.concatenate([y[:, :2], y[:, 2:]], -1),
+    "`sort` reads it": lambda x, y: jnp.sort(y, -1),
+    "`cumsum` reads neighbouring": lambda x, y: jnp.cumsum(y, -1),
+    "an axis of the images": lambda x, y: y + x.reshape(len(x), -1)[:, :6],
+    "product of two activations": lambda x, y: y * (y @ y.T).mean(),
+}
+
+
+@pytest.mark.parametrize("why", CODE_OF_ITS_OWN)
+def test_what_cannot_be_pruned_is_named_with_the_reason(why):
+    weights = dense(3, 6, 5)
+
+    def function(weights, x):
+        y = CODE_OF_ITS_OWN[why](x, x.mean((1, 2)) @ weights["a"]["kernel"])
+        return y @ weights["b"]["kernel"]
+
+    groups = pruning.channel_groups(function, weights, IMAGES)
+    assert not groups
+    assert why in groups.refused["a/kernel", 1] and why in str(groups)
+
+
+def test_halves_that_the_code_splits_go_together():
+    weights = dense(3, 8, 8, 5)
+    weights["b"]["kernel"] = weights["b"]["kernel"][:4]
+
+    def function(weights, x):
+        value, gate = jnp.split(x.mean((1, 2)) @ weights["a"]["kernel"], 2, -1)
+        return (value * jax.nn.sigmoid(gate)) @ weights["b"]["kernel"] @ weights["c"]["kernel"]
+
+    groups = pruning.channel_groups(function, weights, IMAGES)
+    assert groups.sizes == {"a": 4, "b": 8}
+    assert groups["a"].places[0].indices.tolist() == [[0, 4], [1, 5], [2, 6], [3, 7]]
+    pruning.check_shrinking(function, weights, groups, IMAGES)
+
+
+def test_loops_choices_checkpoints_and_rules():
+    weights = dense(3, 6, 6, 5) | {"loop": jax.random.normal(jax.random.key(3), (4, 6, 6))}
+
+    @jax.custom_jvp
+    def smooth(x):
+        return jnp.tanh(x)
+
+    smooth.defjvp(lambda primals, tangents: (smooth(*primals), tangents[0]))
+
+    def function(weights, x):
+        y = jax.checkpoint(lambda y: smooth(y @ weights["a"]["kernel"]))(x.mean((1, 2)))
+        y, _ = jax.lax.scan(lambda y, w: (jnp.tanh(y @ w) + y, None), y, weights["loop"])
+        y = jax.lax.fori_loop(0, 3, lambda _, y: 0.5 * y, y)
+        y = jax.lax.cond(x.mean() > 0.5, lambda y: jnp.sin(y), lambda y: -y, y)
+        return jax.nn.relu(y @ weights["b"]["kernel"]) @ weights["c"]["kernel"]
+
+    groups = pruning.channel_groups(function, weights, IMAGES)
+    assert groups.sizes == {"a": 6, "b": 6}
+    assert {(p.path, p.axis) for p in groups["a"].places} == {
+        *(("a/kernel", 1), ("loop", 1), ("loop", 2), ("b/kernel", 0))
+    }
+    pruning.check_shrinking(function, weights, groups, IMAGES, tolerance=1e-4)
+
+
+def test_layers_that_are_not_used_and_channels_that_nothing_reads():
+    weights = dense(3, 6, 5) | {"idle": {"kernel": jnp.ones((4, 4))}}
+
+    def function(weights, x):
+        return jax.nn.relu(x.mean((1, 2)) @ weights["a"]["kernel"]) @ weights["b"]["kernel"]
+
+    groups = pruning.channel_groups(function, weights, IMAGES)
+    assert groups.sizes == {"a": 6}
+    assert groups.refused["idle/kernel", 0] == "the function does not use it"
+    small = pruning.shrink(weights, groups, {"a": [5]})
+    assert small["idle"]["kernel"].shape == (4, 4)
+
+
+def test_the_order_of_kernels_is_the_order_of_use():
+    function, weights = bodies.built("linen", "squeezenet", IMAGES)
+    order = [kernel.path for kernel in pruning.channel_groups(function, weights, IMAGES).kernels]
+    layers = ["stem", "fire_0.squeeze", "fire_0.left", "fire_0.right", "fire_1.squeeze"]
+    assert order[:5] == [f"params/{layer}/kernel" for layer in layers]
+
+
+def test_the_largest_network_of_the_zoo_has_the_groups_of_its_paper():
+    network = models.create("resnet50")
+    shapes = jax.eval_shape(network.init, jax.random.key(0), IMAGES)
+    groups = pruning.channel_groups(network.apply, shapes, IMAGES)
+    assert len(groups) == 1 + 4 + 2 * 16
+    assert sum(groups.sizes.values()) == 64 + 256 + 512 + 1024 + 2048 + 2 * (
+        3 * 64 + 4 * 128 + 6 * 256 + 3 * 512
+    )
+
+
+def test_errors():
+    weights = dense(3, 6, 5)
+
+    def function(weights, x):
+        return jax.nn.relu(x.mean((1, 2)) @ weights["a"]["kernel"]) @ weights["b"]["kernel"]
+
+    groups = pruning.channel_groups(function, weights, IMAGES)
+    with pytest.raises(TypeError, match="`function` must be callable"):
+        pruning.channel_groups(3, weights, IMAGES)
+    with pytest.raises(TypeError, match="`groups` must be the ChannelGroups of the network"):
+        pruning.shrink(weights, {}, {})
+    with pytest.raises(ValueError, match="`groups` are of another network"):
+        pruning.shrink(dense(3, 7, 5), groups, {})
+    with pytest.raises(ValueError, match="`keep` names 'c'; the groups are 'a'"):
+        pruning.shrink(weights, groups, {"c": [0]})
+    with pytest.raises(ValueError, match=r"at least one of the channels 0 \.\. 5 of 'a'"):
+        pruning.shrink(weights, groups, {"a": [6]})
