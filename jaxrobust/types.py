@@ -33,6 +33,41 @@ channels, and all of them `repeat` times in a row, as a flatten of positions put
 None where they are never pruned. Axes that it does not name are not pruned."""
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class QuantizedKernel:
+    """A kernel in int8, made by `jaxrobust.pruning.quantize`.
+
+    Attributes:
+      values: int8 [..., C_out], in -127 .. 127.
+      scale: float32 [C_out], above 0.
+    """
+
+    values: Array
+    scale: Array
+
+
+def dequantize(variables: PyTree) -> PyTree:
+    """Every `QuantizedKernel` as the float32 kernel that it stands for; everything else as it is.
+
+    Example:
+      >>> kernel = QuantizedKernel(jnp.array([[2, -3]], jnp.int8), jnp.array([0.5, 1.0]))
+      >>> dequantize({"kernel": kernel})["kernel"].tolist()
+      [[1.0, -3.0]]
+    """
+
+    def is_quantized(node: Any) -> bool:
+        return isinstance(node, QuantizedKernel)
+
+    if not any(map(is_quantized, jax.tree.leaves(variables, is_leaf=is_quantized))):
+        return variables  # the very objects: a module that changes when it is called is no copy
+    return jax.tree.map(
+        lambda leaf: leaf.values.astype(jnp.float32) * leaf.scale if is_quantized(leaf) else leaf,
+        variables,
+        is_leaf=is_quantized,
+    )
+
+
 def as_key(key: Any) -> Array:
     """A key of the threefry generator, made of any key.
 

@@ -1,10 +1,11 @@
-"""Networks, the Classifier around them, and import of PyTorch weights."""
+"""Networks, the Classifier around them, files of models, and import of PyTorch weights."""
 
 from jaxrobust.models.channels import channel_spec
 from jaxrobust.models.classifier import Classifier
 from jaxrobust.models.convolutional import CNN, MLP, SimpleCNN
 from jaxrobust.models.depth import layer_order
 from jaxrobust.models.residual import ResNet
+from jaxrobust.models.saving import Saved, load, save
 from jaxrobust.models.torch_weights import from_torch
 from jaxrobust.models.zoo import MODELS, create
 
@@ -14,9 +15,12 @@ __all__ = [
     "MODELS",
     "Classifier",
     "ResNet",
+    "Saved",
     "SimpleCNN",
     "channel_spec",
     "create",
     "from_torch",
     "layer_order",
+    "load",
+    "save",
 ]

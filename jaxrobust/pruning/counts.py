@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust.pruning.masks import check_masks, is_kernel, named_leaves
-from jaxrobust.pruning.quantization import QuantizedKernel
-from jaxrobust.types import Masks, PyTree
+from jaxrobust.types import Masks, PyTree, QuantizedKernel
 
 
 class LayerSparsity(TypedDict):
