@@ -1,5 +1,6 @@
 """The script that evaluates anybody's classifier, and what it is made of."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -74,12 +75,14 @@ def place(tmp_path_factory):
         run_dir=folder / "run",
         progress=False,
     )
-    facts = {"model": "mlp", "num_classes": 10, "sizes": {"widths": [16]}}
-    facts |= {"mean": digits.mean.tolist(), "std": digits.std.tolist()}
-    training.save_variables(folder / "saved", fitted.variables, facts)
-    pruning.save_sparse(folder / "sparse.jrw", fitted.variables, facts)
-    pruning.save_sparse(folder / "int8.jrw", pruning.quantize(fitted.variables), facts)
-    pruning.save_sparse(folder / "bare.jrw", fitted.variables, {"model": "mlp"})
+    classifier = models.Classifier(network.apply, fitted.variables, digits.mean, digits.std)
+    int8 = dataclasses.replace(classifier, variables=pruning.quantize(fitted.variables))
+    names = [f"digit {k}" for k in range(10)]
+    models.save(folder / "dense.jrw", classifier, sparse=False)
+    models.save(folder / "sparse.jrw", classifier, class_names=names)
+    models.save(folder / "int8.jrw", int8)
+    (folder / "orbax").mkdir()
+    (folder / "orbax" / "_METADATA").write_text("{}")
     (folder / "suite.json").write_text(json.dumps(SUITE))
     (folder / "my_models.py").write_text(MODULE)
     generator = np.random.default_rng(0)
@@ -259,8 +262,8 @@ def test_a_description_attacks_nothing(model, place, tmp_path, capsys):
         ({"suite": "none.json"}, "`suite` must be an existing file"),
         ({"model": "none"}, "`model` must be a folder of a training run"),
         ({"model": "my_models.py"}, "is not a file of"),
-        ({"model": "."}, "is neither a run of"),
-        ({"model": "bare.jrw"}, "lack num_classes, mean, std"),
+        ({"model": "."}, "is no run of"),
+        ({"model": "orbax"}, "model of training.save_variables, of an earlier release: read its"),
         ({"model": "run", "data": "images.npz"}, "'run' raises an error for images of shape"),
         ({"model": "no_module:f"}, "cannot be imported: ModuleNotFoundError"),
         ({"model": "my_models:f"}, "the module 'my_models' has no 'f'"),
@@ -307,7 +310,7 @@ def test_saved_models_answer_as_the_trained_one(place):
     for name, weights in (
         ("run", "last"),
         ("run", "best"),
-        ("saved", "last"),
+        ("dense.jrw", "last"),
         ("sparse.jrw", "last"),
     ):
         found = evaluation.logits(studies.load_classifier(name, weights), images)
@@ -396,7 +399,7 @@ def test_other_weights_under_the_same_name_are_another_run(place):
     images, labels = place.digits.test.images[:8] / np.float32(255), place.digits.test.labels[:8]
     classifier = studies.load_classifier("run")
     first, _ = studies.describe_inputs(classifier, images, labels)
-    assert first == studies.describe_inputs(studies.load_classifier("saved"), images, labels)[0]
+    assert first == studies.describe_inputs(studies.load_classifier("dense.jrw"), images, labels)[0]
     params = jax.tree.map(lambda leaf: leaf * 1.5, classifier.variables["params"])
     variables = {**classifier.variables, "params": params}
     other = models.Classifier(classifier.apply_fn, variables, classifier.mean, classifier.std)

@@ -128,7 +128,7 @@ def build_of(module: nn.Module) -> Build:
         is_same = _sizes_of(build()) == build.sizes
     except (TypeError, ValueError) as error:
         raise TypeError(
-            f"`model` is a {kind.__name__} that its fields do not build ({error}): give "
+            f"`model` is a {kind.__name__} that its fields do not build: {error} Give "
             "`build='module:function'`, a function that returns it."
         ) from error
     if not is_same:

@@ -159,7 +159,6 @@ def load(
         network that is not trusted, cannot be built, or is not the one that was saved. The message says
         which.
     """
-    checks.integer("max_nbytes", max_nbytes, minimum=0)
     facts, weights, masks = storage.read(path, max_nbytes)
     if facts["version"] == 1:
         facts = _of_version_1(path, facts, build)

@@ -49,7 +49,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import files
+from jaxrobust import checks, files
 from jaxrobust.models.encoding import DamagedError, Spec, decode, encode, parse, require
 from jaxrobust.types import QuantizedKernel
 
@@ -124,6 +124,7 @@ def read(path: str | os.PathLike[str], max_nbytes: int) -> tuple[dict[str, Any],
       ValueError: Another file, of another version, damaged, cut short, larger than `max_nbytes`, or
         with a header of more than 64 MiB; the message says which.
     """
+    checks.integer("max_nbytes", max_nbytes, minimum=0)
     with Path(path).open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         start = file.read(_PREFIX.size)
@@ -226,8 +227,8 @@ def _header(file: Any, start: bytes, size: int) -> tuple[dict[str, Any], int]:
     version = content.get("version")
     if type(version) is not int or version not in (1, VERSION):
         raise _RefusedError(
-            f"is of format version {version!r}; this release reads 1 and {VERSION}, a later one may "
-            "read more"
+            f"is of format version {version!r}; this release reads 1 and {VERSION}: load it with the one "
+            "that wrote it"
         )
     require(isinstance(content.get("metadata"), dict), "its header lacks entries")
     return content, size - _PREFIX.size - length
