@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from experiments import evaluate
 from jaxrobust import data, evaluation, models, pruning, studies, training
@@ -57,6 +58,20 @@ def argument(x): return x
 def raises(): return {}["key"]
 number = 3
 """
+NETS = """
+from flax import nnx
+
+class Net(nnx.Module):
+    def __init__(self, rngs, width):
+        self.conv = nnx.Conv(3, width, (3, 3), rngs=rngs)
+        self.norm = nnx.BatchNorm(width, rngs=rngs)
+        self.head = nnx.Linear(width, 10, rngs=rngs)
+
+    def __call__(self, images):
+        return self.head(nnx.relu(self.norm(self.conv(images))).mean((1, 2)))
+
+def make(width): return Net(nnx.Rngs(0), width)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +97,7 @@ def place(tmp_path_factory):
     models.save(folder / "sparse.jrw", classifier, class_names=names)
     models.save(folder / "int8.jrw", int8)
     (folder / "orbax").mkdir()
-    (folder / "orbax" / "_METADATA").write_text("{}")
+    (folder / "orbax" / "_CHECKPOINT_METADATA").write_text("{}")
     (folder / "suite.json").write_text(json.dumps(SUITE))
     (folder / "my_models.py").write_text(MODULE)
     generator = np.random.default_rng(0)
@@ -263,7 +278,7 @@ def test_a_description_attacks_nothing(model, place, tmp_path, capsys):
         ({"model": "none"}, "`model` must be a folder of a training run"),
         ({"model": "my_models.py"}, "is not a file of"),
         ({"model": "."}, "is no run of"),
-        ({"model": "orbax"}, "model of training.save_variables, of an earlier release: read its"),
+        ({"model": "orbax"}, "as training.save_variables of earlier releases wrote: read its"),
         ({"model": "run", "data": "images.npz"}, "'run' raises an error for images of shape"),
         ({"model": "no_module:f"}, "cannot be imported: ModuleNotFoundError"),
         ({"model": "my_models:f"}, "the module 'my_models' has no 'f'"),
@@ -317,6 +332,47 @@ def test_saved_models_answer_as_the_trained_one(place):
         np.testing.assert_array_equal(found, expected[weights])
     int8 = evaluation.logits(studies.load_classifier("int8.jrw"), images)
     assert 0 < abs(int8 - expected["last"]).max() < 0.2
+
+
+def test_classes_are_called_as_the_saved_model_says_where_the_data_do_not(place, tmp_path):
+    digits = place.digits.test
+    np.savez(tmp_path / "digits.npz", images=digits.images[:20], labels=digits.labels[:20])
+    settings = {"suite": "fgsm", "data": str(tmp_path / "digits.npz"), "model": "sparse.jrw"}
+    evaluate.main(config(tmp_path, **settings))
+    result = result_of(tmp_path)
+    assert result["data"]["class_names"] == [f"digit {k}" for k in range(10)]
+    # Names of the data come first, and a model without names changes nothing.
+    evaluate.main(config(tmp_path, **settings | {"data": "digits", "run": "named"}))
+    named = json.loads((tmp_path / "evaluate" / "named" / "result.json").read_text())
+    assert named["data"]["class_names"] == list(place.digits.class_names)
+    evaluate.main(config(tmp_path, **settings | {"model": "dense.jrw", "run": "numbers"}))
+    numbers = json.loads((tmp_path / "evaluate" / "numbers" / "result.json").read_text())
+    assert numbers["data"]["class_names"] == [str(k) for k in range(10)]
+
+
+def test_a_saved_nnx_module_is_evaluated_from_the_command_line(tmp_path, monkeypatch):
+    (tmp_path / "own_nets.py").write_text(NETS)
+    monkeypatch.syspath_prepend(tmp_path)
+    import own_nets
+
+    model = own_nets.Net(nnx.Rngs(3), 6)
+    names = [f"digit {k}" for k in range(10)]
+    path = tmp_path / "net.jrw"
+    models.save(path, model, build="own_nets:make", sizes={"width": 6}, class_names=names)
+    command = [sys.executable, "-m", "experiments.evaluate", "--model", "net.jrw", "--quick"]
+    command += ["--data", "digits", "--suite", "fgsm", "--no-diagnostics", "--results-dir", "."]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    (entry,) = result_of(tmp_path)["models"]
+    assert entry["name"] == "net.jrw"
+    assert entry["num_parameters"] >= 3 * 9 * 6 + 6 + 4 * 6 + 6 * 10 + 10
+    model.eval()
+    right = predictions(evaluation.logits(model, studies.load_examples("digits", 20).images))
+    labels = studies.load_examples("digits", 20).labels
+    assert entry["evaluation"]["accuracy"]["count"] == int((right == labels).sum())
 
 
 def test_moving_averages_are_what_a_run_is_evaluated_by(tmp_path, place):

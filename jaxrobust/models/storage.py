@@ -227,8 +227,8 @@ def _header(file: Any, start: bytes, size: int) -> tuple[dict[str, Any], int]:
     version = content.get("version")
     if type(version) is not int or version not in (1, VERSION):
         raise _RefusedError(
-            f"is of format version {version!r}; this release reads 1 and {VERSION}: load it with the one "
-            "that wrote it"
+            f"is of format version {version!r}; this release reads 1 and {VERSION}: load it "
+            "with the one that wrote it"
         )
     require(isinstance(content.get("metadata"), dict), "its header lacks entries")
     return content, size - _PREFIX.size - length

@@ -110,11 +110,12 @@ def num_parameters(logits_fn: LogitsFn) -> int | None:
 def _of_folder(folder: Path, weights: str) -> models.Classifier:
     """The network of a run of `fit`."""
     if not (folder / "settings.json").is_file():
-        if (folder / "_METADATA").is_file():
+        if (folder / "_CHECKPOINT_METADATA").is_file():
             raise ValueError(
-                f"{str(folder)!r} is a model of training.save_variables, of an earlier release: read "
-                "its weights by orbax.checkpoint and save models.Classifier(network.apply, weights, "
-                "mean, std) by jaxrobust.models.save."
+                f"{str(folder)!r} is a checkpoint of orbax, as training.save_variables of earlier "
+                "releases wrote: read its weights by orbax.checkpoint, and save models.Classifier("
+                "network.apply, weights, mean, std) by jaxrobust.models.save. (Of a run give the folder of "
+                "the run.)"
             )
         raise ValueError(f"{str(folder)!r} is no run of jaxrobust.training.fit.")
     variables, settings = training.load_run(folder, weights)
