@@ -114,8 +114,8 @@ def _of_folder(folder: Path, weights: str) -> models.Classifier:
             raise ValueError(
                 f"{str(folder)!r} is a checkpoint of orbax, as training.save_variables of earlier "
                 "releases wrote: read its weights by orbax.checkpoint, and save models.Classifier("
-                "network.apply, weights, mean, std) by jaxrobust.models.save. (Of a run give the folder of "
-                "the run.)"
+                "network.apply, weights, mean, std) by jaxrobust.models.save. (Of a run give the run's "
+                "own folder.)"
             )
         raise ValueError(f"{str(folder)!r} is no run of jaxrobust.training.fit.")
     variables, settings = training.load_run(folder, weights)
