@@ -101,10 +101,9 @@ def error_words(error: Exception) -> str:
 
 def module_of(model: Any) -> nn.Module | None:
     """The linen module whose `apply` a Classifier calls; None of everything else."""
-    module = getattr(getattr(model, "apply_fn", None), "__self__", None)
-    if isinstance(module, nn.Module) and model.apply_fn == module.apply:
-        return module
-    return None
+    function = model.apply_fn if isinstance(model, Classifier) else None
+    module = getattr(function, "__self__", None)
+    return module if isinstance(module, nn.Module) and function == module.apply else None
 
 
 def build_of(module: nn.Module) -> Build:
@@ -168,20 +167,10 @@ def check_built(model: Any, built: Any, name: str) -> None:
       built: What its `build` has returned.
       name: Of that function.
     """
-    module = module_of(model)
     if isinstance(built, nn.Module):
-        found = "no Classifier of a linen module" if module is None else ""
-        for field in dataclasses.fields(built) if module is not None else ():
-            ours, theirs = (getattr(one, field.name, None) for one in (module, built))
-            if field.name not in _NOT_SIZES and not (
-                type(module) is type(built) and _is_equal(ours, theirs)
-            ):
-                found = f"a {type(module).__name__} with {field.name}={ours!r}, not {theirs!r}"
-                break
-        if found:
-            raise ValueError(
-                f"`build` {name!r} returns a {type(built).__name__}: `model` is {found}."
-            )
+        unlike = _unlike(module_of(model), built)
+        if unlike:
+            raise ValueError(f"`build` {name!r} must return the linen module of `model`: {unlike}.")
         return
     if isinstance(built, Classifier) != isinstance(model, Classifier):
         raise ValueError(
@@ -197,6 +186,18 @@ def check_built(model: Any, built: Any, name: str) -> None:
                 f"`build` {name!r} must return `model` but for its arrays, got {others.get(path)!r} at "
                 f"{_words(path)} in the place of {numbers.get(path)!r}."
             )
+
+
+def _unlike(module: Any, built: Any) -> str | None:
+    """What tells a model's linen module from another one, as the end of a sentence."""
+    if type(module) is not type(built):
+        found = "nothing of linen" if module is None else f"a {type(module).__name__}"
+        return f"that is {found}, got a {type(built).__name__}"
+    for field in dataclasses.fields(built):
+        ours, theirs = (getattr(one, field.name, None) for one in (module, built))
+        if field.name not in _NOT_SIZES and not _is_equal(ours, theirs):
+            return f"its {field.name} is {ours!r}, got {theirs!r}"
+    return None
 
 
 def arrays_of(tree: Any) -> dict[Key, Any]:
