@@ -73,7 +73,7 @@ def save(
     whole or not at all: a kill leaves the old one. Its content is put together in memory first.
 
     A Classifier of a linen module, `Classifier(network.apply, variables, mean, std)`, needs nothing
-    more: a network of `create` is saved by its name and sizes, shrunk ones and those in int8
+    more. A network of `create` is saved by its name and sizes, shrunk ones and those in int8
     (`jaxrobust.pruning.quantize`) too, another module by its class, which can be imported, and its
     fields, if they are JSON. Everything else needs a function of yours that builds one like it.
 
@@ -258,26 +258,21 @@ def _is_normalisation(value: Any) -> bool:
 def _assembled(
     built: Any, network: Build, weights: Mapping[Any, Any], facts: Mapping[str, Any]
 ) -> LogitsFn:
-    mean, std = (_array(facts[name]) for name in ("mean", "std"))
+    known = {name: facts[name] for name in ("mean", "std") if facts.get(name) is not None}
     if isinstance(built, nn.Module):
         built = Classifier(built.apply, weights)
     if isinstance(built, Classifier):
         if module_of(built) is None:
             weights = evaluating(filled(contents_of(built), weights, network.function))
-        known = {"mean": mean, "std": std}
-        known = {name: value for name, value in known.items() if value is not None}
-        return dataclasses.replace(built, variables=weights, **known)
-    if mean is not None:
+        arrays: dict[str, Any] = {n: np.asarray(value, np.float32) for n, value in known.items()}
+        return dataclasses.replace(built, variables=weights, **arrays)
+    if known:
         raise ValueError(
             f"`build` {network.function!r} must return a Classifier, which was saved, got "
             f"{type(built).__name__}."
         )
     model: LogitsFn = evaluating(filled(built, weights, network.function))
     return model
-
-
-def _array(value: Any) -> Any:
-    return None if value is None else np.asarray(value, np.float32)
 
 
 def _of_version_1(path: Any, facts: Mapping[str, Any], build: Any) -> dict[str, Any]:
