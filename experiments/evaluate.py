@@ -3,9 +3,10 @@
     python -m experiments.evaluate --model runs/cnn --data digits --epsilon 8/255
     python -m experiments.evaluate --model my_package.my_module:load --data images.npz --suite plus
 
-The model is a run folder of `jaxrobust.training.fit`, a saved model (`save_variables`, `save_sparse`),
-or module:function: a Python function without arguments that returns a function from images
-[B, H, W, C] in [0, 1] to logits [B, K]. The data are `digits`, `sports10`, `cifar10`, `cifar100`,
+The model is a run folder of `jaxrobust.training.fit`, a file of `jaxrobust.models.save`, or
+module:function: a Python function without arguments that returns a function from images [B, H, W, C] in
+[0, 1] to logits [B, K]. (A file of a network that is not the library's names such a function too, and
+it is called: evaluate no file of a stranger.) The data are `digits`, `sports10`, `cifar10`, `cifar100`,
 `cifar10_jpeg` (data/README.md says what to place in --data-dir), a folder <split>/<class>/<image> (the
 split is test, valid or val), or an .npz with `images` and `labels`.
 
@@ -193,8 +194,11 @@ def _loaded(config: Config) -> tuple[LogitsFn, studies.Examples, int]:
         image_size=config.image_size,
         download=config.download,
     )
-    classifier = studies.load_classifier(config.model, config.weights)
+    model = studies.load_model(config.model, config.weights)
+    classifier = model.classifier
     num_classes = studies.check_classifier(classifier, config.model, examples.images.shape[1:])
+    if not examples.class_names:
+        examples = dataclasses.replace(examples, class_names=model.class_names)
     return classifier, examples, num_classes
 
 

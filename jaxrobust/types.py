@@ -22,6 +22,42 @@ Masks: TypeAlias = PyTree
 """The parameters' structure with boolean leaves; True keeps the weight. Never None."""
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class QuantizedKernel:
+    """A kernel in int8, made by `jaxrobust.pruning.quantize`.
+
+    Attributes:
+      values: int8 [..., C_out], in -127 .. 127.
+      scale: float32, above 0: [C_out], or if another axis than the last has the channels, what
+        broadcasts to `values`.
+    """
+
+    values: Array
+    scale: Array
+
+
+def dequantize(variables: PyTree) -> PyTree:
+    """Every `QuantizedKernel` as the float32 kernel that it stands for; everything else as it is.
+
+    Example:
+      >>> kernel = QuantizedKernel(jnp.array([[2, -3]], jnp.int8), jnp.array([0.5, 1.0]))
+      >>> dequantize({"kernel": kernel})["kernel"].tolist()
+      [[1.0, -3.0]]
+    """
+
+    def is_quantized(node: Any) -> bool:
+        return isinstance(node, QuantizedKernel)
+
+    if not any(map(is_quantized, jax.tree.leaves(variables, is_leaf=is_quantized))):
+        return variables  # the very objects: a module that changes when it is called is no copy
+    return jax.tree.map(
+        lambda leaf: leaf.values.astype(jnp.float32) * leaf.scale if is_quantized(leaf) else leaf,
+        variables,
+        is_leaf=is_quantized,
+    )
+
+
 def as_key(key: Any) -> Array:
     """A key of the threefry generator, made of any key.
 

@@ -308,9 +308,9 @@ class Equinox(eqx.Module):
             flat = jax.vmap(layer)(x.reshape(-1, x.shape[-1]))
             return flat.reshape(*x.shape[:-1], -1)
         if kind == "batch_norm":
-            return (x - layer["mean"]) * jax.lax.rsqrt(layer["var"] + 1e-5) * layer["scale"] + layer[
-                "bias"
-            ]
+            return (x - layer["mean"]) * jax.lax.rsqrt(layer["var"] + 1e-5) * layer[
+                "scale"
+            ] + layer["bias"]
         y = x.reshape(*x.shape[:-1], groups, -1) if kind == "group_norm" else x[..., None, :]
         axes = (1, 2, -1) if kind == "group_norm" else -1
         mean, var = y.mean(axes, keepdims=True), y.var(axes, keepdims=True)

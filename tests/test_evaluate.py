@@ -1,5 +1,6 @@
 """The script that evaluates anybody's classifier, and what it is made of."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from experiments import evaluate
 from jaxrobust import data, evaluation, models, pruning, studies, training
@@ -56,6 +58,20 @@ def argument(x): return x
 def raises(): return {}["key"]
 number = 3
 """
+NETS = """
+from flax import nnx
+
+class Net(nnx.Module):
+    def __init__(self, rngs, width):
+        self.conv = nnx.Conv(3, width, (3, 3), rngs=rngs)
+        self.norm = nnx.BatchNorm(width, rngs=rngs)
+        self.head = nnx.Linear(width, 10, rngs=rngs)
+
+    def __call__(self, images):
+        return self.head(nnx.relu(self.norm(self.conv(images))).mean((1, 2)))
+
+def make(width): return Net(nnx.Rngs(0), width)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +90,14 @@ def place(tmp_path_factory):
         run_dir=folder / "run",
         progress=False,
     )
-    facts = {"model": "mlp", "num_classes": 10, "sizes": {"widths": [16]}}
-    facts |= {"mean": digits.mean.tolist(), "std": digits.std.tolist()}
-    training.save_variables(folder / "saved", fitted.variables, facts)
-    pruning.save_sparse(folder / "sparse.jrw", fitted.variables, facts)
-    pruning.save_sparse(folder / "int8.jrw", pruning.quantize(fitted.variables), facts)
-    pruning.save_sparse(folder / "bare.jrw", fitted.variables, {"model": "mlp"})
+    classifier = models.Classifier(network.apply, fitted.variables, digits.mean, digits.std)
+    int8 = dataclasses.replace(classifier, variables=pruning.quantize(fitted.variables))
+    names = [f"digit {k}" for k in range(10)]
+    models.save(folder / "dense.jrw", classifier, sparse=False)
+    models.save(folder / "sparse.jrw", classifier, class_names=names)
+    models.save(folder / "int8.jrw", int8)
+    (folder / "orbax").mkdir()
+    (folder / "orbax" / "_CHECKPOINT_METADATA").write_text("{}")
     (folder / "suite.json").write_text(json.dumps(SUITE))
     (folder / "my_models.py").write_text(MODULE)
     generator = np.random.default_rng(0)
@@ -259,8 +277,8 @@ def test_a_description_attacks_nothing(model, place, tmp_path, capsys):
         ({"suite": "none.json"}, "`suite` must be an existing file"),
         ({"model": "none"}, "`model` must be a folder of a training run"),
         ({"model": "my_models.py"}, "is not a file of"),
-        ({"model": "."}, "is neither a run of"),
-        ({"model": "bare.jrw"}, "lack num_classes, mean, std"),
+        ({"model": "."}, "is no run of"),
+        ({"model": "orbax"}, "as training.save_variables of earlier releases wrote: read its"),
         ({"model": "run", "data": "images.npz"}, "'run' raises an error for images of shape"),
         ({"model": "no_module:f"}, "cannot be imported: ModuleNotFoundError"),
         ({"model": "my_models:f"}, "the module 'my_models' has no 'f'"),
@@ -307,13 +325,54 @@ def test_saved_models_answer_as_the_trained_one(place):
     for name, weights in (
         ("run", "last"),
         ("run", "best"),
-        ("saved", "last"),
+        ("dense.jrw", "last"),
         ("sparse.jrw", "last"),
     ):
         found = evaluation.logits(studies.load_classifier(name, weights), images)
         np.testing.assert_array_equal(found, expected[weights])
     int8 = evaluation.logits(studies.load_classifier("int8.jrw"), images)
     assert 0 < abs(int8 - expected["last"]).max() < 0.2
+
+
+def test_classes_are_called_as_the_saved_model_says_where_the_data_do_not(place, tmp_path):
+    digits = place.digits.test
+    np.savez(tmp_path / "digits.npz", images=digits.images[:20], labels=digits.labels[:20])
+    settings = {"suite": "fgsm", "data": str(tmp_path / "digits.npz"), "model": "sparse.jrw"}
+    evaluate.main(config(tmp_path, **settings))
+    result = result_of(tmp_path)
+    assert result["data"]["class_names"] == [f"digit {k}" for k in range(10)]
+    # Names of the data come first, and a model without names changes nothing.
+    evaluate.main(config(tmp_path, **settings | {"data": "digits", "run": "named"}))
+    named = json.loads((tmp_path / "evaluate" / "named" / "result.json").read_text())
+    assert named["data"]["class_names"] == list(place.digits.class_names)
+    evaluate.main(config(tmp_path, **settings | {"model": "dense.jrw", "run": "numbers"}))
+    numbers = json.loads((tmp_path / "evaluate" / "numbers" / "result.json").read_text())
+    assert numbers["data"]["class_names"] == [str(k) for k in range(10)]
+
+
+def test_a_saved_nnx_module_is_evaluated_from_the_command_line(tmp_path, monkeypatch):
+    (tmp_path / "own_nets.py").write_text(NETS)
+    monkeypatch.syspath_prepend(tmp_path)
+    import own_nets
+
+    model = own_nets.Net(nnx.Rngs(3), 6)
+    names = [f"digit {k}" for k in range(10)]
+    path = tmp_path / "net.jrw"
+    models.save(path, model, build="own_nets:make", sizes={"width": 6}, class_names=names)
+    command = [sys.executable, "-m", "experiments.evaluate", "--model", "net.jrw", "--quick"]
+    command += ["--data", "digits", "--suite", "fgsm", "--no-diagnostics", "--results-dir", "."]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    (entry,) = result_of(tmp_path)["models"]
+    assert entry["name"] == "net.jrw"
+    assert entry["num_parameters"] >= 3 * 9 * 6 + 6 + 4 * 6 + 6 * 10 + 10
+    model.eval()
+    right = predictions(evaluation.logits(model, studies.load_examples("digits", 20).images))
+    labels = studies.load_examples("digits", 20).labels
+    assert entry["evaluation"]["accuracy"]["count"] == int((right == labels).sum())
 
 
 def test_moving_averages_are_what_a_run_is_evaluated_by(tmp_path, place):
@@ -396,7 +455,7 @@ def test_other_weights_under_the_same_name_are_another_run(place):
     images, labels = place.digits.test.images[:8] / np.float32(255), place.digits.test.labels[:8]
     classifier = studies.load_classifier("run")
     first, _ = studies.describe_inputs(classifier, images, labels)
-    assert first == studies.describe_inputs(studies.load_classifier("saved"), images, labels)[0]
+    assert first == studies.describe_inputs(studies.load_classifier("dense.jrw"), images, labels)[0]
     params = jax.tree.map(lambda leaf: leaf * 1.5, classifier.variables["params"])
     variables = {**classifier.variables, "params": params}
     other = models.Classifier(classifier.apply_fn, variables, classifier.mean, classifier.std)

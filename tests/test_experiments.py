@@ -182,7 +182,7 @@ def test_train_by_several_methods(tmp_path):
     assert again.returncode == 0 and "Trained before" in again.stderr + again.stdout
     assert json.loads((folder / "result.json").read_text())["suites"] == result["suites"]
     # What it saved is a model for experiments.evaluate.
-    saved = folder / "models" / "simple_cnn-pgd"
+    saved = folder / "models" / "simple_cnn-pgd.jrw"
     options = ["--data", "digits", "--suite", "fgsm", "--quick", "--no-diagnostics"]
     judged = run("evaluate", "--model", saved, *options, "--results-dir", tmp_path)
     assert judged.returncode == 0, judged.stderr

@@ -96,8 +96,6 @@ def test_errors():
         pruning.quantize({"kernel": jnp.ones((2, 2), jnp.int32)})
     with pytest.raises(TypeError, match="`kernel` must be floating point"):
         pruning.fake_quantize(jnp.ones((2, 2), jnp.int32))
-    with pytest.raises(TypeError, match="`apply_fn` must be callable"):
-        pruning.quantized_apply({"params": 1})
 
 
 def test_fake_quantization_is_the_real_one_with_the_gradient_of_the_identity():
@@ -117,7 +115,7 @@ def test_fake_quantization_is_the_real_one_with_the_gradient_of_the_identity():
     assert half.dtype == jnp.bfloat16
 
 
-def test_quantized_apply_shares_compiled_code_and_keeps_int8():
+def test_a_classifier_in_int8_shares_compiled_code_and_keeps_int8():
     traces = []
 
     def dense(variables, images):
@@ -129,13 +127,10 @@ def test_quantized_apply_shares_compiled_code_and_keeps_int8():
     for seed in (1, 2):
         variables = {"kernel": jax.random.normal(jax.random.key(seed), (4, 3))}
         quantized = pruning.quantize(variables)
-        classifier = Classifier(pruning.quantized_apply(dense), quantized)
+        classifier = Classifier(dense, quantized)
         expected = images.reshape(2, 4) @ pruning.dequantize(quantized)["kernel"]
         np.testing.assert_allclose(logits(classifier, images), expected, rtol=1e-4, atol=1e-5)
     assert len(traces) == 1
-    assert pruning.quantized_apply(dense) == pruning.quantized_apply(dense)
-    assert hash(pruning.quantized_apply(dense)) == hash(pruning.quantized_apply(dense))
-    assert pruning.quantized_apply(dense) != pruning.quantized_apply(len)
     assert jax.tree.leaves(classifier.variables)[0].dtype == jnp.int8
     compiled = jax.jit(pruning.quantize)(variables)
     np.testing.assert_array_equal(compiled["kernel"].values, quantized["kernel"].values)
@@ -143,8 +138,7 @@ def test_quantized_apply_shares_compiled_code_and_keeps_int8():
 
 def test_reference_network_in_int8(reference, reference_classifier):
     variables = pruning.quantize(reference_classifier.variables)
-    apply_fn = pruning.quantized_apply(reference_classifier.apply_fn)
-    classifier = dataclasses.replace(reference_classifier, apply_fn=apply_fn, variables=variables)
+    classifier = dataclasses.replace(reference_classifier, variables=variables)
     images, labels = jnp.float32(reference["images"]) / 255, jnp.asarray(reference["labels"])
 
     @compilation.jit

@@ -24,7 +24,7 @@ from experiments.robust_compression.__main__ import main
 from experiments.robust_compression.config import EPSILON, METHODS, Config, complete
 from experiments.robust_compression.shares import interval_of, spread_rows
 from experiments.robust_compression.study import Study, Variant, n_of_m
-from jaxrobust import data, evaluation, pruning, studies, training
+from jaxrobust import data, evaluation, models, pruning, studies, training
 from jaxrobust.pruning.masks import named_leaves
 from jaxrobust.studies.outcomes import pack, unpack
 
@@ -375,7 +375,7 @@ def test_quick_from_end_to_end_resumed_and_refused(tmp_path, capsys):
 
     # What was asked for is in the file, and the file is a model like any other.
     path = folder / "models" / "resnet6-tiny-irregular-50-8of255-seed0.jrw"
-    variables, _ = pruning.load_sparse(path)
+    variables = models.load(path).classifier.variables
     leaves = dict(named_leaves(variables["params"]))
     for name in pruning.kernel_paths(variables["params"]):
         kept = int((leaves[name] != 0).sum())

@@ -25,8 +25,6 @@ from jaxrobust.training import (
     fit,
     initial_variables,
     load_run,
-    load_variables,
-    save_variables,
 )
 from jaxrobust.training.run import logs
 from jaxrobust.training.run.checkpoints import RunCheckpoints
@@ -304,30 +302,6 @@ def test_checkpoints_keep_the_latest_and_the_first_best(tmp_path):
         assert float(checkpoints.restore(2, {"x": jnp.float32(0)})["x"]) == 2
 
 
-def test_finished_models_round_trip(tmp_path):
-    variables = {"params": {"a": {"kernel": jnp.arange(6.0).reshape(2, 3)}}, "batch_stats": {}}
-    metadata = {"model": "mlp", "widths": [3, 4], "mean": [0.1, 0.2, 0.3], "class_names": ["é"]}
-    save_variables(tmp_path / "model", variables, metadata)
-    save_variables(tmp_path / "model", variables, metadata | {"seed": 2})
-    loaded, found = load_variables(tmp_path / "model")
-    assert found == metadata | {"seed": 2}
-    assert same(loaded["params"], variables["params"])
-    with pytest.raises(ValueError, match="not overwritten"):
-        save_variables(tmp_path, variables, metadata)
-    with pytest.raises(FileNotFoundError):
-        load_variables(tmp_path / "missing")
-    arrays = {"mean": np.float32([0.25, 0.5]), "std": jnp.float32(2), "count": np.int64(3)}
-    save_variables(tmp_path / "model", variables, arrays)
-    assert load_variables(tmp_path / "model")[1] == {"mean": [0.25, 0.5], "std": 2.0, "count": 3}
-    with pytest.raises(
-        TypeError, match=r"must be JSON and arrays, got type as metadata\['model'\]"
-    ):
-        save_variables(tmp_path / "other", variables, {"model": dict})
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    with pytest.raises(TypeError, match="must hold arrays"):
-        save_variables(tmp_path / "other", {"params": 3}, {})
-
-
 def test_rows_round_trip_and_half_a_row_is_dropped(tmp_path):
     path = tmp_path / "rows.jsonl"
     assert logs.read_rows(path) == []
@@ -452,11 +426,6 @@ def test_names_with_dots_and_slashes_come_back(tmp_path):
     assert same(load_run(tmp_path / "run")[0], fitted.variables)
     again = fit(Dotted(), Data(TRAIN), recipe, run_dir=tmp_path / "run", progress=False)
     assert same(again.state, fitted.state)
-    tree = {"params": {"a.b": {"k": jnp.ones(2)}, "a": {"b": {"k": jnp.zeros(3)}}, "c/d": {}}}
-    tree["params"]["c/d"]["%2E"] = jnp.ones(1)
-    save_variables(tmp_path / "model", tree, {})
-    loaded = load_variables(tmp_path / "model")[0]
-    assert same(loaded, tree) and jax.tree.structure(loaded) == jax.tree.structure(tree)
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "float16", "frozen", "boxed"])

@@ -106,20 +106,20 @@ def compare(config: Config, name: str) -> dict[str, Any]:
             {
                 "sparsity": sparsity,
                 "parameters": sum(leaf.size for leaf in jax.tree.leaves(v["params"])),
-                "bytes": _file_size(name, v),
+                "bytes": _file_size(n, v),
                 "median_ms": timed["variants"][str(sparsity)]["median_ms"],
                 "flops": timed["variants"][str(sparsity)]["flops"],
                 "difference": timed["variants"][str(sparsity)]["difference"],
             }
-            for sparsity, (_, v) in variants.items()
+            for sparsity, (n, v) in variants.items()
         ],
     }
 
 
-def _file_size(name: str, variables: Any) -> int:
+def _file_size(network: Any, variables: Any) -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.jrw"
-        return pruning.save_sparse(path, variables, {"model": name}, sparse=False)
+        return models.save(path, models.Classifier(network.apply, variables), sparse=False)
 
 
 def describe(row: dict[str, Any]) -> list[str]:

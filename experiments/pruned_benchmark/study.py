@@ -134,26 +134,18 @@ class Study:
 
     def save(self, variant: Variant, variables: Any, widths: Mapping[str, Any]) -> int:
         """Saves a network as a file of its own, dense; returns its size in bytes."""
-        known = networks.NETWORKS[variant.network]
-        sizes = known.sizes | dict(widths)
-        metadata = {
-            "model": known.family,
-            "num_classes": self.dataset.num_classes,
-            "sizes": {name: _plain(value) for name, value in sizes.items()},
-            "mean": self.dataset.mean.tolist(),
-            "std": self.dataset.std.tolist(),
-            "class_names": list(self.dataset.class_names),
-        }
-        return pruning.save_sparse(self.path(variant), variables, metadata, sparse=False)
+        network = self.network(variant.network, **widths)
+        return models.save(
+            self.path(variant),
+            self.as_classifier(network, variables),
+            class_names=self.dataset.class_names,
+            sparse=False,
+        )
 
     def classifier(self, variant: Variant) -> models.Classifier:
         """A trained network, read from its file: what was removed is not in it."""
         if variant not in self._classifiers:
-            variables, metadata = pruning.load_sparse(self.path(variant))
-            sizes = {k: _frozen(v) for k, v in metadata["sizes"].items()}
-            network = models.create(metadata["model"], metadata["num_classes"], **sizes)
-            variables = jax.tree.map(jnp.asarray, variables)
-            self._classifiers[variant] = self.as_classifier(network, variables)
+            self._classifiers[variant] = models.load(self.path(variant)).classifier
         return self._classifiers[variant]
 
     def right(self, variant: Variant) -> np.ndarray:
@@ -177,11 +169,3 @@ def spread(split: data.Split, most: int | None) -> data.Split:
     rows = spread_rows(len(split), most)
     names = tuple(split.files[row] for row in rows)
     return data.Split(split.images[rows], split.labels[rows], names)
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

@@ -6,13 +6,12 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.robust_compression import networks
 from experiments.robust_compression.config import ALTERNATIVES, CONTROL, EPSILON, SCHEMES
 from experiments.robust_compression.shares import part_of, spread_rows, validation_rows
-from jaxrobust import data, evaluation, models, pruning, studies
+from jaxrobust import data, evaluation, models, studies
 from jaxrobust.evaluation.attack_report import epsilon_label
 from jaxrobust.studies.outcomes import rate_of, unpack
 
@@ -194,27 +193,20 @@ class Study:
 
     def save(self, variant: Variant, variables: Any, *, sparse: bool = True) -> int:
         """Saves a network; returns the file's size in bytes. A dense file stands beside it."""
-        known = networks.NETWORKS[variant.network]
-        metadata = {
-            "model": known.family,
-            "num_classes": self.dataset.num_classes,
-            "sizes": {name: _plain(value) for name, value in known.sizes.items()},
-            "mean": self.dataset.mean.tolist(),
-            "std": self.dataset.std.tolist(),
-            "class_names": list(self.dataset.class_names),
-        }
         path = self.path(variant)
-        path = path if sparse else path.with_suffix(".dense")
-        return pruning.save_sparse(path, variables, metadata, sparse=sparse)
+        return models.save(
+            path if sparse else path.with_suffix(".dense"),
+            models.Classifier(
+                self.network(variant.network).apply, variables, self.dataset.mean, self.dataset.std
+            ),
+            class_names=self.dataset.class_names,
+            sparse=sparse,
+        )
 
     def classifier(self, variant: Variant) -> models.Classifier:
         """A trained network, read from its file: what is measured is what was saved."""
         if variant not in self._classifiers:
-            variables, _ = pruning.load_sparse(self.path(variant))
-            variables = jax.tree.map(jnp.asarray, variables)
-            apply = self.network(variant.network).apply
-            classifier = models.Classifier(apply, variables, self.dataset.mean, self.dataset.std)
-            self._classifiers[variant] = classifier
+            self._classifiers[variant] = models.load(self.path(variant)).classifier
         return self._classifiers[variant]
 
     def right(self, variant: Variant) -> np.ndarray:
@@ -263,7 +255,3 @@ def n_of_m(kept: float) -> tuple[int, int]:
 def is_scheme(method: str) -> bool:
     """Whether a method is one-shot ADMM."""
     return method in SCHEMES
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

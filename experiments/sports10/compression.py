@@ -1,6 +1,5 @@
 """Problem C: sparsity, fine-tuning, files and int8."""
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -31,12 +30,7 @@ def accuracy(study: Study, name: str, variables: Any) -> Any:
 
 def quantised(study: Study, name: str, variables: Any) -> models.Classifier:
     """A network with int8 kernels, which the compiled program multiplies out itself."""
-    classifier = study.classifier(name, variables)
-    return dataclasses.replace(
-        classifier,
-        apply_fn=pruning.quantized_apply(classifier.apply_fn),
-        variables=pruning.quantize(variables),
-    )
+    return study.classifier(name, pruning.quantize(variables))
 
 
 def rounded(variables: Any) -> Any:
@@ -136,20 +130,11 @@ def _sizes(study: Study, name: str, words: str, variables: Any, stored: Any) -> 
     for sparse in (False, True):
         kind = "sparse" if sparse else "dense"
         path = study.folder / "models" / f"{plain(f'{name} {words} {kind}')}.jrw"
-        pruning.save_sparse(path, stored, _metadata(study, name), sparse=sparse)
+        class_names = study.dataset(name).class_names
+        classifier = study.classifier(name, stored)
+        models.save(path, classifier, class_names=class_names, sparse=sparse)
         kib.append(path.stat().st_size / 1024)
     return [kib[0], 1 - counts["nonzero"] / counts["size"], counts["nonzero"], kib[1]]
-
-
-def _metadata(study: Study, name: str) -> dict[str, Any]:
-    dataset = study.dataset(name)
-    return {
-        "model": name,
-        "num_classes": dataset.num_classes,
-        "mean": dataset.mean.tolist(),
-        "std": dataset.std.tolist(),
-        "class_names": list(dataset.class_names),
-    }
 
 
 def _certainty(study: Study) -> tuple[dict[str, Any], dict[str, Any]]:

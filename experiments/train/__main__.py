@@ -158,7 +158,6 @@ class _Run:
 def _run(study: _Study, model: str, method: str) -> _Run:
     config, dataset = study.config, study.dataset
     name = f"{model}, {method}"
-    sizes = {"widths": config.widths} if config.widths else {}
     network = _network(config, model, dataset)
     attack, options = prepare(config, method)
     judge = None
@@ -178,11 +177,9 @@ def _run(study: _Study, model: str, method: str) -> _Run:
     study.stages.count_resumed(f"train {name}", fitted.seconds)
     chosen = fitted.best_variables if config.weights == "best" else fitted.variables
     classifier = models.Classifier(network.apply, chosen, dataset.mean, dataset.std)
-    path = study.folder / "models" / f"{model}-{method}"
+    path = study.folder / "models" / f"{model}-{method}.jrw"
     if not path.exists():
-        facts = {"model": model, "num_classes": dataset.num_classes, "sizes": sizes}
-        normalisation = {"mean": dataset.mean.tolist(), "std": dataset.std.tolist()}
-        training.save_variables(path, chosen, facts | normalisation)
+        models.save(path, classifier, class_names=dataset.class_names)
     test = dataset.test
     entry = study.stages.remember(
         f"clean accuracy of {name}",

@@ -1,9 +1,10 @@
-"""Networks, the Classifier around them, and import of PyTorch weights."""
+"""Networks, the Classifier around them, files of models, and import of PyTorch weights."""
 
 from jaxrobust.models.classifier import Classifier
 from jaxrobust.models.convolutional import CNN, MLP, SimpleCNN
 from jaxrobust.models.residual import ResNet
 from jaxrobust.models.resizing import resized
+from jaxrobust.models.saving import Saved, load, save
 from jaxrobust.models.torch_weights import from_torch
 from jaxrobust.models.zoo import MODELS, create
 
@@ -13,8 +14,11 @@ __all__ = [
     "MODELS",
     "Classifier",
     "ResNet",
+    "Saved",
     "SimpleCNN",
     "create",
     "from_torch",
+    "load",
     "resized",
+    "save",
 ]

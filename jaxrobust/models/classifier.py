@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust import checks
-from jaxrobust.types import Array, PyTree
+from jaxrobust.types import Array, PyTree, dequantize
 
 
 @jax.tree_util.register_dataclass
@@ -24,7 +24,9 @@ class Classifier:
       apply_fn: (variables, normalised images) -> logits, for example the `apply` of a linen module
         made by `jaxrobust.models.create`. Static: two Classifiers share compiled code if theirs are
         equal.
-      variables: The pytree that apply_fn takes, {"params": ..., "batch_stats": ...}.
+      variables: The pytree that apply_fn takes, {"params": ..., "batch_stats": ...}. Kernels in int8
+        (`jaxrobust.pruning.quantize`) are multiplied out within the compiled program: apply_fn sees
+        float32.
       mean: [C] or a scalar, of pixel values in [0, 1]; subtracted first.
       std: [C] or a scalar; divides afterwards. A Classifier with mean 0 and std 1 takes pixels as
         they are.
@@ -54,4 +56,5 @@ class Classifier:
             jnp.asarray(value, jnp.float32).reshape(1, 1, 1, -1) for value in (self.mean, self.std)
         )
         # In the images' type: a network whose weights are bfloat16 computes in bfloat16.
-        return self.apply_fn(self.variables, ((images - mean) / std).astype(images.dtype))
+        normalised = ((images - mean) / std).astype(images.dtype)
+        return self.apply_fn(dequantize(self.variables), normalised)

@@ -81,6 +81,36 @@ def create(name: str, num_classes: int = 10, **sizes: Any) -> nn.Module:
     return _create(name, num_classes, tuple(sorted(frozen.items())))
 
 
+def arguments_of(network: nn.Module) -> dict[str, Any] | None:
+    """The arguments with which `create` makes this network, as few as there can be.
+
+    Returns:
+      {"name": ..., "num_classes": ..., **sizes}; None for a network that `create` does not make.
+
+    Example:
+      >>> arguments_of(create("resnet18", num_classes=100))
+      {'name': 'resnet18', 'num_classes': 100}
+    """
+    found: dict[str, Any] | None = None
+    for name, prototype in MODELS.items():
+        if type(network) is not type(prototype):
+            continue
+        known = {f.name: getattr(network, f.name) for f in dataclasses.fields(prototype)}
+        known = {f: tuple(size) if isinstance(size, list) else size for f, size in known.items()}
+        sizes = {f: size for f, size in known.items() if f not in _NOT_SIZES}
+        sizes = {f: size for f, size in sizes.items() if size != getattr(prototype, f)}
+        arguments = {"name": name, "num_classes": known["num_classes"], **sizes}
+        if found is None or len(arguments) < len(found):
+            found = arguments
+    if found is None:
+        return None
+    try:
+        create(**found)
+    except (TypeError, ValueError):  # sizes that it refuses
+        return None
+    return found
+
+
 def _size(name: str, value: Any, default: Any) -> Any:
     """A size as a static field has it, of the kind of its default."""
     if value is None and name in _OPTIONAL:

@@ -1,4 +1,4 @@
-"""Smaller networks: weights or whole filters pruned, schedules, int8, files that are smaller too."""
+"""Smaller networks: weights or whole filters pruned, schedules, int8."""
 
 from jaxrobust.pruning import admm
 from jaxrobust.pruning.channel_groups import ChannelGroup, ChannelGroups, channel_groups
@@ -19,14 +19,7 @@ from jaxrobust.pruning.magnitude import (
     random,
 )
 from jaxrobust.pruning.masks import Kernel, apply_masks, keep_all, kernel_paths
-from jaxrobust.pruning.quantization import (
-    QuantizedApply,
-    QuantizedKernel,
-    dequantize,
-    fake_quantize,
-    quantize,
-    quantized_apply,
-)
+from jaxrobust.pruning.quantization import fake_quantize, quantize
 from jaxrobust.pruning.schedules import (
     Round,
     cubic_schedule,
@@ -42,7 +35,7 @@ from jaxrobust.pruning.shrinking import (
     shrink,
     shrink_state,
 )
-from jaxrobust.pruning.storage import load_sparse, save_sparse
+from jaxrobust.types import QuantizedKernel, dequantize
 
 __all__ = [
     "ChannelGroup",
@@ -54,7 +47,6 @@ __all__ = [
     "LayerSparsity",
     "NofM",
     "ParameterCounts",
-    "QuantizedApply",
     "QuantizedKernel",
     "Redundant",
     "Round",
@@ -78,14 +70,11 @@ __all__ = [
     "kernel_paths",
     "layer_sparsity",
     "layerwise_magnitude",
-    "load_sparse",
     "masks_from_scores",
     "parameter_counts",
     "prune_filters",
     "quantize",
-    "quantized_apply",
     "random",
-    "save_sparse",
     "sensitivity",
     "shrink",
     "shrink_state",

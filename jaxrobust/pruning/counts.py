@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust.pruning.masks import Kernels, check_masks, is_array, kernels_of
-from jaxrobust.pruning.quantization import QuantizedKernel
-from jaxrobust.types import Masks, PyTree
+from jaxrobust.types import Masks, PyTree, QuantizedKernel
 
 
 class LayerSparsity(TypedDict):

@@ -15,37 +15,23 @@ References:
   3.1.2 (per channel), https://arxiv.org/abs/1806.08342
 """
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from jaxrobust import checks
 from jaxrobust.pruning.masks import Kernels, axes_of, kernels_of, with_leaves
-from jaxrobust.types import Array, PyTree
+from jaxrobust.types import Array, PyTree, QuantizedKernel
 
 _LARGEST = 127  # of int8, and of its negatives: -128 is left out for symmetry
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class QuantizedKernel:
-    """A kernel in int8.
-
-    Attributes:
-      values: int8 [..., C_out], in -127 .. 127.
-      scale: float32, above 0: [C_out], or if another axis than the last has the channels, what
-        broadcasts to `values`.
-    """
-
-    values: Array
-    scale: Array
-
-
 def quantize(variables: PyTree, *, kernels: Kernels = None) -> PyTree:
     """Every kernel in int8, one scale per output channel; everything else as it is.
+
+    `models.Classifier(network.apply, quantize(variables), mean, std)` is the network in int8: it
+    multiplies the kernels out within the compiled program. Its weights are int8 arguments of compiled
+    code, and its gradients by the image are exact: an attack needs no straight-through estimator as
+    long as only weights are quantised.
 
     Args:
       variables: Nested dicts of floating arrays, such as {"params": ..., "batch_stats": ...}.
@@ -79,77 +65,12 @@ def quantize(variables: PyTree, *, kernels: Kernels = None) -> PyTree:
     return with_leaves(variables, quantized)
 
 
-def dequantize(variables: PyTree) -> PyTree:
-    """Every `QuantizedKernel` as the float32 kernel that it stands for; everything else as it is.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> kernel = QuantizedKernel(jnp.array([[2, -3]], jnp.int8), jnp.array([0.5, 1.0]))
-      >>> dequantize({"kernel": kernel})["kernel"].tolist()
-      [[1.0, -3.0]]
-    """
-    return jax.tree.map(
-        lambda leaf: (
-            leaf.values.astype(jnp.float32) * leaf.scale
-            if isinstance(leaf, QuantizedKernel)
-            else leaf
-        ),
-        variables,
-        is_leaf=lambda node: isinstance(node, QuantizedKernel),
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class QuantizedApply:
-    """A network's apply function that takes quantised variables; made by `quantized_apply`.
-
-    Equal and of equal hash for equal `apply_fn`, so that compiled code is shared.
-
-    Attributes:
-      apply_fn: (variables, *inputs) -> outputs.
-    """
-
-    apply_fn: Callable[..., Any]
-
-    def __call__(self, variables: PyTree, *inputs: Any, **options: Any) -> Any:
-        """`apply_fn` on the dequantised variables."""
-        return self.apply_fn(dequantize(variables), *inputs, **options)
-
-
-def quantized_apply(apply_fn: Callable[..., Any]) -> QuantizedApply:
-    """A network that takes quantised variables, dequantised inside the compiled program.
-
-    For a classifier in int8:
-
-        Classifier(quantized_apply(model.apply), quantize(variables), mean, std)
-
-    Its weights are int8 arguments of compiled code, and its gradients by the image are exact: an
-    attack needs no straight-through estimator as long as only weights are quantised.
-
-    Args:
-      apply_fn: (variables, *inputs) -> outputs, such as the `apply` of a linen module.
-
-    Raises:
-      TypeError: It cannot be called.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> dense = lambda variables, x: x @ variables["kernel"]
-      >>> variables = {"kernel": jnp.array([[127.0], [-3.2]])}
-      >>> quantized_apply(dense)(quantize(variables), jnp.ones((1, 2))).tolist()
-      [[124.0]]
-    """
-    if not callable(apply_fn):
-        raise TypeError(f"`apply_fn` must be callable, got {type(apply_fn).__name__}.")
-    return QuantizedApply(apply_fn)
-
-
 def fake_quantize(kernel: Array) -> Array:
     """A kernel as it is after quantising and dequantising, with the gradient of the identity.
 
     For training through the rounding, or attacking the weights: the rounding's own gradient is 0
-    nearly everywhere. (Attacks on images go through `quantized_apply`, whose gradient by the image is
-    exact.) The scale is taken as a constant.
+    nearly everywhere. (Attacks on images need none of this: `quantize`.) The scale is a
+    constant.
 
     Args:
       kernel: Floating [..., C_out].

@@ -5,6 +5,7 @@ from jaxrobust.studies.classifiers import (
     check_classifier,
     describe_inputs,
     load_classifier,
+    load_model,
     num_parameters,
 )
 from jaxrobust.studies.examples import Examples, load_examples
@@ -34,6 +35,7 @@ __all__ = [
     "gallery",
     "load_classifier",
     "load_examples",
+    "load_model",
     "model_entry",
     "num_parameters",
     "open_run",

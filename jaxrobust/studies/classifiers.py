@@ -1,9 +1,6 @@
 """The classifier that a command line names: a file or a run of ours, or anybody's Python function."""
 
-import importlib
 import sys
-import sysconfig
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,58 +8,52 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrobust import compilation, models, programs, pruning, training
+from jaxrobust import compilation, models, programs, training
 from jaxrobust.evaluation.search import prepare
-from jaxrobust.pruning.quantization import QuantizedKernel
+from jaxrobust.models.building import error_words, imported
 from jaxrobust.types import LogitsFn
 
-_NEEDED = (
-    'their metadata must say {"model": ..., "num_classes": ..., "mean": ..., "std": ...} and, where '
-    'the network has other sizes than its own, "sizes"'
-)
 
+def load_model(name: str, weights: str = "last") -> models.Saved:
+    """What a name on a command line stands for: a classifier, and the names of its classes if known.
 
-def load_classifier(name: str, weights: str = "last") -> LogitsFn:
-    """A function from images to logits, by its name on a command line.
+    A saved model of a network that is not one of `jaxrobust.models.create` names a Python function,
+    which is imported and called, as "module:function" is: name no file of a stranger.
 
     Args:
-      name: A folder of `jaxrobust.training.fit` or `save_variables`, a file of
-        `jaxrobust.pruning.save_sparse`, or "module:function", a Python function without arguments that
-        returns the LogitsFn. Saved weights must be of a network of `jaxrobust.models.create`, and
-        their metadata have its arguments: "model", "num_classes", "sizes" (where they are not the
-        network's own), "mean" and "std".
+      name: A folder of `jaxrobust.training.fit`, a file of `jaxrobust.models.save`, or
+        "module:function", a Python function without arguments that returns the LogitsFn. A run must be
+        of a network of `jaxrobust.models.create`.
       weights: "last" or "best", of a run of `fit`.
 
     Returns:
-      Images float32 [B, H, W, C] in [0, 1] -> logits [B, K].
+      The classifier, images float32 [B, H, W, C] in [0, 1] -> logits [B, K], and what was saved with
+      it.
 
     Raises:
       FileNotFoundError: No such file.
       ValueError: A file that is none of these, a network that cannot be made of it, or a function
         that cannot be imported, raises an error or returns something else.
     """
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
     path = Path(name).expanduser()
     if path.is_dir():
-        if (path / "settings.json").is_file():
-            variables, settings = training.load_run(path, weights)
-            return _built(name, variables, _of_run(name, settings))
-        try:
-            variables, metadata = training.load_variables(path)
-        except Exception as error:  # Orbax has errors of many classes
-            raise ValueError(
-                f"{name!r} is neither a run of jaxrobust.training.fit nor a saved model."
-            ) from error
-        return _built(name, variables, metadata)
+        return models.Saved(_of_folder(path, weights))
     if path.is_file():
-        variables, metadata = pruning.load_sparse(path)
-        return _built(name, variables, metadata)
+        return models.load(path, trust=True)
     module, colon, function = name.partition(":")
     if not colon or not module or not function:
         raise FileNotFoundError(
             f"`model` must be a folder of a training run, a saved model or module:function, got "
             f"{name!r}, which does not exist."
         )
-    return _called(name, module, function)
+    return models.Saved(_called(name))
+
+
+def load_classifier(name: str, weights: str = "last") -> LogitsFn:
+    """The classifier of `load_model`: images float32 [B, H, W, C] in [0, 1] -> logits [B, K]."""
+    return load_model(name, weights).classifier
 
 
 def check_classifier(logits_fn: LogitsFn, name: str, image_shape: tuple[int, ...]) -> int:
@@ -83,7 +74,7 @@ def check_classifier(logits_fn: LogitsFn, name: str, image_shape: tuple[int, ...
         if "`logits_fn`" in str(error):  # the library's own words for what is wrong
             raise ValueError(f"{name!r} cannot be evaluated: {error}") from error
         raise ValueError(
-            f"{name!r} raises an error for images of shape {tuple(image_shape)}: {_words(error)}"
+            f"{name!r} raises an error for images of shape {tuple(image_shape)}: {error_words(error)}"
         ) from error
 
 
@@ -109,81 +100,50 @@ def describe_inputs(
 
 def num_parameters(logits_fn: LogitsFn) -> int | None:
     """How many weights a classifier has; None for a function that does not show them."""
-    if isinstance(logits_fn, models.Classifier):
-        return sum(leaf.size for leaf in jax.tree.leaves(logits_fn.variables["params"]))
+    variables = logits_fn.variables if isinstance(logits_fn, models.Classifier) else None
+    if isinstance(variables, Mapping) and "params" in variables:  # without running statistics
+        return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     leaves = jax.tree.leaves(compilation.as_pytree(logits_fn))
     return sum(np.size(leaf) for leaf in leaves) or None
 
 
-def _of_run(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What `save_variables` would have been given as metadata, from the settings of a run."""
+def _of_folder(folder: Path, weights: str) -> models.Classifier:
+    """The network of a run of `fit`."""
+    if not (folder / "settings.json").is_file():
+        if (folder / "_CHECKPOINT_METADATA").is_file():
+            raise ValueError(
+                f"{str(folder)!r} is a checkpoint of orbax, as training.save_variables of earlier "
+                "releases wrote: read its weights by orbax.checkpoint, and save models.Classifier("
+                "network.apply, weights, mean, std) by jaxrobust.models.save. (Of a run give the run's "
+                "own folder.)"
+            )
+        raise ValueError(f"{str(folder)!r} is no run of jaxrobust.training.fit.")
+    variables, settings = training.load_run(folder, weights)
     described = dict(settings["model"])
     kind = described.pop("type")
     for model, network in models.MODELS.items():
         if kind == f"{type(network).__module__}.{type(network).__qualname__}":
-            facts = {"model": model, "num_classes": described.pop("num_classes")}
-            return facts | {"sizes": described, "mean": settings["mean"], "std": settings["std"]}
+            made = models.create(model, **described)
+            mean, std = (np.asarray(settings[name], np.float32) for name in ("mean", "std"))
+            return models.Classifier(made.apply, variables, mean, std)
     raise ValueError(
-        f"{name!r} is a run of {kind}, which is no network of jaxrobust.models; name a "
-        "module:function that returns it as a jaxrobust.models.Classifier."
+        f"{str(folder)!r} is a run of {kind}, which is no network of jaxrobust.models; save what `fit` "
+        "returns by jaxrobust.models.save, or name a module:function that returns it as a "
+        "jaxrobust.models.Classifier."
     )
 
 
-def _built(name: str, variables: Any, metadata: Mapping[str, Any]) -> LogitsFn:
-    missing = [key for key in ("model", "num_classes", "mean", "std") if key not in metadata]
-    if missing:
-        raise ValueError(f"The weights at {name!r} lack {', '.join(missing)}: {_NEEDED}.")
+def _called(name: str) -> LogitsFn:
+    function = imported(name)
     try:
-        sizes = dict(metadata.get("sizes") or {})
-        network = models.create(metadata["model"], metadata["num_classes"], **sizes)
-        mean = np.asarray(metadata["mean"], np.float32)
-        std = np.asarray(metadata["std"], np.float32)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"No network can be made of {name!r}: {error} ({_NEEDED}.)") from error
-    leaves = jax.tree.leaves(variables, is_leaf=lambda leaf: isinstance(leaf, QuantizedKernel))
-    quantised = any(isinstance(leaf, QuantizedKernel) for leaf in leaves)
-    apply = pruning.quantized_apply(network.apply) if quantised else network.apply
-    return models.Classifier(apply, variables, mean, std)
-
-
-def _called(name: str, module: str, function: str) -> LogitsFn:
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found: Any = importlib.import_module(module)
+        logits_fn = function()
     except Exception as error:
         raise ValueError(
-            f"The module of {name!r} cannot be imported: {_words(error)}. It must be in this folder or "
-            "on PYTHONPATH."
-        ) from error
-    try:
-        for part in function.split("."):
-            found = getattr(found, part)
-    except AttributeError as error:
-        raise ValueError(f"{name!r}: the module {module!r} has no {function!r}.") from error
-    if not callable(found):
-        raise ValueError(f"{name!r} must be a function, got {type(found).__name__}.")
-    try:
-        logits_fn = found()
-    except Exception as error:
-        raise ValueError(
-            f"{name!r}, called without arguments to get the classifier, raised {_words(error)}. It "
-            "must be a function that returns it: `def load(): return logits_fn`."
+            f"{name!r}, called without arguments to get the classifier, raised {error_words(error)}. "
+            "It must be a function that returns it: `def load(): return logits_fn`."
         ) from error
     if not callable(logits_fn):
         raise ValueError(
-            f"{name!r} must return a function from images to logits, got "
-            f"{type(logits_fn).__name__}."
+            f"{name!r} must return a function from images to logits, got {type(logits_fn).__name__}."
         )
     return logits_fn
-
-
-def _words(error: Exception) -> str:
-    """Somebody else's error in a line: its class, its first line and where it was raised."""
-    first = (str(error).strip().splitlines() or [""])[0]
-    # Where the user's code is, not the depths of a library that it calls.
-    others = ("site-packages", "<frozen", sysconfig.get_path("stdlib"), __file__)
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not any(part in frame.filename for part in others):
-            return f"{type(error).__name__}: {first} ({Path(frame.filename).name}, line {frame.lineno})"
-    return f"{type(error).__name__}: {first}"

@@ -8,7 +8,6 @@ from jaxrobust.training.compression.method import Compression
 from jaxrobust.training.compression.rigl import RigL
 from jaxrobust.training.run.arguments import Data, initial_variables
 from jaxrobust.training.run.batch_statistics import reestimate_batch_stats
-from jaxrobust.training.run.checkpoints import load_variables, save_variables
 from jaxrobust.training.run.fingerprint import describe
 from jaxrobust.training.run.fit import FitResult, Host, fit
 from jaxrobust.training.run.saved_runs import load_run
@@ -83,9 +82,7 @@ __all__ = [
     "fit",
     "initial_variables",
     "load_run",
-    "load_variables",
     "reestimate_batch_stats",
-    "save_variables",
     "source_sequences",
     "step_once",
     "train_step",

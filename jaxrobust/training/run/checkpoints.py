@@ -1,4 +1,4 @@
-"""Orbax checkpoints of a run (its latest and its best epoch) and files of finished models.
+"""Orbax checkpoints of a run: its latest and its best epoch.
 
 Only this module imports Orbax, and only when a function here is called. Saves are synchronous: when
 `save` returns, the checkpoint is on the disk under its final name. A process killed during a save
@@ -10,14 +10,14 @@ import contextlib
 import importlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxrobust import checks, files
+from jaxrobust import files
 from jaxrobust.types import PyTree
 
 
@@ -155,66 +155,6 @@ class RunCheckpoints:
         return jax.tree.unflatten(treedef, [restored[name] for name in expected])
 
 
-def save_variables(
-    path: str | os.PathLike[str], variables: PyTree, metadata: Mapping[str, Any]
-) -> None:
-    """Saves a finished model, to be loaded without building its network first.
-
-    With several processes (`jax.distributed`) all of them make the call, and the first one writes.
-
-    Args:
-      path: A directory that does not exist, or holds such a model, which is replaced.
-      variables: Nested dicts of arrays: {"params": ..., "batch_stats": ...}.
-      metadata: A JSON object; what is needed to build the network again, such as its name, sizes,
-        number of classes, mean, std and class names. Arrays become lists.
-
-    Raises:
-      ValueError: `path` exists and is not a saved model: it is left alone.
-      TypeError: A leaf that is not an array, metadata that JSON cannot hold.
-
-    Example:
-      >>> import tempfile
-      >>> import jax.numpy as jnp
-      >>> with tempfile.TemporaryDirectory() as folder:
-      ...     save_variables(f"{folder}/m", {"params": {"bias": jnp.ones(2)}}, {"model": "mlp"})
-      ...     variables, metadata = load_variables(f"{folder}/m")
-      >>> variables["params"]["bias"].tolist(), metadata
-      ([1.0, 1.0], {'model': 'mlp'})
-    """
-    ocp, target = _orbax(), Path(path).absolute()
-    metadata = checks.json_object("metadata", metadata)
-    for name, leaf in _flatten(variables).items():
-        if not isinstance(leaf, jax.Array | np.ndarray):
-            raise TypeError(f"`variables` must hold arrays, got {type(leaf).__name__} at {name}.")
-    if target.exists() and not ocp.is_orbax_checkpoint(target):
-        raise ValueError(f"`path` {target} exists and is not a saved model; not overwritten.")
-    # As numpy has them: with several processes Orbax takes no array that is one process's own.
-    values = _renamed(jax.tree.map(np.asarray, variables), escaped)
-    ocp.save(target, values, overwrite=True, custom_metadata=metadata)
-
-
-def load_variables(path: str | os.PathLike[str]) -> tuple[PyTree, dict[str, Any]]:
-    """Loads a model that `save_variables` saved; with several processes all of them make the call.
-
-    Args:
-      path: Its directory.
-
-    Returns:
-      (variables, metadata).
-
-    Raises:
-      FileNotFoundError: No such directory.
-      ValueError: The directory is not a saved model.
-    """
-    ocp, source = _orbax(), Path(path).absolute()
-    if not source.exists():
-        raise FileNotFoundError(f"No saved model at {source}.")
-    if not ocp.is_orbax_checkpoint(source):
-        raise ValueError(f"`path` {source} is not a saved model.")
-    values, metadata = _load(source)
-    return _renamed(values, unescaped), metadata
-
-
 def load_leaves(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """A checkpoint that `RunCheckpoints` saved, by the flat names of its leaves; nothing is written.
 
@@ -228,13 +168,9 @@ def load_leaves(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
       FileNotFoundError: No such checkpoint, or one that is not whole.
     """
     source = Path(path).absolute()
-    if not _orbax().is_orbax_checkpoint(source):
-        raise FileNotFoundError(f"No checkpoint at {source}.")
-    return _load(source)
-
-
-def _load(source: Path) -> tuple[PyTree, dict[str, Any]]:
     ocp = _orbax()
+    if not ocp.is_orbax_checkpoint(source):
+        raise FileNotFoundError(f"No checkpoint at {source}.")
     saved = ocp.metadata(source)
     # Where to put the arrays is said here: a checkpoint may come from another device.
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -265,13 +201,6 @@ def escaped(name: str) -> str:
 def unescaped(name: str) -> str:
     """The name that `escaped` was given."""
     return name.replace("%2F", "/").replace("%2E", ".").replace("%25", "%")
-
-
-def _renamed(tree: Any, rename: Callable[[str], str]) -> Any:
-    """Nested dicts by other names."""
-    if not isinstance(tree, Mapping):
-        return tree
-    return {rename(str(name)): _renamed(child, rename) for name, child in tree.items()}
 
 
 def _described(leaves: Mapping[str, Any]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""One array as bytes, densely or without its zeros; `jaxrobust.pruning.storage` describes the bytes."""
+"""One array as bytes, densely or without its zeros; `jaxrobust.models.storage` describes the bytes."""
 
 import math
 import zlib
@@ -44,7 +44,7 @@ def encode(path: str, array: Any, sparse: bool) -> tuple[dict[str, Any], bytes]:
     """An array's entry in the header, without its place in the payload, and its data.
 
     Args:
-      path: Where it is in the variables, for the message.
+      path: Where it is in the model, for the message.
       array: Of any shape, on the host or a device.
       sparse: Whether zeros may be left out, where that is smaller.
 
@@ -53,7 +53,7 @@ def encode(path: str, array: Any, sparse: bool) -> tuple[dict[str, Any], bytes]:
     """
     if array.dtype.name not in _DTYPES:
         raise TypeError(
-            f"`variables` must be of the types {', '.join(_DTYPES)}, got {array.dtype} at {path}."
+            f"`model` must hold arrays of {', '.join(_DTYPES)}, got {array.dtype} at {path}."
         )
     dtype = _DTYPES[array.dtype.name]
     flat = np.ascontiguousarray(array, dtype).reshape(-1)
@@ -61,7 +61,9 @@ def encode(path: str, array: Any, sparse: bool) -> tuple[dict[str, Any], bytes]:
     bits = flat.view(f"u{dtype.itemsize}").astype(f"<u{dtype.itemsize}", copy=False)
     encoding, mask, data = "dense", b"", bits.tobytes()
     stored = bits != 0
-    num_bytes = int(np.count_nonzero(stored)) * dtype.itemsize
+    # Of booleans the mask says all.
+    values = b"" if dtype == np.bool_ else bits[stored].tobytes()
+    num_bytes = len(values)
     bitmask_nbytes = (bits.size + 7) // 8
     if sparse and num_bytes < len(data):
         packed = np.packbits(stored, bitorder="little").tobytes()
@@ -70,7 +72,7 @@ def encode(path: str, array: Any, sparse: bool) -> tuple[dict[str, Any], bytes]:
         candidate = zipped if worthwhile else packed
         if len(candidate) + num_bytes < len(data):
             encoding, mask = ENCODINGS[1 + worthwhile], candidate
-            data = mask + bits[stored].tobytes()
+            data = mask + values
     entry = {
         "dtype": dtype.name,
         "shape": list(np.shape(array)),
@@ -125,6 +127,8 @@ def decode(data: bytes, spec: Spec) -> np.ndarray:
     bits = stored
     if spec.encoding != "dense":
         mask = _bitmask(data[: spec.mask_nbytes], spec)
+        if spec.dtype == np.bool_ and not stored.size:  # version 1 has the values too
+            return mask.reshape(spec.shape)
         require(int(np.count_nonzero(mask)) == stored.size, "a mask does not fit its values")
         bits = np.zeros(spec.size, stored.dtype)
         bits[mask] = stored

@@ -1,0 +1,300 @@
+"""Networks by what builds them: "module:function" and the JSON to call it with."""
+
+import dataclasses
+import importlib
+import sysconfig
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax.core import meta
+
+import jaxrobust
+from jaxrobust import checks
+from jaxrobust.models.classifier import Classifier
+from jaxrobust.models.storage import Key
+from jaxrobust.models.zoo import arguments_of
+from jaxrobust.types import QuantizedKernel
+
+CREATE = "jaxrobust.models:create"
+_NOT_SIZES = ("parent", "name")
+
+
+class Build(NamedTuple):
+    """How a network is built.
+
+    Attributes:
+      function: "module:function" of what returns it: a linen module, a Classifier, or another callable
+        pytree. A linen class does.
+      sizes: What it is called with, by keyword: JSON, whose lists it gets as tuples.
+    """
+
+    function: str
+    sizes: dict[str, Any]
+
+    def __call__(self, function: Callable[..., Any] | None = None) -> Any:
+        """What the function, or another one in its place, returns.
+
+        Raises:
+          ValueError: It cannot be imported, raises an error, or returns what cannot be called.
+        """
+        called = imported(self.function) if function is None else function
+        try:
+            built = called(**{name: _frozen(value) for name, value in self.sizes.items()})
+        except Exception as error:  # of somebody else's code
+            raise ValueError(
+                f"`build` {self.function!r}, called with {self.sizes}, raised {error_words(error)}"
+            ) from error
+        if not callable(built):
+            raise ValueError(
+                f"`build` {self.function!r} must return a linen module, a Classifier or another "
+                f"callable pytree, got {type(built).__name__}."
+            )
+        return built
+
+
+def imported(name: str) -> Callable[..., Any]:
+    """The function that "module:function" names. Importing a module executes it.
+
+    Raises:
+      ValueError: No such module or function, or something that is none.
+
+    Example:
+      >>> imported("jaxrobust.models:create").__name__
+      'create'
+    """
+    module, _, function = name.partition(":")
+    if not module or not function:
+        raise ValueError(f"A function must be named 'module:function', got {name!r}.")
+    try:
+        found: Any = importlib.import_module(module)
+    except Exception as error:
+        raise ValueError(
+            f"The module of {name!r} cannot be imported: {error_words(error)}. It must be in this "
+            "folder or on PYTHONPATH."
+        ) from error
+    try:
+        for part in function.split("."):
+            found = getattr(found, part)
+    except AttributeError as error:
+        raise ValueError(f"{name!r}: the module {module!r} has no {function!r}.") from error
+    if not callable(found):
+        raise ValueError(f"{name!r} must be a function, got {type(found).__name__}.")
+    return found
+
+
+def error_words(error: Exception) -> str:
+    """Somebody else's error in a line: its class, its first line and where it was raised."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    # Where the user's code is, not the depths of a library that it calls.
+    ours = str(Path(jaxrobust.__file__).parent)
+    others = ("site-packages", "<frozen", sysconfig.get_path("stdlib"), ours)
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not any(part in frame.filename for part in others):
+            return f"{type(error).__name__}: {first} ({Path(frame.filename).name}, line {frame.lineno})"
+    return f"{type(error).__name__}: {first}"
+
+
+def module_of(model: Any) -> nn.Module | None:
+    """The linen module whose `apply` a Classifier calls; None of everything else."""
+    function = model.apply_fn if isinstance(model, Classifier) else None
+    module = getattr(function, "__self__", None)
+    return module if isinstance(module, nn.Module) and function == module.apply else None
+
+
+def build_of(module: nn.Module) -> Build:
+    """How a linen module is built: by `jaxrobust.models.create`, or by its class.
+
+    Raises:
+      TypeError: A class that cannot be imported by its name, or fields that are not JSON.
+    """
+    arguments = arguments_of(module)
+    if arguments is not None:
+        return Build(CREATE, checks.json_object("model", arguments))
+    kind = type(module)
+    function = f"{kind.__module__}:{kind.__qualname__}"
+    if kind.__module__ == "__main__" or "<locals>" in kind.__qualname__:
+        raise TypeError(
+            f"`model` is of a class that no other program can import, {function!r}: move it to a "
+            "module of its own."
+        )
+    try:
+        build = Build(function, _sizes_of(module))
+        is_same = _sizes_of(build()) == build.sizes
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"`model` is a {kind.__name__} that its fields do not build: {error} Give "
+            "`build='module:function'`, a function that returns it."
+        ) from error
+    if not is_same:
+        raise TypeError(
+            f"`model` is a {kind.__name__} that its fields build otherwise, {build.sizes}: give "
+            "`build='module:function'`, a function that returns it."
+        )
+    return build
+
+
+def _sizes_of(module: Any) -> dict[str, Any]:
+    """The fields of a linen module that are not their class's own."""
+    fields = {
+        f.name: getattr(module, f.name)
+        for f in dataclasses.fields(module)
+        if f.name not in _NOT_SIZES and not _is_equal(getattr(module, f.name), f.default)
+    }
+    return checks.json_object("model", fields)
+
+
+def _is_equal(left: Any, right: Any) -> bool:
+    try:
+        return left is right or bool(left == right)
+    except (TypeError, ValueError):  # arrays
+        return False
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def check_built(model: Any, built: Any, name: str) -> None:
+    """Raises ValueError unless the arrays of a model can be put in what was built.
+
+    Args:
+      model: A Classifier or another callable pytree.
+      built: What its `build` has returned.
+      name: Of that function.
+    """
+    if isinstance(built, nn.Module):
+        unlike = _unlike(module_of(model), built)
+        if unlike:
+            raise ValueError(f"`build` {name!r} must return the linen module of `model`: {unlike}.")
+        return
+    if isinstance(built, Classifier) != isinstance(model, Classifier):
+        raise ValueError(
+            f"`build` {name!r} must return what `model` is, a {type(model).__name__}, got a "
+            f"{type(built).__name__}."
+        )
+    ours, theirs = contents_of(model), contents_of(built)
+    filled(theirs, arrays_of(ours), name)
+    numbers, others = _numbers_of(ours), _numbers_of(theirs)
+    for path in sorted(numbers.keys() | others.keys(), key=str):
+        if numbers.get(path) != others.get(path):
+            raise ValueError(
+                f"`build` {name!r} must return `model` but for its arrays, got {others.get(path)!r} at "
+                f"{_words(path)} in the place of {numbers.get(path)!r}."
+            )
+
+
+def _unlike(module: Any, built: Any) -> str | None:
+    """What tells a model's linen module from another one, as the end of a sentence."""
+    if type(module) is not type(built):
+        found = "nothing of linen" if module is None else f"a {type(module).__name__}"
+        return f"that is {found}, got a {type(built).__name__}"
+    for field in dataclasses.fields(built):
+        ours, theirs = (getattr(one, field.name, None) for one in (module, built))
+        if field.name not in _NOT_SIZES and not _is_equal(ours, theirs):
+            return f"its {field.name} is {ours!r}, got {theirs!r}"
+    return None
+
+
+def arrays_of(tree: Any) -> dict[Key, Any]:
+    """The arrays of a pytree as nested dicts by their path, kernels in int8 as they are.
+
+    Keys of random numbers are left out: they are no weights.
+
+    Example:
+      >>> arrays_of(jax.tree_util.Partial(len, [np.int8([1]), {"scale": np.int8([2])}]))
+      {0: {0: {0: array([1], dtype=int8), 1: {'scale': array([2], dtype=int8)}}}}
+    """
+    nested: dict[Key, Any] = {}
+    for path, leaf in _named_leaves(tree):
+        if _is_array(leaf):
+            node = nested
+            for key in path[:-1]:
+                node = node.setdefault(key, {})
+            node[path[-1]] = leaf
+    return nested
+
+
+def filled(tree: Any, arrays: Mapping[Key, Any], name: str) -> Any:
+    """A pytree with other arrays, of any shapes and types, at its paths.
+
+    Raises:
+      ValueError: Its paths are not those of the arrays; the message says the first one.
+    """
+    stored = dict(_walked(arrays))
+    leaves = _named_leaves(tree)
+    places = {path for path, leaf in leaves if _is_array(leaf)}
+    unlike = sorted(stored.keys() ^ places, key=str)
+    if unlike:
+        where = "has no array" if unlike[0] in stored else "has an array, and `model` none,"
+        raise ValueError(
+            f"`build` {name!r} must return the structure of `model`; what it returns {where} at "
+            f"{_words(unlike[0])}."
+        )
+    treedef = jax.tree.structure(tree, is_leaf=_is_quantized)
+    return jax.tree.unflatten(treedef, [stored.get(path, leaf) for path, leaf in leaves])
+
+
+def contents_of(model: Any) -> Any:
+    """The pytree that holds a model's weights, without the boxes that say how devices share them."""
+    if not isinstance(model, Classifier):
+        return model
+    return meta.unbox(model.variables) if isinstance(model.variables, Mapping) else model.variables
+
+
+def evaluating(tree: Any) -> Any:
+    """An nnx module in evaluation mode, changed in its place; everything else as it is."""
+    if any(base.__module__.startswith("flax.nnx") for base in type(tree).__mro__):
+        tree.eval()
+    return tree
+
+
+def _walked(
+    tree: Mapping[Key, Any], path: tuple[Key, ...] = ()
+) -> list[tuple[tuple[Key, ...], Any]]:
+    found: list[tuple[tuple[Key, ...], Any]] = []
+    for key, child in tree.items():
+        inside = (*path, key)
+        found += _walked(child, inside) if isinstance(child, Mapping) else [(inside, child)]
+    return found
+
+
+def _named_leaves(tree: Any) -> list[tuple[tuple[Key, ...], Any]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_quantized)
+    return [(tuple(map(_key, path)), leaf) for path, leaf in leaves]
+
+
+def _numbers_of(tree: Any) -> dict[tuple[Key, ...], Any]:
+    """Of the leaves that are no arrays those that can be compared: equal functions need not be."""
+    named = _named_leaves(tree)
+    return {
+        path: leaf for path, leaf in named if isinstance(leaf, bool | int | float | complex | str)
+    }
+
+
+def _key(key: Any) -> Key:
+    """A key of jax as the format has it."""
+    for attribute in ("key", "idx", "name"):
+        found = getattr(key, attribute, None)
+        if type(found) is str or type(found) is int:
+            return found
+    return str(key)
+
+
+def _is_quantized(node: Any) -> bool:
+    return isinstance(node, QuantizedKernel)
+
+
+def _is_array(leaf: Any) -> bool:
+    if _is_quantized(leaf):
+        return True
+    is_array = isinstance(leaf, jax.Array | np.ndarray)
+    return is_array and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _words(path: tuple[Key, ...]) -> str:
+    return "/".join(map(str, path))
