@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax.core import meta
 
 from jaxrobust.training.compression.method import kept_at
+from jaxrobust.training.step import nnx_modules
 from jaxrobust.training.step.adversaries import as_adversary
 from jaxrobust.training.step.network import as_variables
 from jaxrobust.training.step.recipe import Recipe
@@ -58,12 +59,18 @@ def plain(tree: Any) -> Any:
     """Weights as training has them: nested dicts of arrays, of which none is narrower than float32.
 
     Args:
-      tree: Variables or masks: dicts, FrozenDicts, boxed leaves (`nn.Partitioned`), arrays of any type.
+      tree: Variables or masks: dicts, FrozenDicts, boxed leaves (`nn.Partitioned`), arrays of any type;
+        an nnx module or nnx.State, of which `nnx_modules.collections` are taken.
     """
 
     def opened(tree: Any) -> Any:
+        if nnx_modules.is_nnx(tree):
+            return opened(nnx_modules.collections(tree))
         if isinstance(tree, Mapping):
-            return {name: opened(child) for name, child in tree.items()}
+            return {
+                name: opened(child).get(name, {}) if nnx_modules.is_nnx(child) else opened(child)
+                for name, child in tree.items()
+            }
         return tree
 
     def widened(leaf: Any) -> Any:
@@ -87,8 +94,8 @@ def create_state(
     it.
 
     Args:
-      variables: {"params": ..., "batch_stats": ...}, as a linen module's `init` returns them; narrower
-        floats than float32 become that.
+      variables: {"params": ..., "batch_stats": ...}, as a linen module's `init` returns them, or an nnx
+        module; narrower floats than float32 become that.
       recipe: Its optimizer, averaging, adversary and compression have memories.
       image_shape: (H, W, C) of the images as they come; needed by `FreeReplays`.
       key: A PRNG key, needed by a compression, which may begin at random.
@@ -101,10 +108,20 @@ def create_state(
         `image_shape` or `key` where there has to be one.
     """
     variables = plain(variables)
+    if not isinstance(variables, Mapping):
+        raise TypeError(
+            '`variables`, or what `init` returns, must be {"params": ..., "batch_stats": ...}, got '
+            f"{type(variables).__name__}."
+        )
     if "params" not in variables or set(variables) - {"params", "batch_stats"}:
         raise ValueError(
             '`variables` must hold "params" and perhaps "batch_stats", '
             f"got {tuple(variables)}: other collections are not trained."
+        )
+    if not jax.tree.leaves(variables["params"]):
+        raise ValueError(
+            '`variables` must hold "params", got none: what is trained of an nnx module is an '
+            "nnx.Param, and nothing else."
         )
 
     def copy(tree: PyTree) -> PyTree:
