@@ -30,8 +30,11 @@ class Itself:
 
     def __init__(self, value: Any, digest: str | None):
         self.value, self.digest = value, digest
-        by_value = isinstance(value, tuple | NnxFunction)
-        self._known_by = (value if by_value else id(value), digest)
+        parts = value if isinstance(value, tuple) else (value,)
+        self._known_by = (
+            *(part if isinstance(part, NnxFunction) else id(part) for part in parts),
+            digest,
+        )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Itself) and self._known_by == other._known_by

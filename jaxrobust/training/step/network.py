@@ -140,6 +140,11 @@ class Passes:
         logits, statistics = programs.fast(self.network.apply)(
             as_variables(params, self.statistics), images, True, {"dropout": key}
         )
+        # Of the types that they had: what is rounded computes rounded statistics, and a constant is
+        # no array.
+        statistics = jax.tree.map(
+            lambda old, new: jnp.asarray(new, old.dtype), self.statistics, statistics
+        )
         after = dataclasses.replace(self, statistics=statistics, number=self.number + 1)
         return logits.astype(jnp.float32), after
 
@@ -173,6 +178,11 @@ def with_variables(model: Any, variables: PyTree) -> Any:
     Returns:
       Of an nnx module a new one of its class. Of a linen module `jax.tree_util.Partial(model.apply,
       variables)`, and of a pair likewise.
+
+    Example:
+      >>> pair = lambda key, images: {}, lambda v, images, train, rngs: (images @ v["params"], {})
+      >>> with_variables(pair, {"params": jnp.eye(2)})(jnp.ones((1, 2))).tolist()
+      [[1.0, 1.0]]
     """
     if nnx_modules.is_nnx(model):
         return nnx_modules.with_variables(model, variables)
@@ -198,7 +208,7 @@ def _without_variables(model: Any) -> Any:
 
 
 def _checked(returned: Any, before: PyTree | None) -> tuple[Array, PyTree]:
-    """(logits, state) as `apply` has to return them; the state of the types that it had before."""
+    """(logits, state) as `apply` has to return them."""
     words = "`apply(variables, images, train, rngs)` must return (logits, the state after)"
     if not isinstance(returned, tuple) or len(returned) != 2:
         raise TypeError(
@@ -218,6 +228,4 @@ def _checked(returned: Any, before: PyTree | None) -> tuple[Array, PyTree]:
         raise ValueError(
             f"{words}: that of the structure and shapes of variables['batch_stats'], {had}, got {has}."
         )
-    return logits, jax.tree.map(
-        lambda old, new: new if new.dtype == old.dtype else new.astype(old.dtype), before, after
-    )
+    return logits, after

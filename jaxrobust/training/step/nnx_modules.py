@@ -5,6 +5,7 @@ functions here alone, and only once there is a module.
 """
 
 import dataclasses
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,14 +15,11 @@ import numpy as np
 
 from jaxrobust.types import Array, PyTree, as_key
 
-COLLECTIONS = ("params", "batch_stats")
-
 
 def is_nnx(value: Any) -> bool:
-    """Whether a value is an nnx module or an nnx.State, without importing nnx."""
-    return not isinstance(value, type) and any(
-        base.__module__.startswith("flax.nnx") for base in type(value).__mro__
-    )
+    """Whether a value is an nnx module or an nnx.State; where nnx is not loaded, nothing is."""
+    nnx = sys.modules.get("flax.nnx")
+    return nnx is not None and isinstance(value, nnx.Module | nnx.State)
 
 
 def collections(tree: Any) -> dict[str, PyTree]:
@@ -37,6 +35,11 @@ def collections(tree: Any) -> dict[str, PyTree]:
 
     Raises:
       ValueError: A State of bare arrays, which does not say what is trained.
+
+    Example:
+      >>> from flax import nnx
+      >>> jax.tree.map(jnp.shape, collections(nnx.List([nnx.Linear(3, 2, rngs=nnx.Rngs(0))])))
+      {'params': {'0': {'bias': (2,), 'kernel': (3, 2)}}}
     """
     from flax import nnx
 
@@ -87,7 +90,7 @@ def described(module: Any) -> Iterator[tuple[str, Any]]:
             kind = type(value)
             shapes = jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", value.get_value())
             value = f"{kind.__module__}.{kind.__qualname__} {shapes}"
-        yield "/".join(map(str, path)), value if not is_nnx(value) else type(value)
+        yield "/".join(map(str, path)), type(value) if isinstance(value, nnx.Pytree) else value
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,7 +99,8 @@ class NnxFunction:
 
     Attributes:
       graph: Its nnx.GraphDef, in evaluation mode.
-      leaves: ((path, "params", "batch_stats", a constant or the shape of a key or count), ...).
+      leaves: ((path, what is there), ...): the collection, "params" or "batch_stats", that has its
+        value; a stream of random numbers; or a constant.
     """
 
     graph: Any
@@ -113,8 +117,8 @@ class NnxFunction:
         leaves = []
         for path, leaf in _flat(copy):
             kind: Any = _collection(leaf)
-            if kind is None and isinstance(leaf, nnx.Variable):
-                kind = _Random(isinstance(leaf, nnx.RngKey), leaf.get_value().shape)
+            if kind is None and _is_random(leaf):
+                kind = _Random(_is_key(_array(leaf)), _array(leaf).shape)
             elif kind is None:
                 value = np.asarray(leaf)
                 kind = _Constant(value.dtype, value.shape, value.tobytes())
@@ -199,18 +203,30 @@ def _collection(leaf: Any) -> str | None:
     """Of a leaf; None where it is neither trained nor state."""
     from flax import nnx
 
-    if isinstance(leaf, nnx.RngState | nnx.Intermediate) or not isinstance(leaf, nnx.Variable):
+    if isinstance(leaf, nnx.Intermediate) or not isinstance(leaf, nnx.Variable) or _is_random(leaf):
         return None
     return "params" if isinstance(leaf, nnx.Param) else "batch_stats"
 
 
-def _value(path: tuple[Any, ...], leaf: Any, variables: Mapping[str, PyTree]) -> Any:
+def _is_random(leaf: Any) -> bool:
+    """Whether a leaf belongs to a stream of random numbers, or is a key of one's own."""
     from flax import nnx
 
+    return isinstance(leaf, nnx.RngState) or _is_key(_array(leaf))
+
+
+def _is_key(value: Any) -> bool:
+    dtype = getattr(value, "dtype", np.dtype(bool))
+    return bool(jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key))
+
+
+def _array(leaf: Any) -> Any:
+    return leaf.get_value() if hasattr(leaf, "get_value") else leaf
+
+
+def _value(path: tuple[Any, ...], leaf: Any, variables: Mapping[str, PyTree]) -> Any:
     name = _collection(leaf)
-    if name is not None:
-        return _at(variables[name], path)
-    return leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
+    return _array(leaf) if name is None else _at(variables[name], path)
 
 
 def _at(tree: PyTree, path: tuple[Any, ...]) -> Any:

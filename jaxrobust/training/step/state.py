@@ -118,10 +118,12 @@ def create_state(
             '`variables` must hold "params" and perhaps "batch_stats", '
             f"got {tuple(variables)}: other collections are not trained."
         )
-    if not jax.tree.leaves(variables["params"]):
+    leaves = jax.tree.leaves(variables["params"])
+    if not leaves or not all(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in leaves):
         raise ValueError(
-            '`variables` must hold "params", got none: what is trained of an nnx module is an '
-            "nnx.Param, and nothing else."
+            '`variables` must hold "params" that are floating, got '
+            f"{sorted({str(jnp.result_type(leaf)) for leaf in leaves}) or 'none'}: what is trained of "
+            "an nnx module is an nnx.Param, and nothing else; what counts is another nnx.Variable."
         )
 
     def copy(tree: PyTree) -> PyTree:
