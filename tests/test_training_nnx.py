@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from counting import num_compiled
 from flax import nnx
 
 from jaxrobust import evaluation, pruning
@@ -293,6 +294,13 @@ def test_modules_of_one_structure_share_what_is_compiled():
     odd = Odd()
     odd.scale = odd.scale * 2
     assert Network(Odd()).model != Network(odd).model
+
+
+def test_another_module_of_the_structure_compiles_nothing():
+    fit(Skip(rate=0.5), DATA, RECIPE, **QUIET)
+    compiled = num_compiled()
+    fit(Skip(1, rate=0.5), DATA, dataclasses.replace(RECIPE, seed=1), **QUIET)
+    assert num_compiled() == compiled
 
 
 def test_a_module_is_compressed_while_it_is_trained(tmp_path):
