@@ -12,7 +12,7 @@ import pytest
 from counting import num_compiled
 from flax import nnx
 
-from jaxrobust import evaluation, pruning
+from jaxrobust import evaluation, export, pruning
 from jaxrobust.attacks import PGD
 from jaxrobust.training import (
     ADMM,
@@ -48,7 +48,7 @@ class Twin(nn.Module):
         norm = functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9)
         hidden = nn.relu(norm(name="norm_0")(nn.Conv(6, (3, 3), name="stem")(images)))
         inner = nn.relu(norm(name="norm_1")(nn.Conv(6, (3, 3), name="block")(hidden)))
-        pooled = (hidden + inner).mean((2,)).reshape(len(images), -1)
+        pooled = (hidden + inner).mean((2,)).reshape(images.shape[0], -1)
         pooled = nn.Dropout(self.rate, deterministic=not train)(pooled)
         return nn.Dense(2, name="head")(pooled)
 
@@ -68,7 +68,7 @@ class Skip(nnx.Module):
     def __call__(self, images):
         hidden = nnx.relu(self.norm_0(self.stem(images)))
         inner = nnx.relu(self.norm_1(self.block(hidden)))
-        return self.head(self.dropout((hidden + inner).mean((2,)).reshape(len(images), -1)))
+        return self.head(self.dropout((hidden + inner).mean((2,)).reshape(images.shape[0], -1)))
 
 
 class Count(nnx.Variable):
@@ -100,7 +100,7 @@ class Odd(nnx.Module):
         super().eval(**attributes)
 
     def __call__(self, images):
-        hidden = images.reshape(len(images), -1) * self.scale + self.shift
+        hidden = images.reshape(images.shape[0], -1) * self.scale + self.shift
         if self.training:
             self.passes[...] += 1
             ones = jnp.ones((1, 16))
@@ -175,8 +175,9 @@ def test_the_module_stays_and_the_result_is_one(tmp_path):
     report = evaluation.evaluate(logits_fn, images, VALIDATION[1])
     assert report["accuracy"]["rate"] == fitted.history[-1]["validation_accuracy"] > 0.9
     assert float(PGD_2(jax.random.key(0), logits_fn, images, labels).success.mean()) < 0.2
-    normalised = (images - images.min()) / (images.max() - images.min())
-    evaluation.evaluate(fitted.model, normalised, VALIDATION[1])
+    export.save(tmp_path / "exported", logits_fn, SHAPE, platforms=("cpu",))
+    loaded = export.load(tmp_path / "exported")
+    np.testing.assert_allclose(loaded(images), logits_fn(images), rtol=1e-5, atol=1e-5)
     masks = pruning.global_magnitude(fitted.variables["params"], 0.5)
     tuned = fit(fitted.model, DATA, RECIPE, masks=masks, **QUIET)
     kernel, mask = tuned.variables["params"]["block"]["kernel"], masks["block"]["kernel"]
@@ -348,7 +349,7 @@ class Grows(nnx.Module):
         self.seen = nnx.Variable(jnp.zeros((1, 16)))
 
     def __call__(self, images):
-        flat = images.reshape(len(images), -1)
+        flat = images.reshape(images.shape[0], -1)
         self.seen.set_value(flat)
         return self.head(flat)
 
@@ -359,6 +360,7 @@ class Grows(nnx.Module):
         (Bare(), {}, "is an nnx.Param, and nothing else"),
         (Square(), {}, r"`model` must return \[B, K\]"),
         (Grows(), {}, r"variables\['batch_stats'\], {'seen': \(1, 16\)}, got {'seen': \(2, 16\)}"),
+        (Skip(), {"variables": {"kernel": jnp.ones(1)}}, 'must hold "params" and perhaps'),
         (Skip(), {"variables": Skip(width=5)}, r"params/block/bias was \[6\], is now \[5\]"),
         (Skip(), {"variables": nnx.state(Skip(), nnx.Param)}, "batch_stats/norm_0/mean was"),
         (

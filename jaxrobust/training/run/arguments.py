@@ -21,7 +21,7 @@ from jaxrobust.training.step import nnx_modules
 from jaxrobust.training.step.attack_schedule import stages_of
 from jaxrobust.training.step.network import Network
 from jaxrobust.training.step.recipe import Recipe
-from jaxrobust.training.step.state import TrainState, create_state, plain
+from jaxrobust.training.step.state import TrainState, check_variables, create_state, plain
 from jaxrobust.types import Array, Masks, PyTree, as_key
 
 
@@ -273,6 +273,7 @@ def _given_variables(model: Any, variables: Any) -> PyTree | None:
         return None if variables is None else plain(variables)
     own = plain(model)
     given = own if variables is None else plain(variables)
+    check_variables(given)
     shapes = [
         {
             f"{name}/{path}": list(jnp.shape(leaf))

@@ -200,10 +200,11 @@ def _without_variables(model: Any) -> Any:
         is_pair = isinstance(model, tuple) and len(model) == 2 and all(map(callable, model))
         if is_pair or (hasattr(model, "init") and hasattr(model, "apply")):
             return model
+    shown = repr(model) if isinstance(model, type | tuple) else type(model).__name__
     hint = f"; {model.__name__} is a class: make one of it" if isinstance(model, type) else ""
     raise TypeError(
         "`model` must be a linen module, such as models.create('simple_cnn'), an nnx module that can "
-        f"be called, or a pair of functions (init, apply), got {model!r}{hint}."
+        f"be called, or a pair of functions (init, apply), got {shown}{hint}."
     )
 
 

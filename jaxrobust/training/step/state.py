@@ -104,27 +104,12 @@ def create_state(
       The state.
 
     Raises:
-      ValueError: `variables` without "params", or with collections other than these two; no
+      TypeError: `variables` that are no dict.
+      ValueError: `variables` without floating "params", or with collections other than these two; no
         `image_shape` or `key` where there has to be one.
     """
     variables = plain(variables)
-    if not isinstance(variables, Mapping):
-        raise TypeError(
-            '`variables`, or what `init` returns, must be {"params": ..., "batch_stats": ...}, got '
-            f"{type(variables).__name__}."
-        )
-    if "params" not in variables or set(variables) - {"params", "batch_stats"}:
-        raise ValueError(
-            '`variables` must hold "params" and perhaps "batch_stats", '
-            f"got {tuple(variables)}: other collections are not trained."
-        )
-    leaves = jax.tree.leaves(variables["params"])
-    if not leaves or not all(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in leaves):
-        raise ValueError(
-            '`variables` must hold "params" that are floating, got '
-            f"{sorted({str(jnp.result_type(leaf)) for leaf in leaves}) or 'none'}: what is trained of "
-            "an nnx module is an nnx.Param, and nothing else; what counts is another nnx.Variable."
-        )
+    check_variables(variables)
 
     def copy(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
@@ -151,6 +136,27 @@ def create_state(
         adversary=copy(_adversary_memory(recipe, image_shape)),
         compression=copy(memory),
     )
+
+
+def check_variables(variables: Any) -> None:
+    """Raises unless these are collections that can be trained: as `create_state`."""
+    if not isinstance(variables, Mapping):
+        raise TypeError(
+            '`variables`, or what `init` returns, must be {"params": ..., "batch_stats": ...}, got '
+            f"{type(variables).__name__}."
+        )
+    if "params" not in variables or set(variables) - {"params", "batch_stats"}:
+        raise ValueError(
+            '`variables` must hold "params" and perhaps "batch_stats", '
+            f"got {tuple(variables)}: other collections are not trained."
+        )
+    leaves = jax.tree.leaves(variables["params"])
+    if not leaves or not all(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in leaves):
+        raise ValueError(
+            '`variables` must hold "params" that are floating, got '
+            f"{sorted({str(jnp.result_type(leaf)) for leaf in leaves}) or 'none'}: what is trained of "
+            "an nnx module is an nnx.Param, and nothing else; what counts is another nnx.Variable."
+        )
 
 
 def _adversary_memory(recipe: Recipe, image_shape: tuple[int, ...] | None) -> PyTree | None:
