@@ -167,6 +167,7 @@ def fit(
       ImportError: `host.tensorboard` without tensorboardX.
 
     Example:
+      >>> import flax.linen as nn
       >>> import numpy as np
       >>> from jaxrobust.training.step.learning_rates import Constant
       >>> from jaxrobust.training.step.optimizers import SGD

@@ -80,10 +80,7 @@ def described(module: Any) -> Iterator[tuple[str, Any]]:
     """
     from flax import nnx
 
-    copy = nnx.clone(module)
-    nnx.pop(copy, nnx.Intermediate)
-    copy.eval()
-    for path, value in nnx.iter_graph(copy):
+    for path, value in nnx.iter_graph(_bare(module)):
         if any(str(part).startswith("_pytree__") for part in path):
             continue
         if isinstance(value, nnx.Variable):
@@ -111,10 +108,7 @@ class NnxFunction:
         """Of a module."""
         from flax import nnx
 
-        copy = nnx.clone(module)
-        nnx.pop(copy, nnx.Intermediate)
-        copy.eval()
-        leaves = []
+        copy, leaves = _bare(module), []
         for path, leaf in _flat(copy):
             kind: Any = _collection(leaf)
             if kind is None and _is_random(leaf):
@@ -189,6 +183,16 @@ class _Constant:
     def value(self) -> Array:
         """The array."""
         return jnp.asarray(np.frombuffer(self.content, self.dtype).reshape(self.shape))
+
+
+def _bare(module: Any) -> Any:
+    """A copy in evaluation mode, without what has been sown."""
+    from flax import nnx
+
+    copy = nnx.clone(module)
+    nnx.pop(copy, nnx.Intermediate)
+    copy.eval()
+    return copy
 
 
 def _flat(tree: Any) -> list[tuple[tuple[Any, ...], Any]]:
