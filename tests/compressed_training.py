@@ -101,7 +101,7 @@ def plain_step(state, compression, **changes):
         state,
         (TRAIN[0][:8], TRAIN[1][:8]),
         KEY,
-        network=Network(Net().apply),
+        network=Network(Net()),
         recipe=dataclasses.replace(PLAIN, compression=compression, **changes),
         steps_per_epoch=1,
     )

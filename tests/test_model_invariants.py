@@ -123,7 +123,7 @@ def test_a_step_under_attack_trains_what_is_not_masked(name):
     state = training.create_state(variables | {"params": params}, recipe)
     step = functools.partial(
         training.train_step,
-        network=training.Network(network.apply, MEAN, STD),
+        network=training.Network(network, MEAN, STD),
         recipe=recipe,
         steps_per_epoch=1,
         masks=masks,

@@ -228,7 +228,7 @@ def make_step(**changes):
     labels = jnp.array([0, 1, 2, 0, 1, 2])
     recipe = dataclasses.replace(RECIPE, **changes)
     arguments = {
-        "network": Network(net.apply, mean=(0.4, 0.5, 0.6), std=0.25),
+        "network": Network(net, mean=(0.4, 0.5, 0.6), std=0.25),
         "recipe": recipe,
         "steps_per_epoch": 1,
     }

@@ -69,7 +69,7 @@ def test_a_schedule_of_attacks_is_a_static_recipe_for_each_stage(scope):
         training.train_step, static_argnames=("recipe", "steps_per_epoch"), donate_argnums=0
     )
     state = training.create_state(scope["variables"], recipe)
-    network = training.Network(scope["network"].apply, scope["data"].mean, scope["data"].std)
+    network = training.Network(scope["network"], scope["data"].mean, scope["data"].std)
     images, labels = scope["images"][:32], scope["labels"][:32]
     for epoch in range(1, 5):
         state, _ = step(

@@ -119,7 +119,7 @@ def stepped(adversary=None, masks=None, before=None):
         state,
         (IMAGES, LABELS),
         jax.random.key(1),
-        network=Network(network.apply),
+        network=Network(network),
         recipe=recipe,
         steps_per_epoch=1,
         masks=masks,

@@ -116,7 +116,7 @@ def test_objectives_are_those_of_their_papers(name):
     variables = Linear().init(KEY, IMAGES)
 
     def descended(params):
-        forward = Passes(Network(Linear().apply), params, variables["batch_stats"], KEY)
+        forward = Passes(Network(Linear()), params, variables["batch_stats"], KEY)
         value, logits, after = objective(forward, IMAGES, ADVERSARIAL, LABELS)
         return value, (logits, after.statistics, after.number)
 
@@ -262,7 +262,7 @@ def test_bfloat16_computes_the_passes_and_keeps_nothing(precision):
     )
     state = create_state(CONVOLUTIONS.init(KEY, jnp.ones((1, 8, 8, 3))), recipe)
     batch = np.random.default_rng(0).uniform(size=(4, 8, 8, 3)).astype(np.float32), LABELS
-    network = Network(CONVOLUTIONS.apply)
+    network = Network(CONVOLUTIONS)
 
     def step(state, batch):
         return train_step(state, batch, KEY, network=network, recipe=recipe, steps_per_epoch=1)

@@ -299,7 +299,7 @@ class Training:
         self.state = training.create_state(variables, recipe)
         step = functools.partial(
             training.train_step,
-            network=training.Network(network.apply, _MEAN, _STD),
+            network=training.Network(network, _MEAN, _STD),
             recipe=recipe,
             steps_per_epoch=1,
         )

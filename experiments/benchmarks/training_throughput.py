@@ -166,7 +166,7 @@ class _Ours:
         self._steps = steps
         step = functools.partial(
             training.train_step,
-            network=training.Network(network.apply, _MEAN, _STD),
+            network=training.Network(network, _MEAN, _STD),
             recipe=recipe,
             steps_per_epoch=1,
         )

@@ -27,7 +27,7 @@ from jaxrobust.training.step.free_replays import FreeReplays
 from jaxrobust.training.step.learning_rates import Constant, Cosine, Plateau, Steps
 from jaxrobust.training.step.mart import MART
 from jaxrobust.training.step.n_fgsm import NFGSM
-from jaxrobust.training.step.network import Network, Passes
+from jaxrobust.training.step.network import Network, Passes, with_variables
 from jaxrobust.training.step.objectives import CrossEntropy, Objective
 from jaxrobust.training.step.optimizers import SGD, Adam, AdamW
 from jaxrobust.training.step.recipe import Recipe, Validation
@@ -87,4 +87,5 @@ __all__ = [
     "step_once",
     "train_step",
     "two_phase",
+    "with_variables",
 ]

@@ -5,12 +5,11 @@ import functools
 import json
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import checks, compilation, programs
+from jaxrobust import checks, compilation, files, programs
 from jaxrobust.attacks import conversation
 from jaxrobust.pruning import apply_masks
 from jaxrobust.training.compression.compatibility import check_compression
@@ -18,10 +17,11 @@ from jaxrobust.training.run import devices, digests, fingerprint
 from jaxrobust.training.run.batches import Examples, on_device
 from jaxrobust.training.run.compiled_steps import Stages
 from jaxrobust.training.run.plan import Given, Itself, Plan, split
+from jaxrobust.training.step import nnx_modules
 from jaxrobust.training.step.attack_schedule import stages_of
 from jaxrobust.training.step.network import Network
 from jaxrobust.training.step.recipe import Recipe
-from jaxrobust.training.step.state import TrainState, create_state, plain
+from jaxrobust.training.step.state import TrainState, check_variables, create_state, plain
 from jaxrobust.types import Array, Masks, PyTree, as_key
 
 
@@ -48,12 +48,11 @@ class Job:
     """What `fit` was asked for, on the device.
 
     Attributes:
-      model: The network.
+      model: As it was given.
+      network: It, with the mean and deviation of the data.
       recipe: How it is trained.
       train: The training set.
       validation: The validation set.
-      mean: As `Data`.
-      std: As `Data`.
       variables: To start from; None: the model's own initial ones.
       masks: The parameters' structure with boolean leaves, or None.
       num_devices: Of each process, that share each batch.
@@ -61,12 +60,11 @@ class Job:
       step_key: Of whatever is random in a step.
     """
 
-    model: nn.Module
+    model: Any
+    network: Network
     recipe: Recipe
     train: Examples
     validation: Examples | None
-    mean: Any
-    std: Any
     variables: PyTree | None
     masks: Masks | None
     num_devices: int
@@ -107,7 +105,7 @@ class Job:
           ValueError: What it returns is not [B, K].
         """
         images = jax.ShapeDtypeStruct((2, *self.image_shape), jnp.float32)
-        logits = jax.eval_shape(self.model.apply, self.template.variables, images)
+        logits = jax.eval_shape(self.network.logits, self.template.variables, images)
         programs.check_logits(logits, images, "model")
         return logits.shape[-1]
 
@@ -121,12 +119,12 @@ class Job:
     def digests(self) -> dict[str, Any]:
         """Of what the parts compute that are described by their names, which would hide an edit."""
         return {
-            "model": digests.of_model(self.model, self.template.variables, self.image_shape),
+            "model": digests.of_model(self.network, self.template.variables, self.image_shape),
             "augmentation": digests.of_augmentation(self.recipe.augmentation, self.image_shape),
             "values": digests.of_values(
                 dataclasses.replace(self.recipe, compression=self._compression),
                 self.template,
-                Network(self.model.apply, self.mean, self.std),
+                self.network,
                 self.masks,
                 self.image_shape,
             ),
@@ -138,7 +136,8 @@ class Job:
         recipe = self.recipe
         return Plan(
             model=Itself(
-                self.model, json.dumps([self.digests[name] for name in ("model", "values")])
+                self.network.model,
+                json.dumps([self.digests[name] for name in ("model", "values")]),
             ),
             augmentation=Itself(recipe.augmentation, self.digests["augmentation"]),
             objective=split(recipe.objective)[0],
@@ -161,8 +160,8 @@ class Job:
             Given(
                 examples=self.train,
                 key=self.step_key,
-                mean=jnp.asarray(self.mean, jnp.float32),
-                std=jnp.asarray(self.std, jnp.float32),
+                mean=jnp.asarray(self.network.mean, jnp.float32),
+                std=jnp.asarray(self.network.std, jnp.float32),
                 masks=jax.tree.map(jnp.asarray, self.masks),
                 objective=tuple(map(jnp.asarray, split(self.recipe.objective)[1])),
             )
@@ -181,8 +180,8 @@ class Job:
                 "recipe": self.recipe,
                 "model": self.model,
                 # In one form: .5, (.5, .5, .5) and an array of it are the same setting.
-                "mean": np.asarray(self.mean, np.float32).tolist(),
-                "std": np.asarray(self.std, np.float32).tolist(),
+                "mean": np.asarray(self.network.mean, np.float32).tolist(),
+                "std": np.asarray(self.network.std, np.float32).tolist(),
                 "versions": fingerprint.versions(),
                 "programs": self.digests,
                 "arrays_of_the_objective": split(self.recipe.objective)[1],
@@ -195,7 +194,7 @@ class Job:
 
 
 def prepared(
-    model: nn.Module,
+    model: Any,
     data: Data,
     recipe: Recipe,
     variables: PyTree | None,
@@ -203,10 +202,7 @@ def prepared(
     num_devices: int,
 ) -> Job:
     """Checks what `fit` was asked for, and puts the data on the device; nothing is written."""
-    if isinstance(model, type) or not (hasattr(model, "init") and hasattr(model, "apply")):
-        raise TypeError(
-            f"`model` must be a linen module, such as models.create('simple_cnn'), got {model!r}."
-        )
+    Network(model)  # says what is wrong with the model first
     for name, value, kind, words in (
         ("data", data, Data, "Data(train=(images, labels), mean=..., std=...)"),
         ("recipe", recipe, Recipe, "Recipe(num_epochs=30)"),
@@ -230,13 +226,12 @@ def prepared(
     _, order_key, step_key = jax.random.split(as_key(jax.random.key(recipe.seed)), 3)
     job = Job(
         model=model,
+        network=Network(model, data.mean, data.std),
         recipe=recipe,
         train=train,
         validation=validation,
-        mean=data.mean,
-        std=data.std,
-        variables=None if variables is None else plain(variables),
-        masks=None if masks is None else plain(masks),
+        variables=_given_variables(model, variables),
+        masks=_given_masks(masks),
         num_devices=num_devices,
         order_key=order_key,
         step_key=step_key,
@@ -249,25 +244,64 @@ def prepared(
     return job
 
 
-def initial_variables(model: nn.Module, image_shape: tuple[int, ...], seed: int) -> PyTree:
+def initial_variables(model: Any, image_shape: tuple[int, ...], seed: int) -> PyTree:
     """The weights that `fit` starts from: what rewinding a pruned network goes back to.
 
     Args:
-      model: The network.
+      model: As `fit`. An nnx module has its weights already.
       image_shape: (H, W, C).
       seed: Of the recipe.
 
     Returns:
       {"params": ..., "batch_stats": ...}, as the network has them.
     """
+    if nnx_modules.is_nnx(model):
+        return plain(model)
     init_key = jax.random.split(as_key(jax.random.key(seed)), 3)[0]
     image = jnp.zeros((1, *image_shape), jnp.float32)
-    return _initial_variables(init_key, image, model=Itself(model, None))
+    return _initial_variables(init_key, image, model=Itself(Network(model).model, None))
 
 
 @functools.partial(compilation.jit, static_argnames="model")
 def _initial_variables(key: Array, image: Array, *, model: Itself) -> PyTree:
-    return plain(model.value.init(key, image))
+    return plain(Network(model.value).init(key, image))
+
+
+def _given_variables(model: Any, variables: Any) -> PyTree | None:
+    """What a run starts from; None where the model makes its own."""
+    if not nnx_modules.is_nnx(model):
+        return None if variables is None else plain(variables)
+    own = plain(model)
+    given = own if variables is None else plain(variables)
+    check_variables(given)
+    shapes = [
+        {
+            f"{name}/{path}": list(jnp.shape(leaf))
+            for name, tree in one.items()
+            for path, leaf in _by_path(tree).items()
+        }
+        for one in (own, given)
+    ]
+    different = files.differences(*shapes)
+    if different:
+        raise ValueError(
+            "`variables` must be those of an nnx module of the same structure; of `model` and of what "
+            f"was given: {'; '.join(different)}."
+        )
+    return given
+
+
+def _given_masks(masks: Any) -> Masks | None:
+    if masks is None:
+        return None
+    return plain(masks)["params"] if nnx_modules.is_nnx(masks) else plain(masks)
+
+
+def _by_path(tree: PyTree) -> dict[str, Any]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def _check_devices(recipe: Recipe, num_devices: int) -> None:

@@ -12,18 +12,21 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import checks, compilation, programs
+from jaxrobust.training.run.plan import Itself
+from jaxrobust.training.step import nnx_modules
+from jaxrobust.training.step.network import Network, is_floating
+from jaxrobust.training.step.state import plain
 from jaxrobust.training.step.train_step import to_unit_range
 from jaxrobust.types import Array, PyTree, as_key
 
 
 def reestimate_batch_stats(
-    model: nn.Module,
+    model: Any,
     variables: PyTree,
     images: Any,
     *,
@@ -36,8 +39,9 @@ def reestimate_batch_stats(
     """The variables with new running statistics: means over random batches of images.
 
     Args:
-      model: The network.
-      variables: {"params": ..., "batch_stats": ...}; without statistics they come back as they are.
+      model: As `fit`.
+      variables: {"params": ..., "batch_stats": ...}, or an nnx module; without statistics they come
+        back as they are.
       images: [N, H, W, C], uint8 or floating in [0, 1]: of the training set.
       mean: [C] or a scalar, of pixel values in [0, 1].
       std: [C] or a scalar.
@@ -57,12 +61,13 @@ def reestimate_batch_stats(
         raise ValueError(
             f"`batch_size` must be at most the {len(images)} images, got {batch_size}."
         )
+    variables = plain(variables) if nnx_modules.is_nnx(variables) else variables
     if not variables.get("batch_stats"):
         return dict(variables)
     mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
     order = np.random.default_rng(seed).permutation(len(images))
     count = min(max_batches, len(images) // batch_size)
-    measured = functools.partial(_measured, model.apply)
+    measured = functools.partial(_measured, Itself(Network(model).model, None))
 
     def batch(index: int) -> Array:
         return jnp.asarray(np.asarray(images)[order[index * batch_size : (index + 1) * batch_size]])
@@ -88,50 +93,43 @@ def averaged(
     total = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
     for index in range(count):
         total = add(variables, total, index)
-    means = jax.tree.map(lambda leaf: leaf / count, total)
+
+    def mean(leaf: Array, old: Array) -> Array:
+        return leaf / count if is_floating(old) else old
+
+    means = jax.tree.map(mean, total, variables["batch_stats"])
     return dict(variables) | {"batch_stats": means}
 
 
-def of_batch(
-    apply_fn: Callable[..., Any],
-    variables: PyTree,
-    images: Array,
-    mean: Array,
-    std: Array,
-    key: Array,
-) -> PyTree:
+def of_batch(network: Network, variables: PyTree, images: Array, key: Array) -> PyTree:
     """The statistics of one batch, whatever the layers' momentum is.
 
     A layer moves its statistics towards the batch's, s <- m s + (1 - m) b. From s = 0 and s = 1
     both m and b follow; in training mode nothing else depends on s. A statistic that does not move
-    stays.
+    stays, and so does what counts.
 
     Args:
-      apply_fn: A linen module's `apply`.
+      network: Its mean and deviation are arrays.
       variables: {"params": ..., "batch_stats": ...}.
       images: [B, H, W, C], uint8 or floating in [0, 1].
-      mean: [C] or a scalar.
-      std: [C] or a scalar.
       key: A PRNG key, for dropout.
 
     Returns:
       Of the structure of "batch_stats".
     """
-    images = (to_unit_range(images) - mean) / std
+    images = (to_unit_range(images) - network.mean) / network.std
     given = variables["batch_stats"]
 
     def moved_from(value: float) -> PyTree:
-        start = jax.tree.map(lambda leaf: jnp.full_like(leaf, value), given)
-        _, updated = programs.fast(apply_fn)(
-            {"params": variables["params"], "batch_stats": start},
-            images,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": key},
+        start = jax.tree.map(
+            lambda leaf: jnp.full_like(leaf, value) if is_floating(leaf) else leaf, given
         )
-        return updated["batch_stats"]
+        moved = {"params": variables["params"], "batch_stats": start}
+        return programs.fast(network.apply)(moved, images, True, {"dropout": key})[1]
 
     def statistic(zero: Array, one: Array, old: Array) -> Array:
+        if not is_floating(old):
+            return old
         # As float32 has .9: without the noise that a large b leaves in the difference.
         weight = 1 - jnp.median(one - zero)
         return jnp.where(weight > 0, zero / jnp.where(weight > 0, weight, 1.0), old)
@@ -141,7 +139,7 @@ def of_batch(
 
 @functools.partial(compilation.jit, static_argnums=0)
 def _measured(
-    apply_fn: Callable[..., Any],
+    model: Itself,
     variables: PyTree,
     total: PyTree,
     images: Array,
@@ -150,5 +148,6 @@ def _measured(
     key: Array,
     index: int,
 ) -> PyTree:
-    found = of_batch(apply_fn, variables, images, mean, std, jax.random.fold_in(key, index))
+    network = Network(model.value, mean, std)
+    found = of_batch(network, variables, images, jax.random.fold_in(key, index))
     return jax.tree.map(jnp.add, total, found)

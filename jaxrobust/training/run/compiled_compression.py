@@ -205,11 +205,9 @@ def _statistics(
 ) -> PyTree:
     images, _ = compiled_steps.batch_of(index, order, given.examples, plan)
     found = batch_statistics.of_batch(
-        plan.model.value.apply,
+        plan.network(given),
         variables,
         images,
-        given.mean,
-        given.std,
         jax.random.fold_in(as_key(jax.random.key(0)), index),
     )
     found = jax.tree.map(jnp.add, total, found)

@@ -211,8 +211,7 @@ def _evaluate_batch(
     batch, valid = devices.constrained((batch, valid), plan.num_devices, devices.ROWS)
     # The same key in every epoch: figures are compared between epochs, so luck is held fixed.
     key = jax.random.fold_in(given.key, index)
-    apply_fn: Any = plan.model.value.apply
-    classifier = Classifier(apply_fn, variables, given.mean, given.std)
+    classifier = Classifier(plan.network(given).logits, variables, given.mean, given.std)
     sums = eval_step(classifier, batch, valid, attack=attack, key=key)
     sums = jax.tree.map(jnp.add, totals, sums)
     return devices.constrained(sums, plan.num_devices, devices.WHOLE)

@@ -7,7 +7,6 @@ made of the library's with functions of their own inside, is traced as well.
 import dataclasses
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,13 +24,14 @@ from jaxrobust.training.step.train_step import train_step
 from jaxrobust.types import Array, Masks, PyTree, as_key
 
 
-def of_model(model: nn.Module, variables: PyTree, image_shape: tuple[int, ...]) -> str:
-    """Of a network in training mode."""
+def of_model(network: Network, variables: PyTree, image_shape: tuple[int, ...]) -> str:
+    """Of a network in training mode; of an nnx module or a pair of functions in both modes."""
 
     def forward(variables: PyTree, images: Array, key: Array) -> Any:
-        return model.apply(
-            variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key}
-        )
+        in_training = network.apply(variables, images, True, {"dropout": key})
+        if hasattr(network.model, "init"):
+            return in_training
+        return in_training, network.logits(variables, images)
 
     return fingerprint.program(forward, variables, _images(2, image_shape), _key())
 

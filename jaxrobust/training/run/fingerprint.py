@@ -16,6 +16,8 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr
 
+from jaxrobust.training.step import nnx_modules
+
 
 def describe(value: Any) -> Any:
     """A JSON description of a model, an attack, a function or data, the same in every process.
@@ -23,9 +25,9 @@ def describe(value: Any) -> Any:
     `repr` would not do: it prints the addresses of functions and leaves out most of an array.
 
     Args:
-      value: A dataclass (linen modules are), a function, a `functools.partial`, numbers, strings,
-        arrays and containers of these. Of a function only the name is known, of any other object
-        only the class: changes inside either are not seen.
+      value: A dataclass (linen modules are), an nnx module, a function, a `functools.partial`, numbers,
+        strings, arrays and containers of these. Of a function only the name is known, of a variable of
+        nnx the class and shape, of any other object only the class: changes inside are not seen.
 
     Returns:
       Dicts, lists, strings, numbers, booleans and None. Of an array its type, shape and SHA-256.
@@ -36,6 +38,8 @@ def describe(value: Any) -> Any:
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if nnx_modules.is_nnx(value):
+        return {path: describe(item) for path, item in nnx_modules.described(value)}
     if isinstance(value, Mapping):
         return {str(key): describe(item) for key, item in value.items()}
     if isinstance(value, tuple | list):

@@ -8,7 +8,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 
 from jaxrobust import checks
@@ -27,6 +26,7 @@ from jaxrobust.training.run.interrupt import catch_interrupt
 from jaxrobust.training.run.logs import Display, RunLog
 from jaxrobust.training.run.loop import Desk, Position
 from jaxrobust.training.run.run_folder import CHECKPOINTS, claim
+from jaxrobust.training.step.network import with_variables
 from jaxrobust.training.step.recipe import Recipe
 from jaxrobust.training.step.state import TrainState
 from jaxrobust.types import Masks, PyTree
@@ -73,6 +73,10 @@ class FitResult:
         validation were attacked and there was one; else None.
       masks: Of a run with a compression: which weights of `variables` stay, exactly; else None.
       best_masks: Likewise of `best_variables`.
+      model: What was trained, with `variables` in it: normalised images [B, H, W, C] -> logits [B, K],
+        in evaluation mode. Of an nnx module a new one of its class; of a linen module or a pair of
+        functions a `jax.tree_util.Partial` (`with_variables`).
+      best_model: Likewise with `best_variables`.
       final: Of a run with a compression, about `variables`: `kept_weights` of `weights` in the
         kernels that its masks prune, and if there is validation, under its attack, the accuracies
         `accuracy_before` (what was trained, with its own statistics), `accuracy_projected` (with
@@ -90,6 +94,8 @@ class FitResult:
     masks: Masks | None = None
     best_masks: Masks | None = None
     final: dict[str, Any] = dataclasses.field(default_factory=dict)
+    model: Any = None
+    best_model: Any = None
 
     @property
     def seconds(self) -> float:
@@ -108,7 +114,7 @@ class FitResult:
 
 
 def fit(
-    model: nn.Module,
+    model: Any,
     data: Data,
     recipe: Recipe,
     *,
@@ -130,17 +136,23 @@ def fit(
     what came after the last checkpoint.
 
     Args:
-      model: A linen module, `model(images, train=False)` on normalised images -> logits [B, K],
-        with "params" and perhaps "batch_stats", and the generator "dropout" if it needs one.
+      model: What maps normalised images to logits [B, K].
+        A linen module, `model(images, train=False)`, with "params" and perhaps "batch_stats", and the
+        generator "dropout" if it needs one.
+        An nnx module, `model(images)`: it starts from the weights that it has, so that the recipe's
+        seed decides order, attacks and dropout alone. An nnx.Param is trained, every other variable
+        is state that passes in training mode change; that mode is `train()`, the other one `eval()`,
+        and each pass has random numbers of its own. The module itself stays as it is.
+        A pair of functions (init, apply) for everything else; `Network` says what they take.
       data: The images and labels, and their mean and deviation.
       recipe: How to train. With a compression, validation is of the compressed network by the epoch's
         budget, with statistics of its own; epochs before the last budget do not count as the best.
         `variables` of the result are compressed, `state` is not.
       run_dir: Where the run lives. None: nowhere; it cannot be resumed.
-      variables: To start from, for fine-tuning: of any floating type, trained in float32. None: the
-        model's own initial ones.
-      masks: The parameters' structure with boolean leaves; False keeps a parameter at 0. Not together
-        with a compression.
+      variables: To start from, for fine-tuning: of any floating type, trained in float32; for an nnx
+        module also a module or an nnx.State of the same structure. None: the model's own initial ones.
+      masks: The parameters' structure with boolean leaves, for an nnx module also a module or nnx.State
+        of them; False keeps a parameter at 0. Not together with a compression.
       host: Devices, checkpoints and logs.
       progress: Whether to show a bar on a terminal, and a line per epoch.
 
@@ -155,6 +167,7 @@ def fit(
       ImportError: `host.tensorboard` without tensorboardX.
 
     Example:
+      >>> import flax.linen as nn
       >>> import numpy as np
       >>> from jaxrobust.training.step.learning_rates import Constant
       >>> from jaxrobust.training.step.optimizers import SGD
@@ -268,13 +281,16 @@ def _result(
             lambda: _compile_evaluation(job),
         )
     figures = found.pop("final", {})
+    found = devices.on_this_process(found)
     attacked = loop.is_attacked(recipe)
     return FitResult(
         state=devices.on_this_process(state),
-        **devices.on_this_process(found),
+        **found,
         best_epoch=best,
         history=history,
         timings=timings,
         catastrophic_epoch=catastrophic_overfitting(history) if attacked else None,
         final=figures,
+        model=with_variables(job.model, found["variables"]),
+        best_model=with_variables(job.model, found["best_variables"]),
     )

@@ -12,12 +12,16 @@ from jaxrobust.training.compression.method import Compression
 from jaxrobust.training.run.batches import Examples
 from jaxrobust.training.step.averaging import Averaging
 from jaxrobust.training.step.network import Network
+from jaxrobust.training.step.nnx_modules import NnxFunction
 from jaxrobust.training.step.recipe import Recipe
 from jaxrobust.types import Array, Masks, PyTree
 
 
 class Itself:
     """A value that compiled code depends on: equal to itself alone, so that any value will do.
+
+    Two pairs of functions are the same if their functions are, and two nnx modules without their
+    variables if they say the same.
 
     Attributes:
       value: Of a class that need not be hashable.
@@ -26,14 +30,17 @@ class Itself:
 
     def __init__(self, value: Any, digest: str | None):
         self.value, self.digest = value, digest
+        parts = value if isinstance(value, tuple) else (value,)
+        self._known_by = (
+            *(part if isinstance(part, NnxFunction) else id(part) for part in parts),
+            digest,
+        )
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Itself):
-            return False
-        return self.value is other.value and self.digest == other.digest
+        return isinstance(other, Itself) and self._known_by == other._known_by
 
     def __hash__(self) -> int:
-        return hash((id(self.value), self.digest))
+        return hash(self._known_by)
 
 
 class Given(NamedTuple):
@@ -67,7 +74,7 @@ class Plan(NamedTuple):
     """What the programs of a run are compiled for.
 
     Attributes:
-      model: The network.
+      model: The network's.
       augmentation: Of the training images, or of None.
       objective: All of it but its arrays (`split`).
       optimizer: As the recipe's, and all that follows.
@@ -116,7 +123,7 @@ class Plan(NamedTuple):
 
     def network(self, given: Given) -> Network:
         """The network, with its normalisation as arguments of the program."""
-        return Network(self.model.value.apply, given.mean, given.std)
+        return Network(self.model.value, given.mean, given.std)
 
 
 def split(value: Any) -> tuple[Any, tuple[Array, ...]]:

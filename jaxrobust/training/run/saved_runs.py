@@ -16,6 +16,8 @@ def load_run(
 ) -> tuple[PyTree, dict[str, Any]]:
     """The weights that a run of `fit` has come to, finished or not; the folder is only read.
 
+    `with_variables(model, ...)` puts them into a linen or nnx module.
+
     Args:
       run_dir: That `fit` was given.
       weights: "last", those of the latest checkpoint, or "best", those of the best epoch on the

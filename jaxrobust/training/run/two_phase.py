@@ -2,9 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import NamedTuple
-
-import flax.linen as nn
+from typing import Any, NamedTuple
 
 from jaxrobust import checks
 from jaxrobust.training.run.arguments import Data
@@ -42,7 +40,7 @@ class TwoPhase(NamedTuple):
 
 
 def two_phase(
-    model: nn.Module,
+    model: Any,
     data: Data,
     phases: Phases,
     *,

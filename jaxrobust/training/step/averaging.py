@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust import checks
+from jaxrobust.training.step.network import is_floating
 from jaxrobust.types import Array, PyTree
 
 
@@ -41,6 +42,10 @@ class EMA:
         return variables
 
     def update(self, average: PyTree, variables: PyTree, step: Array) -> PyTree:
-        """The old average times the decay, and for the rest the new variables."""
+        """The old average times the decay, and for the rest the new variables; counts are the new."""
         decay = jnp.minimum(self.decay, (1 + step) / (10 + step))
-        return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, variables)
+
+        def averaged(old: Array, new: Array) -> Array:
+            return decay * old + (1 - decay) * new if is_floating(new) else new
+
+        return jax.tree.map(averaged, average, variables)

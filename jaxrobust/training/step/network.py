@@ -1,13 +1,14 @@
 """The network that a step trains: its function, its normalisation, and its passes."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxrobust import programs
+from jaxrobust.training.step import nnx_modules
 from jaxrobust.types import Array, LogitsFn, PyTree
 
 PRECISIONS = ("float32", "bfloat16")
@@ -19,15 +20,59 @@ class Network:
     """What a step computes with, beside the weights.
 
     Attributes:
-      apply: A linen module's `apply`, called with `train`, `mutable` and `rngs` in training mode.
+      model: A linen module; an nnx module, of which all but its variables is kept; or for everything
+        else a pair of functions (init, apply):
+        init(key, images) -> variables, {"params": ..., "batch_stats": ...}, the latter the state that
+        passes change, left out where there is none;
+        apply(variables, images, train, rngs) -> (logits [B, K], the state after, {} where there is
+        none). `images` are normalised, `train` is a bool, and `rngs` is {"dropout": a PRNG key} in
+        training and else {}.
         Static: compiled code serves one.
       mean: [C] or a scalar, of pixel values in [0, 1]; subtracted first.
       std: [C] or a scalar; divides afterwards.
+
+    Raises:
+      TypeError: A `model` that is none of these.
     """
 
-    apply: Callable[..., Any] = dataclasses.field(metadata={"static": True})
+    model: Any = dataclasses.field(metadata={"static": True})
     mean: Any = 0.0
     std: Any = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "model", _without_variables(self.model))
+
+    def init(self, key: Array, images: Array) -> PyTree:
+        """Initial variables; an nnx module has its own, which `create_state` takes as it is."""
+        init = self.model[0] if isinstance(self.model, tuple) else self.model.init
+        return init(key, images)
+
+    def apply(
+        self, variables: PyTree, images: Array, train: bool, rngs: Mapping[str, Array]
+    ) -> tuple[Array, PyTree]:
+        """(logits, the state after) of normalised images, whatever kind of model it is.
+
+        Raises:
+          TypeError: The apply of a pair does not return two things.
+          ValueError: The state after is of another structure or of other shapes than before.
+        """
+        before = variables.get("batch_stats", {})
+        if isinstance(self.model, nnx_modules.NnxFunction):
+            returned = self.model.apply(variables, images, train, rngs)
+        elif isinstance(self.model, tuple):
+            returned = self.model[1](variables, images, train, rngs)
+        elif not train:
+            return self.model.apply(variables, images), before
+        else:
+            logits, updated = self.model.apply(
+                variables, images, train=True, mutable=["batch_stats"], rngs=rngs
+            )
+            returned = logits, updated.get("batch_stats", before)
+        return _checked(returned, before if train else None)
+
+    def logits(self, variables: PyTree, images: Array) -> Array:
+        """Of normalised images, in evaluation mode."""
+        return self.apply(variables, images, False, {})[0]
 
     def in_evaluation(self, params: PyTree, statistics: PyTree, precision: str) -> LogitsFn:
         """Images float32 [B, H, W, C] in [0, 1] -> logits float32 [B, K], without dropout.
@@ -41,7 +86,7 @@ class Network:
 
         def logits_fn(images: Array) -> Array:
             normalised = (images - jnp.asarray(self.mean)) / jnp.asarray(self.std)
-            logits = programs.fast(self.apply)(variables, rounded(normalised, precision))
+            logits = programs.fast(self.logits)(variables, rounded(normalised, precision))
             return logits.astype(jnp.float32)
 
         return logits_fn
@@ -70,7 +115,7 @@ class Passes:
       ...     @nn.compact
       ...     def __call__(self, images, train=False):
       ...         return images.mean((1, 2))
-      >>> forward = Passes(Network(Mean().apply), {}, {}, jax.random.key(0))
+      >>> forward = Passes(Network(Mean()), {}, {}, jax.random.key(0))
       >>> logits, forward = forward(jnp.ones((1, 2, 2, 2)))
       >>> logits.tolist(), forward.number
       ([[1.0, 1.0]], 1)
@@ -91,25 +136,97 @@ class Passes:
         )
         params, images = rounded((self.params, (images - mean) / std), self.precision)
         is_first = isinstance(self.number, int) and self.number == 0
-        logits, updated = programs.fast(self.network.apply)(
-            as_variables(params, self.statistics),
-            images,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": self.key if is_first else jax.random.fold_in(self.key, self.number)},
+        key = self.key if is_first else jax.random.fold_in(self.key, self.number)
+        logits, statistics = programs.fast(self.network.apply)(
+            as_variables(params, self.statistics), images, True, {"dropout": key}
         )
-        statistics = updated.get("batch_stats", self.statistics)
+        # Of the types that they had: what is rounded computes rounded statistics, and a constant is
+        # no array.
+        statistics = jax.tree.map(
+            lambda old, new: jnp.asarray(new, old.dtype), self.statistics, statistics
+        )
         after = dataclasses.replace(self, statistics=statistics, number=self.number + 1)
         return logits.astype(jnp.float32), after
 
 
 def rounded(tree: PyTree, precision: str) -> PyTree:
-    """A pytree of arrays in the type that passes are computed in."""
+    """A pytree of arrays in the type that passes are computed in; whole numbers stay."""
     if precision == "float32":
         return tree
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(precision)), tree)
+    return jax.tree.map(
+        lambda leaf: leaf.astype(jnp.dtype(precision)) if is_floating(leaf) else leaf, tree
+    )
+
+
+def is_floating(leaf: Any) -> bool:
+    """Whether an array has numbers that are not whole."""
+    return bool(jnp.issubdtype(leaf.dtype, jnp.floating))
 
 
 def as_variables(params: PyTree, statistics: PyTree) -> dict[str, PyTree]:
     """The collections of a linen module; no "batch_stats" if it has none."""
     return {"params": params} | ({"batch_stats": statistics} if statistics else {})
+
+
+def with_variables(model: Any, variables: PyTree) -> Any:
+    """A model with weights in it: normalised images [B, H, W, C] -> logits [B, K], in evaluation mode.
+
+    Args:
+      model: As `fit` takes it.
+      variables: {"params": ..., "batch_stats": ...} of it.
+
+    Returns:
+      Of an nnx module a new one of its class. Of a linen module `jax.tree_util.Partial(model.apply,
+      variables)`, and of a pair likewise.
+
+    Example:
+      >>> pair = lambda key, images: {}, lambda v, images, train, rngs: (images @ v["params"], {})
+      >>> with_variables(pair, {"params": jnp.eye(2)})(jnp.ones((1, 2))).tolist()
+      [[1.0, 1.0]]
+    """
+    if nnx_modules.is_nnx(model):
+        return nnx_modules.with_variables(model, variables)
+    apply: Any = Network(model).logits if isinstance(model, tuple) else model.apply
+    return jax.tree_util.Partial(apply, variables)
+
+
+def _without_variables(model: Any) -> Any:
+    """What compiled code is made of. Raises unless it is a model."""
+    if isinstance(model, nnx_modules.NnxFunction):
+        return model
+    if not isinstance(model, type):
+        if nnx_modules.is_nnx(model) and callable(model):
+            return nnx_modules.NnxFunction.of(model)
+        is_pair = isinstance(model, tuple) and len(model) == 2 and all(map(callable, model))
+        if is_pair or (hasattr(model, "init") and hasattr(model, "apply")):
+            return model
+    shown = repr(model) if isinstance(model, type | tuple) else type(model).__name__
+    hint = f"; {model.__name__} is a class: make one of it" if isinstance(model, type) else ""
+    raise TypeError(
+        "`model` must be a linen module, such as models.create('simple_cnn'), an nnx module that can "
+        f"be called, or a pair of functions (init, apply), got {shown}{hint}."
+    )
+
+
+def _checked(returned: Any, before: PyTree | None) -> tuple[Array, PyTree]:
+    """(logits, state) as `apply` has to return them."""
+    words = "`apply(variables, images, train, rngs)` must return (logits, the state after)"
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise TypeError(
+            f"{words}, got {type(returned).__name__}; where there is no state: `logits, {{}}`."
+        )
+    logits, after = returned
+    if before is None:
+        return logits, after
+    had, has = (
+        {
+            jax.tree_util.keystr(path, simple=True, separator="/"): jnp.shape(leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (before, after)
+    )
+    if had != has or str(jax.tree.structure(before)) != str(jax.tree.structure(after)):
+        raise ValueError(
+            f"{words}: that of the structure and shapes of variables['batch_stats'], {had}, got {has}."
+        )
+    return logits, after

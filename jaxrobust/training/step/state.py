@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax.core import meta
 
 from jaxrobust.training.compression.method import kept_at
+from jaxrobust.training.step import nnx_modules
 from jaxrobust.training.step.adversaries import as_adversary
 from jaxrobust.training.step.network import as_variables
 from jaxrobust.training.step.recipe import Recipe
@@ -58,12 +59,18 @@ def plain(tree: Any) -> Any:
     """Weights as training has them: nested dicts of arrays, of which none is narrower than float32.
 
     Args:
-      tree: Variables or masks: dicts, FrozenDicts, boxed leaves (`nn.Partitioned`), arrays of any type.
+      tree: Variables or masks: dicts, FrozenDicts, boxed leaves (`nn.Partitioned`), arrays of any type;
+        an nnx module or nnx.State, of which `nnx_modules.collections` are taken.
     """
 
     def opened(tree: Any) -> Any:
+        if nnx_modules.is_nnx(tree):
+            return opened(nnx_modules.collections(tree))
         if isinstance(tree, Mapping):
-            return {name: opened(child) for name, child in tree.items()}
+            return {
+                name: opened(child).get(name, {}) if nnx_modules.is_nnx(child) else opened(child)
+                for name, child in tree.items()
+            }
         return tree
 
     def widened(leaf: Any) -> Any:
@@ -87,8 +94,8 @@ def create_state(
     it.
 
     Args:
-      variables: {"params": ..., "batch_stats": ...}, as a linen module's `init` returns them; narrower
-        floats than float32 become that.
+      variables: {"params": ..., "batch_stats": ...}, as a linen module's `init` returns them, or an nnx
+        module; narrower floats than float32 become that.
       recipe: Its optimizer, averaging, adversary and compression have memories.
       image_shape: (H, W, C) of the images as they come; needed by `FreeReplays`.
       key: A PRNG key, needed by a compression, which may begin at random.
@@ -97,15 +104,12 @@ def create_state(
       The state.
 
     Raises:
-      ValueError: `variables` without "params", or with collections other than these two; no
+      TypeError: `variables` that are no dict.
+      ValueError: `variables` without floating "params", or with collections other than these two; no
         `image_shape` or `key` where there has to be one.
     """
     variables = plain(variables)
-    if "params" not in variables or set(variables) - {"params", "batch_stats"}:
-        raise ValueError(
-            '`variables` must hold "params" and perhaps "batch_stats", '
-            f"got {tuple(variables)}: other collections are not trained."
-        )
+    check_variables(variables)
 
     def copy(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
@@ -132,6 +136,27 @@ def create_state(
         adversary=copy(_adversary_memory(recipe, image_shape)),
         compression=copy(memory),
     )
+
+
+def check_variables(variables: Any) -> None:
+    """Raises unless these are collections that can be trained: as `create_state`."""
+    if not isinstance(variables, Mapping):
+        raise TypeError(
+            '`variables`, or what `init` returns, must be {"params": ..., "batch_stats": ...}, got '
+            f"{type(variables).__name__}."
+        )
+    if "params" not in variables or set(variables) - {"params", "batch_stats"}:
+        raise ValueError(
+            '`variables` must hold "params" and perhaps "batch_stats", '
+            f"got {tuple(variables)}: other collections are not trained."
+        )
+    leaves = jax.tree.leaves(variables["params"])
+    if not leaves or not all(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in leaves):
+        raise ValueError(
+            '`variables` must hold "params" that are floating, got '
+            f"{sorted({str(jnp.result_type(leaf)) for leaf in leaves}) or 'none'}: what is trained of "
+            "an nnx module is an nnx.Param, and nothing else; what counts is another nnx.Variable."
+        )
 
 
 def _adversary_memory(recipe: Recipe, image_shape: tuple[int, ...] | None) -> PyTree | None:

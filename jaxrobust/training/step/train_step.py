@@ -62,7 +62,7 @@ def train_step(
       ...     @nn.compact
       ...     def __call__(self, images, train=False):
       ...         return nn.Dense(2)(images.reshape(len(images), -1))
-      >>> network, recipe = Network(Linear().apply), Recipe()
+      >>> network, recipe = Network(Linear()), Recipe()
       >>> state = create_state(Linear().init(jax.random.key(0), images), recipe)
       >>> step = functools.partial(train_step, network=network, recipe=recipe, steps_per_epoch=1)
       >>> state, metrics = jax.jit(step)(state, (images, labels), jax.random.key(1))
