@@ -80,7 +80,7 @@ class Irregular:
 
     scope: str = "layer"
     floor: int = 1
-    kernels: tuple[Kernel, ...] | None = None
+    kernels: tuple[Kernel, ...] | None = dataclasses.field(default=None, metadata={"found": True})
 
     def __post_init__(self) -> None:
         checks.one_of("scope", self.scope, SCOPES)
@@ -136,7 +136,7 @@ class Funnel:
     order: tuple[str, ...] | None = None
     shortcuts: str = "block"
     floor: int = 1
-    kernels: tuple[Kernel, ...] | None = None
+    kernels: tuple[Kernel, ...] | None = dataclasses.field(default=None, metadata={"found": True})
 
     def __post_init__(self) -> None:
         checks.one_of("shortcuts", self.shortcuts, ("block", "layer"))
@@ -219,7 +219,7 @@ class Redundant:
     """
 
     floor: int = 1
-    kernels: tuple[Kernel, ...] | None = None
+    kernels: tuple[Kernel, ...] | None = dataclasses.field(default=None, metadata={"found": True})
 
     def __post_init__(self) -> None:
         checks.integer("floor", self.floor, minimum=1)
@@ -270,7 +270,7 @@ class NofM:
 
     n: int = 2
     m: int = 4
-    kernels: tuple[Kernel, ...] | None = None
+    kernels: tuple[Kernel, ...] | None = dataclasses.field(default=None, metadata={"found": True})
 
     def __post_init__(self) -> None:
         checks.integer("n", self.n, minimum=1)

@@ -13,6 +13,7 @@ from jaxrobust import checks, compilation, files, programs
 from jaxrobust.attacks import conversation
 from jaxrobust.pruning import apply_masks
 from jaxrobust.training.compression.compatibility import check_compression
+from jaxrobust.training.compression.informed import informed
 from jaxrobust.training.run import devices, digests, fingerprint
 from jaxrobust.training.run.batches import Examples, on_device
 from jaxrobust.training.run.compiled_steps import Stages
@@ -81,11 +82,16 @@ class Job:
         """How many batches fill an epoch."""
         return len(self.train.labels) // self.recipe.batch_size
 
+    @property
+    def start(self) -> PyTree:
+        """The variables before the first step."""
+        if self.variables is not None:
+            return self.variables
+        return initial_variables(self.model, self.image_shape, self.recipe.seed)
+
     def initial_state(self) -> TrainState:
         """The state before the first step."""
-        start = self.variables
-        if start is None:
-            start = initial_variables(self.model, self.image_shape, self.recipe.seed)
+        start = self.start
         if self.masks is not None:
             start = dict(start) | {"params": apply_masks(start["params"], self.masks)}
         key = jax.random.fold_in(self.step_key, np.uint32(2**32 - 2))
@@ -237,6 +243,10 @@ def prepared(
         step_key=step_key,
     )
     if recipe.compression is not None:
+        variables = jax.eval_shape(lambda: job.start)
+        method = informed(recipe.compression, job.network, variables, job.image_shape)
+        recipe = dataclasses.replace(recipe, compression=method)
+        job = dataclasses.replace(job, recipe=recipe)
         check_compression(recipe, job.template.params)
     checks.label_range("train labels", train.labels, job.num_classes)
     if validation is not None:

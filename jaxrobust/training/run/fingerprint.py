@@ -59,7 +59,8 @@ def describe(value: Any) -> Any:
         fields = {
             field.name: describe(getattr(value, field.name))
             for field in dataclasses.fields(value)
-            if field.name not in ignored
+            # What is found in the program is no setting; what it does is seen by digests.
+            if field.name not in ignored and not field.metadata.get("found")
         }
         return {"type": _qualified(type(value)), **fields}
     if hasattr(value, "func") and hasattr(value, "keywords"):
