@@ -24,9 +24,9 @@ from jaxrobust.attribution.randomisation import cascading_randomisation
 __all__ = [
     "METHODS",
     "NEEDS_LAYER",
+    "SIGNED",
     "Layer",
     "Layers",
-    "SIGNED",
     "cascading_randomisation",
     "deletion_curve",
     "eigen_cam",

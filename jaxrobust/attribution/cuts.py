@@ -89,7 +89,10 @@ def _taken(line: Line, place: int, every: Masks, masks: Masks, shape: Any) -> Ma
     """Which entries of an operand those of the result are computed from; None: all."""
     name, params = name_of(line), getattr(line.what, "params", {})
     if name in ELEMENTWISE or name == "joined":
-        return masks if len(every) == len(masks) else None
+        if len(every) != len(masks):
+            return None
+        pairs = zip(every, masks, strict=True)  # an axis of length 1 is repeated
+        return [one if len(one) < len(taken) else taken for one, taken in pairs]
     if name in REDUCTIONS or name in ("squeeze", "expand_dims"):
         away = params["axes" if name in REDUCTIONS else "dimensions"]
         if name == "expand_dims":

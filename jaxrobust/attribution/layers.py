@@ -1,11 +1,11 @@
 """The layers of any network from outside: their names, and which of them are maps of an image.
 
-The network is not changed. What jax traces of it is read: an operation's result can be looked at, and the
-rest of the network be differentiated by it, whatever framework it is written in.
+The network is not changed. What jax traces of it is read: an operation's result can be looked at, and
+the rest of the network be differentiated by it, whatever framework it is written in.
 
 A layer of flax.linen or haiku, or what stands in a `jax.named_scope`, has the path of its module:
-"block_0/conv" is what that module returns, "block_0" what the whole block does, with its residual sum and
-activation. In nnx, equinox and plain functions a layer has the common path of the weights that it
+"block_0/conv" is what that module returns, "block_0" what the whole block does, with its residual sum
+and activation. In nnx, equinox and plain functions a layer has the common path of the weights that it
 consumes. An operation without a name of its own has that of the layer before it and what it does:
 "blocks/0/conv2:add", "blocks/0/conv2:relu", and ":add_1" for a second one; before all layers that is
 "images". A layer that is called several times is seen at its last call.
@@ -177,8 +177,9 @@ def chosen(found: Layers, name: str | None, *, as_tokens: bool = False) -> Layer
                               for layer in found)  # fmt: skip
         raise ValueError(
             "The network has no layer that is a map of one image, behind a convolution or a matrix "
-            "product and read at more than one position, through which everything goes. Class activation "
-            f"maps need one: name a `layer`, with `reshape` for tokens. Its layers are: {described}."
+            "product and read at more than one position, through which everything goes. Class "
+            "activation maps need one: name a `layer`, with `reshape` for tokens. Its layers are: "
+            f"{described or 'none'}."
         )
     by_name = {layer.name: layer for layer in found}
     layer = by_name.get(name)

@@ -4,11 +4,11 @@ A pixel stands at row + column i. What moves entries about moves their positions
 them leaves the mean; a window has its centre. So the axes of a map are found where the positions run in
 order, whatever was folded, transposed or rolled on the way, and nothing is guessed from shapes.
 
-The positions of a value are an array of complex numbers which broadcasts to its shape, NaN for an entry
-that stands nowhere, as a class token does. A value may have several such arrays, one for each thing that
-it was computed from: attention weights have those of queries and those of keys. It has none if it
-depends on no position more than on others, and they are not known, None, behind an operation that is not
-understood.
+The positions of a value are an array of complex numbers which broadcasts to its shape, NaN for an
+entry that stands nowhere, as a class token does. A value may have several such arrays, one for each
+thing that it was computed from: attention weights have those of queries and those of keys. It has none
+if it depends on no position more than on others, and they are not known, None, behind an operation that
+is not understood.
 """
 
 import math
@@ -25,17 +25,23 @@ Positions = tuple[np.ndarray, ...] | None
 _MOST = 3  # arrays of one value
 
 # Entry by entry.
-ELEMENTWISE = frozenset(
-    "abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type "
-    "copied copy copy_p cos cosh div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow "
-    "is_finite le log log1p logistic lt max min mul ne neg nextafter not optimization_barrier or pow "
-    "real reduce_precision rem round rsqrt select_n sharding_constraint sign sin sinh sqrt square "
-    "stop_gradient sub tan tanh xor".split()
-)
+ELEMENTWISE = {
+    *("abs", "acos", "acosh", "add", "add_any", "and", "asin"),
+    *("asinh", "atan", "atan2", "atanh", "cbrt", "ceil", "clamp"),
+    *("convert_element_type", "copied", "copy", "copy_p", "cos", "cosh", "div"),
+    *("eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1"),
+    *("floor", "ge", "gt", "integer_pow", "is_finite", "le", "log"),
+    *("log1p", "logistic", "lt", "max", "min", "mul", "ne"),
+    *("neg", "nextafter", "not", "optimization_barrier", "or", "pow", "real"),
+    *("reduce_precision", "rem", "round", "rsqrt", "select_n", "sharding_constraint", "sign"),
+    *("sin", "sinh", "sqrt", "square", "stop_gradient", "sub", "tan"),
+    *("tanh", "xor"),
+}
 _WINDOWS = ("reduce_window", "reduce_window_max", "reduce_window_min", "reduce_window_sum")
-REDUCTIONS = frozenset(
-    "argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum".split()
-)
+REDUCTIONS = {
+    *("argmax", "argmin", "reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod"),
+    *("reduce_sum",),
+}
 
 
 def positions_of(lines: Lines, used: set[Value], weights: set[Value]) -> dict[Value, Positions]:
@@ -300,7 +306,7 @@ def _product(follower: _Follower, line: Line, place: int, known: list[Any]) -> P
 def _resized(
     follower: _Follower, line: Line, side: int, one: np.ndarray, frees: Sequence[Sequence[int]]
 ) -> np.ndarray | None:
-    """A product with a matrix that depends on nothing, as `jax.image.resize` has it, makes rows of rows."""
+    """Rows of rows: a product with a matrix that depends on nothing, as in `jax.image.resize`."""
     (contracted, batch), other = line.what.params["dimension_numbers"], line.operands[1 - side]
     if (
         not isinstance(other, Value)
@@ -404,7 +410,7 @@ def _at_centres(one: np.ndarray, axis: int, size: int, centres: np.ndarray) -> n
 
 
 def _at_indices(one: np.ndarray, axis: int, indices: np.ndarray) -> np.ndarray | None:
-    """The positions between entries, or beyond them, of an axis along which they are equally far apart."""
+    """The positions between entries, or beyond them; None unless they are equally far apart."""
     rows = np.moveaxis(one, axis, 0)
     others = tuple(range(1, rows.ndim))
     present = np.flatnonzero(~np.isnan(rows).all(others))
@@ -439,7 +445,7 @@ def _mean(one: np.ndarray, axes: Sequence[int]) -> np.ndarray:
 
 
 def _tidy(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-    """Each along the axes alone along which it changes; what stands at one place everywhere says nothing."""
+    """Each along the axes alone along which it changes; one position for all says nothing."""
     found: list[np.ndarray] = []
     for one in arrays:
         for axis, size in enumerate(one.shape):

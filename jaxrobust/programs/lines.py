@@ -137,7 +137,7 @@ def stop_behind(
 
 
 def _run(program: Program, values: dict[Value, Any], chosen: Sequence[Line]) -> dict[Value, Any]:
-    """These values and those that some of a program's lines make, by the fast forms where there are any."""
+    """These values and those that some lines make, by the fast forms where there are any."""
     lines = lines_of(program)
     fast = compilation.has_fast_forms() and not program.code.is_plain
     taken = [one for line in lines.lines for one in line.operands if isinstance(one, Value)]

@@ -248,7 +248,7 @@ def read(
         uses.update(v for v in equation.invars if not isinstance(v, core.Literal))
         scope = _scope(equation.source_info.name_stack)
         steps.append(Step(what, equation.invars, equation.outvars, scope, equation.ctx))
-        # Programs of equal equations whose layers have other names are two: layers are asked for by name.
+        # Equal equations in layers of other names are another program: layers are asked for by name.
         key = (key, scope, comparing.context(equation))
         keys.append((numbers.of(equation.invars), key, numbers.of(equation.outvars)))
     num_arrays = len(arrays) - before
