@@ -291,8 +291,8 @@ def _reading(layer: Layer, reshape: Reshape) -> tuple[View, Program | None]:
     if reshape is None:
         assert layer.view is not None
         return layer.view, None
-    axes = (0, 1) if layer.view is None else layer.view.axes
-    num_tokens, channels = (layer.shape[axis] for axis in axes)
+    axes = (1, 2) if layer.view is None else layer.view.axes
+    num_tokens, channels = (layer.shape[axis - 1] for axis in axes)
     if not callable(reshape):
         if len(reshape) != 2:
             raise ValueError(f"`reshape` must be (H', W') or a function, got {reshape!r}.")
@@ -319,7 +319,7 @@ def _reading(layer: Layer, reshape: Reshape) -> tuple[View, Program | None]:
 def _as_map(value: Array, view: View, reshape: Program | None) -> Array:
     """float32 [H', W', C'] of a layer's output for one image, or of a gradient by it."""
     value = value.astype(jnp.float32)
-    return view.read(value) if reshape is None else reshape(view.tokens(value))
+    return view.read(value) if reshape is None else reshape(view.laid(value))
 
 
 def _predicted_if_none(program: Program, images: Array, labels: Array | None) -> Array:

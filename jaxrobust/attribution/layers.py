@@ -183,7 +183,7 @@ def chosen(found: Layers, name: str | None, *, as_tokens: bool = False) -> Layer
         )
     by_name = {layer.name: layer for layer in found}
     layer = by_name.get(name)
-    if layer is not None and (len(layer.shape) == 2 if as_tokens else layer.view is not None):
+    if layer is not None and _will_do(layer, as_tokens):
         return layer
     if layer is None:
         reason = "is no layer of the network"
@@ -191,12 +191,19 @@ def chosen(found: Layers, name: str | None, *, as_tokens: bool = False) -> Layer
         reason = f"puts out {list(layer.shape)}, and `reshape` is for tokens [T, C]"
     else:
         reason = f"puts out {list(layer.shape)}, which is no map of one image: {layer.reason}"
-    fits = [one for one in found if (len(one.shape) == 2 if as_tokens else one.view is not None)]
+    fits = [one for one in found if _will_do(one, as_tokens)]
     named = [one for one in fits if ":" not in one.name or one.name == found.default] or fits
     described = ", ".join(f"{one.name} {list(one.shape)}" for one in named) or "there is none"
     raise ValueError(
         f"`layer` {name!r} {reason}; choose one of: {described}. `attribution.layers` lists all."
     )
+
+
+def _will_do(layer: Layer, as_tokens: bool) -> bool:
+    """Whether a layer is a map, or is tokens."""
+    if layer.view is None:
+        return as_tokens and len(layer.shape) == 2
+    return not as_tokens or len(layer.view.axes) == 2
 
 
 class _Sources(NamedTuple):

@@ -202,9 +202,8 @@ def _reshaped(one: np.ndarray, params: Mapping[str, Any], before: Any, after: An
     ):
         kept += 1
     first, last = len(before) - kept, len(after) - kept
-    return np.broadcast_to(one, (*before[:first], *(1,) * kept)).reshape(
-        (*after[:last], *(1,) * kept)
-    )
+    wide = np.broadcast_to(one, (*before[:first], *(1,) * kept))
+    return _even(wide.reshape((*after[:last], *(1,) * kept)))
 
 
 _MOVES: Mapping[str, Callable[[np.ndarray, Mapping[str, Any], Any, Any], np.ndarray]] = {
@@ -220,13 +219,18 @@ _MOVES: Mapping[str, Callable[[np.ndarray, Mapping[str, Any], Any, Any], np.ndar
 
 def _concatenated(follower: _Follower, line: Line, place: int, known: list[Any]) -> Positions:
     axis = line.what.params["dimension"]
+    if all(one.shape[axis] == 1 for arrays in known for one in arrays):
+        shapes = [follower.shape(value)[axis] for value in line.operands]
+        if max(shapes) > 1:
+            return _joined(known)  # channels beside channels
     if any(len(one) > 1 for one in known):
         return None
-    arrays = [one[0] if one else np.full((1,) * len(follower.shape(value)), np.nan + 0j)
-              for one, value in zip(known, line.operands, strict=True)]  # fmt: skip
+    arrays = [
+        one[0] if one else np.full((1,) * len(follower.shape(value)), np.nan + 0j)
+        for one, value in zip(known, line.operands, strict=True)
+    ]
     sizes = [follower.shape(value)[axis] for value in line.operands]
-    others = [tuple(np.delete(one.shape, axis)) for one in arrays]
-    wide = np.broadcast_shapes(*others)
+    wide = np.broadcast_shapes(*(tuple(np.delete(one.shape, axis)) for one in arrays))
     laid = [
         np.broadcast_to(one, (*wide[:axis], size, *wide[axis:]))
         for one, size in zip(arrays, sizes, strict=True)
@@ -238,9 +242,8 @@ def _padded(follower: _Follower, line: Line, place: int, known: list[Any]) -> Po
     def one_padded(one: np.ndarray) -> np.ndarray:
         shape = follower.shape(line.operands[0])
         for axis, (low, high, inner) in enumerate(line.what.params["padding_config"]):
-            if (low, high, inner) == (0, 0, 0):
-                continue
-            one = np.repeat(one, shape[axis], axis) if one.shape[axis] == 1 else one
+            if one.shape[axis] == 1:
+                continue  # channels, of which some are nothing
             indices = np.full(low + high + shape[axis] + inner * (shape[axis] - 1), -1)
             places = low + (inner + 1) * np.arange(shape[axis])
             inside = (places >= 0) & (places < len(indices))
@@ -266,7 +269,7 @@ def _chosen(follower: _Follower, line: Line, place: int, known: list[Any]) -> Po
 
     def taken(one: np.ndarray) -> np.ndarray:
         every = np.broadcast_to(one, shape).ravel()[np.clip(chosen, 0, entries.size - 1)]
-        return np.where((chosen >= 0) & (chosen < entries.size), every, np.nan)
+        return _even(np.where((chosen >= 0) & (chosen < entries.size), every, np.nan))
 
     return _tidy([taken(one) for one in known[0]])
 
@@ -424,6 +427,21 @@ def _at_indices(one: np.ndarray, axis: int, indices: np.ndarray) -> np.ndarray |
         return None
     places = indices.reshape(-1, *(1,) * (rows.ndim - 1))
     return np.moveaxis(rows[first] + step * (places - first), 0, axis)
+
+
+def _even(one: np.ndarray) -> np.ndarray:
+    """Entries that are repeated along an axis, as often each, share the room that they take."""
+    for axis, size in enumerate(one.shape):
+        rows = np.moveaxis(one, axis, 0)
+        if size < 3 or not _equal(rows[0], rows[1]) or np.isnan(rows).any():
+            continue
+        changes = np.flatnonzero(np.abs(np.diff(rows, axis=0)).reshape(size - 1, -1).max(1) > _NEAR)
+        times = changes[0] + 1 if len(changes) else size
+        if times < size and size % times == 0 and (np.diff(changes) == times).all():
+            indices = (np.arange(size) + 0.5) / times - 0.5
+            moved = _at_indices(rows[::times], 0, indices)
+            one = one if moved is None else np.moveaxis(moved, 0, axis)
+    return one
 
 
 _NEAR = 1e-3  # of a pixel
