@@ -301,14 +301,22 @@ def _names(
 
 
 def _scopes(lines: Lines, places: Sequence[int]) -> dict[int, tuple[str, ...]]:
-    """The path of each line, without the class of the network that linen begins all paths with."""
+    """The path of each line, without the class of the network that linen begins all paths with.
+
+    A method of a linen module, "encoder.encode", stands for its module.
+    """
     split = {
         place: tuple(lines.lines[place].names.split("/")) if lines.lines[place].names else ()
         for place in places
     }
     scoped = [words for words in split.values() if words]
-    if len({words[0] for words in scoped}) == 1 and max(map(len, scoped)) > 1:
-        return {place: words[1:] for place, words in split.items()}
+    if len({words[0].partition(".")[0] for words in scoped}) != 1 or max(map(len, scoped)) == 1:
+        return split
+    for place, words in split.items():
+        modules = [word.partition(".")[0] for word in words]
+        pairs = zip(words[1:], modules[1:], modules, strict=False)
+        # What a module calls of its own adds nothing to the path.
+        split[place] = tuple(one for word, one, last in pairs if "." not in word or one != last)
     return split
 
 
