@@ -101,10 +101,11 @@ def layers(function: LogitsFn, images: Any) -> Layers:
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> weights = {"conv": jnp.ones((4, 3, 3, 3)), "head": jnp.ones((4, 2))}
+      >>> weights = {"conv": {"w": jnp.ones((4, 3, 3, 3))}, "head": {"w": jnp.ones((4, 2))}}
       >>> def logits(images):
-      ...     features = jax.lax.conv(images.transpose(0, 3, 1, 2), weights["conv"], (2, 2), "SAME")
-      ...     return jax.nn.relu(features).mean((2, 3)) @ weights["head"]
+      ...     images, kernel = images.transpose(0, 3, 1, 2), weights["conv"]["w"]
+      ...     features = jax.lax.conv(images, kernel, (2, 2), "SAME")
+      ...     return jax.nn.relu(features).mean((2, 3)) @ weights["head"]["w"]
       >>> print(layers(logits, jnp.ones((1, 8, 8, 3))))
       layer      output          map
       -----------------------------------------------------------------
