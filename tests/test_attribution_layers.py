@@ -253,6 +253,29 @@ def test_a_class_token_is_read_behind_the_last_block_and_all_tokens_before():
     assert attribution.layers(classifier, SMALL).default == "narrow_0:add"
 
 
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: jnp.take(x, 0, axis=1),
+        lambda x: jax.lax.dynamic_index_in_dim(x, 0, 1, keepdims=False),
+        lambda x: jnp.split(x, [1], axis=1)[0][:, 0],
+        lambda x: x.transpose(1, 0, 2)[:1].reshape(len(x), -1),
+    ],
+    ids=["take", "dynamic", "split", "reshape"],
+)
+def test_however_the_class_token_is_read(read):
+    network, variables = transformer(SMALL)
+
+    def function(images):
+        x = network.apply(variables, images, method="tokens")
+        x = network.apply(variables, x, 0, method="block")
+        x = network.apply(variables, x, 1, method="block")
+        return read(x)[:, :3]
+
+    assert attribution.layers(function, SMALL).default == "narrow_0:add"
+    assert float(attribution.grad_cam(function, SMALL).max()) > 0
+
+
 def test_without_a_class_token_the_last_value_of_all_is_the_default():
     network, variables = transformer(SMALL, read="mean")
     classifier = Partial(network.apply, variables)

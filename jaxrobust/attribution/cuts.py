@@ -1,7 +1,7 @@
 """What of a network's values the logits depend on: which of its operations count, and which entries."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,9 @@ def cuts(lines: Lines, used: set[Value], places: Sequence[int]) -> set[Value]:
     return found
 
 
-def read_entries(lines: Lines, used: set[Value]) -> dict[Value, Masks]:
+def read_entries(
+    lines: Lines, used: set[Value], chosen: Callable[[Line], np.ndarray | None]
+) -> dict[Value, Masks]:
     """Which entries of each value the logits depend on, axis by axis.
 
     Behind the last block of a vision transformer only the class token is read, for example. Where it is
@@ -59,6 +61,7 @@ def read_entries(lines: Lines, used: set[Value]) -> dict[Value, Masks]:
     Args:
       lines: Of a function of images.
       used: The values that depend on the images.
+      chosen: Of what is chosen by indices the numbers of entries, as `Follower.chosen` has them.
     """
     found: dict[Value, Masks] = {}
 
@@ -81,6 +84,10 @@ def read_entries(lines: Lines, used: set[Value]) -> dict[Value, Masks]:
                 everything = [np.ones(size, bool) for size in shape(operand)]
                 masks = found.get(line.results[0]) if len(line.results) == 1 else None
                 taken = None if masks is None else _taken(line, place, everything, masks, shape)
+                if name_of(line) == "split":
+                    taken = _of_split(line, everything, found)
+                elif masks is not None and place == 0 and (indices := chosen(line)) is not None:
+                    taken = _of_indices(indices[np.ix_(*masks)], everything)
                 add(operand, everything if taken is None else taken)
     return found
 
@@ -125,6 +132,26 @@ def _of_slice(params: Any, every: Masks, masks: Masks) -> Masks:
         mask = np.zeros(len(one), bool)
         mask[begin:end:stride] = taken
         found.append(mask)
+    return found
+
+
+def _of_split(line: Line, every: Masks, found: dict[Value, Masks]) -> Masks:
+    params, begin = line.what.params, 0
+    taken = [np.zeros(len(one), bool) for one in every]
+    for result, size in zip(line.results, params["sizes"], strict=True):
+        for axis, mask in enumerate(found.get(result, ())):
+            place = slice(begin, begin + size) if axis == params["axis"] else slice(None)
+            taken[axis][place] |= mask
+        begin += size
+    return taken
+
+
+def _of_indices(indices: np.ndarray, every: Masks) -> Masks:
+    shape = [len(one) for one in every]
+    inside = indices[(indices >= 0) & (indices < math.prod(shape))]
+    found = [np.zeros(size, bool) for size in shape]
+    for mask, places in zip(found, np.unravel_index(inside, shape), strict=True):
+        mask[places] = True
     return found
 
 

@@ -103,12 +103,12 @@ def layers(function: LogitsFn, images: Any) -> Layers:
       >>> import jax, jax.numpy as jnp
       >>> weights = {"conv": {"w": jnp.ones((4, 3, 3, 3))}, "head": {"w": jnp.ones((4, 2))}}
       >>> def logits(images):
-      ...     images, kernel = images.transpose(0, 3, 1, 2), weights["conv"]["w"]
-      ...     features = jax.lax.conv(images, kernel, (2, 2), "SAME")
+      ...     x, kernel = images.transpose(0, 3, 1, 2), weights["conv"]["w"]
+      ...     features = jax.lax.conv(x, kernel, (2, 2), "SAME")
       ...     return jax.nn.relu(features).mean((2, 3)) @ weights["head"]["w"]
       >>> print(layers(logits, jnp.ones((1, 8, 8, 3))))
       layer      output          map
-      -----------------------------------------------------------------
+      -------------------------------------------------------------------------
       conv       float32[4,4,4]  4 x 4
       conv:relu  float32[4,4,4]  4 x 4 (default)
       head       float32[2]      no: its entries have no positions of their own
@@ -238,7 +238,8 @@ def _read(lines: Lines, paths: Sequence[str]) -> Layers:
     places = cuts.alive(lines.lines, lines.outputs)
     places = [place for place in places if sources.used & {*lines.lines[place].results}]
     weights = {one for one, indices in sources.arrays.items() if indices}
-    stand = positions.positions_of(lines, sources.used, weights)
+    follower = positions.Follower(lines, sources.used, weights)
+    stand = follower.run()
     rows = []
     for name, value in _names(lines, places, sources, paths):
         shape = lines.shapes[value.number]
@@ -250,14 +251,18 @@ def _read(lines: Lines, paths: Sequence[str]) -> Layers:
         of_one = tuple(shape.shape[1:]) if shape.shape[:1] == (1,) else tuple(shape.shape)
         reason, seen = (view, None) if isinstance(view, str) else ("", view)
         rows.append(Layer(name, of_one, str(shape.dtype), seen, reason, value))
-    return Layers(tuple(rows), _default(lines, places, sources, rows))
+    return Layers(tuple(rows), _default(lines, places, sources, rows, follower))
 
 
 def _default(
-    lines: Lines, places: Sequence[int], sources: _Sources, rows: Sequence[Layer]
+    lines: Lines,
+    places: Sequence[int],
+    sources: _Sources,
+    rows: Sequence[Layer],
+    follower: positions.Follower,
 ) -> str | None:
     everything_through = cuts.cuts(lines, sources.used, places)
-    entries = cuts.read_entries(lines, sources.used)
+    entries = cuts.read_entries(lines, sources.used, follower.chosen)
     learned = set[Value]()
     for line in positions.flat(lines.lines):
         operands = {one for one in line.operands if isinstance(one, Value)}

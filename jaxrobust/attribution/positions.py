@@ -44,44 +44,34 @@ REDUCTIONS = {
 }
 
 
-def positions_of(lines: Lines, used: set[Value], weights: set[Value]) -> dict[Value, Positions]:
-    """The positions of all values that depend on the images.
-
-    Args:
-      lines: Of a function of images [B, H, W, C].
-      used: The values that depend on the images.
-      weights: Those that depend on the function's arrays alone.
-
-    Returns:
-      For each value that depends on the images its positions.
-    """
-    (images,) = lines.inputs
-    height, width = lines.shapes[images.number].shape[1:3]
-    grid = np.arange(height)[:, None] + 1j * np.arange(width)
-    found: dict[Value, Positions] = {images: _tidy([grid[None, :, :, None]])}
-    follower = _Follower(lines, found, used, weights)
-    for line in flat(lines.lines):
-        follower.follow(line)
-    return found
-
-
 def flat(lines: Sequence[Line]) -> list[Line]:
     """The lines, with those inside an operation in its place."""
     return [one for line in lines for one in flat(line.within) or [line]]
 
 
-class _Follower:
-    """Finds the positions of results from those of operands."""
+class Follower:
+    """Finds the positions of results from those of operands.
 
-    def __init__(
-        self,
-        lines: Lines,
-        found: dict[Value, Positions],
-        used: set[Value],
-        weights: set[Value],
-    ) -> None:
-        self.lines, self.found, self.used, self.weights = lines, found, used, weights
+    Args:
+      lines: Of a function of images [B, H, W, C].
+      used: The values that depend on the images.
+      weights: Those that do not, but on the function's arrays.
+    """
+
+    def __init__(self, lines: Lines, used: set[Value], weights: set[Value]) -> None:
+        self.lines, self.used, self.weights = lines, used, weights
         self.made_by = {one: line for line in flat(lines.lines) for one in line.results}
+        self.found: dict[Value, Positions] = {}
+
+    def run(self) -> dict[Value, Positions]:
+        """The positions of all values that depend on the images."""
+        (images,) = self.lines.inputs
+        height, width = self.shape(images)[1:3]
+        grid = np.arange(height)[:, None] + 1j * np.arange(width)
+        self.found[images] = _tidy([grid[None, :, :, None]])
+        for line in flat(self.lines.lines):
+            self.follow(line)
+        return self.found
 
     def shape(self, operand: Any) -> tuple[int, ...]:
         """Of a value or a literal."""
@@ -119,8 +109,19 @@ class _Follower:
             results = derivatives.bind(line.what, operands)
         return np.asarray(results[line.results.index(operand)])
 
+    def chosen(self, line: Line) -> np.ndarray | None:
+        """Of entries that are chosen by indices their numbers in the operand; None if not known."""
+        operand, *indices = line.operands
+        numbers = [self.number(index) for index in indices]
+        if name_of(line) not in ("gather", "dynamic_slice") or any(one is None for one in numbers):
+            return None
+        shape = self.shape(operand)
+        entries = np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
+        with jax.ensure_compile_time_eval():
+            return np.asarray(derivatives.bind(line.what, [entries, *numbers])[0])
 
-_Rule = Callable[[_Follower, Line, int, list[Any]], Positions]
+
+_Rule = Callable[[Follower, Line, int, list[Any]], Positions]
 
 
 def name_of(line: Line) -> str:
@@ -139,13 +140,13 @@ def _rule_of(line: Line) -> _Rule | None:
     return _windowed if name in _WINDOWS else _RULES.get(name)
 
 
-def _elementwise(follower: _Follower, line: Line, place: int, known: list[Any]) -> Positions:
+def _elementwise(follower: Follower, line: Line, place: int, known: list[Any]) -> Positions:
     if len(line.results) > 1:  # a barrier of several
         return known[place]
     return _joined(known)
 
 
-def _same(follower: _Follower, line: Line, place: int, known: list[Any]) -> Positions:
+def _same(follower: Follower, line: Line, place: int, known: list[Any]) -> Positions:
     """Of branches or rounds, if all have them."""
     pairs = zip(known, line.operands, strict=True)
     first, *others = (one for one, value in pairs if follower.is_used(value))
@@ -155,12 +156,12 @@ def _same(follower: _Follower, line: Line, place: int, known: list[Any]) -> Posi
     return first
 
 
-def _reduced(follower: _Follower, line: Line, place: int, known: list[Any]) -> Positions:
+def _reduced(follower: Follower, line: Line, place: int, known: list[Any]) -> Positions:
     axes = line.what.params["axes"]
     return _tidy([np.squeeze(_mean(one, axes), tuple(axes)) for one in known[0]])
 
 
-def _moved(follower: _Follower, line: Line, place: int, known: list[Any]) -> Positions:
+def _moved(follower: Follower, line: Line, place: int, known: list[Any]) -> Positions:
     """What numpy can do with the positions as they are, or laid out in the axes that change."""
     name, params, before = name_of(line), line.what.params, follower.shape(line.operands[0])
     after = follower.shape(line.results[place])
@@ -217,7 +218,7 @@ _MOVES: Mapping[str, Callable[[np.ndarray, Mapping[str, Any], Any, Any], np.ndar
 }
 
 
-def _concatenated(follower: _Follower, line: Line, place: int, known: list[Any]) -> Positions:
+def _concatenated(follower: Follower, line: Line, place: int, known: list[Any]) -> Positions:
     axis = line.what.params["dimension"]
     if all(one.shape[axis] == 1 for arrays in known for one in arrays):
         shapes = [follower.shape(value)[axis] for value in line.operands]
@@ -238,7 +239,7 @@ def _concatenated(follower: _Follower, line: Line, place: int, known: list[Any])
     return _tidy([np.concatenate(laid, axis)])
 
 
-def _padded(follower: _Follower, line: Line, place: int, known: list[Any]) -> Positions:
+def _padded(follower: Follower, line: Line, place: int, known: list[Any]) -> Positions:
     def one_padded(one: np.ndarray) -> np.ndarray:
         shape = follower.shape(line.operands[0])
         for axis, (low, high, inner) in enumerate(line.what.params["padding_config"]):
@@ -256,30 +257,25 @@ def _padded(follower: _Follower, line: Line, place: int, known: list[Any]) -> Po
     return _tidy([one_padded(one) for one in known[0]])
 
 
-def _chosen(follower: _Follower, line: Line, place: int, known: list[Any]) -> Positions:
-    """By indices that are known: the same is chosen of the entries' numbers."""
-    operand, *indices = line.operands
-    numbers = [follower.number(index) for index in indices]
-    if any(one is None for one in numbers):
+def _chosen(follower: Follower, line: Line, place: int, known: list[Any]) -> Positions:
+    chosen, shape = follower.chosen(line), follower.shape(line.operands[0])
+    if chosen is None:
         return None
-    shape = follower.shape(operand)
-    entries = np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
-    with jax.ensure_compile_time_eval():
-        chosen = np.asarray(derivatives.bind(line.what, [entries, *numbers])[0])
+    size = math.prod(shape)
 
     def taken(one: np.ndarray) -> np.ndarray:
-        every = np.broadcast_to(one, shape).ravel()[np.clip(chosen, 0, entries.size - 1)]
-        return _even(np.where((chosen >= 0) & (chosen < entries.size), every, np.nan))
+        every = np.broadcast_to(one, shape).ravel()[np.clip(chosen, 0, size - 1)]
+        return _even(np.where((chosen >= 0) & (chosen < size), every, np.nan))
 
     return _tidy([taken(one) for one in known[0]])
 
 
-def _updated(follower: _Follower, line: Line, place: int, known: list[Any]) -> Positions:
+def _updated(follower: Follower, line: Line, place: int, known: list[Any]) -> Positions:
     """A value with constants laid over some of its entries."""
     return None if any(known[1:]) else known[0]
 
 
-def _product(follower: _Follower, line: Line, place: int, known: list[Any]) -> Positions:
+def _product(follower: Follower, line: Line, place: int, known: list[Any]) -> Positions:
     (contracted, batch) = line.what.params["dimension_numbers"]
     shapes = [follower.shape(value) for value in line.operands[:2]]
     frees = [
@@ -307,7 +303,7 @@ def _product(follower: _Follower, line: Line, place: int, known: list[Any]) -> P
 
 
 def _resized(
-    follower: _Follower, line: Line, side: int, one: np.ndarray, frees: Sequence[Sequence[int]]
+    follower: Follower, line: Line, side: int, one: np.ndarray, frees: Sequence[Sequence[int]]
 ) -> np.ndarray | None:
     """Rows of rows: a product with a matrix that depends on nothing, as in `jax.image.resize`."""
     (contracted, batch), other = line.what.params["dimension_numbers"], line.operands[1 - side]
@@ -332,7 +328,7 @@ def _resized(
     return np.moveaxis(moved, axis, 0 if side else -1)
 
 
-def _convolved(follower: _Follower, line: Line, place: int, known: list[Any]) -> Positions:
+def _convolved(follower: Follower, line: Line, place: int, known: list[Any]) -> Positions:
     params = line.what.params
     numbers = params["dimension_numbers"]
     (batch, features, *spatial), taps = numbers.lhs_spec, numbers.rhs_spec[2:]
@@ -360,7 +356,7 @@ def _convolved(follower: _Follower, line: Line, place: int, known: list[Any]) ->
     return _tidy(found)
 
 
-def _windowed(follower: _Follower, line: Line, place: int, known: list[Any]) -> Positions:
+def _windowed(follower: Follower, line: Line, place: int, known: list[Any]) -> Positions:
     params = line.what.params
     windows = params["window_dimensions"]
     ones = (1,) * len(windows)
@@ -381,11 +377,11 @@ def _windowed(follower: _Follower, line: Line, place: int, known: list[Any]) -> 
     return _tidy(found)
 
 
-def _row(follower: _Follower, line: Line, place: int, known: list[Any]) -> Positions:
+def _row(follower: Follower, line: Line, place: int, known: list[Any]) -> Positions:
     return _tidy([_mean(one, (0,))[0] for one in known[0]])
 
 
-def _stacked(follower: _Follower, line: Line, place: int, known: list[Any]) -> Positions:
+def _stacked(follower: Follower, line: Line, place: int, known: list[Any]) -> Positions:
     return _tidy([one[None] for one in known[0]])
 
 
