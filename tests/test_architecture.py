@@ -31,7 +31,7 @@ ALLOWED = {
     "optax": {"training"},
     "sklearn": {"data", "evaluation"},
     "scipy": {"defenses", "evaluation"},
-    "flax": {"models", "attribution", "training"},
+    "flax": {"models", "training"},
     "rich": {"training"},
     "tyro": {"studies"},
     "tensorboardX": {"training"},

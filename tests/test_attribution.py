@@ -32,15 +32,14 @@ class Tiny(nn.Module):
 
     @nn.compact
     def __call__(self, images, train=False):
-        features = nn.relu(nn.Conv(4, (3, 3), name="conv")(images))
-        features = Same(name="relu")(features)
+        features = Active(name="relu")(nn.Conv(4, (3, 3), name="conv")(images))
         return nn.Dense(3, use_bias=False, name="head")(features.mean((1, 2)))
 
 
-class Same(nn.Module):
+class Active(nn.Module):
     @nn.compact
     def __call__(self, inputs):
-        return inputs
+        return nn.relu(inputs)
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +93,13 @@ def test_maps_do_not_depend_on_the_batch(tiny):
 def test_layers_are_listed_in_order(tiny):
     network, variables, _ = tiny
     classifier = Classifier(network.apply, variables)
-    shapes = attribution.layer_shapes(classifier, (6, 6, 2))
-    assert list(shapes.items()) == [("conv", (6, 6, 4)), ("relu", (6, 6, 4)), ("head", (3,))]
+    found = attribution.layers(classifier, jax.ShapeDtypeStruct((1, 6, 6, 2), jnp.float32))
+    shapes = [(layer.name, layer.shape) for layer in found if "images" not in layer.name]
+    assert shapes[-3:] == [("conv", (6, 6, 4)), ("relu", (6, 6, 4)), ("head", (3,))]
+    assert [line.split(maxsplit=2) for line in str(found).splitlines()[-2:]] == [
+        ["relu", "float32[6,6,4]", "6 x 6 (default)"],
+        ["head", "float32[3]", "no: its entries have no positions of their own"],
+    ]
 
 
 def test_wrong_layers(tiny):
@@ -105,11 +109,13 @@ def test_wrong_layers(tiny):
         ValueError, match=r"'conv7' is no layer of the network; .* conv \[6, 6, 4\]"
     ):
         attribution.grad_cam(classifier, images, layer="conv7")
-    with pytest.raises(ValueError, match=r"'head' has no output of \[H, W, C\]"):
+    with pytest.raises(ValueError, match=r"'head' puts out \[3\], which is no map of one image"):
         attribution.grad_cam(classifier, images, layer="head")
     mlp = models.create("mlp", widths=(8,))
     mlp_classifier = Classifier(mlp.apply, mlp.init(jax.random.key(0), images))
-    with pytest.raises(ValueError, match="no layer with an output of .* block_0/dense"):
+    with pytest.raises(TypeError, match="`layer` must be the name of a layer or None, got int"):
+        attribution.grad_cam(classifier, images, layer=0)
+    with pytest.raises(ValueError, match="no layer that is a map of one image, .* block_0/dense"):
         attribution.grad_cam(mlp_classifier, images)
 
 
@@ -129,18 +135,28 @@ class Twice(nn.Module):
 
 
 def test_a_layer_that_is_called_twice(tiny):
+    """It is seen at its last call, whose mean the logits are: the gradient is that of a mean."""
     images = tiny[2]
     network = Twice()
     classifier = Classifier(network.apply, network.init(jax.random.key(0), images))
-    with pytest.raises(ValueError, match="'conv' is called 2 times"):
-        attribution.grad_cam(classifier, images, layer="conv")
+    labels = jnp.zeros(5, int)
+    once = nn.Conv(2, (3, 3))
+    outputs = once.apply({"params": classifier.variables["params"]["conv"]}, images)
+    outputs = once.apply({"params": classifier.variables["params"]["conv"]}, outputs)
+    found = attribution.grad_cam(classifier, images, labels, layer="conv")
+    np.testing.assert_allclose(found, jax.nn.relu(outputs[..., 0]) / 36, atol=1e-6)
 
 
 def test_default_layer_can_be_asked_for(tiny):
     network, variables, _ = tiny
     classifier = Classifier(network.apply, variables)
-    assert attribution.default_layer(classifier, (6, 6, 2)) == "relu"
-    assert attribution.default_layer(lambda x: x.mean((1, 2)), (6, 6, 2)) is None
+    images = jax.ShapeDtypeStruct((7, 6, 6, 2), jnp.float32)
+    assert attribution.layers(classifier, images).default == "relu"
+    assert attribution.layers(lambda x: x.mean((1, 2)), images).default is None
+    with pytest.raises(TypeError, match="`images` must be an array or .* got tuple"):
+        attribution.layers(classifier, (6, 6, 2))
+    with pytest.raises(ValueError, match=r"`images` must be .* got \(6, 6, 2\)"):
+        attribution.layers(classifier, jnp.ones((6, 6, 2)))
 
 
 def test_wrong_input(tiny):

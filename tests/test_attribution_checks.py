@@ -351,9 +351,9 @@ def test_wrong_input_to_the_cascade(structured):
         cascade(layers=[])
     with pytest.raises(ValueError, match=r"`images` must lie in \[0, 1\]"):
         cascade(images=PICTURES * 255)
-    variables = {"params": {"weights": WEIGHTS}}
+    variables = {"params": {"weights": WEIGHTS, "idle": jnp.ones(2)}}
     plain = Partial(lambda values, images: two_classes(values["params"]["weights"], images))
-    with pytest.raises(ValueError, match="`layers` must be given: .* for weights"):
+    with pytest.raises(ValueError, match="`layers` must be given: .* not use idle"):
         cascade(lambda values: Partial(plain, values), variables, IMAGES)
 
 

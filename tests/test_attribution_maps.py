@@ -115,7 +115,13 @@ def test_occlusion_sizes_by_default():
 class Same(nn.Module):
     @nn.compact
     def __call__(self, inputs):
-        return inputs
+        return 1.0 * inputs
+
+
+class Active(nn.Module):
+    @nn.compact
+    def __call__(self, inputs):
+        return nn.relu(inputs)
 
 
 class Direct(nn.Module):
@@ -152,7 +158,7 @@ def test_maps_from_activation_and_gradient_by_hand():
 def test_grad_cam_plus_plus_against_derivatives_of_the_exponential(images):
     """Alpha from second and third derivatives of Y = exp(f), taken one activation at a time."""
     weights = jax.random.normal(jax.random.key(3), (3, *images.shape[1:])) / 10
-    maps = attribution.grad_cam_plus_plus(direct(weights), images, LABELS)
+    maps = attribution.grad_cam_plus_plus(direct(weights), images, LABELS, layer="layer")
     image, label = images[0], LABELS[0]
 
     def score(delta, position):
@@ -203,21 +209,23 @@ class Plain(nn.Module):
         return nn.relu(nn.Conv(3, (1, 1), name="conv")(images)).mean((1, 2))
 
 
-def test_the_default_layer_is_seen_before_a_plain_activation():
+def test_a_module_is_seen_before_a_plain_activation_and_the_default_layer_behind_it():
     network = Plain()
     classifier = Partial(network.apply, network.init(jax.random.key(0), PICTURES))
-    assert attribution.default_layer(classifier, PICTURES.shape[1:]) == "conv"
+    assert attribution.layers(classifier, PICTURES).default == "conv:relu"
     (variables,) = classifier.args
     kernel, bias = (variables["params"]["conv"][name] for name in ("kernel", "bias"))
     before = jnp.einsum("bhwc,ck->bhwk", PICTURES, kernel[0, 0]) + bias
     assert float(before.min()) < 0
-    found = attribution.hires_cam(classifier, PICTURES, LABELS)
+    found = attribution.hires_cam(classifier, PICTURES, LABELS, layer="conv")
     chosen = jnp.take_along_axis(before, LABELS[:, None, None, None], axis=-1)[..., 0]
     np.testing.assert_allclose(found, jnp.maximum(chosen, 0) / 64, atol=1e-6)
     # Averaged gradients let what the ReLU stops into the map; at each position by itself it is not.
-    averaged = attribution.grad_cam(classifier, PICTURES, LABELS)
+    averaged = attribution.grad_cam(classifier, PICTURES, LABELS, layer="conv")
     share = (chosen > 0).mean((1, 2), keepdims=True)
     np.testing.assert_allclose(averaged, jnp.maximum(chosen * share, 0) / 64, atol=1e-6)
+    behind = attribution.grad_cam(classifier, PICTURES, LABELS)
+    np.testing.assert_allclose(behind, jnp.maximum(chosen, 0) / 64, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(12, 5), (5, 12), (6, 6)])
@@ -236,8 +244,7 @@ class Tiny(nn.Module):
 
     @nn.compact
     def __call__(self, images):
-        features = nn.relu(nn.Conv(4, (3, 3), (2, 2), name="conv")(images))
-        features = Same(name="relu")(features)
+        features = Active(name="relu")(nn.Conv(4, (3, 3), (2, 2), name="conv")(images))
         features = features.mean((1, 2)) if self.average else features.reshape(len(images), -1)
         return nn.Dense(3, name="head")(features)
 
@@ -377,7 +384,7 @@ def test_wrong_input_to_every_method(name):
     if name in NEEDS_LAYER:
         with pytest.raises(ValueError, match=r"'conv7' is no layer .* conv \[4, 4, 4\]"):
             METHODS[name](key, classifier, PICTURES, layer="conv7")
-        with pytest.raises(ValueError, match="which class activation maps need; it calls no linen"):
+        with pytest.raises(ValueError, match="no layer that is a map of one image"):
             METHODS[name](key, sines, PICTURES)
 
 

@@ -298,7 +298,7 @@ def _measure_shifts(study: Study, progress: Any) -> dict[str, Any]:
             "noise": (jnp.clip(clean + noise, 0, 1), None),
         }
         labels = jnp.asarray(report.clean_predictions[chosen])
-        layer = attribution.default_layer(classifier, study.dataset(name).image_shape)
+        layer = attribution.layers(classifier, clean).default
         methods = ("saliency",) if layer is None else ("saliency", "grad_cam")
         for method in study.methods(name) if name == study.chosen else methods:
             explain = attribution.METHODS[method]

@@ -116,7 +116,8 @@ class Study:
 
     def methods(self, name: str) -> list[str]:
         """The methods of attribution that a network allows: an MLP has no layer with pixels."""
-        layer = attribution.default_layer(self.base(name), self.dataset(name).image_shape)
+        shape = jax.ShapeDtypeStruct((1, *self.dataset(name).image_shape), jnp.float32)
+        layer = attribution.layers(self.base(name), shape).default
         needed = attribution.NEEDS_LAYER if layer is None else ()
         found = [method for method in attribution.METHODS if method not in needed]
         return found[::4] if self.config.quick else found

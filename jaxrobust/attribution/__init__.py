@@ -16,7 +16,7 @@ from jaxrobust.attribution.gradients import (
     saliency,
     smooth_grad,
 )
-from jaxrobust.attribution.layers import default_layer, layer_shapes
+from jaxrobust.attribution.layers import Layer, Layers, layers
 from jaxrobust.attribution.methods import METHODS, NEEDS_LAYER, SIGNED
 from jaxrobust.attribution.occlusion import occlusion
 from jaxrobust.attribution.randomisation import cascading_randomisation
@@ -25,8 +25,9 @@ __all__ = [
     "METHODS",
     "NEEDS_LAYER",
     "SIGNED",
+    "Layer",
+    "Layers",
     "cascading_randomisation",
-    "default_layer",
     "deletion_curve",
     "eigen_cam",
     "grad_cam",
@@ -36,7 +37,7 @@ __all__ = [
     "insertion_curve",
     "integrated_gradients",
     "layer_cam",
-    "layer_shapes",
+    "layers",
     "map_shift",
     "occlusion",
     "random_maps",

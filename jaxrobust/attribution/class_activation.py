@@ -9,61 +9,88 @@ With A [H', W', C'] the layer's output, g the gradient of the class's logit by i
     eigen_cam            relu( A v ), v the first right singular vector of A as [H' W', C']
     score_cam            relu( sum_k w_k A_k ),  w the softmax of the logits of the image masked by A_k
 
-The layer is the last module with an output of more than one pixel, unless another is named. Where the
-activation is a plain function behind that module, A is what comes before it (see `default_layer`).
+The layer is, unless another is named, the last map of one image that everything goes through: of a
+residual network the last sum behind its activation (see `layers`, which lists them all). Tokens
+[T, C] of a transformer are drawn where they stand in the image; `reshape` says where if that cannot be
+followed.
 
 All are enlarged bilinearly to the image and not negative. Only their shape is defined, not their
 scale: compare maps by rank or cosine, and draw each over its own maximum.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxrobust import programs
-from jaxrobust.attribution.arguments import checked, predicted_if_none
-from jaxrobust.attribution.layers import (
-    activation,
-    activation_and_gradient,
-    layer_shapes,
-    spatial_layer,
-)
+from jaxrobust import checks, programs
+from jaxrobust.attribution.arguments import checked
+from jaxrobust.attribution.layers import Layer, chosen, layers_of, program_of
+from jaxrobust.attribution.views import View
+from jaxrobust.programs.lines import Value, stop_behind
+from jaxrobust.programs.tracing import Program
 from jaxrobust.types import Array, LogitsFn
+
+Reshape = Callable[[Array], Array] | tuple[int, int] | None
 
 
 def grad_cam(
-    logits_fn: LogitsFn, images: Array, labels: Array | None = None, layer: str | None = None
+    logits_fn: LogitsFn,
+    images: Array,
+    labels: Array | None = None,
+    layer: str | None = None,
+    *,
+    reshape: Reshape = None,
 ) -> Array:
     """Grad-CAM: a layer's channels weighted by their mean gradient, what is positive of their sum.
 
     Args:
-      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K], calling a linen module: a
-        Classifier, or `lambda x: module.apply(variables, x)`.
+      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. Any function, in any
+        framework and any floating type.
       images: float32 [B, H, W, C] in [0, 1].
       labels: int [B], the classes to explain; None explains the predicted ones.
-      layer: Path of a layer with an output [H', W', C'], as `layer_shapes` lists them; None takes
-        the last one of more than one pixel, as it leaves its module (see `default_layer`).
+      layer: Name of a layer that is a map of one image, as `layers` lists them; None takes the last
+        one that everything goes through and that is read at more than one position.
+      reshape: Where tokens stand, if that is not to be followed through the network: a function
+        [T, C] -> [H', W', C'], or (H', W') of the last H' * W' tokens, row by row.
 
     Returns:
       float32 [B, H, W], not negative: the map of [H', W'] enlarged bilinearly.
 
     Raises:
-      TypeError: Integer images, fractional labels.
+      TypeError: Integer images, fractional labels, a `Stochastic` classifier, a `reshape` that is
+        neither a function nor two integers.
       ValueError: Shapes that do not fit, images outside [0, 1], labels outside 0 .. K - 1; a layer
-        that does not exist, has no [H', W', C'] output or is called twice. The message lists those
-        that will do.
+        that does not exist or is no map of one image: the message says why, and which will do. A
+        `reshape` that does not fit the tokens.
+
+    Example:
+      >>> weights = jnp.array([[1.0, 0.0], [0.0, 2.0]])[None, None]
+      >>> def logits_fn(images):
+      ...     features = jax.lax.conv_general_dilated(
+      ...         images, weights, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+      ...     )
+      ...     return features.sum((1, 2))
+      >>> images = jnp.array([[[[0.5, 0.0], [0.0, 1.0]]]])
+      >>> grad_cam(logits_fn, images, jnp.array([1])).tolist()
+      [[[0.0, 2.0]]]
 
     References:
       Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
       Localization", ICCV 2017, equations 1 and 2, https://arxiv.org/abs/1610.02391
     """
-    arguments = checked(logits_fn, images, labels)
-    return programs.call(_from_gradient, *arguments, combine=_grad_cam, layer=layer)
+    arguments = (logits_fn, images, labels, layer, reshape)
+    return _explained(_from_gradient, *arguments, combine=_grad_cam)
 
 
 def grad_cam_plus_plus(
-    logits_fn: LogitsFn, images: Array, labels: Array | None = None, layer: str | None = None
+    logits_fn: LogitsFn,
+    images: Array,
+    labels: Array | None = None,
+    layer: str | None = None,
+    *,
+    reshape: Reshape = None,
 ) -> Array:
     """Grad-CAM++: a layer's channels weighted by positive gradients, each position by its own alpha.
 
@@ -77,10 +104,11 @@ def grad_cam_plus_plus(
     others: alpha is 0 where the denominator is within 0.001 of 0.
 
     Args:
-      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K], calling a linen module.
+      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. Any function.
       images: float32 [B, H, W, C] in [0, 1].
       labels: int [B], the classes to explain; None explains the predicted ones.
       layer: As in `grad_cam`.
+      reshape: As in `grad_cam`.
 
     Returns:
       float32 [B, H, W], not negative: the map of [H', W'] enlarged bilinearly.
@@ -93,12 +121,17 @@ def grad_cam_plus_plus(
       Chattopadhay et al., "Grad-CAM++: Improved Visual Explanations for Deep Convolutional Networks",
       WACV 2018, section 3.2 (alpha for the exponential score, weights), https://arxiv.org/abs/1710.11063
     """
-    arguments = checked(logits_fn, images, labels)
-    return programs.call(_from_gradient, *arguments, combine=_grad_cam_plus_plus, layer=layer)
+    arguments = (logits_fn, images, labels, layer, reshape)
+    return _explained(_from_gradient, *arguments, combine=_grad_cam_plus_plus)
 
 
 def hires_cam(
-    logits_fn: LogitsFn, images: Array, labels: Array | None = None, layer: str | None = None
+    logits_fn: LogitsFn,
+    images: Array,
+    labels: Array | None = None,
+    layer: str | None = None,
+    *,
+    reshape: Reshape = None,
 ) -> Array:
     """HiResCAM: activation times gradient at each position; what is positive of the channels' sum.
 
@@ -106,10 +139,11 @@ def hires_cam(
     global average followed by a dense layer the two are the same.
 
     Args:
-      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K], calling a linen module.
+      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. Any function.
       images: float32 [B, H, W, C] in [0, 1].
       labels: int [B], the classes to explain; None explains the predicted ones.
       layer: As in `grad_cam`.
+      reshape: As in `grad_cam`.
 
     Returns:
       float32 [B, H, W], not negative: the map of [H', W'] enlarged bilinearly.
@@ -122,20 +156,26 @@ def hires_cam(
       Draelos, Carin, "Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional
       neural networks", 2020, https://arxiv.org/abs/2011.08891
     """
-    arguments = checked(logits_fn, images, labels)
-    return programs.call(_from_gradient, *arguments, combine=_hires_cam, layer=layer)
+    arguments = (logits_fn, images, labels, layer, reshape)
+    return _explained(_from_gradient, *arguments, combine=_hires_cam)
 
 
 def layer_cam(
-    logits_fn: LogitsFn, images: Array, labels: Array | None = None, layer: str | None = None
+    logits_fn: LogitsFn,
+    images: Array,
+    labels: Array | None = None,
+    layer: str | None = None,
+    *,
+    reshape: Reshape = None,
 ) -> Array:
     """LayerCAM: activations weighted by the positive gradient of their own position.
 
     Args:
-      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K], calling a linen module.
+      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. Any function.
       images: float32 [B, H, W, C] in [0, 1].
       labels: int [B], the classes to explain; None explains the predicted ones.
       layer: As in `grad_cam`; the method is meant for early, large layers too.
+      reshape: As in `grad_cam`.
 
     Returns:
       float32 [B, H, W], not negative: the map of [H', W'] enlarged bilinearly.
@@ -148,12 +188,17 @@ def layer_cam(
       Jiang et al., "LayerCAM: Exploring Hierarchical Class Activation Maps for Localization", IEEE
       Transactions on Image Processing 2021, equations 6 and 7, https://doi.org/10.1109/TIP.2021.3089943
     """
-    arguments = checked(logits_fn, images, labels)
-    return programs.call(_from_gradient, *arguments, combine=_layer_cam, layer=layer)
+    arguments = (logits_fn, images, labels, layer, reshape)
+    return _explained(_from_gradient, *arguments, combine=_layer_cam)
 
 
 def eigen_cam(
-    logits_fn: LogitsFn, images: Array, labels: Array | None = None, layer: str | None = None
+    logits_fn: LogitsFn,
+    images: Array,
+    labels: Array | None = None,
+    layer: str | None = None,
+    *,
+    reshape: Reshape = None,
 ) -> Array:
     """EigenCAM: a layer's output projected onto its first principal component.
 
@@ -162,10 +207,11 @@ def eigen_cam(
     the map of a layer behind a ReLU positive wherever anything is active.
 
     Args:
-      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K], calling a linen module.
+      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. Any function.
       images: float32 [B, H, W, C] in [0, 1].
       labels: int [B]; checked but not used, so that all maps are called alike.
       layer: As in `grad_cam`.
+      reshape: As in `grad_cam`.
 
     Returns:
       float32 [B, H, W], not negative: the map of [H', W'] enlarged bilinearly.
@@ -178,12 +224,16 @@ def eigen_cam(
       Muhammad, Yeasin, "Eigen-CAM: Class Activation Map using Principal Components", IJCNN 2020,
       section III, https://arxiv.org/abs/2008.00299
     """
-    function, images, _ = checked(logits_fn, images, labels)
-    return programs.call(_eigen_cam, function, images, layer=layer)
+    return _explained(_eigen_cam, logits_fn, images, labels, layer, reshape)
 
 
 def score_cam(
-    logits_fn: LogitsFn, images: Array, labels: Array | None = None, layer: str | None = None
+    logits_fn: LogitsFn,
+    images: Array,
+    labels: Array | None = None,
+    layer: str | None = None,
+    *,
+    reshape: Reshape = None,
 ) -> Array:
     """Score-CAM: a layer's channels weighted by the logit of the image seen through them.
 
@@ -194,10 +244,11 @@ def score_cam(
     grow with their number.
 
     Args:
-      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K], calling a linen module.
+      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. Any function.
       images: float32 [B, H, W, C] in [0, 1].
       labels: int [B], the classes to explain; None explains the predicted ones.
       layer: As in `grad_cam`.
+      reshape: As in `grad_cam`.
 
     Returns:
       float32 [B, H, W], not negative: the map of [H', W'] enlarged bilinearly.
@@ -210,7 +261,71 @@ def score_cam(
       Wang et al., "Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks",
       CVPR workshops 2020, equations 5 to 8, https://arxiv.org/abs/1910.01279
     """
-    return programs.call(_score_cam, *checked(logits_fn, images, labels), layer=layer)
+    return _explained(_score_cam, logits_fn, images, labels, layer, reshape)
+
+
+def _explained(
+    body: Callable[..., Array],
+    logits_fn: LogitsFn,
+    images: Array,
+    labels: Array | None,
+    layer: str | None,
+    reshape: Reshape,
+    **options: Any,
+) -> Array:
+    """The maps that a function makes of one layer's outputs, compiled."""
+    logits_fn, images, labels = checked(logits_fn, images, labels)
+    if not isinstance(reshape, tuple | list) and not callable(reshape) and reshape is not None:
+        raise TypeError(
+            f"`reshape` must be a function [T, C] -> [H', W', C'], (H', W') or None, got {reshape!r}."
+        )
+    program = program_of(logits_fn, images.shape[1:])
+    found = chosen(layers_of(logits_fn, program), layer, as_tokens=reshape is not None)
+    view, function = _reading(found, reshape)
+    arguments = (program, images, labels, function)
+    return programs.call(body, *arguments, value=found.value, view=view, **options)
+
+
+def _reading(layer: Layer, reshape: Reshape) -> tuple[View, Program | None]:
+    """How a map is read from a layer: what is static of it, and the user's function."""
+    if reshape is None:
+        assert layer.view is not None
+        return layer.view, None
+    axes = (1, 2) if layer.view is None else layer.view.axes
+    num_tokens, channels = (layer.shape[axis - 1] for axis in axes)
+    if not callable(reshape):
+        if len(reshape) != 2:
+            raise ValueError(f"`reshape` must be (H', W') or a function, got {reshape!r}.")
+        for size in reshape:
+            checks.integer("reshape", size, minimum=1)
+        height, width = map(int, reshape)
+        if height * width > num_tokens:
+            raise ValueError(
+                f"`reshape` must be (H', W') of at most {num_tokens} tokens, which layer "
+                f"{layer.name!r} has, got {height} * {width}."
+            )
+        return View(axes, num_tokens - height * width, (height, width)), None
+    # Traced, so that equal functions share what is compiled.
+    function = programs.trace(reshape, jax.ShapeDtypeStruct((num_tokens, channels), jnp.float32))
+    shape = getattr(function.results, "shape", None)
+    if shape is None or len(shape) != 3:
+        raise ValueError(
+            f"`reshape` must return [H', W', C'] of the tokens [{num_tokens}, {channels}] of layer "
+            f"{layer.name!r}, got {shape}."
+        )
+    return View(axes, 0, (1, num_tokens)), function
+
+
+def _as_map(value: Array, view: View, reshape: Program | None) -> Array:
+    """float32 [H', W', C'] of a layer's output for one image, or of a gradient by it."""
+    value = value.astype(jnp.float32)
+    return view.read(value) if reshape is None else reshape(view.laid(value))
+
+
+def _predicted_if_none(program: Program, images: Array, labels: Array | None) -> Array:
+    if labels is not None:
+        return labels
+    return jax.vmap(lambda image: jnp.argmax(program(image[None])[0]))(images)
 
 
 def _product(one: Array, other: Array) -> Array:
@@ -243,30 +358,38 @@ def _drawn(heat: Array, images: Array) -> Array:
 
 
 def _from_gradient(
-    logits_fn: LogitsFn,
+    program: Program,
     images: Array,
     labels: Array | None,
+    reshape: Program | None,
     *,
     combine: Callable[[Array, Array], Array],
-    layer: str | None,
+    value: Value,
+    view: View,
 ) -> Array:
-    layer, shape = spatial_layer(layer_shapes(logits_fn, images.shape[1:]), layer)
-
     def one(image: Array, label: Array) -> Array:
-        outputs, gradient = activation_and_gradient(logits_fn, image, label, layer, shape)
-        return _drawn(combine(outputs, gradient), images)
+        outputs, rest = stop_behind(program, value, image[None])
+        gradient = jax.grad(lambda instead: rest(instead)[0][0, label].astype(jnp.float32))(outputs)
+        parts = (_as_map(part, view, reshape) for part in (outputs, gradient))
+        return _drawn(combine(*parts), images)
 
-    return jax.vmap(one)(images, predicted_if_none(logits_fn, images, labels))
+    return jax.vmap(one)(images, _predicted_if_none(program, images, labels))
 
 
-def _eigen_cam(logits_fn: LogitsFn, images: Array, *, layer: str | None) -> Array:
-    layer, shape = spatial_layer(layer_shapes(logits_fn, images.shape[1:]), layer)
-
+def _eigen_cam(
+    program: Program,
+    images: Array,
+    labels: Array | None,
+    reshape: Program | None,
+    *,
+    value: Value,
+    view: View,
+) -> Array:
     def one(image: Array) -> Array:
-        outputs = activation(logits_fn, image, layer).reshape(-1, shape[-1])
-        projection = _first_projection(outputs)
+        outputs = _as_map(stop_behind(program, value, image[None])[0], view, reshape)
+        projection = _first_projection(outputs.reshape(-1, outputs.shape[-1]))
         signed = jnp.where(jnp.sum(projection) < 0, -projection, projection)
-        return _drawn(signed.reshape(shape[:2]), images)
+        return _drawn(signed.reshape(outputs.shape[:2]), images)
 
     return jax.vmap(one)(images)
 
@@ -285,21 +408,25 @@ def _first_projection(matrix: Array) -> Array:
 
 
 def _score_cam(
-    logits_fn: LogitsFn, images: Array, labels: Array | None, *, layer: str | None
+    program: Program,
+    images: Array,
+    labels: Array | None,
+    reshape: Program | None,
+    *,
+    value: Value,
+    view: View,
 ) -> Array:
-    layer, _ = spatial_layer(layer_shapes(logits_fn, images.shape[1:]), layer)
-
     def one(image: Array, label: Array) -> Array:
-        outputs = activation(logits_fn, image, layer)
+        outputs = _as_map(stop_behind(program, value, image[None])[0], view, reshape)
 
         def score(channel: Array) -> Array:
             mask = jax.image.resize(channel, image.shape[:2], "bilinear")
             low, high = jnp.min(mask), jnp.max(mask)
             mask = (mask - low) / jnp.where(high == low, 1.0, high - low)
-            logits = programs.fast(logits_fn)((image * mask[..., None])[None])
+            logits = program((image * mask[..., None])[None])
             return logits[0, label].astype(jnp.float32)
 
         weights = jax.nn.softmax(jax.lax.map(score, jnp.moveaxis(outputs, -1, 0)))
         return _drawn(_product(outputs, weights), images)
 
-    return jax.vmap(one)(images, predicted_if_none(logits_fn, images, labels))
+    return jax.vmap(one)(images, _predicted_if_none(program, images, labels))

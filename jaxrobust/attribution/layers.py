@@ -1,189 +1,393 @@
-"""The layers of a linen network from outside: their names, and a handle on their outputs.
+"""The layers of any network from outside: their names, and which of them are maps of an image.
 
-The network is not changed. While it runs, flax tells an interceptor of every layer that is called;
-the interceptor sees the output and may add to it. So this works for any function that calls a linen
-module somewhere inside.
+The network is not changed. What jax traces of it is read: an operation's result can be looked at, and
+the rest of the network be differentiated by it, whatever framework it is written in.
+
+A layer of flax.linen or haiku, or what stands in a `jax.named_scope`, has the path of its module:
+"block_0/conv" is what that module returns, "block_0" what the whole block does, with its residual sum
+and activation. In nnx, equinox and plain functions a layer has the common path of the weights that it
+consumes. An operation without a name of its own has that of the layer before it and what it does:
+"blocks/0/conv2:add", "blocks/0/conv2:relu", and ":add_1" for a second one; before all layers that is
+"images". A layer that is called several times is seen at its last call.
 """
 
-from collections.abc import Callable
+import dataclasses
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxrobust import programs
-from jaxrobust.types import Array, LogitsFn
+from jaxrobust import compilation, programs
+from jaxrobust.attribution import cuts, positions
+from jaxrobust.attribution.views import View, view_of
+from jaxrobust.programs import describing, naming
+from jaxrobust.programs.lines import Line, Lines, Value, lines_of
+from jaxrobust.programs.tracing import Code, Program
+from jaxrobust.types import LogitsFn, Stochastic
 
 
-def layer_shapes(logits_fn: LogitsFn, image_shape: tuple[int, ...]) -> dict[str, tuple]:
-    """The layers that run when an image is classified, in the order in which they finish.
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """What a layer puts out for one image.
+
+    Attributes:
+      name: "block_0/conv", for example.
+      shape: Of one image, without the batch.
+      dtype: Its type.
+      view: How a map is read from it; None if it is none.
+      reason: Why it is no map of one image; "" if it is.
+      value: Which of the program's values it is.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    view: View | None
+    reason: str
+    value: Value
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """The layers of a network; `print` shows them as a table.
+
+    Attributes:
+      layers: In the order in which they finish.
+      default: The name of the one that class activation maps take by default; None if none will do.
+    """
+
+    layers: tuple[Layer, ...]
+    default: str | None
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers)
+
+    def __str__(self) -> str:
+        rows = [("layer", "output", "map")]
+        for layer in self.layers:
+            shape = f"{layer.dtype}[{','.join(map(str, layer.shape))}]"
+            seen = f"no: {layer.reason}" if layer.view is None else str(layer.view)
+            rows.append((layer.name, shape, seen + " (default)" * (layer.name == self.default)))
+        widths = [max(len(row[column]) for row in rows) for column in range(2)]
+        lines = [f"{name:{widths[0]}}  {shape:{widths[1]}}  {seen}" for name, shape, seen in rows]
+        return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def layers(function: LogitsFn, images: Any) -> Layers:
+    """The layers of any network, and which of them are maps of one image.
+
+    A layer is a map if its axes are the batch, rows, columns and channels, in whatever order the last
+    three are, or the batch, tokens that stand in a grid, perhaps with others before or behind them, and
+    channels. That is followed through all operations from the image on. Nothing is computed.
+
+    By default class activation maps take the last layer that is a map of more than one position,
+    through which everything goes, and of which more than one position is read: of a residual network
+    the last sum behind its activation, of a vision transformer with a class token what enters the last
+    block. What comes before the first convolution or matrix product is none.
 
     Args:
-      logits_fn: Images [B, H, W, C] -> logits [B, K], calling a linen module.
-      image_shape: (H, W, C).
+      function: Images [B, H, W, C] -> logits [B, K], in any framework.
+      images: [B, H, W, C] in [0, 1], or a `jax.ShapeDtypeStruct`: only the shape matters.
 
     Returns:
-      {path: shape of the output for one image, without the batch}, paths like
-      "stage_0_block_0/conv_1". A layer that fused computation skips is not in it.
+      Layers, in the order in which they finish: those that have a name of their own, and of other
+      operations those whose results are maps.
 
     Raises:
-      ValueError: An image_shape of other than three numbers.
+      TypeError: The function cannot be called or traced, or is `Stochastic`; `images` is no array.
+      ValueError: `images` of another rank, logits of another shape, a module in training mode.
 
     Example:
-      >>> import flax.linen as nn, jax, jax.numpy as jnp
-      >>> dense = nn.Sequential([lambda x: x.reshape(len(x), -1), nn.Dense(3)])
-      >>> variables = dense.init(jax.random.key(0), jnp.zeros((1, 2, 2, 1)))
-      >>> layer_shapes(lambda x: dense.apply(variables, x), (2, 2, 1))
-      {'layers_1': (3,)}
+      >>> import jax, jax.numpy as jnp
+      >>> weights = {"conv": {"w": jnp.ones((4, 3, 3, 3))}, "head": {"w": jnp.ones((4, 2))}}
+      >>> def logits(images):
+      ...     x, kernel = images.transpose(0, 3, 1, 2), weights["conv"]["w"]
+      ...     features = jax.lax.conv(x, kernel, (2, 2), "SAME")
+      ...     return jax.nn.relu(features).mean((2, 3)) @ weights["head"]["w"]
+      >>> print(layers(logits, jnp.ones((1, 8, 8, 3))))
+      layer      output          map
+      -------------------------------------------------------------------------
+      conv       float32[4,4,4]  4 x 4
+      conv:relu  float32[4,4,4]  4 x 4 (default)
+      head       float32[2]      no: its entries have no positions of their own
     """
-    if len(image_shape) != 3:
-        raise ValueError(f"`image_shape` must be (H, W, C), got {image_shape!r}.")
-    shapes: dict[str, tuple] = {}
-
-    def record(path: str, output: Array) -> Array:
-        shapes[path] = output.shape[1:]
-        return output
-
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    # A function of its own for every call: a cached trace would run no interceptor.
-    jax.eval_shape(lambda x: _intercepted(logits_fn, x, record), images)
-    return shapes
+    compilation.check_callable(function)
+    if not hasattr(images, "shape") or len(images.shape) != 4:
+        shown = images.shape if hasattr(images, "shape") else type(images).__name__
+        raise (ValueError if hasattr(images, "shape") else TypeError)(
+            f"`images` must be an array or a jax.ShapeDtypeStruct [B, H, W, C], got {shown}."
+        )
+    return layers_of(function, program_of(function, images.shape[1:]))
 
 
-def default_layer(logits_fn: LogitsFn, image_shape: tuple[int, ...]) -> str | None:
-    """The layer that class activation maps take by default: the last one of more than one pixel.
-
-    A layer is a linen module, and what is seen of it is its output. Where the activation is a plain
-    function, as in `nn.relu(nn.Conv(...)(x))`, that is the module's output before the activation,
-    with its negative values. Name a layer whose module applies the activation itself, or put the
-    activation into a module, to explain what comes after it.
+def program_of(function: LogitsFn, image_shape: Sequence[int]) -> Program:
+    """What is traced of a classifier of one image.
 
     Args:
-      logits_fn: Images [B, H, W, C] -> logits [B, K].
+      function: Images [B, H, W, C] -> logits [B, K].
       image_shape: (H, W, C).
 
-    Returns:
-      Its path, or None for a network that has no such layer.
+    Raises:
+      TypeError: A `Stochastic` classifier.
     """
-    return _last_spatial(layer_shapes(logits_fn, image_shape))
+    program = programs.as_argument(function, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+    if isinstance(program, Stochastic):
+        raise TypeError(
+            "Class activation maps look into a classifier that answers without a key: pass "
+            "`lambda images: function(keys, images)` with keys of your own in place of a `Stochastic`."
+        )
+    return program
 
 
-def spatial_layer(
-    shapes: dict[str, tuple[int, ...]], layer: str | None
-) -> tuple[str, tuple[int, ...]]:
-    """The layer asked for, or the last spatial one, with its shape.
+_known: "weakref.WeakKeyDictionary[Code, dict[tuple, Layers]]" = weakref.WeakKeyDictionary()
+
+
+def layers_of(function: LogitsFn, program: Program) -> Layers:
+    """The layers of a function of which one image's program is known.
 
     Args:
-      shapes: From `layer_shapes`.
-      layer: A path, or None.
+      function: From which the program was traced.
+      program: From `program_of`.
+    """
+    paths = naming.weight_paths(function, program)[0]
+    known = _known.setdefault(program.code, {})
+    if paths not in known:
+        known[paths] = _read(lines_of(program), paths)
+    return known[paths]
 
-    Returns:
-      (path, (H, W, C)).
+
+def chosen(found: Layers, name: str | None, *, as_tokens: bool = False) -> Layer:
+    """The layer of a name, or the default one.
+
+    Args:
+      found: All.
+      name: Or None.
+      as_tokens: Whether any [T, C] will do, which the user turns into a map.
 
     Raises:
-      ValueError: No such layer, or one whose output is not [H, W, C]; the message lists those that
-        will do.
+      TypeError: A name that is no string.
+      ValueError: No such layer, or one that is no map; the message says why, and which will do.
     """
-    spatial = {path: shape for path, shape in shapes.items() if len(shape) == 3}
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"`layer` must be the name of a layer or None, got {type(name).__name__}.")
+    name = found.default if name is None else name
+    if name is None:
+        described = "; ".join(f"{layer.name} {list(layer.shape)}: {layer.reason or 'a map'}"
+                              for layer in found)  # fmt: skip
+        raise ValueError(
+            "The network has no layer that is a map of one image, behind a convolution or a matrix "
+            "product and read at more than one position, through which everything goes. Class "
+            "activation maps need one: name a `layer`, with `reshape` for tokens. Its layers are: "
+            f"{described or 'none'}."
+        )
+    by_name = {layer.name: layer for layer in found}
+    layer = by_name.get(name)
+    if layer is not None and _will_do(layer, as_tokens):
+        return layer
     if layer is None:
-        layer = _last_spatial(shapes)
-        if layer is None:
-            raise ValueError(
-                "The network has no layer with an output of [H, W, C], which class activation maps "
-                "need; "
-                + (
-                    f"its layers are {', '.join(shapes)}."
-                    if shapes
-                    else "it calls no linen module."
-                )
-            )
-    if layer not in spatial:
-        described = ", ".join(f"{path} {list(shape)}" for path, shape in spatial.items())
-        reason = "has no output of [H, W, C]" if layer in shapes else "is no layer of the network"
-        raise ValueError(f"`layer` {layer!r} {reason}; choose one of: {described}.")
-    return layer, spatial[layer]
+        reason = "is no layer of the network"
+    elif as_tokens:
+        reason = f"puts out {list(layer.shape)}, and `reshape` is for tokens [T, C]"
+    else:
+        reason = f"puts out {list(layer.shape)}, which is no map of one image: {layer.reason}"
+    fits = [one for one in found if _will_do(one, as_tokens)]
+    named = [one for one in fits if ":" not in one.name or one.name == found.default] or fits
+    described = ", ".join(f"{one.name} {list(one.shape)}" for one in named) or "there is none"
+    raise ValueError(
+        f"`layer` {name!r} {reason}; choose one of: {described}. `attribution.layers` lists all."
+    )
 
 
-def activation(logits_fn: LogitsFn, image: Array, layer: str) -> Array:
-    """A layer's output for one image, without a gradient.
+def _will_do(layer: Layer, as_tokens: bool) -> bool:
+    """Whether a layer is a map, or is tokens."""
+    if layer.view is None:
+        return as_tokens and len(layer.shape) == 2
+    return not as_tokens or len(layer.view.axes) == 2
 
-    Args:
-      logits_fn: Images [B, H, W, C] -> logits [B, K].
-      image: [H, W, C].
-      layer: A path of `layer_shapes`.
 
-    Raises:
-      ValueError: A layer that is called more than once: it has no one output.
+class _Sources(NamedTuple):
+    """What values depend on: the images or, where they do not, which arrays."""
+
+    used: set[Value]
+    arrays: dict[Value, frozenset[int]]
+
+
+def _sources(lines: Lines) -> _Sources:
+    used, arrays = {*lines.inputs}, {one: frozenset([at]) for at, one in enumerate(lines.arrays)}
+
+    def follow(line: Line) -> None:
+        for one in line.within:
+            follow(one)
+        operands = [one for one in (*line.operands, *line.arrays) if isinstance(one, Value)]
+        if used.intersection(operands):
+            used.update(line.results)
+        else:
+            of_all = frozenset[int]().union(*(arrays.get(one, frozenset()) for one in operands))
+            arrays.update(dict.fromkeys(line.results, of_all))
+
+    for line in lines.lines:
+        follow(line)
+    return _Sources(used, arrays)
+
+
+def _read(lines: Lines, paths: Sequence[str]) -> Layers:
+    """The table of layers."""
+    sources = _sources(lines)
+    places = cuts.alive(lines.lines, lines.outputs)
+    places = [place for place in places if sources.used & {*lines.lines[place].results}]
+    weights = {one for one, indices in sources.arrays.items() if indices}
+    follower = positions.Follower(lines, sources.used, weights)
+    stand = follower.run()
+    rows = []
+    for name, value in _names(lines, places, sources, paths):
+        shape = lines.shapes[value.number]
+        if not jnp.issubdtype(shape.dtype, jnp.floating):
+            continue
+        view = view_of(tuple(shape.shape), stand.get(value))
+        if isinstance(view, str) and ":" in name and len(shape.shape) != 3:
+            continue
+        of_one = tuple(shape.shape[1:]) if shape.shape[:1] == (1,) else tuple(shape.shape)
+        reason, seen = (view, None) if isinstance(view, str) else ("", view)
+        rows.append(Layer(name, of_one, str(shape.dtype), seen, reason, value))
+    return Layers(tuple(rows), _default(lines, places, sources, rows, follower))
+
+
+def _default(
+    lines: Lines,
+    places: Sequence[int],
+    sources: _Sources,
+    rows: Sequence[Layer],
+    follower: positions.Follower,
+) -> str | None:
+    everything_through = cuts.cuts(lines, sources.used, places)
+    entries = cuts.read_entries(lines, sources.used, follower.chosen)
+    learned = set[Value]()
+    for line in positions.flat(lines.lines):
+        operands = {one for one in line.operands if isinstance(one, Value)}
+        named = positions.name_of(line) in ("conv_general_dilated", "dot_general")
+        known = named and all(sources.arrays.get(one, True) for one in operands)
+        if operands & learned or (known and operands & sources.used):
+            learned.update(line.results)
+    for layer in reversed(rows):
+        if layer.view is None or layer.value not in everything_through & learned:
+            continue
+        if layer.view.num_read(entries[layer.value]) > 1:
+            return layer.name
+    return None
+
+
+def _names(
+    lines: Lines, places: Sequence[int], sources: _Sources, paths: Sequence[str]
+) -> list[tuple[str, Value]]:
+    """Names of values, in the order in which they are made."""
+    scopes = _scopes(lines, places)
+    parents = {scope[:end] for scope in scopes.values() for end in range(len(scope))}
+    modules = _modules(lines, places, scopes)
+    own, order = (
+        dict[str, Value](),
+        {one: place for place in places for one in lines.lines[place].results},
+    )
+    labels: dict[int, str] = {}
+    for place in places:
+        line, scope = lines.lines[place], scopes[place]
+        label = "/".join(scope) if scope not in parents else ""
+        if not scope:
+            label = _of_weights(line, sources, paths)
+            if label:
+                own[label] = line.results[0]
+        if label:
+            labels[place] = label
+    named = {**own, **modules}
+    found = list(named.items())
+    found += _unnamed(lines, places, labels, set(named.values()), sources)
+    # The whole of a block comes behind its last part.
+    return sorted(found, key=lambda pair: (order[pair[1]], -pair[0].count("/")))
+
+
+def _scopes(lines: Lines, places: Sequence[int]) -> dict[int, tuple[str, ...]]:
+    """The path of each line, without the class of the network that linen begins all paths with.
+
+    A method of a linen module, "encoder.encode", stands for its module.
     """
-    return _logits_and_activation(logits_fn, image, layer, jnp.zeros(()))[1]
+    split = {
+        place: tuple(lines.lines[place].names.split("/")) if lines.lines[place].names else ()
+        for place in places
+    }
+    scoped = [words for words in split.values() if words]
+    if len({words[0].partition(".")[0] for words in scoped}) != 1 or max(map(len, scoped)) == 1:
+        return split
+    for place, words in split.items():
+        modules = [word.partition(".")[0] for word in words]
+        pairs = zip(words[1:], modules[1:], modules, strict=False)
+        # What a module calls of its own adds nothing to the path.
+        split[place] = tuple(one for word, one, last in pairs if "." not in word or one != last)
+    return split
 
 
-def activation_and_gradient(
-    logits_fn: LogitsFn, image: Array, label: Array, layer: str, shape: tuple[int, ...]
-) -> tuple[Array, Array]:
-    """A layer's output for one image, and the gradient of the label's logit by that output.
-
-    Args:
-      logits_fn: Images [B, H, W, C] -> logits [B, K].
-      image: [H, W, C].
-      label: int32 scalar.
-      layer: A path of `layer_shapes`.
-      shape: Of the layer's output, without the batch.
-
-    Returns:
-      (activation, gradient), both of that shape and float32, whatever the network computes in.
-
-    Raises:
-      ValueError: A layer that is called more than once: it has no one output.
-    """
-
-    def logit(delta: Array) -> tuple[Array, Array]:
-        logits, output = _logits_and_activation(logits_fn, image, layer, delta)
-        return logits[label], output
-
-    gradient, output = jax.grad(logit, has_aux=True)(jnp.zeros(shape, jnp.float32))
-    return output, gradient
+def _modules(
+    lines: Lines, places: Sequence[int], scopes: dict[int, tuple[str, ...]]
+) -> dict[str, Value]:
+    """What each module returns: its last result that is used outside."""
+    users: dict[Value, list[tuple[str, ...] | None]] = {
+        one: [None] for one in lines.outputs if isinstance(one, Value)
+    }
+    for place in places:
+        for one in lines.lines[place].operands:
+            if isinstance(one, Value):
+                users.setdefault(one, []).append(scopes[place])
+    found: dict[str, Value] = {}
+    for place in places:
+        scope = scopes[place]
+        for end in range(1, len(scope) + 1):
+            for one in lines.lines[place].results:
+                if any(user is None or user[:end] != scope[:end] for user in users.get(one, ())):
+                    found["/".join(scope[:end])] = one
+    return found
 
 
-def _last_spatial(shapes: dict[str, tuple[int, ...]]) -> str | None:
-    large = [p for p, shape in shapes.items() if len(shape) == 3 and shape[0] * shape[1] > 1]
-    return large[-1] if large else None
+def _of_weights(line: Line, sources: _Sources, paths: Sequence[str]) -> str:
+    """The common path of the weights that a line consumes."""
+    operands = [one for one in (*line.operands, *line.arrays) if isinstance(one, Value)]
+    indices = frozenset[int]().union(*(sources.arrays.get(one, frozenset()) for one in operands))
+    words = [paths[index] for index in sorted(indices)]
+    return naming.layer_of([word for word in words if not word.startswith("constant_")])
 
 
-def _logits_and_activation(
-    logits_fn: LogitsFn, image: Array, layer: str, delta: Array
-) -> tuple[Array, Array]:
-    """The logits [K] with delta added to the layer's output, and that output before."""
+def _unnamed(
+    lines: Lines,
+    places: Sequence[int],
+    labels: dict[int, str],
+    named: set[Value],
+    sources: _Sources,
+) -> list[tuple[str, Value]]:
+    """Names of operations that have none: that of the layer before, and what they do."""
+    open_calls = {call for place in labels for call in lines.lines[place].calls}
+    found, last, counts = list[tuple[str, Value]](), "images", dict[str, int]()
+    for place in places:
+        line = lines.lines[place]
+        if place in labels:
+            last = labels[place]
+            continue
+        # Of a function like jax.nn.gelu only what it returns.
+        closed = [lines.calls[call] for call in line.calls if call not in open_calls]
+        (value,) = line.results[:1]
+        if closed and value not in closed[0].results:
+            continue
+        name = closed[0].name if closed else _function(line)
+        if value in named or (not closed and name in describing.MOVES | positions.REDUCTIONS):
+            continue
+        label = f"{last}:{name.strip('_')}"
+        counts[label] = counts.get(label, 0) + 1
+        found.append((label if counts[label] == 1 else f"{label}_{counts[label] - 1}", value))
+    return found
 
-    def both(images: Array, delta: Array) -> tuple[Array, Array]:
-        outputs: list[Array] = []
 
-        def add_delta(path: str, output: Array) -> Array:
-            if path != layer:
-                return output
-            outputs.append(output)
-            # In the network's own type: what comes after the layer shall not compute in another.
-            return output + delta[None].astype(output.dtype)
-
-        logits = _intercepted(logits_fn, images, add_delta)
-        if len(outputs) != 1:
-            raise ValueError(
-                f"`layer` {layer!r} is called {len(outputs)} times for one image; choose a layer "
-                "that is called once."
-            )
-        return logits[0].astype(jnp.float32), outputs[0][0].astype(jnp.float32)
-
-    logits, output = programs.fast(both)(image[None], delta)
-    return logits, output
-
-
-def _intercepted(logits_fn: LogitsFn, images: Array, look: Callable[[str, Array], Array]) -> Array:
-    def interceptor(call: Callable, args: tuple, kwargs: dict, context: object) -> object:
-        output = call(*args, **kwargs)
-        path = "/".join(context.module.path)  # type: ignore[attr-defined]
-        named = path and context.method_name == "__call__"  # type: ignore[attr-defined]
-        return look(path, output) if named and isinstance(output, jax.Array) else output
-
-    # Without jit: a network compiled before would be taken from jax's cache, and no layer be called.
-    with nn.intercept_methods(interceptor), jax.disable_jit():
-        return logits_fn(images)
+def _function(line: Line) -> str:
+    """Of an operation with a derivative of its own the function, else the operation."""
+    called = getattr(line.what, "params", {}).get("call_jaxpr")
+    if called is not None:
+        return str(called.jaxpr.debug_info.func_name)
+    primitive = getattr(getattr(line.what, "equation", line.what), "primitive", None)
+    return "function" if primitive is None else str(primitive.name)

@@ -64,4 +64,4 @@ SIGNED: frozenset[str] = frozenset({"input_x_gradient", "integrated_gradients", 
 NEEDS_LAYER: frozenset[str] = frozenset(
     {"grad_cam", "grad_cam_plus_plus", "hires_cam", "layer_cam", "eigen_cam", "score_cam"}
 )
-"""Methods that look at a layer of a linen network: not for one whose `default_layer` is None."""
+"""Methods that look at a layer: not for a network whose `layers` have no default."""

@@ -10,7 +10,7 @@ import numpy as np
 from jaxrobust import programs
 from jaxrobust.attribution.agreement import rank_correlation
 from jaxrobust.attribution.arguments import checked, predicted_if_none
-from jaxrobust.attribution.layers import layer_shapes
+from jaxrobust.programs import naming
 from jaxrobust.types import Array, LogitsFn, PyTree, as_key
 
 
@@ -43,8 +43,8 @@ def cascading_randomisation(
       images: float32 [B, H, W, C] in [0, 1].
       labels: int [B], the classes to explain; None explains those that the original predicts.
       layers: Paths in the parameters ("head", "stage_0_block_0/conv_1"), the first to be randomised
-        first; a path takes all below it. None takes all of the top level, in the order in which a
-        linen network calls them, reversed.
+        first; a path takes all below it. None takes all of the top level, the one that the network
+        uses last first.
 
     Returns:
       {"layers": list of L paths, "rank_correlation": float32 [L, B], Spearman's between the absolute
@@ -80,7 +80,7 @@ def cascading_randomisation(
     original = _network(apply, variables)
     function, images, labels = checked(original, images, labels)
     labels = programs.call(predicted_if_none, function, images, labels)
-    layers = _layers(original, variables["params"], images, layers)
+    layers = _layers(apply, variables, images, layers)
     shuffle_key, method_key = jax.random.split(as_key(key))
     shuffled = _shuffled(shuffle_key, variables["params"])
     expected = method(method_key, original, images, labels)
@@ -110,19 +110,21 @@ def _network(apply: Callable[[PyTree], LogitsFn], variables: PyTree) -> LogitsFn
 
 
 def _layers(
-    logits_fn: LogitsFn, params: PyTree, images: Array, layers: Sequence[str] | None
+    apply: Callable[[PyTree], LogitsFn],
+    variables: PyTree,
+    images: Array,
+    layers: Sequence[str] | None,
 ) -> tuple[str, ...]:
+    params = variables["params"]
     if isinstance(layers, str):
         raise TypeError(f"`layers` must be a sequence of paths, got the string {layers!r}.")
     if layers is None:
-        # The order of the dict says nothing: jax sorts keys whenever it rebuilds one.
-        called = [path.split("/")[0] for path in layer_shapes(logits_fn, images.shape[1:])]
-        layers = tuple(dict.fromkeys(name for name in reversed(called) if name in params))
+        layers = _last_used_first(apply, variables, images)
         if set(layers) != set(params):
             missing = ", ".join(sorted(set(params) - set(layers)))
             raise ValueError(
-                f"`layers` must be given: the network calls no linen module for {missing}, so "
-                "their order is not known."
+                f"`layers` must be given: the network does not use {missing}, so their order is not "
+                "known."
             )
     paths = [_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for layer in layers:
@@ -134,6 +136,21 @@ def _layers(
     if not layers:
         raise ValueError("`layers` must name at least one layer, got none.")
     return tuple(layers)
+
+
+def _last_used_first(
+    apply: Callable[[PyTree], LogitsFn], variables: PyTree, images: Array
+) -> tuple[str, ...]:
+    """The top level of the parameters; the order of the dict says nothing, jax sorts its keys."""
+    variables = jax.tree.map(jnp.asarray, variables)
+    program = programs.as_argument(_network(apply, variables), images)
+    names = {
+        id(leaf): _path(path).split("/")[0]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"])
+    }
+    operations = naming.operations(program, [""] * len(program.arrays))
+    used = [id(program.arrays[index]) for one in operations for index in one.weights]
+    return tuple(dict.fromkeys(names[one] for one in reversed(used) if one in names))
 
 
 def _replaced(params: PyTree, shuffled: PyTree, layers: Sequence[str]) -> PyTree:

@@ -15,7 +15,7 @@ from jaxrobust.programs.arguments import explained
 from jaxrobust.programs.tracing import trace
 
 # They move numbers, or choose among them, and compute none.
-_MOVES = {
+MOVES = {
     *("broadcast_in_dim", "concatenate", "convert_element_type", "copy", "dynamic_slice", "gather"),
     *(
         "dynamic_update_slice",
@@ -186,7 +186,7 @@ def _size(array: Any) -> tuple[int, int]:
 
 
 def _flops(equation: Any) -> int:
-    if equation is None or equation.primitive.name in _MOVES:
+    if equation is None or equation.primitive.name in MOVES:
         return 0
     name, params = equation.primitive.name, equation.params
     shape = equation.invars[0].aval.shape if equation.invars else ()

@@ -68,23 +68,36 @@ def _evaluate(
     steps: Steps, arrays: Iterator[Any], arguments: Sequence[Any], fast: bool
 ) -> list[Any]:
     def results(step: Step, operands: Sequence[Any]) -> Sequence[Any]:
-        what = step.what
-        if isinstance(what, Steps):
-            return walk(what, arrays, operands, results)
-        if fast and hasattr(what, "primitive"):
-            form = forms.FORMS.get(what.primitive.name)
-            found = None if form is None else form(what, operands)
-            if found is not None:
-                return found
-        operands = [forms.value(operand) for operand in operands]
-        if isinstance(what, derivatives.Rule):
-            return derivatives.call(what, list(islice(arrays, sum(what.counts))), operands)
-        if isinstance(what, Nested):
-            parts = [list(islice(arrays, part.num_arrays)) for part in what.parts]
-            return nested(what, parts, operands, fast=fast)
-        return derivatives.bind(what, operands)
+        if isinstance(step.what, Steps):
+            return walk(step.what, arrays, operands, results)
+        return apply(step.what, arrays, operands, fast=fast)
 
     return [forms.value(result) for result in walk(steps, arrays, arguments, results)]
+
+
+def apply(
+    what: Any, arrays: Iterator[Any], operands: Sequence[Any], *, fast: bool
+) -> Sequence[Any]:
+    """The results of one equation, or of what stands in its place.
+
+    Args:
+      what: Of a step that is no call.
+      arrays: What it closes over are the next ones.
+      operands: Arrays, or what the fast forms make of them.
+      fast: Whether by the fast forms.
+    """
+    if fast and hasattr(what, "primitive"):
+        form = forms.FORMS.get(what.primitive.name)
+        found = None if form is None else form(what, operands)
+        if found is not None:
+            return found
+    operands = [forms.value(operand) for operand in operands]
+    if isinstance(what, derivatives.Rule):
+        return derivatives.call(what, list(islice(arrays, sum(what.counts))), operands)
+    if isinstance(what, Nested):
+        parts = [list(islice(arrays, part.num_arrays)) for part in what.parts]
+        return nested(what, parts, operands, fast=fast)
+    return derivatives.bind(what, operands)
 
 
 def nested(

@@ -231,7 +231,7 @@ class _Reader:
     ) -> None:
         """An operation, named by its layer or its weights."""
         indices = tuple(sorted(weights))
-        name = layer or _layer([self.paths[index] for index in indices])
+        name = layer or layer_of([self.paths[index] for index in indices])
         result = step.outputs[0].aval
         self.found.append(Operation(name, equation, result, indices, times))
 
@@ -317,7 +317,7 @@ def for_the_cpu(params: Mapping[str, Any]) -> int | None:
     return None
 
 
-def _layer(paths: Sequence[str]) -> str:
+def layer_of(paths: Sequence[str]) -> str:
     """Of weights: the path that they have in common, without their own names."""
     split = [tuple(path.split("/")) for path in paths]
     return "/".join(_common([words[:-1] or words for words in split]))

@@ -44,6 +44,7 @@ class Steps(NamedTuple):
       outputs: Variables and literals.
       uses: How often each variable is used.
       num_arrays: How many arrays it takes, with those of what is inside.
+      name: Of the function, where it is a call: "relu".
     """
 
     constants: Sequence[Any]
@@ -52,6 +53,7 @@ class Steps(NamedTuple):
     outputs: Sequence[Any]
     uses: dict[Any, int]
     num_arrays: int
+    name: str = ""
 
 
 class Nested(NamedTuple):

@@ -246,17 +246,11 @@ def read(
     for equation in jaxpr.eqns:
         what, key = _read_equation(equation, arrays)
         uses.update(v for v in equation.invars if not isinstance(v, core.Literal))
-        steps.append(
-            Step(
-                what,
-                equation.invars,
-                equation.outvars,
-                _scope(equation.source_info.name_stack),
-                equation.ctx,
-            )
-        )
-        context = comparing.context(equation)
-        keys.append((numbers.of(equation.invars), key, context, numbers.of(equation.outvars)))
+        scope = _scope(equation.source_info.name_stack)
+        steps.append(Step(what, equation.invars, equation.outvars, scope, equation.ctx))
+        # Equal equations in layers of other names are another program: layers are asked for by name.
+        key = (key, scope, comparing.context(equation))
+        keys.append((numbers.of(equation.invars), key, numbers.of(equation.outvars)))
     num_arrays = len(arrays) - before
     read = Steps(variables, inputs, steps, jaxpr.outvars, dict(uses), num_arrays)
     return read, (start, tuple(keys), numbers.of(jaxpr.outvars))
@@ -265,7 +259,8 @@ def read(
 def _read_equation(equation: Any, arrays: list[Any]) -> tuple[Any, tuple]:
     name, params = equation.primitive.name, equation.params
     if name in _CALLS:
-        return read(*_opened(params.get("jaxpr", params.get("call_jaxpr"))), arrays)
+        steps, key = read(*_opened(params.get("jaxpr", params.get("call_jaxpr"))), arrays)
+        return steps._replace(name=str(params.get("name", ""))), key
     if name in derivatives.CUSTOM and derivatives.known_rule(equation) is None:
         try:
             rule, closed_over = derivatives.rule_of(equation)

@@ -35,13 +35,14 @@ def explanations(
       indices: Which of them.
       model: The model's name.
       class_names: K names.
-      layer: Of Grad-CAM; None takes the last spatial one, or leaves Grad-CAM out if none is.
+      layer: Of Grad-CAM; None takes the default of `attribution.layers`, or leaves Grad-CAM out if
+        there is none.
     """
     if len(indices) == 0:
         return []
     chosen = as_float(images)[list(indices)]
     probabilities = softmax(logits(logits_fn, chosen))
-    layer = layer or attribution.default_layer(logits_fn, chosen.shape[1:])
+    layer = layer or attribution.layers(logits_fn, chosen).default
     maps = _maps(logits_fn, chosen, probabilities.argmax(axis=1), layer)
     entries = []
     for position, index in enumerate(indices):
@@ -79,12 +80,13 @@ def gallery(
       report: Of the attack.
       indices: Which images.
       model: The model's name.
-      layer: Of Grad-CAM; None takes the last spatial one, or leaves Grad-CAM out if none is.
+      layer: Of Grad-CAM; None takes the default of `attribution.layers`, or leaves Grad-CAM out if
+        there is none.
     """
     if len(indices) == 0:
         return []
     rows = list(indices)
-    layer = layer or attribution.default_layer(logits_fn, report.images.shape[1:])
+    layer = layer or attribution.layers(logits_fn, report.images).default
     clean_maps = _maps(logits_fn, report.clean_images[rows], report.clean_predictions[rows], layer)
     maps = _maps(logits_fn, report.images[rows], report.predictions[rows], layer)
     clean, adversarial = softmax(report.clean_logits), softmax(report.logits)

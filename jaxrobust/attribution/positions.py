@@ -1,0 +1,499 @@
+"""Where in the image each entry of a program's values stands: followed through its operations.
+
+A pixel stands at row + column i. What moves entries about moves their positions; what sums over some of
+them leaves the mean; a window has its centre. So the axes of a map are found where the positions run in
+order, whatever was folded, transposed or rolled on the way, and nothing is guessed from shapes.
+
+The positions of a value are an array of complex numbers which broadcasts to its shape, NaN for an
+entry that stands nowhere, as a class token does. A value may have several such arrays, one for each
+thing that it was computed from: attention weights have those of queries and those of keys. It has none
+if it depends on no position more than on others, and they are not known, None, behind an operation that
+is not understood.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrobust.programs import derivatives
+from jaxrobust.programs.lines import Line, Lines, Value
+
+Positions = tuple[np.ndarray, ...] | None
+_MOST = 3  # arrays of one value
+
+# Entry by entry.
+ELEMENTWISE = {
+    *("abs", "acos", "acosh", "add", "add_any", "and", "asin"),
+    *("asinh", "atan", "atan2", "atanh", "cbrt", "ceil", "clamp"),
+    *("convert_element_type", "copied", "copy", "copy_p", "cos", "cosh", "div"),
+    *("eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1"),
+    *("floor", "ge", "gt", "integer_pow", "is_finite", "le", "log"),
+    *("log1p", "logistic", "lt", "max", "min", "mul", "ne"),
+    *("neg", "nextafter", "not", "optimization_barrier", "or", "pow", "real"),
+    *("reduce_precision", "rem", "round", "rsqrt", "select_n", "sharding_constraint", "sign"),
+    *("sin", "sinh", "sqrt", "square", "stop_gradient", "sub", "tan"),
+    *("tanh", "xor"),
+}
+_WINDOWS = ("reduce_window", "reduce_window_max", "reduce_window_min", "reduce_window_sum")
+REDUCTIONS = {
+    *("argmax", "argmin", "reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod"),
+    *("reduce_sum",),
+}
+
+
+def flat(lines: Sequence[Line]) -> list[Line]:
+    """The lines, with those inside an operation in its place."""
+    return [one for line in lines for one in flat(line.within) or [line]]
+
+
+class Follower:
+    """Finds the positions of results from those of operands.
+
+    Args:
+      lines: Of a function of images [B, H, W, C].
+      used: The values that depend on the images.
+      weights: Those that do not, but on the function's arrays.
+    """
+
+    def __init__(self, lines: Lines, used: set[Value], weights: set[Value]) -> None:
+        self.lines, self.used, self.weights = lines, used, weights
+        self.made_by = {one: line for line in flat(lines.lines) for one in line.results}
+        self.found: dict[Value, Positions] = {}
+
+    def run(self) -> dict[Value, Positions]:
+        """The positions of all values that depend on the images."""
+        (images,) = self.lines.inputs
+        height, width = self.shape(images)[1:3]
+        grid = np.arange(height)[:, None] + 1j * np.arange(width)
+        self.found[images] = _tidy([grid[None, :, :, None]])
+        for line in flat(self.lines.lines):
+            self.follow(line)
+        return self.found
+
+    def shape(self, operand: Any) -> tuple[int, ...]:
+        """Of a value or a literal."""
+        if isinstance(operand, Value):
+            return tuple(self.lines.shapes[operand.number].shape)
+        return np.shape(operand)
+
+    def follow(self, line: Line) -> None:
+        """One line."""
+        if not any(one in self.used for one in line.operands if isinstance(one, Value)):
+            return
+        known = [self.found[one] if self.is_used(one) else () for one in line.operands]
+        rule = _rule_of(line)
+        for place, one in enumerate(line.results):
+            result: Positions = None
+            if rule is not None and None not in known:
+                result = rule(self, line, place, known)
+            self.found[one] = result
+
+    def is_used(self, operand: Any) -> bool:
+        """Whether it depends on the images."""
+        return isinstance(operand, Value) and operand in self.used
+
+    def number(self, operand: Any) -> np.ndarray | None:
+        """What a value is that depends on neither images nor weights; None if it is not known."""
+        if not isinstance(operand, Value):
+            return np.asarray(operand)
+        if operand in self.used or operand in self.weights or operand not in self.made_by:
+            return None
+        line = self.made_by[operand]
+        operands = [self.number(one) for one in line.operands]
+        if isinstance(line.what, str) or line.within or any(one is None for one in operands):
+            return None
+        with jax.ensure_compile_time_eval():
+            results = derivatives.bind(line.what, operands)
+        return np.asarray(results[line.results.index(operand)])
+
+    def chosen(self, line: Line) -> np.ndarray | None:
+        """Of entries that are chosen by indices their numbers in the operand; None if not known."""
+        operand, *indices = line.operands
+        numbers = [self.number(index) for index in indices]
+        if name_of(line) not in ("gather", "dynamic_slice") or any(one is None for one in numbers):
+            return None
+        shape = self.shape(operand)
+        entries = np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
+        with jax.ensure_compile_time_eval():
+            return np.asarray(derivatives.bind(line.what, [entries, *numbers])[0])
+
+
+_Rule = Callable[[Follower, Line, int, list[Any]], Positions]
+
+
+def name_of(line: Line) -> str:
+    """Of what a line does: jax' name of the operation."""
+    if isinstance(line.what, str):
+        return line.what
+    return str(line.what.primitive.name) if hasattr(line.what, "primitive") else ""
+
+
+def _rule_of(line: Line) -> _Rule | None:
+    name = name_of(line)
+    if name in ELEMENTWISE:
+        return _elementwise
+    if name in REDUCTIONS:
+        return _reduced
+    return _windowed if name in _WINDOWS else _RULES.get(name)
+
+
+def _elementwise(follower: Follower, line: Line, place: int, known: list[Any]) -> Positions:
+    if len(line.results) > 1:  # a barrier of several
+        return known[place]
+    return _joined(known)
+
+
+def _same(follower: Follower, line: Line, place: int, known: list[Any]) -> Positions:
+    """Of branches or rounds, if all have them."""
+    pairs = zip(known, line.operands, strict=True)
+    first, *others = (one for one, value in pairs if follower.is_used(value))
+    for one in others:
+        if len(one) != len(first) or not all(map(_equal, one, first)):
+            return None
+    return first
+
+
+def _reduced(follower: Follower, line: Line, place: int, known: list[Any]) -> Positions:
+    axes = line.what.params["axes"]
+    return _tidy([np.squeeze(_mean(one, axes), tuple(axes)) for one in known[0]])
+
+
+def _moved(follower: Follower, line: Line, place: int, known: list[Any]) -> Positions:
+    """What numpy can do with the positions as they are, or laid out in the axes that change."""
+    name, params, before = name_of(line), line.what.params, follower.shape(line.operands[0])
+    after = follower.shape(line.results[place])
+    if name == "split":
+        axis, sizes = params["axis"], params["sizes"]
+        begin = sum(sizes[:place])
+        rows = slice(begin, begin + sizes[place])
+        return _tidy([_cut(one, axis, rows) for one in known[0]])
+    return _tidy([_MOVES[name](one, params, before, after) for one in known[0]])
+
+
+def _cut(one: np.ndarray, axis: int, rows: slice) -> np.ndarray:
+    return one[(slice(None),) * axis + (rows,)] if one.shape[axis] > 1 else one
+
+
+def _sliced(one: np.ndarray, params: Mapping[str, Any], before: Any, after: Any) -> np.ndarray:
+    strides = params["strides"] or (1,) * len(before)
+    for axis, (begin, end, stride) in enumerate(
+        zip(params["start_indices"], params["limit_indices"], strides, strict=True)
+    ):
+        one = _cut(one, axis, slice(begin, end, stride))
+    return one
+
+
+def _repeated(one: np.ndarray, params: Mapping[str, Any], before: Any, after: Any) -> np.ndarray:
+    shape = [1] * len(after)
+    for axis, to in enumerate(params["broadcast_dimensions"]):
+        shape[to] = one.shape[axis]
+    return one.reshape(shape)
+
+
+def _reshaped(one: np.ndarray, params: Mapping[str, Any], before: Any, after: Any) -> np.ndarray:
+    # The last axes stay small where they stay what they are: channels, as a rule.
+    kept = 0
+    while (
+        kept < min(len(before), len(after))
+        and before[-1 - kept] == after[-1 - kept]
+        and one.shape[-1 - kept] == 1
+    ):
+        kept += 1
+    first, last = len(before) - kept, len(after) - kept
+    wide = np.broadcast_to(one, (*before[:first], *(1,) * kept))
+    return _even(wide.reshape((*after[:last], *(1,) * kept)))
+
+
+_MOVES: Mapping[str, Callable[[np.ndarray, Mapping[str, Any], Any, Any], np.ndarray]] = {
+    "broadcast_in_dim": _repeated,
+    "expand_dims": _reshaped,
+    "reshape": _reshaped,
+    "rev": lambda one, params, before, after: np.flip(one, params["dimensions"]),
+    "slice": _sliced,
+    "squeeze": lambda one, params, before, after: np.squeeze(one, params["dimensions"]),
+    "transpose": lambda one, params, before, after: np.transpose(one, params["permutation"]),
+}
+
+
+def _concatenated(follower: Follower, line: Line, place: int, known: list[Any]) -> Positions:
+    axis = line.what.params["dimension"]
+    if all(one.shape[axis] == 1 for arrays in known for one in arrays):
+        shapes = [follower.shape(value)[axis] for value in line.operands]
+        if max(shapes) > 1:
+            return _joined(known)  # channels beside channels
+    if any(len(one) > 1 for one in known):
+        return None
+    arrays = [
+        one[0] if one else np.full((1,) * len(follower.shape(value)), np.nan + 0j)
+        for one, value in zip(known, line.operands, strict=True)
+    ]
+    sizes = [follower.shape(value)[axis] for value in line.operands]
+    wide = np.broadcast_shapes(*(tuple(np.delete(one.shape, axis)) for one in arrays))
+    laid = [
+        np.broadcast_to(one, (*wide[:axis], size, *wide[axis:]))
+        for one, size in zip(arrays, sizes, strict=True)
+    ]
+    return _tidy([np.concatenate(laid, axis)])
+
+
+def _padded(follower: Follower, line: Line, place: int, known: list[Any]) -> Positions:
+    def one_padded(one: np.ndarray) -> np.ndarray:
+        shape = follower.shape(line.operands[0])
+        for axis, (low, high, inner) in enumerate(line.what.params["padding_config"]):
+            if one.shape[axis] == 1:
+                continue  # channels, of which some are nothing
+            indices = np.full(low + high + shape[axis] + inner * (shape[axis] - 1), -1)
+            places = low + (inner + 1) * np.arange(shape[axis])
+            inside = (places >= 0) & (places < len(indices))
+            indices[places[inside]] = np.flatnonzero(inside)
+            taken = np.take(one, np.maximum(indices, 0), axis)
+            outside = np.expand_dims(indices < 0, [at for at in range(one.ndim) if at != axis])
+            one = np.where(outside, np.nan, taken)
+        return one
+
+    return _tidy([one_padded(one) for one in known[0]])
+
+
+def _chosen(follower: Follower, line: Line, place: int, known: list[Any]) -> Positions:
+    chosen, shape = follower.chosen(line), follower.shape(line.operands[0])
+    if chosen is None:
+        return None
+    size = math.prod(shape)
+
+    def taken(one: np.ndarray) -> np.ndarray:
+        every = np.broadcast_to(one, shape).ravel()[np.clip(chosen, 0, size - 1)]
+        return _even(np.where((chosen >= 0) & (chosen < size), every, np.nan))
+
+    return _tidy([taken(one) for one in known[0]])
+
+
+def _updated(follower: Follower, line: Line, place: int, known: list[Any]) -> Positions:
+    """A value with constants laid over some of its entries."""
+    return None if any(known[1:]) else known[0]
+
+
+def _product(follower: Follower, line: Line, place: int, known: list[Any]) -> Positions:
+    (contracted, batch) = line.what.params["dimension_numbers"]
+    shapes = [follower.shape(value) for value in line.operands[:2]]
+    frees = [
+        [axis for axis in range(len(shape)) if axis not in (*summed, *kept)]
+        for shape, summed, kept in zip(shapes, contracted, batch, strict=True)
+    ]
+    rank = len(batch[0]) + len(frees[0]) + len(frees[1])
+    found = []
+    for side in range(2):
+        start = len(batch[0]) + (len(frees[0]) if side else 0)
+        order = (*batch[side], *frees[side], *contracted[side])
+        places = [*range(len(batch[0])), *range(start, start + len(frees[side]))]
+        laid = []
+        for one in known[side]:
+            if (resized := _resized(follower, line, side, one, frees)) is not None:
+                laid.append(resized)
+                continue
+            one = np.transpose(_mean(one, contracted[side]), order)
+            shape = [1] * rank
+            for axis, to in enumerate(places):
+                shape[to] = one.shape[axis]
+            laid.append(one.reshape(shape))
+        found.append(_tidy(laid))
+    return _joined(found)
+
+
+def _resized(
+    follower: Follower, line: Line, side: int, one: np.ndarray, frees: Sequence[Sequence[int]]
+) -> np.ndarray | None:
+    """Rows of rows: a product with a matrix that depends on nothing, as in `jax.image.resize`."""
+    (contracted, batch), other = line.what.params["dimension_numbers"], line.operands[1 - side]
+    if (
+        not isinstance(other, Value)
+        or batch[0]
+        or len(contracted[0]) != 1
+        or len(frees[1 - side]) != 1
+    ):
+        return None
+    (axis,) = contracted[side]
+    if one.shape[axis] == 1:
+        return None
+    if other not in follower.made_by or {other} & (follower.weights | follower.used):
+        return None
+    (new,) = frees[1 - side]
+    before, after = one.shape[axis], follower.shape(other)[new]
+    indices = (np.arange(after) + 0.5) * before / after - 0.5
+    moved = _at_indices(one, axis, indices)
+    if moved is None:
+        return None
+    return np.moveaxis(moved, axis, 0 if side else -1)
+
+
+def _convolved(follower: Follower, line: Line, place: int, known: list[Any]) -> Positions:
+    params = line.what.params
+    numbers = params["dimension_numbers"]
+    (batch, features, *spatial), taps = numbers.lhs_spec, numbers.rhs_spec[2:]
+    if not isinstance(known[0], tuple) or known[1]:
+        return None
+    kernel = follower.shape(line.operands[1])
+    after = follower.shape(line.results[0])
+    found = []
+    for one in known[0]:
+        one = _mean(one, (features,))
+        for index, axis in enumerate(spatial):
+            size, to = follower.shape(line.operands[0])[axis], after[numbers.out_spec[2 + index]]
+            low = params["padding"][index][0]
+            dilation = params["rhs_dilation"][index]
+            reach = dilation * (kernel[taps[index]] - 1) / 2 - low
+            centres = (np.arange(to) * params["window_strides"][index] + reach) / (
+                params["lhs_dilation"][index]
+            )
+            changed = _at_centres(one, axis, size, centres)
+            if changed is None:
+                return None
+            one = changed
+        order = np.argsort(numbers.out_spec)
+        found.append(np.transpose(one, np.array([batch, features, *spatial])[order]))
+    return _tidy(found)
+
+
+def _windowed(follower: Follower, line: Line, place: int, known: list[Any]) -> Positions:
+    params = line.what.params
+    windows = params["window_dimensions"]
+    ones = (1,) * len(windows)
+    shape, after = follower.shape(line.operands[0]), follower.shape(line.results[0])
+    found = []
+    for one in known[0]:
+        for axis, size in enumerate(shape):
+            dilation = (params.get("window_dilation") or ones)[axis]
+            reach = dilation * (windows[axis] - 1) / 2 - params["padding"][axis][0]
+            centres = (np.arange(after[axis]) * params["window_strides"][axis] + reach) / (
+                (params.get("base_dilation") or ones)[axis]
+            )
+            changed = _at_centres(one, axis, size, centres)
+            if changed is None:
+                return None
+            one = changed
+        found.append(one)
+    return _tidy(found)
+
+
+def _row(follower: Follower, line: Line, place: int, known: list[Any]) -> Positions:
+    return _tidy([_mean(one, (0,))[0] for one in known[0]])
+
+
+def _stacked(follower: Follower, line: Line, place: int, known: list[Any]) -> Positions:
+    return _tidy([one[None] for one in known[0]])
+
+
+_RULES: Mapping[str, _Rule] = {
+    **dict.fromkeys((*_MOVES, "split"), _moved),
+    "concatenate": _concatenated,
+    "conv_general_dilated": _convolved,
+    "dot_general": _product,
+    "dynamic_slice": _chosen,
+    "dynamic_update_slice": _updated,
+    "gather": _chosen,
+    "joined": _same,
+    "pad": _padded,
+    "row": _row,
+    "scatter": _updated,
+    "stacked": _stacked,
+}
+
+
+def _at_centres(one: np.ndarray, axis: int, size: int, centres: np.ndarray) -> np.ndarray | None:
+    """The positions of windows along an axis; None if they are at no equal steps there."""
+    if one.shape[axis] == 1 or (len(centres) == size and np.allclose(centres, np.arange(size))):
+        return one
+    return _at_indices(one, axis, centres)
+
+
+def _at_indices(one: np.ndarray, axis: int, indices: np.ndarray) -> np.ndarray | None:
+    """The positions between entries, or beyond them; None unless they are equally far apart."""
+    rows = np.moveaxis(one, axis, 0)
+    others = tuple(range(1, rows.ndim))
+    present = np.flatnonzero(~np.isnan(rows).all(others))
+    if len(present) < 2:
+        return None
+    first, last = present[0], present[-1]
+    step = (rows[last] - rows[first]) / (last - first)
+    count = np.arange(len(rows)).reshape(-1, *(1,) * (rows.ndim - 1))
+    expected = rows[first] + step * (count - first)
+    if not np.allclose(rows[present], expected[present], atol=_NEAR, equal_nan=True):
+        return None
+    places = indices.reshape(-1, *(1,) * (rows.ndim - 1))
+    return np.moveaxis(rows[first] + step * (places - first), 0, axis)
+
+
+def _even(one: np.ndarray) -> np.ndarray:
+    """Entries that are repeated along an axis, as often each, share the room that they take."""
+    for axis, size in enumerate(one.shape):
+        rows = np.moveaxis(one, axis, 0)
+        if size < 3 or not _equal(rows[0], rows[1]) or np.isnan(rows).any():
+            continue
+        changes = np.flatnonzero(np.abs(np.diff(rows, axis=0)).reshape(size - 1, -1).max(1) > _NEAR)
+        times = changes[0] + 1 if len(changes) else size
+        if times < size and size % times == 0 and (np.diff(changes) == times).all():
+            indices = (np.arange(size) + 0.5) / times - 0.5
+            moved = _at_indices(rows[::times], 0, indices)
+            one = one if moved is None else np.moveaxis(moved, 0, axis)
+    return one
+
+
+_NEAR = 1e-3  # of a pixel
+
+
+def _equal(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.shape == other.shape and np.allclose(one, other, atol=_NEAR, equal_nan=True)
+
+
+def _mean(one: np.ndarray, axes: Sequence[int]) -> np.ndarray:
+    """Over axes that stay, of the entries that stand somewhere."""
+    axes = tuple(axis for axis in axes if one.shape[axis] > 1)
+    if not axes:
+        return one
+    present = ~np.isnan(one)
+    count = present.sum(axes, keepdims=True)
+    total = np.where(present, one, 0).sum(axes, keepdims=True)
+    return np.where(count, total / np.maximum(count, 1), np.nan)
+
+
+def _tidy(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """Each along the axes alone along which it changes; one position for all says nothing."""
+    found: list[np.ndarray] = []
+    for one in arrays:
+        for axis, size in enumerate(one.shape):
+            if size > 1:
+                first = one[(slice(None),) * axis + (slice(1),)]
+                if np.allclose(one, first, atol=_NEAR, equal_nan=True):
+                    one = first
+        if one.size > 1:
+            found.append(one)
+    return tuple(found)
+
+
+def _joined(known: Sequence[Any]) -> Positions:
+    """Of a value that is computed from several, entry by entry."""
+    found: list[np.ndarray] = []
+    for one in [array for arrays in known for array in arrays]:
+        axes = _axes(one)
+        alike = [at for at, other in enumerate(found) if _axes(other) == axes]
+        if any(_axes(other) > axes for other in found):
+            continue
+        if alike:
+            found[alike[0]] = _between(found[alike[0]], one)
+        else:
+            found = [other for other in found if not _axes(other) < axes]
+            found.append(one)
+    return _tidy(found) if len(found) <= _MOST else None
+
+
+def _axes(one: np.ndarray) -> frozenset[int]:
+    return frozenset(axis for axis, size in enumerate(one.shape) if size > 1)
+
+
+def _between(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Half way; where the other stands nowhere, as it is."""
+    if one is other or _equal(one, other):
+        return one
+    return np.where(np.isnan(one), other, np.where(np.isnan(other), one, (one + other) / 2))

@@ -1,0 +1,115 @@
+"""How a map of one image is read from a value, whatever the order of its axes."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust.attribution.positions import Positions
+from jaxrobust.types import Array
+
+_NEAR = 1e-3  # of a pixel
+
+
+class View(NamedTuple):
+    """How a map is read from a value of one image.
+
+    Attributes:
+      axes: Rows, columns and channels, or tokens and channels; all other axes are of length 1.
+      first: How many tokens stand before the grid.
+      size: Rows and columns.
+    """
+
+    axes: tuple[int, ...]
+    first: int
+    size: tuple[int, int]
+
+    def __str__(self) -> str:
+        return f"{self.size[0]} x {self.size[1]}"
+
+    def laid(self, value: Array) -> Array:
+        """A value with its axes in order: [H, W, C] or [T, C]."""
+        others = [axis for axis in range(value.ndim) if axis not in self.axes]
+        sizes = [value.shape[axis] for axis in self.axes]
+        return jnp.transpose(value, (*others, *self.axes)).reshape(sizes)
+
+    def read(self, value: Array) -> Array:
+        """The map [H, W, C] of a value."""
+        laid = self.laid(value)
+        if len(self.axes) == 3:
+            return laid
+        height, width = self.size
+        return laid[self.first : self.first + height * width].reshape(height, width, -1)
+
+    def num_read(self, entries: Sequence[np.ndarray]) -> int:
+        """Of how many positions something is read, if these entries are, axis by axis."""
+        rows, columns = entries[self.axes[0]], entries[self.axes[1]]
+        if len(self.axes) == 3:
+            return int(rows.sum() * columns.sum())
+        height, width = self.size
+        return int(rows[self.first : self.first + height * width].sum())
+
+
+def view_of(shape: Sequence[int], found: Positions) -> View | str:
+    """How a map is read from a value, or why it is none.
+
+    Args:
+      shape: Of the value, with the batch of one image in front.
+      found: Its positions.
+    """
+    if found is None:
+        return "where its entries stand in the image is not known"
+    if not found:
+        return "its entries have no positions of their own"
+    if shape[0] != 1:
+        return (
+            "its leading axis is not the batch alone, as where windows or heads are folded into it"
+        )
+    if len(found) > 1:
+        return "it sets positions against positions, as attention weights do"
+    (one,) = found
+    rows, columns = (_changing(part) for part in (one.real, one.imag))
+    others = [axis for axis in range(1, len(shape)) if axis not in rows | columns]
+    channels = [axis for axis in others if shape[axis] > 1] or others[-1:]
+    if not channels:
+        return "it has no axis of channels"
+    if len(channels) > 1:
+        return "it has other axes besides positions and channels, as attention heads are"
+    if len(rows | columns) == 1:
+        (axis,) = rows | columns
+        return _of_tokens(one.ravel(), (axis, channels[0]))
+    if len(rows) > 1 or len(columns) > 1:
+        return "its positions do not run along one axis of rows and one of columns, as in windows"
+    (row,), (column,) = rows, columns
+    if np.isnan(one).any():
+        return "some of its entries stand nowhere, as padding does"
+    if not (_in_order(one.real) and _in_order(one.imag)):
+        return "its positions do not run in order"
+    return View((row, column, channels[0]), 0, (shape[row], shape[column]))
+
+
+def _changing(part: np.ndarray) -> set[int]:
+    """The axes along which numbers change."""
+    return {
+        axis
+        for axis, size in enumerate(part.shape)
+        if size > 1 and not np.allclose(part, np.take(part, [0], axis), atol=_NEAR, equal_nan=True)
+    }
+
+
+def _of_tokens(places: np.ndarray, axes: tuple[int, int]) -> View | str:
+    """Of entries that stand in a grid, row by row, perhaps with others before and behind them."""
+    present = np.flatnonzero(~np.isnan(places))
+    grid = places[present[0] : present[-1] + 1]
+    width = int(np.argmax([*(np.abs(grid.real - grid.real[0]) > _NEAR), True]))
+    if not np.isnan(grid).any() and len(grid) % width == 0 and len(grid) > 1:
+        grid = grid.reshape(-1, width)
+        apart = np.abs([grid.real - grid.real[:, :1], grid.imag - grid.imag[:1]])
+        if apart.max() < _NEAR and _in_order(grid.real) and _in_order(grid.imag):
+            return View(axes, int(present[0]), (len(grid), width))
+    return "its tokens do not stand in a grid, row by row"
+
+
+def _in_order(part: np.ndarray) -> bool:
+    return all(bool((np.diff(part, axis=axis) > 0).all()) for axis in _changing(part))

@@ -1,0 +1,41 @@
+"""What a method of compression learns from the network's program before the first step."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust import pruning
+from jaxrobust.pruning import Kernel
+from jaxrobust.training.compression.method import prefixes
+from jaxrobust.training.step.network import Network
+from jaxrobust.types import PyTree
+
+
+def informed(method: Any, network: Network, variables: PyTree, image_shape: tuple[int, ...]) -> Any:
+    """The method, with the order and the axes of kernels, and what is its stem and its classifier.
+
+    A constraint with `kernels` of its own keeps them, as does a method with an `exclude`. Where nothing
+    is called "stem" or "head", these are the first kernel that the program uses, and the last.
+
+    Args:
+      method: A `Compression`.
+      network: What is trained.
+      variables: Its variables; shapes are enough.
+      image_shape: (H, W, C).
+    """
+    images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+    groups = pruning.channel_groups(network.logits, variables, images)
+    used = [one._replace(path=one.path.removeprefix("params/")) for one in groups.kernels]
+    chosen = pruning.kernel_paths(variables["params"])
+    kernels = [one for one in used if one.path in chosen]
+    kernels += [Kernel(p, (), ()) for p in chosen if p not in {one.path for one in kernels}]
+    changes: dict[str, Any] = {}
+    constraint: Any = getattr(method, "constraint", None)
+    if getattr(constraint, "kernels", ()) is None:
+        changes["constraint"] = dataclasses.replace(constraint, kernels=tuple(kernels))
+    is_unnamed = getattr(method, "exclude", ()) is None and not prefixes(variables["params"], None)
+    if is_unnamed and len(kernels) > 2:
+        changes["exclude"] = (kernels[0].path, kernels[-1].path)
+    return dataclasses.replace(method, **changes)
