@@ -141,7 +141,7 @@ def test_int8_of_every_framework(name):
             if isinstance(leaf, pruning.QuantizedKernel)
         }
         assert set(of) == set(paths)
-        logits = pruning.quantized_apply(function)(quantized, IMAGES)
+        logits = function(pruning.dequantize(quantized), IMAGES)
         np.testing.assert_allclose(logits, expected, rtol=0, atol=0.06 * float(abs(expected).max()))
         # Every channel that a kernel makes uses the whole range, whichever axis it is on.
         for kernel in program:
