@@ -32,7 +32,10 @@ def test_section_has_one_block_of_one_command(title):
 
 def test_attack_examples_run():
     codes = re.findall(r"```python\n(.*?)```", section("Attack your own model"), flags=re.S)
-    assert len(codes) == 3
+    assert len(codes) == 4
+    own = {}
+    exec(codes.pop(0), own)
+    assert own["logits_fn"](jnp.full((2, 4, 4, 3), 0.52)).shape == (2, 10)
     scope = {
         "logits_fn": lambda x: jnp.stack([x.sum((1, 2, 3)), jnp.full(len(x), 8.0)], axis=1),
         "images": jnp.full((2, 4, 4, 1), 0.52),
