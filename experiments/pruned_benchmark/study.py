@@ -134,7 +134,7 @@ class Study:
 
     def save(self, variant: Variant, variables: Any, widths: Mapping[str, Any]) -> int:
         """Saves a network as a file of its own, dense; returns its size in bytes."""
-        network = self.network(variant.network, **widths)
+        network = networks.create(variant.network, self.dataset.num_classes, **widths)
         return models.save(
             self.path(variant),
             self.as_classifier(network, variables),
