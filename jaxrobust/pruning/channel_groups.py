@@ -128,8 +128,8 @@ def channel_groups(
       >>> groups = channel_groups(logits, weights, jnp.ones((1, 4, 4, 3)))
       >>> print(groups)
       hidden: 8 channels, made by hidden/kernel axis 1
-      not pruned: axis 1 of head/kernel: the logits
       not pruned: axis 0 of hidden/kernel: an axis of the images
+      not pruned: axis 1 of head/kernel: the logits
     """
     compilation.check_callable(function, "function")
     leaves, structure = jax.tree.flatten(weights)
@@ -229,14 +229,15 @@ class _Found:
             table = np.stack(units)  # labels ascend, and so are in the order of `on`
             columns = np.split(table, np.cumsum(times)[:-1], axis=1)
             order = np.argsort(columns[on.index(makers[0])].min(1), kind="stable")
+            by_number = dict(zip(on, columns, strict=True))
             places = tuple(
                 Place(
                     self.paths[self.axes[number][0]],
                     self.axes[number][1],
-                    column[order] - self.first[number],
+                    by_number[number][order] - self.first[number],
                     number in made,
                 )
-                for number, column in zip(on, columns, strict=True)
+                for number in (*makers, *(number for number in on if number not in makers))
             )
             group = ChannelGroup(len(units), places, why)
             found.append((use[self.axes[makers[0]][0]], makers[0], group))
@@ -278,7 +279,9 @@ class _Found:
         """Why axes of kernels, and of weights that are not used, are in no group."""
         there = {(place.path, place.axis) for one in groups.values() for place in one.places}
         found = {}
-        for number, (leaf, axis) in enumerate(self.axes):
+        use = {leaf: place for place, leaf in enumerate(self.roles)}
+        in_order = sorted(enumerate(self.axes), key=lambda one: use.get(one[1][0], len(use)))
+        for number, (leaf, axis) in in_order:
             inputs, outputs = self.roles.get(leaf, (set(), set()))
             entry, root = (self.paths[leaf], axis), int(self.roots[self.first[number]])
             if not self.used[leaf]:

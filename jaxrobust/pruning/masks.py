@@ -7,7 +7,7 @@ kernels, `channel_groups(...).kernels`, goes by what the network does with its w
 biases and normalisation for example, stays whole.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -34,7 +34,7 @@ class Kernel(NamedTuple):
     outputs: tuple[int, ...]
 
 
-Kernels: TypeAlias = Callable[[str, Any], bool] | Iterable[Kernel | str] | None
+Kernels: TypeAlias = Callable[[str, Any], bool] | Collection[Kernel | str] | None
 """Which weights are kernels: None by their names, a function of (path, array), or kernels or paths."""
 
 
