@@ -5,7 +5,7 @@ import functools
 import json
 import math
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import flax.linen as nn
@@ -24,6 +24,7 @@ from jaxrobust.types import QuantizedKernel
 
 HERE = "test_models_saving"
 IMAGES = np.random.default_rng(0).uniform(size=(3, 16, 16, 3)).astype(np.float32)
+NAMES = ("é", "b", "", "b")
 MEAN, STD = np.float32([0.1, 0.2, 0.7]), np.float32([0.3, 1 / 3, 0.5])
 
 
@@ -41,6 +42,22 @@ class Net(nn.Module):
             images = self.activation(nn.Dense(width, dtype=self.kind)(images.mean((1, 2))))
             images = images[:, None, None]
         return nn.Dense(self.num_classes)(images.mean((1, 2)))
+
+
+class Widths(NamedTuple):
+    first: int
+    last: int
+
+
+class Configured(nn.Module):
+    """A network with a field of fields, which it takes apart as it was given."""
+
+    config: Any
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        assert hash(self.config["a"]) and self.config["b"][1]["c"] + () == (3,)
+        return nn.Dense(self.config["a"][1])(images.mean((1, 2)))
 
 
 class Nnx(nnx.Module):
@@ -183,14 +200,14 @@ CASES = {
 def test_what_is_saved_answers_as_before_bit_for_bit(tmp_path, case):
     make, options = CASES[case]
     model, path = make(), tmp_path / "folder" / "model.jrw"
-    size = models.save(path, model, class_names=("é", "b"), metadata={"seed": 3}, **options)
+    size = models.save(path, model, class_names=NAMES, metadata={"seed": 3}, **options)
     assert size == path.stat().st_size
     saved = models.load(path, trust=True)
-    assert saved.class_names == ("é", "b") and saved.metadata == {"seed": 3}
+    assert saved.class_names == NAMES and saved.metadata == {"seed": 3}
     assert saved.masks is None
     np.testing.assert_array_equal(bits(saved.classifier), bits(model))
     # Of what came back nothing is missing: saved again it is the same file.
-    models.save(tmp_path / "again", saved.classifier, class_names=("é", "b"),
+    models.save(tmp_path / "again", saved.classifier, class_names=NAMES,
                 metadata={"seed": 3}, **options)  # fmt: skip
     assert (tmp_path / "again").read_bytes() == path.read_bytes()
 
@@ -324,6 +341,137 @@ def test_masks_come_back_exactly(tmp_path):
     assert size - without < sum(leaf.size / 8 + 180 for leaf in leaves)
 
 
+def make_dict(network=None):
+    """A Classifier with a number, a list and a None among its weights."""
+    weights = {"layers": [jnp.ones((3, 4)), None, jnp.ones((4, 2))], "power": 1.5}
+    return models.Classifier(listed, {"params": weights})
+
+
+def listed(variables, images):
+    first, _, last = variables["params"]["layers"]
+    return (images.mean((1, 2)) @ first) ** variables["params"]["power"] @ last
+
+
+MASKED = {
+    "nnx": (lambda: make_nnx(), "make_nnx", lambda model: model),
+    "normalised nnx": (
+        lambda: make_normalised_nnx(),
+        "make_normalised_nnx",
+        lambda model: model.variables,
+    ),
+    "equinox": (lambda: make_equinox(), "make_equinox", lambda model: model),
+    "partial": (lambda: make_linear(), "make_linear", lambda model: model.args[0]),
+    "whole partial": (lambda: make_linear(), "make_linear", lambda model: model),
+    "zoo": (zoo, None, lambda model: model.variables),
+    "lists": (make_dict, "make_dict", lambda model: model.variables["params"]),
+    "int8": (lambda: quantised(zoo()), None, lambda model: model.variables["params"]),
+}
+
+
+@pytest.mark.parametrize("case", MASKED)
+def test_masks_come_back_in_the_structure_of_the_weights(tmp_path, case):
+    make, build, weights_of = MASKED[case]
+    model, rng = make(), np.random.default_rng(0)
+    weights = weights_of(model)
+    # What is no array has a scalar, True.
+    masks = jax.tree.map(
+        lambda leaf: rng.random(leaf.shape) < 0.7 if leaf.ndim else leaf, pruning.keep_all(weights)
+    )
+    build = None if build is None else f"{HERE}:{build}"
+    models.save(tmp_path / "a", model, masks=masks, build=build)
+    saved = models.load(tmp_path / "a", trust=True)
+    loaded = weights_of(saved.classifier)
+    assert jax.tree.structure(saved.masks) == jax.tree.structure(loaded)
+    jax.tree.map(np.testing.assert_array_equal, *map(jax.tree.leaves, (saved.masks, masks)))
+    pruned = pruning.apply_masks(loaded, saved.masks)
+    for mine, theirs in zip(
+        *map(jax.tree.leaves, (pruned, pruning.apply_masks(weights, masks))), strict=True
+    ):
+        if isinstance(mine, jax.Array) and not jnp.issubdtype(mine.dtype, jax.dtypes.prng_key):
+            np.testing.assert_array_equal(mine, theirs)
+
+
+def test_masks_of_a_modules_channels_or_of_its_parameters(tmp_path):
+    model = make_nnx()
+    model.eval()
+    groups = pruning.channel_groups(call, model, jnp.asarray(IMAGES))
+    (name,) = [name for name, size in groups.sizes.items() if size == 4]
+    masks = pruning.filter_masks(model, groups, {name: [0, 2]})
+    models.save(tmp_path / "a", model, build=f"{HERE}:make_nnx", masks=masks)
+    saved = models.load(tmp_path / "a", trust=True)
+    assert pruning.kept_filters(saved.masks, groups)[name].tolist() == [0, 2]
+    # The state of the parameters lacks the statistics, which are kept.
+    state = nnx.state(masks, nnx.Param)
+    models.save(tmp_path / "b", model, build=f"{HERE}:make_nnx", masks=state)
+    saved = models.load(tmp_path / "b", trust=True)
+    pruning.apply_masks(saved.classifier, saved.masks)
+    np.testing.assert_array_equal(saved.masks.conv.kernel[...], masks.conv.kernel[...])
+    assert saved.masks.norm.mean[...].all()
+
+
+def test_masks_of_the_weights_before_they_were_int8_and_of_some(tmp_path):
+    classifier = quantised(zoo())
+    masks = pruning.keep_all(zoo().variables["params"])
+    models.save(tmp_path / "a", classifier, masks=masks)
+    found = models.load(tmp_path / "a").masks
+    assert jax.tree.structure(found) == jax.tree.structure(masks)
+    some = {"head": {"kernel": masks["head"]["kernel"]}}
+    models.save(tmp_path / "a", classifier, masks=some)
+    found = models.load(tmp_path / "a").masks
+    assert jax.tree.structure(found) == jax.tree.structure(some)
+    np.testing.assert_array_equal(found["head"]["kernel"], some["head"]["kernel"])
+    assert models.load(tmp_path / "a", build=zoo_of_five).masks.keys() == {"head"}
+
+
+def zoo_of_five(**_):
+    return models.create("mlp", 5)
+
+
+def test_fields_within_dicts_come_back_as_tuples(tmp_path):
+    classifier = of(Configured({"a": (1, 2), "b": [0, {"c": [3]}]}))
+    models.save(tmp_path / "a", classifier)
+    found = models.load(tmp_path / "a", trust=True).classifier
+    assert found.apply_fn.__self__.config == {"a": (1, 2), "b": (0, {"c": (3,)})}
+    models.save(tmp_path / "b", classifier, build=f"{HERE}:Configured",
+                sizes={"config": {"a": [1, 2], "b": [0, {"c": [3]}]}})  # fmt: skip
+    with pytest.raises(ValueError, match="its config is .*, got {'a': 1}"):
+        models.save(
+            tmp_path / "b", classifier, build=f"{HERE}:Configured", sizes={"config": {"a": 1}}
+        )
+
+
+def test_none_among_the_weights_comes_back(tmp_path):
+    classifier = of(Net(widths=(5,)))
+    variables = {**classifier.variables, "batch_stats": {"a": None, "b": {"c": None}}}
+    classifier = dataclasses.replace(classifier, variables=variables)
+    models.save(tmp_path / "a", classifier, masks=pruning.keep_all(variables))
+    saved = models.load(tmp_path / "a", trust=True)
+    for found in (saved.classifier.variables, saved.masks):
+        assert jax.tree.structure(found) == jax.tree.structure(variables)
+    np.testing.assert_array_equal(bits(saved.classifier), bits(classifier))
+
+
+def test_a_scale_in_bfloat16_is_refused_and_the_advice_helps(tmp_path):
+    classifier = quantised(zoo())
+
+    def scaled(kind):
+        return jax.tree.map(
+            lambda leaf: (
+                QuantizedKernel(leaf.values, leaf.scale.astype(kind))
+                if isinstance(leaf, QuantizedKernel)
+                else leaf
+            ),
+            classifier,
+            is_leaf=lambda leaf: isinstance(leaf, QuantizedKernel),
+        )
+
+    with pytest.raises(TypeError, match=r"bfloat16\[\d+\] at params/.*scale.astype\(jnp.float32\)"):
+        models.save(tmp_path / "a", scaled(jnp.bfloat16))
+    assert not (tmp_path / "a").exists()
+    models.save(tmp_path / "a", scaled(jnp.float32))
+    models.load(tmp_path / "a")
+
+
 def test_names_types_and_boxes_of_any_kind(tmp_path):
     class_of = {"a/b": 1, "a.b": 2, "": 3, "é": 4}
     variables = {
@@ -395,6 +543,24 @@ WRONG = {
         TypeError,
         LOCAL,
     ),
+    "array as a field": (
+        lambda: of(Net(widths=np.array([5, 3]))),
+        {},
+        TypeError,
+        r"its widths is array\(\[5, 3\]\), got \(5, 3\). Give `build=",
+    ),
+    "tuple with names": (
+        lambda: of(Net(widths=Widths(5, 3))),
+        {},
+        TypeError,
+        r"its widths is Widths\(first=5, last=3\), got \(5, 3\). Give `build=",
+    ),
+    "single array": (
+        lambda: models.Classifier(linear, jnp.zeros((3, 2))),
+        {"build": f"{HERE}:make_classifier"},
+        TypeError,
+        "`model` must have its weights in a container, .*, got a single array",
+    ),
     "no JSON": (
         lambda: of(Net(activation=nn.gelu)),
         {},
@@ -461,8 +627,31 @@ WRONG = {
         TypeError,
         "boolean arrays, got float",
     ),
-    "masks of what": (zoo, {"masks": {"a": True}}, TypeError, "boolean arrays, got bool"),
-    "masks flat": (zoo, {"masks": jnp.ones(1, bool)}, TypeError, "`masks` must be nested dicts"),
+    "masks of what": (zoo, {"masks": {"a": {"b": 1}}}, TypeError, "arrays, got int at a/b"),
+    "masks flat": (
+        zoo,
+        {"masks": jnp.ones(1, bool)},
+        TypeError,
+        "`masks` must .*, got a single leaf",
+    ),
+    "masks of others": (
+        zoo,
+        {"masks": {"head": {"kernel": np.ones((12, 4), bool), "scale": np.ones(4, bool)}}},
+        ValueError,
+        "`masks` must have the structure of the weights, which have nothing at head/scale",
+    ),
+    "masks of other shapes": (
+        zoo,
+        {"masks": {"params": {"head": {"bias": np.ones(3, bool)}}}},
+        ValueError,
+        r"the shapes of the weights, got \(3,\) for \(4,\) at params/head/bias",
+    ),
+    "number of names": (
+        lambda: shrunk(),
+        {"class_names": ("a", "b")},
+        ValueError,
+        "`class_names` must name the 4 classes of `model`, or none, got 2 names",
+    ),
     "name": (zoo, {"class_names": "abc"}, TypeError, "`class_names` must be a sequence of strings"),
     "names": (zoo, {"class_names": (1, 2)}, TypeError, "`class_names` must be a sequence"),
     "metadata": (zoo, {"metadata": [1]}, TypeError, "`metadata` must be a JSON object"),
@@ -470,10 +659,10 @@ WRONG = {
     "nan": (zoo, {"metadata": {"a": math.nan}}, ValueError, "`metadata` must be JSON"),
     "mean": (lambda: zoo(mean=math.nan), {}, ValueError, r"no nan, got it as model\['mean'\]"),
     "leaf": (
-        lambda: models.Classifier(Net().apply, {"a": {"b": None}}),
+        lambda: models.Classifier(Net().apply, {"a": {"b": 1.5}}),
         {},
         TypeError,
-        "`model` must hold arrays, got NoneType at a/b",
+        "`model` must hold arrays, got float at a/b",
     ),
     "flat": (
         lambda: models.Classifier(Net().apply, jnp.ones(1)),

@@ -397,7 +397,10 @@ def test_what_cannot_be_saved_leaves_the_old_file(tmp_path):
     for _ in range(65):
         deep = {"a": deep}
     for variables, error, message in (
-        ({"kernel": None}, TypeError, "NoneType at kernel"),
+        (None, TypeError, "in dicts, got NoneType"),
+        (jnp.ones(1), TypeError, "in dicts, got ArrayImpl"),
+        ({"a": np.ones((1,) * 33)}, ValueError, "an array has no shape at a: its shape is"),
+        ({"a": np.ones((0, 2**50), np.int8)}, ValueError, "a shape is too large at a"),
         ({"a": {"b": 1.0}}, TypeError, "float at a/b"),
         ({"a": [jnp.ones(1)]}, TypeError, "list at a"),
         ({1.5: jnp.ones(1)}, TypeError, "strings or integers as keys, got 1.5"),
@@ -409,6 +412,42 @@ def test_what_cannot_be_saved_leaves_the_old_file(tmp_path):
         with pytest.raises(error, match=message):
             write(path, variables)
     assert path.read_bytes() == before
+
+
+VALUES, SCALE = np.ones((3, 2), np.int8), np.ones(2, np.float32)
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        (VALUES, SCALE.astype(jnp.bfloat16)),
+        (VALUES, SCALE.astype(np.float64)),
+        (VALUES.astype(np.int16), SCALE),
+        (VALUES, np.ones(3, np.float32)),
+        (VALUES, np.ones((3, 2), np.float32)),
+        (VALUES, SCALE[0]),
+        (VALUES[0, 0], np.float32(1)),
+        (VALUES, None),
+        (VALUES, 1.0),
+    ],
+)
+def test_a_kernel_that_would_not_be_loaded_is_not_saved(tmp_path, kernel):
+    with pytest.raises(TypeError, match="`model` must hold kernels in int8 .* at params/k: give"):
+        write(tmp_path / "a", {"params": {"k": QuantizedKernel(*kernel)}})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("scale", [SCALE, SCALE.astype(">f4"), SCALE[None], np.ones((3, 1), "f4")])
+def test_a_kernel_that_is_saved_is_loaded(tmp_path, scale):
+    write(tmp_path / "a", {"k": QuantizedKernel(VALUES, scale)})
+    kernel = read(tmp_path / "a")[0]["k"]
+    assert same(kernel, QuantizedKernel(VALUES, scale.astype(np.float32)))
+
+
+def test_none_is_stored(tmp_path):
+    write(tmp_path / "a", {"a": None, "b": {"c": None, "d": jnp.ones(2)}, "e": {}})
+    loaded, _ = read(tmp_path / "a")
+    assert loaded["a"] is None and loaded["b"]["c"] is None and loaded["e"] == {}
 
 
 def test_a_kill_while_writing_leaves_the_old_file(tmp_path, monkeypatch):

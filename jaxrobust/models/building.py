@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 import sysconfig
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from flax.core import meta
 import jaxrobust
 from jaxrobust import checks
 from jaxrobust.models.classifier import Classifier
-from jaxrobust.models.storage import Key
+from jaxrobust.models.storage import Key, words
 from jaxrobust.models.zoo import arguments_of
 from jaxrobust.types import QuantizedKernel
 
@@ -124,16 +124,16 @@ def build_of(module: nn.Module) -> Build:
         )
     try:
         build = Build(function, _sizes_of(module))
-        is_same = _sizes_of(build()) == build.sizes
+        unlike = _unlike(module, build())
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"`model` is a {kind.__name__} that its fields do not build: {error} Give "
             "`build='module:function'`, a function that returns it."
         ) from error
-    if not is_same:
+    if unlike:
         raise TypeError(
-            f"`model` is a {kind.__name__} that its fields build otherwise, {build.sizes}: give "
-            "`build='module:function'`, a function that returns it."
+            f"`model` is a {kind.__name__} that its fields build otherwise, {build.sizes}: {unlike}. "
+            "Give `build='module:function'`, a function that returns it."
         )
     return build
 
@@ -149,13 +149,32 @@ def _sizes_of(module: Any) -> dict[str, Any]:
 
 
 def _is_equal(left: Any, right: Any) -> bool:
+    """Whether a network computes the same with either: lists are as good as tuples."""
+    if left is right:
+        return True
+    if isinstance(left, Mapping) and isinstance(right, Mapping):
+        return left.keys() == right.keys() and all(_is_equal(left[k], right[k]) for k in left)
+    if type(left) in (list, tuple) and type(right) in (list, tuple):
+        return len(left) == len(right) and all(map(_is_equal, left, right))
+    if isinstance(left, tuple) and type(left) is not type(right):
+        return False  # one with names, whose fields a plain one lacks
+    # An array is no list: it is added and multiplied otherwise.
+    shapes = [one.shape for one in (left, right) if isinstance(one, np.ndarray | jax.Array)]
+    if any(shapes) and len(shapes) != 2:
+        return False
+    if len(shapes) == 2:
+        same = left.dtype == right.dtype and shapes[0] == shapes[1]
+        return same and np.asarray(left).tobytes() == np.asarray(right).tobytes()
     try:
-        return left is right or bool(left == right)
-    except (TypeError, ValueError):  # arrays
+        return bool(left == right)
+    except (TypeError, ValueError):
         return False
 
 
 def _frozen(value: Any) -> Any:
+    """JSON with tuples for its lists, at any depth."""
+    if isinstance(value, dict):
+        return {name: _frozen(entry) for name, entry in value.items()}
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
@@ -184,7 +203,7 @@ def check_built(model: Any, built: Any, name: str) -> None:
         if numbers.get(path) != others.get(path):
             raise ValueError(
                 f"`build` {name!r} must return `model` but for its arrays, got {others.get(path)!r} at "
-                f"{_words(path)} in the place of {numbers.get(path)!r}."
+                f"{words(path)} in the place of {numbers.get(path)!r}."
             )
 
 
@@ -209,14 +228,26 @@ def arrays_of(tree: Any) -> dict[Key, Any]:
       >>> arrays_of(jax.tree_util.Partial(len, [np.int8([1]), {"scale": np.int8([2])}]))
       {0: {0: {0: array([1], dtype=int8), 1: {'scale': array([2], dtype=int8)}}}}
     """
-    nested: dict[Key, Any] = {}
-    for path, leaf in _named_leaves(tree):
-        if _is_array(leaf):
-            node = nested
-            for key in path[:-1]:
-                node = node.setdefault(key, {})
-            node[path[-1]] = leaf
-    return nested
+    return nested((path, leaf) for path, leaf in named_leaves(tree) if _is_array(leaf))
+
+
+def nested(leaves: Iterable[tuple[tuple[Key, ...], Any]]) -> dict[Key, Any]:
+    """Leaves at their paths in nested dicts.
+
+    Raises:
+      TypeError: A leaf without a path, which is the whole tree.
+    """
+    tree: dict[Key, Any] = {}
+    for path, leaf in leaves:
+        if not path:
+            raise TypeError(
+                "`model` must have its weights in a container, a dict for example, got a single array."
+            )
+        node = tree
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = leaf
+    return tree
 
 
 def filled(tree: Any, arrays: Mapping[Key, Any], name: str) -> Any:
@@ -225,17 +256,17 @@ def filled(tree: Any, arrays: Mapping[Key, Any], name: str) -> Any:
     Raises:
       ValueError: Its paths are not those of the arrays; the message says the first one.
     """
-    stored = dict(_walked(arrays))
-    leaves = _named_leaves(tree)
+    stored = {path: leaf for path, leaf in walked(arrays) if leaf is not None}
+    leaves = named_leaves(tree)
     places = {path for path, leaf in leaves if _is_array(leaf)}
     unlike = sorted(stored.keys() ^ places, key=str)
     if unlike:
         where = "has no array" if unlike[0] in stored else "has an array, and `model` none,"
         raise ValueError(
             f"`build` {name!r} must return the structure of `model`; what it returns {where} at "
-            f"{_words(unlike[0])}."
+            f"{words(unlike[0])}."
         )
-    treedef = jax.tree.structure(tree, is_leaf=_is_quantized)
+    treedef = jax.tree.structure(tree, is_leaf=is_quantized)
     return jax.tree.unflatten(treedef, [stored.get(path, leaf) for path, leaf in leaves])
 
 
@@ -253,24 +284,32 @@ def evaluating(tree: Any) -> Any:
     return tree
 
 
-def _walked(
+def walked(
     tree: Mapping[Key, Any], path: tuple[Key, ...] = ()
 ) -> list[tuple[tuple[Key, ...], Any]]:
+    """The leaves of nested dicts with their paths; None is one."""
     found: list[tuple[tuple[Key, ...], Any]] = []
     for key, child in tree.items():
         inside = (*path, key)
-        found += _walked(child, inside) if isinstance(child, Mapping) else [(inside, child)]
+        found += walked(child, inside) if isinstance(child, Mapping) else [(inside, child)]
     return found
 
 
-def _named_leaves(tree: Any) -> list[tuple[tuple[Key, ...], Any]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_quantized)
+def named_leaves(tree: Any, whole: bool = True) -> list[tuple[tuple[Key, ...], Any]]:
+    """The leaves of a pytree with their paths as the format has them.
+
+    Args:
+      tree: Any pytree; None is no leaf.
+      whole: Whether a kernel in int8 is one leaf, not the two that jax sees in it.
+    """
+    is_leaf = is_quantized if whole else None
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
     return [(tuple(map(_key, path)), leaf) for path, leaf in leaves]
 
 
 def _numbers_of(tree: Any) -> dict[tuple[Key, ...], Any]:
     """Of the leaves that are no arrays those that can be compared: equal functions need not be."""
-    named = _named_leaves(tree)
+    named = named_leaves(tree)
     return {
         path: leaf for path, leaf in named if isinstance(leaf, bool | int | float | complex | str)
     }
@@ -285,16 +324,13 @@ def _key(key: Any) -> Key:
     return str(key)
 
 
-def _is_quantized(node: Any) -> bool:
+def is_quantized(node: Any) -> bool:
+    """Whether it is a kernel in int8."""
     return isinstance(node, QuantizedKernel)
 
 
 def _is_array(leaf: Any) -> bool:
-    if _is_quantized(leaf):
+    if is_quantized(leaf):
         return True
     is_array = isinstance(leaf, jax.Array | np.ndarray)
     return is_array and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _words(path: tuple[Key, ...]) -> str:
-    return "/".join(map(str, path))

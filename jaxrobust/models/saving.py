@@ -18,6 +18,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
 
@@ -32,9 +33,15 @@ from jaxrobust.models.building import (
     contents_of,
     evaluating,
     filled,
+    is_quantized,
     module_of,
+    named_leaves,
+    nested,
+    walked,
 )
 from jaxrobust.models.classifier import Classifier
+from jaxrobust.models.storage import Key, words
+from jaxrobust.models.zoo import arguments_of
 from jaxrobust.types import LogitsFn, Masks
 
 
@@ -46,7 +53,9 @@ class Saved:
       classifier: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. A Classifier, or the callable
         pytree that was saved; an nnx module is in evaluation mode.
       class_names: As given to `save`; () if none were.
-      masks: As given to `save`, in nested dicts; None if none were.
+      masks: As given to `save`, in the structure of the classifier's weights, which
+        `jaxrobust.pruning.apply_masks` takes; in nested dicts if they were of some of them; None if
+        none were given.
       metadata: As given to `save`, as JSON has it.
     """
 
@@ -86,7 +95,8 @@ def save(
         saved arrays in it path by path, whatever their shapes are. It is called now too, to compare.
       sizes: JSON, with which `build` is called by keyword; lists come as tuples.
       class_names: K names, or none.
-      masks: Nested dicts of boolean arrays, stored as bits.
+      masks: Of the structure of the weights, or of their "params": nested dicts or a module with
+        boolean leaves, stored as bits. They may lack some.
       metadata: A JSON object, for your own use. Arrays become lists.
       sparse: False stores every weight: a dense file of the same format, to compare with.
 
@@ -94,9 +104,10 @@ def save(
       The file's size in bytes.
 
     Raises:
-      TypeError: A model that needs `build`, or holds something else than arrays of types that the
-        format knows; masks that are not boolean; metadata that JSON cannot hold.
-      ValueError: A `build` that does not fit, with the first path that differs; metadata with NaN, for
+      TypeError: A model that needs `build`, or holds something else than None and arrays of types
+        that the format knows; masks that are not boolean; metadata that JSON cannot hold.
+      ValueError: A `build` that does not fit, with the first path that differs; masks that do not fit
+        the weights; more or fewer names than a network of `create` has classes; metadata with NaN, for
         which JSON has no word; more than 64 levels; a header of more than 64 MiB.
 
     Example:
@@ -116,15 +127,14 @@ def save(
     compilation.check_callable(model, "model")
     network = _build(model, build, sizes)
     mean, std = (model.mean, model.std) if isinstance(model, Classifier) else (None, None)
-    if isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names):
-        raise TypeError(f"`class_names` must be a sequence of strings, got {class_names!r}.")
+    _check_names(class_names, model)
     facts = {
         "network": {"build": network.function, "sizes": network.sizes},
         **checks.json_object("model", {"mean": _plain(mean), "std": _plain(std)}),
         "class_names": list(class_names),
         "metadata": checks.json_object("metadata", {} if metadata is None else metadata),
     }
-    return storage.write(path, facts, _weights(model), _checked(masks), sparse)
+    return storage.write(path, facts, _weights(model), _checked(masks, model), sparse)
 
 
 def load(
@@ -173,6 +183,7 @@ def load(
         classifier = _assembled(network(build), network, weights, facts)
     except ValueError as error:
         raise ValueError(f"No network can be made of {path}: {error}") from error
+    masks = None if masks is None else _like_weights(masks, classifier)
     return Saved(classifier, tuple(facts["class_names"]), masks, facts["metadata"])
 
 
@@ -215,17 +226,88 @@ def _weights(model: Any) -> Any:
     return arrays
 
 
-def _checked(masks: Any) -> Any:
+def _check_names(names: Any, model: Any) -> None:
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"`class_names` must be a sequence of strings, got {names!r}.")
+    module = module_of(model)
+    known = None if module is None else arguments_of(module)
+    if known is not None and len(names) not in (0, known["num_classes"]):
+        raise ValueError(
+            f"`class_names` must name the {known['num_classes']} classes of `model`, or none, got "
+            f"{len(names)} names."
+        )
+
+
+def _checked(masks: Any, model: Any) -> Any:
+    """Masks in nested dicts by the paths of the weights that they are of."""
     if masks is None:
         return None
-    if not isinstance(masks, Mapping):
-        raise TypeError(f"`masks` must be nested dicts, got {type(masks).__name__}.")
-    masks = meta.unbox(masks)
-    for leaf in jax.tree.leaves(masks):
-        if getattr(leaf, "dtype", None) != np.bool_:
-            found = getattr(leaf, "dtype", type(leaf).__name__)
-            raise TypeError(f"`masks` must hold boolean arrays, got {found}.")
+    given = dict(named_leaves(meta.unbox(masks) if isinstance(masks, Mapping) else masks, False))
+    if () in given:
+        raise TypeError("`masks` must have the structure of the weights, got a single leaf.")
+    for path, mask in given.items():
+        found = getattr(mask, "dtype", type(mask).__name__)
+        if found != np.bool_ and not isinstance(mask, bool):
+            raise TypeError(f"`masks` must hold boolean arrays, got {found} at {words(path)}.")
+    misfits = [_misfits(given, weights) for weights in _weights_of(model)]
+    if all(misfits):
+        # Of those weights that they come closest to.
+        raise ValueError(min(misfits, key=len)[0])
+    return nested((path, np.asarray(mask)) for path, mask in given.items())
+
+
+def _weights_of(model: Any) -> list[Any]:
+    """The pytrees that masks may be of: all weights of a model, and parts of it that are trained."""
+    whole = contents_of(model)
+    found = [whole]
+    if isinstance(whole, jax.tree_util.Partial):
+        found += [*whole.args, *whole.keywords.values()]
+    elif type(whole) in (list, tuple):
+        found += whole
+    return found + [one["params"] for one in found if isinstance(one, Mapping) and "params" in one]
+
+
+def _misfits(given: Mapping[tuple[Key, ...], Any], weights: Any) -> list[str]:
+    """What keeps masks from being of these weights, as sentences, the worst first."""
+    shapes = {
+        path: np.shape(leaf.values if is_quantized(leaf) else leaf)
+        for whole in (False, True)
+        for path, leaf in named_leaves(weights, whole)
+    }
+    unknown = [
+        f"`masks` must have the structure of the weights, which have nothing at {words(path)}."
+        for path in given
+        if path not in shapes
+    ]
+    return unknown + [
+        f"`masks` must have the shapes of the weights, got {np.shape(mask)} for {shapes[path]} at "
+        f"{words(path)}."
+        for path, mask in given.items()
+        if path in shapes and np.shape(mask) != shapes[path]
+    ]
+
+
+def _like_weights(masks: Mapping[Any, Any], model: Any) -> Masks:
+    """Masks in the structure of the weights that they are of, or as they are."""
+    given = dict(walked(masks))
+    for weights in _weights_of(model):
+        if _misfits(given, weights):
+            continue
+        for whole in (True, False):
+            leaves = named_leaves(weights, whole)
+            missing = {path for path, _ in leaves} - given.keys()
+            known = given.keys() <= {path for path, _ in leaves}
+            # A module cannot do without the masks that are missing: they keep their weights.
+            if known and not (missing and isinstance(weights, Mapping)):
+                structure = jax.tree.structure(weights, is_leaf=is_quantized if whole else None)
+                return jax.tree.unflatten(structure, [_mask(given, *one) for one in leaves])
+        return masks
     return masks
+
+
+def _mask(given: Mapping[Any, Any], path: tuple[Key, ...], leaf: Any) -> Any:
+    shape = np.shape(leaf.values if is_quantized(leaf) else leaf)
+    return given[path] if path in given else jnp.ones(shape, bool)
 
 
 def _plain(value: Any) -> Any:

@@ -21,10 +21,10 @@ The header:
 `jaxrobust.models.saving` says what `network`, `mean`, `std` and `class_names` are; files of version 1,
 of `pruning.save_sparse` in earlier releases, have none of them, nor `masks`, which are leaves like
 those of `leaves` and lie after them. A leaf of type "array" has one array, "quantized" has two (a
-`QuantizedKernel`'s values and scale) and "empty", an empty dict, none. Paths have at most 64 keys,
-strings or integers, headers at most 2^26 bytes. `offset` is from the start of the payload, `nbytes` of
-the whole data, `crc32` its CRC-32. The data of an array of n elements of b bytes, in C order, of which
-z are not zero (`jaxrobust.models.encoding`):
+`QuantizedKernel`'s values and scale); "empty", an empty dict, and "none", Python's None, have no array.
+Paths have at most 64 keys, strings or integers, headers at most 2^26 bytes. `offset` is from the start
+of the payload, `nbytes` of the whole data, `crc32` its CRC-32. The data of an array of n elements of b
+bytes, in C order, of which z are not zero (`jaxrobust.models.encoding`):
 
     dense         n b bytes: the elements
     bitmask       ceil(n / 8) bytes: a bit for each element, the first one in the lowest bit of the
@@ -59,7 +59,7 @@ _MAGIC = b"\x89JRP\r\n\x1a\n"
 _PREFIX = struct.Struct("<8sII")
 _LONGEST_HEADER = 2**26  # parsed it takes some 25 times as much memory
 _DEEPEST = 64  # keys in a path: more would be an attack on the recursion of whoever reads it
-_ARRAYS_OF = {"array": 1, "quantized": 2, "empty": 0}
+_ARRAYS_OF = {"array": 1, "quantized": 2, "empty": 0, "none": 0}
 
 Key = str | int
 
@@ -74,7 +74,7 @@ def write(
     Args:
       path: Of the file; its folder is made where it is missing, a file there is replaced.
       facts: JSON, for the header.
-      weights: Nested dicts, with strings and integers as keys, of arrays and `QuantizedKernel`.
+      weights: Nested dicts, with strings and integers as keys, of arrays, `QuantizedKernel` and None.
       masks: Such dicts of boolean arrays, or None. They are always stored as bits.
       sparse: Whether zeros may be left out of the weights.
 
@@ -82,8 +82,9 @@ def write(
       The file's size in bytes.
 
     Raises:
-      TypeError: What is no array, an array of a type that the format does not know, other keys.
-      ValueError: More than 64 levels; a header of more than 64 MiB.
+      TypeError: What is no array, an array of a type that the format does not know, a kernel in int8
+        with another scale than `jaxrobust.pruning.quantize` gives it, other keys.
+      ValueError: More than 64 levels; an array of more than 32 axes; a header of more than 64 MiB.
     """
     payload: list[bytes] = []
     content = {"version": VERSION, **facts, "leaves": _encoded(weights, payload, sparse)}
@@ -115,9 +116,9 @@ def read(path: str | os.PathLike[str], max_nbytes: int) -> tuple[dict[str, Any],
       max_nbytes: The most bytes that the decoded arrays may take.
 
     Returns:
-      (facts, weights, masks): the header without its leaves, nested dicts of JAX arrays and
-      `QuantizedKernel`, and masks or None. Arrays of 64 bits are numpy arrays unless jax_enable_x64 is
-      set, because JAX would cut them to 32.
+      (facts, weights, masks): the header without its leaves, nested dicts of JAX arrays,
+      `QuantizedKernel` and None, and masks or None. Arrays of 64 bits are numpy arrays unless
+      jax_enable_x64 is set, because JAX would cut them to 32.
 
     Raises:
       FileNotFoundError: No such file.
@@ -153,15 +154,23 @@ def _encoded(tree: Any, payload: list[bytes], sparse: bool) -> list[dict[str, An
     for keys, kind, arrays in _leaves(tree):
         described = []
         for array in arrays:
-            entry, data = encode(_words(keys), array, sparse)
+            entry, data = encode(words(keys), array, sparse)
             described.append(entry | {"offset": offset, "nbytes": len(data)})
+            try:
+                parse(described[-1])
+            except DamagedError as error:
+                raise ValueError(
+                    f"`model` must hold arrays that the format can describe, and {error} at "
+                    f"{words(keys)}: its shape is {np.shape(array)}."
+                ) from None
             payload.append(data)
             offset += len(data)
         leaves.append({"path": list(keys), "type": kind, "arrays": described})
     return leaves
 
 
-def _words(keys: tuple[Key, ...]) -> str:
+def words(keys: tuple[Key, ...]) -> str:
+    """A path of the format for messages: "params/head/kernel"."""
     return "/".join(map(str, keys))
 
 
@@ -177,12 +186,23 @@ def _leaves(tree: Any, keys: tuple[Key, ...] = ()) -> Iterator[tuple[tuple[Key, 
                 raise TypeError(f"`model` must have strings or integers as keys, got {key!r}.")
         for key in sorted(tree, key=lambda key: (isinstance(key, str), key)):
             yield from _leaves(tree[key], (*keys, key))
+    elif not keys:
+        raise TypeError(f"`model` must have its weights in dicts, got {type(tree).__name__}.")
+    elif tree is None:
+        yield keys, "none", ()
     elif isinstance(tree, QuantizedKernel):
+        if not _is_kernel(tree.values, tree.scale):
+            raise TypeError(
+                "`model` must hold kernels in int8 as `jaxrobust.pruning.quantize` makes them, int8 "
+                "values and a float32 scale for each channel of one axis, got "
+                f"{_described(tree.values)} and {_described(tree.scale)} at {words(keys)}: give it "
+                "such values and such a scale, `QuantizedKernel(values, scale.astype(jnp.float32))`."
+            )
         yield keys, "quantized", (tree.values, tree.scale)
     elif isinstance(tree, jax.Array | np.ndarray):
         yield keys, "array", (tree,)
     else:
-        raise TypeError(f"`model` must hold arrays, got {type(tree).__name__} at {_words(keys)}.")
+        raise TypeError(f"`model` must hold arrays, got {type(tree).__name__} at {words(keys)}.")
 
 
 def _is_key(key: Any) -> bool:
@@ -268,16 +288,28 @@ def _place(tree: dict[Key, Any], keys: list[Key], kind: str, arrays: list[np.nda
         tree = tree.setdefault(key, {})
         require(isinstance(tree, dict), f"the path {keys} leads through an array")
     require(keys[-1] not in tree, f"the path {keys} is taken twice")
-    if kind == "empty":
-        tree[keys[-1]] = {}
+    if kind in ("empty", "none"):
+        tree[keys[-1]] = {} if kind == "empty" else None
     elif kind == "array":
         tree[keys[-1]] = _on_device(arrays[0])
     else:
         values, scale = arrays
-        fits = values.dtype == np.int8 and scale.dtype == np.float32
-        fits = fits and values.ndim >= 1 and _is_scale(scale.shape, values.shape)
-        require(fits, f"{keys} is no quantised kernel")
+        require(_is_kernel(values, scale), f"{keys} is no quantised kernel")
         tree[keys[-1]] = QuantizedKernel(_on_device(values), _on_device(scale))
+
+
+def _is_kernel(values: Any, scale: Any) -> bool:
+    """Whether they are the parts of a `QuantizedKernel`, on saving as on loading."""
+    if not all(isinstance(part, jax.Array | np.ndarray) for part in (values, scale)):
+        return False
+    # By name: the byte order of what is saved is nobody's concern.
+    fits = (values.dtype.name, scale.dtype.name) == ("int8", "float32")
+    return fits and values.ndim >= 1 and _is_scale(scale.shape, values.shape)
+
+
+def _described(array: Any) -> str:
+    is_array = isinstance(array, jax.Array | np.ndarray)
+    return f"{array.dtype}{list(array.shape)}" if is_array else type(array).__name__
 
 
 def _is_scale(scale: tuple[int, ...], values: tuple[int, ...]) -> bool:
