@@ -5,6 +5,7 @@ up, multiplied or read together is tied, so that residual sums, concatenations, 
 convolutions, flattens and heads of attention need no specification.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -58,6 +59,7 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
       kernels: In the order in which the program uses them.
       shapes: Of all weights, by path.
       refused: Why an axis of a kernel has no channels that can be pruned, by (path, axis).
+      again: Smaller weights -> the groups of the same function with them.
     """
 
     def __init__(
@@ -66,7 +68,9 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
         kernels: Sequence[Kernel],
         shapes: Mapping[str, tuple[int, ...]],
         refused: Mapping[tuple[str, int], str],
+        again: "Callable[[PyTree], ChannelGroups]",
     ) -> None:
+        self.again = again
         self._groups, self.kernels = dict(groups), tuple(kernels)
         self.shapes, self.refused = dict(shapes), dict(refused)
 
@@ -150,9 +154,11 @@ def channel_groups(
         Value(
             leaf.shape,
             tuple(along_axis(one, axis, len(axes)) for axis, one in enumerate(axes)),
+            sources=frozenset([number]),
         )
-        for leaf, axes in zip(given, labels, strict=True)
+        for number, (leaf, axes) in enumerate(zip(given, labels, strict=True))
     ]
+    _tie_shared(units, [leaves[place] for place in places], labels)
     reader = Reader(units, program)
     images = fixed_value(image.shape, "an axis of the images", has_images=True)
     steps = program.code.steps
@@ -162,7 +168,19 @@ def channel_groups(
     used = [variable in steps.uses for variable in steps.inputs[: len(given)]]
     names = named_leaves(weights)
     paths = [names[place][0] for place in places]
-    return _Found(units, paths, labels, used).groups()
+    again = functools.partial(channel_groups, function, example=image)
+    return _Found(units, paths, labels, used).groups(again)
+
+
+def _tie_shared(
+    units: Units, arrays: Sequence[Any], labels: Sequence[Sequence[np.ndarray]]
+) -> None:
+    """An array that is in the tree twice is one weight."""
+    first: dict[int, Sequence[np.ndarray]] = {}
+    for array, axes in zip(arrays, labels, strict=True):
+        known = first.setdefault(id(array), axes) if isinstance(array, jax.Array) else axes
+        for one, other in zip(known, axes, strict=True):
+            units.tie(one, other)
 
 
 class _Found:
@@ -202,21 +220,33 @@ class _Found:
         return found
 
     def _roles(self, units: Units) -> dict[int, tuple[set[int], set[int]]]:
+        """By the labels that a kernel shows; of what else it is computed from, by their units."""
         found: dict[int, tuple[set[int], set[int]]] = {}
-        for use in units.uses:
-            for role, arrays in enumerate(use):
-                for ids in arrays:
-                    for number in self.owner[ids[:1]].tolist():
-                        leaf, axis = self.axes[number]
-                        found.setdefault(leaf, (set(), set()))[role].add(axis)
-        return found
+        for *use, sources in units.uses:
+            wide = [leaf for leaf in sorted(sources) if len(self.shapes[leaf]) > 1]
+            for leaf in wide:
+                roles = found.setdefault(leaf, (set(), set()))
+                numbers = self._numbers_of(leaf)
+                for role, arrays in enumerate(use):
+                    ids = np.concatenate([*arrays, np.zeros(0, np.int64)])
+                    shown = {self.axes[n][1] for n in self.owner[ids].tolist() if n in numbers}
+                    if not shown:
+                        tied = set(self.roots[ids].tolist())
+                        shown = {
+                            self.axes[n][1] for n in numbers if self.roots[self.first[n]] in tied
+                        }
+                    roles[role].update(shown - roles[1 - role])
+        return {leaf: roles for leaf, roles in found.items() if roles[0] | roles[1]}
+
+    def _numbers_of(self, leaf: int) -> set[int]:
+        return {number for number, (owner, _) in enumerate(self.axes) if owner == leaf}
 
     def _numbers(self, role: int) -> set[int]:
         """The axes that kernels read (0), or make (1)."""
         axes = {(leaf, axis) for leaf, roles in self.roles.items() for axis in roles[role]}
         return {number for number, axis in enumerate(self.axes) if axis in axes}
 
-    def groups(self) -> ChannelGroups:
+    def groups(self, again: Callable[[PyTree], ChannelGroups]) -> ChannelGroups:
         """Units that are on the same axes, as often on each, are a group."""
         read, made = self._numbers(0), self._numbers(1)
         use = {leaf: place for place, leaf in enumerate(self.roles)}
@@ -254,7 +284,7 @@ class _Found:
             for leaf, (inputs, outputs) in self.roles.items()
         ]
         shapes = dict(zip(self.paths, self.shapes, strict=True))
-        return ChannelGroups(named, kernels, shapes, self._reasons_of_axes(named))
+        return ChannelGroups(named, kernels, shapes, self._reasons_of_axes(named), again)
 
     def _members(
         self, read: set[int], made: set[int]

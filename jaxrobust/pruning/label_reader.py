@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxrobust import programs
 from jaxrobust.pruning import label_rules
-from jaxrobust.pruning.labels import Along, Units, Value, along_axis, constant, fixed_value
+from jaxrobust.pruning.labels import Along, Units, Value, along_axis, fixed_value
 
 
 class Reader:
@@ -62,9 +62,11 @@ class Reader:
                 for one in zip(*results, strict=True)
             ]
         if name == "while":
-            of_body = operands[params["cond_nconsts"] :]
-            constants, start = of_body[: params["body_nconsts"]], of_body[params["body_nconsts"] :]
-            return self.loop(lambda carry: inside(1, [*constants, *carry]), start)
+            first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+            constants = operands[first:second]
+            carried = self.loop(lambda carry: inside(1, [*constants, *carry]), operands[second:])
+            inside(0, [*operands[:first], *carried])
+            return carried
         if name == "scan":
             num_constants, num_carry = programs.sizes_of_scan(params, operands)
             constants, others = operands[:num_constants], operands[num_constants:]
@@ -83,13 +85,21 @@ class Reader:
         self, body: Callable[[Sequence[Value]], list[Value]], carry: Sequence[Value]
     ) -> list[Value]:
         """What goes from round to round: what comes out of one goes into the next."""
-        for _ in range(2):
+        while True:
+            before = list(map(self.seen, carry))
             after = body(carry)
             carry = [
                 label_rules.element_by_element(self.units, pair)
                 for pair in zip(carry, after, strict=True)
             ]
-        return list(carry)
+            if list(map(self.seen, carry)) == before:
+                return list(carry)
+
+    def seen(self, value: Value) -> object:
+        """What of a value may change from round to round."""
+        units = [self.units.of(one.array).tolist() for one in value.labels]
+        about = [one.axes for one in (*value.labels, *value.fixed)]
+        return units, about, value.vanishes, value.has_images
 
     def row(self, value: Value) -> Value:
         """What one round of a loop sees: the same labels in every round."""
@@ -121,7 +131,6 @@ def _of_array(array: Any) -> Value:
     if isinstance(array, Value):
         return array
     if np.ndim(array) == 0:
-        return Value(())
-    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended):
-        return fixed_value(array.shape, "an array that the code holds")
-    return constant(np.asarray(array))
+        is_number = not jax.dtypes.issubdtype(getattr(array, "dtype", float), jax.dtypes.extended)
+        return Value((), vanishes=is_number and not np.any(np.asarray(array)))
+    return fixed_value(array.shape, "an array that the code holds")._replace(vanishes=False)

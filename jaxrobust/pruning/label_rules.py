@@ -24,6 +24,7 @@ from jaxrobust.pruning.labels import (
     simplified,
     tied_along,
     vector,
+    whole_steps,
 )
 
 Rule = Callable[[Units, Any, Sequence[Value]], Value]
@@ -35,35 +36,66 @@ def understood(units: Units, equation: Any, operands: Sequence[Value]) -> list[V
     operands = [simplified(units, operand) for operand in operands]
     if name == "optimization_barrier":
         return operands
-    if name == "split":
-        return _split(units, equation, operands)
+    has_images = any(operand.has_images for operand in operands)
+    sources = frozenset[int]() if has_images else frozenset().union(*(o.sources for o in operands))
+    results = _results(units, equation, operands)
+    return [one._replace(has_images=has_images, sources=sources) for one in results]
+
+
+def _results(units: Units, equation: Any, operands: Sequence[Value]) -> list[Value]:
+    name = equation.primitive.name
+    if name in PARTS:
+        return PARTS[name](units, equation, operands)
     if name in RULES:
         return [RULES[name](units, equation, operands)]
     shapes = [tuple(getattr(one.aval, "shape", ())) for one in equation.outvars]
     if name in ELEMENTWISE:
-        return [element_by_element(units, operands)] * len(shapes)
+        found = element_by_element(units, operands)
+        return [found._replace(vanishes=_vanishes(name, operands))] * len(shapes)
     for operand in operands:
         for one in operand.labels:
             units.refuse(one.array, f"`{name}` reads it, of which it is not known what it does")
-    depends = any(operand.has_images for operand in operands)
     why = f"the result of `{name}` is as large as it is"
-    return [fixed_value(shape, why, has_images=depends) for shape in shapes]
+    return [fixed_value(shape, why) for shape in shapes]
+
+
+def _vanishes(name: str, operands: Sequence[Value]) -> bool:
+    """Whether a result is 0 where the weights of its labels are."""
+    if name in _PRODUCTS:
+        return any(operand.vanishes and operand.labels for operand in operands)
+    if name in ("div", "rem", "atan2"):
+        return operands[0].vanishes
+    if name == "select_n":
+        return all(operand.vanishes for operand in operands[1:])
+    if name in _SUMS or name in _ODD:
+        return all(operand.vanishes for operand in operands)
+    return False
 
 
 def element_by_element(units: Units, operands: Sequence[Value]) -> Value:
     """The result has the labels of all operands, those at the same places tied."""
     shape = np.broadcast_shapes(*(operand.shape for operand in operands))
     has_images = any(operand.has_images for operand in operands)
+    vanishes = all(operand.vanishes for operand in operands)
     operands = [_stretched(operand, shape) for operand in operands if operand.shape]
+    operands = _checked(units, operands)
     labels = merged(units, (operand.labels for operand in operands))
+    fixed = joined(operand.fixed for operand in operands)
+    return Value(shape, labels, fixed, has_images, vanishes)
+
+
+def _checked(units: Units, operands: Sequence[Value]) -> list[Value]:
+    """The operands without the labels that what is fixed in another one refuses."""
+    found = []
     for index, operand in enumerate(operands):
         others = [one for place, one in enumerate(operands) if place != index]
-        for part in operand.fixed:
-            for other in others:
-                for one in other.labels:
-                    check_together(units, part, one)
-    fixed = joined(operand.fixed for operand in operands)
-    return Value(shape, labels, fixed, has_images)
+        fixed = [part for other in others for part in other.fixed]
+        refused = [
+            any([check_together(units, part, one) for part in fixed]) for one in operand.labels
+        ]
+        labels = [one for one, gone in zip(operand.labels, refused, strict=True) if not gone]
+        found.append(operand._replace(labels=tuple(labels)))
+    return found
 
 
 def _contraction(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
@@ -71,14 +103,18 @@ def _contraction(units: Units, equation: Any, operands: Sequence[Value]) -> Valu
     contracted, batch = equation.params["dimension_numbers"]
     shape = equation.outvars[0].aval.shape
     left, right = operands
+    _check_batch(units, left, right, batch)
+    _check_batch(units, right, left, batch[::-1])
     if left.has_images and right.has_images:
         left, right = _of_images(units, (left, right), contracted, batch)
     else:
         for ours, theirs in zip(*contracted, strict=True):
             _read(units, (left, right), (ours, theirs))
-        for kernel, axes, batched in zip((left, right), contracted, batch, strict=True):
-            if not kernel.has_images:
-                units.used(kernel, axes, [a for a in _free(kernel, axes, batched)])
+        for kernel, other, axes, batched in zip(
+            (left, right), (right, left), contracted, batch, strict=True
+        ):
+            if other.has_images:
+                units.used(kernel, axes, _free(kernel, axes, batched))
     parts, start = [], len(batch[0])
     for operand, axes, batched in zip((left, right), contracted, batch, strict=True):
         free = _free(operand, axes, batched)
@@ -88,7 +124,17 @@ def _contraction(units: Units, equation: Any, operands: Sequence[Value]) -> Valu
         start += len(free)
     labels = merged(units, (part.labels for part in parts))
     fixed = joined(part.fixed for part in parts)
-    return Value(shape, labels, fixed, left.has_images or right.has_images)
+    return Value(shape, labels, fixed, vanishes=left.vanishes and right.vanishes)
+
+
+def _check_batch(units: Units, one: Value, other: Value, axes: Sequence[Sequence[int]]) -> None:
+    """Refuses labels of a batch axis whose length something else in the other operand says."""
+    for mine, theirs in zip(*axes, strict=True):
+        labels = [part for part in one.labels if mine in part.axes]
+        if any(part.axes == {theirs} for part in other.fixed):
+            why = next(part.why for part in other.fixed if part.axes == {theirs})
+            for part in labels:
+                units.refuse(part.array, why)
 
 
 def _free(operand: Value, contracted: Sequence[int], batch: Sequence[int]) -> list[int]:
@@ -137,6 +183,10 @@ def _read(units: Units, operands: Sequence[Value], axes: Sequence[int]) -> None:
         for operand, axis in zip(operands, axes, strict=True)
     ]
     if left and right:
+        if not any(operand.vanishes for operand in operands):
+            why = "neither what is read nor the kernel is 0 where the weights are"
+            for one in (*left, *right):
+                units.refuse(one, why)
         for ours in left:
             for theirs in right:
                 units.tie(ours, theirs)
@@ -191,6 +241,8 @@ def _convolution(units: Units, equation: Any, operands: Sequence[Value]) -> Valu
     outputs = [
         vector(units, one, outputs_axis) for one in kernel.labels if outputs_axis in one.axes
     ]
+    if not kernel.labels and groups == images.shape[features]:  # a blur: the code holds its taps
+        outputs = _of_constant(units, images, kernel, features, outputs_axis)
     if groups == 1:
         _read(units, (images, kernel), (features, inputs_axis))
     else:
@@ -211,7 +263,19 @@ def _convolution(units: Units, equation: Any, operands: Sequence[Value]) -> Valu
         channels = numbers.out_spec[1]
         why = "channels of a kernel that is no weight"
         spatial.append(along_axis(np.arange(1, shape[channels] + 1), channels, rank, why))
-    return Value(shape, labels, tuple(spatial), images.has_images or kernel.has_images)
+    return Value(shape, labels, tuple(spatial), vanishes=kernel.vanishes or not kernel.labels)
+
+
+def _of_constant(
+    units: Units, images: Value, kernel: Value, features: int, outputs_axis: int
+) -> list[np.ndarray]:
+    """The labels of the images, if a depthwise kernel without weights is the same for all channels."""
+    read = [vector(units, one, features) for one in images.labels if features in one.axes]
+    if any(outputs_axis in one.axes for one in kernel.fixed):
+        for one in read:
+            units.refuse(one, "a kernel that the code holds has a tap for each of its channels")
+        return []
+    return [np.repeat(one, kernel.shape[outputs_axis] // len(one)) for one in read]
 
 
 def _read_in_groups(
@@ -298,7 +362,7 @@ def _window(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
         for axis in sorted(moved)
         if shape[axis] > 1
     ]
-    return Value(shape, tuple(labels), tuple(fixed), value.has_images)
+    return Value(shape, tuple(labels), tuple(fixed), vanishes=value.vanishes)
 
 
 def _reshape(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
@@ -318,7 +382,33 @@ def _reshape(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
         array = np.broadcast_to(one.array, before).reshape(after)
         return Along(array, frozenset(about), one.why)
 
-    return simplified(units, value.moved(shape, move))
+    def wide(one: Along) -> Along | None:
+        """Without axes of one index that are joined with longer ones: a label of them is none there."""
+        lost = {
+            axis
+            for ours, _ in blocks
+            for axis in ours
+            if value.shape[axis] == 1 and math.prod(value.shape[other] for other in ours) > 1
+        }
+        return one._replace(axes=one.axes - lost) if one.axes - lost else None
+
+    value = value.moved(value.shape, wide)
+    labels = tuple(
+        one if _is_undone(one.axes, value.shape, blocks) else whole_steps(units, one)
+        for one in value.labels
+    )
+    return simplified(units, value._replace(labels=labels).moved(shape, move))
+
+
+def _is_undone(axes: Axes, shape: Sequence[int], blocks: Any) -> bool:
+    """Whether a reshape leaves split axes apart, or joins them as they were before they were split."""
+    if len(axes) < 2:
+        return True
+    touched = [ours for ours, _ in blocks if axes & set(ours)]
+    if all(len([axis for axis in ours if shape[axis] > 1]) < 2 for ours in touched):
+        return True
+    (first, *others) = touched
+    return not others and {axis for axis in first if shape[axis] > 1} == axes
 
 
 def _blocks(
@@ -347,9 +437,15 @@ def _broadcast(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
 
 
 def _transpose(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
-    order = equation.params["permutation"]
+    order, value = equation.params["permutation"], operands[0]
     places = {axis: place for place, axis in enumerate(order)}
-    return _placed(operands[0], places, equation.outvars[0].aval.shape)
+    labels = tuple(
+        one
+        if sorted(one.axes) == sorted(one.axes, key=places.__getitem__)
+        else whole_steps(units, one)
+        for one in value.labels
+    )
+    return _placed(value._replace(labels=labels), places, equation.outvars[0].aval.shape)
 
 
 def _squeeze(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
@@ -361,17 +457,47 @@ def _squeeze(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
 
 
 def _reversed(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
-    axes = set(equation.params["dimensions"])
+    axes, value = set(equation.params["dimensions"]), operands[0]
 
     def move(one: Along) -> Along:
         return one._replace(array=np.flip(one.array, tuple(one.axes & axes)))
 
-    return operands[0].moved(operands[0].shape, move)
+    labels = tuple(whole_steps(units, one) if one.axes & axes else one for one in value.labels)
+    return value._replace(labels=labels).moved(value.shape, move)
 
 
 def _concatenation(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
-    axis, shape = equation.params["dimension"], equation.outvars[0].aval.shape
+    return _joined_along(
+        units, operands, equation.params["dimension"], equation.outvars[0].aval.shape
+    )
+
+
+def _stack(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
+    """Values one beside the other, along an axis of the code's."""
+    axis, shape = equation.params["axis"], equation.outvars[0].aval.shape
+    places = {place: place + (place >= axis) for place in range(len(shape) - 1)}
+    rows = [_placed(one, places, _at(shape, axis, 1)) for one in operands]
+    found = _joined_along(units, rows, axis, shape)
+    numbers = along_axis(np.arange(1, shape[axis] + 1), axis, len(shape), "the code stacks them")
+    fixed = [one for one in found.fixed if axis not in one.axes]
+    return found._replace(fixed=(*fixed, numbers))
+
+
+def _joined_along(
+    units: Units, operands: Sequence[Value], axis: int, shape: Sequence[int]
+) -> Value:
     lengths = [operand.shape[axis] for operand in operands]
+    operands = [
+        operand
+        if any(axis in one.axes for one in (*operand.labels, *operand.fixed))
+        else operand._replace(
+            fixed=(
+                *operand.fixed,
+                along_axis(np.arange(1, length + 1), axis, len(shape), "the code puts it there"),
+            )
+        )
+        for operand, length in zip(operands, lengths, strict=True)
+    ]
     others = [
         operand._replace(
             labels=tuple(one for one in operand.labels if axis not in one.axes),
@@ -384,8 +510,9 @@ def _concatenation(units: Units, equation: Any, operands: Sequence[Value]) -> Va
     )
     labels = _one_after_the_other([operand.labels for operand in operands], axis, lengths)
     fixed = _one_after_the_other([operand.fixed for operand in operands], axis, lengths)
-    depends = any(operand.has_images for operand in operands)
-    return Value(shape, (*across.labels, *labels), (*across.fixed, *fixed), depends)
+    vanishes = all(operand.vanishes for operand in operands)
+    whole = (*across.labels, *labels), (*across.fixed, *fixed)
+    return Value(tuple(shape), *whole, vanishes=vanishes)
 
 
 def _at(shape: Sequence[int], axis: int, length: int) -> tuple[int, ...]:
@@ -441,7 +568,7 @@ def _slice(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
 
     labels = tuple(cut(one, is_label=True) for one in value.labels)
     fixed = tuple(cut(one, is_label=False) for one in value.fixed)
-    return Value(shape, labels, fixed, value.has_images)
+    return Value(shape, labels, fixed, vanishes=value.vanishes)
 
 
 def _shares(units: Units, array: np.ndarray, axis: int, size: int) -> np.ndarray:
@@ -477,6 +604,17 @@ def _split(units: Units, equation: Any, operands: Sequence[Value]) -> list[Value
     return parts
 
 
+def _unstack(units: Units, equation: Any, operands: Sequence[Value]) -> list[Value]:
+    """The rows along an axis of the code's, one by one."""
+    value, axis = operands[0], equation.params["axis"]
+    labels = [tied_along(units, one, {axis}) for one in value.labels]
+    fixed = tuple(one for one in value.fixed if axis not in one.axes)
+    kept = [place for place in range(len(value.shape)) if place != axis]
+    value = value._replace(labels=tuple(one for one in labels if one is not None), fixed=fixed)
+    places = {place: index for index, place in enumerate(kept)}
+    return [_placed(value, places, one.aval.shape) for one in equation.outvars]
+
+
 def _padding(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
     """Channels that are added are the code's; positions are positions."""
     value, shape = operands[0], equation.outvars[0].aval.shape
@@ -504,7 +642,7 @@ def _padding(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
             added.append(along_axis(numbers, axis, len(shape), "the code pads its axis"))
     labels = tuple(padded(one) for one in value.labels)
     fixed = tuple(padded(one) for one in value.fixed)
-    return Value(shape, labels, (*fixed, *added), value.has_images)
+    return Value(shape, labels, (*fixed, *added), vanishes=value.vanishes)
 
 
 def _gather(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
@@ -521,11 +659,12 @@ def _gather(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
     for one in table.labels:
         if not one.axes <= places.keys():
             units.refuse(one.array, "the code takes some of it by number")
+    for one in operands[1].labels:
+        units.refuse(one.array, "numbers of rows are made of it")
     rest = fixed_value(shape, "positions of the image", has_images=True)
     fixed = tuple(one for one in rest.fixed if not one.axes <= set(places.values()))
     found = _placed(table, places, shape)
-    depends = any(operand.has_images for operand in operands)
-    return found._replace(fixed=(*found.fixed, *fixed), has_images=depends)
+    return found._replace(fixed=(*found.fixed, *fixed))
 
 
 def _update(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
@@ -563,6 +702,7 @@ RULES: dict[str, Rule] = {
     "rev": _reversed,
     "slice": _slice,
     "squeeze": _squeeze,
+    "stack": _stack,
     "transpose": _transpose,
     **dict.fromkeys(("cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum"), _window),
     **dict.fromkeys(
@@ -582,6 +722,24 @@ RULES: dict[str, Rule] = {
     ),
 }
 """By the operation's name."""
+
+PARTS: dict[str, Callable[[Units, Any, Sequence[Value]], list[Value]]] = {
+    "split": _split,
+    "unstack": _unstack,
+}
+"""Of operations with several results."""
+
+# 0 where one factor is; where all operands are; where their operand is.
+_PRODUCTS = frozenset(("and", "mul"))
+_SUMS = frozenset(("add", "add_any", "clamp", "max", "min", "or", "sub", "xor"))
+_ODD = frozenset(
+    (
+        *("abs", "asin", "asinh", "atan", "atanh", "cbrt", "ceil", "convert_element_type", "copy"),
+        *("copy_p", "erf", "erf_inv", "expm1", "floor", "imag", "integer_pow", "log1p", "neg"),
+        *("real", "reduce_precision", "round", "sharding_constraint", "sign", "sin", "sinh"),
+        *("sqrt", "square", "stop_gradient", "tan", "tanh"),
+    )
+)
 
 ELEMENTWISE = frozenset(
     (

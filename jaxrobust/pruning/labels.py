@@ -25,14 +25,15 @@ class Units:
     Attributes:
       refused: (labels, why they cannot be pruned).
       coupled: (labels, what of them is computed together).
-      uses: Of each product with a kernel the kernel's (labels of what it reads, of what it makes).
+      uses: Of each product with a kernel the kernel's (labels of what it reads, of what it makes, the
+        weights that it is computed from).
     """
 
     def __init__(self) -> None:
         self._parents = np.zeros(1, np.int64)  # label 0 is none
         self.refused: list[tuple[np.ndarray, str]] = []
         self.coupled: list[tuple[np.ndarray, str]] = []
-        self.uses: list[tuple[list[np.ndarray], list[np.ndarray]]] = []
+        self.uses: list[tuple[list[np.ndarray], list[np.ndarray], frozenset[int]]] = []
 
     def new(self, count: int) -> np.ndarray:
         """So many labels, each a unit of its own."""
@@ -80,7 +81,7 @@ class Units:
             [one.array[one.array != 0] for one in kernel.labels if one.axes & set(axes)]
             for axes in (inputs, outputs)
         )
-        self.uses.append((read, made))
+        self.uses.append((read, made, kernel.sources))
 
 
 class Along(NamedTuple):
@@ -105,22 +106,25 @@ class Value(NamedTuple):
       labels: Along its axes.
       fixed: Along its axes.
       has_images: Whether it depends on the images.
+      vanishes: Whether it is 0 where the weights that its labels stand for are.
+      sources: The weights that it is computed from, by their numbers, unless it depends on the images.
     """
 
     shape: tuple[int, ...]
     labels: tuple[Along, ...] = ()
     fixed: tuple[Along, ...] = ()
     has_images: bool = False
+    vanishes: bool = True
+    sources: frozenset[int] = frozenset()
 
     def moved(self, shape: Sequence[int], move: Callable[[Along], Along | None]) -> "Value":
         """The value after an operation that moves numbers and computes none."""
         labels = [move(one) for one in self.labels]
         fixed = [move(one) for one in self.fixed]
-        return Value(
-            tuple(shape),
-            tuple(one for one in labels if one is not None),
-            tuple(one for one in fixed if one is not None),
-            self.has_images,
+        return self._replace(
+            shape=tuple(shape),
+            labels=tuple(one for one in labels if one is not None),
+            fixed=tuple(one for one in fixed if one is not None),
         )
 
 
@@ -140,20 +144,6 @@ def fixed_value(shape: Sequence[int], why: str, *, has_images: bool = False) -> 
         if length > 1
     ]
     return Value(tuple(shape), (), tuple(axes), has_images)
-
-
-def constant(array: np.ndarray) -> Value:
-    """An array that the code holds: along axes where it does not vary it may have any length."""
-    axes = []
-    for axis, length in enumerate(array.shape):
-        first = np.take(array, [0], axis) if length else array
-        if length > 1 and not np.array_equal(np.broadcast_to(first, array.shape), array):
-            axes.append(
-                along_axis(
-                    np.arange(1, length + 1), axis, array.ndim, "an array that the code holds"
-                )
-            )
-    return Value(array.shape, (), tuple(axes))
 
 
 def tied_along(units: Units, one: Along, axes: Collection[int]) -> Along | None:
@@ -231,18 +221,20 @@ def joined(lists: Iterable[tuple[Along, ...]]) -> tuple[Along, ...]:
     return tuple(found.values())
 
 
-def check_together(units: Units, fixed: Along, labels: Along) -> None:
+def check_together(units: Units, fixed: Along, labels: Along) -> bool:
     """Refuses labels that stand beside what is fixed, unless every part of that has the same ones.
+
+    Returns whether all of them are refused.
 
     The statistics of GroupNorm, repeated for the channels of each group, vary by the group alone: if
     the same channels of every group go, they still fit. Numbers that vary by channel do not.
     """
     if not fixed.axes & labels.axes:
-        return
+        return False
     parts, tags = np.broadcast_arrays(fixed.array, units.of(labels.array))
     both = (parts != 0) & (tags != 0)
     if not both.any():
-        return
+        return False
     parts, tags = parts[both], tags[both]
     _, parts = np.unique(parts, return_inverse=True)
     known, tags = np.unique(tags, return_inverse=True)
@@ -251,3 +243,17 @@ def check_together(units: Units, fixed: Along, labels: Along) -> None:
     wrong = known[(table != table[:1]).any(0)]
     if len(wrong):
         units.refuse(wrong, fixed.why)
+    return len(wrong) == len(np.unique(units.of(labels.array[labels.array != 0])))
+
+
+def whole_steps(units: Units, one: Along) -> Along:
+    """Labels of an axis that the code has split, and that stay apart: the shares go by whole steps.
+
+    One of the numbers that an axis is split into is the code's, most often the smaller one.
+    """
+    if len(one.axes) < 2:
+        return one
+    longest = max(one.axes, key=lambda axis: (one.array.shape[axis], axis))
+    rest = tied_along(units, one, one.axes - {longest})
+    assert rest is not None
+    return rest

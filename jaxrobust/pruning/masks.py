@@ -7,6 +7,7 @@ kernels, `channel_groups(...).kernels`, goes by what the network does with its w
 biases and normalisation for example, stays whole.
 """
 
+import collections
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -119,7 +120,14 @@ def apply_masks(params: PyTree, masks: Masks) -> PyTree:
 def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
     """The leaves with their paths, in the order of `jax.tree.leaves`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return [("/".join(programs.words(path)), leaf) for path, leaf in leaves]
+    named = [("/".join(programs.words(path)), leaf) for path, leaf in leaves]
+    if len(dict(named)) < len(named):
+        paths = collections.Counter(path for path, _ in named)
+        raise ValueError(
+            f"Two weights have the path {paths.most_common(1)[0][0]!r}: a name with a slash stands for "
+            "a path of names; rename one of them."
+        )
+    return named
 
 
 def is_array(leaf: Any) -> bool:

@@ -48,6 +48,8 @@ def located(groups: ChannelGroups, tree: PyTree) -> dict[str, list[On]]:
     prefix = "" if any(path in groups.shapes for path in shapes) else "params/"
     known = {path.removeprefix(prefix): shape for path, shape in groups.shapes.items()}
     for path, shape in shapes.items():
+        if path not in known and not shape:
+            continue  # of what is no array, masks have a single True
         if known.get(path) != shape:
             raise ValueError(
                 f"`groups` are of another network, of {known.get(path, 'no shape')} at {path}, where "

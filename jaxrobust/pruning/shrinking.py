@@ -16,6 +16,8 @@ from jaxrobust.pruning.masks import apply_masks, is_array, keep_all, named_leave
 from jaxrobust.pruning.placing import Keep, On, check_keep, located, stays
 from jaxrobust.types import Masks, PyTree
 
+_STATISTICS = "batch_stats/"  # of linen variables; they are as they are
+
 
 def filter_masks(weights: PyTree, groups: ChannelGroups, keep: Keep) -> Masks:
     """Masks that silence the channels that are not kept, for training under them.
@@ -42,10 +44,9 @@ def filter_masks(weights: PyTree, groups: ChannelGroups, keep: Keep) -> Masks:
       [True, False, True]
     """
     where, kept = located(groups, weights), check_keep("keep", groups, keep)
-    is_variables = isinstance(weights, Mapping) and "params" in weights
     found = {}
     for path, leaf in named_leaves(weights):
-        if path not in where or (is_variables and not path.startswith("params/")):
+        if path not in where or path.startswith(_STATISTICS):
             continue
         mask: Any = np.ones(leaf.shape, bool)
         for axis, entries in _by_axis(where[path]).items():
@@ -69,10 +70,9 @@ def kept_filters(masks: Masks, groups: ChannelGroups) -> dict[str, np.ndarray]:
       ValueError: Groups of another network; a group of which nothing is kept.
     """
     where, leaves = located(groups, masks), dict(named_leaves(masks))
-    is_variables = isinstance(masks, Mapping) and "params" in masks
     alive = {group: np.zeros(size, bool) for group, size in groups.sizes.items()}
     for path, entries in where.items():
-        if is_variables and not path.startswith("params/"):
+        if path.startswith(_STATISTICS):
             continue
         for on in entries:
             leaf: Any = np.moveaxis(np.asarray(leaves[path]), on.axis, 0)
@@ -81,7 +81,7 @@ def kept_filters(masks: Masks, groups: ChannelGroups) -> dict[str, np.ndarray]:
     return check_keep("masks", groups, keep)
 
 
-def shrink(weights: PyTree, groups: ChannelGroups, keep: Keep) -> PyTree:
+def shrink(weights: PyTree, groups: ChannelGroups, keep: Keep, *, check: bool = True) -> PyTree:
     """Takes the channels that are not kept out of a network.
 
     With the smaller weights the network computes what it does with its own under `filter_masks`; where
@@ -97,13 +97,17 @@ def shrink(weights: PyTree, groups: ChannelGroups, keep: Keep) -> PyTree:
       weights: What the groups were found for: variables, a module, any pytree.
       groups: Of `channel_groups`.
       keep: {group: indices of the channels kept}; groups that it does not name stay whole.
+      check: Whether the program of the smaller weights, where the function takes them, is read too
+        (unless a single channel of a group is left: `check_shrinking` computes). False: for code
+        whose numbers, of heads for example, you set afterwards.
 
     Returns:
       A pytree of the same structure with smaller arrays.
 
     Raises:
       TypeError: No ChannelGroups.
-      ValueError: Groups of another network; groups or channels that it does not have.
+      ValueError: Groups of another network; groups or channels that it does not have; code that takes
+        the smaller weights and reads them otherwise, because it holds a number of heads, say.
 
     Example:
       >>> from jaxrobust.pruning import channel_groups
@@ -119,7 +123,52 @@ def shrink(weights: PyTree, groups: ChannelGroups, keep: Keep) -> PyTree:
         _taken(leaf, where[path], kept) if path in where else leaf
         for path, leaf in named_leaves(weights)
     ]
-    return jax.tree.unflatten(jax.tree.structure(weights), leaves)
+    small = jax.tree.unflatten(jax.tree.structure(weights), leaves)
+    # With a single step left nothing tells a grouped convolution from a depthwise one, which is as right.
+    if check and all(len(one) > 1 for one in kept.values()):
+        _check_units(groups, small, kept)
+    return small
+
+
+def _check_units(groups: ChannelGroups, small: PyTree, kept: Mapping[str, np.ndarray]) -> None:
+    """Raises if the program of the smaller weights ties channels that are not one of those kept."""
+    try:
+        found = groups.again(small)
+    except Exception:  # the code holds widths: it does not take them, and is changed or built anew
+        return
+    where: dict[tuple[str, int], list[On]] = {}
+    for name, group in groups.items():
+        for place in group.places:
+            on = On(place.axis, name, place.indices, place.is_made)
+            where.setdefault((place.path, place.axis), []).append(on)
+    moved = {
+        entry: np.cumsum(stays(groups.shapes[entry[0]][entry[1]], entries, kept)) - 1
+        for entry, entries in where.items()
+    }
+    expected: dict[tuple[str, int, int], frozenset] = {}
+    for name, group in groups.items():
+        for channel in kept[name]:
+            unit = frozenset(
+                (place.path, place.axis, int(index))
+                for place in group.places
+                for index in moved[place.path, place.axis][place.indices[channel]]
+            )
+            expected |= dict.fromkeys(unit, unit)
+    for group in found.values():
+        for channel in range(group.size):
+            unit = frozenset(
+                (place.path, place.axis, int(index))
+                for place in group.places
+                for index in place.indices[channel]
+            )
+            for path, axis, index in unit:
+                if expected.get((path, axis, index), unit) != unit:
+                    raise ValueError(
+                        "`keep` does not fit the code, which takes the smaller weights and reads axis "
+                        f"{axis} of {path} otherwise: it holds a number of heads, groups or shares. "
+                        "Keep as many channels of each share; or set that number in the code, and give "
+                        "check=False."
+                    )
 
 
 def check_shrinking(
@@ -133,7 +182,7 @@ def check_shrinking(
 ) -> None:
     """Raises unless a network computes the same, whichever of its channels are masked or taken out.
 
-    Of every group in turn half of the channels go, at random. Groups that are `coupled` are left out:
+    Of every group in turn some of the channels go, at random. Groups that are `coupled` are left out:
     of those the two differ, as `shrink` says.
 
     Args:
@@ -169,22 +218,23 @@ def check_shrinking(
     for name, group in groups.items():
         if group.size == 1 or group.coupled:
             continue
-        keep = {name: np.sort(generator.choice(group.size, (group.size + 1) // 2, replace=False))}
+        count = generator.integers(1, group.size)
+        keep = {name: np.sort(generator.choice(group.size, count, replace=False))}
         masked = function(apply_masks(weights, filter_masks(weights, groups, keep)), images)
-        small = shrink(weights, groups, keep)
+        small = shrink(weights, groups, keep, check=False)
         where = ", ".join(f"axis {place.axis} of {place.path}" for place in group.places)
         try:
             shrunk = (function if rebuild is None else rebuild(small))(small, images)
         except Exception as error:  # of a network of which nothing is known
             raise ValueError(
-                f"Without half of {name!r} the network fails: {error} If its code has widths of its "
+                f"Without some of {name!r} the network fails: {error} If its code has widths of its "
                 f"own, `rebuild` must make it anew; the group is on {where}."
             ) from error
         largest = jnp.maximum(jnp.abs(masked).max(), 1e-9)
         difference = float(jnp.abs(masked - shrunk).max() / largest)
         if not difference <= tolerance:
             raise ValueError(
-                f"Without half of {name!r} the masked and the smaller network differ by "
+                f"Without some of {name!r} the masked and the smaller network differ by "
                 f"{100 * difference:.1f} % of the largest logit. The group is on {where}."
             )
 
@@ -222,9 +272,11 @@ def shrink_state(state: PyTree, weights: PyTree, groups: ChannelGroups, keep: Ke
     where, kept = located(groups, weights), check_keep("keep", groups, keep)
     shapes = {path: leaf.shape for path, leaf in named_leaves(weights) if is_array(leaf)}
     # By their paths within their collection too, parameters before all others.
-    owners = {path.partition("/")[2]: path for path in shapes}
-    owners |= {path.partition("/")[2]: path for path in shapes if path.startswith("params/")}
-    owners |= {path: path for path in shapes}
+    owners = {path: path for path in shapes}
+    if isinstance(weights, Mapping) and "params" in weights:
+        inner = {path.partition("/")[2]: path for path in shapes}
+        inner |= {path.partition("/")[2]: path for path in shapes if path.startswith("params/")}
+        owners = inner | owners
     leaves = []
     for path, leaf in named_leaves(state):
         owner = _owner(path, owners)

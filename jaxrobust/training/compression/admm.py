@@ -34,8 +34,8 @@ class ADMM:
       largest_rho: It grows no further; None: without end.
       rescale: Whether the scaled dual is rescaled when rho grows (`pruning.admm.updated`).
       every: Steps between updates; None: one after each epoch. The source's algorithm has 1.
-      exclude: Path prefixes of kernels that stay whole and are not tied. None: "stem" and "head", where
-        there are such.
+      exclude: Path prefixes of kernels that stay whole and are not tied. None: what is called
+        "stem" and "head"; where nothing is, `fit` takes the first and the last kernel of the program.
       guard: As `Compression`.
 
     Raises:

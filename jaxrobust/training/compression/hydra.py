@@ -38,8 +38,9 @@ class Hydra:
     Attributes:
       constraint: Which sets of weights may stay.
       kept: As `Compression`.
-      exclude: Path prefixes of kernels that stay whole, and frozen. None: "stem" and "head", where
-        there are such. (The official code prunes all of them.)
+      exclude: Path prefixes of kernels that stay whole, and frozen. None: what is called "stem"
+        and "head"; where nothing is, `fit` takes the first and the last kernel of the program.
+        (The official code prunes all of them.)
       guard: As `Compression`.
 
     Raises:

@@ -39,7 +39,8 @@ class RigL:
       until: The share of all steps after which nothing moves any more, in (0, 1].
       initial: "random", or "magnitude": the largest weights, of a network that is trained.
       every: Steps between updates, the paper's 100; None: one after each epoch.
-      exclude: Path prefixes of kernels that stay whole. None: "stem" and "head", where there are such.
+      exclude: Path prefixes of kernels that stay whole. None: what is called "stem" and "head";
+        where nothing is, `fit` takes the first and the last kernel of the program.
       guard: As `Compression`.
 
     Raises:

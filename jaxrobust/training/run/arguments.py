@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -279,6 +280,13 @@ def _initial_variables(key: Array, image: Array, *, model: Itself) -> PyTree:
 
 def _given_variables(model: Any, variables: Any) -> PyTree | None:
     """What a run starts from; None where the model makes its own."""
+    if variables is not None and not (
+        isinstance(variables, Mapping) or nnx_modules.is_nnx(variables)
+    ):
+        raise TypeError(
+            '`variables` must be {"params": ..., "batch_stats": ...}, an nnx module or its state, got '
+            f"{type(variables).__name__}."
+        )
     if not nnx_modules.is_nnx(model):
         return None if variables is None else plain(variables)
     own = plain(model)
@@ -304,7 +312,8 @@ def _given_variables(model: Any, variables: Any) -> PyTree | None:
 def _given_masks(masks: Any) -> Masks | None:
     if masks is None:
         return None
-    return plain(masks)["params"] if nnx_modules.is_nnx(masks) else plain(masks)
+    found = plain(masks)
+    return found["params"] if nnx_modules.is_nnx(masks) or set(found) == {"params"} else found
 
 
 def _by_path(tree: PyTree) -> dict[str, Any]:

@@ -25,12 +25,10 @@ from jaxrobust.types import Array, Masks, PyTree, as_key
 
 
 def of_model(network: Network, variables: PyTree, image_shape: tuple[int, ...]) -> str:
-    """Of a network in training mode; of an nnx module or a pair of functions in both modes."""
+    """Of a network in both modes."""
 
     def forward(variables: PyTree, images: Array, key: Array) -> Any:
         in_training = network.apply(variables, images, True, {"dropout": key})
-        if hasattr(network.model, "init"):
-            return in_training
         return in_training, network.logits(variables, images)
 
     return fingerprint.program(forward, variables, _images(2, image_shape), _key())
