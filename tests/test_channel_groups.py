@@ -446,6 +446,14 @@ def test_branches_that_are_stacked_and_weights_that_are_shared():
     pruning.check_shrinking(function, weights, groups, IMAGES)
 
 
+def test_channels_that_are_repeated():
+    function, weights = two_layers(lambda y, _: jnp.tile(y, (1, 2)), (3, 6, 5))
+    weights["b"]["kernel"] = jnp.tile(weights["b"]["kernel"], (2, 1))
+    groups = pruning.channel_groups(function, weights, IMAGES)
+    assert groups.sizes == {"a": 6}
+    pruning.check_shrinking(function, weights, groups, IMAGES)
+
+
 def test_all_collections_but_statistics_are_masked_and_no_other_networks_are_shrunk():
     def function(weights, x):
         y = jax.nn.relu(x.mean((1, 2)) @ weights["params"]["a"])

@@ -5,7 +5,6 @@ up, multiplied or read together is tied, so that residual sums, concatenations, 
 convolutions, flattens and heads of attention need no specification.
 """
 
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -59,7 +58,8 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
       kernels: In the order in which the program uses them.
       shapes: Of all weights, by path.
       refused: Why an axis of a kernel has no channels that can be pruned, by (path, axis).
-      again: Smaller weights -> the groups of the same function with them.
+      function: That was read: (weights, images) -> logits.
+      images: Shape and type of those that it was read with.
     """
 
     def __init__(
@@ -68,9 +68,10 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
         kernels: Sequence[Kernel],
         shapes: Mapping[str, tuple[int, ...]],
         refused: Mapping[tuple[str, int], str],
-        again: "Callable[[PyTree], ChannelGroups]",
+        function: Callable[[PyTree, Any], Any],
+        images: jax.ShapeDtypeStruct,
     ) -> None:
-        self.again = again
+        self.function, self.images = function, images
         self._groups, self.kernels = dict(groups), tuple(kernels)
         self.shapes, self.refused = dict(shapes), dict(refused)
 
@@ -168,8 +169,7 @@ def channel_groups(
     used = [variable in steps.uses for variable in steps.inputs[: len(given)]]
     names = named_leaves(weights)
     paths = [names[place][0] for place in places]
-    again = functools.partial(channel_groups, function, example=image)
-    return _Found(units, paths, labels, used).groups(again)
+    return _Found(units, paths, labels, used).groups(function, image)
 
 
 def _tie_shared(
@@ -246,7 +246,9 @@ class _Found:
         axes = {(leaf, axis) for leaf, roles in self.roles.items() for axis in roles[role]}
         return {number for number, axis in enumerate(self.axes) if axis in axes}
 
-    def groups(self, again: Callable[[PyTree], ChannelGroups]) -> ChannelGroups:
+    def groups(
+        self, function: Callable[[PyTree, Any], Any], images: jax.ShapeDtypeStruct
+    ) -> ChannelGroups:
         """Units that are on the same axes, as often on each, are a group."""
         read, made = self._numbers(0), self._numbers(1)
         use = {leaf: place for place, leaf in enumerate(self.roles)}
@@ -284,7 +286,8 @@ class _Found:
             for leaf, (inputs, outputs) in self.roles.items()
         ]
         shapes = dict(zip(self.paths, self.shapes, strict=True))
-        return ChannelGroups(named, kernels, shapes, self._reasons_of_axes(named), again)
+        refused = self._reasons_of_axes(named)
+        return ChannelGroups(named, kernels, shapes, refused, function, images)
 
     def _members(
         self, read: set[int], made: set[int]

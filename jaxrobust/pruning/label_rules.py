@@ -604,6 +604,21 @@ def _split(units: Units, equation: Any, operands: Sequence[Value]) -> list[Value
     return parts
 
 
+def _tile(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
+    """The same numbers again, with the same labels."""
+    value, shape = operands[0], equation.outvars[0].aval.shape
+    times = [whole // max(size, 1) for whole, size in zip(shape, value.shape, strict=True)]
+
+    def move(one: Along) -> Along:
+        reps = [many if axis in one.axes else 1 for axis, many in enumerate(times)]
+        return one._replace(array=np.tile(one.array, reps))
+
+    longer = _stretched(
+        value, [a if b == 1 else b for a, b in zip(shape, value.shape, strict=True)]
+    )
+    return longer.moved(shape, move)
+
+
 def _unstack(units: Units, equation: Any, operands: Sequence[Value]) -> list[Value]:
     """The rows along an axis of the code's, one by one."""
     value, axis = operands[0], equation.params["axis"]
@@ -703,6 +718,7 @@ RULES: dict[str, Rule] = {
     "slice": _slice,
     "squeeze": _squeeze,
     "stack": _stack,
+    "tile": _tile,
     "transpose": _transpose,
     **dict.fromkeys(("cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum"), _window),
     **dict.fromkeys(

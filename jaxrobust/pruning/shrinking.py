@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.pruning.channel_groups import ChannelGroups
+from jaxrobust.pruning.channel_groups import ChannelGroups, channel_groups
 from jaxrobust.pruning.masks import apply_masks, is_array, keep_all, named_leaves, with_leaves
 from jaxrobust.pruning.placing import Keep, On, check_keep, located, stays
 from jaxrobust.types import Masks, PyTree
@@ -97,8 +97,8 @@ def shrink(weights: PyTree, groups: ChannelGroups, keep: Keep, *, check: bool = 
       weights: What the groups were found for: variables, a module, any pytree.
       groups: Of `channel_groups`.
       keep: {group: indices of the channels kept}; groups that it does not name stay whole.
-      check: Whether the program of the smaller weights, where the function takes them, is read too
-        (unless a single channel of a group is left: `check_shrinking` computes). False: for code
+      check: Whether the program of the smaller weights, where the function takes them, is read too,
+        and where it looks different, compared on random images. False: for code
         whose numbers, of heads for example, you set afterwards.
 
     Returns:
@@ -124,18 +124,24 @@ def shrink(weights: PyTree, groups: ChannelGroups, keep: Keep, *, check: bool = 
         for path, leaf in named_leaves(weights)
     ]
     small = jax.tree.unflatten(jax.tree.structure(weights), leaves)
-    # With a single step left nothing tells a grouped convolution from a depthwise one, which is as right.
-    if check and all(len(one) > 1 for one in kept.values()):
-        _check_units(groups, small, kept)
+    entry = _read_otherwise(groups, small, kept) if check else None
+    if entry is not None and _differs(weights, small, groups, kept):
+        raise ValueError(
+            "`keep` does not fit the code, which takes the smaller weights and reads axis "
+            f"{entry[1]} of {entry[0]} otherwise: it holds a number of heads, groups or shares. Keep "
+            "as many channels of each share; or set that number in the code, and give check=False."
+        )
     return small
 
 
-def _check_units(groups: ChannelGroups, small: PyTree, kept: Mapping[str, np.ndarray]) -> None:
-    """Raises if the program of the smaller weights ties channels that are not one of those kept."""
+def _read_otherwise(
+    groups: ChannelGroups, small: PyTree, kept: Mapping[str, np.ndarray]
+) -> tuple[str, int] | None:
+    """An axis on which the program of the smaller weights has other channels than those kept."""
     try:
-        found = groups.again(small)
+        found = channel_groups(groups.function, small, groups.images)
     except Exception:  # the code holds widths: it does not take them, and is changed or built anew
-        return
+        return None
     where: dict[tuple[str, int], list[On]] = {}
     for name, group in groups.items():
         for place in group.places:
@@ -161,14 +167,24 @@ def _check_units(groups: ChannelGroups, small: PyTree, kept: Mapping[str, np.nda
                 for place in group.places
                 for index in place.indices[channel]
             )
-            for path, axis, index in unit:
-                if expected.get((path, axis, index), unit) != unit:
-                    raise ValueError(
-                        "`keep` does not fit the code, which takes the smaller weights and reads axis "
-                        f"{axis} of {path} otherwise: it holds a number of heads, groups or shares. "
-                        "Keep as many channels of each share; or set that number in the code, and give "
-                        "check=False."
-                    )
+            for entry in unit:
+                if expected.get(entry, unit) != unit:
+                    return entry[:2]
+    return None
+
+
+def _differs(
+    weights: PyTree, small: PyTree, groups: ChannelGroups, kept: Mapping[str, np.ndarray]
+) -> bool:
+    """Whether the smaller network computes something else than the masked one, if that can be told."""
+    shrunk = [name for name, one in kept.items() if len(one) < groups[name].size]
+    if any(groups[name].coupled for name in shrunk):
+        return False
+    images = np.random.default_rng(0).uniform(size=groups.images.shape)
+    images = jnp.asarray(images, groups.images.dtype)
+    masked = groups.function(apply_masks(weights, filter_masks(weights, groups, kept)), images)
+    difference = jnp.abs(masked - groups.function(small, images)).max()
+    return not float(difference) <= 1e-3 * float(jnp.abs(masked).max())
 
 
 def check_shrinking(
