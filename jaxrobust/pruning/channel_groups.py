@@ -41,7 +41,7 @@ class ChannelGroup(NamedTuple):
       size: How many there are; of grouped convolutions steps of all groups, of attention heads.
       places: All axes that they are on.
       coupled: What is computed of all of them together, LayerNorm's mean for example, and so changes
-        when some go: masked they count as zeros, taken out they do not count. "" if there is none.
+        when some go: masked they still count, taken out they do not. "" if there is none.
     """
 
     size: int
