@@ -14,8 +14,9 @@ residual network the last sum behind its activation (see `layers`, which lists t
 [T, C] of a transformer are drawn where they stand in the image; `reshape` says where if that cannot be
 followed.
 
-All are enlarged bilinearly to the image and not negative. Only their shape is defined, not their
-scale: compare maps by rank or cosine, and draw each over its own maximum.
+All are enlarged bilinearly to the image, each position drawn where it stands, and not negative. Only
+their shape is defined, not their scale: compare maps by rank or cosine, and draw each over its own
+maximum.
 """
 
 from collections.abc import Callable
@@ -352,9 +353,9 @@ def _layer_cam(outputs: Array, gradient: Array) -> Array:
     return jnp.sum(jax.nn.relu(gradient) * outputs, axis=-1)
 
 
-def _drawn(heat: Array, images: Array) -> Array:
+def _drawn(heat: Array, images: Array, view: View) -> Array:
     """What is positive of [H', W'], enlarged to [H, W]."""
-    return jax.image.resize(jax.nn.relu(heat), images.shape[1:3], "bilinear")
+    return view.enlarged(jax.nn.relu(heat), images.shape[1:3])
 
 
 def _from_gradient(
@@ -371,7 +372,7 @@ def _from_gradient(
         outputs, rest = stop_behind(program, value, image[None])
         gradient = jax.grad(lambda instead: rest(instead)[0][0, label].astype(jnp.float32))(outputs)
         parts = (_as_map(part, view, reshape) for part in (outputs, gradient))
-        return _drawn(combine(*parts), images)
+        return _drawn(combine(*parts), images, view)
 
     return jax.vmap(one)(images, _predicted_if_none(program, images, labels))
 
@@ -389,7 +390,7 @@ def _eigen_cam(
         outputs = _as_map(stop_behind(program, value, image[None])[0], view, reshape)
         projection = _first_projection(outputs.reshape(-1, outputs.shape[-1]))
         signed = jnp.where(jnp.sum(projection) < 0, -projection, projection)
-        return _drawn(signed.reshape(outputs.shape[:2]), images)
+        return _drawn(signed.reshape(outputs.shape[:2]), images, view)
 
     return jax.vmap(one)(images)
 
@@ -420,13 +421,13 @@ def _score_cam(
         outputs = _as_map(stop_behind(program, value, image[None])[0], view, reshape)
 
         def score(channel: Array) -> Array:
-            mask = jax.image.resize(channel, image.shape[:2], "bilinear")
+            mask = view.enlarged(channel, image.shape[:2])
             low, high = jnp.min(mask), jnp.max(mask)
             mask = (mask - low) / jnp.where(high == low, 1.0, high - low)
             logits = program((image * mask[..., None])[None])
             return logits[0, label].astype(jnp.float32)
 
         weights = jax.nn.softmax(jax.lax.map(score, jnp.moveaxis(outputs, -1, 0)))
-        return _drawn(_product(outputs, weights), images)
+        return _drawn(_product(outputs, weights), images, view)
 
     return jax.vmap(one)(images, _predicted_if_none(program, images, labels))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrobust.attribution.positions import ELEMENTWISE, REDUCTIONS, flat, name_of
+from jaxrobust.attribution.positions import ELEMENTWISE, REDUCTIONS, carried, name_of
 from jaxrobust.programs.lines import Line, Lines, Value
 
 Masks = list[np.ndarray]  # for each axis of a value which of its entries are read
@@ -76,8 +76,16 @@ def read_entries(
     for output in lines.outputs:
         if isinstance(output, Value):
             add(output, [np.ones(size, bool) for size in shape(output)])
-    for line in reversed(flat(lines.lines)):
+    for line in reversed(_with_ends(lines.lines)):
         if not any(one in found for one in line.results):
+            continue
+        if line.within:
+            # A choice or a condition is read, and what goes from round to round may be read in any.
+            made = [one for ends in carried(line) for one in ends[1:]]
+            controls = line.operands if made else line.operands[:1]
+            for operand in (*controls, *made):
+                if isinstance(operand, Value):
+                    add(operand, [np.ones(size, bool) for size in shape(operand)])
             continue
         for place, operand in enumerate(line.operands):
             if isinstance(operand, Value) and operand in used:
@@ -90,6 +98,11 @@ def read_entries(
                     taken = _of_indices(indices[np.ix_(*masks)], everything)
                 add(operand, everything if taken is None else taken)
     return found
+
+
+def _with_ends(lines: Sequence[Line]) -> list[Line]:
+    """All lines, each operation with lines inside it behind them."""
+    return [one for line in lines for one in (*_with_ends(line.within), line)]
 
 
 def _taken(line: Line, place: int, every: Masks, masks: Masks, shape: Any) -> Masks | None:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrobust import compilation, programs
 from jaxrobust.attribution import cuts, positions
@@ -39,6 +40,8 @@ class Layer:
       view: How a map is read from it; None if it is none.
       reason: Why it is no map of one image; "" if it is.
       value: Which of the program's values it is.
+      is_learned: Whether it comes after a convolution or a matrix product with weights, not before
+        them all as an image's normalisation does.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Layer:
     view: View | None
     reason: str
     value: Value
+    is_learned: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +73,8 @@ class Layers:
         for layer in self.layers:
             shape = f"{layer.dtype}[{','.join(map(str, layer.shape))}]"
             seen = f"no: {layer.reason}" if layer.view is None else str(layer.view)
+            if layer.view is not None and not layer.is_learned:
+                seen += " (before all weights)"
             rows.append((layer.name, shape, seen + " (default)" * (layer.name == self.default)))
         widths = [max(len(row[column]) for row in rows) for column in range(2)]
         lines = [f"{name:{widths[0]}}  {shape:{widths[1]}}  {seen}" for name, shape, seen in rows]
@@ -114,11 +120,11 @@ def layers(function: LogitsFn, images: Any) -> Layers:
       head       float32[2]      no: its entries have no positions of their own
     """
     compilation.check_callable(function)
-    if not hasattr(images, "shape") or len(images.shape) != 4:
-        shown = images.shape if hasattr(images, "shape") else type(images).__name__
-        raise (ValueError if hasattr(images, "shape") else TypeError)(
-            f"`images` must be an array or a jax.ShapeDtypeStruct [B, H, W, C], got {shown}."
-        )
+    wanted = "`images` must be an array or a jax.ShapeDtypeStruct [B, H, W, C]"
+    if not hasattr(images, "shape"):
+        raise TypeError(f"{wanted}, got {type(images).__name__}.")
+    if len(images.shape) != 4:
+        raise ValueError(f"{wanted}, got {images.shape}.")
     return layers_of(function, program_of(function, images.shape[1:]))
 
 
@@ -174,8 +180,9 @@ def chosen(found: Layers, name: str | None, *, as_tokens: bool = False) -> Layer
         raise TypeError(f"`layer` must be the name of a layer or None, got {type(name).__name__}.")
     name = found.default if name is None else name
     if name is None:
-        described = "; ".join(f"{layer.name} {list(layer.shape)}: {layer.reason or 'a map'}"
-                              for layer in found)  # fmt: skip
+        described = "; ".join(
+            f"{layer.name} {list(layer.shape)}: {layer.reason or 'a map'}" for layer in found
+        )
         raise ValueError(
             "The network has no layer that is a map of one image, behind a convolution or a matrix "
             "product and read at more than one position, through which everything goes. Class "
@@ -193,6 +200,7 @@ def chosen(found: Layers, name: str | None, *, as_tokens: bool = False) -> Layer
     else:
         reason = f"puts out {list(layer.shape)}, which is no map of one image: {layer.reason}"
     fits = [one for one in found if _will_do(one, as_tokens)]
+    fits = [one for one in fits if one.is_learned] or fits
     named = [one for one in fits if ":" not in one.name or one.name == found.default] or fits
     described = ", ".join(f"{one.name} {list(one.shape)}" for one in named) or "there is none"
     raise ValueError(
@@ -216,20 +224,32 @@ class _Sources(NamedTuple):
 
 def _sources(lines: Lines) -> _Sources:
     used, arrays = {*lines.inputs}, {one: frozenset([at]) for at, one in enumerate(lines.arrays)}
+    nothing, carried = frozenset[int](), dict[Value, frozenset[int]]()
 
     def follow(line: Line) -> None:
-        for one in line.within:
-            follow(one)
+        again = True
+        while again:
+            for one in line.within:
+                follow(one)
+            # What a round makes, the next one takes.
+            again = False
+            for _, taken, made in positions.carried(line):
+                if not isinstance(made, Value) or taken in used:
+                    continue
+                before = carried.get(taken, nothing)
+                carried[taken] = before | arrays.get(made, nothing)
+                again = again or made in used or carried[taken] != before
+                used.update({taken} if made in used else ())
         operands = [one for one in (*line.operands, *line.arrays) if isinstance(one, Value)]
         if used.intersection(operands):
             used.update(line.results)
-        else:
-            of_all = frozenset[int]().union(*(arrays.get(one, frozenset()) for one in operands))
-            arrays.update(dict.fromkeys(line.results, of_all))
+            return
+        of_all = nothing.union(*(arrays.get(one, nothing) for one in operands))
+        arrays.update({result: of_all | carried.get(result, nothing) for result in line.results})
 
     for line in lines.lines:
         follow(line)
-    return _Sources(used, arrays)
+    return _Sources(used, {one: found for one, found in arrays.items() if one not in used})
 
 
 def _read(lines: Lines, paths: Sequence[str]) -> Layers:
@@ -240,6 +260,7 @@ def _read(lines: Lines, paths: Sequence[str]) -> Layers:
     weights = {one for one, indices in sources.arrays.items() if indices}
     follower = positions.Follower(lines, sources.used, weights)
     stand = follower.run()
+    learned = _learned(lines, sources)
     rows = []
     for name, value in _names(lines, places, sources, paths):
         shape = lines.shapes[value.number]
@@ -250,8 +271,20 @@ def _read(lines: Lines, paths: Sequence[str]) -> Layers:
             continue
         of_one = tuple(shape.shape[1:]) if shape.shape[:1] == (1,) else tuple(shape.shape)
         reason, seen = (view, None) if isinstance(view, str) else ("", view)
-        rows.append(Layer(name, of_one, str(shape.dtype), seen, reason, value))
+        rows.append(Layer(name, of_one, str(shape.dtype), seen, reason, value, value in learned))
     return Layers(tuple(rows), _default(lines, places, sources, rows, follower))
+
+
+def _learned(lines: Lines, sources: _Sources) -> set[Value]:
+    """The values that come after a convolution or a matrix product with weights."""
+    learned = set[Value]()
+    for line in positions.flat(lines.lines):
+        operands = {one for one in line.operands if isinstance(one, Value)}
+        named = positions.name_of(line) in ("conv_general_dilated", "dot_general")
+        known = named and all(sources.arrays.get(one, True) for one in operands)
+        if operands & learned or (known and operands & sources.used):
+            learned.update(line.results)
+    return learned
 
 
 def _default(
@@ -263,17 +296,11 @@ def _default(
 ) -> str | None:
     everything_through = cuts.cuts(lines, sources.used, places)
     entries = cuts.read_entries(lines, sources.used, follower.chosen)
-    learned = set[Value]()
-    for line in positions.flat(lines.lines):
-        operands = {one for one in line.operands if isinstance(one, Value)}
-        named = positions.name_of(line) in ("conv_general_dilated", "dot_general")
-        known = named and all(sources.arrays.get(one, True) for one in operands)
-        if operands & learned or (known and operands & sources.used):
-            learned.update(line.results)
     for layer in reversed(rows):
-        if layer.view is None or layer.value not in everything_through & learned:
+        if layer.view is None or not layer.is_learned or layer.value not in everything_through:
             continue
-        if layer.view.num_read(entries[layer.value]) > 1:
+        everything = [np.ones(size, bool) for size in lines.shapes[layer.value.number].shape]
+        if layer.view.num_read(entries.get(layer.value, everything)) > 1:
             return layer.name
     return None
 
@@ -282,13 +309,11 @@ def _names(
     lines: Lines, places: Sequence[int], sources: _Sources, paths: Sequence[str]
 ) -> list[tuple[str, Value]]:
     """Names of values, in the order in which they are made."""
-    scopes = _scopes(lines, places)
+    scopes = _scopes(lines, places, paths)
     parents = {scope[:end] for scope in scopes.values() for end in range(len(scope))}
     modules = _modules(lines, places, scopes)
-    own, order = (
-        dict[str, Value](),
-        {one: place for place in places for one in lines.lines[place].results},
-    )
+    own = dict[str, Value]()
+    order = {one: place for place in places for one in lines.lines[place].results}
     labels: dict[int, str] = {}
     for place in places:
         line, scope = lines.lines[place], scopes[place]
@@ -306,7 +331,9 @@ def _names(
     return sorted(found, key=lambda pair: (order[pair[1]], -pair[0].count("/")))
 
 
-def _scopes(lines: Lines, places: Sequence[int]) -> dict[int, tuple[str, ...]]:
+def _scopes(
+    lines: Lines, places: Sequence[int], paths: Sequence[str]
+) -> dict[int, tuple[str, ...]]:
     """The path of each line, without the class of the network that linen begins all paths with.
 
     A method of a linen module, "encoder.encode", stands for its module.
@@ -315,15 +342,23 @@ def _scopes(lines: Lines, places: Sequence[int]) -> dict[int, tuple[str, ...]]:
         place: tuple(lines.lines[place].names.split("/")) if lines.lines[place].names else ()
         for place in places
     }
+    known = {word for path in paths for word in path.split("/")}
     scoped = [words for words in split.values() if words]
-    if len({words[0].partition(".")[0] for words in scoped}) != 1 or max(map(len, scoped)) == 1:
+    if len({_module(words[0], known) for words in scoped}) != 1 or max(map(len, scoped)) == 1:
         return split
     for place, words in split.items():
-        modules = [word.partition(".")[0] for word in words]
+        modules = [_module(word, known) for word in words]
         pairs = zip(words[1:], modules[1:], modules, strict=False)
         # What a module calls of its own adds nothing to the path.
-        split[place] = tuple(one for word, one, last in pairs if "." not in word or one != last)
+        split[place] = tuple(one for word, one, last in pairs if word == one or one != last)
     return split
+
+
+def _module(word: str, known: set[str]) -> str:
+    """The module of "encoder.encode"; one that is called "layer1.0" has weights or a number."""
+    while word not in known and (parts := word.rpartition("."))[0] and parts[2].isidentifier():
+        word = parts[0]
+    return word
 
 
 def _modules(

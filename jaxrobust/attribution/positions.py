@@ -23,6 +23,7 @@ from jaxrobust.programs.lines import Line, Lines, Value
 
 Positions = tuple[np.ndarray, ...] | None
 _MOST = 3  # arrays of one value
+NEAR = 1e-3  # of a pixel
 
 # Entry by entry.
 ELEMENTWISE = {
@@ -44,6 +45,16 @@ REDUCTIONS = {
 }
 
 
+def carried(line: Line) -> list[tuple[Any, Value, Any]]:
+    """What goes from round to round of a loop: what it begins with, what a round takes and makes."""
+    equation = getattr(line.what, "equation", None)
+    if equation is None or equation.primitive.name not in ("scan", "while"):
+        return []
+    begun = {one.results[0]: one.operands[0] for one in line.within if one.what == "copied"}
+    ends = [one.operands for one in line.within if one.what == "joined"]
+    return [(begun[taken], taken, made) for taken, made in ends]
+
+
 def flat(lines: Sequence[Line]) -> list[Line]:
     """The lines, with those inside an operation in its place."""
     return [one for line in lines for one in flat(line.within) or [line]]
@@ -62,6 +73,7 @@ class Follower:
         self.lines, self.used, self.weights = lines, used, weights
         self.made_by = {one: line for line in flat(lines.lines) for one in line.results}
         self.found: dict[Value, Positions] = {}
+        self.numbers: dict[Value, np.ndarray | None] = {}
 
     def run(self) -> dict[Value, Positions]:
         """The positions of all values that depend on the images."""
@@ -69,7 +81,7 @@ class Follower:
         height, width = self.shape(images)[1:3]
         grid = np.arange(height)[:, None] + 1j * np.arange(width)
         self.found[images] = _tidy([grid[None, :, :, None]])
-        for line in flat(self.lines.lines):
+        for line in self.lines.lines:
             self.follow(line)
         return self.found
 
@@ -80,8 +92,14 @@ class Follower:
         return np.shape(operand)
 
     def follow(self, line: Line) -> None:
-        """One line."""
-        if not any(one in self.used for one in line.operands if isinstance(one, Value)):
+        """One line, or those inside it."""
+        if line.within:
+            self.follow_within(line)
+            return
+        if not any(self.is_used(one) for one in line.operands):
+            # What depends on the images by a choice or by earlier rounds alone.
+            for one in self.used.intersection(line.results):
+                self.found.setdefault(one, () if math.prod(self.shape(one)) == 1 else None)
             return
         known = [self.found[one] if self.is_used(one) else () for one in line.operands]
         rule = _rule_of(line)
@@ -90,6 +108,27 @@ class Follower:
             if rule is not None and None not in known:
                 result = rule(self, line, place, known)
             self.found[one] = result
+
+    def follow_within(self, line: Line) -> None:
+        """The lines inside an operation; of a loop until nothing changes from round to round."""
+        ends = [one for one in carried(line) if one[1] in self.used and not self.is_used(one[0])]
+        begun = [(one, last) for _, one, last in ends if self.is_used(last)]
+        self.found.update(dict.fromkeys((one for one, _ in begun), ()))
+        for round_ in range(_MOST + 2):
+            for inner in line.within:
+                self.follow(inner)
+            changed = [(one, last) for one, last in begun if not self.are_alike(one, last)]
+            for one, last in changed:
+                self.found[one] = self.found[last] if round_ < _MOST else None
+            if not changed:
+                break
+
+    def are_alike(self, one: Value, other: Any) -> bool:
+        """Whether two values have the same positions."""
+        first, second = (self.found[two] if self.is_used(two) else () for two in (one, other))
+        if first is None or second is None:
+            return first is None
+        return len(first) == len(second) and all(map(_equal, first, second))
 
     def is_used(self, operand: Any) -> bool:
         """Whether it depends on the images."""
@@ -101,13 +140,16 @@ class Follower:
             return np.asarray(operand)
         if operand in self.used or operand in self.weights or operand not in self.made_by:
             return None
-        line = self.made_by[operand]
-        operands = [self.number(one) for one in line.operands]
-        if isinstance(line.what, str) or line.within or any(one is None for one in operands):
-            return None
-        with jax.ensure_compile_time_eval():
-            results = derivatives.bind(line.what, operands)
-        return np.asarray(results[line.results.index(operand)])
+        if operand not in self.numbers:
+            self.numbers[operand] = None
+            line = self.made_by[operand]
+            operands = [self.number(one) for one in line.operands]
+            if isinstance(line.what, str) or line.within or any(one is None for one in operands):
+                return None
+            with jax.ensure_compile_time_eval():
+                results = derivatives.bind(line.what, operands)
+            self.numbers |= zip(line.results, map(np.asarray, results), strict=True)
+        return self.numbers[operand]
 
     def chosen(self, line: Line) -> np.ndarray | None:
         """Of entries that are chosen by indices their numbers in the operand; None if not known."""
@@ -220,21 +262,31 @@ _MOVES: Mapping[str, Callable[[np.ndarray, Mapping[str, Any], Any, Any], np.ndar
 
 def _concatenated(follower: Follower, line: Line, place: int, known: list[Any]) -> Positions:
     axis = line.what.params["dimension"]
-    if all(one.shape[axis] == 1 for arrays in known for one in arrays):
-        shapes = [follower.shape(value)[axis] for value in line.operands]
-        if max(shapes) > 1:
-            return _joined(known)  # channels beside channels
+    shapes = [follower.shape(value) for value in line.operands]
+    nowhere_changes = all(one.shape[axis] == 1 for arrays in known for one in arrays)
+    if nowhere_changes and max(shape[axis] for shape in shapes) > 1:
+        return _joined(known)  # channels beside channels
+    return _beside(known, shapes, axis)
+
+
+def _on_top(follower: Follower, line: Line, place: int, known: list[Any]) -> Positions:
+    axis = line.what.params["axis"] % len(follower.shape(line.results[0]))
+    shapes = [follower.shape(value) for value in line.operands]
+    wide = [tuple(np.expand_dims(one, axis) for one in arrays) for arrays in known]
+    return _beside(wide, [(*shape[:axis], 1, *shape[axis:]) for shape in shapes], axis)
+
+
+def _beside(known: Sequence[Any], shapes: Sequence[tuple[int, ...]], axis: int) -> Positions:
     if any(len(one) > 1 for one in known):
         return None
     arrays = [
-        one[0] if one else np.full((1,) * len(follower.shape(value)), np.nan + 0j)
-        for one, value in zip(known, line.operands, strict=True)
+        one[0] if one else np.full((1,) * len(shape), np.nan + 0j)
+        for one, shape in zip(known, shapes, strict=True)
     ]
-    sizes = [follower.shape(value)[axis] for value in line.operands]
     wide = np.broadcast_shapes(*(tuple(np.delete(one.shape, axis)) for one in arrays))
     laid = [
-        np.broadcast_to(one, (*wide[:axis], size, *wide[axis:]))
-        for one, size in zip(arrays, sizes, strict=True)
+        np.broadcast_to(one, (*wide[:axis], shape[axis], *wide[axis:]))
+        for one, shape in zip(arrays, shapes, strict=True)
     ]
     return _tidy([np.concatenate(laid, axis)])
 
@@ -305,7 +357,7 @@ def _product(follower: Follower, line: Line, place: int, known: list[Any]) -> Po
 def _resized(
     follower: Follower, line: Line, side: int, one: np.ndarray, frees: Sequence[Sequence[int]]
 ) -> np.ndarray | None:
-    """Rows of rows: a product with a matrix that depends on nothing, as in `jax.image.resize`."""
+    """Rows of rows: a product with a matrix that is known, as in `jax.image.resize`."""
     (contracted, batch), other = line.what.params["dimension_numbers"], line.operands[1 - side]
     if (
         not isinstance(other, Value)
@@ -319,13 +371,33 @@ def _resized(
         return None
     if other not in follower.made_by or {other} & (follower.weights | follower.used):
         return None
-    (new,) = frees[1 - side]
-    before, after = one.shape[axis], follower.shape(other)[new]
-    indices = (np.arange(after) + 0.5) * before / after - 0.5
-    moved = _at_indices(one, axis, indices)
-    if moved is None:
+    indices = _centroids(follower.number(other), contracted[1 - side][0])
+    if indices is None:
         return None
-    return np.moveaxis(moved, axis, 0 if side else -1)
+    moved = _at_indices(one, axis, indices)
+    return None if moved is None else np.moveaxis(moved, axis, 0 if side else -1)
+
+
+def _centroids(matrix: np.ndarray | None, axis: int) -> np.ndarray | None:
+    """From which entry on average each row of a matrix takes; None unless from a few neighbours.
+
+    A flip takes them from the other end, and what transforms all of them, as a DCT, from nowhere.
+    """
+    if matrix is None:
+        return None
+    weights = np.moveaxis(matrix, axis, -1).astype(np.float64)
+    total, size = weights.sum(-1), np.abs(weights).sum(-1)
+    if (size > 3 * np.abs(total)).any() or not size.all():
+        return None
+    entries = np.arange(weights.shape[-1])
+    centroids = (weights * entries).sum(-1) / total
+    apart = np.abs(entries - centroids[:, None])
+    step = max(1.0, len(entries) / len(centroids))
+    if ((np.abs(weights) * apart).sum(-1) > 2 * step * size).any():
+        return None
+    # At an edge a resize takes the last entry for those that would come behind it.
+    resized = (np.arange(len(centroids)) + 0.5) * len(entries) / len(centroids) - 0.5
+    return resized if np.abs(resized - centroids).max() <= step / 2 + NEAR else centroids
 
 
 def _convolved(follower: Follower, line: Line, place: int, known: list[Any]) -> Positions:
@@ -397,41 +469,67 @@ _RULES: Mapping[str, _Rule] = {
     "pad": _padded,
     "row": _row,
     "scatter": _updated,
+    "stack": _on_top,
     "stacked": _stacked,
 }
 
 
 def _at_centres(one: np.ndarray, axis: int, size: int, centres: np.ndarray) -> np.ndarray | None:
     """The positions of windows along an axis; None if they are at no equal steps there."""
-    if one.shape[axis] == 1 or (len(centres) == size and np.allclose(centres, np.arange(size))):
+    if one.shape[axis] == 1:
         return one
-    return _at_indices(one, axis, centres)
+    moved = _at_indices(one, axis, centres)
+    stay = len(centres) == size and np.allclose(centres, np.arange(size))
+    return one if moved is None and stay else moved
 
 
 def _at_indices(one: np.ndarray, axis: int, indices: np.ndarray) -> np.ndarray | None:
-    """The positions between entries, or beyond them; None unless they are equally far apart."""
+    """The positions between entries, or beyond them; None unless they are equally far apart.
+
+    Half a step more or less is taken for equal: a filter that is not the same for odd and even rows.
+
+    A border of entries that are seen in the middle too, as those of mirrored or repeated padding are,
+    stands where it would if the middle went on.
+    """
     rows = np.moveaxis(one, axis, 0)
     others = tuple(range(1, rows.ndim))
     present = np.flatnonzero(~np.isnan(rows).all(others))
     if len(present) < 2:
         return None
-    first, last = present[0], present[-1]
-    step = (rows[last] - rows[first]) / (last - first)
     count = np.arange(len(rows)).reshape(-1, *(1,) * (rows.ndim - 1))
-    expected = rows[first] + step * (count - first)
-    if not np.allclose(rows[present], expected[present], atol=_NEAR, equal_nan=True):
-        return None
     places = indices.reshape(-1, *(1,) * (rows.ndim - 1))
-    return np.moveaxis(rows[first] + step * (places - first), 0, axis)
+    middle = len(present) // 2
+    for first, last in ((present[0], present[-1]), (present[middle - 1], present[middle])):
+        step = (rows[last] - rows[first]) / (last - first)
+        expected = rows[first] + step * (count - first)
+        apart = np.abs(rows - expected)
+        nowhere = np.isnan(rows) & np.isnan(expected)
+        fits = (nowhere | (apart < np.abs(step) / 2 + NEAR)).all(others)[present]
+        if fits.all() or _is_border(rows, present[fits], present[~fits], present, step):
+            return np.moveaxis(rows[first] + step * (places - first), 0, axis)
+    return None
+
+
+def _is_border(
+    rows: np.ndarray, inside: np.ndarray, outside: np.ndarray, present: np.ndarray, step: np.ndarray
+) -> bool:
+    """Whether entries outside an even middle are copies of some of those inside it."""
+    if not (np.abs(step) > NEAR).any() or len(inside) < 2:
+        return False
+    between = (present >= inside[0]) & (present <= inside[-1])
+    copies = (any(_equal(rows[place], rows[other]) for other in inside) for place in outside)
+    return between.sum() == len(inside) and all(copies)
 
 
 def _even(one: np.ndarray) -> np.ndarray:
     """Entries that are repeated along an axis, as often each, share the room that they take."""
+    if not one.size:
+        return one
     for axis, size in enumerate(one.shape):
         rows = np.moveaxis(one, axis, 0)
         if size < 3 or not _equal(rows[0], rows[1]) or np.isnan(rows).any():
             continue
-        changes = np.flatnonzero(np.abs(np.diff(rows, axis=0)).reshape(size - 1, -1).max(1) > _NEAR)
+        changes = np.flatnonzero(np.abs(np.diff(rows, axis=0)).reshape(size - 1, -1).max(1) > NEAR)
         times = changes[0] + 1 if len(changes) else size
         if times < size and size % times == 0 and (np.diff(changes) == times).all():
             indices = (np.arange(size) + 0.5) / times - 0.5
@@ -440,16 +538,13 @@ def _even(one: np.ndarray) -> np.ndarray:
     return one
 
 
-_NEAR = 1e-3  # of a pixel
-
-
 def _equal(one: np.ndarray, other: np.ndarray) -> bool:
-    return one.shape == other.shape and np.allclose(one, other, atol=_NEAR, equal_nan=True)
+    return one.shape == other.shape and np.allclose(one, other, atol=NEAR, equal_nan=True)
 
 
 def _mean(one: np.ndarray, axes: Sequence[int]) -> np.ndarray:
     """Over axes that stay, of the entries that stand somewhere."""
-    axes = tuple(axis for axis in axes if one.shape[axis] > 1)
+    axes = tuple(axis for axis in axes if one.shape[axis] != 1)
     if not axes:
         return one
     present = ~np.isnan(one)
@@ -465,7 +560,7 @@ def _tidy(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
         for axis, size in enumerate(one.shape):
             if size > 1:
                 first = one[(slice(None),) * axis + (slice(1),)]
-                if np.allclose(one, first, atol=_NEAR, equal_nan=True):
+                if np.allclose(one, first, atol=NEAR, equal_nan=True):
                     one = first
         if one.size > 1:
             found.append(one)

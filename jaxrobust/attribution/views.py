@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.attribution.positions import Positions
+from jaxrobust.attribution.positions import NEAR, Positions
 from jaxrobust.types import Array
-
-_NEAR = 1e-3  # of a pixel
 
 
 class View(NamedTuple):
@@ -19,11 +18,15 @@ class View(NamedTuple):
       axes: Rows, columns and channels, or tokens and channels; all other axes are of length 1.
       first: How many tokens stand before the grid.
       size: Rows and columns.
+      rows: At which rows of the image they stand; None if they cover all of it evenly.
+      columns: Likewise.
     """
 
     axes: tuple[int, ...]
     first: int
     size: tuple[int, int]
+    rows: tuple[float, ...] | None = None
+    columns: tuple[float, ...] | None = None
 
     def __str__(self) -> str:
         return f"{self.size[0]} x {self.size[1]}"
@@ -41,6 +44,29 @@ class View(NamedTuple):
             return laid
         height, width = self.size
         return laid[self.first : self.first + height * width].reshape(height, width, -1)
+
+    def enlarged(self, heat: Array, size: tuple[int, ...]) -> Array:
+        """[H', W'] drawn over an image [H, W], bilinearly, each entry where it stands.
+
+        A layer that covers the image evenly is resized with half-pixel centres, as everywhere. Strided
+        convolutions look at most half a step to one side of them. Of a layer that leaves some of the
+        image out or sees more than it, as behind a crop, each pixel has what stands next to it.
+        """
+        given = zip((self.rows, self.columns), size, strict=True)
+        places = [None if one is None or _is_even(one, pixels) else one for one, pixels in given]
+        if places == [None, None]:
+            return jax.image.resize(heat, size, "bilinear")
+        for axis, (one, pixels) in enumerate(zip(places, size, strict=True)):
+            if one is None:
+                wanted = (pixels, heat.shape[1]) if axis == 0 else (heat.shape[0], pixels)
+                heat = jax.image.resize(heat, wanted, "bilinear")
+                continue
+            between = np.interp(np.arange(pixels), one, np.arange(len(one)))
+            before = np.minimum(between.astype(int), len(one) - 2)
+            share = jnp.asarray(np.expand_dims(between - before, 1 - axis), heat.dtype)
+            low, high = (jnp.take(heat, before + more, axis) for more in range(2))
+            heat = low * (1 - share) + high * share
+        return heat
 
     def num_read(self, entries: Sequence[np.ndarray]) -> int:
         """Of how many positions something is read, if these entries are, axis by axis."""
@@ -86,7 +112,21 @@ def view_of(shape: Sequence[int], found: Positions) -> View | str:
         return "some of its entries stand nowhere, as padding does"
     if not (_in_order(one.real) and _in_order(one.imag)):
         return "its positions do not run in order"
-    return View((row, column, channels[0]), 0, (shape[row], shape[column]))
+    places = [np.moveaxis(one, axis, 0).reshape(shape[axis], -1)[:, 0] for axis in (row, column)]
+    size = (shape[row], shape[column])
+    return View((row, column, channels[0]), 0, size, *_numbers(places[0].real, places[1].imag))
+
+
+def _numbers(*parts: np.ndarray) -> list[tuple[float, ...]]:
+    """Static, so that views are compared by them."""
+    return [tuple(float(one) for one in np.round(part, 4)) for part in parts]
+
+
+def _is_even(places: Sequence[float], pixels: int) -> bool:
+    """Whether entries stand where those that share an image's rows do, up to half a step."""
+    step = pixels / len(places)
+    centres = (np.arange(len(places)) + 0.5) * step - 0.5
+    return len(places) == 1 or bool(np.abs(centres - places).max() <= step / 2 + NEAR)
 
 
 def _changing(part: np.ndarray) -> set[int]:
@@ -94,7 +134,7 @@ def _changing(part: np.ndarray) -> set[int]:
     return {
         axis
         for axis, size in enumerate(part.shape)
-        if size > 1 and not np.allclose(part, np.take(part, [0], axis), atol=_NEAR, equal_nan=True)
+        if size > 1 and not np.allclose(part, np.take(part, [0], axis), atol=NEAR, equal_nan=True)
     }
 
 
@@ -102,12 +142,13 @@ def _of_tokens(places: np.ndarray, axes: tuple[int, int]) -> View | str:
     """Of entries that stand in a grid, row by row, perhaps with others before and behind them."""
     present = np.flatnonzero(~np.isnan(places))
     grid = places[present[0] : present[-1] + 1]
-    width = int(np.argmax([*(np.abs(grid.real - grid.real[0]) > _NEAR), True]))
+    width = int(np.argmax([*(np.abs(grid.real - grid.real[0]) > NEAR), True]))
     if not np.isnan(grid).any() and len(grid) % width == 0 and len(grid) > 1:
         grid = grid.reshape(-1, width)
         apart = np.abs([grid.real - grid.real[:, :1], grid.imag - grid.imag[:1]])
-        if apart.max() < _NEAR and _in_order(grid.real) and _in_order(grid.imag):
-            return View(axes, int(present[0]), (len(grid), width))
+        if apart.max() < NEAR and _in_order(grid.real) and _in_order(grid.imag):
+            numbers = _numbers(grid.real[:, 0], grid.imag[0])
+            return View(axes, int(present[0]), (len(grid), width), *numbers)
     return "its tokens do not stand in a grid, row by row"
 
 

@@ -247,9 +247,14 @@ class _Writer:
         rows = [self.new(variable.aval) for variable in inputs]
         for one, whole in zip(rows, given[num_constants + num_carry :], strict=True):
             self.lines.append(Line("row", (whole,), (one,), (), names, calls, None))
-        arguments = [*given[: num_constants + num_carry], *rows]
+        # Values of their own: what a loop begins with is not what later rounds take.
+        variables = what.parts[body].inputs[num_constants : num_constants + num_carry]
+        rounds_take = [self.new(variable.aval) for variable in variables]
+        for one, begun in zip(rounds_take, carry, strict=True):
+            self.lines.append(Line("copied", (begun,), (one,), (), names, calls, None))
+        arguments = [*given[:num_constants], *rounds_take, *rows]
         results = self.run(what.parts[body], iter(parts[body]), arguments, names, calls)
-        rounds = [("joined", list(pair)) for pair in zip(carry, results[:num_carry], strict=True)]
+        rounds = [("joined", list(pair)) for pair in zip(rounds_take, results, strict=False)]
         return [*rounds, *(("stacked", [one]) for one in results[num_carry:])]
 
 
