@@ -196,8 +196,19 @@ def check_built(model: Any, built: Any, name: str) -> None:
             f"`build` {name!r} must return what `model` is, a {type(model).__name__}, got a "
             f"{type(built).__name__}."
         )
+    if isinstance(model, Classifier):
+        functions = [getattr(one.apply_fn, "__qualname__", None) for one in (model, built)]
+        if functions[0] != functions[1]:
+            raise ValueError(
+                f"`build` {name!r} must return a Classifier of {functions[0]}, got {functions[1]}."
+            )
     ours, theirs = contents_of(model), contents_of(built)
     filled(theirs, arrays_of(ours), name)
+    if _said(ours) != _said(theirs):
+        raise ValueError(
+            f"`build` {name!r} must return `model` but for its arrays: what they say besides, a stride "
+            "or a number of groups or heads for example, differs. Give `sizes=` to make them equal."
+        )
     numbers, others = _numbers_of(ours), _numbers_of(theirs)
     for path in sorted(numbers.keys() | others.keys(), key=str):
         if numbers.get(path) != others.get(path):
@@ -205,6 +216,14 @@ def check_built(model: Any, built: Any, name: str) -> None:
                 f"`build` {name!r} must return `model` but for its arrays, got {others.get(path)!r} at "
                 f"{words(path)} in the place of {numbers.get(path)!r}."
             )
+
+
+def _said(tree: Any) -> Any:
+    """What a pytree says besides its arrays, in evaluation mode; the tree itself stays as it is."""
+    leaves, structure = jax.tree.flatten(tree, is_leaf=is_quantized)
+    return jax.tree.structure(
+        evaluating(jax.tree.unflatten(structure, leaves)), is_leaf=is_quantized
+    )
 
 
 def _unlike(module: Any, built: Any) -> str | None:

@@ -299,6 +299,11 @@ def explained(function: Callable[..., Any], *arguments: Any) -> Any:
                 "statistics of BatchNorm. If the module is an argument of a function that `nnx.jit` "
                 "has compiled, pass the module itself instead; flax leaves it empty after this error."
             ) from error
+        if "No `deterministic` argument was provided" in str(error):  # flax' attention and dropout
+            raise ValueError(
+                "The network does not know whether it is trained: call `model.eval()` on an nnx module "
+                "first, or pass `deterministic=True`."
+            ) from error
         if isinstance(error, TypeError) and "not a valid JAX type" in str(error):
             raise TypeError(
                 f"`logits_fn` must return an array of logits [B, K]: {error}"

@@ -75,12 +75,15 @@ def weight_paths(
         if jnp.issubdtype(leaf.dtype, jnp.floating)
     ]
     # A layer keeps its own name where it is the only one.
-    start = len(_common([path[:-2] for path in [*found, *idle] if path is not None]))
+    # A Classifier's mean and deviation stand beside the network and say nothing of its names.
+    beside = (None, ("mean",), ("std",))
+    start = len(_common([path[:-2] for path in [*found, *idle] if path not in beside]))
     numbers = itertools.count()
     names = [
-        f"constant_{next(numbers)}" if path is None else "/".join(path[start:]) for path in found
+        f"constant_{next(numbers)}" if path is None else "/".join(path[start:] or path[-1:])
+        for path in found
     ]
-    return tuple(names), tuple("/".join(path[start:]) for path in idle)
+    return tuple(names), tuple("/".join(path[start:] or path[-1:]) for path in idle)
 
 
 Path = tuple[str, ...]

@@ -5,6 +5,7 @@ up, multiplied or read together is tied, so that residual sums, concatenations, 
 convolutions, flattens and heads of attention need no specification.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -123,6 +124,7 @@ def channel_groups(
 
     Raises:
       TypeError: The function cannot be called or traced.
+      ValueError: An nnx module in training mode.
 
     Example:
       >>> import jax.numpy as jnp
@@ -137,6 +139,7 @@ def channel_groups(
       not pruned: axis 1 of head/kernel: the logits
     """
     compilation.check_callable(function, "function")
+    _check_mode(weights)
     leaves, structure = jax.tree.flatten(weights)
     places = [place for place, leaf in enumerate(leaves) if is_array(leaf)]
     given = [jax.ShapeDtypeStruct(leaves[at].shape, leaves[at].dtype) for at in places]
@@ -170,6 +173,20 @@ def channel_groups(
     names = named_leaves(weights)
     paths = [names[place][0] for place in places]
     return _Found(units, paths, labels, used).groups(function, image)
+
+
+def _check_mode(weights: Any) -> None:
+    """Raises for an nnx module in training mode: dropout would hide channels, statistics tie images."""
+    nnx = sys.modules.get("flax.nnx")  # where it is not loaded, nothing is a module of it
+    if nnx is None or not isinstance(weights, nnx.Module):
+        return
+    for path, module in nnx.iter_modules(weights):
+        modes = [getattr(module, name, None) for name in ("use_running_average", "deterministic")]
+        if any(mode is False for mode in modes):
+            raise ValueError(
+                f"`weights` is a module in training mode, at {'/'.join(map(str, path)) or 'its root'}: "
+                "call `model.eval()` first."
+            )
 
 
 def _tie_shared(

@@ -167,7 +167,7 @@ def check_masks(params: PyTree, masks: Masks) -> None:
     """Raises unless the masks are boolean and of the structure and shapes of the parameters."""
     ours, theirs = dict(named_leaves(params)), dict(named_leaves(masks))
     structure: Any = jax.tree.structure(params)
-    if jax.tree.structure(masks) != structure:
+    if jax.tree.structure(masks) != structure and ours.keys() != theirs.keys():
         # None is no leaf, so a None among the masks is a missing one.
         missing, extra = sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())
         named = [
@@ -177,7 +177,7 @@ def check_masks(params: PyTree, masks: Masks) -> None:
         ]
         raise ValueError(
             "`masks` must have the structure of the parameters, with a boolean array for each: "
-            f"{' and '.join(named) or 'its containers are of other types'}."
+            f"{' and '.join(named)}."
         )
     for path, mask in theirs.items():
         if jnp.result_type(mask) != jnp.bool_:
@@ -187,6 +187,11 @@ def check_masks(params: PyTree, masks: Masks) -> None:
                 f"`masks` must have the shapes of the parameters, got {jnp.shape(mask)} for "
                 f"{_shape(ours[path])} at {path}."
             )
+    if jax.tree.structure(masks) != structure:
+        raise ValueError(
+            "`masks` must have the structure of the parameters; its containers, or what modules among "
+            "them say of themselves, are others."
+        )
 
 
 def check_sparsity(name: str, value: Any) -> float:

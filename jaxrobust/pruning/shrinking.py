@@ -4,6 +4,7 @@ The two compute the same: a removed channel is masked wherever it is made (kerne
 scale and bias of BatchNorm, which would otherwise revive it) and wherever it is read.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -140,7 +141,15 @@ def _read_otherwise(
     """An axis on which the program of the smaller weights has other channels than those kept."""
     try:
         found = channel_groups(groups.function, small, groups.images)
-    except Exception:  # the code holds widths: it does not take them, and is changed or built anew
+    except Exception as error:
+        # The code holds widths: linen modules are built anew, others are changed.
+        if not isinstance(small, Mapping):
+            warnings.warn(
+                "The function does not take the smaller weights, because its code or the attributes of "
+                f"its modules say the old widths: {str(error).splitlines()[0]} Set them, or keep those "
+                "groups whole by `exclude`.",
+                stacklevel=3,
+            )
         return None
     where: dict[tuple[str, int], list[On]] = {}
     for name, group in groups.items():
