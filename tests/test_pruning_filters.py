@@ -335,7 +335,8 @@ def test_groups_that_are_wrong_are_computed():
                 for place in group.places
             ]
             found[name] = group._replace(places=tuple(places))
-        return pruning.ChannelGroups(found, groups.kernels, groups.shapes, groups.refused)
+        known = groups.kernels, groups.shapes, groups.refused
+        return pruning.ChannelGroups(found, *known, groups.function, groups.images)
 
     rows = np.arange(48).reshape(4, 2, 6)
     pruning.check_shrinking(functional, variables, with_rows(rows), images)

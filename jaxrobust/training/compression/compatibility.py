@@ -5,7 +5,7 @@ import warnings
 import jax
 
 from jaxrobust.training.compression.budget_schedules import check_sequences
-from jaxrobust.training.compression.method import kept_at, prefixes
+from jaxrobust.training.compression.method import STEM_AND_CLASSIFIER, kept_at, prefixes
 from jaxrobust.training.step.attack_schedule import strength
 from jaxrobust.training.step.recipe import Recipe
 from jaxrobust.types import Array, PyTree, as_key
@@ -18,7 +18,7 @@ def check_compression(recipe: Recipe, params: PyTree) -> None:
       recipe: With a compression.
       params: Of the network, arrays or their shapes.
 
-    A network without kernels called stem or head is warned about where a method would spare these.
+    A network without kernels called stem, or head, is warned about where a method would spare these.
 
     Raises:
       ValueError: More budgets than epochs; a budget out of the constraint's reach; one that changes in
@@ -26,11 +26,13 @@ def check_compression(recipe: Recipe, params: PyTree) -> None:
     """
     compression, epochs = recipe.compression, range(recipe.num_epochs)
     assert compression is not None
-    if getattr(compression, "exclude", ()) is None and not prefixes(params, None):
+    spared = prefixes(params, None)
+    if getattr(compression, "exclude", ()) is None and len(spared) < 2:
+        missing = [name.strip("/") for name in STEM_AND_CLASSIFIER if name not in spared]
         warnings.warn(
-            "No kernel of the network is called stem or head, so the first and the last layer are "
-            "compressed like the others: name what shall stay whole in `exclude`, or give "
-            "exclude=() if that is meant.",
+            f"No kernel of the network is called {' or '.join(missing)}, so its layers are compressed "
+            "like the others: name what shall stay whole in `exclude`, or give exclude=() if that is "
+            "meant.",
             stacklevel=4,
         )
     kept = [kept_at(compression, epoch) for epoch in epochs]

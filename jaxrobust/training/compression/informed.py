@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxrobust import pruning
 from jaxrobust.pruning import Kernel
-from jaxrobust.training.compression.method import STEM_AND_CLASSIFIER, prefixes
+from jaxrobust.training.compression.method import prefixes
 from jaxrobust.training.step.network import Network
 from jaxrobust.types import PyTree
 
@@ -16,9 +16,9 @@ from jaxrobust.types import PyTree
 def informed(method: Any, network: Network, variables: PyTree, image_shape: tuple[int, ...]) -> Any:
     """The method, with the order and the axes of kernels, and with its stem and its classifier.
 
-    A constraint with `kernels` of its own keeps them, as does a method with an `exclude`. The stem is
-    what is called "stem", or else the first kernel that the program uses; the classifier is what is
-    called "head", or else the last one. Of two kernels or fewer only names count.
+    A constraint with `kernels` of its own keeps them, as does a method with an `exclude`. Where nothing
+    is called "stem" or "head", these are the first kernel that the program uses, and the last; of two
+    kernels or fewer none is.
 
     Args:
       method: A `Compression`.
@@ -36,10 +36,7 @@ def informed(method: Any, network: Network, variables: PyTree, image_shape: tupl
     constraint: Any = getattr(method, "constraint", None)
     if getattr(constraint, "kernels", ()) is None:
         changes["constraint"] = dataclasses.replace(constraint, kernels=(*named, *idle))
-    if getattr(method, "exclude", ()) is None and len(named) > 2:
-        known = prefixes(variables["params"], None)
-        ends = zip(STEM_AND_CLASSIFIER, (named[0].path, named[-1].path), strict=True)
-        exclude = tuple(name if name in known else path for name, path in ends)
-        if exclude != STEM_AND_CLASSIFIER:
-            changes["exclude"] = exclude
+    is_unnamed = getattr(method, "exclude", ()) is None and not prefixes(variables["params"], None)
+    if is_unnamed and len(named) > 2:
+        changes["exclude"] = (named[0].path, named[-1].path)
     return dataclasses.replace(method, **changes)
