@@ -86,7 +86,7 @@ def save(
             exported = jax.export.export(
                 jax.jit(lambda images: function(images)), platforms=tuple(platforms)
             )(images)
-        except (TypeError, jax.core.InconclusiveDimensionOperation) as error:
+        except (TypeError, jax.errors.InconclusiveDimensionOperation) as error:
             if isinstance(error, TypeError) and "_DimExpr" not in str(error):
                 raise
             raise ValueError(
