@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -96,7 +96,9 @@ def hold(folder: Path) -> None:
     _held[path] = file
 
 
-def claim(folder: Path, settings: Mapping[str, Any], *, in_use: bool) -> None:
+def claim(
+    folder: Path, settings: Mapping[str, Any], *, in_use: bool, ignored: Sequence[str] = ()
+) -> None:
     """Makes a folder the own of these settings, or recognises that it already is.
 
     What killed processes left half written in it is removed.
@@ -106,6 +108,7 @@ def claim(folder: Path, settings: Mapping[str, Any], *, in_use: bool) -> None:
       settings: JSON values: all that decides the run's result.
       in_use: Whether the folder holds anything that was computed. If not, it is free for any
         settings: a run that failed at its first step must not block the corrected one.
+      ignored: Names of settings that the folder's own may have and that decide nothing.
 
     Raises:
       ValueError: The folder belongs to other settings, or to unknown ones. What is in it stays as it
@@ -124,7 +127,8 @@ def claim(folder: Path, settings: Mapping[str, Any], *, in_use: bool) -> None:
         )
     # Through JSON, so that a tuple equals the list that it was saved as.
     current = json.loads(json.dumps(_finite(settings)))
-    changed = differences(json.loads(path.read_text(encoding="utf-8")), current)
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    changed = differences({k: v for k, v in saved.items() if k not in ignored}, current)
     if changed:
         raise ValueError(
             f"{folder} holds a run of other settings: {'; '.join(changed)}. "

@@ -38,7 +38,6 @@ NIGHTLY = (
     "test_queue.py::test_one_batch_and_the_queue_find_the_same",
     "test_queue.py::test_two_devices_give_the_verdicts_of_one",
     "test_queue.py::test_two_processes_give_the_verdicts_of_one",
-    "test_report_sections.py::test_the_records_are_folded_with_parts_and_capped",
     "test_robust_compression.py::test_masks_of_the_control_are_as_many_and_at_random",
     "test_robust_compression.py::test_quick_from_end_to_end_resumed_and_refused",
     "test_sports10_published.py::test_the_published_figures_come_out*",

@@ -224,3 +224,10 @@ def test_sizes_that_differ_ask_for_image_size(root):
     with pytest.raises(ValueError, match=message):
         load(root)
     assert load(root, image_size=6).image_shape == (6, 6, 3)
+
+
+def test_a_part_of_a_split_is_spread_over_it():
+    split = data.Split(np.zeros((5, 1, 1, 3), np.uint8), np.arange(5), tuple("abcde"))
+    part = split.spread(3)
+    assert part.labels.tolist() == [0, 2, 4] and part.files == ("a", "c", "e")
+    assert split.spread(None) is split and split.spread(7) is split

@@ -1,5 +1,6 @@
 """The script that evaluates anybody's classifier, and what it is made of."""
 
+import csv
 import dataclasses
 import json
 import os
@@ -16,10 +17,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import evaluate
+from experiments.evaluate import __main__ as evaluate
 from jaxrobust import data, evaluation, models, pruning, studies, training
 from jaxrobust.evaluation.classification import predictions
-from jaxrobust.studies import suite_run, suites
+from jaxrobust.reports import markdown
+from jaxrobust.studies import suite_run, suites, words
 from jaxrobust.types import Stochastic
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -141,7 +143,7 @@ def checked(monkeypatch):
     return calls
 
 
-def config(tmp_path, **changes):
+def settings_of(tmp_path, **changes):
     settings = {
         "model": "run",
         "data": "digits",
@@ -152,34 +154,89 @@ def config(tmp_path, **changes):
         "diagnostics": False,
         "results_dir": tmp_path,
     }
-    return evaluate.Config(**(settings | changes))
+    return evaluate.Settings(**(settings | changes))
 
 
-def result_of(tmp_path):
-    return json.loads((tmp_path / "evaluate" / "default" / "result.json").read_text())
+def result_of(tmp_path, run="default"):
+    return json.loads((tmp_path / "evaluate" / run / "result.json").read_text())
+
+
+def record_of(tmp_path, stage="suite", run="default"):
+    """What a stage kept."""
+    kept = (tmp_path / "evaluate" / run / "stages").glob("*.json")
+    (found,) = [one for one in map(json.loads, map(Path.read_text, kept)) if one["stage"] == stage]
+    return found["result"]
+
+
+def section_of(result, identifier, kind):
+    """The blocks of one kind below a heading; [] without it."""
+    found, inside = [], False
+    for block in result["blocks"]:
+        if block["kind"] == "heading":
+            inside = block["id"] == identifier
+        elif inside and block["kind"] == kind:
+            found.append(block)
+    return found
+
+
+def facts_of(tmp_path, measure, run="default", **keys):
+    """{(its other keys): (count, n)} of the shares with these keys."""
+    with (tmp_path / "evaluate" / run / "facts.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["measure"] == measure]
+    rows = [row for row in rows if all(row[name] == value for name, value in keys.items())]
+    others = ("after", "epsilon", "attacked")
+    return {
+        tuple(row.get(name, "") for name in others): (int(row["count"]), int(row["n"]))
+        for row in rows
+    }
 
 
 def test_a_run_of_ours_from_weights_to_report(place, tmp_path, checked, capsys, monkeypatch):
-    settings = config(tmp_path, diagnostics=True, save_images=True, curve=("0", "1/10"))
+    settings = settings_of(tmp_path, diagnostics=True, save_images=True, curve=("0", "1/10"))
     report = evaluate.main(settings).read_text()
     said = capsys.readouterr().out
-    result = result_of(tmp_path)
-    (suite,) = result["suites"]
-    assert checked == [(16, 0.1, "linf")] and suite["diagnostics"]["verdict"] == "gradient masking"
+    result, suite = result_of(tmp_path), record_of(tmp_path)
+    assert checked == [(16, 0.1, "linf")]
     assert [attack["name"] for attack in suite["attacks"]] == list(SUITE)
-    assert result["models"][0]["num_parameters"] == 3072 * 16 + 3 * 16 + 16 * 10 + 10
     left = suite["robust_accuracy"]["count"]
     assert left + sum(a["fooled"] for a in suite["attacks"]) == suite["clean_accuracy"]["count"]
     assert 0 < left < suite["clean_accuracy"]["count"]  # else the checks below say nothing
-    assert "do not trust the robust accuracy" in report and "do not trust" in said
-    assert "FAILED  unbounded attack  12 % stand." in said
-    assert f"no attack {100 * suite['clean_accuracy']['rate']:.0f} %" in " ".join(said.split())
-    clean, attacked = (point["robust_accuracy"] for point in result["curves"][0]["points"])
-    assert result["curves"][0]["label"] == "PGD, 2 steps alone, linf: an upper bound"
-    assert result["curves"][0]["suite"]["robust_accuracy"] == suite["robust_accuracy"]
-    assert "The single point of run is suite.json, linf 0.1." in report
-    assert clean == suite["clean_accuracy"] and attacked["count"] < clean["count"]
-    assert len(result["sections"][0]["blocks"][0]["rows"]) == 2
+    (notice,) = section_of(result, "suites", "notice")
+    (bars,) = section_of(result, "suites", "intervals")
+    table, checks = section_of(result, "suites", "table")
+    assert "do not trust the robust accuracy" in notice["text"] and notice["tone"] == "doubtful"
+    assert "do not trust the robust accuracy" in report
+    assert [row[3] for row in table["rows"]] == [
+        suite["clean_accuracy"],
+        *(attack["robust_accuracy"] for attack in suite["attacks"]),
+    ]
+    assert [group["name"] for group in bars["groups"]] == ["no attack", *SUITE]
+    assert checks["rows"][0][0] == "unbounded attack"
+    assert "do not trust" in said
+    words = " ".join(said.split())
+    assert "unbounded attack ✗ failed 12 % stand." in words
+    assert f"no attack – – {100 * suite['clean_accuracy']['rate']:.0f} %" in words
+    (model,) = section_of(result, "models", "table")
+    assert model["rows"][0][1] == 3072 * 16 + 3 * 16 + 16 * 10 + 10
+    (chart,) = section_of(result, "curves", "chart")
+    assert chart["title"] == "PGD, 2 steps alone, linf: an upper bound"
+    curve, point = chart["series"]
+    assert curve["y"][0] == suite["clean_accuracy"]["rate"] > curve["y"][1]
+    assert point["name"] == "run, suite.json, linf 0.1" and point["scatter"]
+    assert point["y"] == [suite["robust_accuracy"]["rate"]] and point["x"] == [EPSILON]
+    (pictures,) = section_of(result, "fooled", "pictures")
+    assert len(pictures["rows"]) == 2
+    assert pictures["rows"][0]["text"] in [f"fooled by {name}" for name in SUITE]
+    # What was measured is there for whoever goes on with it.
+    right = suite["clean_accuracy"]["count"]
+    found = facts_of(tmp_path, "robust accuracy", model="run", epsilon="")
+    first, second = SUITE
+    assert (
+        found[second, "", ""] == found["", "", ""] == (left, 16) and found[first, "", ""][0] < right
+    )
+    assert facts_of(tmp_path, "accuracy", model="run")["", "", "False"] == (right, 16)
+    at = facts_of(tmp_path, "robust accuracy", model="run", attack="PGD, 2 steps")
+    assert at["", "0.0", ""] == (right, 16)
 
     kept = np.load(tmp_path / "evaluate" / "default" / "adversarial" / "suite.npz")
     assert suite["fooled_by"] == kept["fooled_by"].tolist()
@@ -196,6 +253,26 @@ def test_a_run_of_ours_from_weights_to_report(place, tmp_path, checked, capsys, 
     assert {**again, "timings": 0} == {**result, "timings": 0} and len(checked) == 1
 
 
+def test_a_run_of_an_earlier_release_is_drawn_without_attacking(tmp_path, checked, monkeypatch):
+    """Its settings are recognised, and its records read by the names that they had."""
+    settings = settings_of(tmp_path, suite="fgsm", diagnostics=True, curve=("1/20", "1/10"))
+    evaluate.main(settings)
+    first, folder = result_of(tmp_path), tmp_path / "evaluate" / "default"
+    suite = {"type": "jaxrobust.attacks.projected_gradient.FGSM", "epsilon": 0.1}
+    suite |= {"norm": "linf", "targeted": False}
+    before = {"model": "run", "data": "digits", "suite": {"FGSM": suite}, "epsilon": "1/10"}
+    before |= {"norm": "linf", "num_images": 16, "search_type": "float32", "weights": "last"}
+    before |= {"data_dir": None, "image_size": None, "seed": 0, "quick": False}
+    assert json.loads((folder / "settings.json").read_text()) == before
+    stages = {json.loads(path.read_text())["stage"]: path for path in folder.glob("stages/*.json")}
+    curve = "curve over epsilon at 1/20, 1/10"
+    assert stages.keys() == {"suite", "2 adversarial images", "sanity checks", curve}
+    stages["2 adversarial images"].unlink()  # it kept a grid of pictures, under another name
+    monkeypatch.setattr(evaluation.queue.lanes, "compiled_advance", None)
+    evaluate.main(settings)
+    assert result_of(tmp_path)["blocks"] == first["blocks"] and len(checked) == 1
+
+
 def test_a_killed_run_goes_on_and_refuses_other_settings(tmp_path, monkeypatch, capsys):
     tell, told = suite_run._Clock.__call__, []
 
@@ -207,7 +284,7 @@ def test_a_killed_run_goes_on_and_refuses_other_settings(tmp_path, monkeypatch, 
 
     monkeypatch.setattr(suite_run._Clock, "__call__", killed)
     with pytest.raises(KeyboardInterrupt):
-        evaluate.main(config(tmp_path / "parts"))
+        evaluate.main(settings_of(tmp_path / "parts"))
     assert told[-1][0] == "noise"  # with lanes under way
     assert "noise: interrupted after " in capsys.readouterr().err
     folder = tmp_path / "parts" / "evaluate" / "default"
@@ -218,13 +295,13 @@ def test_a_killed_run_goes_on_and_refuses_other_settings(tmp_path, monkeypatch, 
     monkeypatch.setattr(suite_run._Clock, "__call__", tell)
     spent = json.loads((folder / "suite" / "seconds.json").read_text())
     with pytest.raises(ValueError, match="epsilon was 1/10, is now 1/5"):
-        evaluate.main(config(tmp_path / "parts", epsilon="1/5", suite="pgd"))
+        evaluate.main(settings_of(tmp_path / "parts", epsilon="1/5", suite="pgd"))
     with pytest.raises(ValueError, match="weights was last, is now best"):
-        evaluate.main(config(tmp_path / "parts", weights="best"))
+        evaluate.main(settings_of(tmp_path / "parts", weights="best"))
 
-    evaluate.main(config(tmp_path / "parts"))
-    evaluate.main(config(tmp_path / "whole"))
-    (parts,), (whole,) = (result_of(tmp_path / name)["suites"] for name in ("parts", "whole"))
+    evaluate.main(settings_of(tmp_path / "parts"))
+    evaluate.main(settings_of(tmp_path / "whole"))
+    parts, whole = (record_of(tmp_path / name) for name in ("parts", "whole"))
     assert parts["attacks"][0]["seconds"] >= round(spent["PGD, 2 steps"], 3) > 0
     for suite in (parts, whole):
         for attack in suite["attacks"]:
@@ -243,8 +320,10 @@ def test_the_command_line_evaluates_a_python_function(place, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "FGSM" in done.stdout and "No sanity checks were made." in done.stdout
     result = result_of(tmp_path)
-    assert result["data"]["num_train"] is None and result["models"][0]["num_parameters"] is None
-    assert result["suites"][0]["robust_accuracy"]["count"] < 12
+    assert result["data"]["num_train"] is None
+    titles = [column["title"] for column in section_of(result, "models", "table")[0]["columns"]]
+    assert "Accuracy" in titles and "Parameters" not in titles  # a function does not show them
+    assert record_of(tmp_path)["robust_accuracy"]["count"] < 12
 
     refused = subprocess.run(
         [*command, "my_models:nan"], env=environment, capture_output=True, text=True
@@ -255,7 +334,7 @@ def test_the_command_line_evaluates_a_python_function(place, tmp_path):
 
 @pytest.mark.parametrize("model", ["run", "my_models:good", "my_models:noisy"])
 def test_a_description_attacks_nothing(model, place, tmp_path, capsys):
-    assert evaluate.main(config(tmp_path, model=model, describe=True)) is None
+    assert evaluate.main(settings_of(tmp_path, model=model, describe=True)) is None
     said = capsys.readouterr().out
     assert "FLOPs" in said and "total" in said
     assert not list(tmp_path.iterdir())
@@ -305,7 +384,7 @@ def test_a_description_attacks_nothing(model, place, tmp_path, capsys):
 def test_wrong_input_is_named_before_anything_is_attacked(changes, message, tmp_path):
     settings = {"model": "my_models:good", "data": "images.npz"} | changes
     with pytest.raises((ValueError, TypeError, OSError), match=message) as caught:
-        evaluate.main(config(tmp_path, **settings))
+        evaluate.main(settings_of(tmp_path, **settings))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "evaluate").exists()
 
@@ -338,15 +417,15 @@ def test_classes_are_called_as_the_saved_model_says_where_the_data_do_not(place,
     digits = place.digits.test
     np.savez(tmp_path / "digits.npz", images=digits.images[:20], labels=digits.labels[:20])
     settings = {"suite": "fgsm", "data": str(tmp_path / "digits.npz"), "model": "sparse.jrw"}
-    evaluate.main(config(tmp_path, **settings))
+    evaluate.main(settings_of(tmp_path, **settings))
     result = result_of(tmp_path)
     assert result["data"]["class_names"] == [f"digit {k}" for k in range(10)]
     # Names of the data come first, and a model without names changes nothing.
-    evaluate.main(config(tmp_path, **settings | {"data": "digits", "run": "named"}))
-    named = json.loads((tmp_path / "evaluate" / "named" / "result.json").read_text())
+    evaluate.main(settings_of(tmp_path, **settings | {"data": "digits", "run": "named"}))
+    named = result_of(tmp_path, "named")
     assert named["data"]["class_names"] == list(place.digits.class_names)
-    evaluate.main(config(tmp_path, **settings | {"model": "dense.jrw", "run": "numbers"}))
-    numbers = json.loads((tmp_path / "evaluate" / "numbers" / "result.json").read_text())
+    evaluate.main(settings_of(tmp_path, **settings | {"model": "dense.jrw", "run": "numbers"}))
+    numbers = result_of(tmp_path, "numbers")
     assert numbers["data"]["class_names"] == [str(k) for k in range(10)]
 
 
@@ -366,13 +445,15 @@ def test_a_saved_nnx_module_is_evaluated_from_the_command_line(tmp_path, monkeyp
         command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    (entry,) = result_of(tmp_path)["models"]
-    assert entry["name"] == "net.jrw"
-    assert entry["num_parameters"] >= 3 * 9 * 6 + 6 + 4 * 6 + 6 * 10 + 10
+    ((name, num_parameters, accuracy, *_),) = section_of(result_of(tmp_path), "models", "table")[0][
+        "rows"
+    ]
+    assert name == "net.jrw"
+    assert num_parameters >= 3 * 9 * 6 + 6 + 4 * 6 + 6 * 10 + 10
     model.eval()
     right = predictions(evaluation.logits(model, studies.load_examples("digits", 20).images))
     labels = studies.load_examples("digits", 20).labels
-    assert entry["evaluation"]["accuracy"]["count"] == int((right == labels).sum())
+    assert accuracy["count"] == int((right == labels).sum())
 
 
 def test_moving_averages_are_what_a_run_is_evaluated_by(tmp_path, place):
@@ -465,7 +546,7 @@ def test_other_weights_under_the_same_name_are_another_run(place):
 def test_an_edited_function_with_the_same_predictions_is_another_run(tmp_path, monkeypatch):
     """Of a plain function its traced program and its answers are seen."""
     settings = {"data": "images.npz", "suite": "fgsm"}
-    evaluate.main(config(tmp_path, model="my_models:good", **settings))
+    evaluate.main(settings_of(tmp_path, model="my_models:good", **settings))
     import my_models
 
     images = np.load("images.npz")["images"]
@@ -476,18 +557,18 @@ def test_an_edited_function_with_the_same_predictions_is_another_run(tmp_path, m
     with pytest.raises(
         ValueError, match="answers of the model, .*program.* differ. .*--run NAME"
     ) as caught:
-        evaluate.main(config(tmp_path, model="my_models:good", **settings))
+        evaluate.main(settings_of(tmp_path, model="my_models:good", **settings))
     assert "sha" not in str(caught.value).lower()
     # Its answers may be the same: another backward pass makes it another program.
     monkeypatch.setattr(my_models, "good", lambda: lambda x: _bright(1.0 * x + 0.0 * x))
     with pytest.raises(ValueError, match="other inputs: program differ"):
-        evaluate.main(config(tmp_path, model="my_models:good", **settings))
+        evaluate.main(settings_of(tmp_path, model="my_models:good", **settings))
     monkeypatch.setattr(my_models, "good", original)
-    evaluate.main(config(tmp_path, model="my_models:good", **settings))
+    evaluate.main(settings_of(tmp_path, model="my_models:good", **settings))
     np.savez("images2.npz", images=images[::-1], labels=np.load("images.npz")["labels"])
     with pytest.raises(ValueError, match="answers of the model, images differ"):
         evaluate.main(
-            config(tmp_path, model="my_models:good", **settings | {"data": "images2.npz"})
+            settings_of(tmp_path, model="my_models:good", **settings | {"data": "images2.npz"})
         )
 
 
@@ -497,35 +578,67 @@ def _bright(images):
 
 def test_what_changes_no_verdict_may_be_asked_for_later(tmp_path, checked, monkeypatch):
     settings = {"model": "my_models:good", "data": "images.npz", "suite": "fgsm", "epsilon": "1/5"}
-    evaluate.main(config(tmp_path, **settings))
-    first = result_of(tmp_path)
+    evaluate.main(settings_of(tmp_path, **settings))
+    assert "No sanity checks were made." in result_of(tmp_path)["summary"]
+    first = record_of(tmp_path)
     searched = []
     monkeypatch.setattr(evaluation.queue.lanes, "compiled_advance", searched.append)
     more = {"save_images": True, "num_shown": 1, "num_lanes": 8, "diagnostics": True}
-    evaluate.main(config(tmp_path, **settings, **more))
+    evaluate.main(settings_of(tmp_path, **settings, **more))
     again = result_of(tmp_path)
     assert not searched and len(checked) == 1
-    assert len(again["sections"][0]["blocks"][0]["rows"]) == 1
-    del again["suites"][0]["diagnostics"]
-    assert again["suites"] == first["suites"]
+    assert len(section_of(again, "fooled", "pictures")[0]["rows"]) == 1
+    assert record_of(tmp_path) == first
     kept = np.load(tmp_path / "evaluate" / "default" / "adversarial" / "suite.npz")
-    assert kept["fooled_by"].tolist() == first["suites"][0]["fooled_by"]
+    assert kept["fooled_by"].tolist() == first["fooled_by"]
+
+
+def test_images_of_two_channels_are_attacked_and_not_shown(tmp_path):
+    with np.load("images.npz") as archive:
+        np.savez("two.npz", images=archive["images"][..., :2], labels=archive["labels"])
+    settings = {"model": "my_models:good", "data": "two.npz", "suite": "fgsm", "epsilon": "1/5"}
+    evaluate.main(settings_of(tmp_path, **settings))
+    assert record_of(tmp_path)["attacks"][0]["fooled"] > 0
+    assert not section_of(result_of(tmp_path), "fooled", "pictures")
 
 
 def test_quick_has_fewer_images_and_steps(tmp_path):
-    settings = {"suite": "steps.json", "num_images": 50}
+    settings = {"suite": "steps.json", "num_images": evaluate.PRESETS["quick"]["num_images"]}
     Path("steps.json").write_text(
         json.dumps(
             {"short": {"name": "PGD", "num_steps": 2}, "long": {"name": "PGD", "num_steps": 40}}
         )
     )
-    evaluate.main(config(tmp_path, quick=True, **settings))
-    (suite,) = result_of(tmp_path)["suites"]
+    evaluate.main(settings_of(tmp_path, quick=True, **settings))
+    suite = record_of(tmp_path)
     assert len(suite["labels"]) == 20 and suite["label"].endswith(", shortened")
     assert [attack["parameters"]["num_steps"] for attack in suite["attacks"]] == [2, 20]
-    evaluate.main(config(tmp_path, quick=True, run="whole", suite="suite.json"))
-    whole = json.loads((tmp_path / "evaluate" / "whole" / "result.json").read_text())
-    assert "shortened" not in whole["suites"][0]["label"]  # nothing was cut
+    evaluate.main(settings_of(tmp_path, quick=True, run="whole", suite="suite.json"))
+    assert "shortened" not in record_of(tmp_path, run="whole")["label"]  # nothing was cut
+
+
+@pytest.mark.parametrize(
+    ("suite", "random", "warned"),
+    [("rand", False, True), ("rand", True, False), ("fgsm", True, False)],
+)
+def test_what_is_doubtful_is_said(suite, random, warned, tmp_path):
+    """The suite rand on a classifier that does not answer at random; warnings; NaN in answers."""
+    facts = studies.Facts()
+    right, robust = evaluation.rate(3, 4), evaluation.rate(1, 4)
+    facts.add_rate("accuracy", {"model": "m"}, right, attacked=False)
+    facts.add_rate("robust accuracy", {"model": "m"}, robust)
+    template = Path(evaluate.__file__).with_name("report.md.j2")
+    shown = template.read_text().split("## Key figures")[0]
+    (tmp_path / "summary.md.j2").write_text(shown)
+    found = {"label": "rand, linf 0.1", "saw_nan": 1, "warnings": ["Probabilities *for* logits."]}
+    names = {"model": {"name": "m"}, "suite": found, "checked": None, "answers_at_random": random}
+    settings = settings_of(tmp_path, suite=suite)
+    summary, _ = words.render(tmp_path / "summary.md.j2", facts, names | {"settings": settings})
+    text = "\n".join(map(markdown.plain, summary))
+    assert ("The suite rand is meant for classifiers that answer at random" in text) == warned
+    assert "Warning: Probabilities *for* logits." in text
+    assert "1 image met NaN in an answer of the model." in text
+    assert "m has 75.0\N{NO-BREAK SPACE}% (30.1 to 95.4, n\N{NO-BREAK SPACE}=" in text
 
 
 def test_a_folder_needs_no_train_split(tmp_path):

@@ -277,7 +277,7 @@ def test_arrays_survive_json(dtype):
     from jaxrobust import reports
 
     array = (np.arange(24).reshape(2, 3, 4)[:, ::-1] * 3).astype(dtype)
-    again = reports.decode_array(json.loads(json.dumps(studies.encode_array(array))))
+    again = reports.decode_array(json.loads(json.dumps(reports.encode_array(array))))
     np.testing.assert_array_equal(again, array)
     assert again.dtype == dtype
 

@@ -1,67 +1,104 @@
 """Source 003's numbers: as printed, whole, and what they cannot be."""
 
+import collections
+
 import numpy as np
+import pytest
 
-from experiments.pruned_benchmark import (
-    networks,
-    published,
-    published_transfer,
-    verdicts,
+from experiments.pruned_benchmark import __main__ as pruned
+from experiments.pruned_benchmark import comparisons
+from jaxrobust.studies import ANY, Facts
+from jaxrobust.studies.comparison import without
+
+CRITERIA = ("l1", "l2", "geometric_median")
+ATTACKS = ("CW", "DF", "FGSM", "BiM", "PGD", "APGD", "UP")
+
+
+@pytest.fixture(scope="module")
+def source():
+    """All that published.csv holds, the number of the table and doubts aside."""
+    facts = Facts()
+    for fact in Facts().read(pruned.PUBLISHED):
+        keys = without(fact.keys, "table", "doubt")
+        facts.add(fact.measure, keys, value=fact.value, deviation=fact.deviation)
+    return facts
+
+
+def under_attack(data, network, surrogate, kind, sparsity, attack):
+    keys = {"data": data, "network": network, "surrogate": surrogate, "setting": "source"}
+    return "accuracy under attack", keys | {"kind": kind, "sparsity": sparsity, "attack": attack}
+
+
+def on_clean(data, network, kind, sparsity):
+    return "accuracy", {"data": data, "network": network, "kind": kind, "sparsity": sparsity}
+
+
+@pytest.mark.parametrize(
+    "asked, printed",
+    [
+        (on_clean("cifar10", "densenet121", "base", 0.0), 83.3),
+        (on_clean("cifar10", "resnet50", "l2", 0.5), 70.4),
+        (on_clean("cifar10", "mobilenet_v1", "l1", 0.1), 84.4),
+        (on_clean("cifar10", "mobilenet_v1", "l1", 0.5), 80.2),
+        (on_clean("cifar100", "resnet50", "geometric_median", 0.3), 46),
+        (under_attack("cifar10", "vgg19", "vgg19", "base", 0.0, "UP"), 49.4),
+        (under_attack("cifar10", "vgg19", "vgg19", "l2", 0.3, "UP"), 50.6),
+        (under_attack("cifar10", *["mobilenet_v1"] * 2, "geometric_median", 0.1, "PGD"), 18.3),
+        (under_attack("cifar10", *["mobilenet_v1"] * 2, "base", 0.0, "PGD"), 7.4),
+        (under_attack("cifar10", "resnet50", "resnet50", "l1", 0.1, "CW"), 73.1),
+        (under_attack("cifar100", "densenet121", "densenet121", "base", 0.0, "DF"), 13.49),
+        (under_attack("cifar100", "densenet121", "densenet121", "l2", 0.5, "DF"), 31.27),
+        (under_attack("cifar100", "resnet50", "resnet50", "l1", 0.5, "UP"), 15.02),
+        (under_attack("cifar100", *["resnet50"] * 2, "geometric_median", 0.1, "APGD"), 1.93),
+        (under_attack("cifar10", "vgg19", "resnet50", "base", 0.0, "UP"), 12.4),
+        (under_attack("cifar10", "vgg19", "resnet50", "l2", 0.4, "UP"), 14.5),
+        (under_attack("cifar10", "vgg19", "densenet121", "l2", 0.5, "PGD"), 3.8),
+        (under_attack("cifar10", "densenet121", "mobilenet_v1", "base", 0.0, "APGD"), 13.3),
+    ],
 )
-
-
-def test_published_numbers():
+def test_published_shares(source, asked, printed):
     """Cells of every table, read off the source by eye."""
-    table_1 = published.ACCURACY["cifar10"]
-    assert table_1["densenet121"]["base"] == 83.3 and table_1["resnet50"]["l2"][4] == 70.4
-    assert table_1["mobilenet_v1"]["l1"] == (84.4, 82.7, 82.7, 81.4, 80.2)
-    assert published.ACCURACY["cifar100"]["resnet50"]["geometric_median"][2] == 46
-    attacked = published.UNDER_ATTACK
-    assert attacked["cifar10"]["l2"]["vgg19"]["UP"] == (49.4, 48.7, 48.9, 50.6, 47.3, 48.8)
-    assert attacked["cifar10"]["geometric_median"]["mobilenet_v1"]["PGD"][:2] == (7.4, 18.3)
-    assert attacked["cifar10"]["l1"]["resnet50"]["CW"][1] == 73.1
-    assert attacked["cifar100"]["l2"]["densenet121"]["DF"] == (
-        *(13.49, 35.76, 35.1),
-        *(34.18, 33.64, 31.27),
-    )
-    assert attacked["cifar100"]["l1"]["resnet50"]["UP"][-1] == 15.02
-    assert attacked["cifar100"]["geometric_median"]["resnet50"]["APGD"][1] == 1.93
-    moved = published_transfer.TRANSFER
-    assert moved["resnet50"]["vgg19"]["UP"] == (12.4, 10.9, 12, 12.6, 14.5, 10.1)
-    assert moved["densenet121"]["vgg19"]["PGD"][-1] == 3.8
-    assert moved["mobilenet_v1"]["densenet121"]["APGD"][0] == 13.3
-    assert published.LATENCY[64]["resnet50"][3] == (81.41, 3.82)
-    assert published.LATENCY[32]["mobilenet_v1"][0] == (20.43, 1.61)
-    assert published.SIZES["cifar10"]["vgg19"] == (230, 77)
+    measure, keys = asked
+    assert source.of(measure, keys).value == pytest.approx(printed / 100, abs=1e-12)
 
 
-def test_every_published_row_is_whole():
-    rows = [
-        row
-        for tables in published.UNDER_ATTACK.values()
-        for by_network in tables.values()
-        for by_attack in by_network.values()
-        for row in by_attack.values()
-    ]
-    assert len(rows) == 3 * 4 * 7 + 3 * 3 * 6 and all(len(row) == 6 for row in rows)
-    moved = [
-        row
-        for by_victim in published_transfer.TRANSFER.values()
-        for by_attack in by_victim.values()
-        for row in by_attack.values()
-    ]
-    assert len(moved) == 4 * 3 * 7 and all(len(row) == 6 for row in moved)
+def test_published_times_and_sizes(source):
+    keys = {"data": "cifar10", "network": "resnet50", "kind": "l2", "sparsity": 0.5, "batch": 64}
+    found = source.of("latency", keys)
+    assert (found.value, found.deviation) == (81.41, 3.82)
+    base = keys | {"network": "mobilenet_v1", "kind": "base", "sparsity": 0.0, "batch": 32}
+    assert source.of("latency", base).value == 20.43
+    for kind, size in (("base", 230), ("pruned", 77)):
+        of = {"data": "cifar10", "network": "vgg19", "kind": kind}
+        assert source.of("file size", of).value == size
 
 
-def test_the_cell_in_doubt_repeats_its_neighbour():
-    ((surrogate, victim, name, place),) = published_transfer.IN_DOUBT
-    table = published_transfer.TRANSFER[surrogate][victim]
-    assert table[name][place] == table["CW"][place] == 82.2
-    others = [value for index, value in enumerate(table[name]) if index != place]
-    assert max(others) < 13
+def test_every_published_row_is_whole(source):
+    """A base figure and five sparsities, by every criterion of every table."""
+    rows = collections.defaultdict(list)
+    for fact in source:
+        if "attack" in fact.keys and fact.keys["kind"] != "base":
+            rows[frozenset(without(fact.keys, "sparsity").items())].append(fact.keys["sparsity"])
+            base = fact.keys | {"kind": "base", "sparsity": 0.0}
+            assert source.find("accuracy under attack", base)
+    own = [dict(row) for row in rows if dict(row)["network"] == dict(row)["surrogate"]]
+    assert len(own) == 3 * 4 * 7 + 3 * 3 * 6 and len(rows) - len(own) == 4 * 3 * 7
+    assert all(sorted(found) == [0.1, 0.2, 0.3, 0.4, 0.5] for found in rows.values())
+    assert {row["attack"] for row in own if row["data"] == "cifar10"} == set(ATTACKS)
+    accuracies = source.where("accuracy", data=ANY, network=ANY, kind=CRITERIA, sparsity=ANY)
+    assert len(accuracies) == 7 * 3 * 5 and len(source) == 1398
 
 
-def test_the_source_agrees_with_its_deltas():
+def test_the_cell_in_doubt_repeats_its_neighbour(source):
+    (doubted,) = [f for f in Facts().read(pruned.PUBLISHED) if "doubt" in f.keys]
+    keys = without(doubted.keys, "table", "doubt")
+    assert doubted.value == 0.822 and doubted.keys["table"] == 11
+    assert source.of("accuracy under attack", keys, attack="CW").value == 0.822
+    others = source.where("accuracy under attack", keys, sparsity=ANY)
+    assert sorted(fact.value for fact in others)[-2] < 0.13
+
+
+def test_the_source_agrees_with_its_deltas(source):
     """Its tables 1 and 13 print the largest and the smallest change."""
     printed = {
         "cifar10": {
@@ -76,19 +113,43 @@ def test_the_source_agrees_with_its_deltas():
             "resnet50": (8, -9.08),
         },
     }
-    assert verdicts.source_within()["cifar10"][1] == 84
-    assert verdicts.source_within()["cifar100"][1] == 54
-    for dataset, by_network in printed.items():
+    for data, by_network in printed.items():
         for network, deltas in by_network.items():
-            rows = published.ACCURACY[dataset][network]
-            values = [v for name in ("l1", "l2", "geometric_median") for v in rows[name]]
-            found = max(values) - rows["base"], min(values) - rows["base"]
-            np.testing.assert_allclose(found, deltas, atol=1e-9)
+            of = {"data": data, "network": network}
+            base = source.of("accuracy", of, kind="base", sparsity=0.0)
+            comparisons.extremes(source, base, ANY, together=True)
+            found = [source.of(f"accuracy {end}", of, to="base").value for end in ("max", "min")]
+            np.testing.assert_allclose(100 * np.array(found), deltas, atol=1e-9)
 
 
-def test_the_sources_files_hold_copies_of_the_weights():
+@pytest.fixture(scope="module")
+def published():
+    facts = Facts()
+    doubted = comparisons.publish(facts, pruned.PUBLISHED, "cifar10", 10)
+    return facts, doubted
+
+
+def test_most_changes_under_attack_are_not_within_a_point(published):
+    facts, doubted = published
+    counted = {f.keys["data"]: (f.count, f.n) for f in facts.where("within a point", data=ANY)}
+    assert counted == {"cifar10": (42, 84), "cifar100": (17, 54)}
+    assert [fact.keys["surrogate"] for fact in doubted] == ["vgg19"]
+
+
+def test_the_sources_files_hold_copies_of_the_weights(published):
     """Its pruned files are the weights of the unpruned networks, its base files three times these."""
-    for family, (base, small) in published.SIZES["cifar10"].items():
-        weights = 4e-6 * networks.published_parameters(family, 10)
-        assert 0.9 < small / weights < 1.1, family
-        assert 2.6 < base / weights < 3.2, family
+    facts, _ = published
+    bases = facts.where("times the weights", network=ANY, kind="base", source="003")
+    assert len(bases) == 4
+    for base in bases:
+        of = {"network": base.keys["network"], "source": "003"}
+        assert 2.6 < base.value < 3.2
+        assert 0.9 < facts.of("times the weights", of, kind="pruned").value < 1.1
+        assert 0.6 < facts.of("file smaller", of).value < 0.7
+    assert facts.of("parameters", network="vgg19", source="003").value == 20_040_522
+
+
+def test_figures_of_other_data_stand_beside_nothing():
+    facts = Facts()
+    assert comparisons.publish(facts, pruned.PUBLISHED, None, 10) == []
+    assert {fact.measure for fact in facts} == {"within a point"}

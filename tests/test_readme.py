@@ -1,7 +1,7 @@
 """The README keeps its promises to a stranger."""
 
+import csv
 import dataclasses
-import json
 import re
 import types
 from pathlib import Path
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import evaluate
+from experiments.evaluate import __main__ as evaluate
 from jaxrobust import attacks, data, evaluation, models, training
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,9 +86,11 @@ def test_pruning_and_defending_example_runs(tmp_path, monkeypatch):
     dense, sparse = (tmp_path / "cnn-80.jrw").stat(), (tmp_path / "cnn-80-int8.jrw").stat()
     assert sparse.st_size < dense.st_size
     settings = {"model": "cnn-80-int8.jrw", "data": "digits", "suite": "fgsm", "quick": True}
-    evaluate.main(evaluate.Config(**settings, diagnostics=False, results_dir=tmp_path))
-    result = json.loads((tmp_path / "evaluate" / "default" / "result.json").read_text())
-    assert result["models"][0]["evaluation"]["accuracy"]["n"] == 20
+    settings |= {"num_images": 20, "diagnostics": False, "results_dir": tmp_path}
+    evaluate.main(evaluate.Settings(**settings))
+    with (tmp_path / "evaluate" / "default" / "facts.csv").open() as file:
+        (accuracy, *_) = [row for row in csv.DictReader(file) if row["measure"] == "accuracy"]
+    assert accuracy["n"] == "20"
 
 
 def test_robust_training_example_is_a_call_of_fit():

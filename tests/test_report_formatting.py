@@ -1,18 +1,36 @@
 """What a report is made of: arrays, pictures, numbers."""
 
 import base64
+import html
 import math
 import re
 
 import numpy as np
 import pytest
-from report_pages import (
-    encode,
-)
+from report_pages import EVIL, encode
 
 from jaxrobust.reports import decode_array
 from jaxrobust.reports.formatting import confidence, number, rate_interval, rate_value, seconds
+from jaxrobust.reports.markdown import escape, links, render
 from jaxrobust.reports.pictures import data_uri, heat, overlay, perturbation, to_rgb
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(EVIL, "# a", "1. b", "2) b", "- c", "+ d", "a\\b", "[x](#y)", "![x](y)", "`c`", "&amp;"),
+        *("~~~", "===", "_a_ __b__", "<http://x>", "a *b* **c**", "> d", "---", "a_b"),
+    ],
+)
+def test_escaped_text_is_shown_as_it_is(text):
+    assert html.unescape(render(escape(text))) == f"<p>{text}</p>\n"
+
+
+def test_links_are_found_wherever_they_stand():
+    assert list(links("[a](#b) and\n\n- *[c](https://d)*, \\[e](f), `[g](h)`")) == [
+        "#b",
+        "https://d",
+    ]
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])

@@ -5,178 +5,245 @@ import itertools
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import jinja2
 import numpy as np
 import pytest
 
-from experiments.robust_compression import (
-    attacking,
-    course,
-    networks,
-    outcome,
-    published,
-    robustness,
-    trained,
-    trainings,
-    verdicts,
+from experiments.robust_compression import attacks, measures, trainings
+from experiments.robust_compression.__main__ import PRESETS, Settings, check, main
+from experiments.robust_compression.networks import (
+    EPSILON,
+    METHOD_WORDS,
+    METHODS,
+    NETWORKS,
+    Study,
+    Variant,
+    spread_rows,
 )
-from experiments.robust_compression.__main__ import main
-from experiments.robust_compression.config import EPSILON, METHODS, Config, complete
-from experiments.robust_compression.shares import interval_of, spread_rows
-from experiments.robust_compression.study import Study, Variant, n_of_m
 from jaxrobust import data, evaluation, models, pruning, studies, training
 from jaxrobust.pruning.masks import named_leaves
-from jaxrobust.studies.outcomes import pack, unpack
+from jaxrobust.studies import ANY, Fact, Facts, words
+from jaxrobust.studies.outcomes import pack
+from jaxrobust.training.step.attack_schedule import strength
 
 ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "experiments" / "robust_compression"
+COLUMNS = ("APGD-CE", "APGD-DLR", "FAB", "Square")
 
 
-def test_published_numbers():
+@pytest.fixture(scope="module")
+def published() -> Facts:
+    facts = Facts()
+    facts.read(FOLDER / "published.csv", source="004")
+    return facts
+
+
+def cumulative(published: Facts, network: str, radius: float, kept: float) -> tuple[float, ...]:
+    """A row of the source's table 4.2, in percent."""
+    of = {"network": network, "radius": radius, "kept": kept, "data": "cifar10", "source": "004"}
+    found = [published.of("accuracy", of)]
+    found += [published.of("robust accuracy", of, after=name) for name in COLUMNS]
+    return tuple(round(100 * fact.value, 4) for fact in found)
+
+
+def test_published_numbers(published):
     """Cells of every table, read off the source by eye."""
-    table = published.AUTO_ATTACK
-    assert table["ResNet"][0.1][1.0] == (77.25, 53.9, 44.2, 43.9, 43.9)
-    assert table["ResNet"][0.1][0.5][0] == 77.2 and table["ResNet"][0.1][0.5][-1] == 42.4
-    assert table["ResNet"][0.1][0.1][0] == 66.7 and table["ResNet"][0.1][0.1][-1] == 38.0
-    assert table["MobileNet"][0.03][0.1] == (36.8, 8.0, 3.0, 2.5, 2.5)
-    assert published.COMBINED["ResNet"]["combined"] == (85.6, 82.2, 78.0)
-    assert published.COMBINED["MobileNet"]["robust"] == (70.1, 51.1, 46.4)
-    assert published.NATURAL["MobileNet"] == (2e6, 93.2, 66.0)
+    assert cumulative(published, "ResNet", 0.1, 1) == (77.25, 53.9, 44.2, 43.9, 43.9)
+    row = cumulative(published, "ResNet", 0.1, 0.5)
+    assert (row[0], row[-1]) == (77.2, 42.4)
+    row = cumulative(published, "ResNet", 0.1, 0.1)
+    assert (row[0], row[-1]) == (66.7, 38.0)
+    assert cumulative(published, "MobileNet", 0.03, 0.1) == (36.8, 8.0, 3.0, 2.5, 2.5)
+    for network, member, figures in (
+        ("ResNet", "combined", (0.856, 0.822, 0.78)),
+        ("MobileNet", "robust", (0.701, 0.511, 0.464)),
+    ):
+        of = {"network": network, "member": member, "data": "cifar10", "source": "004"}
+        found = [published.of("accuracy", of)]
+        found += [
+            published.of("robust accuracy", of, attack=attack, epsilon=0.1)
+            for attack in ("PGD", "CW")
+        ]
+        assert tuple(fact.value for fact in found) == figures
+    natural = {"network": "MobileNet", "radius": 0, "kept": 1, "source": "004"}
+    assert published.of("parameters", network="MobileNet", source="004").value == 2e6
+    assert published.of("accuracy", natural, data="cifar10").value == 0.932
+    assert published.of("accuracy", natural, data="cifar100").value == 0.66
 
 
-def test_where_the_sources_columns_rise():
+def test_where_the_sources_columns_rise(published):
     """What is left after one attack more cannot be more; in one row it is."""
+    rows = list(itertools.product(("ResNet", "MobileNet"), (0.1, 0.03), (1, 0.5, 0.1)))
     found = [
-        (network, radius, kept)
-        for network, by_radius in published.AUTO_ATTACK.items()
-        for radius, by_share in by_radius.items()
-        for kept, row in by_share.items()
-        if any(after > before for before, after in itertools.pairwise(row))
+        row
+        for row in rows
+        if any(after > before for before, after in itertools.pairwise(cumulative(published, *row)))
     ]
-    assert tuple(found) == published.RISES
-    assert all(
-        len(row) == len(published.COLUMNS)
-        for by_radius in published.AUTO_ATTACK.values()
-        for by_share in by_radius.values()
-        for row in by_share.values()
-    )
+    assert len(rows) == 12 and found == [("ResNet", 0.03, 1)]
 
 
-def test_the_sources_combined_networks_cannot_be_right():
+def test_the_sources_combined_networks_cannot_be_right(published):
     """What withstands every attack at 0.1 withstands AutoAttack at 0.03, which is a smaller ball."""
-    robust_at_01 = published.COMBINED["ResNet"]["robust"][1]
-    assert robust_at_01 > published.AUTO_ATTACK["ResNet"][0.1][1.0][-1]
+    of = {"network": "ResNet", "member": "robust", "data": "cifar10", "source": "004"}
+    under_pgd = published.of("robust accuracy", of, attack="PGD", epsilon=0.1).value
+    assert 100 * under_pgd > cumulative(published, "ResNet", 0.1, 1)[-1]
 
 
-def test_a_collapse_is_what_the_source_calls_one():
+def test_a_collapse_is_what_the_source_calls_one(published):
     for network, collapsed in (("ResNet", False), ("MobileNet", True)):
         for radius in (0.1, 0.03):
-            rows = published.AUTO_ATTACK[network][radius]
-            dense, smallest = ((rows[kept][0], rows[kept][-1]) for kept in (1.0, 0.1))
-            assert verdicts.has_collapsed(dense, smallest) is collapsed
+            rows = [cumulative(published, network, radius, kept) for kept in (1, 0.1)]
+            dense, smallest = ((row[0], row[-1]) for row in rows)
+            assert measures.has_collapsed(dense, smallest) is collapsed
 
 
 @pytest.mark.parametrize("method", ["dense", *METHODS])
 @pytest.mark.parametrize("num_epochs", [6, 15, 30])
 def test_every_method_has_as_many_epochs(method, num_epochs):
-    found = course.phases(method, num_epochs)
+    found = trainings.phases(method, num_epochs)
     assert sum(found) == num_epochs and min(found) >= 1
     assert len(found) == {"magnitude": 2, "dense_phases": 2, "two_phase": 3, "hydra": 3}.get(
         method, 1
     )
     if len(found) > 1:  # they share the training of the dense half
-        assert found[0] == course.phases("magnitude", num_epochs)[0]
+        assert found[0] == trainings.phases("magnitude", num_epochs)[0]
 
 
 def test_n_of_m():
-    assert n_of_m(0.5) == (2, 4) and n_of_m(0.25) == (1, 4) and n_of_m(0.1) == (1, 8)
+    found = [trainings.n_of_m(kept) for kept in (0.5, 0.25, 0.1)]
+    assert found == [(2, 4), (1, 4), (1, 8)]
 
 
-def test_outcomes_are_packed_and_unpacked():
-    outcomes = np.random.default_rng(0).random(1003) < 0.3
-    assert np.array_equal(unpack(pack(outcomes), 1003), outcomes)
+def test_rows_are_spread():
     assert len(spread_rows(100, 7)) == 7 and len(spread_rows(5, 7)) == 5
+    parts = [spread_rows(12, 3, (number, 2)).tolist() for number in (0, 1)]
+    assert parts == [[1, 5, 9], [3, 7, 11]]
 
 
-def point(epsilon: float, count: int) -> dict:
-    return {"epsilon": epsilon, "robust_accuracy": evaluation.rate(count, 10)}
+def test_curves_over_seeds_have_students_interval(tmp_path):
+    study = made_study(tmp_path, seeds=2)
+    dense = study.settings.compared()[0]
+    # With the second seed the curve ended below chance.
+    for seed, counts in enumerate(((8, 4, 0), (8, 2))):
+        for epsilon, count in zip((0.0, 0.1, 0.2), counts, strict=False):
+            rate = evaluation.rate(count, 10)
+            of = {"attack": "PGD", "epsilon": epsilon}
+            study.run.facts.add_rate("robust accuracy", dense.but(seed=seed), rate, **of)
+    lone = Variant(dense.network, radius=0.2, seed=0)
+    study.settings = dataclasses.replace(study.settings, radii=(EPSILON, 0.2))
+    rate = evaluation.rate(4, 10)
+    study.run.facts.add_rate("robust accuracy", lone, rate, attack="PGD", epsilon=0.1)
+    measures.average(study)
+    found = study.run.facts.where("mean robust accuracy", dense, attack="PGD", epsilon=ANY)
+    assert [fact.keys["epsilon"] for fact in found] == [0.0, 0.1]
+    assert found[0].value == pytest.approx(0.8) and found[0].low is None  # no spread
+    assert found[1].value == pytest.approx(0.3) and found[1].n == 2
+    assert (found[1].low, found[1].high) == (0.0, 1.0)  # 0.3 +- 1.27, cut to shares
+    (one,) = study.run.facts.where(
+        "mean robust accuracy", lone, seed=None, attack="PGD", epsilon=ANY
+    )
+    assert (one.count, one.n, one.low) == (4, 10, rate["low"])
 
 
-def test_curves_over_seeds_have_students_interval():
-    first = [point(0.0, 8), point(0.1, 4), point(0.2, 0)]
-    second = [point(0.0, 8), point(0.1, 2)]  # it ended below chance
-    epsilons, values = robustness.mean_curve([first, second])
-    assert epsilons == [0.0, 0.1]
-    assert values[0] == pytest.approx(0.8)  # no spread, and so no interval
-    assert values[1]["value"] == pytest.approx(0.3)
-    assert values[1]["low"] == 0.0 and values[1]["high"] == 1.0  # 0.3 +- 1.27, cut to shares
-    assert robustness.mean_curve([first])[1][1]["count"] == 4
+def macro(name: str, *arguments: object) -> str:
+    """A macro of the study's words, rendered."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER),
+        extensions=["jinja2.ext.do"],
+        trim_blocks=True,
+        lstrip_blocks=True,
+        comment_start_string="{##",
+        comment_end_string="##}",
+    )
+    environment.filters["listed"] = words.listed
+    module = environment.get_template("answers.md.j2").module
+    return getattr(module, name)(*arguments).strip()
 
 
-def test_means_over_seeds():
-    cell = interval_of([0.4, 0.44, 0.42])
-    # t(0.975, 2) = 4.3027, the deviation 2 points.
-    assert cell["value"] == pytest.approx(42)
-    assert cell["high"] - 42 == pytest.approx(4.3027 * 2 / 3**0.5, rel=1e-4)
-    assert interval_of([0.4]) == pytest.approx(40)
-
-
-def gap(*differences: float) -> dict:
-    return evaluation.paired_mean_difference(np.array(differences), np.zeros(len(differences)))
+def gap(*differences: float, other: str = "hydra", p: float | None = None) -> Fact:
+    found = evaluation.paired_mean_difference(np.array(differences), np.zeros(len(differences)))
+    bounds = {"low": found["low"], "high": found["high"], "p": found["p_value"] if p is None else p}
+    return Fact("difference", {"other": other}, value=found["mean"], **bounds)
 
 
 @pytest.mark.parametrize(
-    "differences, words",
+    "differences, answer",
     [
-        ((-0.01, -0.012, -0.011), "yes, the whole interval"),
+        ((-0.01, -0.012, -0.011), "yes, with the whole interval"),
         ((-0.00, -0.03, -0.02), "on average yes, not beyond doubt"),
         ((-0.02, -0.05, -0.04), "on average no, not beyond doubt"),
         ((-0.10, -0.101, -0.102), "no, the whole interval is below"),
         ((-0.02,), "not tested"),
     ],
 )
-def test_whether_a_margin_is_kept(differences, words):
-    assert verdicts.within(gap(*differences), 0.03) == words
+def test_whether_a_margin_is_kept(differences, answer):
+    assert macro("within", gap(*differences), 0.03) == answer
+
+
+SURE, BEHIND, NOISE = (0.1, 0.101, 0.102), (-0.1, -0.101, -0.102), (0.1, -0.2, 0.3)
 
 
 @pytest.mark.parametrize(
-    "gaps, words",
+    "gaps, answer",
     [
-        ({}, "nothing to compare"),
-        ({"a": (0.1, 0.101, 0.102)}, "ahead, beyond chance"),
-        ({"a": (-0.1, -0.101, -0.102)}, "not ahead, beyond chance"),
-        ({"a": (0.1, -0.2, 0.3)}, "ahead, no difference beyond chance"),
+        ({"hydra": SURE}, "ahead, beyond chance"),
+        ({"hydra": BEHIND}, "behind, beyond chance"),
+        ({"hydra": NOISE}, "ahead, no difference beyond chance"),
+        ({"hydra": (0.0, 0.1, -0.1)}, "level, no difference beyond chance"),
         (
-            {"a": (0.1, 0.101, 0.102), "b": (-0.1, -0.101, -0.102)},
-            "ahead of 1 of 2 on average, beyond chance of a, beyond chance behind b",
+            {"hydra": SURE, "rigl": BEHIND},
+            "ahead of 1 of 2 on average; beyond chance it is ahead of HYDRA and behind RigL",
         ),
         (
-            {"a": (0.1, -0.2, 0.3), "b": (0.1, -0.2, 0.0)},
+            {"hydra": SURE, "redundant": SURE, "magnitude": NOISE},
+            "ahead of 3 of 3 on average; beyond chance it is ahead of HYDRA and ADMM redundant",
+        ),
+        (
+            {"hydra": BEHIND, "rigl": NOISE},
+            "ahead of 1 of 2 on average; beyond chance it is behind HYDRA",
+        ),
+        (
+            {"hydra": NOISE, "rigl": (0.1, -0.2, 0.0)},
             "ahead of 1 of 2 on average, no difference beyond chance",
         ),
     ],
 )
-def test_who_is_ahead(gaps, words):
-    assert verdicts.compare({name: gap(*values) for name, values in gaps.items()}) == words
+def test_who_is_ahead(gaps, answer):
+    facts = studies.comparison.holm([gap(*values, other=name) for name, values in gaps.items()])
+    assert macro("ahead", facts, METHOD_WORDS) == answer
+
+
+def test_a_correction_can_take_an_answer_away():
+    alone = gap(0.1, 0.101, 0.102, p=0.03)
+    assert macro("ahead", [alone], METHOD_WORDS) == "ahead, beyond chance"
+    both = studies.comparison.holm([alone, gap(0.1, -0.2, 0.3, other="rigl")])
+    assert macro("ahead", both, METHOD_WORDS).endswith("no difference beyond chance")
 
 
 def test_one_seed_is_compared_over_its_images_several_over_seeds(tmp_path):
     right = {"dense": np.arange(40) < 30, "irregular": np.arange(40) < 18}
 
-    def compared(num_seeds):
+    def compared(num_seeds: int) -> Fact:
         study = made_study(tmp_path, seeds=num_seeds)
-        return outcome.against_dense(
-            study, Variant(study.main, "irregular", 0.5), lambda v: np.roll(right[v.method], v.seed)
-        )
+        dense = study.settings.compared()[0]
+        pair = (dense.but(method="irregular", kept=0.5), dense)
+        for variant in pair:
+            for one in study.settings.seeded(variant):
+                outcomes = np.roll(right[one.method], one.seed)
+                study.run.facts.add("accuracy", one, outcomes=outcomes)
+        (found,) = measures.compare(study, [pair], "accuracy")
+        assert found.keys == studies.facts.keys_of(pair[0]) | {"other": "dense", "other_kept": 1.0}
+        return found
 
     one, three = compared(1), compared(3)
     images = evaluation.paired_difference(right["irregular"], right["dense"])
-    assert [one[key] for key in ("mean", "low", "high")] == [
-        images[key] for key in ("difference", "low", "high")
-    ]
-    assert one["p_value"] == evaluation.mcnemar(*right.values())["p_value"]
-    assert verdicts.within(one, 0.03) == "no, the whole interval is below"
-    assert verdicts.within(one, 0.3) == "undecided"
-    assert three["n"] == 3 and three["mean"] == one["mean"] == -0.3
+    assert [one.value, one.low, one.high] == [images[k] for k in ("difference", "low", "high")]
+    assert one.p == evaluation.mcnemar(*right.values())["p_value"]
+    assert macro("within", one, 0.03, True) == "no, the whole interval is below"
+    assert macro("within", one, 0.3, True) == "undecided, the interval reaches to both sides"
+    assert three.n == 3 and three.value == one.value == -0.3
 
 
 @pytest.mark.parametrize(
@@ -198,15 +265,22 @@ def test_one_seed_is_compared_over_its_images_several_over_seeds(tmp_path):
 )
 def test_settings_are_checked(settings, message):
     with pytest.raises(ValueError, match=message):
-        complete(Config(**settings))
+        check(Settings(**settings))
 
 
-def test_presets_fill_in_what_was_not_given():
-    gpu, cpu = complete(Config()), complete(Config(preset="cpu", num_epochs=9))
-    assert gpu.networks == networks.FULL and gpu.num_attacked == 1000 and gpu.num_train is None
-    assert cpu.networks == networks.NARROW and cpu.num_epochs == 9 and cpu.seeds == 3
-    assert complete(Config(quick=True)) == complete(Config(preset="quick"))
-    assert Config().data_set == "cifar10_jpeg" and Config(quick=True).data_set == "digits"
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_sound(name):
+    check(studies.preset(Settings, PRESETS, name))
+
+
+def test_what_presets_say():
+    gpu, cpu = Settings(), studies.preset(Settings, PRESETS, "cpu", num_epochs=9)
+    assert gpu.num_attacked == 1000 and gpu.num_train is None
+    assert gpu.networks == ("resnet18", "resnet34", "mobilenet_v2")
+    assert cpu.networks == ("resnet10_slim",) and cpu.num_epochs == 9 and cpu.seeds == 3
+    quick = studies.preset(Settings, PRESETS, "quick")
+    assert gpu.data_set == "cifar10_jpeg" and quick.data_set == "digits"
+    assert dataclasses.replace(quick, data_dir=Path()).data_set == "cifar10_jpeg"
 
 
 def made_study(tmp_path: Path, split: data.Split | None = None, **settings: object) -> Study:
@@ -220,29 +294,39 @@ def made_study(tmp_path: Path, split: data.Split | None = None, **settings: obje
         mean=np.zeros(3, np.float32),
         std=np.ones(3, np.float32),
     )
-    return Study(complete(Config(preset="cpu", num_attacked=40, **settings)), tmp_path, dataset)
+    chosen = studies.preset(Settings, PRESETS, "cpu", **{"num_attacked": 40} | settings)
+    run = studies.Run("robust_compression", chosen, tmp_path, studies.Stages(tmp_path))
+    return Study(run, dataset)
 
 
 def test_every_network_has_a_file_and_a_name_of_its_own(tmp_path):
-    variants = made_study(tmp_path).variants()
+    variants = made_study(tmp_path).settings.variants()
     assert len({v.stem for v in variants}) == len({v.name for v in variants}) == len(variants)
     counts = [sum(v.seed == seed for v in variants) for seed in (0, 1, 2)]
     assert counts[1] == counts[2] < counts[0]
 
 
+def test_names_of_stages_stay():
+    """Finished runs are found by them."""
+    one = Variant("resnet6_tiny", "n_of_m", 0.125, EPSILON, 1)
+    assert one.name == "resnet6_tiny, ADMM, N:M, 12.5 %, trained at 8/255, seed 1"
+    assert one.stem == "resnet6-tiny-n-of-m-12.5-8of255-seed1"
+    assert Variant("cnn_tiny", radius=0.0, seed=0).name == "cnn_tiny, dense, natural, seed 0"
+
+
 @pytest.mark.parametrize("num_epochs", [6, 7, 12, 15, 30])
 def test_every_method_meets_the_same_attack_and_learning_rate(tmp_path, num_epochs):
     study = made_study(tmp_path, num_epochs=num_epochs)
-    whole = course.attacks(study, EPSILON)
-    wanted = [course.strength(whole, epoch) for epoch in range(1, num_epochs + 1)]
+    whole = trainings.attacks_of(study.settings, EPSILON)
+    wanted = [strength(whole, epoch) for epoch in range(1, num_epochs + 1)]
     found = {}
     for method in ("dense", *METHODS):
         rows, rates, done = [], [], 0
-        for epochs in course.phases(method, num_epochs):
-            part = course.part_of(whole, done, epochs)
-            assert part.stages[-1][0] <= epochs  # what `fit` asks for
-            rows += [course.strength(part, epoch) for epoch in range(1, epochs + 1)]
-            schedule = course.recipe(study, done, epochs).learning_rate(10)
+        for epochs in trainings.phases(method, num_epochs):
+            recipe = trainings.recipe(study, EPSILON, done, epochs)
+            assert recipe.adversary.stages[-1][0] <= epochs  # what `fit` asks for
+            rows += [strength(recipe.adversary, epoch) for epoch in range(1, epochs + 1)]
+            schedule = recipe.learning_rate(10)
             rates += [float(schedule(10 * epoch)) for epoch in range(epochs)]
             done += epochs
         assert rows == wanted, method
@@ -250,62 +334,104 @@ def test_every_method_meets_the_same_attack_and_learning_rate(tmp_path, num_epoc
     for method, rates in found.items():
         assert rates == pytest.approx(found["dense"]), method
     drop = round(0.75 * num_epochs)
-    full = study.config.learning_rate
+    full = study.settings.learning_rate
     assert found["dense"][:drop] == pytest.approx([full] * drop)
     assert found["dense"][drop:] == pytest.approx([0.2 * full] * (num_epochs - drop))
+    assert trainings.recipe(study, 0.0, 0, num_epochs).adversary is None
 
 
 @pytest.mark.parametrize("num_epochs", [6, 7, 12, 15, 30])
 @pytest.mark.parametrize("kept", [1.0, 0.1])
 def test_sequences_change_one_thing_at_a_time(tmp_path, num_epochs, kept):
-    study = made_study(tmp_path, num_epochs=num_epochs)
-    assert course.attacks(study, 0.0) is None and course.part_of(None, 0, 3) is None
-    whole = course.attacks(study, EPSILON)
-    rows = [course.strength(whole, epoch) for epoch in range(1, num_epochs + 1)]
-    epsilons, steps = [row["epsilon"] for row in rows], [row["steps"] for row in rows]
-    shares = course.budgets(study, kept)
+    settings = made_study(tmp_path, num_epochs=num_epochs).settings
+    whole = trainings.attacks_of(settings, EPSILON)
+    rows = [strength(whole, epoch) for epoch in range(1, num_epochs + 1)]
+    epsilons, steps = zip(*rows, strict=True)
+    shares = trainings.budgets(settings, kept)
     assert len(shares) == num_epochs and shares[0] == 1.0
     assert list(shares) == sorted(shares, reverse=True)
     assert set(shares[round(0.75 * num_epochs) :]) == {kept}
     training.check_sequences(epsilons, steps, shares)
     # The whole attack from the middle on, when the methods in phases begin to prune.
-    assert epsilons == sorted(epsilons)
+    assert list(epsilons) == sorted(epsilons)
     assert set(epsilons[num_epochs // 2 - 1 :]) == {EPSILON}
-    assert set(steps[num_epochs // 2 - 1 :]) == {study.config.max_steps}
+    assert set(steps[num_epochs // 2 - 1 :]) == {settings.max_steps}
     for _, one in whole.stages:
         assert one.step_size <= 1.25 * one.epsilon + 1e-9
 
 
+def test_a_phase_has_its_part_of_the_attacks():
+    whole = training.AttackSchedule(
+        tuple((first, attacks.pgd(epsilon, 1)) for first, epsilon in ((1, 0.1), (3, 0.2), (6, 0.3)))
+    )
+    found = trainings.part_of(whole, 3, 4).stages
+    assert [(first, one.epsilon) for first, one in found] == [(1, 0.2), (3, 0.3)]
+
+
 def test_a_single_step_is_that_of_fgsm_rs():
-    assert attacking.pgd(0.1, 1).step_size == pytest.approx(0.125)
-    assert attacking.pgd(0.1, 10).step_size == pytest.approx(0.025)
+    assert attacks.pgd(0.1, 1).step_size == pytest.approx(0.125)
+    assert attacks.pgd(0.1, 10).step_size == pytest.approx(0.025)
 
 
-def test_the_alarm_is_of_the_compressed_network(tmp_path):
-    study, variant = made_study(tmp_path), Variant("resnet10_slim")
-    study.facts[variant] = {
+def test_what_a_training_says(tmp_path):
+    """Counts of the file, and the alarm of the compressed network."""
+    study, variant = made_study(tmp_path), Variant("resnet10_slim", "irregular", 0.5, seed=0)
+    losses = (1.9, 1.8, 1.7, 2.4)
+    study.records[variant] = {
+        "right": pack(np.arange(40) < 10),
+        "right_as_trained": 8,
+        "weights": 100,
+        "zeros": 49,
+        "promised": 50,
+        "parameters": 120,
+        "bytes": 400,
+        "dense_bytes": 600,
+        "epochs": 4,
+        "residual": 0.25,
+        "final": {"accuracy_before": 0.5, "accuracy_projected": 0.25, "accuracy_after": 0.375},
         "history": [
             {"epoch": epoch, "train_loss": 1.0, "validation_loss": loss}
-            for epoch, loss in enumerate((1.9, 1.8, 1.7, 2.4), start=1)
-        ]
+            for epoch, loss in enumerate(losses, start=1)
+        ],
     }
-    found = trained.alarm(study, variant)
-    assert found["explosion_epoch"] == 4 and found["collapse_epoch"] == 4
+    kernels = {name: {"kernel": np.array([[0.0, 0.5]])} for name in ("stem", "block", "head")}
+    study._classifiers[variant] = SimpleNamespace(variables={"params": kernels})
+    measures.train(study, variant)
+    facts = study.run.facts
+    wanted = {
+        "explosion epoch": 4,
+        "collapse epoch": 4,
+        "last loss": 2.4,
+        "accuracy": 0.25,
+        "accuracy as trained": 0.2,
+        "accuracy projected": 0.25,
+        "weights not 0": 51,
+        "weights too many": 1,
+        "zeros": 0.49,
+        "times smaller": 1.5,
+        "residual": 0.25,
+        "largest weight": 0.5,
+    }
+    assert {name: facts.of(name, variant).value for name in wanted} == wanted
+    found = facts.where("loss", variant, epoch=ANY)
+    assert [(fact.keys["epoch"], fact.value) for fact in found] == list(enumerate(losses, start=1))
 
 
 def test_images_of_training_validation_and_seeds_are_apart(tmp_path):
     labels = np.arange(400) % 10
     names = tuple(map(str, range(400)))
-    split = data.Split(np.zeros((400, 32, 32, 3), np.uint8), labels, names)
+    images = np.zeros((400, 32, 32, 3), np.uint8)
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = np.divmod(np.arange(400), 256)
+    split = data.Split(images, labels, names)
     study = made_study(tmp_path, split, num_train=100, num_validation=30)
     assert len(study.train) == 100 and len(study.validation) == 30
     assert not set(study.train.files) & set(study.validation.files)
-    everything = [name for seed in study.seeds for name in study.attacked_by(seed).files]
-    assert len(set(everything)) == len(everything) == 3 * 40
+    attacked = [study.attacked(seed)[0][:, 0, 0, :2] for seed in study.settings.all_seeds]
+    assert len({tuple(pixel) for images in attacked for pixel in images.tolist()}) == 3 * 40
 
 
 def test_alternatives_at_the_last_share_alone(tmp_path):
-    compared = made_study(tmp_path, methods=METHODS).compared(0)
+    compared = made_study(tmp_path, methods=METHODS).settings.compared()
     shares = {
         method: [v.kept for v in compared if v.method == method] for method in ("dense", *METHODS)
     }
@@ -316,12 +442,14 @@ def test_alternatives_at_the_last_share_alone(tmp_path):
 def test_multipliers_are_updated_four_times_in_an_epoch(tmp_path):
     split = data.Split(np.zeros((400, 32, 32, 3), np.uint8), np.arange(400) % 10, ("",) * 400)
     study = made_study(tmp_path, split, num_train=100, batch_size=8)
-    tie = trainings.admm(study, Variant(study.main, "irregular", 0.1))
-    assert tie.every == 3 and tie.kept == course.budgets(study, 0.1)
+    tie = trainings.compression(study, Variant("resnet10_slim", "irregular", 0.1))
+    assert tie.every == 3 and tie.kept == trainings.budgets(study.settings, 0.1)
     # Four times in each of the first three quarters of twelve epochs it grows, a hundredfold in all.
     assert tie.rho * tie.rho_growth ** (4 * 9) == pytest.approx(tie.largest_rho)
-    assert tie.largest_rho == study.config.rho == pytest.approx(100 * tie.rho)
-    assert trainings.largest_rho(study) * study.config.learning_rate == pytest.approx(0.2)
+    assert tie.largest_rho == study.settings.rho == pytest.approx(100 * tie.rho)
+    assert trainings.largest_rho(study.settings) * study.settings.learning_rate == pytest.approx(
+        0.2
+    )
 
 
 def test_funnel_knows_the_depth_of_both_families(tmp_path):
@@ -346,7 +474,7 @@ def test_what_methods_promise(method, number):
 def test_masks_of_the_control_are_as_many_and_at_random(tmp_path):
     study = made_study(tmp_path)
     found = [
-        trainings._random_masks(study, Variant(study.main, "random_masks", 0.1, seed=seed))
+        trainings._random_masks(study, Variant("resnet10_slim", "random_masks", 0.1, seed=seed))
         for seed in (0, 1)
     ]
     kernels = [dict(named_leaves(masks)) for masks in found]
@@ -363,15 +491,24 @@ def test_masks_of_the_control_are_as_many_and_at_random(tmp_path):
 
 @pytest.mark.slow(90)
 def test_quick_from_end_to_end_resumed_and_refused(tmp_path, capsys):
-    config = Config(
-        quick=True, results_dir=tmp_path, num_train=256, num_attacked=8, kept=(0.5,), seeds=1
-    )
-    report = main(config)
+    given = {"num_train": 256, "num_attacked": 8, "kept": (0.5,), "results_dir": tmp_path}
+    settings = studies.preset(Settings, PRESETS, "quick", **given)
+    report = main(settings)
     folder = tmp_path / "robust_compression" / "default"
     result = json.loads((folder / "result.json").read_text())
     assert report == folder / "report.html" and "Report:" in capsys.readouterr().out
-    assert len(result["models"]) == 3 and len(result["verdicts"]) >= 7
+    assert sum(block["kind"] == "verdict" for block in result["blocks"]) >= 7
     assert not list((folder / "training").glob("*/*"))
+
+    facts = studies.load_facts(folder)
+    robust = facts[(facts.measure == "robust accuracy") & (facts.after == "Square")]
+    assert (robust[robust.source.isna()].n == 8).all() and set(facts.method) >= {"magnitude"}
+    outcomes = studies.load_outcomes(folder)
+    for fact in robust[robust.outcomes.notna()].itertuples():
+        assert outcomes[fact.outcomes].mean() == fact.value
+
+    smaller = facts[(facts.measure == "times smaller") & (facts.kept == 0.5)]
+    assert len(smaller) == 3 and (smaller.value > 1.3).all()
 
     # What was asked for is in the file, and the file is a model like any other.
     path = folder / "models" / "resnet6-tiny-irregular-50-8of255-seed0.jrw"
@@ -379,7 +516,7 @@ def test_quick_from_end_to_end_resumed_and_refused(tmp_path, capsys):
     leaves = dict(named_leaves(variables["params"]))
     for name in pruning.kernel_paths(variables["params"]):
         kept = int((leaves[name] != 0).sum())
-        pruned = not name.startswith(networks.NETWORKS["resnet6_tiny"].exclude)
+        pruned = not name.startswith(NETWORKS["resnet6_tiny"].exclude)
         assert kept == (round(0.5 * leaves[name].size) if pruned else leaves[name].size), name
     smaller = studies.load_classifier(str(path))
     assert smaller(np.zeros((2, 32, 32, 3), np.float32)).shape == (2, 10)
@@ -397,14 +534,19 @@ def test_quick_from_end_to_end_resumed_and_refused(tmp_path, capsys):
     assert len(lost) > 2
     for path in (*lost, folder / "result.json"):
         path.unlink()
-    main(config)
+    main(settings)
     again = json.loads((folder / "result.json").read_text())
-    assert again["models"] == result["models"]
-    # But for the times, which no machine has twice.
-    assert again["verdicts"][:-1] == result["verdicts"][:-1]
+
+    def without_times(found: dict) -> list[dict]:
+        """Of a result the blocks that hold no times, which no machine has twice."""
+        timed = ("faster", "Latency", "Mean time", "Parameters")
+        return [b for b in found["blocks"] if not any(word in json.dumps(b) for word in timed)]
+
+    assert without_times(again) == without_times(result)
+    assert len(without_times(result)) > 30
     for path, time in kept_files.items():
         assert (path.stat().st_mtime_ns == time) == (path not in lost)
 
     with pytest.raises(ValueError, match="num_attacked was 8, is now 9"):
-        main(dataclasses.replace(config, num_attacked=9))
+        main(dataclasses.replace(settings, num_attacked=9))
     assert json.loads((folder / "result.json").read_text()) == again

@@ -134,6 +134,14 @@ def test_median_of_few_values_is_not_bounded():
     assert result == {"n": 5, "median": 3.0, "low": None, "high": None}
 
 
+def test_the_median_of_values_that_are_not_known_to_the_end():
+    result = evaluation.median_interval([1, 2, 3, 4, 5, np.inf])
+    assert result == {"n": 6, "median": 3.5, "low": 1.0, "high": np.inf}
+    assert evaluation.median_interval([1, np.inf, 2, np.inf])["median"] == np.inf
+    with pytest.raises(ValueError, match="`values`"):
+        evaluation.median_interval([1, np.nan])
+
+
 @given(st.lists(st.floats(0, 1), max_size=6))
 def test_holm_rejects_as_the_procedure_does(p_values):
     adjusted = evaluation.holm(p_values)

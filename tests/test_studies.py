@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from jaxrobust import attacks, evaluation, files, studies
+from jaxrobust.reports import blocks
 from jaxrobust.reports.pictures import decode_array
-from jaxrobust.studies import blocks
+from jaxrobust.studies import terminal
 
 
 def test_a_finished_stage_is_not_computed_again(tmp_path):
@@ -64,7 +65,7 @@ def test_names_that_differ_only_in_signs_are_different_stages(tmp_path):
 
 def test_seconds_of_stages_within_others_add_up(tmp_path, monkeypatch):
     clock = iter(range(100))
-    monkeypatch.setattr("jaxrobust.studies.script.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("jaxrobust.studies.stages.time.perf_counter", lambda: next(clock))
 
     def outer(_):
         with stages("inner"):
@@ -92,13 +93,47 @@ def test_a_damaged_stage_is_named(tmp_path):
 
 
 def test_stages_of_one_run_name_all_their_commits(tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxrobust.studies.script.commit", lambda: "one")
+    monkeypatch.setattr("jaxrobust.studies.stages.commit", lambda: "one")
     studies.Stages(tmp_path).remember("first", lambda _: 1)
-    monkeypatch.setattr("jaxrobust.studies.script.commit", lambda: "two")
+    monkeypatch.setattr("jaxrobust.studies.stages.commit", lambda: "two")
     stages = studies.Stages(tmp_path)
     stages.remember("first", lambda _: 1)
     stages.remember("second", lambda _: 2)
     assert stages.commits == ["one", "two"]
+
+
+def test_a_table_as_lines_of_a_terminal():
+    rate = evaluation.rate(15, 20)
+    columns = [
+        "Network",
+        blocks.column("Time", "s", 1),
+        blocks.column("right", group="PGD"),
+        "Note",
+    ]
+    rows = [["cnn", 3, rate, None], ["a long name", 12.34, None, "slow"]]
+    lines = terminal.table_lines(blocks.table(columns, rows, "A caption.", title="Networks"))
+    assert lines == [
+        "Networks",
+        "Network      Time (s)  PGD: right (n = 20)  Note",
+        "cnn               3.0  75 % (53–89)         –",
+        "a long name      12.3     –                 slow",
+    ]
+
+
+def test_a_terminal_shows_the_tables_of_some_sections():
+    table = blocks.table(["a"], [["b"]])
+    page = [
+        table,
+        blocks.heading("First", "first"),
+        table,
+        blocks.text("Words."),
+        blocks.heading("Second", "second"),
+        table,
+        table,
+    ]
+    assert terminal.section_lines(page, ["first"]) == ["", "a", "b", ""]
+    assert terminal.section_lines(page, ["second"]) == ["", "a", "b", "", "a", "b", ""]
+    assert terminal.section_lines(page, ["third"]) == terminal.section_lines(page, []) == []
 
 
 def test_lines_take_bands_from_rates_and_leave_gaps():

@@ -1,11 +1,15 @@
-"""Networks as users of each framework write them, with the weights of PyTorch's (torch_networks.py).
+"""The networks of layers.json as users of each framework have them, with PyTorch's weights.
 
-Each is a function of (name, PyTorch's weights); nothing of jaxrobust is in them.
+Each function takes (name, PyTorch's weights) and returns logits_fn; the layers are those of the
+framework, and nothing of jaxrobust is in them.
 """
 
+import collections
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -17,25 +21,26 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from experiments.benchmarks.sizes import MOBILE_STAGES, RESNET50_STAGES
-
-MEAN = np.array((0.485, 0.456, 0.406), np.float32)
-STD = np.array((0.229, 0.224, 0.225), np.float32)
-_STAGES = ((64, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1))
-Layer = dict[str, np.ndarray]
+_TABLE = json.loads(Path(__file__).with_name("layers.json").read_text(encoding="utf-8"))
+_MEAN = np.array((0.485, 0.456, 0.406), np.float32)
+_STD = np.array((0.229, 0.224, 0.225), np.float32)
+Arrays = dict[str, Any]
+Weights = dict[str, np.ndarray]
 LogitsFn = Callable[[Any], Any]
 
 
-def layers_of(weights: dict[str, np.ndarray]) -> list[Layer]:
+def _layers(name: str) -> Any:
+    return next(entry["layers"] for entry in _TABLE if entry["architecture"] == name)
+
+
+def arrays_of(weights: Weights) -> list[Arrays]:
     """The layers of a state dict in their order: HWIO kernels, the names of linen."""
     names = {"weight": "kernel", "running_mean": "mean", "running_var": "var"}
-    found: list[Layer] = []
+    found: list[Arrays] = []
     for _, entries in itertools.groupby(weights.items(), lambda item: item[0].rpartition(".")[0]):
-        layer = {
-            names.get(leaf, leaf): array
-            for path, array in entries
-            if (leaf := path.rpartition(".")[2]) != "num_batches_tracked"
-        }
+        layer = {path.rpartition(".")[2]: jnp.asarray(array) for path, array in entries}
+        layer.pop("num_batches_tracked", None)
+        layer = {names.get(leaf, leaf): array for leaf, array in layer.items()}
         if "mean" in layer:
             layer["scale"] = layer.pop("kernel")
         else:
@@ -45,208 +50,138 @@ def layers_of(weights: dict[str, np.ndarray]) -> list[Layer]:
     return found
 
 
-def in_lax(name: str, weights: dict[str, np.ndarray]) -> LogitsFn:
-    """ResNet-20 of jax.lax, as a closure over its weights."""
-    layers: list[Any] = [jax.tree.map(jnp.asarray, layer) for layer in layers_of(weights)]
-
-    def conv(x: Any, layer: Any, stride: int = 1) -> Any:
-        return lax.conv_general_dilated(
-            x,
-            layer["kernel"],
-            (stride, stride),
-            ((1, 1), (1, 1)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-
-    def logits_fn(images: Any) -> Any:
-        stem, *pairs, head = layers
-        x = jax.nn.relu(conv((images - MEAN) / STD, stem))
-        for first, second in zip(pairs[::2], pairs[1::2], strict=True):
-            inputs, outputs = first["kernel"].shape[2:]
-            y = conv(jax.nn.relu(conv(x, first, outputs // inputs)), second)
-            if inputs != outputs:
-                extra = ((0, 0), (0, 0), (0, 0), (inputs // 2, inputs // 2))
-                x = jnp.pad(x[:, ::2, ::2], extra)
-            x = jax.nn.relu(x + 0.5 * y)
-        return x.mean((1, 2)) @ head["kernel"]
-
-    return logits_fn
+def _pad(x: Any, extra: int) -> Any:
+    return jnp.pad(x[:, ::2, ::2], ((0, 0), (0, 0), (0, 0), (extra, extra)))
 
 
-class _LinenBlock(nn.Module):
-    features: int
-    stride: int
-
-    @nn.compact
-    def __call__(self, x: Any) -> Any:
-        conv = functools.partial(nn.Conv, self.features, use_bias=False)
-        norm = functools.partial(nn.BatchNorm, use_running_average=True)
-        strides = (self.stride, self.stride)
-        y = nn.relu(norm()(conv((3, 3), strides, 1)(x)))
-        y = norm()(conv((3, 3), (1, 1), 1)(y))
-        if x.shape != y.shape:
-            x = norm()(conv((1, 1), strides, 0)(x))
-        return nn.relu(x + y)
+def _max(x: Any, size: int, stride: int, pad: int) -> Any:
+    return nn.max_pool(x, (size, size), (stride, stride), ((pad, pad), (pad, pad)))
 
 
-class _LinenResNet(nn.Module):
-    @nn.compact
-    def __call__(self, images: Any) -> Any:
-        x = nn.Conv(64, (3, 3), padding=1, use_bias=False)((images - MEAN) / STD)
-        x = nn.relu(nn.BatchNorm(use_running_average=True)(x))
-        for _, features, stride in _STAGES:
-            x = _LinenBlock(features, stride)(x)
-        return nn.Dense(10)(x.mean((1, 2)))
+# What has no weights. Images may be [B, H, W, C] or [C, H, W].
+_PLAIN: dict[str, Callable[..., Any]] = {
+    "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
+    "max": _max,
+    "average": lambda x, _: x.mean((1, 2)),
+    "flatten": lambda x: x,
+    "pad": _pad,
+}
 
 
-def in_linen(name: str, weights: dict[str, np.ndarray]) -> LogitsFn:
-    """resnet_small of linen's own layers."""
-    module, left = _LinenResNet(), iter(layers_of(weights))
-    params: dict[str, Any] = {}
-    statistics: dict[str, Any] = {}
-
-    def put(block: str | None, count: int) -> None:
-        of_block = params if block is None else params.setdefault(block, {})
-        moments = statistics if block is None else statistics.setdefault(block, {})
-        for index in range(count):
-            of_block[f"Conv_{index}"] = {"kernel": next(left)["kernel"]}
-            norm = next(left)
-            of_block[f"BatchNorm_{index}"] = {word: norm[word] for word in ("scale", "bias")}
-            moments[f"BatchNorm_{index}"] = {word: norm[word] for word in ("mean", "var")}
-
-    put(None, 1)
-    for index, (inputs, outputs, _) in enumerate(_STAGES):
-        put(f"_LinenBlock_{index}", 2 + (inputs != outputs))
-    params["Dense_0"] = next(left)
-    variables = jax.tree.map(jnp.asarray, {"params": params, "batch_stats": statistics})
-    return jax.tree_util.Partial(module.apply, variables)
+def _evaluate(layers: Sequence[Any], x: Any, layer: Callable[[str, Any, Any], Any]) -> Any:
+    """Evaluates layers; those with weights by `layer`, (kind, sizes, x) -> y."""
+    for kind, *sizes in layers:
+        if kind == "residual":
+            start, branch, shortcut, *scale = sizes
+            active = _evaluate(start, x, layer)
+            y = _evaluate(branch, active, layer)
+            x = _evaluate(shortcut, active, layer) if shortcut else x
+            x = x + (scale[0] * y if scale else y)
+        elif kind in _PLAIN:
+            x = _PLAIN[kind](x, *sizes)
+        else:
+            x = layer(kind, sizes, x)
+    return x
 
 
-def resnet50(name: str, weights: dict[str, np.ndarray]) -> LogitsFn:
-    """ResNet-50 for images of 224 pixels, as a function of its layers in jax.lax."""
-    layers = jax.tree.map(jnp.asarray, layers_of(weights))
-    return jax.tree_util.Partial(_resnet50, layers)
+def _with_weights(layers: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    """(kind, sizes) of the layers that have weights, in PyTorch's order."""
+    for kind, *sizes in layers:
+        if kind == "residual":
+            for part in sizes[:3]:
+                yield from _with_weights(part)
+        elif kind not in _PLAIN:
+            yield kind, sizes
 
 
-def _resnet50(layers: Any, images: Any) -> Any:
-    *layers, head = layers
-    left = iter(zip(layers[::2], layers[1::2], strict=True))
+def _in_lax(layers: Any, arrays: list[Arrays], images: Any) -> Any:
+    left = iter(arrays)
 
-    def conv_norm(x: Any, stride: int = 1) -> Any:
-        conv, norm = next(left)
-        pad = len(conv["kernel"]) // 2
-        x = lax.conv_general_dilated(
-            x,
-            conv["kernel"],
-            (stride, stride),
-            ((pad, pad), (pad, pad)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        scale = norm["scale"] * lax.rsqrt(norm["var"] + 1e-5)
-        return (x - norm["mean"]) * scale + norm["bias"]
+    def layer(kind: str, sizes: Any, x: Any) -> Any:
+        own = next(left)
+        if kind == "norm":
+            return (x - own["mean"]) * (own["scale"] * lax.rsqrt(own["var"] + 1e-5)) + own["bias"]
+        if kind == "dense":
+            y = x @ own["kernel"]
+        else:
+            _, _, size, stride, groups, *_ = sizes
+            form: Any = {"feature_group_count": groups}
+            form["dimension_numbers"] = ("NHWC", "HWIO", "NHWC")
+            pads = ((size // 2, size // 2),) * 2
+            y = lax.conv_general_dilated(x, own["kernel"], (stride, stride), pads, **form)
+        return y + own["bias"] if "bias" in own else y
 
-    x = (images - MEAN.astype(images.dtype)) / STD.astype(images.dtype)
-    x = jax.nn.relu(conv_norm(x, 2))
-    x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-    for stage, count in enumerate(RESNET50_STAGES):
-        for block in range(count):
-            stride = 2 if stage and not block else 1
-            y = jax.nn.relu(conv_norm(x))
-            y = conv_norm(jax.nn.relu(conv_norm(y, stride)))
-            x = jax.nn.relu((x if block else conv_norm(x, stride)) + y)
-    return x.mean((1, 2)) @ head["kernel"] + head["bias"]
+    mean, std = _MEAN.astype(images.dtype), _STD.astype(images.dtype)
+    return _evaluate(layers, (images - mean) / std, layer)
 
 
-class _NnxBlock(nnx.Module):
-    def __init__(self, inputs: int, features: int, stride: int, rngs: nnx.Rngs) -> None:
-        conv = functools.partial(nnx.Conv, use_bias=False, rngs=rngs)
-        norm = functools.partial(nnx.BatchNorm, features, rngs=rngs)
-        self.conv_0 = conv(inputs, features, (3, 3), strides=stride, padding=1)
-        self.norm_0 = norm()
-        self.conv_1, self.norm_1 = conv(features, features, (3, 3), padding=1), norm()
-        self.projected = inputs != features
-        if self.projected:
-            self.conv_2 = conv(inputs, features, (1, 1), strides=stride, padding=0)
-            self.norm_2 = norm()
-
-    def __call__(self, x: Any) -> Any:
-        y = nnx.relu(self.norm_0(self.conv_0(x)))
-        y = self.norm_1(self.conv_1(y))
-        return nnx.relu((self.norm_2(self.conv_2(x)) if self.projected else x) + y)
+def in_lax(name: str, weights: Weights) -> LogitsFn:
+    """A function of jax.lax, as a closure over its weights."""
+    layers, arrays = _layers(name), arrays_of(weights)
+    return lambda images: _in_lax(layers, arrays, images)
 
 
-class _NnxResNet(nnx.Module):
-    def __init__(self, rngs: nnx.Rngs) -> None:
-        self.conv = nnx.Conv(3, 64, (3, 3), padding=1, use_bias=False, rngs=rngs)
-        self.norm = nnx.BatchNorm(64, rngs=rngs)
-        self.blocks = nnx.List([_NnxBlock(*sizes, rngs) for sizes in _STAGES])
-        self.head = nnx.Linear(256, 10, rngs=rngs)
-
-    def __call__(self, images: Any) -> Any:
-        x = nnx.relu(self.norm(self.conv((images - MEAN) / STD)))
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x.mean((1, 2)))
+def of_arrays(name: str, weights: Weights) -> LogitsFn:
+    """The same function, with its weights as arguments."""
+    return jax.tree_util.Partial(functools.partial(_in_lax, _layers(name)), arrays_of(weights))
 
 
-class _NnxInverted(nnx.Module):
-    def __init__(
-        self, inputs: int, outputs: int, expansion: int, stride: int, rngs: nnx.Rngs
-    ) -> None:
-        inner = inputs * expansion
-        conv = functools.partial(nnx.Conv, use_bias=False, rngs=rngs)
-        self.expand, self.norm_0 = conv(inputs, inner, (1, 1)), nnx.BatchNorm(inner, rngs=rngs)
-        self.depthwise = conv(
-            inner, inner, (3, 3), strides=stride, padding=1, feature_group_count=inner
-        )
-        self.norm_1 = nnx.BatchNorm(inner, rngs=rngs)
-        self.project, self.norm_2 = conv(inner, outputs, (1, 1)), nnx.BatchNorm(outputs, rngs=rngs)
-        self.adds = stride == 1 and inputs == outputs
+def in_linen(name: str, weights: Weights) -> LogitsFn:
+    """A module of linen's own layers."""
+    layers = _layers(name)
 
-    def __call__(self, x: Any) -> Any:
-        y = nnx.relu6(self.norm_0(self.expand(x)))
-        y = nnx.relu6(self.norm_1(self.depthwise(y)))
-        y = self.norm_2(self.project(y))
-        return x + y if self.adds else y
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, images: Any) -> Any:
+            def layer(kind: str, sizes: Any, x: Any) -> Any:
+                if kind == "norm":
+                    return nn.BatchNorm(use_running_average=True)(x)
+                if kind == "dense":
+                    return nn.Dense(sizes[1])(x)
+                _, features, size, stride, *_ = sizes
+                strides = (stride, stride)
+                return nn.Conv(features, (size, size), strides, size // 2, use_bias=False)(x)
 
+            return _evaluate(layers, (images - _MEAN) / _STD, layer)
 
-class _NnxMobileNet(nnx.Module):
-    def __init__(self, rngs: nnx.Rngs) -> None:
-        self.stem = nnx.Conv(3, 32, (3, 3), padding=1, use_bias=False, rngs=rngs)
-        self.norm = nnx.BatchNorm(32, rngs=rngs)
-        blocks, before = [], 32
-        for expansion, width, count, stride in MOBILE_STAGES:
-            for block in range(count):
-                stride_here = 1 if block else stride
-                blocks.append(_NnxInverted(before, width, expansion, stride_here, rngs))
-                before = width
-        self.blocks = nnx.List(blocks)
-        self.last = nnx.Conv(before, 1280, (1, 1), use_bias=False, rngs=rngs)
-        self.last_norm = nnx.BatchNorm(1280, rngs=rngs)
-        self.head = nnx.Linear(1280, 10, rngs=rngs)
-
-    def __call__(self, images: Any) -> Any:
-        x = nnx.relu6(self.norm(self.stem((images - MEAN) / STD)))
-        for block in self.blocks:
-            x = block(x)
-        return self.head(nnx.relu6(self.last_norm(self.last(x))).mean((1, 2)))
+    names = {"conv": "Conv", "norm": "BatchNorm", "dense": "Dense"}
+    count: collections.Counter[str] = collections.Counter()
+    variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
+    for (kind, _), own in zip(_with_weights(layers), arrays_of(weights), strict=True):
+        path = f"{names[kind]}_{count[kind]}"
+        count[kind] += 1
+        for leaf, array in own.items():
+            collection = "batch_stats" if leaf in ("mean", "var") else "params"
+            variables[collection].setdefault(path, {})[leaf] = array
+    return jax.tree_util.Partial(Network().apply, variables)
 
 
-def _nnx_layers(module: Any) -> Iterator[Any]:
-    for value in module if isinstance(module, nnx.List) else vars(module).values():
-        if isinstance(value, nnx.Conv | nnx.BatchNorm | nnx.Linear):
-            yield value
-        elif isinstance(value, nnx.Module | nnx.List):
-            yield from _nnx_layers(value)
+def in_nnx(name: str, weights: Weights) -> LogitsFn:
+    """A module of nnx' own layers."""
+    layers, rngs = _layers(name), nnx.Rngs(0)
 
+    def made(kind: str, sizes: Any) -> Any:
+        if kind == "norm":
+            return nnx.BatchNorm(*sizes, rngs=rngs)
+        if kind == "dense":
+            return nnx.Linear(*sizes, rngs=rngs)
+        inputs, outputs, size, stride, groups = sizes
+        window: Any = {"strides": stride, "padding": size // 2, "feature_group_count": groups}
+        return nnx.Conv(inputs, outputs, (size, size), use_bias=False, rngs=rngs, **window)
 
-def in_nnx(name: str, weights: dict[str, np.ndarray]) -> LogitsFn:
-    """resnet_small or MobileNetV2 in nnx."""
-    kind = {"resnet_small": _NnxResNet, "mobilenet_v2": _NnxMobileNet}[name]
-    model = kind(nnx.Rngs(0))
-    for layer, arrays in zip(_nnx_layers(model), layers_of(weights), strict=True):
-        for word, array in arrays.items():
-            getattr(layer, word)[...] = jnp.asarray(array)
+    class Network(nnx.Module):
+        def __init__(self) -> None:
+            self.parts = nnx.List([made(kind, sizes) for kind, sizes in _with_weights(layers)])
+
+        def __call__(self, images: Any) -> Any:
+            left = iter(self.parts)
+            return _evaluate(layers, (images - _MEAN) / _STD, lambda _, __, x: next(left)(x))
+
+    model = Network()
+    for part, own in zip(model.parts, arrays_of(weights), strict=True):
+        for word, array in own.items():
+            getattr(part, word)[...] = array
     model.eval()
     return model
 
@@ -258,67 +193,49 @@ class _EquinoxNorm(eqx.Module):
     bias: Any
 
     def __call__(self, x: Any) -> Any:
-        mean, var, scale, bias = (
-            part[:, None, None] for part in (self.mean, self.var, self.scale, self.bias)
-        )
+        parts = self.mean, self.var, self.scale, self.bias
+        mean, var, scale, bias = (part[:, None, None] for part in parts)
         return (x - mean) / jnp.sqrt(var + 1e-5) * scale + bias
 
 
-class _EquinoxResNet(eqx.Module):
-    convs: list[eqx.nn.Conv2d]
-    norms: list[_EquinoxNorm]
-    head: eqx.nn.Linear
+def in_equinox(name: str, weights: Weights) -> LogitsFn:
+    """A module of equinox: channels first, one image at a time under vmap."""
+    layers, key = _layers(name), jax.random.key(0)
 
-    def __call__(self, image: Any) -> Any:
-        left = iter(zip(self.convs, self.norms, strict=True))
+    def made(kind: str, sizes: Any, own: Arrays) -> Any:
+        if kind == "norm":
+            return _EquinoxNorm(**own)
+        if kind == "dense":
+            dense = eqx.nn.Linear(*sizes, key=key)
+            new = own["kernel"].T, own["bias"]
+            return eqx.tree_at(lambda dense: (dense.weight, dense.bias), dense, new)
+        inputs, outputs, size, stride, _ = sizes
+        conv = eqx.nn.Conv2d(inputs, outputs, size, stride, size // 2, use_bias=False, key=key)
+        return eqx.tree_at(lambda conv: conv.weight, conv, own["kernel"].transpose(3, 2, 0, 1))
 
-        def conv_norm(x: Any) -> Any:
-            conv, norm = next(left)
-            return norm(conv(x))
+    class Network(eqx.Module):
+        parts: list[Any]
 
-        x = jax.nn.relu(conv_norm(image))
-        for inputs, outputs, _ in _STAGES:
-            y = conv_norm(jax.nn.relu(conv_norm(x)))
-            x = jax.nn.relu((x if inputs == outputs else conv_norm(x)) + y)
-        return self.head(x.mean((1, 2)))
+        def __call__(self, image: Any) -> Any:
+            left = iter(self.parts)
+            return _evaluate(layers, image, lambda _, __, x: next(left)(x))
 
-
-def in_equinox(name: str, weights: dict[str, np.ndarray]) -> LogitsFn:
-    """resnet_small in equinox: channels first, one image at a time under vmap."""
-    *layers, dense = [jax.tree.map(jnp.asarray, layer) for layer in layers_of(weights)]
-    strides = [1]
-    for inputs, outputs, stride in _STAGES:
-        strides += [stride, 1, *([stride] if inputs != outputs else [])]
-    convs = []
-    for layer, stride in zip(layers[::2], strides, strict=True):
-        size, _, inputs, outputs = layer["kernel"].shape
-        conv = eqx.nn.Conv2d(
-            inputs, outputs, size, stride, size // 2, use_bias=False, key=jax.random.key(0)
-        )
-        kernel = layer["kernel"].transpose(3, 2, 0, 1)
-        convs.append(eqx.tree_at(lambda conv: conv.weight, conv, kernel))
-    head = eqx.nn.Linear(256, 10, key=jax.random.key(0))
-    head = eqx.tree_at(lambda h: (h.weight, h.bias), head, (dense["kernel"].T, dense["bias"]))
-    model = _EquinoxResNet(convs, [_EquinoxNorm(**layer) for layer in layers[1::2]], head)
-    return lambda images: jax.vmap(model)(((images - MEAN) / STD).transpose(0, 3, 1, 2))
+    pairs = zip(_with_weights(layers), arrays_of(weights), strict=True)
+    model = Network([made(*layer, own) for layer, own in pairs])
+    return lambda images: jax.vmap(model)(((images - _MEAN) / _STD).transpose(0, 3, 1, 2))
 
 
-def in_haiku(name: str, weights: dict[str, np.ndarray]) -> LogitsFn:
-    """VGG in haiku."""
-    layers = layers_of(weights)
+def in_haiku(name: str, weights: Weights) -> LogitsFn:
+    """A function of haiku's layers, with biases and without BatchNorm."""
+    layers, arrays = _layers(name), arrays_of(weights)
+
+    def layer(kind: str, sizes: Any, x: Any) -> Any:
+        return hk.Linear(sizes[1])(x) if kind == "dense" else hk.Conv2D(sizes[1], sizes[2])(x)
 
     def forward(images: Any) -> Any:
-        x = (images - MEAN) / STD
-        for index, layer in enumerate(layers[:-1]):
-            x = jax.nn.relu(hk.Conv2D(layer["kernel"].shape[-1], 3)(x))
-            if index % 2:
-                x = hk.max_pool(x, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
-        return hk.Linear(10)(x.mean((1, 2)))
+        return _evaluate(layers, (images - _MEAN) / _STD, layer)
 
     network: Any = hk.without_apply_rng(hk.transform(forward))
-    names = ["conv2_d", *(f"conv2_d_{index}" for index in range(1, len(layers) - 1)), "linear"]
-    variables = {
-        name: {"w": jnp.asarray(layer["kernel"]), "b": jnp.asarray(layer["bias"])}
-        for name, layer in zip(names, layers, strict=True)
-    }
-    return jax.tree_util.Partial(network.apply, variables)
+    names = ["conv2_d", *(f"conv2_d_{index}" for index in range(1, len(arrays) - 1)), "linear"]
+    renamed = [{"w": own["kernel"], "b": own["bias"]} for own in arrays]
+    return jax.tree_util.Partial(network.apply, dict(zip(names, renamed, strict=True)))

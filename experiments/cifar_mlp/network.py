@@ -1,7 +1,6 @@
 """The classifier of source 002 as pure functions: its logits, its loss, its update.
 
-With one layer x W + b is the logits; with a hidden layer relu(x W1 + b1) W2 + b2. The loss of a
-batch is
+With one layer x W + b is the logits; with a hidden layer relu(x W1 + b1) W2 + b2. A batch has the loss
 
     L = mean_i [ log sum_k exp z_ik - z_(i, y_i) ] + reg / 2 * sum of all squared weights
 
@@ -23,12 +22,7 @@ from jaxrobust import losses
 
 
 class Layer(NamedTuple):
-    """One linear map.
-
-    Attributes:
-      weights: float32 [D, H].
-      bias: float32 [H].
-    """
+    """One linear map: weights float32 [D, H] and bias float32 [H]."""
 
     weights: Any
     bias: Any
@@ -37,20 +31,11 @@ class Layer(NamedTuple):
 Params = tuple[Layer, ...]
 
 
-def initial(
-    key: jax.Array,
-    sizes: Sequence[int],
-    scale: float | jax.Array,
-    width: jax.Array | int | None = None,
-) -> Params:
-    """Weights drawn from a normal distribution, biases of zero.
+def initial(key: jax.Array, sizes: Sequence[int], scale: Any, width: Any = None) -> Params:
+    """Weights drawn from a normal distribution of deviation `scale`, biases of zero.
 
-    Args:
-      key: A PRNG key.
-      sizes: Of the input, of the hidden layer where there is one, and of the output.
-      scale: Standard deviation of the weights.
-      width: How many of the hidden units there are; may be traced. The others are padding: with zeros
-        on both sides a unit answers 0, gets a gradient of 0 and stays zero, so nothing has to mask it.
+    Of the hidden units only `width`, which may be traced, are there. The others are padding: with zeros
+    on both sides a unit answers 0, gets a gradient of 0 and stays zero, so nothing has to mask it.
     """
     keys = jax.random.split(key, len(sizes) - 1)
     layers = [
@@ -89,13 +74,6 @@ def penalty(params: Params, regularizer: jax.Array | float) -> jax.Array:
     """Half the regularizer times the sum of all squared weights; biases are free."""
     squares = jnp.stack([jnp.sum(layer.weights**2) for layer in params])
     return 0.5 * regularizer * jnp.sum(squares)
-
-
-def loss(
-    params: Params, images: jax.Array, labels: jax.Array, regularizer: jax.Array | float = 0.0
-) -> jax.Array:
-    """What SGD descends, of normalised images [B, D] with labels int [B]."""
-    return data_loss(logits(params, images), labels) + penalty(params, regularizer)
 
 
 def update(params: Params, gradient: Params, rate: jax.Array | float) -> Params:

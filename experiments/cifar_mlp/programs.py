@@ -1,17 +1,16 @@
 """Training as one compiled program: every value of a hyper-parameter and every seed of an ablation.
 
-`train` scans over epochs and, within them, over batches; the settings of an ablation stand side by
-side, and the seeds follow one another (`lax.map`). All settings of a seed start from the same weights
-and see the same images in the same order, so that their differences are paired. Three things follow:
+`run` scans over epochs and, within them, over batches; the settings of an ablation stand side by side,
+and the seeds follow one another. All settings of a seed start from the same weights and see the same
+images in the same order, so that their differences are paired. Three things follow:
 
 - The images of a batch are read once for all settings, and the first layers of all settings are one
   matrix product, [B, D] x [D, S * H]: half the time of `vmap` over the whole network, which XLA makes a
   product of three dimensions. The layers behind it are small, and vmapped.
 - Batch sizes are multiples of the smallest, the unit of the scan: a setting with batches of four units
   adds four gradients up before it takes their mean for a step, which is exactly SGD with that batch.
-- Hidden widths are padded to the largest, with zeros that stay zeros (`network.initial`). A stack of
-  one program for each width would compute less (500 units instead of 800 for the source's four
-  widths) and read the images four times; padding keeps one program.
+- Hidden widths are padded to the largest, with zeros that stay zeros (`network.initial`). A program for
+  each width would compute less (500 units instead of 800 for the source's) and read the images often.
 """
 
 import functools
@@ -23,29 +22,21 @@ import numpy as np
 
 from experiments.cifar_mlp import network
 from experiments.cifar_mlp.network import Layer, Params
-from jaxrobust import compilation
+from jaxrobust import compilation, data
 
 
-class Settings(NamedTuple):
-    """The hyper-parameters of S trainings, each [S].
+class Hyperparameters(NamedTuple):
+    """Of one training, or of S of them, each [S]."""
 
-    Attributes:
-      learning_rate: Of the first epoch.
-      decay: What the learning rate is multiplied by after each epoch.
-      regularizer: Of `network.penalty`.
-      batch_size: A multiple of the smallest of them.
-      width: Units of the hidden layer; 0 where there is none.
-    """
-
-    learning_rate: Any
-    decay: Any
-    regularizer: Any
-    batch_size: Any
-    width: Any
+    learning_rate: Any  # of the first epoch
+    decay: Any  # what the learning rate is multiplied by after each epoch
+    regularizer: Any  # of `network.penalty`
+    batch_size: Any  # a multiple of the smallest of them
+    width: Any  # units of the hidden layer; 0 where there is none
 
 
 class Examples(NamedTuple):
-    """Images uint8 [N, D] and labels int32 [N]."""
+    """Images uint8 [N, D], and labels int32 [N]."""
 
     images: Any
     labels: Any
@@ -61,165 +52,132 @@ class Splits(NamedTuple):
     std: Any
 
 
-class Trained(NamedTuple):
-    """R seeds of S settings after E epochs.
-
-    Attributes:
-      params: Leaves [R, S, ...].
-      train_loss: float32 [R, S, E], cross-entropy of the batches as they were trained on.
-      train_accuracy: float32 [R, S, E], likewise.
-      validation_loss: float32 [R, S, E], after each epoch.
-      validation_accuracy: float32 [R, S, E], likewise.
-      test_accuracy: float32 [R, S], after the last epoch.
-    """
-
-    params: Any
-    train_loss: Any
-    train_accuracy: Any
-    validation_loss: Any
-    validation_accuracy: Any
-    test_accuracy: Any
+def splits_of(dataset: data.Dataset, num_folds: int) -> Splits:
+    """A data set as rows of pixels; the first of `num_folds` folds of its train split validates."""
+    train = dataset.train
+    fitted, held_out = data.stratified_folds(train.labels, num_folds)[0]
+    parts = (
+        (train.images[fitted], train.labels[fitted]),
+        (train.images[held_out], train.labels[held_out]),
+        (dataset.test.images, dataset.test.labels),
+    )
+    pixels = np.prod(dataset.image_shape[:2])
+    mean, std = (np.tile(values, pixels) for values in (dataset.mean, dataset.std))
+    rows = [Examples(images.reshape(len(images), -1), labels) for images, labels in parts]
+    return Splits(rows[0], rows[1], rows[2], mean, std)
 
 
 def run(
-    keys: jax.Array, settings: Settings, splits: Splits, scale: float, num_epochs: int
-) -> Trained:
-    """Trains all settings with all seeds, in one call of one compiled program.
+    keys: jax.Array, settings: Hyperparameters, splits: Splits, scale: float, num_epochs: int
+) -> tuple[Params, dict[str, jax.Array]]:
+    """Trains all settings [S] with all seeds [R], from weights of deviation `scale`, in one program.
 
-    Args:
-      keys: PRNG keys [R], one for each seed.
-      settings: S of them.
-      splits: The data.
-      scale: Standard deviation of the first weights.
-      num_epochs: E.
+    Returns:
+      The weights, leaves [R, S, ...]; and train_loss and train_accuracy, of the batches as they were
+      trained on, validation_loss and validation_accuracy, after each epoch, float32 [R, S, E], and
+      test_accuracy, after the last, [R, S].
     """
-    sizes, widths = np.asarray(settings.batch_size), np.asarray(settings.width)
-    unit = int(sizes.min())
-    if (sizes % unit).any():
-        raise ValueError(f"`batch_size` must be multiples of the smallest, got {sizes.tolist()}.")
-    num_units = len(splits.train.labels) // int(sizes.max()) * int(sizes.max() // unit)
-    if not num_units:
-        raise ValueError(
-            f"`batch_size` must be at most the {len(splits.train.labels)} training images, "
-            f"got {sizes.tolist()}."
-        )
-    floats = [jnp.asarray(value, jnp.float32) for value in settings[:3]]
-    integers = [jnp.asarray(value, jnp.int32) for value in (sizes // unit, widths)]
-    return _train(
-        keys,
-        Settings(*floats, *integers),
-        splits,
-        scale,
-        unit=unit,
-        num_units=num_units,  # no fewer for a small batch than for a large one
-        hidden=int(widths.max()),
-        num_classes=int(np.max(splits.train.labels)) + 1,
-        num_epochs=num_epochs,
-        adds_up=bool((sizes > unit).any()),
-    )
+    num_classes = int(np.max(splits.train.labels)) + 1
+    sizes, widths = (tuple(map(int, column)) for column in settings[3:])
+    floats = jnp.array(settings[:3], jnp.float32)
+    return _train(keys, floats, splits, scale, sizes, widths, num_classes, num_epochs)
 
 
-@functools.partial(
-    compilation.jit,
-    static_argnames=("unit", "num_units", "hidden", "num_classes", "num_epochs", "adds_up"),
-)
+@functools.partial(compilation.jit, static_argnums=(4, 5, 6, 7))
 def _train(
     keys: jax.Array,
-    settings: Settings,
+    floats: jax.Array,
     splits: Splits,
-    scale: float | jax.Array,
-    *,
-    unit: int,
-    num_units: int,
-    hidden: int,
+    scale: Any,
+    sizes: tuple[int, ...],
+    widths: tuple[int, ...],
     num_classes: int,
     num_epochs: int,
-    adds_up: bool,
-) -> Trained:
-    train, num_settings = splits.train, len(settings.width)
-
-    def normalised(images: jax.Array) -> jax.Array:
-        return (images.astype(jnp.float32) / 255 - splits.mean) / splits.std
+) -> tuple[Params, dict[str, jax.Array]]:
+    train, num_settings, unit = splits.train, len(widths), min(sizes)
+    learning_rates, decays, regularizers = floats
+    batches = jnp.array(sizes) // unit
+    # No fewer images for a small batch than for a large one.
+    num_units = len(train.labels) // max(sizes) * (max(sizes) // unit)
+    if any(size % unit for size in sizes):
+        raise ValueError(f"`batch_size` must be multiples of the smallest, got {list(sizes)}.")
+    if not num_units:
+        raise ValueError(
+            f"`batch_size` must be at most the {len(train.labels)} training images, "
+            f"got {list(sizes)}."
+        )
 
     def answers(params: Params, images: jax.Array) -> jax.Array:
         """The logits [S, B, K] of all settings."""
+        normalised = (images.astype(jnp.float32) / 255 - splits.mean) / splits.std
         first, *rest = params
-        wide = normalised(images) @ first.weights.reshape(images.shape[1], -1)
+        wide = normalised @ first.weights.reshape(images.shape[1], -1)
         values = wide.reshape(len(images), num_settings, -1) + first.bias
         return jax.vmap(network.after_first, in_axes=(0, 1))(rest, values)
 
-    def scores(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def scores(params: Params, examples: Examples) -> tuple[jax.Array, jax.Array]:
         """Losses and accuracies, [S]."""
-        losses = jax.vmap(network.data_loss, in_axes=(0, None))(logits, labels)
-        return losses, jnp.mean(logits.argmax(axis=2) == labels, axis=1)
+        logits = answers(params, examples.images)
+        losses = jax.vmap(network.data_loss, in_axes=(0, None))(logits, examples.labels)
+        return losses, jnp.mean(logits.argmax(axis=2) == examples.labels, axis=1)
 
     def objective(params: Params, batch: Examples) -> tuple[jax.Array, Any]:
         """The sum of the losses: its gradient is that of each, because none depends on another."""
-        losses, accuracies = scores(answers(params, batch.images), batch.labels)
-        penalties = jax.vmap(network.penalty, in_axes=(_axes(params), 0))(
-            params, settings.regularizer
-        )
+        losses, accuracies = scores(params, batch)
+        penalties = jax.vmap(network.penalty, in_axes=(_axes(params), 0))(params, regularizers)
         return jnp.sum(losses + penalties), (losses, accuracies)
 
-    def one_seed(key: jax.Array) -> Trained:
+    def one_seed(key: jax.Array) -> tuple[Params, dict[str, jax.Array]]:
         start, order = jax.random.split(key)
-        params = _initial(
-            start, settings.width, (train.images.shape[1], hidden, num_classes), scale
-        )
+        shape = (train.images.shape[1], max(widths), num_classes)
+        params = _initial(start, widths, shape, scale)
         axes = _axes(params)
-        sums = jax.tree.map(jnp.zeros_like, params) if adds_up else ()
+        move = jax.vmap(network.update, in_axes=(axes, axes, 0), out_axes=axes)
+        sums = jax.tree.map(jnp.zeros_like, params) if max(sizes) > unit else ()
 
         def step(state: Any, rows: jax.Array) -> Any:
             params, sums, count, rate = state
             batch = Examples(train.images[rows], train.labels[rows])
             gradient, measured = jax.grad(objective, has_aux=True)(params, batch)
-            if adds_up:
+            if max(sizes) > unit:
                 gradient = jax.tree.map(jnp.add, sums, gradient)
-                due = (count + 1) % settings.batch_size == 0
-                rates = jnp.where(due, rate / settings.batch_size, 0.0)
-                kept = jnp.where(due, 0.0, 1.0)
-                forget = jax.vmap(_scaled, in_axes=(axes, 0), out_axes=axes)
-                sums = forget(gradient, kept)
+                due = (count + 1) % batches == 0
+                rates = jnp.where(due, rate / batches, 0.0)
+                sums = move(gradient, gradient, jnp.where(due, 1.0, 0.0))  # 0 after a step
             else:
                 rates = rate
-            move = jax.vmap(network.update, in_axes=(axes, axes, 0), out_axes=axes)
             return (move(params, gradient, rates), sums, count + 1, rate), measured
 
         def epoch(state: Any, number: jax.Array) -> Any:
-            params, sums = state
             rows = jax.random.permutation(jax.random.fold_in(order, number), len(train.labels))
             rows = rows[: num_units * unit].reshape(num_units, unit)
-            rate = settings.learning_rate * settings.decay**number
-            state, measured = jax.lax.scan(step, (params, sums, 0, rate), rows)
-            validated = scores(
-                answers(state[0], splits.validation.images), splits.validation.labels
-            )
-            return state[:2], (*(value.mean(axis=0) for value in measured), *validated)
+            rate = learning_rates * decays**number
+            (params, sums, *_), measured = jax.lax.scan(step, (*state, 0, rate), rows)
+            means = [value.mean(axis=0) for value in measured]
+            return (params, sums), (*means, *scores(params, splits.validation))
 
         (params, _), curves = jax.lax.scan(epoch, (params, sums), jnp.arange(num_epochs))
-        _, tested = scores(answers(params, splits.test.images), splits.test.labels)
-        first, *rest = params
-        params = (first._replace(weights=first.weights.swapaxes(0, 1)), *rest)
-        train_loss, train_accuracy, validation_loss, validation_accuracy = (c.T for c in curves)
-        return Trained(
-            params, train_loss, train_accuracy, validation_loss, validation_accuracy, tested
-        )
+        names = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+        found = {name: values.T for name, values in zip(names, curves, strict=True)}
+        found["test_accuracy"] = scores(params, splits.test)[1]
+        return _swapped(params), found
 
     return jax.lax.map(one_seed, keys)
 
 
 def _initial(
-    key: jax.Array, widths: jax.Array, sizes: tuple[int, int, int], scale: float | jax.Array
+    key: jax.Array, widths: tuple[int, ...], sizes: tuple[int, int, int], scale: Any
 ) -> Params:
     """The first weights of all settings: equal, but for the units that a setting does not have."""
-    num_inputs, hidden, num_classes = sizes
-    if not hidden:
-        params = network.initial(key, (num_inputs, num_classes), scale)
-        copies = [jnp.broadcast_to(leaf, (len(widths), *leaf.shape)) for leaf in params[0]]
-        params = (Layer(*copies),)
-    else:
-        make = functools.partial(network.initial, key, sizes, scale)
-        params = jax.vmap(make)(widths)
+    if sizes[1]:
+        return _swapped(
+            jax.vmap(lambda w: network.initial(key, sizes, scale, w))(jnp.array(widths))
+        )
+    return _swapped(jax.vmap(lambda _: network.initial(key, sizes[::2], scale))(jnp.array(widths)))
+
+
+def _swapped(params: Params) -> Params:
+    """Weights with the settings in front, [S, D, H], as [D, S, H], and the reverse; others stay."""
     first, *rest = params
     return (first._replace(weights=first.weights.swapaxes(0, 1)), *rest)
 
@@ -227,7 +185,3 @@ def _initial(
 def _axes(params: Params) -> Any:
     """Where the settings are: in the middle of the first weights, [D, S, H], else in front."""
     return (Layer(1, 0), *(Layer(0, 0) for _ in params[1:]))
-
-
-def _scaled(params: Params, factor: jax.Array) -> Params:
-    return jax.tree.map(lambda value: factor * value, params)

@@ -5,213 +5,581 @@
     python -m experiments.pruned_benchmark --quick
 
 DIR holds the data set (data/README.md); --quick without it runs on scikit-learn's digits, offline. Base
-networks are trained, pruned by L1, L2 and geometric median to several sparsities while they are
-fine-tuned, and their filters taken out for real. Seven attacks, with the source's parameters and at
-8/255, are made on every base network and shown to everything made of it and to the other architectures;
-every network is attacked itself besides. Time and file sizes are those of the smaller networks.
+networks are trained, pruned while they are fine-tuned, and their filters taken out for real; controls
+are fine-tuned alike and not pruned. Training trains, test images decide nothing: every figure is of the
+last epoch. Killed or stopped, the same command goes on where it was. Expected time: README.md.
 
-What the source does not have: a control, fine-tuned alike and not pruned, with which pruned networks
-are compared image by image; attacks on the pruned networks; epsilons that leave the image what it is.
-
-Resumable: killed or stopped with Ctrl-C, the same command goes on with the stage, in a training with
-the epoch, that it had not finished. --preset cpu takes smaller networks of the same families and a part
-of the images. Training trains, test images decide nothing: every figure is of the last epoch.
-
-Expected time: README.md.
-
-Source: 003, "Benchmarking Adversarial Robustness of Compressed Deep Learning Models". It trains base
-networks for 10 epochs and does not say for how many it fine-tunes: --fine-tuning-epochs. Of its
-milestones (10, 20, 30) its base networks reach none; here fine-tuning has its own, of the pruned
-networks and of the controls alike. It names no augmentation and no weight decay: there is none.
+Source: 003, "Benchmarking Adversarial Robustness of Compressed Deep Learning Models".
 """
 
+import dataclasses
+import functools
+import itertools
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from experiments.pruned_benchmark import (
-    accuracy,
-    cost,
-    crafting,
-    networks,
-    pictures,
-    robustness,
-    threats,
-    trainings,
-    transfer,
-    verdicts,
-)
-from experiments.pruned_benchmark.config import INITIAL, Config, complete
-from experiments.pruned_benchmark.study import Study, Variant
-from jaxrobust import data, studies, training
-from jaxrobust.studies.outcomes import rate_of
+from experiments.pruned_benchmark import comparisons, networks, threats
+from experiments.pruned_benchmark.networks import Criterion, Network
+from experiments.pruned_benchmark.threats import Universal
+from jaxrobust import checks, data, evaluation, models, studies, training
+from jaxrobust.attacks import APGD, BIM, FGSM, PGD, CarliniWagner, DeepFool, RandomNoise
+from jaxrobust.reports import blocks, evaluations
+from jaxrobust.studies.outcomes import pack, right_ones, unpack
 
-PARTS = [
-    {"id": "accuracy", "title": "Accuracy"},
-    {"id": "robustness", "title": "Robustness"},
-    {"id": "transfer-part", "title": "Transfer"},
-    {"id": "cost", "title": "Time and size"},
-    {
-        "id": "networks",
-        "title": "Base, control and most pruned",
-        "includes": ["data", "models", "training", "classes", "confusion"],
+# The study is these tables. One more network, criterion or attack is one more row; one more column is a
+# row of MEASURES, below, and a `column` in report.md.j2, which asks for it by its name.
+
+BOTTLENECK = {"stem_width": 8, "stem_shortcut": True, "bottleneck": True}
+# The source's four networks, and smaller ones of the same families for a CPU.
+NETWORKS = {
+    "mobilenet_v1": Network("mobilenet_v1"),
+    "densenet121": Network("densenet121"),
+    "resnet50": Network("resnet50"),
+    "vgg19": Network("vgg19"),
+    "mobilenet_v1_narrow": Network(
+        "mobilenet_v1",
+        {"widths": (8, 16, 32, 32, 64, 64, *(128,) * 6, 256, 256)},
+        "MobileNetV1, every width a quarter",
+    ),
+    "densenet23_narrow": Network(
+        "densenet121",
+        {"stage_sizes": (1, 2, 3, 3), "widths": (8,) * 9, "stem_width": 16},
+        "DenseNet of 4 stages of 1, 2, 3 and 3 layers, growth 8",
+    ),
+    "resnet14_narrow": Network(
+        "resnet50",
+        {"stage_sizes": (1, 1, 1, 1), "widths": (32, 64, 128, 256)} | BOTTLENECK,
+        "one bottleneck block in each of 4 stages, every width an eighth of ResNet50's",
+    ),
+    "vgg9_narrow": Network(
+        "vgg19",
+        {"stage_sizes": (1, 1, 2, 2, 2), "widths": (16, 32, 64, 64, 128, 128, 128, 128)},
+        "8 convolutions in VGG's 5 stages, every width a quarter",
+    ),
+    "resnet8_tiny": Network(
+        "resnet50",
+        {"stage_sizes": (1, 1), "widths": (16, 32)} | BOTTLENECK,
+        "two bottleneck blocks of 16 and 32 channels",
+    ),
+    "vgg6_tiny": Network(
+        "vgg19",
+        {"stage_sizes": (1, 1, 1, 1, 1), "widths": (8, 16, 16, 32, 32)},
+        "5 convolutions of 8 to 32 channels",
+    ),
+}
+
+# By what filters are removed: what readers know it as, and, where `pruning.filter_scores` does not know
+# it by its name, a function of (weights, groups) that returns scores as `pruning.keep_filters` wants.
+CRITERIA = {
+    "l1": Criterion("L1"),
+    "l2": Criterion("L2"),
+    "geometric_median": Criterion("GM"),
+    "random": Criterion("random"),  # the one to beat
+}
+
+EPSILON = 8 / 255
+CW = functools.partial(CarliniWagner, learning_rate=0.01, initial_constant=0.01)
+# Made on every base network and shown to the others; the same attacks with both parameters.
+#
+# The source runs ART with the parameters of its table 7. Read against ART's code they mean:
+#
+#   CW      10 steps for each of 10 constants, the default of ART: it stops before it has found the
+#           smallest perturbation, or any.
+#   DF      an overshoot of 1e-6, so that images end on the base network's own boundary, and 5 steps.
+#   FGSM    0.2 of the range from black to white; table 7's 100 iterations do not exist.
+#   BiM     epsilon 1: every image may become any other.
+#   PGD     ART starts at the image by default: this is BiM with epsilon 0.3.
+#   APGD    five starts, of which the later attack only what the first has left; here one.
+#   UP      epsilon 10 where pixels end at 1: no bound at all; one pass over the test images.
+#
+# ART's CW halves and doubles its steps by a line search of its own; here it is the paper's Adam, with
+# as many steps and constants. DeepFool here steps 1e-4 beyond the boundary besides. Both leave images
+# that are wrong without an attack as they are, where ART moves them too. Noise is uniform in the ball:
+# what an attack has to beat, and much at 0.3.
+ATTACKS: dict[str, dict[str, Any]] = {
+    "source": {
+        "CW": CW(num_iterations=10, num_searches=10),
+        "DF": DeepFool(overshoot=1e-6, num_steps=5),
+        "FGSM": FGSM(0.2),
+        "BiM": BIM(1.0, 0.1, 100, keep="last"),
+        "PGD": PGD(0.3, 0.1, 100, random_start=False, keep="last"),
+        "APGD": APGD(0.3, num_iterations=100),
+        "UP": Universal(1.0, max_passes=1, on_test=True),
+        "noise": RandomNoise(0.3),
     },
-]
+    "8/255": {
+        "CW": CW(num_iterations=100, num_searches=5),
+        "DF": DeepFool(),
+        "FGSM": FGSM(EPSILON),
+        "BiM": BIM(EPSILON, 2 / 255, 10),
+        "PGD": PGD(EPSILON, 2 / 255, 20),
+        "APGD": APGD(EPSILON, num_iterations=100),
+        "UP": Universal(EPSILON, max_passes=5),
+        "noise": RandomNoise(EPSILON),
+    },
+}
+# Made on every network itself, all with an epsilon. Of the seven those that a CPU can make on every
+# network: CW would take as long as all of them; BiM is PGD here, but for its start.
+WHITE_BOX: dict[str, Any] = {
+    "FGSM at 8/255": FGSM(EPSILON),
+    "PGD at 8/255": PGD(EPSILON, 2 / 255, 20),
+    "APGD at 1/255": APGD(1 / 255, num_iterations=50),
+}
+# The one of these whose epsilon is so small that networks not trained against attacks still differ.
+COMPARED = "APGD at 1/255"
+SMALLEST = DeepFool()  # of every network itself, the smallest perturbation
+RADIUS = 0.5  # of the l2 ball in which smallest perturbations count, and usual on CIFAR-10
+BATCH_SIZES = (32, 64)  # of what is timed, the source's
+HELD_TOGETHER = 64  # images on which the masked and the shrunk network are held against each other
+PUBLISHED = Path(__file__).with_name("published.csv")
 
 
-def main(config: Config) -> Path:
-    """Runs the study; returns the report's path."""
-    config = complete(config)
-    dataset = data.load(config.data_set, config.data_dir, download=config.download)
-    _check_sizes(config, dataset)
-    attacks = threats.attacks(config.max_steps)
-    folder = studies.open_run(
-        config.results_dir,
-        "pruned_benchmark",
-        config.run,
-        config,
-        ignored=("download",),
-        # What decides about results besides the settings.
-        constants=training.describe(
-            {
-                "attacks": attacks,
-                "white box": threats.white_box(config.max_steps),
-                "networks": [networks.NETWORKS[name] for name in config.networks or ()],
-                "training": [trainings.MOMENTUM, trainings.FACTOR, trainings.MIN_FILTERS, INITIAL],
-                "universal": threats.UNIVERSAL_BATCH,
-            }
-        ),
-    )
-    if config.preset == "full" and not config.quick and jax.default_backend() == "cpu":
-        print("The full preset is made for a GPU, --preset cpu for this one.", file=sys.stderr)
-    study = Study(config, folder, dataset)
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Settings. The defaults are those of the full preset.
 
-    for network in study.config.networks:
-        for variant in study.variants(network):
-            trainings.make(study, variant)
-    crafting.make(study)
-    entries = study.stages.remember("classify", lambda _: _entries(study))
-    sections = [
-        accuracy.section(study),
-        accuracy.agreement(study),
-        *robustness.sections(study),
-        pictures.section(study),
-        *transfer.section(study),
-        *cost.sections(study),
-    ]
-    title = f"Pruned networks on {dataset.name}: accuracy, robustness, time and size"
-    result = studies.result_header("pruned_benchmark", title, config, config.seed, dataset) | {
-        "summary": _summary(study),
-        "verdicts": verdicts.verdicts(study),
-        "timings": study.stages.seconds,
-        "parts": PARTS,
-        "recipes": training.describe({"base": trainings.recipe(study)}),
-        "models": entries,
-        "sections": sections,
-    }
-    if len(study.stages.commits) > 1:
-        result["environment"]["commits_of_stages"] = study.stages.commits
-    return studies.finish(folder, result)
+    Attributes:
+      data: cifar10_jpeg (the default), cifar10, cifar100, or digits (of --quick without --data-dir).
+      data_dir: What holds the data set (data/README.md).
+      download: Whether to fetch cifar10 or cifar100 into data_dir if it is not there.
+      preset: full, for a GPU; cpu, smaller networks and fewer images; quick, to see that all runs.
+      networks: The source's four, their relatives for a CPU, two tiny ones: `NETWORKS` has the names.
+      criteria: By which filters are removed: l1, l2, geometric_median, and random, the one to beat.
+      sparsities: Fractions of the filters of every layer to remove, ascending, from 0.1 on.
+      num_epochs: Of the base networks. The source's 10 reach none of its milestones.
+      fine_tuning_epochs: Of pruned networks and of controls. The source does not say how many.
+      pruning_epochs: In how many of these the sparsity rises from 0.1; the rest has the last one.
+      milestones: Epochs of the base networks after which the learning rate falls to a tenth.
+      fine_tuning_milestones: The same for fine-tuning, so that the last epoch is not one of chance.
+      learning_rate: By default the source's.
+      batch_size: By default the source's.
+      num_train: Training images; by default all.
+      num_attacked: Test images that are attacked, at most all; accuracies are of all test images.
+      num_controls: Networks that are fine-tuned and not pruned. The first sees the images in the order
+        in which the pruned ones do; further ones show what another order changes.
+      latency_runs: Measured runs of each latency.
+      max_steps: Of every attack at most so many steps for each start, to try things out.
+      seed: Of everything that is random.
+      run: Name of the run; results go to <results_dir>/pruned_benchmark/<run>.
+      results_dir: Where results go.
+      quick: Short for --preset quick.
+    """
 
-
-def _check_sizes(config: Config, dataset: data.Dataset) -> None:
-    """Refuses what would fail after hours: networks that do not take such images, too few images."""
-    for name in config.networks or ():
-        network = networks.create(name, dataset.num_classes)
-        image = jnp.zeros((1, *dataset.image_shape))
-        try:
-            jax.eval_shape(network.init, jax.random.key(0), image)
-        except Exception as error:  # of flax and of jax, of many classes
-            raise ValueError(
-                f"`networks`: {name} does not take images of {dataset.image_shape}: {error}"
-            ) from error
-    if config.num_train is not None and config.num_train > len(dataset.train):
-        raise ValueError(
-            f"`num_train` must be at most the {len(dataset.train)} training images, got "
-            f"{config.num_train}."
-        )
+    data: str | None = None
+    data_dir: Path | None = None
+    download: bool = False
+    preset: Literal["full", "cpu", "quick"] = "full"
+    networks: tuple[str, ...] = ("mobilenet_v1", "densenet121", "resnet50", "vgg19")
+    criteria: tuple[str, ...] = ("l1", "l2", "geometric_median")
+    sparsities: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5)
+    num_epochs: int = 10
+    fine_tuning_epochs: int = 10
+    pruning_epochs: int = 5
+    milestones: tuple[int, ...] = (10, 20, 30)
+    fine_tuning_milestones: tuple[int, ...] = (6, 8)
+    learning_rate: float = 0.1
+    batch_size: int = 128
+    num_train: int | None = None
+    num_attacked: int = 10_000
+    num_controls: int = 3
+    latency_runs: int = 100
+    max_steps: int | None = None
+    seed: int = 0
+    run: str = "default"
+    results_dir: Path = Path("results")
+    quick: bool = False
 
 
-def _entries(study: Study) -> list[dict[str, Any]]:
-    """Base networks, first controls and the most pruned networks as models of the report."""
-    found = []
-    for network in study.config.networks:
-        most = study.pruned(network, study.shown_criterion)[-1]
-        words = {
-            Variant(network): "trained",
-            Variant(network, "control"): "the base, fine-tuned unpruned",
-            most: f"the base, pruned and fine-tuned: {most.words}",
+PRESETS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "cpu": {
+        "networks": ("mobilenet_v1_narrow", "densenet23_narrow", "resnet14_narrow", "vgg9_narrow"),
+        "fine_tuning_epochs": 6,
+        "pruning_epochs": 3,
+        "fine_tuning_milestones": (4,),
+        "num_train": 10_000,
+        "num_attacked": 500,
+    },
+    "quick": {
+        "networks": ("resnet8_tiny", "vgg6_tiny"),
+        "criteria": ("l1", "l2"),
+        "sparsities": (0.5,),
+        "num_epochs": 2,
+        "fine_tuning_epochs": 2,
+        "pruning_epochs": 2,
+        "fine_tuning_milestones": (1,),
+        "num_train": 1024,
+        "num_attacked": 24,
+        "num_controls": 1,
+        "latency_runs": 10,
+        "max_steps": 2,
+        "quick": True,
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A base network or what was made of it; its fields are the keys of its facts."""
+
+    network: str
+    kind: str = "base"  # or "control", which is fine-tuned without pruning, or a criterion
+    sparsity: float = 0.0  # the fraction of the filters that is removed
+    number: int | None = None  # of a control, from 0
+
+    @property
+    def label(self) -> str:
+        """Without the network: "L2, 30 %"."""
+        if self.kind not in CRITERIA:
+            return f"{self.kind} {self.number + 1}" if self.number else self.kind
+        return f"{CRITERIA[self.kind].label}, {100 * self.sparsity:g} %"
+
+    @property
+    def name(self) -> str:
+        """With the network, "resnet50, L2, 30 %": stages and what they keep are named so, on disk."""
+        return f"{self.network}, {self.label}"
+
+    @property
+    def published(self) -> dict[str, Any]:
+        """What the source's figures of its relative are of."""
+        family = NETWORKS[self.network].family
+        return {"network": family, "kind": self.kind, "sparsity": self.sparsity}
+
+
+class Study:
+    """One run: its settings, images, trained networks and facts."""
+
+    def __init__(self, settings: Settings, dataset: data.Dataset) -> None:
+        cut = functools.partial(threats.shortened, max_steps=settings.max_steps)
+        self.attacks = {s: {n: cut(a) for n, a in of.items()} for s, of in ATTACKS.items()}
+        self.white_box = {name: cut(attack) for name, attack in WHITE_BOX.items()}
+        self.smallest = cut(SMALLEST)
+        constants = {  # what decides about results besides the settings
+            "attacks": self.attacks,
+            "white box": self.white_box | {"DeepFool": self.smallest},
+            "networks": [NETWORKS[name] for name in settings.networks],
+            "training": networks.CONSTANTS,
+            "universal": threats.UNIVERSAL_BATCH,
         }
-        for variant, how in words.items():
-            facts = study.facts[variant]
-            found.append(
-                studies.model_entry(
-                    variant.name,
-                    study.classifier(variant),
-                    study.test.images,
-                    study.test.labels,
-                    study.dataset.class_names,
-                    history=facts["history"],
-                    seconds_per_epoch=facts["seconds_per_epoch"],
-                    description=f"{networks.NETWORKS[network].words}; {how}",
-                )
-            )
+        described, no_matter = training.describe(constants), ("download", "preset", "quick")
+        self.run = studies.start(
+            "pruned_benchmark", settings, ignored=no_matter, constants=described
+        )
+        self.settings, self.dataset, self.facts = settings, dataset, self.run.facts
+        self.train = dataset.train.spread(settings.num_train)
+        self.attacked = dataset.test.spread(settings.num_attacked)
+        self.records: dict[Variant, dict[str, Any]] = {}  # what `train` returned
+        # Whose networks are timed and shown other networks' images: the source's choice.
+        self.shown_criterion = "l2" if "l2" in settings.criteria else settings.criteria[0]
+        # The source's data set beside whose figures these stand, if any.
+        name = dataset.name.removesuffix("_jpeg")
+        self.source_data = name if "cifar" in name else None
+        self.classifier = functools.cache(lambda v: models.load(self.path(v)).classifier)
+
+    def controls(self, network: str) -> list[Variant]:
+        """The controls of a network; with the first others are compared image by image."""
+        return [Variant(network, "control", 0.0, i) for i in range(self.settings.num_controls)]
+
+    def pruned(self, network: str, *criteria: str) -> list[Variant]:
+        """What criteria, by default the one that is shown, make of a network at every sparsity."""
+        chosen, sparsities = criteria or (self.shown_criterion,), self.settings.sparsities
+        return [Variant(network, criterion, s) for criterion in chosen for s in sparsities]
+
+    def variants(self, *of: str) -> list[Variant]:
+        """Of these networks, by default of all: base, controls, and all that was pruned."""
+        found = []
+        for network in of or self.settings.networks:
+            pruned = self.pruned(network, *self.settings.criteria)
+            found += [Variant(network), *self.controls(network), *pruned]
+        return found
+
+    def path(self, variant: Variant) -> Path:
+        """The file of a trained network; the filters that pruning took out are not in it."""
+        words = variant.name.replace(", ", "-").replace(" %", "").replace(" ", "-")
+        return self.run.folder / "models" / f"{words.lower().replace('_', '-')}.jrw"
+
+    def crafted(self, surrogate: str, setting: str, attack: str) -> Path:
+        """The file of the images that an attack made on a base network."""
+        stem = f"{surrogate}-{setting.replace('/', '-of-')}-{attack}".lower().replace("_", "-")
+        return self.run.folder / "adversarial" / f"{stem}.npz"
+
+    def right_of(self, keys: Any) -> np.ndarray:
+        """Which of the images that are attacked a network has right without an attack."""
+        fact = self.facts.of("accuracy under attack", keys, attack="none")
+        return np.asarray(fact.outcomes)
+
+
+def train(study: Study, variant: Variant, progress: Any) -> dict[str, Any]:
+    """Trains a network, saves it as a file, and says what `MEASURES` asks."""
+    settings, dataset, base = study.settings, study.dataset, Variant(variant.network)
+    scale: dict[str, Any] = {"mean": dataset.mean, "std": dataset.std}
+    images = training.Data((study.train.images, study.train.labels), **scale)
+    network = NETWORKS[variant.network].create(dataset.num_classes)
+    folder = study.run.folder / "training" / study.path(variant).stem
+    if variant == base:
+        made, weights, kept = networks.train(settings, images, network, folder)
+    else:
+        start, criterion = study.classifier(base).variables, CRITERIA.get(variant.kind)
+        of = (network, folder, start, variant, criterion, progress)
+        made, weights, kept = networks.fine_tune(settings, images, *of)
+    classifier = models.Classifier(made.apply, weights, **scale)
+    names, test = dataset.class_names, dataset.test
+    size = models.save(study.path(variant), classifier, class_names=names, sparse=False)
+    small = study.classifier(variant)
+    if variant != base:  # that a shrunk network computes what the masked one did, which was trained
+        masked = models.Classifier(network.apply, kept.pop("masked"), **scale)
+        logits = [evaluation.logits(c, test.images[:HELD_TOGETHER]) for c in (masked, small)]
+        kept["difference"] = float(np.abs(logits[0] - logits[1]).max())
+    shutil.rmtree(folder, ignore_errors=True)
+    count = sum(leaf.size for leaf in jax.tree.leaves(weights["params"]))
+    right = pack(right_ones(small, test.images, test.labels))
+    return {"right": right, "parameters": count, "bytes": size, **kept}
+
+
+def _less(study: Study, variant: Variant, what: str) -> float:
+    """The share of the base network's parameters or bytes that a network does without."""
+    return 1 - study.records[variant][what] / study.records[Variant(variant.network)][what]
+
+
+# What is measured of every network without an attack, as facts of these names: of its record, which
+# `train` returned, or of itself, which is `study.classifier(variant)`. A figure, or bool [N], of which
+# the share is taken; None is no fact.
+MEASURES: dict[str, Callable[[Study, Variant], Any]] = {
+    "accuracy": lambda study, v: unpack(study.records[v]["right"], len(study.dataset.test)),
+    "parameters": lambda study, v: study.records[v]["parameters"],
+    "parameters removed": lambda study, v: _less(study, v, "parameters"),
+    "file size": lambda study, v: study.records[v]["bytes"] / 1e6,
+    "file smaller": lambda study, v: _less(study, v, "bytes"),
+    "file times smaller": lambda study, v: 1 / (1 - _less(study, v, "bytes")),
+    "channels kept": lambda study, v: study.records[v].get("kept"),
+    "logit difference": lambda study, v: study.records[v].get("difference"),
+}
+
+
+def measure(study: Study) -> None:
+    """Trains every network, or reads what it was, and adds the facts of `MEASURES`."""
+    for variant in study.variants():
+        compute = functools.partial(train, study, variant)
+        study.records[variant] = study.run.stages.remember(f"train {variant.name}", compute)
+        path, folder = study.path(variant), study.run.folder
+        if not path.is_file():
+            raise ValueError(f"{path} is missing; delete {folder} to start anew, or put it back.")
+        for name, function in MEASURES.items():
+            found = function(study, variant)
+            if found is not None:
+                figure = "outcomes" if isinstance(found, np.ndarray) else "value"
+                study.facts.add(name, variant, **{figure: found})
+        right = np.asarray(study.facts.of("accuracy", variant).outcomes)
+        attacked = studies.spread(np.ones(len(right), bool), study.settings.num_attacked)
+        study.facts.add("accuracy under attack", variant, attack="none", outcomes=right[attacked])
+
+
+def show(study: Study) -> None:
+    """Makes the images of every attack on every base network, and adds who has them right."""
+    facts = study.facts
+    for surrogate, setting in itertools.product(study.settings.networks, ATTACKS):
+        right = study.right_of(Variant(surrogate))
+        kinds = ("base", "control", study.shown_criterion)  # of other families
+        victims = [v for v in study.variants() if v.network == surrogate or v.kind in kinds]
+        words = "source's parameters" if setting == "source" else setting
+        for name, attack in ATTACKS[setting].items():
+            compute = functools.partial(_craft_and_show, study, surrogate, setting, name, victims)
+            record = study.run.stages.remember(f"{name}, {words}, made on {surrogate}", compute)
+            keys = {"setting": setting, "attack": name}
+            for victim in victims:
+                # The stage keeps outcomes by the victims' names, which finished runs have.
+                found = unpack(record[victim.name], len(right))
+                made_on = keys | {"surrogate": surrogate}
+                facts.add("accuracy under attack", victim, outcomes=found, **made_on)
+                # Of these images alone: CW and DeepFool leave as they are what the base has wrong.
+                if victim.network == surrogate:
+                    facts.add("still right", victim, outcomes=found[right], **keys)
+            if attack.keep == "closest":  # it looks for the smallest perturbation
+                report = evaluation.load_attack(study.crafted(surrogate, setting, name))
+                lengths, of = threats.norms(report)[report.attacked], {"network": surrogate} | keys
+                facts.add("fooled", of, outcomes=np.isfinite(lengths))
+                facts.add_median("smallest norm", of, lengths)
+                facts.add("right within the radius", of, outcomes=lengths > RADIUS)
+
+
+def _craft_and_show(
+    study: Study, surrogate: str, setting: str, name: str, victims: list[Variant], progress: Any
+) -> dict[str, str]:
+    """Which of the images each victim has right, packed, by the victim's name."""
+    attack, attacked = study.attacks[setting][name], study.attacked
+    path = study.crafted(surrogate, setting, name)
+    base, train = study.classifier(Variant(surrogate)), study.train.spread(len(attacked))
+    threats.craft(attack, base, attacked, train, path, study.run.key, progress)
+    images = threats.images_of(attack, path, attacked.images)
+    return {v.name: pack(right_ones(study.classifier(v), images, attacked.labels)) for v in victims}
+
+
+def attack_each(study: Study) -> None:
+    """Attacks every network itself, and adds what it still has right, and what it takes to fool it."""
+    facts, attacked, norms = study.facts, study.attacked, dict[Variant, np.ndarray]()
+    for variant in study.variants():
+
+        def attack(progress: Any, variant: Variant = variant) -> dict[str, Any]:
+            of = (study.white_box, study.smallest, study.classifier(variant), attacked)
+            return threats.white_box(*of, study.run.key, progress)
+
+        record = study.run.stages.remember(f"white box on {variant.name}", attack)
+        for name in WHITE_BOX:
+            found = unpack(record["right"][name], len(attacked))
+            facts.add("white-box accuracy", variant, attack=name, outcomes=found)
+        norms[variant] = np.array([np.inf if n is None else n for n in record["norms"]])
+        right, control = study.right_of(variant), study.controls(variant.network)[0]
+        facts.add_median("white-box norm", variant, norms[variant][right])
+        if variant.kind != "base" and variant != control:
+            both = np.isfinite(norms[variant]) & np.isfinite(norms[control])
+            both &= right & study.right_of(control)
+            longer = norms[variant][both] - norms[control][both]
+            facts.add_median("white-box norm to control", variant, longer)
+
+
+def time_each(study: Study) -> None:
+    """Times base and pruned networks, taking turns."""
+    for entry in study.run.stages.remember("latency", functools.partial(_times, study)):
+        keys = {"batch": entry["batch"]}
+        study.facts.add("noise floor", keys, network=entry["network"], value=entry["floor"])
+        # The stage keeps times by the variants' labels, which finished runs have.
+        for variant in (Variant(entry["network"]), *study.pruned(entry["network"])):
+            times, base = (entry["variants"][label] for label in (variant.label, "base"))
+            studies.records.add_latency(study.facts, times, variant, **keys)
+            if times["difference"] is None or times["difference"]["different"]:
+                ratio = base["median_ms"] / times["median_ms"]
+                study.facts.add("times faster", variant, value=ratio, **keys)
+
+
+def _times(study: Study, progress: Any) -> list[dict[str, Any]]:
+    settings, found = study.settings, list[dict[str, Any]]()
+    for network, batch in itertools.product(settings.networks, BATCH_SIZES):
+        example = np.resize(study.dataset.test.images, (batch, *study.dataset.image_shape))
+        compared = evaluation.compare_latency(
+            {v.label: study.classifier(v) for v in (Variant(network), *study.pruned(network))},
+            example.astype(np.float32) / 255,
+            runs=settings.latency_runs,
+            reference="base",
+            controls=1 if settings.quick else 3,
+        )
+        times = {"floor": compared["noise_floor_ms"], "variants": compared["variants"]}
+        found.append({"network": network, "batch": batch, **times})
+        progress(len(found), len(settings.networks) * len(BATCH_SIZES))
     return found
 
 
-def _summary(study: Study) -> list[str]:
-    """What came out, in words."""
-    config = study.config
-    sentences = [
-        'A paper (source 003, "Benchmarking Adversarial Robustness of Compressed Deep Learning '
-        'Models") trains four networks, prunes 10 to 50 % of their filters, and finds that accuracy '
-        "rises and robustness stays. This is that study with a control: networks that were fine-tuned "
-        "as the pruned ones were, and not pruned. "
-        f"{len(study.train):,} training images, {len(study.test):,} test images, of which "
-        f"{len(study.attacked)} are attacked; {config.num_epochs} epochs, then "
-        f"{config.fine_tuning_epochs} of fine-tuning."
-    ]
-    if study.dataset.name == "cifar10_jpeg":
-        sentences[0] += (
-            " The images are CIFAR-10 encoded anew as JPEG: the source's figures, on the original, can "
-            "be a little higher or lower for that."
-        )
-    elif study.source_data is None:
-        sentences[0] += f" The images are {study.dataset.name}, not the source's."
-    for network in config.networks:
-        most = study.pruned(network, study.shown_criterion)[-1]
-        control = Variant(network, "control")
-        shares = [_percent(study.right(v)) for v in (Variant(network), control, most)]
-        smaller = study.facts[Variant(network)]["bytes"] / study.facts[most]["bytes"]
-        name = threats.WHITE_BOX[-1]
-        white = [_percent(study.white_box[v][name]) for v in (control, most)]
-        sentences.append(
-            f"{network}: {shares[0]} of the test images right, its control, fine-tuned without "
-            f"pruning, {shares[1]}, without {100 * most.sparsity:g} % of its filters ({most.words}; "
-            f"its file {smaller:.1f} times smaller) {shares[2]}; right under {name}, made on each "
-            f"itself, the control {white[0]}, the pruned network {white[1]}."
-        )
-    minutes = sum(study.stages.seconds.values()) / 60
-    sentences.append(f"The stages took {minutes:.1f} minutes together.")
-    if config.max_steps is None:
-        return sentences
-    shortened = (
-        f"Shortened: no attack has more than {config.max_steps} steps. What is said of attacks holds "
-        "for a full run, and figures under attack mean nothing."
+def classify(study: Study, _: Any) -> list[dict[str, Any]]:
+    """Base networks, first controls and the most pruned networks as models of the report."""
+    test, names, found = study.dataset.test, study.dataset.class_names, []
+    for network in study.settings.networks:
+        for variant in (Variant(network), study.controls(network)[0], study.pruned(network)[-1]):
+            record, of = study.records[variant], (study.classifier(variant), test.images)
+            trained = {name: record[name] for name in ("history", "seconds_per_epoch")}
+            found.append(studies.model_entry(variant.name, *of, test.labels, names, **trained))
+    return found
+
+
+def pictured(study: Study) -> tuple[str, list[Any]]:
+    """One image of the first base network under every attack: its class, and rows of pictures."""
+    base, names, attacked = study.variants()[0], study.dataset.class_names, study.attacked
+    right = np.flatnonzero(study.right_of(base))
+    index = int(right[len(right) // 2]) if len(right) else 0
+    clean = attacked.images[index] / np.float32(255)
+
+    def said(image: np.ndarray) -> Any:
+        logits = evaluation.logits(study.classifier(base), image[None])[0]
+        return blocks.tile(image, text=names[int(logits.argmax())])
+
+    rows, first = [], said(clean)
+    for name in (name for name in ATTACKS["source"] if name in ATTACKS["8/255"]):
+        tiles = [first]
+        for setting, attacks in ATTACKS.items():
+            path = study.crafted(base.network, setting, name)
+            image = threats.images_of(attacks[name], path, attacked.images)[index]
+            tiles += [said(image), blocks.tile(image, style="difference", against=clean)]
+        rows.append((name, tiles))
+    return names[int(attacked.labels[index])], rows
+
+
+def checked(settings: Settings) -> Settings:
+    """Settings that are in range, or an error; plans for more epochs than there are, are cut short."""
+    checks.one_of("preset", settings.preset, tuple(PRESETS))
+    checks.one_of("data", settings.data, (None, "cifar10_jpeg", "cifar10", "cifar100", "digits"))
+    allowed: dict[str, Any] = {"networks": NETWORKS, "criteria": CRITERIA, "sparsities": ()}
+    for name, known in allowed.items():
+        given = getattr(settings, name)
+        for one in given:
+            checks.one_of(name, one, tuple(known or given))
+        if not given or len(set(given)) < len(given):
+            raise ValueError(f"`{name}` must be at least one and none twice, got {given}.")
+    least = {"batch_size": 2, "latency_runs": 2, "seed": 0}
+    for field in dataclasses.fields(settings):
+        if field.type in (int, int | None) and getattr(settings, field.name) is not None:
+            minimum = least.get(field.name, 1)
+            checks.integer(field.name, getattr(settings, field.name), minimum=minimum)
+    checks.number("learning_rate", settings.learning_rate, above=0.0)
+    for sparsity in settings.sparsities:
+        checks.number("sparsities", sparsity, minimum=networks.INITIAL, maximum=0.95)
+    for name in ("sparsities", "milestones", "fine_tuning_milestones"):
+        if list(getattr(settings, name)) != sorted(set(getattr(settings, name))):
+            raise ValueError(f"`{name}` must ascend, got {getattr(settings, name)}.")
+    epochs = settings.fine_tuning_epochs
+    return dataclasses.replace(
+        settings,
+        pruning_epochs=min(settings.pruning_epochs, epochs),
+        fine_tuning_milestones=tuple(m for m in settings.fine_tuning_milestones if m < epochs),
     )
-    return [shortened, *sentences]
 
 
-def _percent(outcomes: np.ndarray) -> str:
-    """A share of the images with its 95 % interval."""
-    rate = rate_of(outcomes)
-    share, low, high = (100 * (rate[key] or 0.0) for key in ("rate", "low", "high"))
-    return f"{share:.1f} % ({low:.1f}-{high:.1f})"
+def main(settings: Settings) -> Path:
+    """Runs the study; returns the report's path."""
+    settings = checked(settings)
+    offline = settings.quick and settings.data_dir is None
+    name = settings.data or ("digits" if offline else "cifar10_jpeg")
+    dataset = data.load(name, settings.data_dir, download=settings.download)
+    _check_sizes(settings, dataset)
+    if settings.preset == "full" and not settings.quick and jax.default_backend() == "cpu":
+        print("The full preset is made for a GPU, --preset cpu for this one.", file=sys.stderr)
+    study = Study(settings, dataset)
+    measure(study)
+    show(study)
+    attack_each(study)
+    entries = study.run.stages.remember("classify", functools.partial(classify, study))
+    time_each(study)
+    doubted = comparisons.publish(study.facts, PUBLISHED, study.source_data, dataset.num_classes)
+    comparisons.compare(study.facts, ATTACKS, WHITE_BOX, COMPARED, settings.sparsities)
+    return study.run.finish(
+        f"Pruned networks on {dataset.name}: accuracy, robustness, time and size",
+        dataset,
+        Path(__file__).with_name("report.md.j2"),
+        recipes=training.describe({"base": networks.recipe(settings, len(study.train))}),
+        study=study,
+        doubted=doubted,
+        entries=entries,
+        pictured=pictured(study),
+        blocks=blocks,
+        comparisons=comparisons,
+        evaluations=evaluations,
+        **{name: constant for name, constant in globals().items() if name.isupper()},
+    )
+
+
+def _check_sizes(settings: Settings, dataset: data.Dataset) -> None:
+    """Refuses what would fail after hours: networks that do not take such images, too few images."""
+    for name in settings.networks:
+        made = NETWORKS[name].create(dataset.num_classes).init_with_output
+        logits_fn = functools.partial(lambda made, x: made(jax.random.key(0), x)[0], made)
+        studies.check_classifier(logits_fn, name, dataset.image_shape)
+    most = len(dataset.train)
+    if (settings.num_train or 0) > most:
+        raise ValueError(f"`num_train` must be at most {most}, got {settings.num_train}.")
 
 
 if __name__ == "__main__":
-    studies.run_script(main, Config)
+    studies.run_script(main, Settings, PRESETS)

@@ -1,232 +1,156 @@
-"""Pruned networks against base networks and controls: image by image, and over the networks."""
+"""What training on and pruning change: facts made of facts, numbers only."""
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
-from experiments.pruned_benchmark.study import Study, Variant
-from jaxrobust import evaluation
-from jaxrobust.evaluation.statistics import Mean
-from jaxrobust.studies import blocks
+from experiments.pruned_benchmark import networks
+from jaxrobust.studies import ANY, Fact, Facts
+from jaxrobust.studies.comparison import holm, less, means, one_more, over_images, value, without
 
-FEWEST = 3  # networks for an interval over them
-Outcomes = tuple[np.ndarray, np.ndarray]
+FEWEST = 3  # networks for an interval over them: with fewer, Student's t says nothing
+FLOOR = 0.02  # of the images: where the controls have so few left, nothing can be seen
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Comparison:
-    """Two networks on the same images.
+def publish(facts: Facts, path: Path, data_set: str | None, num_classes: int) -> list[Fact]:
+    """Adds what the source has of a data set, and of its changes; returns figures in doubt."""
+    published, doubted = Facts(), []
+    for fact in Facts().read(path):
+        keys, figures = fact.keys, {"value": fact.value, "deviation": fact.deviation}
+        published.add(fact.measure, without(keys, "table", "doubt"), **figures)
+        if keys["data"] == data_set:
+            of = without(keys, "table", "doubt", "data") | {"source": "003"}
+            facts.add(fact.measure, of, **figures)
+            doubted += [fact] * ("doubt" in keys)
+    accuracies = facts.where("accuracy", network=ANY, kind=ANY, sparsity=ANY, source="003")
+    facts.extend(less(facts, accuracies, _to_base, "accuracy to base"))
+    # Of the largest changes under attack that its tables print, those that are within a point.
+    for fact in [f for f in published if f.keys["kind"] == "base"]:
+        if fact.keys.get("surrogate") == fact.keys["network"]:
+            extremes(published, fact, ANY)
+    for name in ("cifar10", "cifar100"):
+        changes = [f for f in published if f.measure.endswith("max") and f.keys["data"] == name]
+        within = np.array([abs(round(value(f), 4)) <= 0.01 for f in changes])  # as it is printed
+        facts.add("within a point", data=name, outcomes=within)
+    # What its files hold beside what its networks' weights take.
+    for base in facts.where("file size", network=ANY, kind="base", source="003"):
+        of = without(base.keys, "kind")
+        count = networks.num_parameters(of["network"], num_classes)
+        facts.add("parameters", of, value=count)
+        facts.add("size of the weights", of, value=4 * count / 1e6)
+        pruned = facts.of("file size", of, kind="pruned")
+        facts.add("file smaller", of, value=1 - value(pruned) / value(base))
+        for fact in (base, pruned):
+            facts.add("times the weights", fact.keys, value=value(fact) / (4 * count / 1e6))
+    return doubted
 
-    Attributes:
-      variant: The one.
-      other: What it is compared with.
-      n: Images.
-      difference: Share that the variant has right, less that of the other.
-      low: Of its 95 % interval.
-      high: Of its 95 % interval.
-      p_value: McNemar's, with Holm's correction over all comparisons made with it.
+
+def compare(facts: Facts, attacks: Any, white_box: Any, compared: str, sparsities: Any) -> None:
+    """Adds differences to base networks and controls, and what pruning does over the networks."""
+    accuracies = _measured(facts, "accuracy")
+    facts.extend(over_images(facts, accuracies, _to_base, "accuracy to base"))
+    facts.extend(over_images(facts, accuracies, _to_control, "accuracy to control"))
+    against_controls(facts, "accuracy")
+
+    # Of the images that both have right without an attack, where there are any.
+    attacked = _measured(facts, "white-box accuracy", attack=compared)
+
+    def right(keys: dict[str, Any]) -> np.ndarray:
+        return np.asarray(facts.of("accuracy under attack", keys, attack="none").outcomes)
+
+    name = "white-box accuracy to control"
+    found = over_images(facts, attacked, _to_control, name, among=right, correct=False)
+    facts.extend(holm([fact for fact in found if fact.n]))
+    against_controls(facts, "white-box norm", relative=True)
+    for attack in white_box:
+        against_controls(facts, "white-box accuracy", attack=attack)
+    for setting, names in attacks.items():
+        seen: list[Fact] = []
+        for attack in names:
+            keys: dict[str, Any] = {"setting": setting, "attack": attack}
+            against_controls(facts, "still right", **keys)
+            left = facts.find("still right of controls", keys)
+            if attack != "noise" and left is not None and value(left) >= FLOOR:
+                seen += facts.where("still right from pruning", keys, sparsity=ANY)
+        for side, sign in (("above", 1), ("below", -1)):
+            changed = np.array([fact.direction == sign for fact in seen], bool)
+            facts.add("still right cases", setting=setting, side=side, outcomes=changed)
+    for fact in [fact for fact in facts if fact.keys.get("kind") == "base"]:
+        if fact.measure == "accuracy":
+            extremes(facts, fact, ANY, together=True)
+        if fact.measure == "accuracy under attack":
+            extremes(facts, fact, sparsities)
+
+
+def _to_base(keys: dict[str, Any]) -> dict[str, Any] | None:
+    other = {"kind": "base", "sparsity": 0.0, "number": None}
+    return None if keys["kind"] == "base" else keys | other
+
+
+def _to_control(keys: dict[str, Any]) -> dict[str, Any] | None:
+    other = keys | {"kind": "control", "sparsity": 0.0, "number": 0}
+    return None if keys["kind"] == "base" or keys == other else other
+
+
+def _measured(facts: Facts, measure: str, **keys: Any) -> list[Fact]:
+    """A measure of all networks; controls alone have the key "number"."""
+    free: dict[str, Any] = {"network": ANY, "kind": ANY, "sparsity": ANY, **keys}
+    return [*facts.where(measure, **free), *facts.where(measure, number=ANY, **free)]
+
+
+def against_controls(facts: Facts, measure: str, *, relative: bool = False, **keys: Any) -> None:
+    """Compares base and pruned networks with the mean of their network's controls.
+
+    Each pruned network is one training, and what another would have given is in how the networks
+    differ: intervals over the networks are Student's. Where a network lacks a value nothing is
+    compared. With `relative` gaps are shares of the mean of the controls.
     """
-
-    variant: Variant
-    other: Variant
-    n: int
-    difference: float
-    low: float
-    high: float
-    p_value: float
-
-    @property
-    def cell(self) -> Any:
-        """The difference in points with its interval, for a table."""
-        return blocks.estimate(self.difference, self.low, self.high, 100)
-
-
-def compare(pairs: Mapping[tuple[Variant, Variant], Outcomes]) -> list[Comparison]:
-    """Compares pairs of networks, with one correction for all of them.
-
-    Args:
-      pairs: {(variant, other): (bool [N], bool [N])}, which images each has right. Pairs without an
-        image are left out.
-    """
-    kept = {pair: outcomes for pair, outcomes in pairs.items() if len(outcomes[0])}
-    raw = [evaluation.mcnemar(*outcomes)["p_value"] for outcomes in kept.values()]
-    found = []
-    for (pair, outcomes), p_value in zip(kept.items(), evaluation.holm(raw), strict=True):
-        gap = evaluation.paired_difference(*outcomes)
-        size, difference, low, high = gap["n"], gap["difference"], gap["low"], gap["high"]
-        found.append(Comparison(*pair, size, difference, low, high, p_value))
-    return found
-
-
-def pruned_variants(study: Study) -> list[Variant]:
-    """All that was pruned."""
-    return [
-        variant
-        for network in study.config.networks
-        for variant in study.variants(network)
-        if variant.kind not in ("base", "control")
-    ]
-
-
-def accuracy(study: Study, kind: str) -> list[Comparison]:
-    """Every network against its base network, or against its first control; on all test images."""
-    others = ("base",) if kind == "base" else ("base", "control")
-    pairs = [
-        (variant, Variant(variant.network, kind))
-        for network in study.config.networks
-        for variant in study.variants(network)
-        if variant.kind not in others or (kind == "control" and variant.number)
-    ]
-    return compare({(a, b): (study.right(a), study.right(b)) for a, b in pairs})
-
-
-def white_box(study: Study, name: str) -> list[Comparison]:
-    """Every network under an attack made on itself, against the first control under its own.
-
-    Only images count that both have right without an attack.
-    """
-    pairs: dict[tuple[Variant, Variant], Outcomes] = {}
-    for network in study.config.networks:
-        control = Variant(network, "control")
-        for variant in study.variants(network):
-            if variant.kind == "base" or variant == control:
-                continue
-            both = study.right_of_attacked(variant) & study.right_of_attacked(control)
-            sides = [study.white_box[v][name][both] for v in (variant, control)]
-            pairs[variant, control] = (sides[0], sides[1])
-    return compare(pairs)
-
-
-# What a network is measured by: a share of the images, or any other figure.
-Figure = Callable[[Variant], float]
-
-
-def shown_figure(study: Study, setting: str, name: str) -> Figure:
-    """The share of an attack's images, made on the base, that a network of the family has right.
-
-    Of the images that the base network has right: CW and DeepFool leave others as they are. Not a
-    number where there are none.
-    """
-
-    def share(variant: Variant) -> float:
-        attacked = study.right_of_attacked(Variant(variant.network))
-        right = study.shown[variant.network, setting, name][variant]
-        return float(right[attacked].mean()) if attacked.any() else math.nan
-
-    return share
-
-
-def right_figure(study: Study) -> Figure:
-    """The share of all test images that a network has right."""
-    return lambda variant: float(study.right(variant).mean())
-
-
-def white_box_figure(study: Study, name: str) -> Figure:
-    """The share of all attacked images that a network has right under an attack made on itself."""
-    return lambda variant: float(study.white_box[variant][name].mean())
-
-
-def norm_figure(study: Study) -> Figure:
-    """The median l2 norm that DeepFool needs, of the images that a network has right without it."""
-
-    def median(variant: Variant) -> float:
-        lengths = study.white_box[variant]["norms"][study.right_of_attacked(variant)]
-        return float(np.median(lengths)) if len(lengths) else math.inf
-
-    return median
-
-
-def controls_in_words(study: Study) -> str:
-    """What pruned networks are compared with."""
-    number = study.config.num_controls
-    return "a control" if number == 1 else f"the mean of {number} controls"
-
-
-def controls(study: Study, network: str) -> list[Variant]:
-    """The controls of a network."""
-    return [variant for variant in study.variants(network) if variant.kind == "control"]
-
-
-def mean_of_controls(study: Study, network: str, figure: Figure) -> float:
-    """A figure's mean over the controls of a network."""
-    return float(np.mean([figure(variant) for variant in controls(study, network)]))
-
-
-def from_fine_tuning(study: Study, figure: Figure) -> Mean:
-    """The mean of the controls less the base, over the networks: what training on does by itself."""
-    return _over_networks(
-        [mean_of_controls(study, n, figure) - figure(Variant(n)) for n in study.config.networks]
-    )
-
-
-def from_pruning(
-    study: Study,
-    figure: Figure,
-    criteria: Sequence[str],
-    sparsity: float,
-    *,
-    relative: bool = False,
-) -> Mean:
-    """The mean of the pruned networks less the mean of the controls, over the networks.
-
-    An interval of Student's t over the networks: each pruned network is one training, and what another
-    would have given is in how the networks differ. Of fewer than three there is none.
-
-    Args:
-      study: A study whose networks are trained.
-      figure: What is compared.
-      criteria: The pruned networks of these are averaged first.
-      sparsity: Theirs.
-      relative: Whether the difference is a share of the controls' figure.
-    """
+    measured = _measured(facts, measure, **keys)
+    if any(fact.value is None for fact in measured):
+        return
+    controls = [fact for fact in measured if "number" in fact.keys]
+    # Of controls: the mean of a network's controls, and without the key "network" that of all.
+    of_one = ("kind", "sparsity", "number")
+    before = facts.extend(means(controls, of_one, f"{measure} of controls"))
+    facts.extend(means(controls, (*of_one, "network"), f"{measure} of controls"))
+    # Gap: a base or pruned network less the mean of its controls.
+    mean_of = {fact.keys["network"]: value(fact) for fact in before}
     gaps = []
-    for network in study.config.networks:
-        before = mean_of_controls(study, network, figure)
-        after = np.mean([figure(Variant(network, c, sparsity)) for c in criteria])
-        gaps.append(float(after - before) / (before if relative else 1.0))
-    return _over_networks(gaps)
+    for fact in [fact for fact in measured if fact not in controls]:
+        mean = mean_of[fact.keys["network"]]
+        gap = (value(fact) - mean) / (mean if relative else 1.0)
+        gaps.append(facts.add(f"{measure} gap", fact.keys, value=gap))
+    # From training: the controls less the base, mean over the networks.
+    trained = [dataclasses.replace(g, value=-value(g)) for g in gaps if g.keys["kind"] == "base"]
+    over = ("network", "kind", "sparsity")
+    facts.extend(means(trained, over, f"{measure} from training", fewest=FEWEST))
+    # From pruning: the pruned less the controls, mean over the networks, at each sparsity; by each
+    # criterion, and without the key "kind" by all of them, averaged first.
+    pruned = [gap for gap in gaps if gap.keys["kind"] != "base"]
+    for found in (pruned, means(pruned, "kind", measure)):
+        facts.extend(means(found, "network", f"{measure} from pruning", fewest=FEWEST))
+    # Beyond noise: how many of a network's pruned networks are farther from the mean of its controls
+    # than one more control would be, whose interval is the gap of the kind "control".
+    for noise in facts.extend(one_more(controls, "number", "network", f"{measure} gap")):
+        for network in mean_of:
+            mine = np.array([value(gap) for gap in pruned if gap.keys["network"] == network])
+            for side, beyond in (("above", mine > noise.high), ("below", mine < noise.low)):
+                of = keys | {"network": network, "side": side}
+                facts.add(f"{measure} beyond noise", of, outcomes=beyond)
 
 
-def training_noise(study: Study, figure: Figure) -> float | None:
-    """How far from the mean of the controls one more control would be, in 95 of 100 trainings.
-
-    A prediction interval of Student's t, with the spread of the controls around the mean of their
-    network, pooled over the networks as if it were the same. It is that of the fine-tuning of one base
-    network with its images in another order; other test images are not in it. None where controls are
-    too few to say: with fewer than two degrees of freedom, or with as many right in all of them.
-    """
-    figures = [[figure(v) for v in controls(study, n)] for n in study.config.networks]
-    number = len(figures[0])
-    freedom = len(figures) * (number - 1)
-    if freedom < 2:
-        return None
-    variance = sum(float(np.var(of_one)) * number for of_one in figures) / freedom
-    if variance == 0:
-        return None
-    return float(stats.t.ppf(0.975, freedom)) * math.sqrt(variance * (1 + 1 / number))
-
-
-def beyond_noise(study: Study, figure: Figure, noise: float) -> dict[str, tuple[int, int, int]]:
-    """How many pruned networks differ from the mean of their controls by more than training noise.
-
-    Returns:
-      {network: (above, below, of how many)}.
-    """
-    found = {}
-    for network in study.config.networks:
-        before = mean_of_controls(study, network, figure)
-        pruned = [v for v in pruned_variants(study) if v.network == network]
-        gaps = [figure(variant) - before for variant in pruned]
-        found[network] = (sum(g > noise for g in gaps), sum(g < -noise for g in gaps), len(gaps))
-    return found
-
-
-def _over_networks(gaps: list[float]) -> Mean:
-    mean = evaluation.mean_interval(gaps)
-    if len(gaps) < FEWEST:  # t has so few degrees of freedom that the interval says nothing
-        mean = {**mean, "low": None, "high": None}
-    return mean
+def extremes(facts: Facts, base: Fact, sparsities: Any, *, together: bool = False) -> None:
+    """Adds the best and worst of what was pruned less base and control, by criterion or together."""
+    of = without(base.keys, "kind", "sparsity")
+    others = facts.where(base.measure, of, kind=ANY, sparsity=sparsities)
+    pruned = [fact for fact in others if fact.keys["kind"] != "base"]
+    control = facts.find(base.measure, of, kind="control", sparsity=0.0, number=0)
+    for kind in dict.fromkeys(None if together else fact.keys["kind"] for fact in pruned):
+        values = [value(fact) for fact in pruned if kind in (None, fact.keys["kind"])]
+        for to, reference in {"base": base, "control": control}.items():
+            if reference is not None:
+                for end in (max, min):
+                    gap, name = end(values) - value(reference), f"{base.measure} {end.__name__}"
+                    facts.add(name, of, kind=kind, to=to, value=gap)

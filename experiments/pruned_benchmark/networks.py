@@ -1,113 +1,140 @@
-"""The networks of the study: the source's four, and smaller ones of the same families for a CPU."""
+"""The networks of the study: how they are made, trained, and pruned while they are fine-tuned."""
 
 import dataclasses
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
+import numpy as np
 
-from jaxrobust import models
+from jaxrobust import models, pruning, training
+
+# The source's way: SGD with learning rate 0.1, momentum 0.9 (Nesterov) and batches of 128, the rate a
+# tenth after each milestone; pruning by NNCF's exponential schedule, from 10 % in the first epoch of
+# fine-tuning on. An epoch of fine-tuning is a training of its own under the masks of that epoch, so
+# that momentum starts anew with each; the controls do the same with masks that remove nothing.
+MOMENTUM, FACTOR = 0.9, 0.1  # the factor is of the learning rate, at a milestone
+INITIAL = 0.1  # sparsity of the first epoch of fine-tuning, the source's pruning_init
+MIN_FILTERS = 1  # so that narrow layers too lose the share that is asked for, as nearly as they can
+CONSTANTS = (MOMENTUM, FACTOR, MIN_FILTERS, INITIAL)
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A base network.
+    """A base network: of a name in `jaxrobust.models.MODELS`, with other sizes where they are given."""
 
-    Attributes:
-      family: The source's network that it is, or is a smaller relative of; a name of
-        `jaxrobust.models.MODELS` and of published.py.
-      sizes: Constructor fields, where they are not the published ones.
-      words: What it is, for tables.
-    """
+    family: str  # if it is one of the source's, its figures stand beside
+    sizes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    words: str = "as published, for 32x32 pixels"  # for readers
 
-    family: str
-    sizes: dict[str, Any] = dataclasses.field(default_factory=dict)
-    words: str = "as published, for 32x32 pixels"
+    def create(self, num_classes: int) -> nn.Module:
+        """The network without weights."""
+        return models.create(self.family, num_classes, **self.sizes)
 
 
-def _smaller(family: str, words: str, **sizes: Any) -> Network:
-    return Network(family, sizes, words)
+class Criterion(NamedTuple):
+    """By what filters are removed."""
+
+    label: str
+    scores: Callable[[Any, pruning.ChannelGroups], Any] | None = None
 
 
-# The source's short names of its networks.
-SHORT = {
-    "mobilenet_v1": "MobileNet",
-    "densenet121": "DenseNet121",
-    "resnet50": "ResNet50",
-    "vgg19": "VGG19",
-}
-
-NETWORKS = {
-    "mobilenet_v1": Network("mobilenet_v1"),
-    "densenet121": Network("densenet121"),
-    "resnet50": Network("resnet50"),
-    "vgg19": Network("vgg19"),
-    "mobilenet_v1_narrow": _smaller(
-        "mobilenet_v1",
-        "MobileNetV1, every width a quarter",
-        widths=(8, 16, 32, 32, 64, 64, *(128,) * 6, 256, 256),
-    ),
-    "densenet23_narrow": _smaller(
-        "densenet121",
-        "DenseNet of 4 stages of 1, 2, 3 and 3 layers, growth 8",
-        stage_sizes=(1, 2, 3, 3),
-        widths=(8,) * 9,
-        stem_width=16,
-    ),
-    "resnet14_narrow": _smaller(
-        "resnet50",
-        "one bottleneck block in each of 4 stages, every width an eighth of ResNet50's",
-        stage_sizes=(1, 1, 1, 1),
-        widths=(32, 64, 128, 256),
-        stem_width=8,
-        stem_shortcut=True,
-        bottleneck=True,
-    ),
-    "vgg9_narrow": _smaller(
-        "vgg19",
-        "8 convolutions in VGG's 5 stages, every width a quarter",
-        stage_sizes=(1, 1, 2, 2, 2),
-        widths=(16, 32, 64, 64, 128, 128, 128, 128),
-    ),
-    "resnet8_tiny": _smaller(
-        "resnet50",
-        "two bottleneck blocks of 16 and 32 channels",
-        stage_sizes=(1, 1),
-        widths=(16, 32),
-        stem_width=8,
-        stem_shortcut=True,
-        bottleneck=True,
-    ),
-    "vgg6_tiny": _smaller(
-        "vgg19",
-        "5 convolutions of 8 to 32 channels",
-        stage_sizes=(1, 1, 1, 1, 1),
-        widths=(8, 16, 16, 32, 32),
-    ),
-}
-
-FULL = ("mobilenet_v1", "densenet121", "resnet50", "vgg19")
-NARROW = ("mobilenet_v1_narrow", "densenet23_narrow", "resnet14_narrow", "vgg9_narrow")
-TINY = ("resnet8_tiny", "vgg6_tiny")
+# (network without the filters that pruning took out, its variables, what is kept of its training)
+Trained = tuple[nn.Module, Any, dict[str, Any]]
 
 
-def create(name: str, num_classes: int, **widths: Any) -> nn.Module:
-    """A network without weights; `widths` are those that pruning has left."""
-    return models.create(NETWORKS[name].family, num_classes, **NETWORKS[name].sizes | widths)
+def shapes(network: nn.Module, image: Any) -> Any:
+    """The shapes of a network's weights for images [1, H, W, C], found out without making them."""
+    return jax.eval_shape(network.init, jax.random.key(0), image)
 
 
-def widths(network: nn.Module) -> dict[str, Any]:
-    """The widths of a network's layers, as `create` takes them."""
-    # A residual network's widths do not say by themselves whether its stem has a shortcut.
-    names = [field.name for field in dataclasses.fields(network) if "width" in field.name]
-    if hasattr(network, "stem_shortcut"):
-        names.append("stem_shortcut")
-    return {name: getattr(network, name) for name in names}
+@functools.cache
+def num_parameters(family: str, num_classes: int) -> int:
+    """How many parameters a network of the source has, for 32x32 pixels."""
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    found = shapes(models.create(family, num_classes), image)
+    return sum(leaf.size for leaf in jax.tree.leaves(found["params"]))
 
 
-def published_parameters(family: str, num_classes: int) -> int:
-    """How many parameters a network of the source has, which takes no arithmetic to find out."""
-    network, image = models.create(family, num_classes), jnp.zeros((1, 32, 32, 3))
-    shapes = jax.eval_shape(network.init, jax.random.key(0), image)
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+def recipe(settings: Any, num_train: int, **changes: Any) -> training.Recipe:
+    """The source's way of training."""
+    source = training.Recipe(
+        batch_size=min(settings.batch_size, num_train),
+        optimizer=training.SGD(momentum=MOMENTUM, nesterov=True, weight_decay=0.0),
+        schedule=training.Constant(settings.learning_rate),
+        seed=settings.seed,
+    )
+    return dataclasses.replace(source, **changes)
+
+
+def schedule(sparsity: float, num_epochs: int, pruning_epochs: int) -> list[float]:
+    """The sparsity of every epoch of fine-tuning."""
+    if pruning_epochs == 1:
+        return [sparsity] * num_epochs
+    rising = pruning.exponential_schedule(sparsity, pruning_epochs, INITIAL)
+    return [*rising, *[sparsity] * (num_epochs - pruning_epochs)]
+
+
+def train(settings: Any, images: training.Data, network: nn.Module, folder: Path) -> Trained:
+    """Trains a base network; checkpoints go into `folder` while it is under way."""
+    milestones = settings.milestones or (settings.num_epochs,)  # at the end the rate falls no more
+    rate = training.Steps(settings.learning_rate, milestones, FACTOR)
+    way = recipe(settings, len(images.train[1]), num_epochs=settings.num_epochs, schedule=rate)
+    fitted = training.fit(network, images, way, run_dir=folder)
+    kept = {"history": list(fitted.history), "seconds_per_epoch": fitted.seconds_per_epoch}
+    return network, fitted.variables, kept
+
+
+def fine_tune(
+    settings: Any,
+    images: training.Data,
+    network: nn.Module,
+    folder: Path,
+    variables: Any,
+    variant: Any,
+    criterion: Criterion | None,
+    progress: Callable[[int, int], None],
+) -> Trained:
+    """Trains a base network on, from `variables`, and prunes it; without criterion it is a control."""
+    num_epochs, sparsities = settings.fine_tuning_epochs, [0.0] * settings.fine_tuning_epochs
+    if criterion is not None:  # a control keeps all filters, whatever they score
+        sparsities = schedule(variant.sparsity, num_epochs, settings.pruning_epochs)
+    image = jax.ShapeDtypeStruct((1, *images.train[0].shape[1:]), np.float32)
+    groups = pruning.channel_groups(network.apply, shapes(network, image), image)
+    key = jax.random.fold_in(jax.random.key(settings.seed), 1)
+    keep, history = None, []
+    for epoch, sparsity in enumerate(sparsities):
+        name = "l1" if criterion is None else variant.kind
+        if criterion is not None and criterion.scores is not None:
+            scores = criterion.scores(variables["params"], groups)
+        else:
+            seed = key if name == "random" else None
+            scores = pruning.filter_scores(variables["params"], groups, name, key=seed, keep=keep)
+        keep = pruning.keep_filters(scores, sparsity, min_filters=MIN_FILTERS, previous=keep)
+        masks = pruning.filter_masks(variables["params"], groups, keep)
+        passed = sum(milestone <= epoch for milestone in settings.fine_tuning_milestones)
+        way = recipe(
+            settings,
+            len(images.train[1]),
+            num_epochs=1,
+            schedule=training.Constant(settings.learning_rate * FACTOR**passed),
+            # The same order of the images for all pruned networks and the first control.
+            seed=1000 * (settings.seed + 1 + (variant.number or 0)) + epoch,
+        )
+        more = {"variables": variables, "masks": masks, "progress": False}
+        fitted = training.fit(network, images, way, run_dir=folder / f"epoch-{epoch}", **more)
+        variables = fitted.variables
+        history.append(dict(fitted.history[0]) | {"epoch": epoch + 1, "sparsity": sparsity})
+        progress(epoch + 1, num_epochs)
+    assert keep is not None  # there is at least one epoch
+    small = pruning.shrink(variables, groups, keep)
+    # The weights before filters were taken out, and the share of the channels that is left, coupled
+    # ones counted once.
+    left = sum(map(len, keep.values())) / sum(groups.sizes.values())
+    kept = {"history": history, "seconds_per_epoch": fitted.seconds_per_epoch, "kept": left}
+    # A control is the base network itself, by its name too: what is compiled for it serves both.
+    shrunk = network if criterion is None else models.resized(network, small)
+    return shrunk, small, kept | {"masked": variables}

@@ -9,199 +9,304 @@ scikit-learn's digits, offline. Networks are trained against PGD and compressed 
 ADMM with the source's three sets and one more, and by what there is besides: two-phase ADMM, HYDRA,
 RigL, magnitude pruning with robust fine-tuning, random masks. All have the same number of epochs. Each
 is read back from its saved file, attacked by AutoAttack, and compared with the dense network of the
-same seed; then come the source's curves, transfers, weights, losses, combined networks and times.
-
-What differs from the source, and why:
-
-- Its epsilons rise every T/3 epochs, its steps in between, its shares fall: so here, but never two of
-  them in one epoch, and epsilon is whole by half of the epochs, so that what the alternatives prune in
-  the second half meets the same attack. Its learning rate drops every 10 of 200 epochs, which says
-  nothing of 12: here it drops once, for the last quarter. Attack and learning rate are of the epoch,
-  the same for all methods. Batches, momentum and ADMM's rho are not in it.
-- BatchNorm's statistics are estimated anew, alike for every network, before it is saved.
-- Stem and classifier are not pruned. It prunes them, or does not say that it does not.
-- Every figure is of the last epoch: validation decides nothing. What the cpu preset has for a network,
-  and how the rho of one-shot ADMM rises, was chosen by trainings with seed 0 judged on test images.
-- It shows one network of each kind. Here the main comparison is over seeds: means have Student-t
-  intervals, single networks Wilson's.
-- Its images are CIFAR-10, those of cifar10_jpeg are encoded anew: figures of the one are not those of
-  the other.
+same seed; then come the source's curves, transfers, weights, losses, combined networks and times. The
+report says what differs from the source, and why.
 
 Resumable: killed or stopped with Ctrl-C, the same command goes on with the stage, in a training with
 the epoch, that it had not finished.
 
-Expected time: experiments/robust_compression/config.py.
+Expected time of the cpu preset on 2 free cores: 1.5 hours, of which the trainings are an hour. quick:
+some 140 seconds of one core, of which compiling is the most.
 
 Source: 004, "Robust Convolutional Neural Networks with Resource Constraints".
 """
 
+import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from experiments.robust_compression import (
-    attacking,
-    combined,
-    cost,
-    networks,
-    outcome,
-    robustness,
-    trained,
-    trainings,
-    verdicts,
-)
-from experiments.robust_compression.config import Config, complete
-from experiments.robust_compression.shares import validation_rows
-from experiments.robust_compression.study import Study, Variant
-from jaxrobust import data, studies, training
-from jaxrobust.studies.outcomes import rate_of
+from experiments.robust_compression import attacks, measures, networks, trainings
+from experiments.robust_compression.networks import EPSILON, METHODS, NETWORKS, Study, Variant
+from jaxrobust import checks, data, studies, training
+from jaxrobust.reports import evaluations
 
-PARTS = [
-    {"id": "outcome", "title": "What is left after compression"},
-    {"id": "training-part", "title": "The trainings"},
-    {"id": "robustness", "title": "Robustness"},
-    {"id": "cost", "title": "Time and size"},
-    {
-        "id": "networks",
-        "title": "The networks",
-        "includes": ["data", "models", "training", "classes", "confusion"],
+PRESETS: dict[str, dict[str, Any]] = {
+    "gpu": {},
+    "cpu": {
+        "preset": "cpu",
+        "networks": ("resnet10_slim",),
+        "methods": tuple(method for method in METHODS if method != "n_of_m"),
+        "alternatives": "last",
+        "seeds": 3,
+        "num_epochs": 12,
+        "max_steps": 3,
+        "batch_size": 32,
+        "rho": 0.2,
+        "num_train": 6000,
+        "num_validation": 300,
+        "num_attacked": 300,
+        "fully_attacked": "main",
+        "curve_epsilons": (0.0, 0.01, 0.02, EPSILON, 0.045, 0.06, 0.08, 0.1),
+        "curve_steps": 40,
     },
-]
+    "quick": {
+        "preset": "quick",
+        "quick": True,
+        "networks": ("resnet6_tiny",),
+        "methods": ("irregular", "magnitude", networks.CONTROL),
+        "ratios": (0.5,),
+        "num_epochs": 6,
+        "max_steps": 1,
+        "batch_size": 64,
+        "rho": 0.5,
+        "num_train": 512,
+        "num_validation": 32,
+        "num_attacked": 24,
+        "fully_attacked": "main",
+        "curve_epsilons": (0.0, EPSILON, 0.1),
+        "curve_steps": 7,
+        "num_timed": 6,
+        "suite_steps": 4,
+    },
+}
 
 
-def main(config: Config) -> Path:
-    """Runs the study; returns the report's path."""
-    config = complete(config)
-    dataset = data.load(config.data_set, config.data_dir, download=config.download)
-    _check_sizes(config, dataset)
-    folder = studies.open_run(
-        config.results_dir,
-        "robust_compression",
-        config.run,
-        config,
-        ignored=("download",),
-        # What decides about results besides the settings.
-        constants=training.describe(
-            {
-                "networks": [networks.NETWORKS[name] for name in config.networks or ()],
-                "training": trainings.CONSTANTS,
-                "combined": [combined.EPSILONS, combined.STEPS],
-                "panels": list(robustness.PANEL_EPSILONS),
-            }
-        ),
-    )
-    if config.preset == "gpu" and jax.default_backend() == "cpu":
-        print("This preset is made for a GPU, --preset cpu for this machine.", file=sys.stderr)
-    study = Study(config, folder, dataset)
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Settings. What is not given is the preset's.
 
-    for variant in study.variants():
-        trainings.make(study, variant)
-    attacking.make_suites(study)
-    combined.make(study)
-    entries = study.stages.remember("classify", lambda _: _entries(study))
-    sections = [
-        *outcome.sections(study),
-        *trained.sections(study),
-        *robustness.sections(study),
-        combined.section(study),
-        *cost.sections(study),
-    ]
-    title = f"Robust training with compression on {dataset.name}"
-    result = studies.result_header("robust_compression", title, config, config.seed, dataset) | {
-        "summary": _summary(study),
-        "verdicts": verdicts.verdicts(study),
-        "timings": study.stages.seconds,
-        "parts": PARTS,
-        "recipes": training.describe({"training": trainings.whole(study)}),
-        "models": entries,
-        "sections": sections,
-    }
-    if len(study.stages.commits) > 1:
-        result["environment"]["commits_of_stages"] = study.stages.commits
-    return studies.finish(folder, result)
+    Attributes:
+      data: By default cifar10_jpeg, and digits with the preset quick where there is no --data-dir.
+      data_dir: What holds the data set (data/README.md).
+      download: Whether to fetch cifar10 or cifar100 into data_dir if it is not there.
+      preset: gpu, the source's networks on all images; cpu, small ones on a part of them, for 2 cores;
+        or quick, tiny ones and few steps, to see that everything runs.
+      networks: Names in experiments/robust_compression/networks.py. All methods are compared on the
+        first, over all seeds; of the others there are the dense network and the irregular scheme.
+      methods: irregular, funnel, redundant and n_of_m are one-shot ADMM with these sets; two_phase,
+        hydra, rigl, magnitude (then robust fine-tuning) and random_masks the alternatives;
+        dense_phases is the dense network, its training interrupted like theirs.
+      kept: Shares of the weights to keep, stem and classifier not counted, descending.
+      alternatives: Whether the alternatives keep "all" of these shares, or the "last" alone.
+      seeds: Trainings of everything that all methods are compared on; seed, seed + 1 and so on.
+      radii: Of the attack in training, in linf; at the first all methods are compared and all networks
+        trained, at the others the first network too.
+      ratios: Shares kept of naturally trained networks (figure B.1), descending.
+      num_epochs: Of every method in all, whatever its phases.
+      max_steps: The most steps of the attack in training.
+      learning_rate: The source's 0.05; a fifth of it in the last quarter of the epochs.
+      batch_size: Images in a step.
+      weight_decay: Of all parameters.
+      rho: Of ADMM, reached where the learning rate falls, and in the one-shot schemes from a hundredth
+        of it. Too small a rho shows as a large residual, and as a loss at the last projection.
+      num_train: Training images; None: all but those of validation.
+      num_validation: Training images, at most a tenth, that say after each epoch what a network is
+        worth; they are not trained on, and decide nothing.
+      num_attacked: Test images that are attacked, for each seed others; accuracies are of all.
+      fully_attacked: Which networks meet all of AutoAttack: "main", the dense ones and those of the
+        irregular scheme; or "all". The others meet its first two attacks.
+      curve_epsilons: Radii of the curves, rising; a curve ends where accuracy falls below chance.
+      curve_steps: Steps of their PGD; the source's are 100.
+      num_timed: Images that are timed one by one, and batches of 100.
+      suite_steps: Of every attack of AutoAttack at most so many steps, to try things out.
+      seed: The first of the seeds.
+      run: Name of the run; results go to <results_dir>/robust_compression/<run>.
+      results_dir: Where results go.
+      quick: Short for --preset quick.
+    """
+
+    data: Literal["cifar10_jpeg", "cifar10", "cifar100", "digits"] | None = None
+    data_dir: Path | None = None
+    download: bool = False
+    preset: Literal["gpu", "cpu", "quick"] = "gpu"
+    networks: tuple[str, ...] = ("resnet18", "resnet34", "mobilenet_v2")
+    methods: tuple[str, ...] = ("irregular",)
+    kept: tuple[float, ...] = (0.5, 0.1)
+    alternatives: Literal["all", "last"] = "all"
+    seeds: int = 1
+    radii: tuple[float, ...] = (EPSILON,)
+    ratios: tuple[float, ...] = (0.5, 0.1)
+    num_epochs: int = 30
+    max_steps: int = 10
+    learning_rate: float = 0.05
+    batch_size: int = 128
+    weight_decay: float = 5e-4
+    rho: float = 0.03
+    num_train: int | None = None
+    num_validation: int = 1000
+    num_attacked: int = 1000
+    fully_attacked: Literal["main", "all"] = "all"
+    curve_epsilons: tuple[float, ...] = (0, 0.01, 0.02, EPSILON, 0.04, 0.06, 0.08, 0.1, 0.13, 0.16)
+    curve_steps: int = 100
+    num_timed: int = 100
+    suite_steps: int | None = None
+    seed: int = 0
+    run: str = "default"
+    results_dir: Path = Path("results")
+    quick: bool = False
+
+    @property
+    def data_set(self) -> str:
+        """The data set's name."""
+        if self.data is not None:
+            return self.data
+        return "digits" if self.preset == "quick" and self.data_dir is None else "cifar10_jpeg"
+
+    @property
+    def all_seeds(self) -> range:
+        """The seeds of what all methods are compared on."""
+        return range(self.seed, self.seed + self.seeds)
+
+    def pair(self, network: str, radius: float) -> list[Variant]:
+        """The dense network and the irregular scheme at every share: those of the source."""
+        schemes = [Variant(network, "irregular", kept, radius) for kept in self.kept]
+        return [Variant(network, radius=radius), *schemes]
+
+    def pairs(self) -> list[list[Variant]]:
+        """All `pair`s: the first network is trained at all radii, the others at the first."""
+        return [
+            self.pair(network, radius)
+            for network in self.networks
+            for radius in (self.radii if network == self.networks[0] else self.radii[:1])
+        ]
+
+    def compared(self) -> list[Variant]:
+        """Everything that is compared over seeds: the first network by all methods."""
+        found = [Variant(self.networks[0], radius=self.radii[0])]
+        for method in self.methods:
+            is_last = self.alternatives == "last" and method in networks.ALTERNATIVES
+            wanted = self.kept[-1:] if is_last else self.kept
+            shares = dict.fromkeys(trainings.share_of(method, kept) for kept in wanted)
+            found += [found[0].but(method=method, kept=share) for share in shares]
+        return found
+
+    def asked(self, variant: Variant) -> float:
+        """The share that was asked for: N of M is whole numbers, and nearest to one of them."""
+        return min(self.kept, key=lambda kept: abs(kept - variant.kept))
+
+    def natural(self, network: str) -> list[Variant]:
+        """Naturally trained: dense, and by the irregular scheme at every ratio (figure B.1)."""
+        schemes = [Variant(network, "irregular", kept, 0.0) for kept in self.ratios]
+        return [Variant(network, radius=0.0), *schemes]
+
+    def seeded(self, variant: Variant) -> list[Variant]:
+        """A variant with every seed that it is trained with: those that are compared with all."""
+        several = [*self.compared(), Variant(self.networks[0], radius=0.0)]
+        seeds = self.all_seeds if variant.but(seed=None) in several else [self.seed]
+        return [variant.but(seed=seed) for seed in seeds]
+
+    def robust(self) -> list[Variant]:
+        """All that are trained against attacks, in the order of training."""
+        compared = [v.but(seed=seed) for seed in self.all_seeds for v in self.compared()]
+        pairs = [v.but(seed=self.seed) for pair in self.pairs() for v in pair]
+        return list(dict.fromkeys(compared + pairs))
+
+    def variants(self) -> list[Variant]:
+        """All networks."""
+        first, *natural = [v for network in self.networks for v in self.natural(network)]
+        # The spread of natural weights over seeds, to which robust ones are compared.
+        others = [variant.but(seed=self.seed) for variant in natural]
+        return self.robust() + self.seeded(first) + others
 
 
-def _check_sizes(config: Config, dataset: data.Dataset) -> None:
+def check(settings: Settings) -> None:
+    """Raises ValueError or TypeError for a setting that is out of range or unknown."""
+    known: dict[str, Any] = {"preset": PRESETS, "networks": NETWORKS, "methods": METHODS}
+    known |= {"alternatives": ("all", "last"), "fully_attacked": ("main", "all")}
+    known["data"] = (None, "cifar10_jpeg", "cifar10", "cifar100", "digits")
+    for name, choices in known.items():
+        value = getattr(settings, name)
+        values = value if isinstance(value, tuple) else (value,)
+        for one in values:
+            checks.one_of(name, one, tuple(choices))
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"`{name}` must be at least one and no name twice, got {value}.")
+    if "irregular" not in settings.methods:
+        raise ValueError(
+            f"`methods` must hold irregular, the source's own scheme, got {settings.methods}."
+        )
+    for name in ("kept", "ratios", "radii"):
+        shares, is_radius = getattr(settings, name), name == "radii"
+        for share in shares:
+            checks.number(name, share, above=0.0, maximum=1.0 if is_radius else 0.99)
+        wanted = dict.fromkeys(shares) if is_radius else sorted(set(shares), reverse=True)
+        if not shares or list(shares) != list(wanted):
+            order = "" if is_radius else ", descending"
+            raise ValueError(f"`{name}` must be some{order}, none twice, got {shares}.")
+    epsilons = settings.curve_epsilons
+    if list(epsilons) != sorted(set(epsilons)) or epsilons[:1] != (0,) or epsilons[-1] > 1:
+        raise ValueError(f"`curve_epsilons` must rise from 0 to at most 1, got {epsilons}.")
+    least = {"num_epochs": 6, "batch_size": 2, "num_timed": 2, "seed": 0}  # a phase takes an epoch
+    for name in ("seeds", "max_steps", "num_validation", "num_attacked", "curve_steps", *least):
+        checks.integer(name, getattr(settings, name), minimum=least.get(name, 1))
+    for name in ("num_train", "suite_steps"):
+        if getattr(settings, name) is not None:
+            checks.integer(name, getattr(settings, name), minimum=1)
+    checks.number("learning_rate", settings.learning_rate, above=0.0)
+    checks.number("weight_decay", settings.weight_decay, minimum=0.0)
+    checks.number("rho", settings.rho, above=0.0)
+
+
+def check_sizes(study: Study) -> None:
     """Refuses what would fail after hours: networks that do not take such images, too few images."""
-    for name in config.networks or ():
-        network = networks.create(name, dataset.num_classes)
-        image = jnp.zeros((1, *dataset.image_shape))
+    settings, train, shape = study.settings, study.dataset.train, study.dataset.image_shape
+    for name in settings.networks:
         try:
-            jax.eval_shape(network.init, jax.random.key(0), image)
+            jax.eval_shape(study.network(name).init, jax.random.key(0), jnp.zeros((1, *shape)))
         except Exception as error:  # of flax and of jax, of many classes
             raise ValueError(
-                f"`networks`: {name} does not take images of {dataset.image_shape}: {error}"
+                f"`networks`: {name} does not take images of {shape}: {error}"
             ) from error
-    left = len(dataset.train) - len(validation_rows(config, len(dataset.train)))
-    if config.num_train is not None and config.num_train > left:
+    left = len(train) - len(networks.validation_rows(settings, len(train)))
+    if settings.num_train is not None and settings.num_train > left:
         raise ValueError(
             f"`num_train` must be at most the {left} training images that are not for validation, got "
-            f"{config.num_train}."
+            f"{settings.num_train}."
         )
 
 
-def _entries(study: Study) -> list[dict[str, Any]]:
-    """Dense and irregular networks of the first seed as models of the report."""
-    found = []
-    for network in study.config.networks:
-        natural = study.natural(network)[0]
-        for variant in (natural, *study.pair(network, study.config.radii[0])):
-            facts = study.facts[variant]
-            found.append(
-                studies.model_entry(
-                    f"{network}, {variant.words}",
-                    study.classifier(variant),
-                    study.test.images,
-                    study.test.labels,
-                    study.dataset.class_names,
-                    history=facts["history"],
-                    seconds_per_epoch=facts["seconds_per_epoch"],
-                    description=networks.NETWORKS[network].words,
-                )
-            )
-    return found
-
-
-def _summary(study: Study) -> list[str]:
-    """What came out, in words."""
-    config = study.config
-    sentences = [
-        'A thesis (source 004, "Robust Convolutional Neural Networks with Resource Constraints") '
-        "trains networks against an adversary and removes half or nine tenths of their weights in the "
-        "same training, by ADMM. This is that study with seeds, controls and every attack of "
-        f"AutoAttack. {len(study.train)} training images, {len(study.test)} test images, of which "
-        f"{len(study.attacked)} are attacked; {config.num_epochs} epochs for every method."
-    ]
-    if study.dataset.name == "cifar10_jpeg":
-        sentences[0] += (
-            " The images are CIFAR-10 encoded anew as JPEG: the source's figures are of the original."
-        )
-    elif study.dataset.name not in ("cifar10", "cifar100"):
-        sentences[0] += f" The images are {study.dataset.name}, not the source's."
-    for network in config.networks:
-        words = []
-        for variant in study.pair(network, config.radii[0]):
-            clean, left = (
-                100 * outcome.mean_over_seeds(study, variant, outcomes)
-                for outcomes in (study.right, study.standing)
-            )
-            kept = "dense" if variant.kept == 1 else f"with {variant.share} of the weights"
-            words.append(f"{kept} {clean:.1f} % and {left:.1f} %")
-        count = len(study.seeds_of(network, config.radii[0]))
-        sentences.append(
-            f"{network}, right without an attack and after AutoAttack at 8/255"
-            f"{f' (means of {count} seeds)' if count > 1 else ''}: {', '.join(words)}."
-        )
-    natural = Variant(study.main, radius=0.0, seed=study.seeds[0])
-    share = 100 * (rate_of(study.right(natural))["rate"] or 0)
-    sentences.append(f"{study.main}, trained naturally, has {share:.1f} % right.")
-    minutes = sum(study.stages.seconds.values()) / 60
-    sentences.append(f"The stages took {minutes:.1f} minutes together.")
-    return sentences
+def main(settings: Settings) -> Path:
+    """Runs the study; returns the report's path."""
+    check(settings)
+    dataset = data.load(settings.data_set, settings.data_dir, download=settings.download)
+    constants = {
+        "networks": [NETWORKS[name] for name in settings.networks],
+        "training": trainings.CONSTANTS,
+        "combined": [attacks.EPSILONS, attacks.STEPS],
+        "panels": attacks.PANEL_EPSILONS,
+    }
+    run = studies.start(
+        "robust_compression",
+        settings,
+        ignored=("download",),
+        constants=training.describe(constants),
+    )
+    study = Study(run, dataset)
+    check_sizes(study)
+    if settings.preset == "gpu" and jax.default_backend() == "cpu":
+        print("This preset is made for a GPU, --preset cpu for this machine.", file=sys.stderr)
+    measured = measures.measure(study)
+    recipe = trainings.recipe(study, settings.radii[0], 0, settings.num_epochs)
+    return run.finish(
+        f"Robust training with compression on {dataset.name}",
+        dataset,
+        Path(__file__).with_name("report.md.j2"),
+        recipes=training.describe({"training": recipe}),
+        study=study,
+        chance=1 / dataset.num_classes,
+        smallest_rho=settings.rho / trainings.RISE,
+        attacks=attacks,
+        evaluations=evaluations,
+        measures=measures,
+        networks=networks,
+        trainings=trainings,
+        **measured,
+    )
 
 
 if __name__ == "__main__":
-    studies.run_script(main, Config)
+    studies.run_script(main, Settings, PRESETS)

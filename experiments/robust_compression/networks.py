@@ -1,11 +1,42 @@
-"""The networks of the study: the source's two, ResNet18 beside them, and small ones for a CPU."""
+"""The networks of the study: which there are, how each is called, and the data that they share.
+
+The source has ResNet34 and MobileNetV2; ResNet18 stands beside them, and small ones for a CPU.
+"""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import numpy as np
 
-from jaxrobust import models
+from jaxrobust import data, models
+from jaxrobust.evaluation.attack_report import epsilon_label
+
+EPSILON = 8 / 255  # what every network is attacked at, the source's 0.03
+
+# The source's one-shot ADMM with its three sets S, and one more; then the alternatives.
+SCHEMES = ("irregular", "funnel", "redundant", "n_of_m")
+ALTERNATIVES = ("two_phase", "hydra", "rigl", "magnitude", "random_masks")
+CONTROL = "dense_phases"  # nothing is pruned: what an interrupted training alone costs
+METHODS = (*SCHEMES, *ALTERNATIVES, CONTROL)
+PRETRAINED = "pretrained"  # the dense half that the methods in phases begin with
+
+# The stages of a run have these words in their names.
+METHOD_WORDS = {
+    "dense": "dense",
+    PRETRAINED: "dense half",
+    "irregular": "ADMM, irregular",
+    "funnel": "ADMM, funnel",
+    "redundant": "ADMM, redundant",
+    "n_of_m": "ADMM, N:M",
+    "two_phase": "two-phase ADMM",
+    "hydra": "HYDRA",
+    "rigl": "RigL",
+    "magnitude": "magnitude, fine-tuned",
+    "random_masks": "random masks",
+    CONTROL: "dense, in two phases",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,7 +45,7 @@ class Network:
 
     Attributes:
       family: A name of `jaxrobust.models.MODELS`.
-      source: The source's network whose figures stand beside it: a key of published.py.
+      source: The source's network whose figures stand beside it, as published.csv calls it.
       exclude: Path prefixes of the kernels that stay whole: stem and classifier.
       sizes: Constructor fields, where they are not the published ones.
       words: What it is, for tables.
@@ -60,11 +91,126 @@ NETWORKS = {
     ),
 }
 
-FULL = ("resnet18", "resnet34", "mobilenet_v2")
-NARROW = ("resnet10_slim",)
-TINY = ("resnet6_tiny", "cnn_tiny")
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A trained network; its fields are the keys of the facts about it.
+
+    Attributes:
+      network: Its name in NETWORKS.
+      method: "dense" or one of METHODS.
+      kept: Share of the weights kept, stem and classifier not counted.
+      radius: Of the attack that it was trained against; 0 for natural training.
+      seed: An integer, of its training; None: all seeds that there are.
+    """
+
+    network: str
+    method: str = "dense"
+    kept: float = 1.0
+    radius: float = EPSILON
+    seed: Any = None
+
+    def but(self, **changes: Any) -> "Variant":
+        """The same but for some fields."""
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def exclude(self) -> tuple[str, ...]:
+        """Path prefixes of the kernels that stay whole."""
+        return NETWORKS[self.network].exclude
+
+    @property
+    def share(self) -> str:
+        """Of the weights, in words: "50 %", or "dense"."""
+        return "dense" if self.kept == 1 else f"{100 * self.kept:g} %"
+
+    @property
+    def method_words(self) -> str:
+        """The method's name in tables."""
+        return METHOD_WORDS[self.method]
+
+    @property
+    def words(self) -> str:
+        """Without network and seed: "ADMM, irregular, 50 %, trained at 8/255"."""
+        share = [] if self.kept == 1 else [self.share]
+        at = f"trained at {epsilon_label(self.radius)}" if self.radius else "natural"
+        return ", ".join([self.method_words, *share, at])
+
+    @property
+    def name(self) -> str:
+        """With network and seed, as stages have it."""
+        return f"{self.network}, {self.words}, seed {self.seed}"
+
+    @property
+    def stem(self) -> str:
+        """Of its files."""
+        words = [self.network, self.method, f"{100 * self.kept:g}", epsilon_label(self.radius)]
+        return "-".join([*words, f"seed{self.seed}"]).replace("/", "of").replace("_", "-").lower()
 
 
-def create(name: str, num_classes: int) -> nn.Module:
-    """A network without weights."""
-    return models.create(NETWORKS[name].family, num_classes, **NETWORKS[name].sizes)
+class Study:
+    """The run, its data, and its trained networks as they were saved.
+
+    Args:
+      run: Of `studies.start`.
+      dataset: The data.
+    """
+
+    def __init__(self, run: Any, dataset: data.Dataset) -> None:
+        self.run, self.settings, self.dataset = run, run.settings, dataset
+        size = len(dataset.train)
+        held = validation_rows(run.settings, size)
+        self.validation = _part(dataset.train, held)
+        rest = np.setdiff1d(np.arange(size), held)
+        self.train = _part(dataset.train, rest[spread_rows(len(rest), run.settings.num_train)])
+        self.test = dataset.test
+        self.records: dict[Variant, dict[str, Any]] = {}  # what `trainings.train` returned
+        self._classifiers: dict[Variant, models.Classifier] = {}
+
+    def attacked(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """The test images, with labels, that networks of a seed are attacked on: others for each."""
+        part = seed - self.settings.seed, self.settings.seeds
+        rows = spread_rows(len(self.test), self.settings.num_attacked, part)
+        return self.test.images[rows], self.test.labels[rows]
+
+    def network(self, name: str) -> nn.Module:
+        """A network without weights."""
+        known = NETWORKS[name]
+        return models.create(known.family, self.dataset.num_classes, **known.sizes)
+
+    def path(self, variant: Variant) -> Path:
+        """The file that a trained network is saved in, without the weights that are zero."""
+        return self.run.folder / "models" / f"{variant.stem}.jrw"
+
+    def save(self, variant: Variant, variables: Any) -> tuple[int, int]:
+        """Saves a network; returns the bytes of the file, and of one with the zeros written out."""
+        apply, names = self.network(variant.network).apply, self.dataset.class_names
+        model = models.Classifier(apply, variables, self.dataset.mean, self.dataset.std)
+        path, dense = self.path(variant), self.path(variant).with_suffix(".dense")
+        size = models.save(dense, model, class_names=names, sparse=False)
+        dense.unlink()
+        return models.save(path, model, class_names=names, sparse=True), size
+
+    def classifier(self, variant: Variant) -> models.Classifier:
+        """A trained network, read from its file: what is measured is what was saved."""
+        if variant not in self._classifiers:
+            self._classifiers[variant] = models.load(self.path(variant)).classifier
+        return self._classifiers[variant]
+
+
+def spread_rows(size: int, most: int | None, part: tuple[int, int] = (0, 1)) -> np.ndarray:
+    """At most so many rows, spread evenly; parts, (number, of how many), share as few as they can."""
+    count = size if most is None else min(most, size)
+    number, parts = part
+    shifted = np.arange(count) + (number + 0.5) / parts
+    return np.unique((shifted * size / max(count, 1)).astype(int))
+
+
+def validation_rows(settings: Any, size: int) -> np.ndarray:
+    """The rows of so many training images that are not trained on."""
+    return spread_rows(size, min(settings.num_validation, max(1, size // 10)))
+
+
+def _part(split: data.Split, rows: np.ndarray) -> data.Split:
+    names = tuple(split.files[row] for row in rows)
+    return data.Split(split.images[rows], split.labels[rows], names)

@@ -8,54 +8,105 @@ All methods have `num_epochs` epochs in all. In phases:
     hydra           half of them dense; a quarter for the scores; a quarter under the masks
     dense_phases    half of them dense; the other half dense too: the control of those three
 
-The dense half is one training for the four of them. Attack and learning rate are of the epoch, counted
-over all phases: every method meets the same ones. What a new phase has anew is the momentum.
+The dense half is one training for the four of them. The attack, the learning rate and the share kept
+are of the epoch, counted over all phases: no method meets a weaker attack than another, or a higher
+learning rate. What a new phase has anew is the momentum.
 """
 
+import dataclasses
 import shutil
 from typing import Any
 
 import jax
 import numpy as np
 
-from experiments.robust_compression import course, networks
-from experiments.robust_compression.study import Study, Variant, is_scheme, n_of_m
+from experiments.robust_compression import networks
+from experiments.robust_compression.attacks import pgd
+from experiments.robust_compression.networks import PRETRAINED, SCHEMES, Study, Variant
 from jaxrobust import models, pruning, training
+from jaxrobust.data.augment import Augmentation
 from jaxrobust.pruning.constraints import open_kernels
 from jaxrobust.pruning.magnitude import not_excluded
 from jaxrobust.studies.outcomes import pack, right_ones
-from jaxrobust.training import ADMM, Hydra, RigL
+from jaxrobust.training import ADMM, AttackSchedule, Hydra, RigL
+from jaxrobust.training.step.attack_schedule import strength
 
-# Of two-phase ADMM, after Ye et al.
-GROWTH = 1.3
-STEEPEST = 0.2  # of two-phase ADMM's rho times the learning rate; it grows no further
-RISE = (
-    100.0  # of rho in the one-shot schemes, from the first epoch to where the learning rate falls
-)
+NATURAL_WEIGHT, MOMENTUM, CLIP = 0.1, 0.9, 5.0
+PHOTOGRAPHS = Augmentation(flip=0.5, translate=0.125)
+NUM_RADII = 3  # at most, in the first half of the epochs
+LATE, FACTOR = 0.75, 0.2  # of the epochs, from which on the learning rate is this much of itself
+# Of two-phase ADMM, after Ye et al.; its rho times the learning rate grows to STEEPEST and no further.
+GROWTH, STEEPEST = 1.3, 0.2
+RISE = 100.0  # of rho in one-shot ADMM, from the first epoch to where the learning rate falls
 UPDATES = 4  # of ADMM's multipliers in an epoch
-CONSTANTS = [*course.CONSTANTS, GROWTH, STEEPEST, RISE, UPDATES]
-PRETRAINED = "pretrained"  # the dense half that three methods begin with
+CONSTANTS = [NATURAL_WEIGHT, MOMENTUM, CLIP, NUM_RADII, LATE, FACTOR]
+CONSTANTS += [GROWTH, STEEPEST, RISE, UPDATES]
+_BLOCK = 4  # N of every 4 weights; of 8 where that is no whole number, at least one
 
-PHASED = ("magnitude", "two_phase", "hydra", "dense_phases")
 
-
-def make(study: Study, variant: Variant) -> dict[str, Any]:
-    """Trains a network, saves it as a file, and says what it is; once.
-
-    Returns:
-      {"right": of all test images, packed, "parameters", "weights": that may be pruned, "zeros": of
-      them in the file, "layers": kernels that may be, "bytes" and "dense_bytes" of files, "epochs",
-      "history", "seconds_per_epoch", "residual"}.
-    """
-    if variant.method in PHASED:
-        _pretrained(study, variant)
-    facts = study.stages.remember(f"train {variant.name}", lambda _: _trained(study, variant))
-    if not study.path(variant).is_file():
-        raise ValueError(
-            f"{study.path(variant)} is missing; delete {study.folder} to start anew, or put it back."
+def train(study: Study, variant: Variant) -> dict[str, Any]:
+    """Trains a network, saves it as a file, and says what it is (`_finished`); once."""
+    if variant not in study.records:
+        if len(phases(variant.method, study.settings.num_epochs)) > 1:
+            train(study, _dense_half(variant))
+        study.records[variant] = study.run.stages.remember(
+            f"train {variant.name}", lambda _: _trained(study, variant)
         )
-    study.facts[variant] = facts
-    return facts
+        if not study.path(variant).is_file():
+            raise ValueError(
+                f"{study.path(variant)} is missing; put it back, or delete {study.run.folder} to "
+                "start anew."
+            )
+    return study.records[variant]
+
+
+def _dense_half(variant: Variant) -> Variant:
+    return variant.but(method=PRETRAINED, kept=1.0)
+
+
+def _trained(study: Study, variant: Variant) -> dict[str, Any]:
+    epochs = phases(variant.method, study.settings.num_epochs)
+    tie = compression(study, variant)
+    if len(epochs) == 1:
+        masks = _random_masks(study, variant) if variant.method == "random_masks" else None
+        return _finished(study, variant, [_fit(study, variant, 0, 0, epochs[0], tie, None, masks)])
+    base, fits, masks = _dense_half(variant), [], None
+    variables = study.classifier(base).variables
+    if variant.method == "magnitude":
+        params, whole = variables["params"], variant.exclude
+        masks = pruning.Irregular().masks(params, variant.kept, exclude=whole)
+    if len(epochs) == 3:
+        fits = [_fit(study, variant, 1, epochs[0], epochs[1], tie, variables)]
+        variables, masks = fits[0].variables, fits[0].masks
+    fits.append(_fit(study, variant, 2, sum(epochs[:-1]), epochs[-1], None, variables, masks))
+    return _finished(study, variant, fits, study.records[base]["history"])
+
+
+def compression(study: Study, variant: Variant) -> training.Compression | None:
+    """What ties the weights in the phase that compresses; None: nothing, or masks alone."""
+    settings, exclude = study.settings, variant.exclude
+    if variant.method == "rigl":
+        return RigL(variant.kept, exclude=exclude)
+    if variant.method == "hydra":
+        return Hydra(pruning.Irregular(), variant.kept, exclude=exclude)
+    if variant.method not in (*SCHEMES, "two_phase"):
+        return None
+    # Small while there is much to learn: it draws the weights to where they were at the last update,
+    # and with the whole rho from the start the network learns less (docs/compression.md).
+    until = max(1, round(LATE * settings.num_epochs * UPDATES))
+    course: dict[str, Any] = {"rho": settings.rho / RISE, "rho_growth": RISE ** (1 / until)}
+    course |= {"largest_rho": settings.rho, "kept": budgets(settings, variant.kept)}
+    if variant.method == "two_phase":
+        course = {"rho": settings.rho, "rho_growth": GROWTH, "largest_rho": largest_rho(settings)}
+        course |= {"kept": variant.kept, "rescale": False}
+    per_epoch = len(study.train) // min(settings.batch_size, len(study.train))
+    every = max(1, per_epoch // UPDATES)
+    return ADMM(constraint(study, variant), every=every, exclude=exclude, **course)
+
+
+def largest_rho(settings: Any) -> float:
+    """Of two-phase ADMM, a bound of ours: some way below where steps of this rate grow unstable."""
+    return max(settings.rho, STEEPEST / settings.learning_rate)
 
 
 def constraint(study: Study, variant: Variant) -> Any:
@@ -64,108 +115,51 @@ def constraint(study: Study, variant: Variant) -> Any:
         return pruning.NofM(*n_of_m(variant.kept))
     if variant.method == "redundant":
         return pruning.Redundant()
-    if variant.method == "funnel":
-        return pruning.Funnel(order=_order(study, variant))
-    return pruning.Irregular()
-
-
-def _order(study: Study, variant: Variant) -> tuple[str, ...] | None:
-    """The layers by depth; None for residual networks, whose shortcuts and blocks the set knows."""
-    known = networks.NETWORKS[variant.network]
-    if known.family != "mobilenet_v2":
-        return None
+    if variant.method != "funnel":
+        return pruning.Irregular()
+    if networks.NETWORKS[variant.network].family != "mobilenet_v2":
+        return pruning.Funnel()  # of residual networks the set knows shortcuts and blocks
     network = study.network(variant.network)
     image = jax.ShapeDtypeStruct((1, *study.dataset.image_shape), np.float32)
     shapes = jax.eval_shape(network.init, jax.random.key(0), image)
     kernels = pruning.channel_groups(network.apply, shapes, image).kernels
     paths = [kernel.path.removeprefix("params/") for kernel in kernels]
-    return tuple(not_excluded(dict.fromkeys(paths), known.exclude))
+    return pruning.Funnel(order=tuple(not_excluded(dict.fromkeys(paths), variant.exclude)))
 
 
-def _pretrained(study: Study, variant: Variant) -> None:
-    """The dense half, trained where it has not been; read from its file afterwards."""
-    base = Variant(variant.network, PRETRAINED, 1.0, variant.radius, variant.seed)
-    if base in study.facts:
-        return
-    epochs = course.phases("magnitude", study.config.num_epochs)[0]
-
-    def train() -> dict[str, Any]:
-        return _finished(study, base, [_fit(study, base, 0, 0, epochs)])
-
-    study.facts[base] = study.stages.remember(f"train {base.name}", lambda _: train())
+def share_of(method: str, kept: float) -> float:
+    """The share that a method keeps where it cannot keep any: N of M is whole numbers."""
+    if method == networks.CONTROL:
+        return 1.0
+    return n_of_m(kept)[0] / n_of_m(kept)[1] if method == "n_of_m" else kept
 
 
-def admm(study: Study, variant: Variant, **changes: Any) -> ADMM:
-    """The tie of a one-shot scheme, or with `changes` of another method."""
-    per_epoch = len(study.train) // min(study.config.batch_size, len(study.train))
-    # Small while there is much to learn: it draws the weights to where they were at the last update,
-    # and with the whole rho from the start the network learns less (docs/compression.md).
-    until = max(1, round(course.LATE * study.config.num_epochs * UPDATES))
-    fields = {
-        "kept": course.budgets(study, variant.kept),
-        "rho": study.config.rho / RISE,
-        "rho_growth": RISE ** (1 / until),
-        "largest_rho": study.config.rho,
-        "every": max(1, per_epoch // UPDATES),
-        "exclude": networks.NETWORKS[variant.network].exclude,
-    }
-    return ADMM(constraint(study, variant), **fields | changes)
+def n_of_m(kept: float) -> tuple[int, int]:
+    """(N, M) nearest to a share: 2 of 4 for a half, 1 of 8 for a tenth."""
+    exact = abs(kept * _BLOCK - round(kept * _BLOCK)) < 1e-6 and round(kept * _BLOCK) > 0
+    size = _BLOCK if exact else 2 * _BLOCK
+    return max(1, round(kept * size)), size
 
 
-def largest_rho(study: Study) -> float:
-    """Of two-phase ADMM, a bound of ours: some way below where steps of this rate grow unstable."""
-    return max(study.config.rho, STEEPEST / study.config.learning_rate)
-
-
-def _trained(study: Study, variant: Variant) -> dict[str, Any]:
-    epochs = course.phases(variant.method, study.config.num_epochs)
-    exclude = networks.NETWORKS[variant.network].exclude
-    if len(epochs) == 1:
-        given: dict[str, Any] = {}
-        if is_scheme(variant.method):
-            given = {"compression": admm(study, variant)}
-        elif variant.method == "rigl":
-            given = {"compression": RigL(variant.kept, exclude=exclude)}
-        elif variant.method == "random_masks":
-            given = {"masks": _random_masks(study, variant)}
-        return _finished(study, variant, [_fit(study, variant, 0, 0, epochs[0], **given)])
-
-    base = Variant(variant.network, PRETRAINED, 1.0, variant.radius, variant.seed)
-    variables = study.classifier(base).variables
-    fits, masks, done = [], None, epochs[0]
-    if variant.method == "magnitude":
-        masks = pruning.Irregular().masks(variables["params"], variant.kept, exclude=exclude)
-    elif variant.method != "dense_phases":
-        method: Any = Hydra(pruning.Irregular(), variant.kept, exclude=exclude)
-        if variant.method == "two_phase":
-            grows = {"rho_growth": GROWTH, "largest_rho": largest_rho(study), "rescale": False}
-            method = admm(study, variant, kept=variant.kept, rho=study.config.rho, **grows)
-        chosen = _fit(study, variant, 1, done, epochs[1], compression=method, variables=variables)
-        fits.append(chosen)
-        variables, masks, done = chosen.variables, chosen.masks, done + epochs[1]
-    last = _fit(study, variant, 2, done, epochs[-1], variables=variables, masks=masks)
-    return _finished(study, variant, [*fits, last], study.facts[base]["history"])
+def promised(variant: Variant, sizes: list[int]) -> int | None:
+    """How many weights of kernels of these sizes a method says that it keeps; None: it says none."""
+    # What whole filters and groups of M keep depends on the shapes of the kernels.
+    if variant.method in ("redundant", "n_of_m"):
+        return None
+    if variant.method == "funnel":
+        return round(variant.kept * sum(sizes))
+    return sum(round(variant.kept * size) for size in sizes)
 
 
 def _random_masks(study: Study, variant: Variant) -> Any:
     """As many weights of every layer as the irregular scheme keeps, drawn at random."""
     network, shape = study.network(variant.network), study.dataset.image_shape
     params = training.initial_variables(network, shape, variant.seed)["params"]
-    sizes = {
-        path: kernel.size
-        for path, kernel in open_kernels(params, networks.NETWORKS[variant.network].exclude).items()
-    }
+    kernels = open_kernels(params, variant.exclude)
     # One number with `exclude` would be of all kernels, those that stay whole too.
-    removed = {path: 1 - round(variant.kept * size) / size for path, size in sizes.items()}
+    removed = {p: 1 - round(variant.kept * leaf.size) / leaf.size for p, leaf in kernels.items()}
     key = jax.random.fold_in(jax.random.key(variant.seed), 1)
     return pruning.random(key, params, removed, scope="layer")
-
-
-def whole(study: Study) -> training.Recipe:
-    """A robust training in one phase, without a compression."""
-    num_epochs = study.config.num_epochs
-    against = course.robust(study, study.config.radii[0], 0, num_epochs)
-    return course.recipe(study, 0, num_epochs, **against)
 
 
 def _fit(
@@ -174,44 +168,38 @@ def _fit(
     phase: int,
     first: int,
     num_epochs: int,
-    compression: training.Compression | None = None,
+    tie: training.Compression | None = None,
     variables: Any = None,
     masks: Any = None,
 ) -> training.FitResult:
-    """One training; its folder is deleted when all of them are done."""
-    recipe = course.recipe(
-        study,
-        first,
-        num_epochs,
-        seed=10 * variant.seed + phase,
-        compression=compression,
-        **course.robust(study, variant.radius, first, num_epochs),
-    )
+    """A training or one of its phases, which begins `first` epochs after the beginning."""
+    mean, std = study.dataset.mean, study.dataset.std
+    train, held = study.train, study.validation
     return training.fit(
         study.network(variant.network),
-        training.Data(
-            train=(study.train.images, study.train.labels),
-            validation=(study.validation.images, study.validation.labels),
-            mean=study.dataset.mean,
-            std=study.dataset.std,
+        training.Data((train.images, train.labels), (held.images, held.labels), mean, std),
+        dataclasses.replace(
+            recipe(study, variant.radius, first, num_epochs),
+            seed=10 * variant.seed + phase,
+            compression=tie,
         ),
-        recipe,
-        run_dir=study.folder / "training" / f"{variant.stem}-{phase}",
-        host=training.Host(checkpoint_every=2 if study.config.quick else 1),
+        run_dir=_checkpoints(study, variant, phase),
+        host=training.Host(checkpoint_every=2 if study.settings.quick else 1),
         variables=variables,
         masks=masks,
         progress=False,
     )
 
 
+def _checkpoints(study: Study, variant: Variant, phase: int) -> Any:
+    return study.run.folder / "training" / f"{variant.stem}-{phase}"
+
+
 def _finished(
-    study: Study,
-    variant: Variant,
-    fits: list[training.FitResult],
-    earlier: list[dict[str, Any]] | None = None,
+    study: Study, variant: Variant, fits: list[training.FitResult], earlier: Any = ()
 ) -> dict[str, Any]:
     """Saves a network, deletes its checkpoints, and says what it is."""
-    network, (mean, std) = study.network(variant.network), (study.dataset.mean, study.dataset.std)
+    network, mean, std = study.network(variant.network), study.dataset.mean, study.dataset.std
     # Estimated alike for all: a compression gives back such, a training without one moving averages.
     variables = training.reestimate_batch_stats(
         network,
@@ -219,38 +207,35 @@ def _finished(
         study.train.images,
         mean=mean,
         std=std,
-        batch_size=min(study.config.batch_size, len(study.train)),
+        batch_size=min(study.settings.batch_size, len(study.train)),
         seed=variant.seed,
     )
-    size = study.save(variant, variables)
-    dense = study.save(variant, variables, sparse=False)
-    study.path(variant).with_suffix(".dense").unlink()
+    size, dense = study.save(variant, variables)
     classifier = study.classifier(variant)
     as_trained = models.Classifier(network.apply, fits[-1].variables, mean, std)
     right, before = (
         right_ones(one, study.test.images, study.test.labels) for one in (classifier, as_trained)
     )
-    history = list(earlier or ())
-    schedule = course.attacks(study, variant.radius)
-    for fitted in fits:
-        first = len(history)
-        for row in fitted.history:
-            epoch = first + row["epoch"]
-            history.append(dict(row) | {"epoch": epoch} | course.strength(schedule, epoch))
+    history = list(earlier)
+    for row in [row for fitted in fits for row in fitted.history]:
+        history.append(dict(row) | {"epoch": len(history) + 1})
+        if variant.radius:
+            now = strength(attacks_of(study.settings, variant.radius), len(history))
+            history[-1] |= {"epsilon": float(now[0]), "steps": int(now[1])}
     params = classifier.variables["params"]
-    exclude = networks.NETWORKS[variant.network].exclude
-    kernels = {path: np.asarray(leaf) for path, leaf in open_kernels(params, exclude).items()}
+    open_ones = open_kernels(params, variant.exclude)
+    kernels = [np.asarray(leaf) for leaf in open_ones.values()]
     residuals = [row["residual"] for row in history if row.get("residual") is not None]
     finals = [fitted.final for fitted in fits if fitted.final]
     for phase in range(3):
-        shutil.rmtree(study.folder / "training" / f"{variant.stem}-{phase}", ignore_errors=True)
+        shutil.rmtree(_checkpoints(study, variant, phase), ignore_errors=True)
     return {
         "right": pack(right),
         "right_as_trained": int(before.sum()),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
-        "weights": sum(kernel.size for kernel in kernels.values()),
-        "zeros": sum(int((kernel == 0).sum()) for kernel in kernels.values()),
-        "promised": promised(variant, [kernel.size for kernel in kernels.values()]),
+        "weights": sum(kernel.size for kernel in kernels),
+        "zeros": sum(int((kernel == 0).sum()) for kernel in kernels),
+        "promised": promised(variant, [kernel.size for kernel in kernels]),
         "layers": len(kernels),
         "bytes": size,
         "dense_bytes": dense,
@@ -262,17 +247,74 @@ def _finished(
     }
 
 
-def promised(variant: Variant, sizes: list[int]) -> int | None:
-    """How many weights a method says that it keeps, of kernels of these sizes; None: it does not say.
+def phases(method: str, num_epochs: int) -> tuple[int, ...]:
+    """The epochs of every phase of a method; together `num_epochs`, but for the dense half alone."""
+    half = num_epochs // 2
+    rest = num_epochs - half
+    if method == PRETRAINED:
+        return (half,)
+    if method in ("magnitude", "dense_phases"):
+        return half, rest
+    if method in ("two_phase", "hydra"):
+        return half, rest - rest // 2, rest // 2
+    return (num_epochs,)
 
-    Whole filters and groups of M round otherwise: what they keep depends on the kernels' shapes.
 
-    Example:
-      >>> promised(Variant("resnet18", "hydra", 0.1), [144, 288])
-      43
+def recipe(study: Study, radius: float, first: int, num_epochs: int) -> training.Recipe:
+    """How a training or one of its phases goes, `first` epochs after the beginning."""
+    settings = study.settings
+    drop = round(LATE * settings.num_epochs) - first
+    rate: Any = training.Constant(settings.learning_rate * (FACTOR if drop <= 0 else 1))
+    if 0 < drop < num_epochs:
+        rate = training.Steps(settings.learning_rate, (drop,), FACTOR)
+    against: dict[str, Any] = {}
+    if radius:
+        against = {
+            "objective": training.CrossEntropy(natural_weight=NATURAL_WEIGHT),
+            "adversary": part_of(attacks_of(settings, radius), first, num_epochs),
+            "validation": training.Validation(pgd(radius, settings.max_steps)),
+        }
+    return training.Recipe(
+        num_epochs=num_epochs,
+        batch_size=min(settings.batch_size, len(study.train)),
+        optimizer=training.SGD(
+            momentum=MOMENTUM, nesterov=True, weight_decay=settings.weight_decay, gradient_clip=CLIP
+        ),
+        schedule=rate,
+        augmentation=None if study.dataset.name == "digits" else PHOTOGRAPHS,
+        precision="bfloat16" if jax.default_backend() == "gpu" else "float32",
+        **against,
+    )
+
+
+def attacks_of(settings: Any, radius: float) -> AttackSchedule:
+    """The attack of every epoch, the same for all methods."""
+    # Radius and steps rise as the source's do, but within the first half of the epochs: what is pruned
+    # in the second half, by whatever method, meets the whole attack.
+    rising, whole = settings.num_epochs // 2, pgd(radius, settings.max_steps)
+    return training.source_sequences(rising, whole, 1.0, num_radii=min(NUM_RADII, rising // 3))[0]
+
+
+def part_of(schedule: AttackSchedule, first: int, num_epochs: int) -> AttackSchedule:
+    """The attacks of a phase that begins `first` epochs after the beginning."""
+    stages: dict[int, Any] = {}
+    for epoch, one in schedule.stages:
+        if epoch <= first + num_epochs:
+            stages[max(1, epoch - first)] = one
+    return AttackSchedule(tuple(stages.items()))
+
+
+def budgets(settings: Any, kept: float) -> tuple[float, ...]:
+    """The share kept in every epoch of a one-shot scheme: it falls only where the attack stays.
+
+    It rests from where the learning rate falls, so that the weights come to lie in the set.
     """
-    if variant.method in ("redundant", "n_of_m"):
-        return None
-    if variant.method == "funnel":
-        return round(variant.kept * sum(sizes))
-    return sum(round(variant.kept * size) for size in sizes)
+    changes = [first for first, _ in attacks_of(settings, settings.radii[0]).stages]
+    rests = round(LATE * settings.num_epochs)
+    falls = [epoch for epoch in range(2, rests + 1) if epoch not in changes]
+    sparsities = pruning.cubic_schedule(1 - kept, len(falls))
+    shares = []
+    for epoch in range(1, settings.num_epochs + 1):
+        done = sum(fall <= epoch for fall in falls)
+        shares.append(kept if done == len(falls) else 1 - sparsities[done - 1] if done else 1.0)
+    return tuple(shares)

@@ -1,39 +1,57 @@
 """Problem A: accuracy with its certainty, confusions, and what the answers rest on."""
 
+import dataclasses
 import functools
 import itertools
-from collections import Counter
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.sports10 import folds
-from experiments.sports10.config import OURS
-from experiments.sports10.networks import SUBJECTS
-from experiments.sports10.study import Study, estimate
-from jaxrobust import evaluation, studies
-from jaxrobust.evaluation.classification import softmax
-from jaxrobust.studies import blocks
+from experiments.sports10.study import Study, add_mean
+from jaxrobust import attribution, evaluation, studies
+from jaxrobust.evaluation.classification import predictions, softmax
+from jaxrobust.reports import blocks
+from jaxrobust.reports.pictures import decode_array, encode_array
+from jaxrobust.studies import ANY, comparison
 
-PART = "a"
-_CHOICE = (
-    " The recipe of photo_cnn was chosen on folds of the same photographs, its last steps (five "
-    "trainings, answered at several sizes) on those of seed 0, so its figure here may be a little "
-    "too high. When these steps were taken, the test photographs that the recipe before them has "
-    "right were known (42 to 45 of 50)."
-)
+FINE = ("saliency", "smooth_grad", "integrated_gradients", "input_x_gradient")
+CASCADED = ("saliency", "integrated_gradients", "grad_cam", "hires_cam", "eigen_cam")
 
 
-def model_entries(study: Study) -> list[dict[str, Any]]:
-    """Every network of the first seed as the report shows it, with the accuracy of all seeds."""
-    return [
-        study.stages.remember(f"evaluate {name}", functools.partial(_model_entry, study, name))
-        for name in study.config.models
-    ]
+def measure(study: Study) -> dict[str, Any]:
+    """Adds the facts of this problem; returns the records and pictures that its template draws."""
+
+    def records(stage: str, record: Any) -> list[Any]:
+        return [
+            study.stages.remember(f"{stage} {name}", functools.partial(record, study, name))
+            for name in study.config.models
+        ]
+
+    # Earlier runs kept a description, which the template has now.
+    entries = [entry | {"description": None} for entry in records("evaluate", _evaluate)]
+    explained = records("explain", _explain)
+    _counts(study)
+    _seeds(study, entries)
+    _folds(study)
+    _ensembles(study)
+    maps = study.stages.remember("maps of every method", functools.partial(_maps, study))
+    _faithfulness(study, maps)
+    return {
+        "entries": entries,
+        "explanations": list(itertools.chain(*explained)),
+        "map_pictures": blocks.pictures(_map_rows(study, maps)),
+        "map_methods": list(maps["maps"]),
+        "map_steps": _num_steps(study),
+        "randomised_methods": list(maps["correlations"]),
+        "randomised_layers": maps["layers"],
+    }
 
 
-def _model_entry(study: Study, name: str, _: Any) -> dict[str, Any]:
+def _evaluate(study: Study, name: str, _: Any) -> dict[str, Any]:
+    """The network of the first seed as the report shows it, with the accuracy of all seeds."""
     fitted, test = study.trained(name, study.config.seed), study.test(name)
     entry = studies.model_entry(
         name,
@@ -44,224 +62,159 @@ def _model_entry(study: Study, name: str, _: Any) -> dict[str, Any]:
         params=fitted.variables["params"],
         history=fitted.history,
         seconds_per_epoch=fitted.seconds_per_epoch,
-        description=_description(study, name),
     )
-    accuracies = [
-        evaluation.evaluate(
-            study.classifier(name, study.trained(name, seed).variables), test.images, test.labels
-        )["accuracy"]
-        for seed in study.seeds_of(name)
-    ]
-    seeds = zip(study.seeds_of(name), accuracies, strict=True)
-    return entry | {"seeds": [{"seed": seed, "accuracy": accuracy} for seed, accuracy in seeds]}
+    seeds = []
+    for seed in study.seeds_of(name):
+        classifier = study.classifier(name, study.trained(name, seed).variables)
+        found = evaluation.evaluate(classifier, test.images, test.labels)
+        seeds.append({"seed": seed, "accuracy": found["accuracy"]})
+    return entry | {"seeds": seeds}
 
 
-def _description(study: Study, name: str) -> str:
-    """What the network takes, how it was trained, and where it comes from."""
-    recipe: Any = study.recipe(name)
-    subject = SUBJECTS[name]
-    words = [f"{subject.image_size}x{subject.image_size} pixels", f"{recipe.num_epochs} epochs"]
-    optimizer = type(recipe.optimizer).__name__
-    words.append(f"{optimizer}, learning rate {recipe.schedule.learning_rate:g}")
-    if recipe.objective.label_smoothing:
-        words.append(f"label smoothing {recipe.objective.label_smoothing:g}")
-    if recipe.averaging:
-        words.append(f"the weights' moving average (decay {recipe.averaging.decay:g})")
-    return f"{', '.join(words)}; {subject.source}"
+def _explain(study: Study, name: str, _: Any) -> list[dict[str, Any]]:
+    """Three classes, each with an image that the network has right and one that it has wrong."""
+    base, test = study.base(name), study.test(name)
+    answers = evaluation.logits(base, test.images).argmax(axis=1)
+    chosen = studies.right_and_wrong(answers, test.labels, num_classes=3)
+    return studies.explanations(
+        base, test.images, test.labels, chosen, model=name, class_names=study.class_names
+    )
 
 
-def sections(study: Study, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The sections of this part, in the order of the report."""
-    return [
-        _photographs(study),
-        _certainty(study, entries),
-        *_ensembles(study),
-        _confusions(entries),
-    ]
-
-
-def _photographs(study: Study) -> dict[str, Any]:
+def _counts(study: Study) -> None:
+    """How many photographs each class has."""
     dataset = study.dataset(study.config.models[0])
-    counts = np.bincount(dataset.train.labels, minlength=dataset.num_classes)
-    tests = np.bincount(dataset.test.labels, minlength=dataset.num_classes)
-    rows = [
-        [name, int(count), int(test)]
-        for name, count, test in zip(study.class_names, counts, tests, strict=True)
-    ]
-    least, most = int(counts.argmin()), int(counts.argmax())
-    text = (
-        f"Of the training photographs {study.class_names[most]} has the most ({counts[most]}) and "
-        f"{study.class_names[least]} the fewest ({counts[least]})."
-    )
-    if (counts[most], counts[least]) == (191, 131):
-        text += (
-            " Report B says that basketball has 191 and golf 131: the numbers are right, the "
-            "classes are not."
-        )
-    return blocks.section(
-        "photographs",
-        "Photographs of each class",
-        [blocks.table(["Class", "Training", "Test"], rows, folded=True, title="Counts")],
-        part=PART,
-        text=[text],
-    )
+    for split, labels in (("train", dataset.train.labels), ("test", dataset.test.labels)):
+        for k, name in enumerate(study.class_names):
+            study.facts.add("photographs", split=split, label=name, value=int(np.sum(labels == k)))
 
 
-def _certainty(study: Study, entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """Seeds, folds and paired tests: which differences between networks are real."""
-    found = {name: folds.outcomes(study, name) for name in study.folded}
-    rows, right = [], {}
+def _seeds(study: Study, entries: list[dict[str, Any]]) -> None:
+    """Accuracy of every seed; the mistakes of the first, the most frequent ones first."""
+    facts = study.facts
     for entry in entries:
-        name = entry["name"]
-        rates = [row["accuracy"]["rate"] for row in entry["seeds"]]
-        held_out: Any = None
-        if name in found:
-            right[name] = np.array(found[name]["right"]["dense"], bool)
-            held_out = evaluation.rate(int(right[name].sum()), len(right[name]))
-        rows.append(
-            [
-                name,
-                entry["num_parameters"],
-                entry["evaluation"]["accuracy"],
-                estimate(np.array(rates)) if len(rates) > 1 else None,
-                ", ".join(f"{row['accuracy']['count']}" for row in entry["seeds"]),
-                held_out,
-            ]
-        )
-    study.facts["held out"] = {
-        name: evaluation.rate(int(values.sum()), len(values)) for name, values in right.items()
+        network = entry["name"]
+        facts.add("parameters", network=network, value=entry["num_parameters"])
+        for row in entry["seeds"]:
+            facts.add_rate("accuracy", {"network": network, "seed": row["seed"]}, row["accuracy"])
+        matrix = np.array(entry["evaluation"]["confusion_matrix"])
+        np.fill_diagonal(matrix, 0)
+        facts.add("mistakes", network=network, value=int(matrix.sum()))
+        for cell in np.argsort(-matrix, axis=None, kind="stable")[: np.count_nonzero(matrix)]:
+            label, answer = (study.class_names[k] for k in divmod(int(cell), len(matrix)))
+            keys = {"network": network, "label": label, "answer": answer}
+            facts.add("mistake", keys, value=int(matrix.flat[cell]))
+    measured = facts.where("accuracy", network=ANY, seed=ANY)
+    facts.extend(comparison.means(measured, "seed", "accuracy over seeds"))
+
+
+def _folds(study: Study) -> None:
+    """Right of the held-out photographs, and which differences between networks are real."""
+    facts, compared = study.facts, []
+    right = {
+        network: np.array(folds.outcomes(study, network)["right"]["dense"], bool)
+        for network in study.folded
     }
-    study.facts["tests"] = {entry["name"]: entry["seeds"] for entry in entries}
-    pairs = []
-    study.facts["pairs"] = []
-    names = list(right)
-    tests = [
-        (a, b, evaluation.mcnemar(right[a], right[b]))
-        for i, a in enumerate(names)
-        for b in names[i + 1 :]
-    ]
-    adjusted = evaluation.holm([test["p_value"] for _, _, test in tests]) if tests else []
-    for (a, b, test), p_value in zip(tests, adjusted, strict=True):
-        gap = evaluation.paired_difference(right[b], right[a])
-        better = b if gap["difference"] > 0 else a
-        study.facts["pairs"].append({"names": [a, b], "better": better, "p_value": p_value})
-        pairs.append(
-            [
-                f"{b} against {a}",
-                blocks.estimate(gap["difference"], gap["low"], gap["high"], 100),
-                test["only_b"],
-                test["only_a"],
-                p_value,
-                f"{better} is better" if p_value < 0.05 else "not shown",
-            ]
-        )
-    return blocks.section(
-        "certainty",
-        "How sure the accuracies are",
-        [
-            blocks.table(
-                [
-                    "Network",
-                    blocks.column("Parameters", decimals=0),
-                    "Test, first seed",
-                    blocks.column("Test, mean of seeds", unit="%", decimals=1),
-                    "Right of the test set, seed by seed",
-                    f"Cross-validation, {study.config.num_folds} folds",
-                ],
-                rows,
-                "One test photograph of 50 is two points, so the interval of one accuracy spans "
-                "about 20. The mean of the seeds has a 95 % Student interval: it says how much "
-                "training scatters, and not how much other photographs would. Cross-validation "
-                "trains on all folds of the training photographs but one and counts that one, so "
-                "each photograph once." + (_CHOICE if OURS in study.config.models else ""),
-            ),
-            blocks.table(
-                [
-                    "Networks",
-                    blocks.column("Difference", unit="points", decimals=1),
-                    "Only the first right",
-                    "Only the second right",
-                    blocks.column("p", decimals=4),
-                    "Verdict",
-                ],
-                pairs,
-                "Paired on the held-out photographs of the folds: exact McNemar tests with Holm's "
-                "correction for their number, and 95 % intervals of Newcombe. They are of these "
-                "trained networks; how much training anew would change is in the seeds above.",
-            ),
-        ],
-        part=PART,
-    )
+    held_out = {n: facts.add("held-out accuracy", network=n, outcomes=r) for n, r in right.items()}
+    for a, b in itertools.combinations(right, 2):
+        keys = {"network": b, "against": a}
+        pair = comparison.paired(held_out[b], held_out[a], "held-out difference", keys)
+        compared.append(pair)
+        facts.add("only this right", keys, value=int((right[b] & ~right[a]).sum()))
+        facts.add("only other right", keys, value=int((right[a] & ~right[b]).sum()))
+    facts.extend(comparison.holm(compared))
 
 
-def _ensembles(study: Study) -> list[dict[str, Any]]:
+def _ensembles(study: Study) -> None:
     """Networks that differ in their seed, answering together."""
-    name, seeds = study.chosen, study.seeds_of(study.chosen)
-    if len(seeds) < 2:
-        return []
-    test = study.test(name)
+    name, seeds, test = study.chosen, study.seeds_of(study.chosen), study.test(study.chosen)
     members = [study.classifier(name, study.trained(name, seed).variables) for seed in seeds]
     probabilities = [softmax(evaluation.logits(member, test.images)) for member in members]
     size = sum(leaf.size for leaf in jax.tree.leaves(members[0].variables["params"]))
-    rows = []
-    for count in range(1, len(seeds) + 1):
+    for count in range(1, len(seeds) + 1) if len(seeds) > 1 else ():
         right = [
             int((np.mean(chosen, axis=0).argmax(axis=1) == test.labels).sum())
             for chosen in itertools.combinations(probabilities, count)
         ]
-        listed = f"{min(right)} to {max(right)}" if len(right) > 1 else str(right[0])
-        rows.append([count, count * size, len(right), np.mean(right) / len(test), listed])
-    return [
-        blocks.section(
-            "ensembles",
-            f"{name}: several seeds as one network",
-            [
-                blocks.table(
-                    [
-                        blocks.column("Members", decimals=0),
-                        blocks.column("Parameters", decimals=0),
-                        blocks.column("Choices of members", decimals=0),
-                        blocks.column("Accuracy, mean of the choices", unit="%", decimals=1),
-                        f"Right of the {len(test)} test photographs",
-                    ],
-                    rows,
-                    "The members' mean probabilities answer; every choice of that many seeds. The "
-                    "choices share members, so they scatter less than ensembles trained apart would. "
-                    "That ensembles are here at all was decided when the single networks' figures on "
-                    "the test photographs were known; they were not cross-validated.",
-                )
-            ],
-            part=PART,
-        )
-    ]
+        figures = {
+            "accuracy": np.mean(right) / len(test),
+            "choices": len(right),
+            "parameters": count * size,
+            "fewest": min(right),
+            "most": max(right),
+        }
+        for figure, value in figures.items():
+            study.facts.add(f"ensemble {figure}", network=name, members=count, value=value)
 
 
-def _confusions(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """The most frequent mistakes of each network."""
-    rows = []
-    for entry in entries:
-        matrix = entry["evaluation"]["confusion_matrix"]
-        names = [row["class"] for row in entry["evaluation"]["per_class"]]
-        wrong = Counter(
-            {
-                (names[i], names[j]): count
-                for i, counts in enumerate(matrix)
-                for j, count in enumerate(counts)
-                if i != j and count
-            }
+def _num_steps(study: Study) -> int:
+    """Of the curves of deletion and insertion."""
+    return 5 if study.config.quick else 20
+
+
+def _maps(study: Study, progress: Any) -> dict[str, Any]:
+    """Every method of attribution on one network: maps of a few images, figures of all."""
+    name, quick = study.chosen, study.config.quick
+    classifier, test, methods = study.base(name), study.test(name), study.methods(name)
+    images = study.pixels(name)
+    predicted = predictions(evaluation.logits(classifier, test.images))
+    chosen = studies.right_and_wrong(predicted, test.labels, num_classes=3)
+    found: dict[str, Any] = {"images": chosen, "answers": predicted[chosen].tolist()}
+    found |= {"maps": {}, "scores": {}, "layers": [], "correlations": {}}
+
+    def judge(method: str, maps: Any) -> None:
+        curves = {"deletion": attribution.deletion_curve, "insertion": attribution.insertion_curve}
+        what, steps = (classifier, images, maps, jnp.asarray(predicted)), _num_steps(study)
+        found["scores"][method] = {
+            kind: np.asarray(curve(*what, num_steps=steps)["auc"]).tolist()
+            for kind, curve in curves.items()
+        }
+
+    for done, method in enumerate(methods, start=1):
+        explain = attribution.METHODS[method]
+        maps = np.asarray(explain(study.key, classifier, images, jnp.asarray(predicted)))
+        found["maps"][method] = encode_array(maps[chosen].astype(np.float32))
+        judge(method, maps)
+        progress(done, len(methods) + 2)
+    judge("random", attribution.random_maps(study.key, images.shape[:3]))
+    cascaded = [method for method in CASCADED if method in methods]
+    for method in cascaded[:1] if quick else cascaded:
+        cascade = attribution.cascading_randomisation(
+            study.key,
+            attribution.METHODS[method],
+            lambda variables: dataclasses.replace(classifier, variables=variables),
+            classifier.variables,
+            images[:: 15 if quick else 3],
         )
-        shown = [f"{a} as {b} ({count})" for (a, b), count in wrong.most_common(4)]
-        rows.append([entry["name"], sum(wrong.values()), ", ".join(shown)])
-    return blocks.section(
-        "confusions",
-        "The most frequent mistakes",
-        [
-            blocks.table(
-                ["Network", "Wrong", "Most frequent"],
-                rows,
-                "Of the test photographs; with five of a class, a mistake seen once or twice says "
-                "little about the class.",
-            )
-        ],
-        part=PART,
-    )
+        found["layers"] = list(cascade["layers"])
+        found["correlations"][method] = np.asarray(cascade["rank_correlation"]).tolist()
+    return found
+
+
+def _faithfulness(study: Study, maps: dict[str, Any]) -> None:
+    """Deletion and insertion against random maps; correlations with maps of randomised networks."""
+    for method, scores in maps["scores"].items():
+        keys = {"network": study.chosen, "method": method}
+        for kind, values in scores.items():
+            add_mean(study.facts, kind, values, **keys)
+            if method != "random":
+                gaps = np.array(values, float) - np.array(maps["scores"]["random"][kind], float)
+                add_mean(study.facts, f"{kind} to random", gaps, **keys)
+        for layers, values in enumerate(maps["correlations"].get(method, ()), start=1):
+            add_mean(study.facts, "randomised correlation", values, layers=layers, **keys)
+
+
+def _map_rows(study: Study, maps: dict[str, Any]) -> list[Any]:
+    """A row of tiles for each image: the image itself and the map of every method."""
+    rows, test = [], study.test(study.chosen)
+    values = {method: decode_array(array) for method, array in maps["maps"].items()}
+    for position, (index, answer) in enumerate(zip(maps["images"], maps["answers"], strict=True)):
+        image, label = test.images[index], test.labels[index]
+        tiles = [blocks.tile(image, title="image", text=study.class_names[answer])]
+        for method, of_images in values.items():
+            look: Any = {"style": "heat" if method in FINE else "overlay"}
+            look |= {"title": method.replace("_", " "), "values": of_images[position]}
+            tiles.append(blocks.tile(image, **look))
+        said = "right" if answer == label else "wrong"
+        rows.append((f"{study.class_names[label]}, image {index}: {said}", tiles))
+    return rows

@@ -1,278 +1,278 @@
-"""Problem C: sparsity, fine-tuning, files and int8."""
+"""Problem C: sparsity, files, int8, time, single layers and lottery tickets."""
 
-import functools
+import dataclasses
 from typing import Any
 
+import jax
 import numpy as np
 
-from experiments.sports10 import folds
-from experiments.sports10.study import Study, masked, percent, plain, points, rate_of, right
-from jaxrobust import evaluation, models, pruning
-from jaxrobust.studies import blocks
+from experiments.sports10 import folds, pruned_attacks
+from experiments.sports10.folds import Variant, remember
+from experiments.sports10.study import Study, masked, plain, right
+from jaxrobust import data, evaluation, models, pruning, studies, training
+from jaxrobust.studies import ANY, comparison, records
 
-PART = "c"
-_AGAINST_CONTROL = "Against the control, of those both have right"
-
-
-def sections(study: Study) -> list[dict[str, Any]]:
-    """The sections of this part that are about accuracy and size."""
-    found = [
-        study.section(f"compress {name}", functools.partial(_table, study, name))
-        for name in study.config.models
-    ]
-    return [*found, study.section("sparsity over seeds and folds", lambda _: _certainty(study))]
+TOLERATED = 0.04  # of accuracy, that a smaller network may cost
+TICKET_NETWORK = "simple_cnn"  # of which report B claims it, and small enough to train often
+ROUNDS = 2  # of the lottery ticket's pruning
 
 
-def accuracy(study: Study, name: str, variables: Any) -> Any:
-    """On the test photographs."""
-    return rate_of(right(study.classifier(name, variables), study.test(name)))
+def measure(study: Study) -> dict[str, Any]:
+    """Measures all of problem C.
 
-
-def quantised(study: Study, name: str, variables: Any) -> models.Classifier:
-    """A network with int8 kernels, which the compiled program multiplies out itself."""
-    return study.classifier(name, pruning.quantize(variables))
-
-
-def rounded(variables: Any) -> Any:
-    """Weights rounded to int8 and multiplied out: the numbers that `quantised` computes with.
-
-    They are constants for an attack, so its gradient passes straight through the rounding and is the
-    exact gradient of the quantised network.
+    Returns:
+      Names for problem_c.md.j2 and verdicts_c.md.j2: what their tables have rows of, and the choice of
+      a sparsity.
     """
-    return pruning.dequantize(pruning.quantize(variables))
-
-
-def _table(study: Study, name: str, _: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    seed = study.config.seed
-    dense = study.trained(name, seed).variables
-    whole, *size = _sizes(study, name, "dense", dense, dense)
-    rows = [["dense", None, None, accuracy(study, name, dense), 0.0, *size]]
-    last = dense
-    for sparsity in study.config.sparsities:
-        masks, cut, last = study.pruned(name, sparsity, seed)
-        rows.append(
-            [
-                percent(sparsity),
-                accuracy(study, name, _layer_by_layer(dense, sparsity)),
-                accuracy(study, name, cut),
-                accuracy(study, name, last),
-                pruning.sparsity_of(masks),
-                *_sizes(study, name, percent(sparsity), last, last)[1:],
-            ]
-        )
-    for words, variables in (
-        ("int8", dense),
-        (f"{percent(study.config.sparsities[-1])}, int8", last),
-    ):
-        rows.append(
-            [
-                words,
-                None,
-                None,
-                accuracy(study, name, rounded(variables)),
-                pruning.sparsity_of(rounded(variables)["params"]),
-                *_sizes(study, name, words, rounded(variables), pruning.quantize(variables))[1:],
-            ]
-        )
-    for row in rows:
-        row.append(whole / row[-1])
-    facts = {f"size of {name}": {row[0]: {"sparse": row[-2], "times": row[-1]} for row in rows}}
-    section = blocks.section(
-        f"compress-{plain(name).replace('_', '-')}",
-        f"{name}, pruned and quantised",
-        [
-            blocks.table(
-                [
-                    "Variant",
-                    blocks.column("pruned layer by layer", group="Right of the test photographs"),
-                    blocks.column("pruned", group="Right of the test photographs"),
-                    blocks.column("and fine-tuned", group="Right of the test photographs"),
-                    blocks.column("kernels", unit="%", decimals=2, group="Zeros among"),
-                    blocks.column("all", unit="%", decimals=2, group="Zeros among"),
-                    blocks.column("Nonzero", decimals=0),
-                    blocks.column("KiB", decimals=1, group="Sparse file"),
-                    blocks.column("times smaller", decimals=2, group="Sparse file"),
-                ],
-                rows,
-                "One threshold over all convolution and dense kernels, an exact count; then "
-                f"{study.fine_tuning(name).num_epochs} epochs under the mask. For comparison, "
-                "without fine-tuning, the same share cut from each layer by itself. A dense file has "
-                f"{whole:.1f} KiB. Sizes are "
-                "those of files on the disk: the weights, BatchNorm's statistics and a header; "
-                "without the optimizer. Sparse: one bit for each weight of a kernel and the values "
-                "that are not zero. int8: one scale for each output channel.",
-            )
-        ],
-        part=PART,
-        text=[_LAYERWISE] if name == "cnn" else [],
-    )
-    return section, facts
-
-
-_LAYERWISE = (
-    "Report A says that it prunes by one threshold over all layers. Its own trained network "
-    "gives the counts that it prints (39, 23 and 5 of 50 before fine-tuning) when each layer is "
-    "pruned by itself; by one threshold the same network keeps 40, 40 and 14. The collapse at 50 % "
-    "is therefore one of the criterion, not of the sparsity."
-)
-
-
-def _layer_by_layer(variables: Any, sparsity: float) -> Any:
-    """Pruned to one sparsity in every kernel, as report A seems to have done (_LAYERWISE)."""
-    masks = pruning.layerwise_magnitude(variables["params"], sparsity)
-    return masked(variables, masks)
-
-
-def _sizes(study: Study, name: str, words: str, variables: Any, stored: Any) -> list[Any]:
-    """[KiB of the dense file, share of zeros, nonzero parameters, KiB of the sparse file]."""
-    counts = pruning.parameter_counts(variables["params"])
-    kib = []
-    for sparse in (False, True):
-        kind = "sparse" if sparse else "dense"
-        path = study.folder / "models" / f"{plain(f'{name} {words} {kind}')}.jrw"
-        class_names = study.dataset(name).class_names
-        classifier = study.classifier(name, stored)
-        models.save(path, classifier, class_names=class_names, sparse=sparse)
-        kib.append(path.stat().st_size / 1024)
-    return [kib[0], 1 - counts["nonzero"] / counts["size"], counts["nonzero"], kib[1]]
-
-
-def _certainty(study: Study) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Accuracy over sparsity with seeds and folds: is any gain or loss real?"""
-    seed_rows, fold_rows, lines, tests = [], [], [], []
-    facts: dict[str, Any] = {"seeds": {}, "folds": {}, "robust": {}}
-    for name in study.config.models:
-        dense = {
-            seed: accuracy(study, name, study.trained(name, seed).variables)
-            for seed in study.seeds_of(name)
-        }
-        changes = [0.0]
-        for sparsity in study.config.sparsities:
-            seeds = study.seeds_at(name, sparsity)
-            tuned = [accuracy(study, name, study.pruned(name, sparsity, seed)[2]) for seed in seeds]
-            parents = [dense[seed] for seed in seeds]
-            gap = evaluation.paired_mean_difference(
-                [a["rate"] for a in tuned], [a["rate"] for a in parents]
-            )
-            changes.append(100 * gap["mean"])
-            facts["seeds"].setdefault(name, {})[percent(sparsity)] = gap
-            seed_rows.append(
-                [
-                    name,
-                    percent(sparsity),
-                    len(seeds),
-                    _mean(parents),
-                    _mean(tuned),
-                    blocks.estimate(gap["mean"], gap["low"], gap["high"], 100),
-                    ", ".join(str(a["count"]) for a in parents),
-                    ", ".join(str(a["count"]) for a in tuned),
-                ]
-            )
-        lines.append(blocks.line(name, [0.0, *study.config.sparsities], changes))
-    for name in study.folded:
-        found = folds.outcomes(study, name)
-        right_ones = {k: np.array(v, bool) for k, v in found["right"].items()}
-        robust = {k: np.array(v, bool) for k, v in found["robust"].items()}
-        facts["folds"][name], facts["robust"][name] = {}, {}
-        for variant, outcomes in right_ones.items():
-            row = [name, variant, rate_of(outcomes), None, None, None, None, None, None]
-            if len(right_ones) > 1:
-                row[5] = rate_of(robust[variant])
-            if variant != "dense":
-                row[3] = points(evaluation.paired_difference(outcomes, right_ones["dense"]))
-                tests.append(evaluation.mcnemar(outcomes, right_ones["dense"])["p_value"])
-            if variant not in ("dense", folds.CONTROL):
-                held = _held_against_attack(right_ones, robust, variant)
-                row[6:] = [held["n"], 100 * held["difference"], held["p_value"]]
-                facts["robust"][name][variant] = held
-                facts["folds"][name][variant] = row[3]
-            fold_rows.append(row)
-    adjusted = iter(evaluation.holm(tests) if tests else [])
-    for row in fold_rows:
-        if row[1] != "dense":
-            row[4] = next(adjusted)
-    section = blocks.section(
-        "sparsity",
-        "Accuracy over sparsity, over seeds and folds",
-        [
-            blocks.chart(
-                "Test photographs: change to the dense parents",
-                "sparsity",
-                "points",
-                lines,
-                "After fine-tuning, on the mean of the seeds that the table counts, which for a slow "
-                "network is one seed but at the highest sparsity. One photograph of one seed is two "
-                "points.",
-                percent_x=True,
-            ),
-            blocks.table(
-                [
-                    "Network",
-                    "Sparsity",
-                    blocks.column("Seeds", decimals=0),
-                    blocks.column("Dense", unit="%", decimals=1),
-                    blocks.column("Fine-tuned", unit="%", decimals=1),
-                    blocks.column("Difference", unit="points", decimals=1),
-                    blocks.column("dense", group="Right of the test set, seed by seed"),
-                    blocks.column("fine-tuned", group="Right of the test set, seed by seed"),
-                ],
-                seed_rows,
-                "Means over the seeds, paired with their dense parents; brackets: 95 % Student "
-                "intervals of the difference.",
-                title="Seeds",
-            ),
-            blocks.table(
-                [
-                    "Network",
-                    "Variant",
-                    "Held-out accuracy",
-                    blocks.column("Difference to dense", unit="points", decimals=1),
-                    blocks.column("p", decimals=3),
-                ],
-                [row[:5] for row in fold_rows],
-                f"Cross-validation: the {len(next(iter(study.fold_rows()))[0])} or so photographs "
-                "of the other folds train and fine-tune, the held-out fold counts. "
-                f"{folds.CONTROL} has had the fine-tuning and no pruning: the control. Differences "
-                "are paired with Newcombe's 95 % intervals; p is McNemar's, with Holm's correction.",
-                title="Folds",
-            ),
-            blocks.table(
-                [
-                    "Network",
-                    "Variant",
-                    f"Right under PGD at {folds.EPSILON:g}",
-                    blocks.column("n", decimals=0, group=_AGAINST_CONTROL),
-                    blocks.column("difference", unit="points", decimals=1, group=_AGAINST_CONTROL),
-                    blocks.column("p", decimals=4, group=_AGAINST_CONTROL),
-                ],
-                [row[:2] + row[5:] for row in fold_rows if row[5] is not None],
-                f"PGD with {folds.num_steps(study)} steps, white box on each variant. Pruned "
-                "networks are compared with the control, so that a difference is of the pruning "
-                "alone, on the n photographs that both have right without an attack; p is "
-                "McNemar's, not corrected here, but in the answers above.",
-                title="Folds, under attack",
-            ),
-        ],
-        part=PART,
-    )
-    return section, facts
-
-
-def _mean(accuracies: list[dict[str, Any]]) -> float:
-    return float(np.mean([a["rate"] for a in accuracies]))
-
-
-def _held_against_attack(
-    right: dict[str, np.ndarray], robust: dict[str, np.ndarray], variant: str
-) -> dict[str, Any]:
-    """Of the photographs that both have right: does the variant or the control withstand the attack?"""
-    both = right[variant] & right[folds.CONTROL]
-    if not both.any():
-        return {"n": 0, "difference": 0.0, "p_value": 1.0}
-    a, b = robust[variant][both], robust[folds.CONTROL][both]
-    gap = evaluation.paired_difference(a, b)["difference"]
+    names = study.config.models
+    for name in names:
+        remember(study, "accuracy and size", _accuracy_and_size, name)
+    _compare_seeds(study)
+    _compare_folds(study)
+    for name in names[:1] if study.config.quick else names:
+        remember(study, "single layers", _layers, name)
+    for name in names:
+        remember(study, "times", _times, name)
+    if TICKET_NETWORK in names:
+        remember(study, "tickets", _tickets, TICKET_NETWORK)
+        _compare_tickets(study)
     return {
-        "n": int(both.sum()),
-        "difference": gap,
-        "p_value": evaluation.mcnemar(a, b)["p_value"],
+        "folds": folds,
+        "compressed": {name: _variants(study, name) for name in names},
+        "judged": [variant for name in study.folded for variant in folds.variants(study, name)],
+        "ticket_variant": Variant(TICKET_NETWORK, "pruned", study.config.sparsities[-1]),
+        "sparsity_choice": _choice(study),
+        **pruned_attacks.measure(study),
     }
+
+
+def _variants(study: Study, name: str) -> list[Variant]:
+    """Dense, pruned, and with int8 weights: of the dense network and of the sparsest."""
+    sparsest = Variant(name, "int8", study.config.sparsities[-1])
+    return [*pruned_attacks.variants(study, name), sparsest]
+
+
+def _accuracy_and_size(study: Study, name: str, facts: studies.Facts, progress: Any) -> None:
+    """Accuracy of every seed, and what files the first seed's network takes."""
+    first, test, judged = study.config.seed, study.test(name), _variants(study, name)
+    whole = 0.0
+
+    def judge(measure: str, variables: Any, variant: Variant, **keys: Any) -> None:
+        outcomes = right(study.classifier(name, variables), test)
+        facts.add(measure, variant, outcomes=outcomes, **keys)
+
+    for done, variant in enumerate(judged, start=1):
+        seeds = {"dense": study.seeds_of(name), "int8": [first]}.get(variant.kind)
+        for seed in study.seeds_at(name, variant.sparsity) if seeds is None else seeds:
+            used = pruning.dequantize(folds.weights(study, variant, seed))
+            judge("test accuracy", used, variant, seed=seed)
+        stored = folds.weights(study, variant, first)
+        params, zeros = pruning.dequantize(stored)["params"], 0.0
+        if variant.kind == "pruned":
+            masks, cut, _ = study.pruned(name, variant.sparsity, first)
+            dense = study.trained(name, first).variables
+            layerwise = pruning.layerwise_magnitude(dense["params"], variant.sparsity)
+            judge("test accuracy cut by layer", masked(dense, layerwise), variant)
+            judge("test accuracy cut", cut, variant)
+            zeros = pruning.sparsity_of(masks)
+        elif variant.kind == "int8":
+            zeros = pruning.sparsity_of(params)
+        counts = pruning.parameter_counts(params)
+        facts.add("zeros of kernels", variant, value=zeros)
+        facts.add("zeros", variant, value=1 - counts["nonzero"] / counts["size"])
+        facts.add("nonzero parameters", variant, value=counts["nonzero"])
+        sizes = {kind: _file_size(study, variant, stored, kind) for kind in ("dense", "sparse")}
+        for kind, size in sizes.items():
+            facts.add(f"{kind} file", variant, value=size)
+        whole = whole or sizes["dense"]  # of the dense network, which comes first
+        facts.add("times smaller", variant, value=whole / sizes["sparse"])
+        progress(done, len(judged))
+
+
+def _file_size(study: Study, variant: Variant, stored: Any, kind: str) -> float:
+    """Of a network's file on the disk, in KiB."""
+    file = plain(f"{variant.network} {variant.label} {kind}")
+    path = study.run.folder / "models" / f"{file}.jrw"
+    class_names = study.dataset(variant.network).class_names
+    classifier = study.classifier(variant.network, stored)
+    models.save(path, classifier, class_names=class_names, sparse=kind == "sparse")
+    return path.stat().st_size / 1024
+
+
+def _compare_seeds(study: Study) -> None:
+    """Means over the seeds of each sparsity, paired with the dense networks that were pruned."""
+    facts = study.run.facts
+    for name in study.config.models:
+        facts.add("gain of seeds", Variant(name), value=0.0)  # where its line begins
+        for variant in folds.pruned(study, name):
+            tuned = facts.where("test accuracy", variant, seed=ANY)
+            facts.extend(comparison.means(tuned, "seed", "mean test accuracy"))
+            parents = [
+                dataclasses.replace(facts.of("test accuracy", _dense(fact.keys)), keys=fact.keys)
+                for fact in tuned
+            ]
+            facts.extend(comparison.means(parents, "seed", "mean test accuracy of parents"))
+            facts.extend(comparison.over_seeds(facts, tuned, _dense, "gain of seeds"))
+
+
+def _dense(keys: dict[str, Any]) -> dict[str, Any]:
+    return keys | {"kind": "dense", "sparsity": 0.0}
+
+
+def _compare_folds(study: Study) -> None:
+    """Held-out accuracy against that of the dense network, robust accuracy against the control's."""
+    facts = study.run.facts
+    measured: dict[str, list[studies.Fact]] = {"right": [], "robust": []}
+    for name in study.folded:
+        found, judged = folds.outcomes(study, name), folds.variants(study, name)
+        for variant in judged:
+            for kind in ("right", "robust") if len(judged) > 1 else ("right",):
+                outcomes = np.array(found[kind][variant.label], bool)
+                fact = facts.add(f"{kind} of held-out", variant, outcomes=outcomes)
+                if variant.kind in {"right": ("control", "pruned"), "robust": ("pruned",)}[kind]:
+                    measured[kind].append(fact)
+    facts.extend(comparison.over_images(facts, measured["right"], _dense, "gain of held-out"))
+    gaps = comparison.over_images(
+        facts,
+        measured["robust"],
+        lambda keys: keys | {"kind": "control", "sparsity": 0.0},
+        "robust gain",
+        among=lambda keys: np.asarray(facts.of("right of held-out", keys).outcomes),
+        correct=False,
+    )
+    facts.extend(gaps)
+    # As the verdict has them: corrected, and without those of no image.
+    cases = comparison.holm([gap for gap in gaps if gap.n])
+    facts.extend(dataclasses.replace(case, measure="robust gain, corrected") for case in cases)
+
+
+def _layers(study: Study, name: str, facts: studies.Facts, _: Any) -> None:
+    """Where global pruning takes its weights, and what each layer can spare by itself."""
+    first = study.config.seed
+    variables, split = study.trained(name, first).variables, study.test(name)
+    for variant in folds.pruned(study, name):
+        masks = study.pruned(name, variant.sparsity, first)[0]
+        for layer, entry in pruning.layer_sparsity(variables["params"], masks).items():
+            facts.add("zeros of layer", variant, layer=layer, value=entry["sparsity"])
+    if name in study.folded:
+        variables, split = study.trained_on_fold(name, 0).variables, study.held_out(name, 0)
+
+    def score(params: Any) -> float:
+        classifier = study.classifier(name, dict(variables) | {"params": params})
+        return float(right(classifier, split).mean())
+
+    base = {"value": score(variables["params"]), "n": len(split)}
+    for layer, entry in pruning.layer_sparsity(variables["params"]).items():
+        facts.add("weights of layer", network=name, layer=layer, value=entry["size"])
+        facts.add("accuracy without", network=name, layer=layer, sparsity=0.0, **base)
+    sparsities = (0.9,) if study.config.quick else (0.5, 0.7, 0.8, 0.9, 0.95)
+    for row in pruning.sensitivity(variables["params"], sparsities, score):
+        keys = {"network": name, "layer": row["layer"], "sparsity": row["sparsity"]}
+        facts.add("accuracy without", keys, value=row["score"], n=len(split))
+
+
+def _times(study: Study, name: str, facts: studies.Facts, _: Any) -> None:
+    """Dense, masked and quantised, interleaved; the quantised one multiplies its weights out."""
+    config, images = study.config, study.test(name).images
+    programs = {
+        str(variant): study.classifier(name, folds.weights(study, variant, config.seed))
+        for variant in pruned_attacks.variants(study, name)
+    }
+    batches, controls = ((1,), 1) if config.quick else ((1, 16), 3)
+    for batch in batches:
+        example = np.resize(images, (batch, *images.shape[1:])).astype(np.float32) / 255
+        found = evaluation.compare_latency(
+            programs, example, runs=config.latency_runs, controls=controls
+        )["variants"]
+        for variant in pruned_attacks.variants(study, name):
+            entry, keys = found[str(variant)], dataclasses.asdict(variant) | {"batch": batch}
+            records.add_latency(facts, entry, keys)
+            facts.add("95th percentile of latency", keys, value=entry["p95_ms"])
+            gap = entry["difference"]
+            if gap is not None:  # -1 faster, 1 slower, 0 no difference shown
+                facts.add("direction", keys, value=gap["different"] * np.sign(gap["median_ms"]))
+            if variant.kind != "pruned":  # masked networks run the dense program
+                for figure in ("flops", "bytes_accessed", "peak_memory_bytes", "compile_seconds"):
+                    facts.add(figure, keys, value=entry[figure])
+    for count in (1, 100):
+        entry = evaluation.disk_latency(
+            lambda path: data.read_image(path, images.shape[1]) / np.float32(255),
+            study.base(name),
+            study.test_files,
+            batch_size=count,
+            runs=3 if config.quick else 20,
+        )
+        keys = {"network": name, "photographs": count}
+        records.add_latency(facts, entry | {"difference": None}, keys)
+
+
+def _tickets(study: Study, name: str, facts: studies.Facts, progress: Any) -> None:
+    """One-shot, iterative, rewound and random masks, each trained and judged on the first fold."""
+    seed, sparsity = study.config.seed, study.config.sparsities[-1]
+    rows, split = study.fold_rows()[0][0], study.held_out(name, 0)
+    recipe = dataclasses.replace(study.recipe(name), seed=seed)
+    tuning = dataclasses.replace(study.fine_tuning(name), seed=seed)
+    dense = study.trained_on_fold(name, 0).variables
+    network, shape = models.create(name, len(study.class_names)), split.images.shape[1:]
+    initial, others = (training.initial_variables(network, shape, seed + i) for i in range(2))
+    schedule = pruning.geometric_schedule(sparsity, 1 if study.config.quick else ROUNDS)
+
+    def judge(method: str, variables: Any, used: training.Recipe, rounds: int = 0) -> None:
+        outcomes = right(study.classifier(name, variables), split)
+        facts.add("ticket accuracy", method=method, outcomes=outcomes)
+        facts.add("ticket epochs", method=method, value=used.num_epochs)
+        facts.add("ticket rounds", method=method, value=rounds)
+        progress(len(facts), 21)
+
+    def retrain(words: str, start: Any, masks: Any, used: training.Recipe) -> Any:
+        run, start = f"{name} {words}", masked(start, masks)
+        return study.fit(name, run, used, rows=rows, variables=start, masks=masks).variables
+
+    def iterate(words: str, start: Any, used: training.Recipe) -> tuple[Any, Any]:
+        """(variables, masks); each round begins with `start`, or where the last one ended."""
+        variables, masks = dense, None
+        for i, level in enumerate(schedule):
+            masks = pruning.global_magnitude(variables["params"], level, masks=masks)
+            variables = retrain(f"{words}, round {i}", start or variables, masks, used)
+        return variables, masks
+
+    one_shot, _, tuned = study.prune(name, dense, sparsity, "fold 0", seed=seed, rows=rows)
+    random = pruning.random(jax.random.key(seed), dense["params"], sparsity)
+    judge("dense", dense, recipe)
+    judge("one-shot", tuned, tuning)
+    judge("iterative", iterate("iterative", None, tuning)[0], tuning, len(schedule))
+    ticket, masks = iterate("rewound", initial, recipe)
+    judge("ticket", ticket, recipe, len(schedule))
+    judge("other weights", retrain("ticket, other weights", others, masks, recipe), recipe)
+    judge("random mask", retrain("random mask", initial, random, recipe), recipe)
+    judge("one-shot mask", retrain("one-shot mask", initial, one_shot, recipe), recipe)
+
+
+def _compare_tickets(study: Study) -> None:
+    """Each network against the dense one, and the ticket against what it must beat."""
+    facts = study.run.facts
+    found = facts.where("ticket accuracy", method=ANY)[1:]
+    gaps = comparison.over_images(facts, found, lambda _: {"method": "dense"}, "ticket gain")
+    facts.extend(gaps)
+    ticket = facts.of("ticket accuracy", method="ticket")
+    gaps = [comparison.paired(ticket, o, "ticket advantage", o.keys) for o in found[-3:]]
+    facts.extend(comparison.holm(gaps))
+
+
+def _choice(study: Study) -> dict[str, Any]:
+    """The best network's highest sparsity of tolerable cost, by the seeds and, if there, the folds."""
+    facts = study.run.facts
+
+    def change(variant: Variant) -> float:
+        found = [facts.find(f"gain of {what}", variant) for what in ("seeds", "held-out")]
+        return min(fact.value or 0.0 for fact in found if fact is not None)
+
+    name = max(
+        study.folded,
+        key=lambda name: facts.of("right of held-out", Variant(name)).value or 0.0,
+        default=study.config.models[-1],
+    )
+    # The small number: differences of fiftieths are not exact.
+    accepted = [v for v in folds.pruned(study, name) if change(v) >= -TOLERATED - 1e-9]
+    variant = accepted[-1] if accepted else None
+    return {"network": name, "variant": variant, "tolerated_points": 100 * TOLERATED}

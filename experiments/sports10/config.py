@@ -1,4 +1,4 @@
-"""The settings of the study, and what --quick makes of them."""
+"""The settings of the study."""
 
 import dataclasses
 from pathlib import Path
@@ -20,13 +20,13 @@ class Config:
       models: Which networks: mlp, cnn, simple_cnn, resnet_small, photo_cnn.
       num_seeds: The networks are trained with seed, seed + 1, ...; the first of them is explained and
         attacked. Slow ones are trained less often: cnn three times, resnet_small once.
-      num_folds: Of the cross-validation on the training photographs (not of cnn and resnet_small).
+      num_folds: Folds of the cross-validation on the training photographs (not of cnn, resnet_small).
       seed: The first seed.
-      num_epochs: Of every network; by default as in its recipe.
+      num_epochs: Epochs of every network; by default as many as its recipe has.
       sparsities: Fractions of the weights to prune, ascending.
       epsilon: Radius of the linf ball of the main attacks, in pixel units.
-      step_size: Of PGD, in pixel units.
-      num_steps: Of PGD.
+      step_size: Step size of PGD, in pixel units.
+      num_steps: Steps of PGD.
       target: The class that targeted attacks aim at.
       num_recorded: Examples of each attack in the gallery.
       latency_runs: Measured runs of each latency.
@@ -54,38 +54,36 @@ class Config:
     quick: bool = False
     skip_damaged: bool = False
 
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.models if name not in SUBJECTS]
-        if unknown or not self.models or len(set(self.models)) != len(self.models):
-            raise ValueError(
-                f"`models` must be different names out of {tuple(SUBJECTS)}, got {self.models}."
-            )
-        checks.integer("num_seeds", self.num_seeds, minimum=1)
-        checks.integer("num_folds", self.num_folds, minimum=2)
-        checks.integer("seed", self.seed, minimum=0)
-        checks.number("epsilon", self.epsilon, above=0.0, maximum=1.0)
-        checks.integer("num_recorded", self.num_recorded, minimum=0)
-        checks.integer("latency_runs", self.latency_runs, minimum=2)
-        if self.num_epochs is not None:
-            checks.integer("num_epochs", self.num_epochs, minimum=1)
-        for sparsity in self.sparsities:
-            checks.number("sparsities", sparsity, above=0.0, maximum=0.99)
-        if not self.sparsities or list(self.sparsities) != sorted(set(self.sparsities)):
-            raise ValueError(f"`sparsities` must ascend, got {self.sparsities}.")
-        PGD(self.epsilon, self.step_size, self.num_steps)  # checks its own settings
+
+PRESETS = {
+    "quick": {
+        "models": ("mlp", OURS),
+        "num_seeds": 2,
+        "num_folds": 2,
+        "num_epochs": 2,
+        "sparsities": (0.8,),
+        "num_steps": 5,
+        "num_recorded": 2,
+        "latency_runs": 10,
+    }
+}
 
 
-def quick(config: Config) -> Config:
-    """The configuration that --quick stands for."""
-    small = ("mlp", OURS)
-    return dataclasses.replace(
-        config,
-        models=small if config.models == tuple(SUBJECTS) else config.models,
-        num_seeds=min(config.num_seeds, 2),
-        num_folds=2,
-        num_epochs=2,
-        sparsities=config.sparsities[-1:],
-        num_steps=5,
-        num_recorded=2,
-        latency_runs=10,
-    )
+def check(config: Config) -> None:
+    """Raises ValueError for settings that nothing can be made of."""
+    unknown = [name for name in config.models if name not in SUBJECTS]
+    if unknown or not config.models or len(set(config.models)) != len(config.models):
+        raise ValueError(
+            f"`models` must be different names out of {tuple(SUBJECTS)}, got {config.models}."
+        )
+    least = {"num_seeds": 1, "num_folds": 2, "seed": 0, "num_recorded": 0, "latency_runs": 2}
+    for name, minimum in least.items():
+        checks.integer(name, getattr(config, name), minimum=minimum)
+    if config.num_epochs is not None:
+        checks.integer("num_epochs", config.num_epochs, minimum=1)
+    checks.number("epsilon", config.epsilon, above=0.0, maximum=1.0)
+    for sparsity in config.sparsities:
+        checks.number("sparsities", sparsity, above=0.0, maximum=0.99)
+    if not config.sparsities or list(config.sparsities) != sorted(set(config.sparsities)):
+        raise ValueError(f"`sparsities` must ascend, got {config.sparsities}.")
+    PGD(config.epsilon, config.step_size, config.num_steps)  # checks its own settings

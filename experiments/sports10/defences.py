@@ -1,23 +1,22 @@
 """Problem B: defences, each attacked as if unknown and as if known; a certificate."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.sports10.folds import remember
 from experiments.sports10.networks import SUBJECTS
 from experiments.sports10.robustness import report_of
-from experiments.sports10.study import Study, rate_of
-from jaxrobust import data, defenses, evaluation, training
+from experiments.sports10.study import Study
+from jaxrobust import data, defenses, evaluation, models, studies, training
 from jaxrobust.attacks import PGD
 from jaxrobust.evaluation.answers import as_float
 from jaxrobust.evaluation.classification import predictions
-from jaxrobust.studies import blocks
+from jaxrobust.studies import ANY, comparison
 
-PART = "b"
 SIGMA = 0.25  # of the noise of randomised smoothing, in pixel units
 RADII = (0.0, 0.125, 0.25, 0.375, 0.5)
 SMALL = 0.01  # the second epsilon
@@ -25,21 +24,27 @@ SMALL = 0.01  # the second epsilon
 ADVERSARIAL_SHARE, NOISE_SHARE = 2 / 5, 1 / 2
 # Noisy copies of an image: for the attack's mean, for the vote, for the certificate.
 COPIES = (16, 200, 1000)
-SMOOTHING = "randomised smoothing"
+# What each is called, in the report and in the files of the attacks on it.
+WORDS = {
+    "none": "none",
+    "jpeg_75": "JPEG, quality 75",
+    "jpeg_30": "JPEG, quality 30",
+    "blur": "Gaussian smoothing, sigma 1",
+    "adversarial": "adversarial training",
+    "two_seeds": "ensemble of two seeds",
+    "mean_probabilities": "ensemble with the robust network, mean probabilities",
+    "mean_logits": "ensemble with the robust network, mean logits",
+    "smoothing": "randomised smoothing",
+}
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Noisy:
-    """An augmentation followed by Gaussian noise, as randomised smoothing wants its network trained.
-
-    Attributes:
-      augment: Applied first.
-      sigma: Standard deviation of the noise in pixel units.
-    """
+    """An augmentation followed by Gaussian noise, as randomised smoothing wants its network trained."""
 
     augment: data.augment.Augmentation | data.Resized
-    sigma: float
+    sigma: float  # standard deviation of the noise in pixel units
 
     def __call__(self, key: jax.Array, images: jax.Array) -> jax.Array:
         """Augments float32 [B, H, W, C]; what it returns leaves [0, 1]."""
@@ -48,20 +53,38 @@ class Noisy:
         return moved + self.sigma * jax.random.normal(second, moved.shape)
 
 
-def sections(study: Study) -> list[dict[str, Any]]:
-    """The section on defences."""
-    return [study.section("defences", lambda progress: _defences(study, progress))]
+def measure(study: Study) -> dict[str, Any]:
+    """Adds the facts of the defences; returns what their template names."""
+    facts, name = study.facts, study.chosen
+    remember(study, "answers of the defences", _answers, name)
+    for epsilon in _epsilons(study):
+        compare(facts, name, epsilon)
+    return {
+        "defences": facts.where("defended accuracy", network=name, defence=ANY),
+        "defence_words": WORDS,
+        "defended_at": _epsilons(study),
+        "copies": _copies(study),
+        "smoothing_sigma": SIGMA,
+        "adversarial_epochs": _shorter(study, name, ADVERSARIAL_SHARE).num_epochs,
+        "noise_epochs": _shorter(study, name, NOISE_SHARE).num_epochs,
+    }
 
 
-def adversarially_trained(study: Study, name: str) -> Any:
-    """The network trained on PGD's points at the main epsilon; returns a classifier."""
-    epsilon = study.config.epsilon
-    fitted = study.fit(
-        name,
-        f"train {name} adversarially",
-        _shorter(study, name, ADVERSARIAL_SHARE, adversary=PGD(epsilon, epsilon, 2)),
-    )
-    return study.classifier(name, fitted.variables)
+def _epsilons(study: Study) -> tuple[float, ...]:
+    """The smaller one first; it is left out where the main one is no larger."""
+    main = study.config.epsilon
+    return (SMALL, main) if main > SMALL else (main,)
+
+
+def compare(facts: studies.Facts, network: str, epsilon: float) -> None:
+    """What each defence keeps of an attacker who knows it, against the bare network."""
+
+    def bare(keys: dict[str, Any]) -> dict[str, Any] | None:
+        return None if keys["defence"] == "none" else keys | {"defence": "none"}
+
+    keys = {"network": network, "attacker": "adaptive", "epsilon": epsilon}
+    known = facts.where("defended accuracy", keys, defence=ANY)
+    facts.extend(comparison.over_images(facts, known, bare, "defended difference"))
 
 
 def _shorter(study: Study, name: str, share: float, **changes: Any) -> training.Recipe:
@@ -70,170 +93,69 @@ def _shorter(study: Study, name: str, share: float, **changes: Any) -> training.
     return dataclasses.replace(recipe, seed=study.config.seed, num_epochs=num_epochs, **changes)
 
 
-def _noise_trained(study: Study, name: str) -> Any:
-    augmentation: Any = SUBJECTS[name].training.augmentation
-    fitted = study.fit(
-        name,
-        f"train {name} with noise",
-        _shorter(study, name, NOISE_SHARE, augmentation=Noisy(augmentation, SIGMA)),
-    )
+def _trained(study: Study, name: str, how: str, share: float, **changes: Any) -> models.Classifier:
+    fitted = study.fit(name, f"train {name} {how}", _shorter(study, name, share, **changes))
     return study.classifier(name, fitted.variables)
 
 
-@dataclasses.dataclass(frozen=True)
-class Defence:
-    """A defence as the two attackers meet it.
-
-    Attributes:
-      attacked: Images -> logits with a gradient: what an attacker who knows it attacks.
-      answer: Images [N, H, W, C] -> classes, int [N].
-    """
-
-    attacked: Any
-    answer: Callable[[Any], np.ndarray]
-
-
-def _deterministic(classifier: Any) -> Defence:
-    return Defence(classifier, lambda images: predictions(evaluation.logits(classifier, images)))
-
-
-def _smoothing(study: Study, noisy: Any) -> Defence:
-    """Attacked through its mean probabilities, answers by the votes that the certificate is about."""
-    samples, votes = _copies(study)[:2]
-
-    def answer(images: Any) -> np.ndarray:
-        counts = defenses.smoothed_counts(
-            jax.random.key(2), noisy, jnp.asarray(as_float(images)), SIGMA, votes
-        )
-        return np.asarray(counts).argmax(axis=1)
-
-    smoothed = defenses.Smoothed(noisy, SIGMA, samples, jax.random.key(1), common_noise=True)
-    return Defence(smoothed, answer)
-
-
-def _defended(study: Study, name: str) -> dict[str, Defence]:
-    """The defences by name."""
-    base, robust = study.base(name), adversarially_trained(study, name)
+def _defended(study: Study, name: str) -> dict[str, Any]:
+    """The defences by their keys: images -> logits with a gradient, as an attacker who knows them."""
+    base, epsilon = study.base(name), study.config.epsilon
+    adversary = PGD(epsilon, epsilon, 2)
+    robust = _trained(study, name, "adversarially", ADVERSARIAL_SHARE, adversary=adversary)
     found = {
         "none": base,
-        "JPEG, quality 75": defenses.Preprocessed(base, defenses.JPEG(75), "true"),
-        "JPEG, quality 30": defenses.Preprocessed(base, defenses.JPEG(30), "true"),
-        "Gaussian smoothing, sigma 1": defenses.Preprocessed(
-            base, defenses.GaussianBlur(1.0), "true"
-        ),
-        "adversarial training": robust,
+        "jpeg_75": defenses.Preprocessed(base, defenses.JPEG(75), "true"),
+        "jpeg_30": defenses.Preprocessed(base, defenses.JPEG(30), "true"),
+        "blur": defenses.Preprocessed(base, defenses.GaussianBlur(1.0), "true"),
+        "adversarial": robust,
     }
     for seed in study.seeds_of(name)[1:2]:
         second = study.classifier(name, study.trained(name, seed).variables)
-        found["ensemble of two seeds"] = defenses.Ensemble((base, second))
-    found["ensemble with the robust network, mean probabilities"] = defenses.Ensemble(
-        (base, robust)
-    )
-    found["ensemble with the robust network, mean logits"] = defenses.Ensemble(
-        (base, robust), average="logits"
-    )
-    smoothing = _smoothing(study, _noise_trained(study, name))
+        found["two_seeds"] = defenses.Ensemble((base, second))
+    found["mean_probabilities"] = defenses.Ensemble((base, robust))
+    found["mean_logits"] = defenses.Ensemble((base, robust), average="logits")
     if study.config.quick:
-        found = {words: found[words] for words in [*list(found)[:5:2], list(found)[-1]]}
-    return {words: _deterministic(f) for words, f in found.items()} | {SMOOTHING: smoothing}
+        found = {key: found[key] for key in ("none", "jpeg_30", "adversarial", "mean_logits")}
+    augment: Any = SUBJECTS[name].training.augmentation
+    noise = Noisy(augment, SIGMA)
+    noisy = _trained(study, name, "with noise", NOISE_SHARE, augmentation=noise)
+    key, samples = jax.random.key(1), _copies(study)[0]
+    smoothed = defenses.Smoothed(noisy, SIGMA, samples, key, common_noise=True)
+    return found | {"smoothing": smoothed}
 
 
-def _defences(study: Study, progress: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    name = study.chosen
-    test = study.test(name)
-    # The smaller one first; it is left out where the main one is no larger.
-    main = study.config.epsilon
-    epsilons = (SMALL, main) if main > SMALL else (main,)
-    defended = _defended(study, name)
-    naive = {epsilon: report_of(study, study.pgd(epsilon), name) for epsilon in epsilons}
-    rows, groups = [], []
-    standing: dict[str, list[Any]] = {}
-    for done, (words, defence) in enumerate(defended.items(), start=1):
-        clean = defence.answer(test.images) == test.labels
-        row: list[Any] = [words, rate_of(clean)]
-        standing[words] = []
-        for epsilon in epsilons:
-            unknown = clean & (defence.answer(naive[epsilon].images) == test.labels)
-            report = naive[epsilon]
-            if words != "none":
-                report = study.attack(
-                    study.pgd(epsilon), f"{name} with {words}", defence.attacked, test
-                )
-            known = clean & (defence.answer(report.images) == test.labels)
-            # Who knows the defence can also do as if he did not.
-            row += [rate_of(unknown), rate_of(known & unknown)]
-            standing[words].append((known & unknown).tolist())
-        rows.append(row)
-        items = zip(("unknown", "adaptive"), row[2:4], strict=True)
-        groups.append(
-            {"name": words, "items": [{"name": kind, "value": value} for kind, value in items]}
-        )
-        progress(done, len(defended) + 1)
-    chart, radius_rows = _certificate(study, name, defended[SMOOTHING])
-    facts = {
-        "defences": {
-            row[0]: {"clean": row[1], "known": row[3::2], "standing": standing[row[0]]}
-            for row in rows
-        },
-        "defended at": epsilons,
-        "defended": name,
-        "certified": radius_rows,
-    }
-    section = blocks.section(
-        "defences",
-        "Defences, attacked twice",
-        [
-            {
-                "kind": "intervals",
-                "title": f"Robust accuracy under PGD at {epsilons[0]:g}",
-                "percent": True,
-                "groups": groups,
-                "caption": "An attacker who does not know the defence attacks the bare network and "
-                "shows the defended one what he found; the adaptive one attacks the defence itself.",
-            },
-            blocks.table(
-                [
-                    "Defence",
-                    "Clean accuracy",
-                    *(
-                        blocks.column(kind, group=f"Robust accuracy, epsilon {epsilon:g}")
-                        for epsilon in epsilons
-                        for kind in ("unknown", "adaptive")
-                    ),
-                ],
-                rows,
-                f"All on {name}, the first seed, PGD with {study.config.num_steps} steps on the "
-                f"{len(test)} test photographs. JPEG: through the derivative of the codec with "
-                "rounding passed straight through (BPDA). Gaussian smoothing: its own derivative. "
-                "Randomised smoothing: attacked through the mean over the same "
-                f"{_copies(study)[0]} noisy copies in every step (EOT), answered by the votes of "
-                f"{_copies(study)[1]} others. Adversarial training: PGD with 2 steps at "
-                f"{study.config.epsilon:g}; unknown means examples of the bare network. The "
-                "adaptive figure counts a photograph as lost if either attack fools it. Epochs: "
-                f"{study.recipe(name).num_epochs} of the bare network, "
-                f"{_shorter(study, name, ADVERSARIAL_SHARE).num_epochs} of adversarial training, "
-                f"{_shorter(study, name, NOISE_SHARE).num_epochs} with noise, which is added to "
-                "images of the training size: what these lose on clean photographs is not their "
-                "defence's doing alone.",
-            ),
-            chart,
-            blocks.table(
-                [
-                    blocks.column("Radius, l2", decimals=3),
-                    "Certified",
-                    "Right under PGD, l2, EOT",
-                ],
-                radius_rows,
-                f"Randomised smoothing with sigma {SIGMA:g} (Cohen et al. 2019), on a network "
-                f"trained with this noise: 100 copies choose the class, {_copies(study)[2]:,} bound "
-                "its probability, alpha 0.001. What is certified is a lower bound of what any "
-                "attack leaves; PGD gives an upper one.",
-                title="The certificate",
-            ),
-        ],
-        part=PART,
+def _right(study: Study, defence: Any, images: Any, labels: np.ndarray) -> np.ndarray:
+    """Which images a defence has right; smoothing by the votes that the certificate is about."""
+    if not isinstance(defence, defenses.Smoothed):
+        return predictions(evaluation.logits(defence, images)) == labels
+    pixels = jnp.asarray(as_float(images))
+    votes = defenses.smoothed_counts(
+        jax.random.key(2), defence.logits_fn, pixels, SIGMA, _copies(study)[1]
     )
-    return section, facts
+    return np.asarray(votes).argmax(axis=1) == labels
+
+
+def _answers(study: Study, name: str, facts: studies.Facts, progress: Any) -> None:
+    """Which photographs each defence has right, clean and against both attackers."""
+    test, defended = study.test(name), _defended(study, name)
+    naive = {epsilon: report_of(study, study.pgd(epsilon), name) for epsilon in _epsilons(study)}
+    for done, (key, defence) in enumerate(defended.items(), start=1):
+        keys: dict[str, Any] = {"network": name, "defence": key}
+        clean = _right(study, defence, test.images, test.labels)
+        facts.add("defended accuracy", keys, outcomes=clean)
+        for epsilon, report in naive.items():
+            unknown = clean & _right(study, defence, report.images, test.labels)
+            if key != "none":
+                words = f"{name} with {WORDS[key]}"
+                report = study.attack(study.pgd(epsilon), words, defence, test)
+            # Who knows the defence can also do as if he did not.
+            known = unknown & _right(study, defence, report.images, test.labels)
+            for attacker, right in (("unknowing", unknown), ("adaptive", known)):
+                keys |= {"attacker": attacker, "epsilon": epsilon}
+                facts.add("defended accuracy", keys, outcomes=right)
+        progress(done, len(defended) + 1)
+    _certify(study, name, facts, defended["smoothing"])
 
 
 def _copies(study: Study) -> tuple[int, int, int]:
@@ -241,36 +163,19 @@ def _copies(study: Study) -> tuple[int, int, int]:
     return (4, 20, 100) if study.config.quick else COPIES
 
 
-def _certificate(
-    study: Study, name: str, smoothing: Defence
-) -> tuple[dict[str, Any], list[list[Any]]]:
-    test = study.test(name)
+def _certify(study: Study, name: str, facts: studies.Facts, smoothed: Any) -> None:
+    """At each radius: what is certified, and what PGD within it leaves right."""
+    test, num_samples = study.test(name), _copies(study)[2]
     images = jnp.asarray(as_float(test.images))
-    noisy = smoothing.attacked.logits_fn
-    found = defenses.certify(study.key, noisy, images, SIGMA, num_samples=_copies(study)[2])
-    certified = [
-        evaluation.rate(int(entry["count"]), int(entry["n"]))
-        for entry in defenses.certified_accuracy(test.labels, found, RADII)
-    ]
-    right = smoothing.answer(test.images) == test.labels
-    left = []
-    for radius in RADII:
+    found = defenses.certify(study.key, smoothed.logits_fn, images, SIGMA, num_samples=num_samples)
+    certified = defenses.certified_accuracy(test.labels, found, RADII)
+    right = _right(study, smoothed, test.images, test.labels)
+    for radius, entry in zip(RADII, certified, strict=True):
         if radius:
             attack = PGD(radius, radius / 5, 5 if study.config.quick else 20, norm="l2")
-            report = study.attack(attack, f"{name} with {SMOOTHING}", smoothing.attacked, test)
+            report = study.attack(attack, f"{name} with {WORDS['smoothing']}", smoothed, test)
             # A smaller radius lies within a larger one.
-            right = right & (smoothing.answer(report.images) == test.labels)
-        left.append(rate_of(right))
-    chart = blocks.chart(
-        "Certified and attacked accuracy of randomised smoothing",
-        "l2 radius",
-        "accuracy",
-        [
-            blocks.line("certified", RADII, certified),
-            blocks.line("right under attack", RADII, left, dashed=True),
-        ],
-        "Any attack within the l2 radius leaves at least the lower line (each certificate with "
-        "probability 0.999, for the exact majority vote), and PGD the upper one.",
-        percent=True,
-    )
-    return chart, [list(row) for row in zip(RADII, certified, left, strict=True)]
+            right = right & _right(study, smoothed, report.images, test.labels)
+        rate = evaluation.rate(int(entry["count"]), int(entry["n"]))
+        facts.add_rate("certified accuracy", {"radius": radius}, rate)
+        facts.add("smoothed accuracy", radius=radius, outcomes=right)

@@ -7,30 +7,19 @@ from jaxrobust import data, training
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A network and its training.
+    """A network and its training."""
 
-    Attributes:
-      model: Its name in `jaxrobust.models`.
-      image_size: Side of the images that it takes, in pixels.
-      training: How it is trained; the seed is set for each run.
-      source: Where it comes from, for the report.
-      fine_tuning_epochs: After pruning.
-      max_seeds: Train with so many seeds at most, where a training is slow.
-      folds: Whether to cross-validate it.
-      swept: Whether all seeds are pruned to every sparsity; else all but the first to the highest
-        alone.
-      slow: Whether its attacks take so long that some are left out.
-    """
-
-    model: str
-    image_size: int
-    training: training.Recipe
-    source: str
-    fine_tuning_epochs: int = 10
-    max_seeds: int = 5
-    folds: bool = True
-    swept: bool = True
-    slow: bool = False
+    model: str  # its name in `jaxrobust.models`
+    image_size: int  # side of the images that it takes, in pixels
+    training: training.Recipe  # the seed is set for each run
+    source: str  # where it comes from, for the report
+    fine_tuning_epochs: int = 10  # after pruning
+    max_seeds: int = 5  # a network that trains slowly is trained with fewer seeds
+    folds: bool = True  # whether it is cross-validated
+    swept: bool = (
+        True  # whether all seeds are pruned to every sparsity, or all but the first to one
+    )
+    slow: bool = False  # whether its attacks take so long that some are left out
 
 
 _REPORT_A = training.Recipe(

@@ -27,92 +27,66 @@ from jaxrobust import (
 )
 from jaxrobust.attacks import FGSM, PGD
 from jaxrobust.evaluation.classification import predictions
-from jaxrobust.studies import blocks
 from jaxrobust.types import Attack
+
+ALL = slice(None)
+
+
+def photographs(config: Config, size: int = 32) -> data.Dataset:
+    """The photographs in one size; with --quick every fifth of a split, where there are many."""
+    dataset = data.load("sports10", config.data_dir, size, skip_damaged=config.skip_damaged)
+    if not config.quick or len(dataset.train) < 500:
+        return dataset
+    # An even number, so that both folds have one shape, and compile once.
+    rows = np.arange(0, 10 * (len(dataset.train) // 10), 5)
+    tested = np.arange(0, len(dataset.test), 5)
+    train, test = part(dataset.train, rows), part(dataset.test, tested)
+    return dataclasses.replace(dataset, train=train, test=test)
+
+
+def part(split: data.Split, rows: np.ndarray) -> data.Split:
+    """Some rows of a split."""
+    files = tuple(split.files[row] for row in rows)
+    return data.Split(split.images[rows], split.labels[rows], files)
 
 
 class Study:
-    """One run: its settings, its folder, and everything that several stages need.
+    """One run: its settings, its folder and facts, and everything that several stages need.
 
     Args:
       config: The settings.
-      folder: Of the run.
+      run: The run's folder, stages and facts.
+      dataset: The photographs in 32x32 pixels.
     """
 
-    def __init__(self, config: Config, folder: Path, dataset: data.Dataset) -> None:
-        self.config, self.folder = config, folder
-        self.stages = studies.Stages(folder)
-        self.facts: dict[str, Any] = {}  # what the verdicts rest on
-        self._kept: dict[Any, Any] = {}  # of `once`
-        self._datasets = {dataset.image_shape[0]: self._cut(dataset)}
+    def __init__(self, config: Config, run: studies.Run, dataset: data.Dataset) -> None:
+        self.config, self.run = config, run
+        self.folder, self.stages, self.facts = run.folder, run.stages, run.facts
+        self.class_names = dataset.class_names
+        self.target = dataset.class_names.index(config.target)
+        self.key = run.key  # of whatever is random outside of training
+        self.folded = [name for name in config.models if SUBJECTS[name].folds]
+        # The network that is explained by every method and defended: ours where it takes part.
+        self.chosen = OURS if OURS in config.models else config.models[-1]
+        self._datasets = {dataset.image_shape[0]: dataset}
+        self._fitted: dict[str, training.FitResult] = {}
+        self._kept: dict[Any, Any] = {}  # by `once`
 
     def once(self, what: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-        """What `make` returns: made at the first call, and kept in memory for the others.
-
-        Args:
-          what: Its name and all that it depends on besides the settings.
-          make: Makes it.
-        """
+        """What `make` returns: made at the first call of this name, and kept for the others."""
         if what not in self._kept:
             self._kept[what] = make()
         return self._kept[what]
 
-    def section(
-        self, stage: str, compute: Callable[[Any], tuple[dict[str, Any], dict[str, Any]]]
-    ) -> dict[str, Any]:
-        """A section of the report that also has facts for the verdicts; computed once.
-
-        Args:
-          stage: Its name.
-          compute: Takes a progress callback and returns (the section, facts by name).
-        """
-
-        def both(progress: Any) -> dict[str, Any]:
-            section, facts = compute(progress)
-            return {"section": section, "facts": facts}
-
-        found = self.stages.remember(stage, both)
-        self.facts |= found["facts"]
-        return found["section"]
-
-    @property
-    def key(self) -> jax.Array:
-        """The key of whatever is random outside of training."""
-        return jax.random.key(self.config.seed)
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """K names."""
-        return next(iter(self._datasets.values())).class_names
-
-    @property
-    def target(self) -> int:
-        """The class that targeted attacks aim at."""
-        return self.class_names.index(self.config.target)
-
-    @property
-    def seeds(self) -> range:
-        """Of the networks that are quick to train."""
-        return range(self.config.seed, self.config.seed + self.config.num_seeds)
-
     def seeds_of(self, name: str) -> range:
         """The seeds that a network is trained with."""
-        return self.seeds[: SUBJECTS[name].max_seeds]
+        first, count = self.config.seed, self.config.num_seeds
+        return range(first, first + min(count, SUBJECTS[name].max_seeds))
 
     def seeds_at(self, name: str, sparsity: float) -> range:
         """The seeds whose networks are pruned to a sparsity."""
         swept = SUBJECTS[name].swept or sparsity == self.config.sparsities[-1]
-        return self.seeds_of(name) if swept else self.seeds[:1]
-
-    @property
-    def folded(self) -> list[str]:
-        """The networks that are cross-validated."""
-        return [name for name in self.config.models if SUBJECTS[name].folds]
-
-    @property
-    def chosen(self) -> str:
-        """The network that is explained by every method and defended: ours where it takes part."""
-        return OURS if OURS in self.config.models else self.config.models[-1]
+        return self.seeds_of(name) if swept else self.seeds_of(name)[:1]
 
     def methods(self, name: str) -> list[str]:
         """The methods of attribution that a network allows: an MLP has no layer with pixels."""
@@ -126,28 +100,16 @@ class Study:
         """The photographs in the size that a network takes."""
         size = SUBJECTS[name].image_size
         if size not in self._datasets:
-            self._datasets[size] = self._cut(
-                data.load(
-                    "sports10", self.config.data_dir, size, skip_damaged=self.config.skip_damaged
-                )
-            )
+            self._datasets[size] = photographs(self.config, size)
         return self._datasets[size]
-
-    def _cut(self, dataset: data.Dataset) -> data.Dataset:
-        """With --quick, every fifth photograph of a split, where there are many."""
-        if not self.config.quick or len(dataset.train) < 500:
-            return dataset
-        # An even number, so that both folds have one shape, and compile once.
-        rows = slice(0, 10 * (len(dataset.train) // 10), 5)
-        train, test = (
-            data.Split(split.images[rows], split.labels[rows], split.files[rows])
-            for split in (dataset.train, dataset.test)
-        )
-        return dataclasses.replace(dataset, train=train, test=test)
 
     def test(self, name: str) -> data.Split:
         """The 50 test photographs in the size that a network takes."""
         return self.dataset(name).test
+
+    def pixels(self, name: str) -> jax.Array:
+        """The test photographs in [0, 1], float32 [N, H, W, C]."""
+        return jnp.asarray(self.test(name).images / np.float32(255))
 
     @property
     def test_files(self) -> list[Path]:
@@ -160,7 +122,7 @@ class Study:
     def classifier(self, name: str, variables: Any) -> models.Classifier:
         """A network with weights."""
         dataset = self.dataset(name)
-        network = models.create(SUBJECTS[name].model, dataset.num_classes)
+        network = models.create(name, dataset.num_classes)
         return models.Classifier(network.apply, variables, dataset.mean, dataset.std)
 
     def fit(
@@ -169,38 +131,36 @@ class Study:
         run: str,
         recipe: training.Recipe,
         *,
-        rows: np.ndarray | None = None,
+        rows: Any = ALL,
         validation: data.Split | None = None,
-        variables: Any = None,
-        masks: Any = None,
+        **start: Any,
     ) -> training.FitResult:
         """Trains a network; a finished training is read back.
 
         Args:
-          name: Of the network.
-          run: Of the training: a stage of the study, and a folder.
-          recipe: Of the training.
-          rows: Of the training photographs; None: all.
-          validation: Drawn beside the training curve, and used for nothing.
-          variables: As `training.fit`.
-          masks: As `training.fit`.
+          name: The network.
+          run: A name of this training, which is a stage of the study and a folder.
+          recipe: How it is trained.
+          rows: Which of the training photographs; by default all.
+          validation: Photographs that are drawn beside the training curve, and used for nothing.
+          **start: The `variables` and `masks` of `training.fit`.
         """
+        if run in self._fitted:
+            return self._fitted[run]
         dataset = self.dataset(name)
-        images, labels = dataset.train.images, dataset.train.labels
-        if rows is not None:
-            images, labels = images[rows], labels[rows]
+        images, labels = dataset.train.images[rows], dataset.train.labels[rows]
         shown = None if validation is None else (validation.images, validation.labels)
         with self.stages(run):
             fitted = training.fit(
-                models.create(SUBJECTS[name].model, dataset.num_classes),
+                models.create(name, dataset.num_classes),
                 training.Data((images, labels), shown, dataset.mean, dataset.std),
                 dataclasses.replace(recipe, batch_size=min(recipe.batch_size, len(labels))),
                 run_dir=self.folder / "training" / plain(run),
-                variables=variables,
-                masks=masks,
                 host=training.Host(checkpoint_every=20),
+                **start,
             )
         self.stages.count_resumed(run, fitted.seconds)
+        self._fitted[run] = fitted
         return fitted
 
     def recipe(self, name: str) -> training.Recipe:
@@ -218,14 +178,12 @@ class Study:
         """A network trained with a seed."""
         recipe = dataclasses.replace(self.recipe(name), seed=seed)
         shown = self.test(name) if seed == self.config.seed else None
-        run = f"train {name}, seed {seed}"
-        return self.once((run,), lambda: self.fit(name, run, recipe, validation=shown))
+        return self.fit(name, f"train {name}, seed {seed}", recipe, validation=shown)
 
     def trained_on_fold(self, name: str, fold: int) -> training.FitResult:
         """A network trained on all training photographs but those of a fold."""
         recipe = dataclasses.replace(self.recipe(name), seed=self.config.seed + fold)
-        run, rows = f"train {name}, fold {fold}", self.fold_rows()[fold][0]
-        return self.once((run,), lambda: self.fit(name, run, recipe, rows=rows))
+        return self.fit(name, f"train {name}, fold {fold}", recipe, rows=self.fold_rows()[fold][0])
 
     def base(self, name: str) -> models.Classifier:
         """The network of the first seed: the one explained and attacked."""
@@ -238,27 +196,15 @@ class Study:
 
     def held_out(self, name: str, fold: int) -> data.Split:
         """The training photographs of a fold, in the size that a network takes."""
-        train, rows = self.dataset(name).train, self.fold_rows()[fold][1]
-        files = tuple(train.files[i] for i in rows)
-        return data.Split(train.images[rows], train.labels[rows], files)
+        return part(self.dataset(name).train, self.fold_rows()[fold][1])
 
     def pruned(self, name: str, sparsity: float, seed: int) -> tuple[Any, Any, Any]:
         """(masks, variables just pruned, variables fine-tuned) of a network."""
-        dense = self.trained(name, seed).variables
-        return self.once(
-            ("pruned", name, sparsity, seed),
-            lambda: self.prune(name, dense, sparsity, f"seed {seed}", seed=seed),
-        )
+        variables = self.trained(name, seed).variables
+        return self.prune(name, variables, sparsity, f"seed {seed}", seed=seed)
 
     def prune(
-        self,
-        name: str,
-        variables: Any,
-        sparsity: float,
-        words: str,
-        *,
-        seed: int,
-        rows: np.ndarray | None = None,
+        self, name: str, variables: Any, sparsity: float, words: str, *, seed: int, rows: Any = ALL
     ) -> tuple[Any, Any, Any]:
         """(masks, variables just pruned, variables fine-tuned) of any weights of a network.
 
@@ -266,23 +212,10 @@ class Study:
         """
         masks = pruning.global_magnitude(variables["params"], sparsity)
         cut = masked(variables, masks)
-        fitted = self.fit(
-            name,
-            f"fine-tune {name} at {100 * sparsity:g} % sparsity, {words}",
-            dataclasses.replace(self.fine_tuning(name), seed=seed),
-            rows=rows,
-            variables=cut,
-            masks=masks,
-        )
+        run = f"fine-tune {name} at {100 * sparsity:g} % sparsity, {words}"
+        recipe = dataclasses.replace(self.fine_tuning(name), seed=seed)
+        fitted = self.fit(name, run, recipe, rows=rows, variables=cut, masks=masks)
         return masks, cut, fitted.variables
-
-    def variants(self, name: str) -> dict[str, models.Classifier]:
-        """The first seed's network: dense, and fine-tuned at each sparsity."""
-        found = {"dense": self.base(name)}
-        for sparsity in self.config.sparsities:
-            tuned = self.pruned(name, sparsity, self.config.seed)[2]
-            found[percent(sparsity)] = self.classifier(name, tuned)
-        return found
 
     def fgsm(self, epsilon: float | None = None, targeted: bool = False) -> FGSM:
         """FGSM, at the main epsilon by default."""
@@ -303,13 +236,13 @@ class Study:
           attack: What to run; a targeted one aims at the study's target.
           model: The classifier's name, which with the attack's names the file.
           classifier: Images -> logits.
-          split: Of its photographs.
+          split: The photographs.
         """
         aim = f" to {self.config.target}" if attack.targeted else ""
         stage = f"{evaluation.attack_label(attack)}{aim} on {model}"
         # A label rounds and leaves out, and weights may have been trained anew.
         facts = json.dumps(attacks.to_dict(attack), sort_keys=True).encode()
-        leaves = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(_plain_keys(classifier))]
+        leaves = [_bytes(leaf) for leaf in jax.tree.leaves(classifier)]
         digest = zlib.crc32(b"".join([facts, split.images.tobytes(), *leaves]))
         path = self.folder / "adversarial" / f"{plain(stage)}-{digest:08x}.npz"
         note = path.with_suffix(".json")
@@ -332,14 +265,11 @@ class Study:
         return report
 
 
-def _plain_keys(tree: Any) -> Any:
-    """A pytree with its PRNG keys as numbers."""
-
-    def number(leaf: Any) -> Any:
-        typed = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        return jax.random.key_data(leaf) if typed else leaf
-
-    return jax.tree.map(number, tree)
+def _bytes(leaf: Any) -> bytes:
+    """The bytes of an array or a PRNG key."""
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf).tobytes()
 
 
 def masked(variables: Any, masks: Any) -> Any:
@@ -352,28 +282,14 @@ def right(classifier: Any, split: data.Split) -> np.ndarray:
     return predictions(evaluation.logits(classifier, split.images)) == split.labels
 
 
-def rate_of(outcomes: np.ndarray) -> evaluation.Rate:
-    """The rate of true among bool [N]."""
-    return evaluation.rate(int(outcomes.sum()), len(outcomes))
-
-
-def points(gap: Any) -> Any:
-    """A paired difference of rates as a cell in points."""
-    return blocks.estimate(gap["difference"], gap["low"], gap["high"], 100)
-
-
-def estimate(values: np.ndarray) -> Any:
-    """The mean of those that are defined, with its 95 % interval; None where none is."""
+def add_mean(facts: studies.Facts, measure: str, values: Any, **keys: Any) -> None:
+    """Adds the mean of those values that are defined, with its 95 % interval, if there are any."""
+    values = np.asarray(values, float)
     defined = values[np.isfinite(values)]
-    if not len(defined):
-        return None
-    found = evaluation.mean_interval(defined.tolist())
-    return blocks.estimate(found["mean"], found["low"], found["high"])
-
-
-def percent(sparsity: float) -> str:
-    """A sparsity as a name: "80 %"."""
-    return f"{100 * sparsity:g} %"
+    if len(defined):
+        found = evaluation.mean_interval(defined)
+        bounds = {"low": found["low"], "high": found["high"]}
+        facts.add(measure, value=found["mean"], n=len(defined), **bounds, **keys)
 
 
 def plain(words: str) -> str:

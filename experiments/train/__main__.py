@@ -1,4 +1,4 @@
-r"""Trains networks, clean or adversarially, and attacks what comes out.
+"""Trains networks, clean or adversarially, and attacks what comes out.
 
     python -m experiments.train --models resnet18 --methods pgd --data cifar10_jpeg --data-dir DATA
     python -m experiments.train --models simple_cnn --methods standard pgd trades n_fgsm --data digits
@@ -7,30 +7,23 @@ Every network of --models is trained with every method of --methods, and attacke
 --num-images test images; one table has them all. Methods:
 
     standard   clean images
-    pgd        the last point of PGD (Madry et al. 2018, https://arxiv.org/abs/1706.06083)
-    trades     clean images, and as little change as possible around them (Zhang et al. 2019,
-               https://arxiv.org/abs/1901.08573)
-    mart       the last point of PGD, where wrong answers weigh more (Wang et al. 2020,
-               https://openreview.net/forum?id=rklOg6EFwS)
-    fgsm_rs    one step of 1.25 epsilon from a random point (Wong et al. 2020,
-               https://arxiv.org/abs/2001.03994)
-    n_fgsm     one step from wide noise (de Jorge et al. 2022, https://arxiv.org/abs/2202.01181)
-    free       each batch --train-steps times, the perturbation goes on (Shafahi et al. 2019,
-               https://arxiv.org/abs/1904.12843); its epochs, warm-ups and milestones are as many times
-               fewer
+    pgd        the last point of PGD (https://arxiv.org/abs/1706.06083)
+    trades     clean images, and little change around them (https://arxiv.org/abs/1901.08573)
+    mart       as pgd, where wrong answers weigh more (https://openreview.net/forum?id=rklOg6EFwS)
+    fgsm_rs    one step of 1.25 epsilon from a random point (https://arxiv.org/abs/2001.03994)
+    n_fgsm     one step from wide noise (https://arxiv.org/abs/2202.01181)
+    free       each batch --train-steps times, while the perturbation goes on; epochs, warm-ups and
+               milestones are as many times fewer (https://arxiv.org/abs/1904.12843)
 
-The values of a recipe (`jaxrobust.training.Recipe`) are there as --training.*, among them weighted
-losses (natural_weight; of pgd, fgsm_rs and n_fgsm), a warm-up of epsilon (attack_warmup_epochs),
-adversarial weight perturbation (awp_gamma), a moving average (ema_decay) and bfloat16 (precision). The
-attack of pgd, trades and mart may grow in stages: --attack-milestones 10 20
---attack-epsilons 2/255 4/255 8/255 --attack-steps 2 4 10.
---num-validation training images are held out; the weights of the epoch that does best on them, under
-PGD where the training is adversarial, are those attacked in the end: the last ones of a long
-adversarial training are not the best. The test images decide nothing.
+The values of a recipe (`jaxrobust.training.Recipe`) are there as --training.*. The attack of pgd,
+trades and mart may grow in stages: --attack-milestones 10 20 --attack-epsilons 2/255 4/255 8/255
+--attack-steps 2 4 10. --num-validation training images are held out; the weights of the epoch that
+does best on them, under PGD where the training is adversarial, are attacked in the end: the last
+weights of a long adversarial training are not the best. The test images decide nothing.
 
 Expected time: the network's arithmetic decides; simple_cnn on 50,000 images of 32x32 takes about half a
-minute for an epoch on 2 cores, the first line of each epoch says what yours takes. --quick (digits, 2
-epochs) takes under a minute. A run that was killed goes on with the same command.
+minute for an epoch on 2 cores, and the first line of each epoch says what yours takes. --quick (digits,
+2 epochs) takes under a minute. A run that was killed goes on with the same command.
 
 Expected numbers: README.md.
 """
@@ -42,249 +35,153 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.train.config import Config, shortened
-from experiments.train.methods import check, prepare
-from experiments.train.options import recipe as recipe_of
-from jaxrobust import data, evaluation, models, studies, training
-from jaxrobust.attacks import PGD
+from experiments.train.methods import check, recipe
+from experiments.train.settings import PRESETS, Settings
+from jaxrobust import data, models, studies, training
 from jaxrobust.data.augment import Augmentation
-from jaxrobust.reports import BANNERS
-from jaxrobust.reports.formatting import rate_words
-from jaxrobust.studies import blocks, suite_run, suites
+from jaxrobust.reports import evaluations
+from jaxrobust.studies import records, suite_run, suites
 
 # Photographs are mirrored and moved by up to an eighth, the usual for CIFAR; digits are neither.
 _PHOTOGRAPHS = Augmentation(flip=0.5, translate=0.125)
-_VALIDATION_STEPS = 10
-_PARTS = [
-    {"id": "outcome", "title": "Results"},
-    {"id": "robustness", "title": "Robustness", "includes": ["suites"]},
-    {
-        "id": "trainings",
-        "title": "Training",
-        "includes": ["data", "models", "training", "confusion", "classes"],
-    },
-]
 
 
-def main(config: Config) -> Path:
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A network and the method that it is trained by."""
+
+    network: str
+    method: str
+
+    @property
+    def name(self) -> str:
+        """In tables and in names of stages, by which finished runs are read again."""
+        return f"{self.network}, {self.method}"
+
+    @property
+    def stem(self) -> str:
+        """In names of files and folders."""
+        return f"{self.network}-{self.method}"
+
+
+def main(settings: Settings) -> Path:
     """Trains and attacks; returns the report's path."""
-    check(config)
-    if config.quick:
-        config = shortened(config)
-    dataset = data.load(config.data, config.data_dir, download=config.download)
-    train, validation = _split(config, dataset)
-    for name in config.models:  # sizes that do not fit, before the first of them is trained
-        image = jax.ShapeDtypeStruct((1, *dataset.image_shape), np.float32)
-        jax.eval_shape(_network(config, name, dataset).init, jax.random.key(0), image)
-    suite = {}
-    if config.suite != "none":
-        suite = suites.make_suite(config.suite, config.radius, config.norm, dataset.num_classes)
-        suite = suites.shortened(suite, 20) if config.quick else suite
-    folder = studies.open_run(
-        config.results_dir,
+    check(settings)
+    dataset = data.load(settings.data, settings.data_dir, download=settings.download)
+    splits = _split(settings, dataset)
+    augmentation = None if dataset.name == "digits" else _PHOTOGRAPHS
+    variants = [Variant(n, m) for n in settings.models for m in settings.methods]
+    recipes = {v.name: recipe(settings, v.method, augmentation) for v in variants}
+    image = jax.ShapeDtypeStruct((1, *dataset.image_shape), np.float32)
+    for name in settings.models:  # sizes that do not fit, before the first of them is trained
+        jax.eval_shape(_network(settings, name, dataset).init, jax.random.key(0), image)
+    suite: dict[str, Any] = {}
+    label = ""
+    if settings.suite != "none":
+        suite, label = suites.labelled(
+            *(settings.suite, settings.radius, settings.norm, dataset.num_classes),
+            max_steps=20 if settings.quick else None,
+        )
+    run = studies.start(
         "train",
-        config.run,
-        config,
+        settings,
         suite={name: training.describe(attack) for name, attack in suite.items()},
         ignored=("download", "num_devices"),
     )
-    study = _Study(config, dataset, train, validation, suite, folder, studies.Stages(folder))
-    runs = [_run(study, model, method) for model in config.models for method in config.methods]
-
-    table = blocks.table(
-        _COLUMNS,
-        [_row(study, run) for run in runs],
-        "Clean accuracy is of all test images, robust accuracy of those that were attacked, with 95 % "
-        "Wilson intervals; the best epoch is that of the held-out training images.",
+    rows = np.random.default_rng(settings.seed).permutation(len(dataset.test))
+    rows = np.sort(rows[: settings.num_images])
+    images, labels = dataset.test.images[rows], dataset.test.labels[rows]
+    outcomes = []
+    for variant in variants:
+        classifier, entry = _trained(run, dataset, splits, variant, recipes[variant.name])
+        target, folder = (classifier, images, labels), run.folder / "suite" / variant.stem
+        attacked = suite_run.SuiteRun(run, suite, label, variant.name, target, rows, folder)
+        outcomes.append((variant, entry, _attacked(attacked, variant) if suite else None))
+    return run.finish(
+        f"Training on {dataset.name}",
+        dataset,
+        Path(__file__).with_name("report.md.j2"),
+        recipes={name: training.describe(made) for name, made in recipes.items()},
+        printed=("results",),
+        evaluations=evaluations,
+        outcomes=outcomes,
+        models=[entry for _, entry, _ in outcomes],
+        suites=[found for *_, found in outcomes if found],
     )
-    title = f"Training on {dataset.name}"
-    result = studies.result_header("train", title, config, config.training.seed, dataset)
-    result |= {
-        "summary": [_sentence(study, run) for run in runs],
-        "timings": study.stages.seconds,
-        "models": [run.entry for run in runs],
-        "suites": [run.suite for run in runs if run.suite is not None],
-        "recipes": {run.name: run.recipe for run in runs},
-        "parts": _PARTS,
-        "sections": [blocks.section("results", "All runs", [table], part="outcome")],
-    }
-    print("\n".join(["", *_lines(study, runs), ""]))
-    return studies.finish(folder, result)
 
 
-def _split(config: Config, dataset: data.Dataset) -> tuple[Any, Any]:
+def _split(settings: Settings, dataset: data.Dataset) -> tuple[Any, Any]:
     """(images, labels) to train on, and those held out: chosen by the seed alone."""
-    order = np.random.default_rng(config.training.seed).permutation(len(dataset.train))
-    order = order[: config.num_train]
-    if config.num_validation >= len(order):
+    order = np.random.default_rng(settings.seed).permutation(len(dataset.train))
+    order = order[: settings.num_train]
+    if settings.num_validation >= len(order):
         raise ValueError(
             f"`num_validation` must be less than the {len(order)} training images, got "
-            f"{config.num_validation}."
+            f"{settings.num_validation}."
         )
-    rows = np.sort(order[config.num_validation :]), np.sort(order[: config.num_validation])
-    train, held_out = ((dataset.train.images[row], dataset.train.labels[row]) for row in rows)
-    return train, held_out
+    held_out, kept = (np.sort(rows) for rows in np.split(order, [settings.num_validation]))
+    images, labels = dataset.train.images, dataset.train.labels
+    return (images[kept], labels[kept]), (images[held_out], labels[held_out])
 
 
-def _network(config: Config, name: str, dataset: data.Dataset) -> Any:
-    sizes = {"widths": config.widths} if config.widths else {}
+def _network(settings: Settings, name: str, dataset: data.Dataset) -> Any:
+    sizes = {"widths": settings.widths} if settings.widths else {}
     return models.create(name, dataset.num_classes, **sizes)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Study:
-    """What all trainings of a run share."""
-
-    config: Config
-    dataset: data.Dataset
-    train: tuple[np.ndarray, np.ndarray]
-    validation: tuple[np.ndarray, np.ndarray]
-    suite: dict[str, Any]
-    folder: Path
-    stages: studies.Stages
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Run:
-    """One network, trained and attacked."""
-
-    name: str
-    entry: dict[str, Any]
-    suite: dict[str, Any] | None
-    recipe: dict[str, Any]
-    fitted: training.FitResult
-
-
-def _run(study: _Study, model: str, method: str) -> _Run:
-    config, dataset = study.config, study.dataset
-    name = f"{model}, {method}"
-    network = _network(config, model, dataset)
-    attack, options = prepare(config, method)
-    judge = None
-    if attack is not None:
-        size = 2.5 * config.radius / _VALIDATION_STEPS
-        judge = PGD(config.radius, size, _VALIDATION_STEPS, config.norm)
-    augmentation = None if dataset.name == "digits" else _PHOTOGRAPHS
-    recipe = recipe_of(options, method, attack, judge, augmentation)
-    with study.stages(f"train {name}"):
+def _trained(
+    run: studies.Run,
+    dataset: data.Dataset,
+    splits: tuple[Any, Any],
+    variant: Variant,
+    made: training.Recipe,
+) -> tuple[models.Classifier, dict[str, Any]]:
+    """A network, which is saved, and the record of its training and of what it has right."""
+    network = _network(run.settings, variant.network, dataset)
+    with run.stages(f"train {variant.name}"):
         fitted = training.fit(
             network,
-            training.Data(study.train, study.validation, dataset.mean, dataset.std),
-            recipe,
-            run_dir=study.folder / "training" / f"{model}-{method}",
-            host=training.Host(config.num_devices),
+            training.Data(*splits, dataset.mean, dataset.std),
+            made,
+            run_dir=run.folder / "training" / variant.stem,
+            host=training.Host(run.settings.num_devices),
         )
-    study.stages.count_resumed(f"train {name}", fitted.seconds)
-    chosen = fitted.best_variables if config.weights == "best" else fitted.variables
+    run.stages.count_resumed(f"train {variant.name}", fitted.seconds)
+    chosen = fitted.best_variables if run.settings.weights == "best" else fitted.variables
     classifier = models.Classifier(network.apply, chosen, dataset.mean, dataset.std)
-    path = study.folder / "models" / f"{model}-{method}.jrw"
+    path = run.folder / "models" / f"{variant.stem}.jrw"
     if not path.exists():
         models.save(path, classifier, class_names=dataset.class_names)
-    test = dataset.test
-    entry = study.stages.remember(
-        f"clean accuracy of {name}",
+    count = f"{len(splits[0][1]):,} images"
+    entry = run.stages.remember(
+        f"clean accuracy of {variant.name}",
         lambda _: studies.model_entry(
-            name,
+            variant.name,
             classifier,
-            test.images,
-            test.labels,
+            dataset.test.images,
+            dataset.test.labels,
             dataset.class_names,
             params=chosen["params"],
             history=fitted.history,
             seconds_per_epoch=fitted.seconds_per_epoch,
-            description=f"{model}, trained by the method {method} on {len(study.train[1]):,} images",
+            description=f"{variant.network}, trained by the method {variant.method} on {count}",
         ),
     )
-    suite = _attacked(study, name, classifier) if study.suite else None
-    return _Run(name, entry, suite, training.describe(recipe), fitted)
+    records.add_model(run.facts, entry, variant)
+    run.facts.add("best epoch", variant, value=fitted.best_epoch)
+    run.facts.add("seconds per epoch", variant, value=fitted.seconds_per_epoch)
+    run.facts.add("epoch of catastrophic overfitting", variant, value=fitted.catastrophic_epoch)
+    return classifier, entry
 
 
-def _attacked(study: _Study, name: str, classifier: models.Classifier) -> dict[str, Any]:
-    """The suite on some of the test images, with the sanity checks."""
-    config, test = study.config, study.dataset.test
-    rows = np.random.default_rng(config.training.seed).permutation(len(test))
-    rows = np.sort(rows[: config.num_images])
-    images, labels = test.images[rows], test.labels[rows]
-    key = jax.random.key(config.training.seed)
-
-    def attack(_: Any) -> dict[str, Any]:
-        report, seconds = suite_run.run_suite(
-            study.suite,
-            classifier,
-            images,
-            labels,
-            key=key,
-            folder=study.folder / "suite" / name.replace(", ", "-"),
-        )
-        report = dataclasses.replace(report, seconds=seconds)
-        summary = evaluation.summarise_suite(report, name)
-        label = suites.label(config.suite, config.radius, config.norm, shortened=config.quick)
-        return summary | {"label": label, "indices": rows.tolist()}
-
-    def sane(progress: Any) -> dict[str, Any]:
-        return evaluation.sanity(
-            classifier,
-            images,
-            labels,
-            config.radius,
-            key=jax.random.fold_in(key, 1),
-            norm=config.norm,
-            progress=progress,
-        )
-
-    summary = study.stages.remember(f"attack {name}", attack)
-    study.stages.count_resumed(f"attack {name}", sum(a["seconds"] for a in summary["attacks"]))
-    if config.diagnostics:
-        checked = study.stages.remember(f"sanity checks of {name}", sane)
-        summary = summary | {"diagnostics": checked}
-    return summary
-
-
-_COLUMNS = ["network, method", "clean", "robust", "best epoch", "seconds an epoch", "sanity"]
-
-
-def _row(study: _Study, run: _Run) -> list[Any]:
-    robust = None if run.suite is None else run.suite["robust_accuracy"]
-    verdict = None if run.suite is None else (run.suite.get("diagnostics") or {}).get("verdict")
-    seconds = run.fitted.seconds_per_epoch
-    return [
-        run.name,
-        run.entry["evaluation"]["accuracy"],
-        robust,
-        run.fitted.best_epoch,
-        None if seconds is None else round(seconds, 1),
-        verdict,
-    ]
-
-
-def _lines(study: _Study, runs: list[_Run]) -> list[str]:
-    """The table for a terminal."""
-
-    def cell(value: Any) -> str:
-        if isinstance(value, dict):
-            return f"{100 * value['rate']:.1f} % of {value['n']:,}"
-        return "-" if value is None else str(value)
-
-    rows = [_COLUMNS, *([cell(value) for value in _row(study, run)] for run in runs)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    return [
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-
-
-def _sentence(study: _Study, run: _Run) -> str:
-    clean = run.entry["evaluation"]["accuracy"]
-    text = f"{run.name}: {rate_words(clean)} of the {clean['n']:,} test images right"
-    if run.fitted.catastrophic_epoch is not None:
-        text = f"Catastrophic overfitting in epoch {run.fitted.catastrophic_epoch}. {text}"
-    if run.suite is None:
-        return f"{text}."
-    robust = run.suite["robust_accuracy"]
-    text += f", and {rate_words(robust)} of {robust['n']:,} under {run.suite['label']}."
-    diagnostics = run.suite.get("diagnostics")
-    return text if diagnostics is None else f"{text} {BANNERS[diagnostics['verdict']]}"
+def _attacked(attacked: suite_run.SuiteRun, variant: Variant) -> dict[str, Any]:
+    """The record of the suite, with that of the sanity checks."""
+    found = attacked.record(f"attack {variant.name}")
+    records.add_suite(attacked.run.facts, found, variant)
+    if attacked.run.settings.diagnostics:
+        found["diagnostics"] = attacked.sanity(f"sanity checks of {variant.name}")
+    return found
 
 
 if __name__ == "__main__":
-    studies.run_script(main, Config)
+    studies.run_script(main, Settings, PRESETS)

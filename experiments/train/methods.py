@@ -1,122 +1,189 @@
-"""What each method of training makes its images with, and which settings are refused."""
+"""What each method of training does, as a recipe, and which settings are refused."""
 
 import dataclasses
 import math
 from typing import Any, get_args
 
-from experiments.train.config import Config, Method
-from experiments.train.options import Options, recipe
-from experiments.train.options import check as check_options
-from jaxrobust import checks, models
+from experiments.train.settings import Method, Options, Settings
+from jaxrobust import checks, models, training
 from jaxrobust.attacks import PGD
 from jaxrobust.studies import suites
-from jaxrobust.training import NFGSM, AttackSchedule, FreeReplays, KLAscent
+from jaxrobust.training import NFGSM, AttackSchedule, FreeReplays, KLAscent, Recipe
 
 STAGED = ("pgd", "trades", "mart")
+_VALIDATION_STEPS = 10
 
 
-def check(config: Config) -> None:
-    """Refuses what is out of range. Not in `Config`: the command line would frame the words."""
-    largest = 1.0 if config.norm == "linf" else math.inf
-    checks.number("epsilon", config.radius, above=0.0, maximum=largest)
-    checks.integer("train_steps", config.train_steps, minimum=1)
-    checks.integer("num_validation", config.num_validation, minimum=1)
-    checks.integer("num_images", config.num_images, minimum=1)
-    if config.num_train is not None:
-        checks.integer("num_train", config.num_train, minimum=2)
-    check_options(config.training)
-    if "mart" in config.methods and config.training.label_smoothing:
-        raise ValueError("`training.label_smoothing` must be 0 for mart, whose loss has none.")
-    for name in config.models:
-        checks.one_of("models", name, tuple(models.MODELS))
-    for name in ("models", "methods"):
-        values = getattr(config, name)
-        if not values or len(set(values)) < len(values):
-            raise ValueError(f"`{name}` must be at least one and no name twice, got {values}.")
-    _check_stages(config, largest)
-    only_linf = {"fgsm_rs", "n_fgsm", "free"} & set(config.methods)
-    if only_linf and config.norm != "linf":
-        raise ValueError(f"`norm` must be 'linf' for {', '.join(sorted(only_linf))}.")
-    if "trades" in config.methods and config.norm == "l1":
-        raise ValueError("`norm` must be 'linf' or 'l2' for trades.")
-    for method in config.methods:
-        checks.one_of("methods", method, get_args(Method))
-        attack, settings = prepare(config, method)
-        recipe(settings, method, attack)  # which checks all of them
+def recipe(settings: Settings, method: str, augmentation: Any = None) -> Recipe:
+    """How a method trains; `augmentation` is that of the training images."""
+    options, attack = settings.training, _attack(settings, method)
+    if method == "free":
+        options = _fewer_epochs(options, settings.train_steps)
+    adversary, judge = attack, None
+    if attack is not None:
+        size = 2.5 * settings.radius / _VALIDATION_STEPS
+        judge = PGD(settings.radius, size, _VALIDATION_STEPS, settings.norm)
+        if options.attack_warmup_epochs:
+            adversary = training.Warmup(attack, options.attack_warmup_epochs)
+    if options.awp_gamma:
+        adversary = training.AWP(adversary, options.awp_gamma, options.awp_warmup_epochs)
+    return Recipe(
+        num_epochs=options.num_epochs,
+        batch_size=options.batch_size,
+        optimizer=_optimizer(options),
+        schedule=_schedule(options),
+        objective=_objective(options, method),
+        adversary=adversary,
+        augmentation=augmentation,
+        averaging=None if options.ema_decay is None else training.EMA(options.ema_decay),
+        precision=options.precision,
+        validation=training.Validation(judge, options.monitor, options.early_stopping_patience),
+        seed=options.seed,
+    )
 
 
-def _check_stages(config: Config, largest: float) -> None:
-    """Refuses stages of the attack that would not be reached, or change nothing."""
-    milestones = config.attack_milestones
-    values = {name: getattr(config, name) for name in ("attack_epsilons", "attack_steps")}
-    if bool(milestones) != any(values.values()):
-        raise ValueError(
-            "`attack_milestones` need `attack_epsilons` or `attack_steps`, and these need them."
-        )
-    if milestones and not set(STAGED) & set(config.methods):
-        raise ValueError("`attack_milestones` are of the methods pgd, trades and mart.")
-    num_epochs = config.training.num_epochs
-    if list(milestones) != sorted(set(milestones) & set(range(1, num_epochs))):
-        raise ValueError(
-            f"`attack_milestones` must ascend and be at least 1 and below the {num_epochs} epochs, got "
-            f"{milestones}."
-        )
-    for name, given in values.items():
-        if given and len(given) != len(milestones) + 1:
-            raise ValueError(
-                f"`{name}` must be none or {len(milestones) + 1}, one more than `attack_milestones`, "
-                f"got {given}."
-            )
-    for epsilon in config.attack_epsilons:
-        value = suites.number("attack_epsilons", epsilon)
-        checks.number("attack_epsilons", value, above=0.0, maximum=largest)
-    for steps in config.attack_steps:
-        checks.integer("attack_steps", steps, minimum=1)
+def _attack(settings: Settings, method: str) -> Any:
+    """What makes the images of training; None for clean ones."""
+    if method in STAGED:
+        return _staged(settings, KLAscent if method == "trades" else PGD)
+    if method == "fgsm_rs":
+        return PGD(settings.radius, 1.25 * settings.radius, num_steps=1)
+    if method == "n_fgsm":
+        return NFGSM(settings.radius)
+    return FreeReplays(settings.radius, settings.train_steps) if method == "free" else None
 
 
-def prepare(config: Config, method: str) -> tuple[Any, Options]:
-    """What makes the training images, and the settings that go with it."""
-    epsilon, steps, settings = config.radius, config.train_steps, config.training
-    attack: Any = None
-    if method in ("pgd", "mart"):
-        attack = _staged(config, PGD)
-    elif method == "trades":
-        attack = _staged(config, KLAscent)
-    elif method == "fgsm_rs":
-        attack = PGD(epsilon, 1.25 * epsilon, num_steps=1)
-    elif method == "n_fgsm":
-        attack = NFGSM(epsilon)
-    elif method == "free":
-        attack = FreeReplays(epsilon, steps)
-        settings = _fewer_epochs(settings, steps)
-    return attack, settings
-
-
-def _staged(config: Config, attack: type[PGD] | type[KLAscent]) -> Any:
+def _staged(settings: Settings, attack: type[PGD] | type[KLAscent]) -> Any:
     """The attack of training, or those of its stages; a step is 2.5 epsilon over their number."""
-    starts = [1, *(milestone + 1 for milestone in config.attack_milestones)]
-    epsilons = config.attack_epsilons or (config.epsilon,) * len(starts)
-    numbers = config.attack_steps or (config.train_steps,) * len(starts)
+    starts = [1, *(milestone + 1 for milestone in settings.attack_milestones)]
+    epsilons = settings.attack_epsilons or (settings.epsilon,) * len(starts)
+    numbers = settings.attack_steps or (settings.train_steps,) * len(starts)
     radii = [suites.number("attack_epsilons", epsilon) for epsilon in epsilons]
     stages = tuple(
-        (start, attack(radius, 2.5 * radius / steps, steps, config.norm))
+        (start, attack(radius, 2.5 * radius / steps, steps, settings.norm))
         for start, radius, steps in zip(starts, radii, numbers, strict=True)
     )
     return AttackSchedule(stages) if len(stages) > 1 else stages[0][1]
 
 
-def _fewer_epochs(settings: Options, replays: int) -> Options:
+def _fewer_epochs(options: Options, replays: int) -> Options:
     """The settings of a training that takes so many steps where others take one."""
 
     def fewer(epochs: int) -> int:
         return max(1, round(epochs / replays)) if epochs else 0
 
-    num_epochs = fewer(settings.num_epochs)
+    num_epochs = fewer(options.num_epochs)
     return dataclasses.replace(
-        settings,
+        options,
         num_epochs=num_epochs,
-        warmup_epochs=min(fewer(settings.warmup_epochs), num_epochs - 1),
-        milestones=tuple(sorted({fewer(milestone) for milestone in settings.milestones})),
-        attack_warmup_epochs=min(fewer(settings.attack_warmup_epochs), num_epochs),
-        awp_warmup_epochs=min(fewer(settings.awp_warmup_epochs), num_epochs),
+        warmup_epochs=min(fewer(options.warmup_epochs), num_epochs - 1),
+        milestones=tuple(sorted({fewer(milestone) for milestone in options.milestones})),
+        attack_warmup_epochs=min(fewer(options.attack_warmup_epochs), num_epochs),
+        awp_warmup_epochs=min(fewer(options.awp_warmup_epochs), num_epochs),
     )
+
+
+def _optimizer(options: Options) -> Any:
+    names = ("weight_decay", "decayed_weights", "gradient_clip")
+    common: dict[str, Any] = {name: getattr(options, name) for name in names}
+    if options.optimizer == "sgd":
+        return training.SGD(momentum=options.momentum, nesterov=options.nesterov, **common)
+    return {"adamw": training.AdamW, "adam": training.Adam}[options.optimizer](**common)
+
+
+def _schedule(options: Options) -> Any:
+    rate, warmup = options.learning_rate, options.warmup_epochs
+    if (options.schedule == "step") != bool(options.milestones):
+        raise ValueError(
+            '`training.milestones` and the schedule "step" need each other, got schedule '
+            f"{options.schedule!r} with milestones {options.milestones}."
+        )
+    if options.schedule == "step":
+        return training.Steps(rate, options.milestones, options.factor or 0.1, warmup)
+    if options.schedule == "plateau":
+        return training.Plateau(rate, options.factor or 0.5, options.patience, warmup)
+    return {"cosine": training.Cosine, "constant": training.Constant}[options.schedule](
+        rate, warmup
+    )
+
+
+def _objective(options: Options, method: str) -> Any:
+    if method == "trades":
+        return training.TRADES(options.beta or 6.0, options.label_smoothing)
+    if method == "mart":
+        return training.MART(options.beta or 5.0)
+    weighted = method in ("pgd", "fgsm_rs", "n_fgsm")
+    return training.CrossEntropy(options.natural_weight * weighted, options.label_smoothing)
+
+
+def check(settings: Settings) -> None:
+    """Refuses what is out of range. Not in `Settings`: the command line would frame the words."""
+    largest = 1.0 if settings.norm == "linf" else math.inf
+    checks.number("epsilon", settings.radius, above=0.0, maximum=largest)
+    for name in ("train_steps", "num_validation", "num_images"):
+        checks.integer(name, getattr(settings, name), minimum=1)
+    if settings.num_train is not None:
+        checks.integer("num_train", settings.num_train, minimum=2)
+    _check_options(settings.training)
+    for name, known in (("models", tuple(models.MODELS)), ("methods", get_args(Method))):
+        values = getattr(settings, name)
+        for value in values:
+            checks.one_of(name, value, known)
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"`{name}` must be at least one and no name twice, got {values}.")
+    _check_stages(settings, largest)
+    methods = set(settings.methods)
+    only_linf = {"fgsm_rs", "n_fgsm", "free"} & methods
+    if only_linf and settings.norm != "linf":
+        raise ValueError(f"`norm` must be 'linf' for {', '.join(sorted(only_linf))}.")
+    if "trades" in methods and settings.norm == "l1":
+        raise ValueError("`norm` must be 'linf' or 'l2' for trades.")
+    if "mart" in methods and settings.training.label_smoothing:
+        raise ValueError("`training.label_smoothing` must be 0 for mart, whose loss has none.")
+    for method in settings.methods:
+        recipe(settings, method)  # which checks all of them
+
+
+def _check_options(options: Options) -> None:
+    """Refuses what is out of range, whether the method or the optimizer reads it or not."""
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    for name in ("momentum", "natural_weight", "label_smoothing", "ema_decay"):
+        checks.fraction(f"training.{name}", given.get(name, 0.0))
+    checks.number("training.beta", given.get("beta", 1.0), above=0.0)
+    checks.number("training.factor", given.get("factor", 1.0), above=0.0, maximum=1.0)
+    checks.number("training.awp_gamma", options.awp_gamma, minimum=0.0)
+    for name in ("patience", "attack_warmup_epochs", "awp_warmup_epochs"):
+        checks.integer(f"training.{name}", given[name], minimum=0)
+        if name != "patience" and given[name] > options.num_epochs:
+            raise ValueError(
+                f"`training.{name}` must be at most the {options.num_epochs} epochs, got "
+                f"{given[name]}."
+            )
+
+
+def _check_stages(settings: Settings, largest: float) -> None:
+    """Refuses stages of the attack that would not be reached, or change nothing."""
+    milestones, num_epochs = settings.attack_milestones, settings.training.num_epochs
+    if bool(milestones) != bool(settings.attack_epsilons or settings.attack_steps):
+        raise ValueError(
+            "`attack_milestones` need `attack_epsilons` or `attack_steps`, and these need them."
+        )
+    if milestones and not set(STAGED) & set(settings.methods):
+        raise ValueError("`attack_milestones` are of the methods pgd, trades and mart.")
+    if list(milestones) != sorted(set(milestones) & set(range(1, num_epochs))):
+        raise ValueError(
+            f"`attack_milestones` must ascend and be at least 1 and below the {num_epochs} epochs, got "
+            f"{milestones}."
+        )
+    for name in ("attack_epsilons", "attack_steps"):
+        given = getattr(settings, name)
+        if given and len(given) != len(milestones) + 1:
+            raise ValueError(
+                f"`{name}` must be none or {len(milestones) + 1}, one more than `attack_milestones`, "
+                f"got {given}."
+            )
+    for epsilon in settings.attack_epsilons:
+        value = suites.number("attack_epsilons", epsilon)
+        checks.number("attack_epsilons", value, above=0.0, maximum=largest)
+    for steps in settings.attack_steps:
+        checks.integer("attack_steps", steps, minimum=1)

@@ -63,6 +63,17 @@ class Split:
     def __len__(self) -> int:
         return len(self.images)
 
+    def spread(self, most: int | None) -> "Split":
+        """At most so many of its images, spread evenly: of classes in order each has its share.
+
+        Args:
+          most: How many; None: all.
+        """
+        if most is None or most >= len(self):
+            return self
+        rows = np.linspace(0, len(self) - 1, most).round().astype(int)
+        return Split(self.images[rows], self.labels[rows], tuple(self.files[r] for r in rows))
+
     def __repr__(self) -> str:
         return f"Split({len(self)} images of {self.images.shape[1:]})"
 

@@ -229,13 +229,15 @@ def median_interval(values: Sequence[float] | np.ndarray) -> Median:
     a probability of at least 95 %.
 
     Args:
-      values: [N], N of at least 1.
+      values: [N], N of at least 1. Infinity is a value that is only known to be more than the others:
+        of a perturbation that was not found.
 
     Returns:
-      {"n", "median", "low", "high"}. Fewer than 6 values cannot bound a median at 95 %: None.
+      {"n", "median", "low", "high"}, infinite where these values do not say. Fewer than 6 values cannot
+      bound a median at 95 %: None.
 
     Raises:
-      ValueError: No values, values that are not [N], or not finite.
+      ValueError: No values, values that are not [N], or NaN.
 
     Example:
       >>> median_interval([5, 3, 1, 2, 4, 6])
@@ -246,7 +248,7 @@ def median_interval(values: Sequence[float] | np.ndarray) -> Median:
     """
     from scipy import stats
 
-    array = np.sort(_figures("values", values))
+    array = np.sort(_figures("values", values, infinite=True))
     n = len(array)
     # The largest rank, from 1, that the count of values below the median reaches with at least 97.5 %.
     rank = int(stats.binom.ppf(0.025, n, 0.5))
@@ -299,9 +301,10 @@ def _mean_interval(values: np.ndarray, magnitude: float) -> Mean:
     return {"n": n, "mean": mean, "std": std, "low": mean - half, "high": mean + half}
 
 
-def _figures(name: str, values: Any) -> np.ndarray:
+def _figures(name: str, values: Any, infinite: bool = False) -> np.ndarray:
     array = np.asarray(values, float)
-    if array.ndim != 1 or not array.size or not np.isfinite(array).all():
+    known = ~np.isnan(array) if infinite else np.isfinite(array)
+    if array.ndim != 1 or not array.size or not known.all():
         raise ValueError(f"`{name}` must be at least one finite number, [N], got {values!r}.")
     return array
 

@@ -4,8 +4,9 @@
 matplotlib, pillow and jinja2 load when a report is written, not when this package is imported.
 """
 
+from jaxrobust.reports import blocks, evaluations
+from jaxrobust.reports.evaluations import BANNERS
 from jaxrobust.reports.html import write_report
-from jaxrobust.reports.pictures import decode_array
-from jaxrobust.reports.suites import BANNERS
+from jaxrobust.reports.pictures import decode_array, encode_array
 
-__all__ = ["BANNERS", "decode_array", "write_report"]
+__all__ = ["BANNERS", "blocks", "decode_array", "encode_array", "evaluations", "write_report"]

@@ -85,43 +85,8 @@ def _settings() -> Iterator[None]:
 
 
 @_settings()
-def training(
-    epochs: Sequence[dict[str, Any]], quantity: str, look: Series, name: str, top: float
-) -> str:
-    """One panel of loss or accuracy over the epochs, training dashed and validation solid.
-
-    Args:
-      epochs: The model's epochs.
-      quantity: "loss" or "accuracy".
-      look: The model's colour.
-      name: Prefix of the ids in the SVG, unique on the page.
-      top: Upper end of the loss axis, shared by the models so that their panels compare.
-
-    Returns:
-      SVG text.
-    """
-    figure, axes = _axes(_HEIGHT)
-    for part, style in (("train", (_MUTED, (0, (4, 2)))), ("validation", (look.colour, "-"))):
-        points = [(e["epoch"], e.get(f"{part}_{quantity}")) for e in epochs]
-        points = [point for point in points if finite(point[1])]
-        if points:
-            # A line through one point is invisible, and few points are clearer with their dots.
-            marker = "o" if len(points) <= 12 else None
-            x, y = zip(*points, strict=True)
-            axes.plot(x, y, color=style[0], linestyle=style[1], marker=marker, markersize=3)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_xlim(0, 1.03 * max((epoch["epoch"] for epoch in epochs), default=1))
-    axes.set_xlabel("epoch")
-    if quantity == "accuracy":
-        _percent_axis(axes.yaxis)
-    else:
-        axes.set_ylim(0, top)
-    return _svg(figure, name)
-
-
-@_settings()
 def intervals(
-    groups: dict[str, list[tuple[Series, dict[str, Any]]]],
+    groups: dict[str, list[tuple[Series, tuple[Any, Any, Any]]]],
     name: str,
     percent: bool = True,
     bars: bool = False,
@@ -129,8 +94,8 @@ def intervals(
     """Values as dots with their intervals, one block for each label, one line for each value.
 
     Args:
-      groups: Label -> (look, {"value", "low", "high"}) of each model or series.
-      name: As in `training`.
+      groups: Label -> (look, (value, low, high)) of each model or series.
+      name: Prefix of the ids in the SVG, unique on the page.
       percent: Whether the values are shares, to be written as percentages.
       bars: Whether to draw bars from 0 instead of dots: for sizes and times, of which the length is
         what matters.
@@ -150,26 +115,26 @@ def intervals(
             left = {"transform": axes.get_yaxis_transform(), "va": "center", "ha": "left"}
             axes.text(0, y, text, color=_INK, bbox=patch, **left)
             y += line
-        for look, item in rows:
-            if finite(item["value"]):
+        for look, (value, low, high) in rows:
+            if finite(value):
                 colour = _INK if bars else look.colour
-                if finite(item["low"]) and finite(item["high"]):
-                    ends = [item["low"], item["high"]]
-                    axes.plot(ends, [y, y], color=colour, linewidth=1.6 - 0.8 * bars, zorder=3)
-                    shown += ends
+                if finite(low) and finite(high):
+                    axes.plot(
+                        [low, high], [y, y], color=colour, linewidth=1.6 - 0.8 * bars, zorder=3
+                    )
+                    shown += [low, high]
                 if bars:
-                    axes.barh(y, item["value"], height=0.75 * line, color=look.colour)
+                    axes.barh(y, value, height=0.75 * line, color=look.colour)
                 else:
-                    marker = {"color": colour, "marker": look.marker, "clip_on": False}
-                    axes.plot(item["value"], y, **marker)
-                shown.append(item["value"])
+                    axes.plot(value, y, color=colour, marker=look.marker, clip_on=False)
+                shown.append(value)
             y += line
         y += height - line * (len(labels[label]) + len(rows))
     axes.set_ylim(sum(heights) - gap / 2, -line)
     axes.set_yticks([])
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
-    _scale(axes.xaxis, shown, percent=percent, measured=True)
+    _scale(axes.xaxis, shown, {"percent": percent}, measured=True)
     if bars and shown and min(shown) >= 0:
         axes.set_xlim(0)
     return _svg(figure, name)
@@ -188,16 +153,15 @@ def lines(
       series: (look, {"x", "y", "low"?, "high"?, "dashed"?, "scatter"?, "steps"?}) of each line, as
         in a chart of docs/result_format.md. A point without a finite x and y, or that a logarithmic
         axis has no place for, is left out.
-      x: {"title", "percent"?, "log"?} of the axis.
+      x: {"title", "percent"?, "log"?, "limits"?} of the axis.
       y: The same.
-      name: As in `training`.
+      name: As in `intervals`.
 
     Returns:
       SVG text.
     """
     figure, axes = _axes(_HEIGHT)
-    shown_x: list[float] = []
-    shown_y: list[float] = []
+    shown: list[tuple[float, float]] = []
     for look, item in series:
         low, high = item.get("low") or item["y"], item.get("high") or item["y"]
         points = [
@@ -205,23 +169,24 @@ def lines(
             for point in zip(item["x"], item["y"], low, high, strict=True)
             if _has_place(point[0], x) and _has_place(point[1], y)
         ]
+        shown += [point[:2] for point in points]
         if not points:
             continue
         if item.get("steps") and len(item["x"]) > 1:
             _steps(axes, look, item, y)
-            shown_x += [point[0] for point in points]
-            shown_y += [point[1] for point in points]
             continue
+        scatter = bool(item.get("scatter"))
         banded = [point for point in points if _has_place(point[2], y) and finite(point[3])]
         if item.get("low") and banded:
-            band = list(zip(*banded, strict=True))
-            axes.fill_between(band[0], *band[2:], color=look.colour, alpha=0.16, linewidth=0)
-            shown_y += [*band[2], *band[3]]
-        over, values, _, _ = zip(*points, strict=True)
-        scatter = bool(item.get("scatter"))
+            over, _, *ends = zip(*banded, strict=True)
+            if scatter:
+                axes.vlines(over, *ends, color=look.colour, alpha=0.55, linewidth=1)
+            else:
+                axes.fill_between(over, *ends, color=look.colour, alpha=0.16, linewidth=0)
+            shown += [(point[0], end) for point in banded for end in point[2:]]
         axes.plot(
-            over,
-            values,
+            [point[0] for point in points],
+            [point[1] for point in points],
             color=look.colour,
             linestyle="" if scatter else (0, (4, 2)) if item.get("dashed") else "-",
             marker=look.marker,
@@ -230,12 +195,9 @@ def lines(
             markevery=1 if scatter else max(1, len(points) // 12),  # more would cover the line
             clip_on=False,
         )
-        shown_x += over
-        shown_y += values
-    axes.set_xlabel(x["title"])
-    axes.set_ylabel(y["title"])
-    _scale(axes.xaxis, shown_x, percent=x.get("percent"), log=x.get("log"))
-    _scale(axes.yaxis, shown_y, percent=y.get("percent"), log=y.get("log"), measured=True)
+    axes.set(xlabel=x["title"], ylabel=y["title"])
+    _scale(axes.xaxis, [point[0] for point in shown], x)
+    _scale(axes.yaxis, [point[1] for point in shown], y, measured=True)
     return _svg(figure, name)
 
 
@@ -253,40 +215,41 @@ def _has_place(value: Any, axis: dict[str, Any]) -> bool:
 
 
 def _scale(
-    axis: Any,
-    values: Sequence[float],
-    *,
-    percent: bool | None = False,
-    log: bool | None = False,
-    measured: bool = False,
+    axis: Any, values: Sequence[float], wanted: dict[str, Any], measured: bool = False
 ) -> None:
     """Limits and ticks of an axis; of measured shares it shows all, so that charts compare."""
     from matplotlib import ticker
 
-    if measured and percent and not log and all(0 <= value <= 1 for value in values):
-        _percent_axis(axis)
-        return
-    axes = axis.axes
-    set_limits = axes.set_xlim if axis.axis_name == "x" else axes.set_ylim
-    if log:
-        (axes.set_xscale if axis.axis_name == "x" else axes.set_yscale)("log")
+    of_x = axis.axis_name == "x"
+    set_limits = axis.axes.set_xlim if of_x else axis.axes.set_ylim
+    percent, whole = wanted.get("percent"), all(value == int(value) for value in values)
+    if wanted.get("log"):
+        (axis.axes.set_xscale if of_x else axis.axes.set_yscale)("log")
         _log_ticks(axis, values)
         axis.set_minor_locator(ticker.NullLocator())
         axis.set_major_formatter(
             lambda value, _: _plain(100 * value) + " %" if percent else _plain(value)
         )
-        return
-    axis.set_major_locator(ticker.MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    # A small difference must not look large, unless there is nothing but small differences.
-    if measured and values and 0 <= 2 * min(values) <= max(values):
-        set_limits(0)
-    if percent:
-        axis.set_major_formatter(ticker.PercentFormatter(1, decimals=None, symbol=" %"))
-    elif max(values, default=0) >= 1e4:
-        axis.set_major_formatter("{x:,.0f}")
+    elif measured and percent and all(0 <= value <= 1 for value in values):
+        axis.set_major_formatter(ticker.PercentFormatter(1, decimals=0, symbol=" %"))
+        axis.set_ticks([0, 0.25, 0.5, 0.75, 1])
+        set_limits(0, 1)
     else:
-        axis.get_major_formatter().set_useOffset(False)
-        axis.get_major_formatter().set_scientific(False)
+        steps = [1, 2, 2.5, 5, 10]
+        locator = ticker.MaxNLocator(6, steps=steps, integer=whole and not percent)
+        axis.set_major_locator(locator)
+        # A small difference must not look large, unless there is nothing but small differences.
+        if measured and values and 0 <= 2 * min(values) <= max(values):
+            set_limits(0)
+        if percent:
+            axis.set_major_formatter(ticker.PercentFormatter(1, decimals=None, symbol=" %"))
+        elif max(values, default=0) >= 1e4:
+            axis.set_major_formatter("{x:,.0f}")
+        else:
+            axis.get_major_formatter().set_useOffset(False)
+            axis.get_major_formatter().set_scientific(False)
+    if wanted.get("limits"):
+        set_limits(*wanted["limits"])
 
 
 def _log_ticks(axis: Any, values: Sequence[float]) -> None:
@@ -312,14 +275,6 @@ def _axes(height: float) -> tuple[Any, Any]:
 
     figure = Figure(figsize=(_WIDTH, height), layout="constrained", facecolor="none")
     return figure, figure.add_subplot(facecolor="none")
-
-
-def _percent_axis(axis: Any) -> None:
-    from matplotlib.ticker import PercentFormatter
-
-    axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
-    axis.set_ticks([0, 0.25, 0.5, 0.75, 1])
-    (axis.axes.set_xlim if axis.axis_name == "x" else axis.axes.set_ylim)(0, 1)
 
 
 def _svg(figure: Any, name: str) -> str:

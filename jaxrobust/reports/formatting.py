@@ -1,7 +1,7 @@
 """Numbers as text: what a report writes for rates, confidences, sizes and what is missing."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxrobust.evaluation.attack_report import epsilon_label
@@ -14,6 +14,21 @@ _SPACE = "\N{NO-BREAK SPACE}"
 def finite(value: Any) -> bool:
     """Whether `value` is a number that can be shown: not None, NaN, infinite or a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def ends(value: Any) -> tuple[Any, Any, Any]:
+    """(middle, low, high) of a number, a RATE or an ESTIMATE; None where it has no bound.
+
+    Example:
+      >>> ends(0.5), ends({"value": 3.0, "deviation": 0.5})
+      ((0.5, None, None), (3.0, 2.5, 3.5))
+    """
+    if not isinstance(value, Mapping):
+        return value, None, None
+    middle, half = value.get("rate", value.get("value")), value.get("deviation")
+    if finite(middle) and finite(half):
+        return middle, middle - half, middle + half
+    return middle, value.get("low"), value.get("high")
 
 
 def number(value: Any, decimals: int = 3) -> str:
@@ -139,12 +154,12 @@ def rate_interval(rate: dict[str, Any] | None, with_size: bool = True) -> str:
     """
     if rate is None:
         return ""
-    size = sample_size(rate)
-    if not all(finite(rate[key]) for key in ("rate", "low", "high")):
-        return f"({size})" if with_size else ""
-    decimals = _decimals(rate)
-    low, high = (f"{100 * rate[key]:.{decimals}f}" for key in ("low", "high"))
-    return f"({low}{DASH}{high}, {size})" if with_size else f"({low}{DASH}{high})"
+    said = [sample_size(rate)] if with_size and finite(rate["n"]) else []
+    if all(finite(rate[key]) for key in ("rate", "low", "high")):
+        decimals = _decimals(rate)
+        low, high = (f"{100 * rate[key]:.{decimals}f}" for key in ("low", "high"))
+        said.insert(0, f"{low}{DASH}{high}")
+    return f"({', '.join(said)})" if said else ""
 
 
 def rate_words(rate: dict[str, Any]) -> str:

@@ -1,55 +1,49 @@
 """Which colour and marker belongs to which name: the same in every figure of a report."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from jaxrobust.reports.blocks import Block
 from jaxrobust.reports.figures import NUM_LOOKS, NUM_SERIES, Series, series
 
 
-def assign(result: dict[str, Any]) -> dict[str, Series]:
-    """The look of each model, and of each series of the generic charts.
+def assign(blocks: Sequence[Block]) -> dict[str, Series]:
+    """The look of each name in charts, in the order in which they appear.
 
-    A series has the look of the model that it names. Any other takes the first look that no model
-    has and whose colour nothing beside it in its charts has: names that never meet may share one.
+    The first eight names have a colour each. Any other takes the first look whose colour nothing beside
+    it in its charts has: names that never meet may then share one.
 
     Args:
-      result: As `read_result` returns it.
+      blocks: Of a result.
     """
-    mentioned = [model["name"] for model in result["models"]]
-    for section in ("attacks", "curves"):
-        mentioned += [item["model"] for item in result[section]]
-    indices = {name: index for index, name in enumerate(dict.fromkeys(mentioned))}
-    of_models = {index % NUM_LOOKS for index in indices.values()}
     beside: dict[str, dict[str, None]] = {}
-    for names in _together(result):
+    for names in _together(blocks):
         for name in names:
             beside.setdefault(name, {}).update(dict.fromkeys(names))
+    indices: dict[str, int] = {}
     for name, others in beside.items():
-        if name not in indices:
-            taken = {indices[other] for other in others if other in indices}
-            indices[name] = _free(of_models, taken)
+        taken = {indices[other] for other in others if other in indices}
+        indices[name] = len(indices) if len(indices) < NUM_SERIES else _free(taken)
     return {name: series(index) for name, index in indices.items()}
 
 
-def _free(of_models: set[int], taken: set[int]) -> int:
+def _free(taken: set[int]) -> int:
     colours = {index % NUM_SERIES for index in taken}
-    mine = [index for index in range(NUM_LOOKS) if index not in of_models and index not in taken]
+    free = [index for index in range(NUM_LOOKS) if index not in taken]
     # More than eight in one chart share colours, and are told apart by their markers.
-    return next(
-        (index for index in mine if index % NUM_SERIES not in colours), mine[0] if mine else 0
-    )
+    first = free[0] if free else 0
+    return next((index for index in free if index % NUM_SERIES not in colours), first)
 
 
 def series_name(item: dict[str, Any]) -> str:
     """The name that decides a series' look."""
-    return item.get("model") or item["name"]
+    return str(item.get("model") or item["name"])
 
 
-def _together(result: dict[str, Any]) -> Iterator[list[str]]:
+def _together(blocks: Sequence[Block]) -> Iterator[list[str]]:
     """The names of each chart."""
-    for section in result["sections"]:
-        for block in section["blocks"]:
-            if block["kind"] == "chart":
-                yield [series_name(item) for item in block["series"]]
-            elif block["kind"] == "intervals":
-                yield [item["name"] for group in block["groups"] for item in group["items"]]
+    for block in blocks:
+        if block["kind"] == "chart":
+            yield [series_name(item) for item in block["series"]]
+        elif block["kind"] == "intervals":
+            yield [item["name"] for group in block["groups"] for item in group["items"]]

@@ -50,6 +50,17 @@ def decode_array(value: dict[str, Any]) -> np.ndarray:
     return np.frombuffer(data, dtype).reshape(shape)
 
 
+def encode_array(array: Any) -> dict[str, Any]:
+    """An array for JSON: {"dtype", "shape", "base64"}, little endian, C order."""
+    array = np.ascontiguousarray(array)
+    little = array.astype(array.dtype.newbyteorder("<"))
+    return {
+        "dtype": array.dtype.name,
+        "shape": list(array.shape),
+        "base64": base64.b64encode(little.tobytes()).decode(),
+    }
+
+
 def to_rgb(image: np.ndarray) -> np.ndarray:
     """An image as uint8 [H, W, 3]; a grey one is repeated, NaN is black."""
     if image.dtype != np.uint8:
@@ -74,6 +85,11 @@ def perturbation(image: np.ndarray, adversarial: np.ndarray) -> tuple[np.ndarray
         return to_rgb(np.full(image.shape, 0.5, np.float32)), None
     factor = 0.5 / largest
     return to_rgb(0.5 + factor * difference), factor
+
+
+def amplified(factor: float | None) -> str:
+    """How strongly a perturbation is shown; None is that of two equal images."""
+    return "none" if factor is None else f"\N{MULTIPLICATION SIGN} {factor:,.1f}"
 
 
 def heat(values: np.ndarray) -> np.ndarray:

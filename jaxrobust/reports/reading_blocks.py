@@ -1,11 +1,12 @@
-"""What the blocks of a generic section must hold: docs/result_format.md, BLOCK."""
+"""What a block must hold: docs/result_format.md, BLOCK."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxrobust.reports.schema import (
     ARRAY,
     BOOLEAN,
+    COUNT,
     ID,
     INTEGER,
     NUMBER,
@@ -14,8 +15,34 @@ from jaxrobust.reports.schema import (
     array_shape,
     check,
     check_image,
+    one_of,
     short,
 )
+
+LEVELS = (1, 2, 3)
+TONES = ("sound", "doubtful")
+
+
+def cell(value: Any, where: str) -> None:
+    """Raises ValueError unless `value` is a CELL: text, a number, null, a RATE or an ESTIMATE."""
+    if isinstance(value, dict):
+        estimate(value, where)
+    elif not TEXT.passes(value) and not NUMBER.passes(value):
+        raise ValueError(
+            f"`{where}` must be text, a number, null or an object with `rate` or `value`, "
+            f"got {short(value)}."
+        )
+
+
+def estimate(value: Any, where: str) -> None:
+    """Raises ValueError unless `value` is a RATE or a value with an interval or a deviation."""
+    if isinstance(value, dict) and "rate" in value:
+        check(value, RATE, where)
+    elif isinstance(value, dict) and "deviation" in value:
+        check(value, {"value": NUMBER, "deviation": NUMBER, "n?": NUMBER}, where)
+    else:
+        check(value, {"value": NUMBER, "low": NUMBER, "high": NUMBER, "n?": NUMBER}, where)
+
 
 _TILE = {
     "image?": ARRAY,
@@ -33,31 +60,10 @@ _NEEDS = {
 }
 
 
-def cell(value: Any, where: str) -> None:
-    """Raises ValueError unless `value` is a CELL: text, a number, null, a RATE or an estimate."""
-    if isinstance(value, dict):
-        estimate(value, where)
-    elif not TEXT.passes(value) and not NUMBER.passes(value):
-        raise ValueError(
-            f"`{where}` must be text, a number, null or an object with `rate` or `value`, "
-            f"got {short(value)}."
-        )
-
-
-def estimate(value: Any, where: str) -> None:
-    """Raises ValueError unless `value` is a RATE or a value with an interval or a deviation."""
-    if isinstance(value, dict) and "rate" in value:
-        check(value, RATE, where)
-    elif isinstance(value, dict) and "deviation" in value:
-        check(value, {"value": NUMBER, "deviation": NUMBER}, where)
-    else:
-        check(value, {"value": NUMBER, "low": NUMBER, "high": NUMBER}, where)
-
-
 def tile_style(tile: dict[str, Any]) -> str:
     """How a tile is drawn: as it says, or by what it has."""
     if tile.get("style"):
-        return tile["style"]
+        return str(tile["style"])
     if tile.get("map"):
         return "overlay" if tile.get("image") else "heat"
     return "difference" if tile.get("against") else "image"
@@ -68,8 +74,7 @@ def _tile(value: Any, where: str) -> None:
         return
     check(value, _TILE, where)
     style = tile_style(value)
-    if style not in _NEEDS:
-        raise ValueError(f"`{where}.style` must be one of {tuple(_NEEDS)}, got {short(style)}.")
+    check(style, one_of(*_NEEDS), f"{where}.style")
     for key in _NEEDS[style]:
         if not value.get(key):
             raise ValueError(f"`{where}.{key}` is missing, and the style {style!r} needs it.")
@@ -88,7 +93,7 @@ def _tile(value: Any, where: str) -> None:
 
 
 _HEAD = {"kind": TEXT, "id?": ID, "title?": TEXT, "caption?": TEXT, "folded?": BOOLEAN}
-_AXIS = {"title": TEXT, "percent?": BOOLEAN, "log?": BOOLEAN}
+_AXIS = {"title": TEXT, "percent?": BOOLEAN, "log?": BOOLEAN, "limits?": [NUMBER]}
 _SERIES = {
     "name": TEXT,
     "model?": TEXT,
@@ -96,20 +101,16 @@ _SERIES = {
     "y": [NUMBER],
     "low?": [NUMBER],
     "high?": [NUMBER],
+    "n?": [NUMBER],
     "dashed?": BOOLEAN,
     "scatter?": BOOLEAN,
     "steps?": BOOLEAN,
 }
-VERDICT = {
-    "question": TEXT,
-    "answer": TEXT,
-    "details?": TEXT,
-    "confidence": TEXT,
-    "evidence?": [{"text": TEXT, "href?": TEXT}],
-}
 _KINDS: dict[str, dict[str, Any]] = {
+    "heading": {"level": one_of(*LEVELS), "id": ID, "title": TEXT},
+    "text": {"text": TEXT},
     "table": {
-        "columns": [{"title": TEXT, "unit?": TEXT, "decimals?": INTEGER, "group?": TEXT}],
+        "columns": [{"title": TEXT, "unit?": TEXT, "decimals?": COUNT, "group?": TEXT}],
         "rows": [[cell]],
         "highlight?": [INTEGER],
     },
@@ -130,10 +131,11 @@ _KINDS: dict[str, dict[str, Any]] = {
         "row_title": TEXT,
         "column_title": TEXT,
         "percent?": BOOLEAN,
-        "decimals?": INTEGER,
+        "decimals?": COUNT,
+        "by_row?": BOOLEAN,
     },
-    "text": {"paragraphs": [TEXT]},
-    "verdict": VERDICT,
+    "verdict": {"question": TEXT, "text": TEXT, "evidence?": [{"text": TEXT, "href?": TEXT}]},
+    "notice": {"tone": one_of(*TONES), "text": TEXT},
 }
 
 
@@ -141,22 +143,18 @@ def block(value: Any, where: str) -> None:
     """Raises ValueError, naming the place, unless `value` is a BLOCK."""
     check(value, _HEAD, where)
     kind = value["kind"]
-    if kind not in _KINDS:
-        raise ValueError(f"`{where}.kind` must be one of {tuple(_KINDS)}, got {short(kind)}.")
+    check(kind, one_of(*_KINDS), f"{where}.kind")
     check(value, _KINDS[kind], where)
     if value.get("folded") and not value.get("title"):
         raise ValueError(f"`{where}.title` is missing, and a folded block shows nothing else.")
-    _FURTHER.get(kind, lambda value, where: None)(value, where)
+    if kind in _FURTHER:
+        _FURTHER[kind](value, where)
 
 
 def _table(value: dict[str, Any], where: str) -> None:
     columns = value["columns"]
     if not columns:
         raise ValueError(f"`{where}.columns` must hold at least one column.")
-    for position, column in enumerate(columns):
-        if (column.get("decimals") or 0) < 0:
-            place = f"{where}.columns[{position}].decimals"
-            raise ValueError(f"`{place}` must be 0 or more, got {column['decimals']}.")
     for position, row in enumerate(value["rows"]):
         _length(row, len(columns), f"{where}.rows[{position}]", "columns")
         if isinstance(row[0], dict):
@@ -173,15 +171,20 @@ def _table(value: dict[str, Any], where: str) -> None:
 
 
 def _chart(value: dict[str, Any], where: str) -> None:
+    for axis in ("x", "y"):
+        limits = value[axis].get("limits")
+        if limits is not None and (len(limits) != 2 or None in limits or limits[0] >= limits[1]):
+            raise ValueError(f"`{where}.{axis}.limits` must be two rising numbers, got {limits}.")
     looks: dict[Any, str] = {}
     for position, series in enumerate(value["series"]):
         place = f"{where}.series[{position}]"
-        for key in ("y", "low", "high"):
+        for key in ("y", "low", "high", "n"):
             if series.get(key) is not None:
                 _length(series[key], len(series["x"]), f"{place}.{key}", "points in `x`")
         if (series.get("low") is None) != (series.get("high") is None):
             raise ValueError(f"`{place}` must have both `low` and `high`, or neither.")
-        look = (series.get("model") or series["name"], bool(series.get("dashed")))
+        drawn = bool(series.get("dashed")), bool(series.get("scatter"))
+        look = (series.get("model") or series["name"], *drawn)
         if look in looks:
             raise ValueError(
                 f"`{place}` must not look as `{looks[look]}` does: give it another name, or make "
@@ -217,7 +220,7 @@ def _heat(value: dict[str, Any], where: str) -> None:
                 )
 
 
-_FURTHER = {
+_FURTHER: dict[str, Callable[[dict[str, Any], str], None]] = {
     "table": _table,
     "chart": _chart,
     "intervals": _intervals,

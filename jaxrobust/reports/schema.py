@@ -27,6 +27,7 @@ def _is_number(value: Any) -> bool:
 TEXT = Kind("text", lambda value: isinstance(value, str))
 NUMBER = Kind("a number or null", _is_number)
 INTEGER = Kind("an integer", lambda value: isinstance(value, int) and not isinstance(value, bool))
+COUNT = Kind("an integer of at least 0", lambda value: INTEGER.passes(value) and value >= 0)
 BOOLEAN = Kind("true or false", lambda value: isinstance(value, bool))
 MAPPING = Kind("an object", lambda value: isinstance(value, dict))
 ANYTHING = Kind("anything", lambda value: True)
@@ -61,6 +62,15 @@ def check(value: Any, schema: Any, where: str) -> None:
                 raise ValueError(f"`{place}` is missing.")
             if not (key.endswith("?") and value.get(name) is None):
                 check(value[name], inner, place)
+
+
+def one_of(*allowed: Any) -> Kind:
+    """The leaf that is one of some values."""
+    # 1 == True, and a level of true is none.
+    return Kind(
+        f"one of {allowed}",
+        lambda value: any(type(value) is type(one) and value == one for one in allowed),
+    )
 
 
 def short(value: Any) -> str:

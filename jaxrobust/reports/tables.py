@@ -7,7 +7,8 @@ from typing import Any
 from jaxrobust.reports import formatting
 
 _NO_BREAK = "\u00a0"
-_ON_ONE_LINE = 20  # characters of a cell: what is longer is broken where the column is narrow
+# Characters of a cell: what is longer is broken where the column is narrow, but not at every word.
+_ON_ONE_LINE, _SENTENCE = 20, 40
 
 
 def table(block: dict[str, Any]) -> dict[str, Any]:
@@ -21,7 +22,7 @@ def table(block: dict[str, Any]) -> dict[str, Any]:
     """
     by_column = list(zip(*block["rows"], strict=True)) or [()] * len(block["columns"])
     pairs = zip(block["columns"], by_column, strict=True)
-    columns = [_column(*pair, first=index == 0) for index, pair in enumerate(pairs)]
+    columns = [_column(*pair, number) for number, pair in enumerate(pairs)]
     groups = _groups(columns)
     highlight = set(block.get("highlight") or ())
     rows = [
@@ -43,34 +44,36 @@ def heat_table(block: dict[str, Any]) -> dict[str, Any]:
     low = min([*numbers, 0.0])
     high = 1.0 if percent and max(numbers, default=0.0) <= 1 else max(numbers, default=0.0)
 
-    def cell(item: Any) -> dict[str, Any]:
-        shown = {"detail": "", "share": 0.0, "diagonal": False}
+    def cell(item: Any, most: float) -> dict[str, Any]:
+        shown = {"detail": "", "share": 0.0, "data": _data(item)}
         if isinstance(item, dict):
             shown["share"] = item["rate"] if formatting.finite(item["rate"]) else 0.0
             text, detail = formatting.rate_value(item), formatting.rate_interval(item)
             return shown | {"text": text, "detail": detail}
-        if formatting.finite(item) and high > low:
-            shown["share"] = (item - low) / (high - low)
+        if formatting.finite(item) and most > low:
+            shown["share"] = (item - low) / (most - low)
         return shown | {"text": formatting.measure(item, decimals, percent)}
 
-    rows = [
-        (name, [cell(item) for item in row])
-        for name, row in zip(block["rows"], block["values"], strict=True)
-    ]
-    return {"columns": block["columns"], "rows": rows}
+    rows = []
+    for name, row in zip(block["rows"], block["values"], strict=True):
+        most = sum(filter(formatting.finite, row)) if block.get("by_row") else high
+        rows.append((name, [cell(item, most) for item in row]))
+    detailed = any(shown["detail"] for _, cells in rows for shown in cells)
+    return {"columns": block["columns"], "rows": rows, "detailed": detailed}
 
 
 def _given(decimals: int | None, numbers: Sequence[float], percent: bool) -> int:
     return formatting.shared_decimals(numbers, percent) if decimals is None else decimals
 
 
-def _column(column: dict[str, Any], cells: Sequence[Any], first: bool) -> dict[str, Any]:
+def _column(column: dict[str, Any], cells: Sequence[Any], number: int) -> dict[str, Any]:
     percent = column.get("unit") == "%"
     numbers = [value for item in cells for value in _numbers(item)]
     wide = any(isinstance(item, dict) for item in cells)
     # One sample size for all is said once, above: a table of many rates is wide enough.
-    sizes = {formatting.sample_size(item) for item in cells if _is_rate(item)}
-    size = sizes.pop() if len(sizes) == 1 else None
+    sizes = {_data(item).get("n") for item in cells if isinstance(item, dict)}
+    one = len(sizes) == 1 and None not in sizes
+    size = formatting.sample_size({"n": sizes.pop()}) if one else None
     unit = None if percent else column.get("unit")
     numeric = wide or (bool(numbers) and not any(isinstance(item, str) for item in cells))
     return {
@@ -79,8 +82,10 @@ def _column(column: dict[str, Any], cells: Sequence[Any], first: bool) -> dict[s
         "sized": size is not None,
         "percent": percent,
         "decimals": _given(column.get("decimals"), numbers, percent),
-        "group": column.get("group") if not first else None,
+        "group": column.get("group") if number else None,
+        "number": number,
         "wide": wide,
+        "numeric": numeric,
         "css": "rate" if wide else "num" if numeric else "",
     }
 
@@ -100,7 +105,7 @@ def _groups(columns: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _cell(item: Any, column: dict[str, Any]) -> dict[str, Any]:
-    decimals, percent, detail = column["decimals"], column["percent"], ""
+    decimals, percent, detail, data = column["decimals"], column["percent"], "", _data(item)
     if _is_rate(item):
         text = formatting.rate_value(item)
         detail = formatting.rate_interval(item, with_size=not column["sized"])
@@ -111,20 +116,38 @@ def _cell(item: Any, column: dict[str, Any]) -> dict[str, Any]:
             scaled = [formatting.measure(100 * end if percent else end, decimals) for end in ends]
             # A dash between signed numbers would read as one more sign.
             between = " to " if min(ends) < 0 else formatting.DASH
-            detail = f"± {scaled[0]}" if len(ends) == 1 else f"({between.join(scaled)})"
+            said = [f"± {scaled[0]}" if len(ends) == 1 else between.join(scaled)]
+            if not column["sized"] and "n" in data:
+                said.append(formatting.sample_size(data))
+            bare = len(ends) == 1 and len(said) == 1  # ± 0.4 reads without brackets
+            detail = said[0] if bare else f"({', '.join(said)})"
     elif isinstance(item, str):
         text = item.replace(" ", _NO_BREAK) if len(item) <= _ON_ONE_LINE else item
     else:
         text = formatting.measure(item, decimals, percent)
     number = not isinstance(item, str)
-    css = ["num"] * number + ["first"] * ("first" in column["css"].split())
+    css = [name for name in column["css"].split() if name == "first"]
+    if not number:
+        css += ["prose"] * (len(item) > _SENTENCE) or ["words"] * (len(item) > _ON_ONE_LINE)
+    elif item is not None or column["numeric"]:
+        css.insert(0, "num")
     return {
         "text": text,
         "detail": detail,
         "number": number,
         "wide": column["wide"],
         "css": " ".join(css),
+        "data": data,
     }
+
+
+def _data(item: Any) -> dict[str, Any]:
+    """The numbers of a cell as the page's script sorts and copies them: all of their digits."""
+    if not isinstance(item, dict):
+        return {"value": item} if formatting.finite(item) else {}
+    known = {"value": item.get("rate", item.get("value"))}
+    known |= {key: item.get(key) for key in ("low", "high", "deviation", "n")}
+    return {key: value for key, value in known.items() if formatting.finite(value)}
 
 
 def _is_rate(item: Any) -> bool:
@@ -133,7 +156,4 @@ def _is_rate(item: Any) -> bool:
 
 def _numbers(item: Any) -> list[Any]:
     """The numbers of a cell that share the column's decimals; a rate has its own."""
-    if isinstance(item, dict):
-        estimate = [item.get(key) for key in ("value", "low", "high", "deviation")]
-        return [] if _is_rate(item) else [value for value in estimate if formatting.finite(value)]
-    return [item] if formatting.finite(item) else []
+    return [] if _is_rate(item) else [value for key, value in _data(item).items() if key != "n"]

@@ -1,6 +1,6 @@
 """What the experiment scripts share: a command line, timed stages, result.json and its pictures."""
 
-from jaxrobust.studies import blocks, suite_run, suites
+from jaxrobust.studies import comparison, records, suite_run, suites
 from jaxrobust.studies.classifiers import (
     check_classifier,
     describe_inputs,
@@ -8,41 +8,50 @@ from jaxrobust.studies.classifiers import (
     load_model,
     num_parameters,
 )
+from jaxrobust.studies.command_line import preset, run_script
 from jaxrobust.studies.examples import Examples, load_examples
+from jaxrobust.studies.facts import ANY, Fact, Facts, load_facts, load_outcomes
 from jaxrobust.studies.pictures import explanations, gallery, right_and_wrong, spread
 from jaxrobust.studies.results import (
     commit,
     configuration,
-    encode_array,
     environment,
     model_entry,
     result_header,
 )
-from jaxrobust.studies.script import Stages, finish, open_run, run_script
+from jaxrobust.studies.run import Run, open_run, start
+from jaxrobust.studies.stages import Stages
 
 __all__ = [
+    "ANY",
     "Examples",
+    "Fact",
+    "Facts",
+    "Run",
     "Stages",
-    "blocks",
     "check_classifier",
     "commit",
+    "comparison",
     "configuration",
     "describe_inputs",
-    "encode_array",
     "environment",
     "explanations",
-    "finish",
     "gallery",
     "load_classifier",
     "load_examples",
+    "load_facts",
     "load_model",
+    "load_outcomes",
     "model_entry",
     "num_parameters",
     "open_run",
+    "preset",
+    "records",
     "result_header",
     "right_and_wrong",
     "run_script",
     "spread",
+    "start",
     "suite_run",
     "suites",
 ]

@@ -1,4 +1,4 @@
-"""The pictures of a report as data: images with their saliency and Grad-CAM, clean and attacked."""
+"""Records of pictures: images with their saliency and Grad-CAM, clean and attacked."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from jaxrobust import attribution
 from jaxrobust.evaluation import AttackReport, attack_label, logits
 from jaxrobust.evaluation.answers import as_float
 from jaxrobust.evaluation.classification import softmax
-from jaxrobust.studies.results import encode_array
+from jaxrobust.reports.pictures import encode_array
 from jaxrobust.types import LogitsFn
 
 
@@ -24,7 +24,7 @@ def explanations(
     class_names: Sequence[str],
     layer: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Images with what the prediction hangs on (docs/result_format.md, EXPLANATION).
+    """Images with what the prediction hangs on, which `reports.evaluations.explanations` draws.
 
     The class explained is the predicted one, right or wrong.
 
@@ -71,7 +71,7 @@ def gallery(
     model: str,
     layer: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Images before and after an attack, with maps of both (docs/result_format.md, EXAMPLE).
+    """Images before and after an attack, with maps of both; `reports.evaluations.gallery` draws them.
 
     The class explained is the predicted one, before and after.
 

@@ -1,6 +1,5 @@
 """result.json: where an experiment's numbers go, with what is needed to make them again."""
 
-import base64
 import dataclasses
 import functools
 import importlib.metadata
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxrobust import compilation
 from jaxrobust._version import __version__
@@ -62,17 +60,6 @@ def commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def encode_array(array: Any) -> dict[str, Any]:
-    """An array for JSON: {"dtype", "shape", "base64"}, little endian, C order."""
-    array = np.ascontiguousarray(array)
-    little = array.astype(array.dtype.newbyteorder("<"))
-    return {
-        "dtype": array.dtype.name,
-        "shape": list(array.shape),
-        "base64": base64.b64encode(little.tobytes()).decode(),
-    }
 
 
 def configuration(config: Any) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """A suite of attacks as a script runs it: shown as it goes, its seconds kept over kills."""
 
+import dataclasses
+import functools
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,12 @@ import numpy as np
 from jaxrobust import evaluation, files
 from jaxrobust.evaluation import SuiteReport
 from jaxrobust.evaluation.classification import softmax
-from jaxrobust.reports import formatting
-from jaxrobust.studies import blocks
+from jaxrobust.reports import blocks, formatting
+from jaxrobust.reports.blocks import Block
+from jaxrobust.reports.pictures import decode_array, encode_array
+from jaxrobust.studies.pictures import spread
 from jaxrobust.studies.progress import Progress
+from jaxrobust.studies.run import Run
 from jaxrobust.types import Attack, LogitsFn
 
 _SAVE_EVERY = 5.0  # seconds
@@ -67,82 +72,141 @@ def run_suite(
     return report, {n: round(earlier.get(n, 0.0) + report.seconds[n], 3) for n in suite}
 
 
-def table_lines(summary: Mapping[str, Any]) -> list[str]:
-    """A suite as lines for a terminal: attack, what it left standing, what it fooled, its seconds.
+@dataclasses.dataclass(frozen=True, eq=False)
+class SuiteRun:
+    """A suite on one classifier, and the sanity checks of the same ball, as stages of a run.
 
-    Args:
-      summary: A SUITE of docs/result_format.md.
+    Attributes:
+      run: What keeps the records.
+      suite: {name: attack}, all with one epsilon and one norm.
+      label: What the suite is called.
+      model: The classifier's name.
+      target: The classifier, images [N, H, W, C] and labels int [N].
+      indices: int [N], the images' places in the data set.
+      folder: That keeps the state of the attacks.
+      num_lanes: Images at a time.
+      search_type: "float32" or "bfloat16".
     """
-    size = formatting.sample_size(summary["clean_accuracy"])
-    rows = [["attack", f"robust accuracy, {size} (95 %)", "fooled", "seconds"]]
-    rows.append(["no attack", _rate(summary["clean_accuracy"]), "", ""])
-    for attack in summary["attacks"]:
-        seconds = formatting.seconds(attack["seconds"])
-        left = _rate(attack["robust_accuracy"])
-        rows.append([attack["name"], left, str(attack["fooled"]), seconds])
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), row[1].ljust(widths[1])])
-        + "".join(f"  {cell.rjust(width)}" for cell, width in zip(row[2:], widths[2:], strict=True))
-        for row in rows
-    ]
-    return [line.replace("\N{NO-BREAK SPACE}", " ").rstrip() for line in lines]
+
+    run: Run
+    suite: Mapping[str, Attack]
+    label: str
+    model: str
+    target: tuple[LogitsFn, np.ndarray, np.ndarray]
+    indices: np.ndarray
+    folder: Path
+    num_lanes: int = 128
+    search_type: str = "float32"
+
+    @functools.cached_property
+    def outcome(self) -> tuple[SuiteReport, dict[str, float]]:
+        """What `run_suite` returns; of a suite that was finished before it is read from the folder."""
+        return run_suite(
+            self.suite,
+            *self.target,
+            key=self.run.key,
+            folder=self.folder,
+            num_lanes=self.num_lanes,
+            search_type=self.search_type,
+        )
+
+    def record(self, stage: str) -> dict[str, Any]:
+        """The suite's record: that of `evaluation.summarise_suite`, its label, the images' indices.
+
+        Args:
+          stage: What the stage is called.
+        """
+
+        def summarise(_: Any) -> dict[str, Any]:
+            report, seconds = self.outcome
+            report = dataclasses.replace(report, seconds=seconds)
+            found = evaluation.summarise_suite(report, self.model)
+            return found | {"label": self.label, "indices": self.indices.tolist()}
+
+        found: dict[str, Any] = self.run.stages.remember(stage, summarise)
+        seconds = sum(attack["seconds"] for attack in found["attacks"])
+        self.run.stages.count_resumed(stage, seconds)
+        return found
+
+    def sanity(self, stage: str) -> dict[str, Any]:
+        """The record of the sanity checks: that of `evaluation.sanity`.
+
+        Args:
+          stage: What the stage is called.
+        """
+        first: Any = next(iter(self.suite.values()))
+
+        def check(progress: Any) -> dict[str, Any]:
+            return evaluation.sanity(
+                *self.target,
+                first.epsilon,
+                key=jax.random.fold_in(self.run.key, 1),
+                norm=first.norm,
+                num_lanes=self.num_lanes,
+                progress=progress,
+            )
+
+        found: dict[str, Any] = self.run.stages.remember(stage, check)
+        return found
 
 
-def check_lines(diagnostics: Mapping[str, Any]) -> list[str]:
-    """What `evaluation.diagnostics.sanity` found, as lines for a terminal."""
-    marks = {True: "passed", False: "FAILED", None: "-"}
-    checks = diagnostics["checks"]
-    width = max((len(check["name"]) for check in checks), default=0)
-    return [
-        f"{marks[check['passed']]:6}  {check['name']:{width}}  {check['detail']}".rstrip()
-        for check in checks
-    ]
-
-
-def suite_pictures(
-    report: SuiteReport, rows: list[int], indices: Any, class_names: list[str]
-) -> dict[str, Any]:
-    """Images before and after they were fooled (docs/result_format.md, BLOCK pictures).
+def examples(attacked: SuiteRun, count: int) -> list[dict[str, Any]]:
+    """Records of images that a suite has fooled, before and after, which `pictures` draws.
 
     Args:
-      report: Of the suite.
-      rows: Which of its images.
-      indices: int [N], how the images are called.
+      attacked: The suite.
+      count: How many at most; none where the images have no colours that could be shown.
+    """
+    report, _ = attacked.outcome
+    if report.images.shape[-1] not in (1, 3):
+        return []
+    before, after = softmax(report.clean_logits), softmax(report.logits)
+    names = list(report.suite)
+    return [
+        {
+            "index": int(attacked.indices[row]),
+            "label": int(report.labels[row]),
+            "fooled_by": names[int(report.fooled_by[row])],
+            "prediction": int(before[row].argmax()),
+            "confidence": float(before[row].max()),
+            "adversarial_prediction": int(after[row].argmax()),
+            "adversarial_confidence": float(after[row].max()),
+            "image": encode_array(report.clean_images[row]),
+            "adversarial": encode_array(report.images[row]),
+        }
+        for row in spread(report.fooled_by >= 0, count)
+    ]
+
+
+def pictures(entries: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> Block:
+    """Images before and after a suite fooled them, and what has changed between the two.
+
+    Args:
+      entries: Of `examples`.
       class_names: K names.
     """
-    attacks = list(report.suite)
-    before, after = softmax(report.clean_logits), softmax(report.logits)
 
-    def said(probabilities: np.ndarray) -> str:
-        best = int(probabilities.argmax())
-        return f"{class_names[best]} ({formatting.confidence(float(probabilities[best]))})"
+    def said(entry: Mapping[str, Any], prefix: str) -> str:
+        confidence = formatting.confidence(entry[f"{prefix}confidence"])
+        return f"{class_names[entry[f'{prefix}prediction']]} ({confidence})"
 
-    lines, by = [], []
-    for row in rows:
-        clean, found = report.clean_images[row], report.images[row]
+    rows = []
+    for entry in entries:
+        clean, found = decode_array(entry["image"]), decode_array(entry["adversarial"])
         tiles = [
-            blocks.tile(clean, text=said(before[row])),
-            blocks.tile(found, text=said(after[row])),
+            blocks.tile(clean, text=said(entry, "")),
+            blocks.tile(found, text=said(entry, "adversarial_")),
             blocks.tile(found, style="difference", against=clean),
         ]
-        lines.append((f"{class_names[int(report.labels[row])]}, image {indices[row]}", tiles))
-        fooled = int(report.fooled_by[row])
-        by.append(f"fooled by {attacks[fooled]}" if fooled >= 0 else "not fooled")
-    block = blocks.pictures(
-        lines,
-        "Below the images what the model says, and how confidently. The difference is amplified by the "
-        "stated factor, so that its largest value fills the range around grey; grey is unchanged.",
+        label = f"{class_names[entry['label']]}, image {entry['index']}"
+        rows.append((label, tiles, f"fooled by {entry['fooled_by']}"))
+    return blocks.pictures(
+        rows,
+        "Below each image stands what the model says, and how confidently. The difference is amplified "
+        "by the stated factor, so that its largest value fills the range around grey: grey pixels are "
+        "unchanged.",
         columns=("clean", "adversarial", "difference"),
     )
-    for line, text in zip(block["rows"], by, strict=True):
-        line["text"] = text
-    return block
-
-
-def _rate(rate: Mapping[str, Any]) -> str:
-    interval = formatting.rate_interval(dict(rate), with_size=False)
-    return f"{formatting.rate_value(dict(rate)):>7} {interval}"
 
 
 class _Clock:

@@ -112,6 +112,24 @@ def label(name: str, epsilon: float, norm: str, *, shortened: bool = False) -> s
     return f"{known}, {norm} {epsilon_label(epsilon)}" + ", shortened" * shortened
 
 
+def labelled(
+    name: str, epsilon: float, norm: str, num_classes: int, max_steps: int | None = None
+) -> tuple[dict[str, Attack], str]:
+    """A suite of `make_suite`, and what it is called in tables.
+
+    Args:
+      name: As there, like what follows.
+      epsilon: Radius in pixel units.
+      norm: "linf", "l2" or "l1".
+      num_classes: K.
+      max_steps: Of each start of an attack; None: as many as it has.
+    """
+    suite = whole = make_suite(name, epsilon, norm, num_classes)
+    if max_steps is not None:
+        suite = shortened(whole, max_steps)
+    return suite, label(name, epsilon, norm, shortened=suite != whole)
+
+
 def shortened(suite: dict[str, Attack], num_steps: int) -> dict[str, Attack]:
     """The suite with at most so many steps for each start of an attack."""
 

@@ -8,223 +8,216 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from experiments.benchmarks.parity import matrix, ours
-from experiments.benchmarks.parity.export import Network
-from jaxrobust import studies
+from experiments.benchmarks import harness
+from experiments.benchmarks.network_files import Network
+from experiments.benchmarks.parity import matrix
+from jaxrobust import evaluation, studies
+from jaxrobust.attacks import APGD
 from jaxrobust.types import Attack
 
 PER_IMAGE = 200  # of which we may leave one more robust than a peer does
 _LONGER = 1.02  # how much longer our median perturbation may be
-
-Ask = Callable[[dict[str, Any]], dict[str, Any]]
+_FIRST = {"linf": 4 / 255, "l2": 0.5, "l1": 6.0}  # radii
+# Robust accuracies are spread between this and the clean accuracy. Not 10 %: the suite is stronger
+# than the one attack that the radii are found with.
+_LOWEST = 0.15
+Answer = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Comparison:
-    """What the comparisons on one network share.
-
-    Attributes:
-      network: With its images.
-      ask: Sends a request to torch_worker.py, `Peer.ask`.
-      stages: That keep what was computed.
-      effort: Of both sides.
-      seeds: Of the attacks, on both sides; some are made with the first alone.
-      art: Whether ART is one of the peers.
-      attacks: The names of those to compare within a ball; None: all.
-    """
+    """What the comparisons on one network share; some attacks are made with the first seed alone."""
 
     network: Network
-    ask: Ask
+    ask: harness.Ask  # the peer, which has the network
     stages: studies.Stages
     effort: matrix.Effort
     seeds: tuple[int, ...] = (0,)
     art: bool = True
-    attacks: tuple[str, ...] | None = None
+    attacks: tuple[str, ...] | None = None  # within a ball; None: all
 
 
-def within_ball(comparison: Comparison, norm: str, num_radii: int) -> list[dict[str, Any]]:
+def right(network: Network) -> np.ndarray:
+    """Bool [N]: the clean images that the network has right."""
+    logits = evaluation.logits(network.classifier, network.images)
+    return logits.argmax(axis=1) == network.labels
+
+
+def attack(
+    network: Network, chosen: Attack | dict[str, Attack], epsilon: float | None, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Runs an attack of ours, or a suite: (images, bool [N] which are robust by our own reckoning).
+
+    Without epsilon whatever fools counts.
+    """
+    arguments = (network.classifier, network.images, network.labels)
+    key = jax.random.key(seed)
+    if isinstance(chosen, dict):
+        suite = evaluation.attack_suite(chosen, *arguments, key=key)
+        return suite.images, suite.robust
+    # An image is left at its first success, but for its smallest perturbation; an attack that keeps
+    # its last point goes on to it.
+    until_fooled = epsilon is not None
+    report = evaluation.attack_dataset(chosen, *arguments, key=key, until_fooled=until_fooled)
+    return report.images, report.attacked & ~report.success
+
+
+def radii(network: Network, norm: str, count: int, num_steps: int, seed: int) -> list[float]:
+    """Radii at which robust accuracies under APGD-CE are spread between 10 and 90 %, smallest first."""
+
+    @functools.cache
+    def accuracy(epsilon: float) -> float:
+        _, robust = attack(network, APGD(epsilon, "ce", num_steps, norm), epsilon, seed)
+        return float(robust.mean())
+
+    clean = min(float(np.mean(right(network))), 0.9)
+    shares = [1 - (index + 1) / (count + 1) for index in range(count)]
+    goals = [_LOWEST + (clean - _LOWEST) * share for share in shares]
+    high = _FIRST[norm]
+    while accuracy(high) > goals[-1] and high < 64 * _FIRST[norm]:
+        high *= 2
+    found = [0.0]
+    for goal in goals:
+        below, above = found[-1], high
+        while True:
+            middle = float(f"{(below + above) / 2:.3g}")
+            if abs(accuracy(middle) - goal) <= 0.03 or above - below < 0.02 * above:
+                break
+            below, above = (middle, above) if accuracy(middle) > goal else (below, middle)
+        found.append(middle)
+    return found[1:]
+
+
+def within_ball(comparison: Comparison, norm: str, num_radii: int) -> list[Answer]:
     """Robust images of every attack at every radius: "cells" of result.json."""
     network, steps = comparison.network, comparison.effort.num_steps
     epsilons = comparison.stages.remember(
         f"{network.name} {norm}: radii",
-        lambda _: ours.radii(network, norm, num_radii, steps, comparison.seeds[0]),
+        lambda _: radii(network, norm, num_radii, steps, comparison.seeds[0]),
     )
     cells = []
     for epsilon in epsilons:
-        suite: dict[str, list[dict[str, Any]]] = {}  # torchattacks' answers to its attacks
+        suite: dict[str, list[Answer]] = {}  # torchattacks' answers to its attacks
         rows = matrix.within_ball(comparison.effort, norm, epsilon, comparison.art)
         for row in (r for r in rows if comparison.attacks is None or r.name in comparison.attacks):
             mine, theirs = _both(comparison, row, norm, epsilon)
-            if row.name in matrix.SUITE and "torchattacks" in theirs:
-                suite[row.name] = theirs["torchattacks"]
+            suite[row.name] = theirs.get("torchattacks", [])
             if isinstance(row.ours, dict):
                 theirs = {"torchattacks": _intersections(suite, len(mine))}
-            cells.append(
-                {
-                    "network": network.name,
-                    "norm": norm,
-                    "epsilon": epsilon,
-                    "attack": row.name,
-                    "num_images": len(network.images),
-                    "ours": _counts(mine)
-                    | {"by_our_own_reckoning": [answer["claimed"] for answer in mine]},
-                    "peers": {
-                        library: _beside(mine, answers) for library, answers in theirs.items()
-                    },
-                }
-            )
+            reckoned = {"by_our_own_reckoning": [answer["claimed"] for answer in mine]}
+            peers = {library: _beside(mine, answers) for library, answers in theirs.items()}
+            where = {"network": network.name, "norm": norm, "epsilon": epsilon, "attack": row.name}
+            sides = {"ours": _counts(mine) | reckoned, "peers": peers}
+            cells.append(where | {"num_images": len(network.images)} | sides)
     return cells
 
 
-def smallest(
-    comparison: Comparison, norm: str, row: matrix.Row, mask: np.ndarray
-) -> dict[str, Any]:
+def smallest(comparison: Comparison, norm: str, row: matrix.Row, mask: np.ndarray) -> Answer:
     """Median norms of an attack that looks for the smallest perturbation: one of "minimal_norms".
 
-    Args:
-      comparison: The network and the sides.
-      norm: "linf" or "l2".
-      row: The attack.
-      mask: bool [N], the images that are right when clean.
+    `mask` is bool [N], the images that are right when clean.
     """
     (mine,), theirs = _both(comparison, row, norm, None)
-    median, found = _median(mine, norm, mask)
-    answers = {}
+    own = _median(mine, norm, mask)
+    peers = {}
     for library, (answer,) in theirs.items():
-        answers[library] = answer
+        peers[library] = answer
         if "error" not in answer:
-            other, others = _median(answer, norm, mask)
-            answers[library] = {
-                "median": other,
-                "found": others,
-                "ratio": median / other if math.isfinite(median) and 0 < other < np.inf else None,
-                "holds": median <= _LONGER * other,
-                "seconds": answer["seconds"],
-            }
-    return {
-        "network": comparison.network.name,
-        "norm": norm,
-        "attack": row.name,
-        "num_images": int(mask.sum()),
-        "ours": {"median": median, "found": found, "seconds": mine["seconds"]},
-        "peers": answers,
-    }
+            found = _median(answer, norm, mask)
+            finite = math.isfinite(own["median"]) and 0 < found["median"] < np.inf
+            ratio = own["median"] / found["median"] if finite else None
+            holds = own["median"] <= _LONGER * found["median"]
+            peers[library] = found | {"ratio": ratio, "holds": holds}
+    where = {"network": comparison.network.name, "norm": norm, "attack": row.name}
+    return where | {"num_images": int(mask.sum()), "ours": own, "peers": peers}
 
 
-def count(cells: list[dict[str, Any]], norms: list[dict[str, Any]]) -> str:
-    """How the run came out, in a line: robust images and minimal norms apart, and what broke."""
-    words = []
-    for name, rows in (("robust images", cells), ("minimal norms", norms)):
-        peers = [peer for row in rows for peer in row["peers"].values()]
-        held = sum(peer.get("holds", False) for peer in peers)
-        broke = sum("error" in peer for peer in peers)
-        words.append(
-            f"{name}: {held} comparisons hold, {len(peers) - held - broke} do not, {broke} broke"
-        )
-    return "; ".join(words) + "."
+def counted(rows: list[Answer]) -> dict[str, int]:
+    """How many comparisons "hold", of how many that could be "judged", and where a peer "broke"."""
+    peers = [peer for row in rows for peer in row["peers"].values()]
+    held = [peer["holds"] for peer in peers if "holds" in peer]
+    return {"hold": sum(held), "judged": len(held), "broke": len(peers) - len(held)}
 
 
 def _both(
     comparison: Comparison, row: matrix.Row, norm: str, epsilon: float | None
-) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]]]:
+) -> tuple[list[Answer], dict[str, list[Answer]]]:
     """Our answers and the peers' for each seed, computed once; a peer that broke is asked anew."""
-    network, stages = comparison.network, comparison.stages
+    network = comparison.network
     where = f"{network.name} {norm} {'smallest' if epsilon is None else f'{epsilon:g}'} {row.name}"
     ball = {"norm": norm, "epsilon": epsilon, "indices": list(range(len(network.images)))}
-    mine: list[dict[str, Any]] = []
-    theirs: dict[str, list[dict[str, Any]]] = {library: [] for library in row.peers}
+    mine: list[Answer] = []
+    theirs: dict[str, list[Answer]] = {library: [] for library in row.peers}
+
+    def keep(side: str, compute: Callable[..., Answer], *given: Any, **settings: Any) -> Answer:
+        return comparison.stages.remember(side, lambda _: compute(*given, **settings))
+
     for seed in comparison.seeds[: row.num_seeds]:
         name = f"{where} {seed}"
-        make = functools.partial(_made, comparison, row.ours, epsilon, ball, seed)
-        mine.append(stages.remember(f"{name}: jaxrobust", make))
+        mine.append(keep(f"{name}: jaxrobust", _made, comparison, row.ours, ball, seed))
         for library, request in row.peers.items():
-            asked = request | {"indices": ball["indices"], "seed": seed}
+            asked = request | ball | {"seed": seed}
             try:
-                answer = stages.remember(
-                    f"{name}: {library}", functools.partial(_answer, comparison.ask, asked)
-                )
-            except _BrokenError as error:
+                answer = keep(f"{name}: {library}", comparison.ask, "attack", **asked)
+            except harness.PeerError as error:
                 print(f"{name}: {library} broke: {error}", flush=True)
                 answer = {"error": str(error)}
             theirs[library].append(answer)
     return mine, theirs
 
 
-class _BrokenError(Exception):
-    """A peer answered with an error."""
-
-
-def _answer(ask: Ask, request: dict[str, Any], _: Any) -> dict[str, Any]:
-    answer = ask(request)
-    if "error" in answer:
-        raise _BrokenError(answer["error"])
-    return answer
-
-
 def _made(
-    comparison: Comparison,
-    chosen: Attack | dict[str, Attack],
-    epsilon: float | None,
-    ball: dict[str, Any],
-    seed: int,
-    _: Any,
-) -> dict[str, Any]:
+    comparison: Comparison, chosen: Attack | dict[str, Attack], ball: Answer, seed: int
+) -> Answer:
     """Our images as the peers' judge sees them, with what we said of them ourselves."""
-    images, robust, seconds = ours.attack(comparison.network, chosen, epsilon, seed)
+    made = functools.partial(attack, comparison.network, chosen, ball["epsilon"], seed)
+    run = harness.clocked(made, lambda found: {"found": found})
+    images, robust = run["found"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "images.npy"
         np.save(path, images)
-        verdict = comparison.ask({"judge": str(path), **ball})
-    if "error" in verdict:  # the judge, unlike an attack, must not break
-        raise ValueError(f"Our images could not be judged: {verdict['error']}")
-    return verdict | {"claimed": int(robust.sum()), "seconds": seconds}
+        verdict = comparison.ask("judge", path=str(path), **ball)
+    return verdict | {"claimed": int(robust.sum()), "seconds": run["seconds"]}
 
 
-def _intersections(suite: dict[str, list[dict[str, Any]]], count: int) -> list[dict[str, Any]]:
-    """A peer's suite, seed by seed; an attack that draws nothing has one answer for all seeds."""
-    return [
-        _intersection(
-            {name: answers[min(seed, len(answers) - 1)] for name, answers in suite.items()}
-        )
-        for seed in range(count)
-    ]
+def _intersections(suite: dict[str, list[Answer]], count: int) -> list[Answer]:
+    """What withstood each attack of a peer's suite, seed by seed; all were made on all images."""
+    found: list[Answer] = []
+    for seed in range(count):
+        # An attack that draws nothing has one answer for all seeds.
+        answers = {name: suite[name][min(seed, len(suite[name]) - 1)] for name in matrix.SUITE}
+        broke = [name for name, answer in answers.items() if "error" in answer]
+        if broke:
+            found.append({"error": f"of its suite {', '.join(broke)} broke"})
+            continue
+        masks = np.array([answer["robust"] for answer in answers.values()])
+        seconds = sum(answer["seconds"] for answer in answers.values())
+        found.append({"robust": masks.all(axis=0).tolist(), "outside": 0, "seconds": seconds})
+    return found
 
 
-def _intersection(answers: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What withstood each attack of a suite, which were all made on all images."""
-    broke = [name for name in matrix.SUITE if "error" in answers.get(name, {"error": ""})]
-    if broke:
-        return {"error": f"of its suite {', '.join(broke)} broke"}
-    masks = np.array([answers[name]["robust"] for name in matrix.SUITE])
-    seconds = sum(answers[name]["seconds"] for name in matrix.SUITE)
-    return {"robust": masks.all(axis=0).tolist(), "outside": 0, "seconds": seconds}
-
-
-def _counts(answers: list[dict[str, Any]]) -> dict[str, Any]:
+def _counts(answers: list[Answer]) -> Answer:
     """How many images are robust, seed by seed, and what all seeds have in common."""
-    return {
-        "robust": [sum(answer["robust"]) for answer in answers],
-        "outside": sum(answer["outside"] for answer in answers),
-        "seconds": sum(answer["seconds"] for answer in answers),
-    }
+    sums = {name: sum(answer[name] for answer in answers) for name in ("outside", "seconds")}
+    return {"robust": [sum(answer["robust"]) for answer in answers], **sums}
 
 
-def _beside(mine: list[dict[str, Any]], answers: list[dict[str, Any]]) -> dict[str, Any]:
+def _beside(mine: list[Answer], answers: list[Answer]) -> Answer:
     """A peer's counts and how ours compare, over all seeds together."""
     for answer in answers:
         if "error" in answer:
             return answer
     difference = sum(_counts(mine)["robust"]) - sum(_counts(answers)["robust"])
     judged = sum(len(answer["robust"]) for answer in answers)
-    return _counts(answers) | {
-        "difference": difference,
-        "holds": difference * PER_IMAGE <= judged,
-    }
+    holds = difference * PER_IMAGE <= judged
+    return _counts(answers) | {"difference": difference, "holds": holds}
 
 
-def _median(answer: dict[str, Any], norm: str, mask: np.ndarray) -> tuple[float, int]:
-    """(median norm over the mask, infinite where nothing fools; how many were fooled)."""
+def _median(answer: Answer, norm: str, mask: np.ndarray) -> Answer:
+    """The median norm over the mask, infinite where nothing fools, and how many were fooled."""
     sizes = np.where(answer["fooled"], np.array(answer[norm], float), np.inf)[mask]
-    return float(np.median(sizes)), int(np.isfinite(sizes).sum())
+    found = int(np.isfinite(sizes).sum())
+    return {"median": float(np.median(sizes)), "found": found, "seconds": answer["seconds"]}

@@ -14,14 +14,13 @@ right for cifar_standard (78 %), and 20 to 40 % under PGD at 8/255 for cifar_rob
 
 import dataclasses
 import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from experiments.benchmarks.parity import export
+from experiments.benchmarks import harness, network_files
 from jaxrobust import attacks, data, evaluation, models, studies, training
 from jaxrobust.attacks import PGD
 from jaxrobust.data.augment import Augmentation
@@ -30,24 +29,24 @@ NAMES = ("reference", "cifar_standard", "cifar_robust")
 WIDTHS = (16, 32, 64)
 NUM_IMAGES = 200
 _SEED = 0
+# ImageNet's, which the reference was trained with.
+_PIXELS: dict[str, Any] = {
+    "mean": np.array(harness.IMAGENET_MEAN, np.float32),
+    "std": np.array(harness.IMAGENET_STD, np.float32),
+}
 _NUM_ROBUST = 25_000  # adversarial training takes three times as long for each image
-_TEACHER = PGD(epsilon=8 / 255, step_size=6 / 255, num_steps=2)
-_AUGMENT = Augmentation(flip=0.5, translate=0.125)
-_SGD = training.SGD(nesterov=True, weight_decay=5e-4)
 _STANDARD = training.Recipe(
     num_epochs=6,
     batch_size=128,
-    optimizer=_SGD,
+    optimizer=training.SGD(nesterov=True, weight_decay=5e-4),
     schedule=training.Cosine(0.1, warmup_epochs=1),
-    augmentation=_AUGMENT,
+    augmentation=Augmentation(flip=0.5, translate=0.125),
 )
-_ROBUST = training.Recipe(
+_ROBUST = dataclasses.replace(
+    _STANDARD,
     num_epochs=2,
-    batch_size=128,
-    optimizer=_SGD,
     schedule=training.Cosine(0.05),
-    adversary=_TEACHER,
-    augmentation=_AUGMENT,
+    adversary=PGD(epsilon=8 / 255, step_size=6 / 255, num_steps=2),
 )
 
 
@@ -66,121 +65,102 @@ class Config:
     results_dir: Path = Path("results")
 
 
-def reference(folder: Path, shared: Path) -> export.Network:
+def reference(folder: Path, shared: Path) -> network_files.Network:
     """The network of `shared`, in PyTorch's weights from the start."""
     source = shared / "reference" / "sports10_cnn"
     if not source.is_dir():
         raise FileNotFoundError(f"`shared` must hold reference/sports10_cnn, got {str(shared)!r}.")
     with np.load(source / "valid.npz") as archive:
         images, labels = archive["images"], archive["labels"]
+    module = models.create("cnn")
     variables = models.from_torch("cnn", dict(np.load(source / "state_dict.npz")))
-    # ImageNet's, which it was trained with.
-    mean = np.array([0.485, 0.456, 0.406], np.float32)
-    std = np.array([0.229, 0.224, 0.225], np.float32)
-    classifier = models.Classifier(models.create("cnn").apply, variables, mean, std)
-    path = folder / "reference.npz"
+    classifier = models.Classifier(module.apply, variables, **_PIXELS)
+    path, images = folder / "reference.npz", images.astype(np.float32) / np.float32(255)
     recipe = {"data": "sports10", "training": "by its authors, in PyTorch"}
-    pixels = images.astype(np.float32) / np.float32(255)
-    export.save(path, "cnn", models.create("cnn").widths, classifier, pixels, labels, recipe)
-    return export.read("reference", path)
+    network_files.save(path, "cnn", classifier, images, labels, module.widths, recipe)
+    return network_files.read("reference", path)
 
 
-def cifar(folder: Path, source: Path) -> tuple[export.Network, export.Network]:
-    """The standard and the robust network, trained where they are not there yet.
+def cifar(folder: Path, source: Path) -> list[network_files.Network]:
+    """The standard and the robust network in `folder`, trained where they are not there yet.
 
-    Args:
-      folder: Where networks go.
-      source: The tar file, or the folder that it unpacks to.
-
-    Returns:
-      (standard, robust).
-
-    Raises:
-      ValueError: Networks of another recipe in the folder.
+    `source` is the tar file, or the folder that it unpacks to; networks of another recipe are refused.
     """
-    recipes = {
-        "cifar_standard": _described(_STANDARD),
-        "cifar_robust": _described(_ROBUST) | {"num_train": _NUM_ROBUST},
-    }
+    recipes = {"cifar_standard": _described(_STANDARD), "cifar_robust": _described(_ROBUST)}
+    recipes["cifar_robust"]["num_train"] = _NUM_ROBUST
     networks = _ready(folder, recipes)
     if len(networks) < len(recipes):
-        dataset = data.load("image_folder", _unpacked(source, folder), cache_dir=folder / "cache")
-        _train(folder, dataset, recipes)
+        _train(folder, data.load("cifar10_jpeg", source, cache_dir=folder / "cache"), recipes)
         networks = _ready(folder, recipes)
-    return networks[0], networks[1]
+    return networks
 
 
-def _ready(folder: Path, recipes: dict[str, dict[str, Any]]) -> list[export.Network]:
-    networks = []
-    for name, recipe in recipes.items():
-        path = folder / f"{name}.npz"
-        if path.exists():
-            networks.append(export.read(name, path))
-            if networks[-1].recipe != json.loads(json.dumps(recipe)):  # tuples are lists there
-                raise ValueError(f"{path} was trained by another recipe; delete it to train anew.")
+def _ready(folder: Path, recipes: dict[str, Any]) -> list[network_files.Network]:
+    paths = {name: folder / f"{name}.npz" for name in recipes}
+    networks = [network_files.read(name, path) for name, path in paths.items() if path.exists()]
+    for network in networks:
+        if network.recipe != json.loads(
+            json.dumps(recipes[network.name])
+        ):  # tuples are lists there
+            raise ValueError(
+                f"{network.path} was trained by another recipe; delete it to train anew."
+            )
     return networks
 
 
 def _described(recipe: training.Recipe) -> dict[str, Any]:
-    teacher = recipe.adversary
     default, chosen = map(training.describe, (training.Recipe(), recipe))
-    words = {
-        "data": "cifar10_jpeg",
-        # What is no default: a value that comes with a later release changes no recipe.
-        "training": {
-            name: value
-            for name, value in chosen.items()
-            if name == "num_epochs" or (name != "adversary" and value != default[name])
-        },
-        "num_images": NUM_IMAGES,
-        "image_seed": _SEED,
-    }
-    return words if teacher is None else words | {"attack": attacks.to_dict(teacher)}
+    chosen.pop("adversary")
+    # What is no default: a value that comes with a later release changes no recipe.
+    changed = {k: v for k, v in chosen.items() if k == "num_epochs" or v != default[k]}
+    words: dict[str, Any] = {"data": "cifar10_jpeg", "training": changed}
+    words |= {"num_images": NUM_IMAGES, "image_seed": _SEED}
+    adversary = recipe.adversary
+    return words if adversary is None else words | {"attack": attacks.to_dict(adversary)}
 
 
-def _unpacked(source: Path, folder: Path) -> Path:
-    if source.is_dir():
-        return source
-    if not source.is_file():
-        raise FileNotFoundError(f"`cifar` must be a tar file or a folder, got {str(source)!r}.")
-    target, done = folder / "cifar10_jpeg", folder / "cifar10_jpeg.unpacked"
-    if not done.exists():
-        print(f"Unpacking {source.name} ...", flush=True)
-        with tarfile.open(source) as archive:
-            archive.extractall(target, filter="data")
-        done.touch()
-    return target
-
-
-def _train(folder: Path, dataset: data.Dataset, recipes: dict[str, dict[str, Any]]) -> None:
+def _train(folder: Path, dataset: data.Dataset, recipes: dict[str, Any]) -> None:
     rows = np.random.default_rng(_SEED).permutation(len(dataset.test))[:NUM_IMAGES]
     images = dataset.test.images[rows].astype(np.float32) / np.float32(255)
     labels = dataset.test.labels[rows]
     network = models.create("resnet_small", widths=WIDTHS)
     order = np.random.default_rng(_SEED).permutation(len(dataset.train))
+    used_by: dict[str, Any] = {
+        "cifar_standard": slice(None),
+        "cifar_robust": np.sort(order[:_NUM_ROBUST]),
+    }
     variables = None
-    for name, recipe, used in (
-        ("cifar_standard", _STANDARD, slice(None)),
-        ("cifar_robust", _ROBUST, np.sort(order[:_NUM_ROBUST])),
-    ):
+    for (name, used), recipe in zip(used_by.items(), (_STANDARD, _ROBUST), strict=True):
+        arrays = dataset.train.images[used], dataset.train.labels[used]
         fitted = training.fit(
             network,
-            training.Data(
-                (dataset.train.images[used], dataset.train.labels[used]),
-                mean=dataset.mean,
-                std=dataset.std,
-            ),
+            training.Data(arrays, **_PIXELS),
             recipe,
             run_dir=folder / f"train_{name}",
             # The robust one goes on from the standard one: it learns faster than from nothing.
             variables=variables,
         )
         variables = fitted.variables
-        classifier = models.Classifier(network.apply, variables, dataset.mean, dataset.std)
-        path = folder / f"{name}.npz"
-        export.save(path, "resnet_small", WIDTHS, classifier, images, labels, recipes[name])
+        classifier = models.Classifier(network.apply, variables, **_PIXELS)
+        path, words = folder / f"{name}.npz", recipes[name]
+        network_files.save(path, "resnet_small", classifier, images, labels, WIDTHS, words)
         test = evaluation.logits(classifier, dataset.test.images).argmax(axis=1)
         print(f"{name}: {100 * np.mean(test == dataset.test.labels):.1f} % of the test split right")
+
+
+def select(config: Any) -> list[network_files.Network]:
+    """The networks that the settings of parity or auto_attack ask for, and no training for others."""
+    with_cifar = config.cifar is not None and not config.quick
+    names = [name for name in config.networks if name == "reference" or with_cifar]
+    if not names:
+        raise ValueError(
+            "`networks` must leave something to compare (the CIFAR networks need `cifar` and are not "
+            f"part of `quick`), got {config.networks}."
+        )
+    home = config.results_dir / "parity" / "networks"
+    used = [reference(home, config.shared)] if "reference" in names else []
+    used += cifar(home, config.cifar) if names != ["reference"] else []
+    return [network for network in used if network.name in names]
 
 
 def main(config: Config) -> None:

@@ -1,0 +1,235 @@
+"""What all benchmarks share: the peer's process, turns, medians with their spread, JSON and a table."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxrobust import checks, files, studies
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Row = dict[str, Any]
+Ask = Callable[..., Row]
+"""Asks the peer: `ask(do, **settings)` returns its answer, or raises PeerError where that broke."""
+Side = Callable[[], Row]
+"""Runs once; returns its "seconds" and other facts by name."""
+
+_ROOT = Path(__file__).resolve().parents[2]
+_TABLES = json.loads(Path(__file__).with_name("columns.json").read_text(encoding="utf-8"))
+_VERSIONS = """
+import importlib.metadata, json, sys
+print(json.dumps({name: importlib.metadata.version(name) for name in sys.argv[1:]}))
+"""
+
+
+def num_cores() -> int:
+    """Cores that this process may use: fewer than the machine's if it is bound to some of them."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def peer_device() -> str:
+    """Where PyTorch is to compute: "cuda" where jax computes on a GPU, else "cpu"."""
+    return "cuda" if jax.default_backend() == "gpu" else "cpu"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Settings of every benchmark.
+
+    Attributes:
+      output: Where the JSON goes; a rehearsal's goes beside it.
+      quick: A rehearsal, not a measurement: little of everything, to see that it runs.
+    """
+
+    output: Path
+    quick: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PeerSettings(Settings):
+    """Settings of a benchmark with a peer.
+
+    Attributes:
+      peer_python: Python of an environment with PyTorch and the libraries that are compared with.
+      rounds: How often each side runs; the medians are compared.
+      num_threads: That PyTorch may use; by default as many as this process may use cores.
+    """
+
+    peer_python: Path
+    rounds: int
+    num_threads: int = dataclasses.field(default_factory=num_cores)
+
+
+def check(settings: Any, **allowed: Sequence[Any]) -> None:
+    """Checks that integers are at least 1, and that names are among those allowed for their field."""
+    for field in dataclasses.fields(settings):
+        if field.type is int:
+            checks.integer(field.name, getattr(settings, field.name), minimum=1)
+    for name, values in allowed.items():
+        for value in getattr(settings, name) or ():
+            checks.one_of(name, value, values)
+
+
+def versions(python: Path, *packages: str) -> dict[str, str]:
+    """The versions of packages beside a Python; ValueError where it does not run or lacks one."""
+    command = [_program(python), "-c", _VERSIONS, *packages]
+    try:
+        run = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        raise ValueError(f"`peer_python` must be a Python, got {str(python)!r}: {error}") from error
+    if run.returncode:
+        last = (run.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        needed = ", ".join(packages)
+        raise ValueError(f"`peer_python` must have {needed}, got {str(python)!r}: {last}")
+    return json.loads(run.stdout)
+
+
+def _program(python: Path) -> str:
+    if not python.is_file():
+        raise FileNotFoundError(f"`peer_python` must be a Python, got {str(python)!r}.")
+    # Not resolved: a virtual environment's Python is a link, and the link says which.
+    return str(python.absolute())
+
+
+class PeerError(ValueError):
+    """What the peer was asked for broke."""
+
+
+@contextlib.contextmanager
+def peer(python: Path, module: str = "experiments.benchmarks.torch_worker") -> Iterator[Ask]:
+    """A module of this project that answers lines of JSON, in a process of another Python.
+
+    Asked, it raises RuntimeError where the process has ended instead of answering.
+    """
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    environment = {**os.environ, "OMP_PROC_BIND": "close", "PYTHONPATH": str(_ROOT)}
+    command = [_program(python), "-m", module]
+    process: Any = subprocess.Popen(command, cwd=_ROOT, env=environment, **pipes)
+
+    def ask(do: str, **settings: Any) -> Row:
+        with contextlib.suppress(BrokenPipeError):  # it has ended: there will be no answer
+            process.stdin.write(json.dumps({"do": do} | settings) + "\n")
+            process.stdin.flush()
+        answer = process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"{python} stopped; its own words are above.")
+        found = json.loads(answer)
+        if "error" in found:
+            raise PeerError(found["error"])
+        return found
+
+    try:
+        yield ask
+    finally:
+        process.kill()  # it keeps nothing
+        process.wait()
+
+
+def clocked(compute: Callable[[], Any], facts: Callable[[Any], Row] = lambda result: {}) -> Row:
+    """Times what is computed, until the device has done it; `facts` of the result are not timed.
+
+    "memory" is the device's peak in bytes since the process began, None where it does not say.
+    """
+    start = time.perf_counter()
+    result = jax.block_until_ready(compute())
+    seconds = time.perf_counter() - start
+    memory = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return {"seconds": seconds, "memory": memory, **facts(result)}
+
+
+def turns(
+    sides: Mapping[str, Side], rounds: int, first: Mapping[str, Side] | None = None
+) -> dict[str, list[Row]]:
+    """Lets sides run in turn, so that drift of the machine meets all alike.
+
+    Each has a first call, in which it compiles, and which `first` may replace by another; one whose
+    peer breaks takes no more turns. Returns {side: its first call, then one for each round}.
+    """
+    runs: dict[str, list[Row]] = {name: [] for name in sides}
+    for turn in ({**sides, **(first or {})}, *[sides] * rounds):
+        for name, side in turn.items():
+            if "error" not in (runs[name] or [{}])[-1]:
+                try:
+                    runs[name].append(side())
+                except PeerError as error:
+                    runs[name].append({"error": str(error)})
+    return runs
+
+
+def ratio(seconds: Sequence[float], reference: Sequence[float]) -> dict[str, float]:
+    """How many times as long as the reference: of the medians, and the extremes over the rounds."""
+    ratios = [own / other for own, other in zip(seconds, reference, strict=True)]
+    median = statistics.median(seconds) / statistics.median(reference)
+    return {"median": median, "low": min(ratios), "high": max(ratios)}
+
+
+def compared(runs: Mapping[str, Sequence[Row]], reference: str = "jaxrobust") -> Row:
+    """What `turns` found as it goes into JSON: fact by fact, then side by side.
+
+    "seconds" are those of all rounds; of one that only made its first call, of that. "ratio" is that to
+    the reference; other facts are those of the last run. A side that failed is in "error" alone.
+    """
+    row: Row = {"seconds": {}, "median_seconds": {}, "first_call_seconds": {}, "ratio": {}}
+    for side, (first, *rounds) in runs.items():
+        rounds = rounds or [first]
+        last = rounds[-1]
+        for fact, value in last.items():
+            if fact != "seconds" and ("error" not in last or fact == "error"):
+                row.setdefault(fact, {})[side] = value
+        if "error" not in last:
+            seconds = row["seconds"][side] = [run["seconds"] for run in rounds]
+            row["median_seconds"][side] = statistics.median(seconds)
+            row["first_call_seconds"][side] = first["seconds"]
+    for side, seconds in row["seconds"].items():
+        if side != reference:
+            row["ratio"][side] = ratio(seconds, row["seconds"][reference])
+    return row
+
+
+def line(columns: Mapping[str, str], row: Row | None = None) -> str:
+    """A line of a table of columns.json: a row, with a dash for what it lacks, or the headings."""
+    cells = []
+    for title, path in columns.items():
+        value: Any = title if row is None else row
+        for key in path.split("/") if row is not None else ():
+            value = value.get(key) if isinstance(value, Mapping) else None
+        shown = "-" if value is None else f"{value:.4g}" if isinstance(value, float) else value
+        cells.append(f"{shown:>{max(len(title), 9)}}")
+    return " ".join(cells)
+
+
+def output(settings: Settings) -> Path:
+    """Where the JSON goes."""
+    path = settings.output
+    return path.with_stem(f"{path.stem}_quick") if settings.quick else path
+
+
+def record(settings: Settings, table: str, rows: Iterable[Row], **header: Any) -> None:
+    """Writes rows as JSON and prints them, each as soon as it is measured: a killed run keeps it.
+
+    `table` names columns in columns.json, {heading: where it is in a row, with slashes between keys};
+    `header` goes into the JSON besides rows, settings and environment.
+    """
+    environment = studies.environment() | {"num_cores": num_cores()}
+    document = {"config": studies.configuration(settings), "environment": environment, **header}
+    document["rows"] = []
+    columns = _TABLES[table]
+    print(", ".join(f"{name} {value}" for name, value in environment.items()))
+    print(line(columns), flush=True)
+    for row in rows:
+        document["rows"].append(row)
+        files.write_json(output(settings), document)
+        print(line(columns, row), flush=True)
+        for side, error in row.get("error", {}).items():
+            print(f"  {side} failed: {error}", flush=True)
+    print(f"Written to {output(settings)}.")

@@ -1,0 +1,271 @@
+"""Attacks a classifier with a suite of attacks, and says whether the result can be trusted.
+
+    python -m experiments.evaluate --model runs/cnn --data digits --epsilon 8/255
+    python -m experiments.evaluate --model my_package.my_module:load --data images.npz --suite plus
+
+The model is a run folder of `jaxrobust.training.fit`, a file of `jaxrobust.models.save`, or
+module:function: a Python function without arguments that returns a function from images [B, H, W, C] in
+[0, 1] to logits [B, K]. (A file of a network that is not the library's names such a function too, and
+it is called: evaluate no file of a stranger.) The data are `digits`, `sports10`, `cifar10`, `cifar100`,
+`cifar10_jpeg` (data/README.md says what to place in --data-dir), a folder <split>/<class>/<image> (the
+split is test, valid or val), or an .npz with `images` and `labels`.
+
+Expected time: 2 to 3 minutes on 2 cores for a very small network (`simple_cnn` with widths of 8) and
+200 digits of which 56 withstand, a minute of it for the sanity checks; more in proportion to the
+network's arithmetic and to the images that withstand: 5,000 queries and some 3,000 gradients each.
+--quick (20 images, 20 steps) takes under a minute, most of it compiling and the sanity checks, which
+keep their 100 steps. A run that was killed goes on with the same command and has lost half a minute at
+most; --save-images, --num-shown, --num-lanes, --curve and --no-diagnostics may differ then, or be
+asked for later: nothing is attacked again.
+
+Expected numbers: of a network trained on clean images next to nothing is left at 8/255. Where much is
+left, the sanity checks say whether that may be an attack that failed; they are made with every run.
+
+Source: Croce and Hein 2020, https://arxiv.org/abs/2003.01690 (AutoAttack); Carlini et al. 2019,
+https://arxiv.org/abs/1902.06705 (the checks).
+"""
+
+import dataclasses
+import functools
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from jaxrobust import checks, evaluation, files, programs, studies, training
+from jaxrobust.reports import evaluations
+from jaxrobust.studies import records, suite_run, suites
+from jaxrobust.types import LogitsFn, Stochastic
+
+# Settings that change no verdict: a run goes on, or is drawn anew, with others.
+_VIEWS = ("save_images", "num_shown", "num_lanes", "curve", "diagnostics", "download", "describe")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Settings.
+
+    Attributes:
+      model: A run folder, a saved model, or module:function.
+      data: digits, sports10, cifar10, cifar100, cifar10_jpeg, a folder of images, or an .npz with
+        images and labels.
+      suite: standard, plus, rand, the name of one attack in small letters, or a .json of attacks.
+      epsilon: Radius of the ball in pixel units (1 is black to white), as in 0.03 or 8/255.
+      norm: Norm of the ball.
+      num_images: How many of the test images; chosen by the seed alone.
+      curve: More epsilons, at which the suite's first attack is made on all images.
+      save_images: Keep clean and adversarial images in adversarial/suite.npz of the run's folder.
+      num_shown: Adversarial images in the report.
+      diagnostics: Whether to make the sanity checks.
+      num_lanes: Images attacked at a time.
+      search_type: The type of the search; what bfloat16 finds is verified in float32.
+      weights: Which weights of a run folder: those after the last epoch or after the best.
+      data_dir: Folder of a named data set.
+      download: Fetch cifar10 or cifar100 into data_dir if it is not there (170 MB).
+      image_size: Side of the images of a folder, in pixels; their own by default.
+      seed: Seed of everything random.
+      run: Name of the run; results go to <results_dir>/evaluate/<run>.
+      results_dir: Folder of all results.
+      quick: 20 images, where no other number is given, and at most 20 steps, to see that all runs.
+      describe: Print the model's layers (shapes, parameters, FLOPs of one image), and attack nothing.
+    """
+
+    model: str
+    data: str
+    suite: str = "standard"
+    epsilon: str = "8/255"
+    norm: Literal["linf", "l2", "l1"] = "linf"
+    num_images: int = 200
+    curve: tuple[str, ...] = ()
+    save_images: bool = False
+    num_shown: int = 6
+    diagnostics: bool = True
+    num_lanes: int = 128
+    search_type: Literal["float32", "bfloat16"] = "float32"
+    weights: Literal["last", "best"] = "last"
+    data_dir: Path | None = None
+    download: bool = False
+    image_size: int | None = None
+    seed: int = 0
+    run: str = "default"
+    results_dir: Path = Path("results")
+    quick: bool = False
+    describe: bool = False
+
+    @property
+    def radius(self) -> float:
+        """Epsilon as a number."""
+        return suites.number("epsilon", self.epsilon)
+
+    @property
+    def epsilons(self) -> list[float]:
+        """Those of the curve."""
+        return [suites.number("curve", text) for text in self.curve]
+
+
+PRESETS = {"quick": {"num_images": 20}}
+
+
+def main(settings: Settings) -> Path | None:
+    """Runs the evaluation; returns the report's path, or None if there is only a description."""
+    _check(settings)
+    if settings.describe:
+        _describe(settings)
+        return None
+    run, attacked, examples, names = _opened(settings)
+    model = attacked.model
+    with run.stages("clean images"):
+        entry = studies.model_entry(model, *attacked.target, names)
+    records.add_model(run.facts, entry, model=model)
+    suite = attacked.record("suite")
+    records.add_suite(run.facts, suite, model=model)
+    shown = run.stages.remember(
+        f"{settings.num_shown} adversarial images",
+        lambda _: suite_run.examples(attacked, settings.num_shown),
+    )
+    if settings.save_images:
+        _save_images(run.folder / "adversarial" / "suite.npz", attacked)
+    if settings.diagnostics:
+        suite["diagnostics"] = attacked.sanity("sanity checks")
+    return run.finish(
+        f"Robustness of {model}",
+        examples.entry(len(names)),
+        Path(__file__).with_name("report.md.j2"),
+        printed=("suites",),
+        evaluations=evaluations,
+        model=entry,
+        suite=suite,
+        checked=suite.get("diagnostics"),
+        curves=[_curve(run, attacked, suite)] if settings.epsilons else [],
+        pictures=[suite_run.pictures(shown, names)] if shown else [],
+        answers_at_random=isinstance(attacked.target[0], Stochastic),
+    )
+
+
+def _check(settings: Settings) -> None:
+    """Refuses what is out of range. Not in `Settings`: the command line would frame the words."""
+    largest = 1.0 if settings.norm == "linf" else math.inf
+    for name, text in (
+        ("epsilon", settings.epsilon),
+        *(("curve", text) for text in settings.curve),
+    ):
+        epsilon = suites.number(name, text)
+        if 1 < epsilon <= 255 and largest == 1:
+            raise ValueError(
+                f"`{name}` must be at most 1 (1 is black to white), got {text}; did you mean "
+                f"{text}/255?"
+            )
+        above = 0.0 if name == "epsilon" else -math.inf
+        checks.number(name, epsilon, minimum=0.0, above=above, maximum=largest)
+    checks.integer("num_images", settings.num_images, minimum=1)
+    checks.integer("num_shown", settings.num_shown, minimum=0)
+    checks.integer("num_lanes", settings.num_lanes, minimum=1)
+
+
+def _describe(settings: Settings) -> None:
+    """Prints the model's layers."""
+    classifier, examples, _ = _loaded(settings)
+    if isinstance(classifier, Stochastic):
+        keys = jax.random.split(jax.random.key(settings.seed), 1)
+        classifier = functools.partial(classifier.function, keys)
+    print(programs.describe(classifier, examples.images[:1]))
+
+
+def _loaded(settings: Settings) -> tuple[LogitsFn, studies.Examples, int]:
+    """The classifier, its images, and how many classes it tells apart."""
+    examples = studies.load_examples(
+        settings.data,
+        settings.num_images,
+        settings.seed,
+        data_dir=settings.data_dir,
+        image_size=settings.image_size,
+        download=settings.download,
+    )
+    model = studies.load_model(settings.model, settings.weights)
+    shape = examples.images.shape[1:]
+    num_classes = studies.check_classifier(model.classifier, settings.model, shape)
+    if not examples.class_names:
+        examples = dataclasses.replace(examples, class_names=model.class_names)
+    return model.classifier, examples, num_classes
+
+
+def _opened(
+    settings: Settings,
+) -> tuple[studies.Run, suite_run.SuiteRun, studies.Examples, list[str]]:
+    """Loads everything, complains of what does not fit together, and opens the run's folder.
+
+    Returns:
+      (the run, the suite that attacks, the images, the names of all classes that the model has).
+    """
+    classifier, examples, num_classes = _loaded(settings)
+    examples.check_labels(num_classes)
+    suite, label = suites.labelled(
+        *(settings.suite, settings.radius, settings.norm, num_classes),
+        max_steps=20 if settings.quick else None,
+    )
+    target = classifier, examples.images, examples.labels
+    inputs, clean_logits = studies.describe_inputs(*target)
+    run = studies.start(
+        "evaluate",
+        settings,
+        suite={name: training.describe(attack) for name, attack in suite.items()},
+        inputs=inputs,
+        clean_logits=clean_logits,
+        ignored=_VIEWS,
+    )
+    attacked = suite_run.SuiteRun(
+        run,
+        suite,
+        label,
+        Path(settings.model).name,
+        target,
+        examples.indices,
+        run.folder / "suite",
+        settings.num_lanes,
+        settings.search_type,
+    )
+    return run, attacked, examples, examples.names(num_classes)
+
+
+def _save_images(path: Path, attacked: suite_run.SuiteRun) -> None:
+    """Keeps clean and adversarial images, unless an earlier process has done so."""
+    if path.exists():
+        return
+    report, _ = attacked.outcome
+    with files.replace(path) as file:
+        np.savez_compressed(
+            file,
+            images=report.images,
+            clean_images=report.clean_images,
+            labels=report.labels,
+            indices=attacked.indices,
+            fooled_by=report.fooled_by,
+            attacks=np.array(list(attacked.suite)),
+        )
+
+
+def _curve(run: studies.Run, attacked: suite_run.SuiteRun, suite: dict[str, Any]) -> dict[str, Any]:
+    """Of the suite's first attack, with what the whole suite leaves at its epsilon."""
+    name, attack = next(iter(attacked.suite.items()))
+    curve = run.stages.remember(
+        f"curve over epsilon at {', '.join(run.settings.curve)}",
+        lambda progress: evaluation.robustness_curve(
+            attack,
+            *attacked.target,
+            run.settings.epsilons,
+            key=jax.random.fold_in(run.key, 2),
+            model=attacked.model,
+            num_lanes=attacked.num_lanes,
+            progress=progress,
+        ),
+    )
+    records.add_curve(run.facts, curve, model=attacked.model, attack=name)
+    point = {"label": attacked.label, "epsilon": run.settings.radius}
+    point |= {"robust_accuracy": suite["robust_accuracy"]}
+    return curve | {"label": f"{name} alone, {run.settings.norm}: an upper bound", "suite": point}
+
+
+if __name__ == "__main__":
+    studies.run_script(main, Settings, PRESETS)

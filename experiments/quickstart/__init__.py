@@ -1,0 +1,1 @@
+"""Two small networks on digits, one of them trained against attacks."""

@@ -1,0 +1,321 @@
+"""What is measured of the networks, and how they compare: facts."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.robust_compression import attacks, networks, trainings
+from experiments.robust_compression.networks import EPSILON, NETWORKS, SCHEMES, Study, Variant
+from jaxrobust import evaluation, studies
+from jaxrobust.evaluation.attack_report import epsilon_label
+from jaxrobust.reports import blocks
+from jaxrobust.reports.pictures import decode_array
+from jaxrobust.studies import ANY, Fact, comparison, records
+from jaxrobust.studies.outcomes import unpack
+
+MARGIN = 0.03  # what compression may cost, in shares of the images
+FAR = 0.05  # a residual beyond which the last projection takes more than a little away
+LOSS = 1 / 3  # a network that loses more than this of the dense one's accuracy has collapsed
+SIZES = (1, 100)  # images at a time, the source's
+NUM_BINS = 61
+RANDOM = "random_masks"
+# What one-shot ADMM, irregular, is compared with: each question has a correction of its own.
+RIVALS = {
+    "schemes": SCHEMES[1:],
+    "alternatives": tuple(method for method in networks.ALTERNATIVES if method != RANDOM),
+    "random": (RANDOM,),
+}
+
+
+def measure(study: Study) -> dict[str, Any]:
+    """Trains, measures and compares everything; returns what the template needs besides facts."""
+    settings, facts = study.settings, study.run.facts
+    facts.read(Path(__file__).with_name("published.csv"), source="004")
+    for variant in settings.variants():
+        train(study, variant)
+    suite = list(attacks.auto_attack(study))
+    for variant in settings.robust():
+        is_full = settings.fully_attacked == "all" or variant.method in ("dense", "irregular")
+        records.add_suite(facts, attacks.run_suite(study, variant, None if is_full else 2), variant)
+    combine(study, suite[1])
+    models = study.run.stages.remember("classify", lambda _: entries(study))
+    for network in settings.networks:
+        natural = [variant.but(seed=settings.seed) for variant in settings.natural(network)]
+        for variant, rate in zip(natural, attacks.under_fgsm(study, natural), strict=True):
+            facts.add_rate("robust accuracy", variant, rate, attack="FGSM", epsilon=EPSILON)
+    weights(study)
+    for variant in itertools.chain.from_iterable(settings.pairs()):
+        for one in settings.seeded(variant):
+            records.add_curve(facts, attacks.curve(study, one), one, attack="PGD")
+    transfers = [transfer(study, radius, suite[1]) for radius in settings.radii]
+    pictures = panels(study)
+    time(study)
+    average(study)
+    compare_all(study, suite[1], suite[-1])
+    return {"models": models, "transfers": transfers, "panels": pictures, "suite": suite}
+
+
+def train(study: Study, variant: Variant) -> None:
+    """A training: accuracy, what is in the file, the loss over the epochs and its alarm."""
+    facts, record = study.run.facts, trainings.train(study, variant)
+    facts.add("accuracy", variant, outcomes=unpack(record["right"], len(study.test)))
+    left, promised = record["weights"] - record["zeros"], record["promised"]
+    figures = {
+        name: record[name] for name in ("weights", "parameters", "bytes", "epochs", "residual")
+    }
+    figures["accuracy as trained"] = record["right_as_trained"] / len(study.test)
+    figures["weights not 0"], figures["share not 0"] = left, left / record["weights"]
+    figures["zeros"] = record["zeros"] / record["weights"]
+    figures["times smaller"] = record["dense_bytes"] / record["bytes"]
+    figures["weights too many"] = None if promised is None or variant.kept == 1 else left - promised
+    if variant.radius:
+        losses = [row.get("validation_loss") for row in record["history"]]
+        for epoch, loss in enumerate(losses, start=1):
+            facts.add("loss", variant, epoch=epoch, value=loss)
+        alarm = evaluation.loss_alarm(losses, study.dataset.num_classes)
+        figures |= {"last loss": losses[-1], "rise of the loss": alarm["rise"]}
+        figures |= {name: alarm[name] for name in ("explosion_epoch", "collapse_epoch")}
+    found = _histogram(study, variant)
+    figures |= {"deviation of the weights": found["std"], "largest weight": found["largest"]}
+    for stage in ("before", "projected", "after"):
+        figures[f"accuracy {stage}"] = (record["final"] or {}).get(f"accuracy_{stage}")
+    for name, value in figures.items():
+        facts.add(name.replace("_", " "), variant, value=value)
+
+
+def combine(study: Study, after: str) -> None:
+    """Natural and robust networks, and the means of their probabilities."""
+    facts, settings = study.run.facts, study.settings
+    for network in settings.networks:
+        robust = Variant(network, radius=settings.radii[0], seed=settings.seed)
+        known = facts.of("robust accuracy", robust, after=after).outcomes
+        for keys, right in attacks.combined(study, robust.but(radius=0.0), robust, known):
+            facts.add("robust accuracy" if "attack" in keys else "accuracy", keys, outcomes=right)
+    whole = {"member": "combined", "attack": ("PGD", "APGD"), "epsilon": EPSILON}
+    found = facts.where("robust accuracy", network=ANY, **whole)
+    name, robust_member = "robust accuracy difference", {"member": "robust"}
+    facts.extend(comparison.over_images(facts, found, lambda keys: keys | robust_member, name))
+
+
+def entries(study: Study) -> list[dict[str, Any]]:
+    """Dense and irregular networks of the first seed as models of the report."""
+    found, settings, test = [], study.settings, study.test
+    for network in settings.networks:
+        for variant in (settings.natural(network)[0], *settings.pair(network, settings.radii[0])):
+            one = variant.but(seed=settings.seed)
+            known = {k: study.records[one][k] for k in ("history", "seconds_per_epoch")}
+            known["description"] = NETWORKS[network].words
+            of = (f"{network}, {variant.words}", study.classifier(one), test.images, test.labels)
+            found.append(studies.model_entry(*of, study.dataset.class_names, **known))
+    return found
+
+
+def weights(study: Study) -> None:
+    """Figures 4.1, 4.2, B.2 and B.3: histograms, zeros apart; and how much the weights vary."""
+    facts, settings = study.run.facts, study.settings
+
+    def deviations(variant: Variant) -> list[Any]:
+        return [f.value for f in facts.where("deviation of the weights", variant, seed=ANY)]
+
+    for network in settings.networks:
+        natural, *pair = settings.natural(network)[:1] + settings.pair(network, settings.radii[0])
+        # Both in one frame, in which the narrower one is more than a spike.
+        frame = {"limit": 5 * max(deviations(natural)[0], deviations(pair[0])[0])}
+        looks: list[tuple[Variant, dict[str, Any]]] = [(natural, frame), (pair[0], frame)]
+        for variant, look in [*looks, *((one, {"normalise": True}) for one in pair)]:
+            found = _histogram(study, variant.but(seed=settings.seed), **look)
+            for middle, count in zip(found["middles"], found["counts"], strict=True):
+                keys = {"scaled": look is not frame, "middle": middle}
+                facts.add("weights in a bin", variant, value=count, **keys)
+    robust = Variant(settings.networks[0], radius=settings.radii[0])
+    sides = [np.log(deviations(one)) for one in (robust, robust.but(radius=0.0))]
+    gap: Any = evaluation.paired_mean_difference(*sides)
+    ratio = {k: None if gap[k] is None else math.exp(gap[k]) for k in ("mean", "low", "high")}
+    facts.add("deviation ratio", robust, value=ratio.pop("mean"), n=gap["n"], **ratio)
+
+
+def _histogram(study: Study, variant: Variant, **look: Any) -> dict[str, Any]:
+    params = study.classifier(variant).variables["params"]
+    return evaluation.weight_histogram(params, NUM_BINS, exclude=variant.exclude, **look)
+
+
+def transfer(study: Study, radius: float, after: str) -> dict[str, Any]:
+    """From the strongest and the weakest network of a radius of training, by what attacks leave."""
+    facts, settings = study.run.facts, study.settings
+    pairs = [pair for pair in settings.pairs() if pair[0].radius == radius]
+    targets = [variant.but(seed=settings.seed) for pair in pairs for variant in pair]
+    left = [facts.of("robust accuracy", target, after=after).value for target in targets]
+    sources = {"strongest": targets[np.argmax(left)], "weakest": targets[np.argmin(left)]}
+    if sources["strongest"] == sources["weakest"]:
+        del sources["weakest"]
+    others = [target for target in targets if target not in sources.values()]
+    within = max(epsilon for epsilon in settings.curve_epsilons if epsilon <= EPSILON + 1e-9)
+    lost = []
+    for made_on, source in sources.items():
+        keys = {"attack": "PGD", "made_on": made_on}
+        for target, curve in zip(targets, attacks.transfer(study, source, targets), strict=True):
+            records.add_curve(facts, curve, target, **keys)
+        sides: Any = [
+            [facts.of("robust accuracy", other, epsilon=epsilon, **keys).value for other in others]
+            for epsilon in (0.0, within)
+        ]
+        lost.append(np.subtract(*sides))
+    if len(sources) == 2 and others:
+        gap = evaluation.paired_mean_difference(*lost)
+        bounds = {"low": gap["low"], "high": gap["high"]}
+        facts.add(
+            "accuracy lost difference", radius=radius, value=gap["mean"], n=gap["n"], **bounds
+        )
+        for made_on, of in zip(sources, lost, strict=True):
+            mean = float(of.mean())
+            facts.add(
+                "mean accuracy lost", radius=radius, made_on=made_on, value=mean, n=len(others)
+            )
+    return {"radius": radius, "sources": sources, "targets": targets}
+
+
+def panels(study: Study) -> dict[str, Any]:
+    """Pictures of some images over epsilon, of the dense and of the smallest network."""
+    settings, names = study.settings, study.dataset.class_names
+    pair = settings.pair(settings.networks[0], settings.radii[0])
+    shown = [variant.but(seed=settings.seed) for variant in (pair[0], pair[-1])]
+    right = [study.run.facts.of("accuracy", variant).outcomes for variant in shown]
+    rows = []
+    for row in attacks.panels(study, shown, np.logical_and.reduce(right)):
+        answers = zip(row["images"], row["answers"], strict=True)
+        tiles = [blocks.tile(decode_array(image), text=names[answer]) for image, answer in answers]
+        share = Variant("", kept=row["kept"]).share
+        rows.append((f"{names[row['label']]}, {share}", tiles))
+    columns = [epsilon_label(epsilon) if epsilon else "clean" for epsilon in attacks.PANEL_EPSILONS]
+    return blocks.pictures(rows, columns=columns)
+
+
+def time(study: Study) -> None:
+    """Time of one image and of 100 (algorithms 4 and 5, figures 4.7 and D.1)."""
+    facts, settings = study.run.facts, study.settings
+    for entry in study.run.stages.remember("latency", lambda progress: _times(study, progress)):
+        pair, batch = settings.pair(entry["network"], settings.radii[0]), entry["batch"]
+        for variant, times in zip(pair, entry["variants"].values(), strict=True):
+            records.add_latency(facts, times, variant, batch=batch)
+            speedup = entry["variants"]["dense"]["median_ms"] / times["median_ms"]
+            facts.add("times faster", variant, batch=batch, value=speedup)
+            gap = times["difference"]
+            if gap is not None:
+                sign = int(np.sign(gap["median_ms"])) if gap["different"] else 0
+                facts.add("latency sign", variant, batch=batch, value=sign)
+
+
+def _times(study: Study, progress: Any) -> list[dict[str, Any]]:
+    found, settings = [], study.settings
+    cases = list(itertools.product(settings.networks, SIZES))
+    for done, (network, size) in enumerate(cases, start=1):
+        pair = settings.pair(network, settings.radii[0])
+        # The same images again where there are too few: times do not depend on what is seen.
+        wanted = (size * settings.num_timed, *study.test.images.shape[1:])
+        timed = evaluation.dataset_latency(
+            {variant.share: study.classifier(variant.but(seed=settings.seed)) for variant in pair},
+            np.resize(study.test.images, wanted),
+            size,
+            in_memory=size == 1,
+            controls=1 if settings.quick else 3,
+        )
+        kept = ("mean_ms", "std_ms", "median_ms", "flops", "difference")
+        of = {share: {k: one[k] for k in kept} for share, one in timed["variants"].items()}
+        floor = timed["noise_floor_ms"]
+        found.append({"network": network, "batch": size, "floor": floor, "variants": of})
+        progress(done, len(cases))
+    return found
+
+
+def average(study: Study) -> None:
+    """Means over the seeds; of one seed its own figures."""
+    facts, settings = study.run.facts, study.settings
+    several = [*settings.compared(), *itertools.chain.from_iterable(settings.pairs())]
+    measured: list[tuple[str, dict[str, Any]]] = [
+        ("accuracy", {}),
+        ("robust accuracy", {"after": ANY}),
+        ("robust accuracy", {"attack": "PGD", "epsilon": ANY}),
+    ]
+    for variant, (measure, keys) in itertools.product(dict.fromkeys(several), measured):
+        found, seeds = facts.where(measure, variant, seed=ANY, **keys), settings.seeded(variant)
+        means = comparison.means(found, "seed", f"mean {measure}", shares=True)
+        # A curve ends where it is below chance, with another seed elsewhere.
+        full = [mean for mean in means if mean.count is None and mean.n == len(seeds)]
+        facts.extend(means if len(seeds) == 1 else full)
+
+
+def compare_all(study: Study, first: str, last: str) -> None:
+    """Every method with the dense network, the irregular scheme with the others, and what collapsed."""
+    facts, settings = study.run.facts, study.settings
+    dense, *compared = settings.compared()
+    measures: list[tuple[str, dict[str, Any]]]
+    measures = [("accuracy", {}), ("robust accuracy", {"after": first})]
+    for measure, keys in measures:
+        compare(study, [(variant, dense) for variant in compared], measure, **keys)
+    for pair in settings.pairs():
+        pairs = [(variant, pair[0]) for variant in pair[1:]]
+        compare(study, pairs, "robust accuracy", after=last)
+        if pair[0] != dense:
+            compare(study, pairs, "accuracy")
+    for question, methods in RIVALS.items():
+        reaches = [0.0]
+        for kept, (measure, keys) in itertools.product(settings.kept, measures):
+            own = dense.but(method="irregular", kept=kept)
+            others = [v for v in compared if v.method in methods and settings.asked(v) == kept]
+            gaps: list[Any] = compare(study, [(own, other) for other in others], measure, **keys)
+            reaches += [50 * (gap.high - gap.low) for gap in gaps if gap.low is not None]
+        facts.add("widest reach", question=question, value=max(reaches))
+    judged = [(pair[-1], last) for pair in settings.pairs()]
+    judged += [
+        (variant, first)
+        for variant in compared
+        if variant.method in (*SCHEMES[1:], RANDOM) and settings.asked(variant) == settings.kept[-1]
+    ]
+    for variant, after in judged:
+        fell = []
+        for one in settings.seeded(variant):
+            of = [("accuracy", {}), ("robust accuracy", {"after": after})]
+            sides = [
+                [facts.of(m, v, **k).value for m, k in of]
+                for v in (one.but(method="dense", kept=1.0), one)
+            ]
+            fell.append(has_collapsed(*sides))
+        facts.add("collapsed", variant, value=float(np.mean(fell)), count=sum(fell), n=len(fell))
+    source = {"network": ANY, "data": "cifar10", "radius": ANY, "kept": (0.5, 0.1), "source": "004"}
+    for measure, keys in (("accuracy", {}), ("robust accuracy", {"after": "Square"})):
+        found, name = facts.where(measure, **source, **keys), f"{measure} difference"
+        facts.extend(comparison.less(facts, found, lambda keys: keys | {"kept": 1}, name))
+
+
+def compare(
+    study: Study, pairs: list[tuple[Variant, Variant]], measure: str, **keys: Any
+) -> list[Fact]:
+    """Adds how much more the first of each pair has right: over its seeds, or of one over the images.
+
+    "<measure> difference" has the keys of the first, and `other` and `other_kept` of the second.
+    """
+    own = [
+        dataclasses.replace(
+            fact, keys=fact.keys | {"other": other.method, "other_kept": other.kept}
+        )
+        for one, other in pairs
+        for fact in study.run.facts.where(measure, one, seed=ANY, **keys)
+    ]
+
+    def control(keys: dict[str, Any]) -> dict[str, Any]:
+        second = {"method": keys["other"], "kept": keys["other_kept"]}
+        return comparison.without(keys, "other", "other_kept") | second
+
+    name = f"{measure} difference"
+    gaps = comparison.over_seeds_or_images(study.run.facts, own, control, name)
+    return study.run.facts.extend(gaps)
+
+
+def has_collapsed(dense: Sequence[float], compressed: Sequence[float]) -> bool:
+    """Whether any accuracy of a compressed network is less than two thirds of the dense one's."""
+    return any(c < (1 - LOSS) * d for d, c in zip(dense, compressed, strict=True))

@@ -1,0 +1,116 @@
+"""Problem C: attacks on pruned networks, and how examples transfer to them and back."""
+
+import dataclasses
+import functools
+from typing import Any
+
+from experiments.sports10 import folds
+from experiments.sports10.config import EPSILONS
+from experiments.sports10.folds import Variant
+from experiments.sports10.networks import SUBJECTS
+from experiments.sports10.robustness import add_attack
+from experiments.sports10.study import Study
+from jaxrobust import evaluation, models, pruning, studies
+from jaxrobust.attacks import PGD
+
+
+def measure(study: Study) -> dict[str, Any]:
+    """Attacks every variant, and finds what half of the attacks need.
+
+    Returns:
+      Names for problem_c.md.j2: the rows of its tables.
+    """
+    names = study.config.models
+    for name in names:
+        folds.remember(study, "attacks on variants", _attacks, name)
+        folds.remember(study, "half of attacks", _half, name)
+    return {
+        "white_box": [row for name in names for row in _white_box(study, name)],
+        "transferred": [row for name in names for row in _transferred(study, name)],
+        "half_steps": _half_steps(study),
+    }
+
+
+def variants(study: Study, name: str) -> list[Variant]:
+    """Dense, pruned, and dense with int8 weights."""
+    return [Variant(name), *folds.pruned(study, name), Variant(name, "int8")]
+
+
+def _white_box(study: Study, name: str) -> list[Variant]:
+    """Every attack on every variant, at the main epsilon."""
+    return [
+        dataclasses.replace(variant, attack=attack, targeted=targeted, epsilon=study.config.epsilon)
+        for targeted in (False, True)
+        for attack in ("FGSM", "PGD")
+        for variant in variants(study, name)
+    ]
+
+
+def _transferred(study: Study, name: str) -> list[Variant]:
+    """Every attack on every pruned variant, over epsilon."""
+    epsilons = EPSILONS[1:2] if study.config.quick else EPSILONS
+    if SUBJECTS[name].slow:  # ten seconds for each PGD
+        epsilons = (study.config.epsilon,)
+    return [
+        dataclasses.replace(variant, attack=attack, targeted=targeted, epsilon=epsilon)
+        for variant in folds.pruned(study, name)
+        for targeted in (False, True)
+        for attack in ("FGSM", "PGD")
+        for epsilon in epsilons
+    ]
+
+
+def _classifier(study: Study, variant: Variant) -> models.Classifier:
+    variables = pruning.dequantize(folds.weights(study, variant, study.config.seed))
+    return study.classifier(variant.network, variables)
+
+
+def _attacks(study: Study, name: str, facts: studies.Facts, progress: Any) -> None:
+    """The dense network's saved examples and fresh attacks on each variant, and their way back."""
+    test, dense = study.test(name), study.base(name)
+    rows = dict.fromkeys([*_white_box(study, name), *_transferred(study, name)])
+    for done, row in enumerate(rows, start=1):
+        make: Any = study.fgsm if row.attack == "FGSM" else study.pgd
+        attack, classifier = make(row.epsilon, targeted=row.targeted), _classifier(study, row)
+        saved = made = study.attack(attack, name, dense, test)
+        if row.kind != "dense":
+            made = study.attack(attack, f"{name} at {row.label}", classifier, test)
+        shown = evaluation.transfer_rates(saved, classifier)
+        facts.add_rate("fooled by dense", row, shown["of_successes"])
+        facts.add_rate("fooled by dense of right", row, shown["of_right"])
+        logits = evaluation.logits(classifier, saved.images)
+        sure = evaluation.confidences(dataclasses.replace(saved, logits=logits))
+        confidence = (sure["target"] or sure["wrong"])["mean"]
+        facts.add("confidence when fooled by dense", row, value=confidence)
+        if row.kind == "pruned":
+            back = evaluation.transfer_rates(made, dense)
+            facts.add_rate("fools dense", row, back["of_successes"])
+            facts.add_rate("fools dense of right", row, back["of_right"])
+        add_attack(facts, made, **vars(row))
+        progress(done, len(rows))
+
+
+def _half(study: Study, name: str, facts: studies.Facts, progress: Any) -> None:
+    """The epsilon, and the number of steps, that half of the attacks need."""
+    test, judged, slow = study.test(name), variants(study, name), SUBJECTS[name].slow
+    tolerance = 1e-3 if study.config.quick or slow else 2e-4
+    facts.add("tolerance", network=name, value=tolerance)
+    search = functools.partial(
+        evaluation.epsilon_for_success, maximum=0.05, tolerance=tolerance, interval=not slow
+    )
+    for done, variant in enumerate(judged, start=1):
+        classifier = _classifier(study, variant)
+        for attack in (study.fgsm(0.03), PGD(0.03, 0.03 / 4, _half_steps(study))):
+            found = search(attack, classifier, test.images, test.labels, key=study.key)
+            figures = {"value": found["epsilon"], "low": found["low"], "high": found["high"]}
+            facts.add("epsilon for half", variant, attack=type(attack).__name__, **figures)
+        # At an epsilon small enough for the steps to be worth counting.
+        fine = PGD(0.03, 0.001, study.config.num_steps, random_start=False)
+        report = study.attack(fine, f"{name} at {variant.label}, small steps", classifier, test)
+        facts.add("small steps for half", variant, value=evaluation.steps_for_success(report))
+        facts.add_rate("success of small steps", variant, evaluation.success_rate(report))
+        progress(done, len(judged))
+
+
+def _half_steps(study: Study) -> int:
+    return 5 if study.config.quick else 10

@@ -1,0 +1,144 @@
+"""The settings of a run."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from jaxrobust.studies import suites
+
+Method = Literal["standard", "pgd", "trades", "mart", "fgsm_rs", "n_fgsm", "free"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Settings of training; `jaxrobust.training.Recipe` and its values say more about each.
+
+    Attributes:
+      num_epochs: Passes over the training set.
+      batch_size: Images in a step.
+      optimizer: adamw, adam or sgd.
+      learning_rate: The learning rate at the first step, or at the end of the warm-up.
+      weight_decay: Strength of the weight decay, 0 or more.
+      decayed_weights: What decays: all parameters, or the kernels only.
+      momentum: Momentum of sgd.
+      nesterov: Whether sgd has Nesterov's momentum.
+      gradient_clip: The largest global l2 norm that a gradient may have; None: any.
+      schedule: constant, cosine (to 0), step (falls at milestones) or plateau (when `monitor` stalls).
+      warmup_epochs: The learning rate grows linearly over so many epochs first.
+      milestones: Epochs after which step lowers the learning rate.
+      factor: What lowering multiplies the learning rate by; None: 0.1 in step, 0.5 in plateau.
+      patience: Epochs without improvement that plateau bears before it lowers the learning rate.
+      label_smoothing: Probability spread evenly over all classes; mart has none.
+      natural_weight: Share of the clean images in the loss of pgd, fgsm_rs and n_fgsm.
+      beta: Weight of the divergence in trades and mart; None: 6 in trades, 5 in mart.
+      attack_warmup_epochs: The attack's epsilon and step size grow linearly over so many epochs.
+      awp_gamma: Size of the adversarial weight perturbation; 0: none.
+      awp_warmup_epochs: Epochs before weights are perturbed.
+      ema_decay: Decay of the moving average of weights that is validated and kept; None: no average.
+      precision: float32, or bfloat16 for the passes of training and of its attack.
+      monitor: The figure that decides about the best epoch, the plateau and early stopping.
+      early_stopping_patience: Stop after so many epochs without a new best; None: never.
+      seed: Seed of everything random.
+    """
+
+    num_epochs: int = 30
+    batch_size: int = 128
+    optimizer: Literal["adamw", "adam", "sgd"] = "sgd"
+    learning_rate: float = 0.1
+    weight_decay: float = 5e-4
+    decayed_weights: Literal["all", "kernels"] = "all"
+    momentum: float = 0.9
+    nesterov: bool = True
+    gradient_clip: float | None = None
+    schedule: Literal["constant", "cosine", "step", "plateau"] = "cosine"
+    warmup_epochs: int = 1
+    milestones: tuple[int, ...] = ()
+    factor: float | None = None
+    patience: int = 3
+    label_smoothing: float = 0.0
+    natural_weight: float = 0.0
+    beta: float | None = None
+    attack_warmup_epochs: int = 0
+    awp_gamma: float = 0.0
+    awp_warmup_epochs: int = 0
+    ema_decay: float | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    monitor: Literal["validation_loss", "validation_accuracy"] = "validation_accuracy"
+    early_stopping_patience: int | None = None
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Settings.
+
+    Attributes:
+      models: Names of networks (`jaxrobust.models.MODELS`).
+      methods: The methods that each network is trained by.
+      data: digits, sports10, cifar10, cifar100, cifar10_jpeg, or a folder of images.
+      data_dir: Folder of a named data set.
+      download: Fetch cifar10 or cifar100 into data_dir if it is not there (170 MB).
+      widths: Widths of the network's layers, where they are not the published ones.
+      training: All other settings of training.
+      epsilon: Radius in pixel units, of the attacks and of training, as in 0.03 or 8/255.
+      norm: Norm of the ball; trades has no l1, and fgsm_rs, n_fgsm and free have linf alone.
+      train_steps: Steps of the attack that trains in pgd, trades and mart; replays in free.
+      attack_milestones: Epochs after which the attack of pgd, trades and mart enters its next stage.
+      attack_epsilons: The radii of its stages, one more than milestones; none: always `epsilon`.
+      attack_steps: The steps of its stages, one more than milestones; none: always `train_steps`.
+      num_train: How many training images; None: all.
+      num_validation: How many of them choose the best epoch instead of being trained on.
+      weights: Which weights are attacked: those after the best epoch or after the last.
+      suite: standard, plus or rand (AutoAttack), one attack in small letters, or none.
+      num_images: Test images that the suite attacks; the clean accuracy is of all of them.
+      diagnostics: Whether to make the sanity checks.
+      num_devices: How many devices share each batch.
+      run: Name of the run; results go to <results_dir>/train/<run>.
+      results_dir: Folder of all results.
+      quick: Few images, epochs and steps, where no others are given, to see that everything runs.
+    """
+
+    models: tuple[str, ...] = ("simple_cnn",)
+    methods: tuple[Method, ...] = ("standard", "pgd")
+    data: str = "digits"
+    data_dir: Path | None = None
+    download: bool = False
+    widths: tuple[int, ...] = ()
+    training: Options = Options()
+    epsilon: str = "8/255"
+    norm: Literal["linf", "l2", "l1"] = "linf"
+    train_steps: int = 10
+    attack_milestones: tuple[int, ...] = ()
+    attack_epsilons: tuple[str, ...] = ()
+    attack_steps: tuple[int, ...] = ()
+    num_train: int | None = None
+    num_validation: int = 1000
+    weights: Literal["best", "last"] = "best"
+    suite: str = "standard"
+    num_images: int = 200
+    diagnostics: bool = True
+    num_devices: int = 1
+    run: str = "default"
+    results_dir: Path = Path("results")
+    quick: bool = False
+
+    @property
+    def seed(self) -> int:
+        """The seed of everything random."""
+        return self.training.seed
+
+    @property
+    def radius(self) -> float:
+        """Epsilon as a number."""
+        return suites.number("epsilon", self.epsilon)
+
+
+PRESETS = {
+    "quick": {
+        "training": Options(num_epochs=2, warmup_epochs=0),
+        "train_steps": 2,
+        "num_train": 1000,
+        "num_validation": 100,
+        "num_images": 20,
+    }
+}

@@ -1,0 +1,372 @@
+"""What a study measured: one tidy table, with outcomes image by image beside it."""
+
+import csv
+import dataclasses
+import io
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxrobust import files
+from jaxrobust.evaluation import median_interval, rate
+
+FACTS, OUTCOMES = "facts.csv", "outcomes.npz"
+_FIGURES = ("value", "n", "count", "low", "high", "p", "deviation")
+ANY: Any = object()  # of a key in `Facts.where`: every value
+_DIGITS = 12  # of a number that is a key: 8/255 from a table and 8/255 computed are the same
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fact:
+    """One figure, and what it is a figure of.
+
+    Attributes:
+      measure: What was measured, such as "accuracy".
+      keys: Of what: raw values by name, such as {"network": "resnet50", "sparsity": 0.3}.
+      value: The figure; shares are fractions. None where it could not be measured.
+      n: How many images, seeds or networks it rests on.
+      count: Of a share: how many of them.
+      low: Of its 95 % interval.
+      high: Of its 95 % interval.
+      p: Of the test that it comes from.
+      deviation: Standard deviation.
+      outcomes: [n], image by image: bool for a share, float for anything else.
+    """
+
+    measure: str
+    keys: dict[str, Any]
+    value: float | None = None
+    n: int | None = None
+    count: int | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    deviation: float | None = None
+    outcomes: np.ndarray | None = None
+
+    @property
+    def direction(self) -> int:
+        """1 where the whole interval is above 0, -1 where it is below, else 0."""
+        if self.low is None or self.high is None:
+            return 0
+        return int(self.low > 0) - int(self.high < 0)
+
+    @property
+    def cell(self) -> Any:
+        """As a cell of a table: a rate, a number with its interval or deviation, or a number."""
+        if self.count is not None:
+            figures = {"count": self.count, "n": self.n, "rate": self.value}
+            return figures | {"low": self.low, "high": self.high}
+        if self.low is not None and self.high is not None:
+            return {"value": self.value, "low": self.low, "high": self.high}
+        if self.deviation is not None:
+            return {"value": self.value, "deviation": self.deviation}
+        return self.value
+
+
+class Facts:
+    """The facts of one run, in the order in which they were added.
+
+    Example:
+      >>> facts = Facts()
+      >>> _ = facts.add("accuracy", network="mlp", outcomes=np.array([True, False, True, True]))
+      >>> _ = facts.add("accuracy", network="mlp", attack="PGD", value=0.25, n=4, count=1)
+      >>> facts.of("accuracy", network="mlp").value
+      0.75
+      >>> [fact.value for fact in facts.where("accuracy", network=ANY, attack="PGD")]
+      [0.25]
+    """
+
+    def __init__(self) -> None:
+        self._facts: dict[Any, Fact] = {}
+
+    def __iter__(self) -> Iterator[Fact]:
+        return iter(self._facts.values())
+
+    def __len__(self) -> int:
+        return len(self._facts)
+
+    def add(self, measure: str, of: Any = None, /, **figures_and_keys: Any) -> Fact:
+        """Adds a fact.
+
+        Args:
+          measure: What was measured.
+          of: Of what: a mapping, or a dataclass whose fields are the keys; None is no key.
+          **figures_and_keys: Figures (`value`, `n`, `count`, `low`, `high`, `p`, `deviation`,
+            `outcomes`) and further keys. Outcomes that are bool [N] give count, n, value and the 95 %
+            Wilson interval by themselves.
+
+        Returns:
+          The fact.
+
+        Raises:
+          ValueError: This measure of these keys is there already.
+        """
+        given = {name: figures_and_keys.pop(name, None) for name in (*_FIGURES, "outcomes")}
+        outcomes = given["outcomes"]
+        if outcomes is not None:
+            outcomes = given["outcomes"] = np.asarray(outcomes)
+            if outcomes.dtype == bool:
+                counted = rate(int(outcomes.sum()), len(outcomes))
+                given |= {"value": counted["rate"], "n": counted["n"], "count": counted["count"]}
+                given |= {"low": counted["low"], "high": counted["high"]}
+        given |= {name: _number(given[name]) for name in _FIGURES}
+        return self._put(Fact(measure, keys_of(of) | keys_of(figures_and_keys), **given))
+
+    def add_rate(self, measure: str, of: Any, counted: Mapping[str, Any], /, **keys: Any) -> Fact:
+        """Adds a rate as `evaluation.rate` returns it."""
+        parts = {name: counted[name] for name in ("n", "count", "low", "high")}
+        return self.add(measure, of, value=counted["rate"], **parts, **keys)
+
+    def add_median(self, measure: str, of: Any, values: Any, /, **keys: Any) -> Fact:
+        """Adds the median of [N] values with its interval, as `evaluation.median_interval` finds them.
+
+        It is None where there are no values, or where the half of them is infinite, which says that
+        they are only known to be more than the others; and so is an end of its interval.
+        """
+        if not len(values):
+            return self.add(measure, of, n=0, **keys)
+        found = median_interval(values)
+        parts = {name: found[name] for name in ("n", "low", "high")}
+        return self.add(measure, of, value=found["median"], **parts, **keys)
+
+    def extend(self, facts: Iterable[Fact]) -> list[Fact]:
+        """Adds facts that `studies.comparison` made, and returns them."""
+        return [self._put(fact) for fact in facts]
+
+    def find(self, measure: str, of: Any = None, /, **keys: Any) -> Fact | None:
+        """The fact of exactly these keys, or None.
+
+        Args:
+          measure: What was measured.
+          of: As in `add`.
+          **keys: Further keys; they go before those of `of`, and None takes one away.
+        """
+        return self._facts.get(_name(measure, _joined(of, keys)))
+
+    def of(self, measure: str, of: Any = None, /, **keys: Any) -> Fact:
+        """The fact of exactly these keys.
+
+        Args:
+          measure: What was measured.
+          of: As in `add`.
+          **keys: As in `find`.
+
+        Raises:
+          ValueError: There is none; the message names it, and those that are nearest.
+        """
+        found = self.find(measure, of, **keys)
+        if found is not None:
+            return found
+        wanted = _joined(of, keys)
+        same = [fact for fact in self if fact.measure == measure]
+        if not same:
+            known = ", ".join(dict.fromkeys(fact.measure for fact in self)) or "none"
+            raise ValueError(f"There is no fact {measure!r}; the measures are {known}.")
+        same.sort(key=lambda fact: len(fact.keys.items() ^ wanted.items()))
+        near = "; ".join(_words(fact.keys) for fact in same[:3])
+        raise ValueError(f"There is no fact {measure!r} of {_words(wanted)}. The nearest: {near}.")
+
+    def where(self, measure: str, of: Any = None, /, **keys: Any) -> list[Fact]:
+        """The facts of these keys and no others, some of which may be free.
+
+        Args:
+          measure: What was measured.
+          of: As in `add`.
+          **keys: Further keys, which go before those of `of`. ANY: every value of this key. A list,
+            tuple or set: any of these values. None: without this key.
+
+        Returns:
+          In the order in which they were added; [] where there is none.
+
+        Raises:
+          ValueError: There are none of these keys alone, but there are with others: say ANY of them.
+
+        Example:
+          >>> facts = Facts()
+          >>> _ = facts.add("accuracy", network="mlp", seed=0, value=0.5)
+          >>> [fact.value for fact in facts.where("accuracy", network="mlp", seed=ANY)]
+          [0.5]
+        """
+        kept = {name: value for name, value in keys_of(of).items() if name not in keys}
+        wanted = kept | {name: value for name, value in keys.items() if value is not None}
+        allowed = {name: _allowed(value) for name, value in wanted.items()}
+        fitting = [f for f in self if f.measure == measure and _fits(f.keys, allowed)]
+        found = [fact for fact in fitting if fact.keys.keys() == wanted.keys()]
+        if fitting and not found:
+            others = ", ".join(sorted({n for f in fitting for n in f.keys} - wanted.keys()))
+            raise ValueError(
+                f"The facts {measure!r} of {_words(wanted)} have other keys besides: {others}. Give "
+                "each a value, or ANY."
+            )
+        return found
+
+    def read(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        only: Mapping[str, Any] | None = None,
+        **keys: Any,
+    ) -> list[Fact]:
+        """Adds the facts of a CSV file, such as figures that a paper published.
+
+        Args:
+          path: Columns `measure`, figures, and keys; an empty cell is no key and no figure.
+          only: Of which rows, by keys that are not kept, such as {"data": "cifar10"}.
+          **keys: That all of them have besides, such as source="003".
+
+        Raises:
+          ValueError: No column `measure`, or a row that has no measure or is there twice.
+        """
+        with Path(path).open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        found = []
+        for number, row in enumerate(rows, start=2):
+            cells = {name: _parsed(text) for name, text in row.items() if text}
+            measure = cells.pop("measure", None)
+            if measure is None:
+                raise ValueError(f"{path}, line {number}: `measure` is missing.")
+            if all(cells.get(name) == _plain(value) for name, value in (only or {}).items()):
+                cells = {name: value for name, value in cells.items() if name not in (only or {})}
+                found.append(self.add(str(measure), **cells, **keys))
+        return found
+
+    def save(self, folder: Path) -> None:
+        """Writes facts.csv and outcomes.npz into a folder."""
+        names = list(dict.fromkeys(key for fact in self for key in fact.keys))
+        arrays: dict[str, Any] = {}
+        rows = []
+        for number, fact in enumerate(self):
+            kept = ""
+            if fact.outcomes is not None:
+                kept = str(number)
+                arrays[kept] = fact.outcomes
+            figures = [getattr(fact, name) for name in _FIGURES]
+            rows.append([fact.measure, *(fact.keys.get(n) for n in names), *figures, kept])
+        text = io.StringIO()
+        heading = ["measure", *names, *_FIGURES, "outcomes"]
+        csv.writer(text, lineterminator="\n").writerows([heading, *rows])
+        files.replace_text(folder / FACTS, text.getvalue())
+        with files.replace(folder / OUTCOMES) as file:
+            np.savez_compressed(file, **arrays)
+
+    def _put(self, fact: Fact) -> Fact:
+        name = _name(fact.measure, fact.keys)
+        if name in self._facts:
+            raise ValueError(f"The fact {fact.measure!r} of {_words(fact.keys)} is there twice.")
+        self._facts[name] = fact
+        return fact
+
+
+def load_facts(folder: str | os.PathLike[str]) -> Any:
+    """The facts of a finished run as a pandas DataFrame, one row for each.
+
+    Args:
+      folder: Of the run, results/<experiment>/<run>.
+
+    Returns:
+      Columns: `measure`, one for each key, `value`, `n`, `count`, `low`, `high`, `p`, `deviation`, and
+      `outcomes`, the name of the array in `load_outcomes`, where there is one.
+
+    Raises:
+      FileNotFoundError: The folder has no facts.
+      ImportError: pandas is not installed: `pip install jaxrobust[report]`.
+    """
+    path = _existing(folder, FACTS)
+    try:
+        import pandas
+    except ImportError as error:
+        raise ImportError(
+            "load_facts needs pandas: install jaxrobust[report], or read the CSV yourself."
+        ) from error
+    whole = {"n": "Int64", "count": "Int64", "outcomes": "Int64", "source": "string"}
+    return pandas.read_csv(path, dtype=whole, keep_default_na=False, na_values=[""])
+
+
+def load_outcomes(folder: str | os.PathLike[str]) -> dict[int, np.ndarray]:
+    """Outcomes image by image of a finished run, by their number in the column `outcomes`.
+
+    Args:
+      folder: Of the run.
+
+    Returns:
+      {number: bool or float [N]}.
+
+    Raises:
+      FileNotFoundError: The folder has no outcomes.
+    """
+    with np.load(_existing(folder, OUTCOMES), allow_pickle=False) as archive:
+        return {int(name): archive[name] for name in archive}
+
+
+def keys_of(of: Any) -> dict[str, Any]:
+    """What a figure is of, as keys: a mapping's items or a dataclass's fields, None left out."""
+    if of is None:
+        return {}
+    if dataclasses.is_dataclass(of):
+        of = {field.name: getattr(of, field.name) for field in dataclasses.fields(of)}
+    return {name: _plain(value) for name, value in of.items() if value is not None}
+
+
+def _joined(of: Any, keys: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in keys_of(of).items() if name not in keys}
+    return kept | keys_of(keys)
+
+
+def _name(measure: str, keys: Mapping[str, Any]) -> Any:
+    return measure, frozenset(keys.items())
+
+
+def _allowed(value: Any) -> Any:
+    """The values that a key may have: ANY, or a set."""
+    if value is ANY:
+        return ANY
+    several = isinstance(value, list | tuple | set | frozenset)
+    return {_plain(one) for one in (value if several else (value,))}
+
+
+def _fits(keys: Mapping[str, Any], allowed: Mapping[str, Any]) -> bool:
+    return all(
+        name in keys and (values is ANY or keys[name] in values) for name, values in allowed.items()
+    )
+
+
+def _plain(value: Any) -> Any:
+    """A key's value: numbers without their last digits, numpy's scalars as Python's."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if not isinstance(value, str | int | float):
+        raise TypeError(f"A key of a fact must be text, a number or a bool, got {value!r}.")
+    return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _parsed(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+def _words(keys: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in keys.items()) or "nothing in particular"
+
+
+def _existing(folder: str | os.PathLike[str], name: str) -> Path:
+    path = Path(folder) / name
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist: name the folder of a finished run, results/<experiment>/<run>."
+        )
+    return path

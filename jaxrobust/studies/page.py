@@ -1,0 +1,383 @@
+"""What a template of a study puts on the page: tables and charts that look facts up."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from jaxrobust.reports import blocks, markdown
+from jaxrobust.reports.blocks import Block
+from jaxrobust.studies.facts import Fact, Facts, keys_of
+
+_HEADING = re.compile(r"(#{1,3}) (.+?) \{#([a-z0-9-]+)\}")
+_PLACE = re.compile("\ue000(\\d+)\ue001")  # of a block in the text; characters that no text has
+_PARTS = ("value", "low", "high", "deviation")  # of a cell that a scale multiplies
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of a table, where a variant of the study does not say all of it.
+
+    Args:
+      of: A mapping or a dataclass: the keys of its facts.
+      label: What the row is called.
+      shown: What else columns can show.
+    """
+
+    of: Any
+    label: Any
+    shown: Mapping[str, Any]
+
+    def __init__(self, of: Any = None, label: Any = None, **shown: Any) -> None:
+        object.__setattr__(self, "of", of)
+        object.__setattr__(self, "label", label)
+        object.__setattr__(self, "shown", shown)
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Args:
+      title: Its heading.
+      measure: Of the facts in its cells; None: what is shown is the row's own.
+      show: Of a fact: "p", "n", "count", "value", "low", "high" or "deviation" alone. Without a
+        measure, of the row: an attribute, an item, or what `row` was given to show.
+      unit: Behind the heading. With "%" shares are drawn times 100.
+      decimals: Of its numbers.
+      group: A heading that neighbouring columns share.
+      scale: Factor of the numbers: 100 for points.
+      optional: Whether the column is left out, instead of an error, where there is no such fact at all.
+      of: What of the row, shown as by `show`, has the keys, where that is not the row itself.
+      keys: Of the facts, before the row's; None takes one of the row's away.
+    """
+
+    title: str
+    measure: str | None
+    show: str | None
+    unit: str | None
+    decimals: int | None
+    group: str
+    scale: float
+    optional: bool
+    of: str | None
+    keys: Mapping[str, Any]
+
+    def __init__(
+        self,
+        title: str,
+        measure: str | None = None,
+        *,
+        show: str | None = None,
+        unit: str | None = None,
+        decimals: int | None = None,
+        group: str = "",
+        scale: float = 1,
+        optional: bool = False,
+        of: str | None = None,
+        **keys: Any,
+    ) -> None:
+        given = locals()
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, given[field.name])
+
+    def cell(self, facts: Facts, row: Any) -> Any:
+        """What stands in the column for a row; None where there is no such fact."""
+        if self.measure is None:
+            return _shown(row, self.show or "label")
+        of = _of(row) if self.of is None else _shown(row, self.of)
+        fact = facts.find(self.measure, of, **self.keys)
+        if fact is None:
+            return None
+        if self.show is None:
+            return _scaled(fact.cell, self.scale)
+        return _scaled(getattr(fact, self.show), self.scale if self.show in _PARTS else 1)
+
+
+def line(
+    name: str,
+    facts: Iterable[Fact] | None = None,
+    x: Any = None,
+    y: Sequence[Any] | None = None,
+    *,
+    scale: float = 1,
+    band: bool = True,
+    **look: Any,
+) -> dict[str, Any]:
+    """A line of a chart, of facts or of numbers.
+
+    Args:
+      name: In the legend.
+      facts: The points.
+      x: The key of the facts that is the position, or the positions themselves.
+      y: Numbers, rates or estimates, where there are no facts.
+      scale: Factor of y.
+      band: Whether intervals are drawn.
+      **look: dashed, scatter, steps, model, as in `reports.blocks.line`.
+    """
+    if facts is not None:
+        points = list(facts)
+        x = [fact.keys[x] for fact in points]
+        y = [fact.cell if band else fact.value for fact in points]
+    return blocks.line(name, list(x), [_scaled(value, scale) for value in y or ()], **look)
+
+
+def level(
+    name: str, fact: Any, over: Sequence[float], *, scale: float = 1, band: bool = True, **look: Any
+) -> dict[str, Any]:
+    """A level line of a chart: a fact or a number from one position to another.
+
+    Args:
+      name: In the legend.
+      fact: A fact, a rate or a number.
+      over: The positions of its ends.
+      scale: As in `line`.
+      band: As in `line`.
+      **look: As in `line`.
+    """
+    value = cell_of(fact) if band else value_of(fact)
+    return line(name, x=list(over), y=[value] * len(over), scale=scale, **look)
+
+
+class Page:
+    """What a template can put on the page; each call leaves its block at that place of the text."""
+
+    def __init__(self, facts: Facts) -> None:
+        self._facts, self._blocks = facts, list[list[Block]]()
+
+    def table(
+        self,
+        columns: Sequence[Column | str],
+        rows: Iterable[Any],
+        *,
+        title: str | None = None,
+        folded: bool = False,
+        highlight: Sequence[Any] = (),
+        caller: Callable[[], str] | None = None,
+    ) -> str:
+        """A table of facts: a row for each variant, mapping or `row`; or rows of lists of cells."""
+        rows, heads = list(rows), [c if isinstance(c, Column) else Column(c) for c in columns]
+        if any(isinstance(row, list | tuple) for row in rows):
+            cells: list[list[Any]] = [[cell_of(cell) for cell in row] for row in rows]
+        else:
+            by_column = [[column.cell(self._facts, row) for row in rows] for column in heads]
+            kept = [self._is_there(*pair) for pair in zip(heads, by_column, strict=True)]
+            heads = [head for head, keep in zip(heads, kept, strict=True) if keep]
+            chosen = [values for values, keep in zip(by_column, kept, strict=True) if keep]
+            cells = [list(row) for row in zip(*chosen, strict=True)]
+        named = [blocks.column(c.title, c.unit, c.decimals, c.group) for c in heads]
+        marked = [number for number, row in enumerate(rows) if row in highlight]
+        block = blocks.table(
+            named, cells, _body(caller), title=title, folded=folded, highlight=marked
+        )
+        return self._place(block)
+
+    def chart(
+        self,
+        title: str,
+        x: str,
+        y: str,
+        lines: Sequence[dict[str, Any]],
+        *,
+        caller: Callable[[], str] | None = None,
+        **axes: Any,
+    ) -> str:
+        """A chart of `line`s, as `reports.blocks.chart`."""
+        return self._place(blocks.chart(title, x, y, list(lines), _body(caller), **axes))
+
+    def intervals(
+        self,
+        title: str,
+        rows: Iterable[Any],
+        measure: str | None = None,
+        *,
+        group: str,
+        name: str,
+        show: str | None = None,
+        scale: float = 1,
+        caller: Callable[[], str] | None = None,
+        percent: bool = False,
+        bars: bool = False,
+        **keys: Any,
+    ) -> str:
+        """Dots with intervals, or bars: one for each row, by what `group` and `name` show of it."""
+        groups: dict[str, dict[str, Any]] = {}
+        what = Column(title, measure, show=show, scale=scale, **keys)
+        for row in rows:
+            value = what.cell(self._facts, row)
+            if value is not None:
+                groups.setdefault(_shown(row, group), {})[_shown(row, name)] = value
+        return self._place(
+            blocks.intervals(title, groups, _body(caller), percent=percent, bars=bars)
+        )
+
+    def bars(self, title: str, rows: Iterable[Any], measure: str | None = None, **more: Any) -> str:
+        """Bars from 0, as `intervals`."""
+        return self.intervals(title, rows, measure, bars=True, **more)
+
+    def heat(
+        self,
+        measure: str,
+        rows: Iterable[Any],
+        columns: Iterable[Any],
+        *,
+        row_title: str,
+        column_title: str,
+        show: str = "label",
+        caller: Callable[[], str] | None = None,
+        title: str | None = None,
+        percent: bool = False,
+        decimals: int | None = None,
+        folded: bool = False,
+        **keys: Any,
+    ) -> str:
+        """A table coloured by its values: the facts of a row's and a column's keys together."""
+        rows, columns = list(rows), list(columns)
+        values = [
+            [cell_of(self._facts.find(measure, _joined(row, column), **keys)) for column in columns]
+            for row in rows
+        ]
+        block = blocks.heat(
+            [str(_shown(row, show)) for row in rows],
+            [str(_shown(column, show)) for column in columns],
+            values,
+            row_title,
+            column_title,
+            _body(caller),
+            title=title,
+            percent=percent,
+            decimals=decimals,
+            folded=folded,
+        )
+        return self._place(block)
+
+    def put(
+        self, given: Block | Iterable[Block], *, caller: Callable[[], str] | None = None
+    ) -> str:
+        """Blocks that Python has made; a caption is that of the last of them."""
+        found = [given] if isinstance(given, dict) else list(given)
+        if caller is not None and found:
+            found[-1] = found[-1] | {"caption": _body(caller)}
+        return self._place(*found)
+
+    def verdict(
+        self,
+        question: str,
+        *,
+        see: Mapping[str, str] | None = None,
+        caller: Callable[[], str],
+    ) -> str:
+        """A question and, between the call and its end, the answer; `see`: {words: a section's id}."""
+        return self._place(blocks.verdict(question, _body(caller), list((see or {}).items())))
+
+    def notice(self, tone: str, *, caller: Callable[[], str]) -> str:
+        """A few words that stand out: "sound" or "doubtful"."""
+        return self._place(blocks.notice(tone, _body(caller)))
+
+    def split(self, text: str) -> tuple[list[str], list[Block]]:
+        """(paragraphs before all else, blocks) of the rendered text."""
+        found: list[Block] = []
+        lines: list[str] = []
+        summary: list[str] | None = None
+
+        def flush() -> None:
+            nonlocal summary
+            paragraphs = [part.strip() for part in re.split(r"\n\s*\n", "\n".join(lines))]
+            paragraphs = [part for part in paragraphs if part]
+            lines.clear()
+            if summary is None:
+                summary = paragraphs
+            elif paragraphs:
+                found.append(blocks.text("\n\n".join(paragraphs)))
+
+        for row in text.splitlines():
+            heading, place = _HEADING.fullmatch(row.strip()), _PLACE.fullmatch(row.strip())
+            if heading is None and place is None:
+                if re.match(r"#{1,3} ", row):
+                    raise ValueError(
+                        f"A heading needs an id, as in `## Title {{#id}}`, got {row!r}."
+                    )
+                lines.append(row)
+                continue
+            flush()
+            if heading is not None:
+                level, title, name = len(heading[1]), markdown.plain(heading[2]), heading[3]
+                found.append(blocks.heading(title, name, level))
+            elif place is not None:
+                found += self._blocks[int(place[1])]
+        flush()
+        return summary or [], found
+
+    def _is_there(self, column: Column, cells: Sequence[Any]) -> bool:
+        """Whether a column has a cell; an error where no fact at all is as it says."""
+        if column.measure is None or any(cell is not None for cell in cells):
+            return True
+        own = keys_of(column.keys).items()
+        if any(f.measure == column.measure and own <= f.keys.items() for f in self._facts):
+            return not column.optional
+        if column.optional:
+            return False
+        raise ValueError(
+            f"The column {column.title!r} has no cell: there is no fact {column.measure!r} with "
+            f"{dict(own)}. Is it `optional`?"
+        )
+
+    def _place(self, *found: Block) -> str:
+        from markupsafe import Markup
+
+        self._blocks.append(list(found))
+        return Markup(f"\n\n\ue000{len(self._blocks) - 1}\ue001\n\n")
+
+
+def value_of(item: Any) -> Any:
+    """The number of a fact, a rate, an estimate, or of a number itself."""
+    if isinstance(item, Fact):
+        return item.value
+    return item.get("rate", item.get("value")) if isinstance(item, Mapping) else item
+
+
+def cell_of(item: Any) -> Any:
+    """A fact as a cell; anything else is one."""
+    return item.cell if isinstance(item, Fact) else item
+
+
+def _scaled(cell: Any, scale: float) -> Any:
+    """A cell whose numbers are multiplied; a rate has none to multiply, it is drawn as a percentage."""
+    if scale == 1 or cell is None or isinstance(cell, str):
+        return cell
+    if isinstance(cell, Mapping) and "rate" in cell:
+        cell = {"value": cell["rate"], "low": cell["low"], "high": cell["high"]}
+    if isinstance(cell, Mapping):
+        return {k: None if v is None else scale * v for k, v in cell.items() if k in _PARTS}
+    return scale * cell
+
+
+def _of(row: Any) -> Any:
+    return row.of if isinstance(row, Row) else row
+
+
+def _joined(row: Any, column: Any) -> dict[str, Any]:
+    return keys_of(_of(row)) | keys_of(_of(column))
+
+
+def _shown(row: Any, name: str) -> Any:
+    """What a row shows under a name: of `row`, then of what that is of."""
+    if isinstance(row, Row):
+        if name == "label" and row.label is not None:
+            return row.label
+        if name in row.shown:
+            return row.shown[name]
+        row = row.of
+    if isinstance(row, Mapping) and name in row:
+        return row[name]
+    if not isinstance(row, Mapping) and hasattr(row, name):
+        return getattr(row, name)
+    raise ValueError(f"The row {row!r} has no {name!r} to show.")
+
+
+def _body(caller: Callable[[], str] | None) -> str:
+    """What stands between a call and its end: a caption or an answer, in Markdown."""
+    text = "" if caller is None else str(caller())
+    if _PLACE.search(text):
+        raise ValueError(f"A table or chart cannot stand within a caption or an answer: {text!r}.")
+    return "\n".join(row.strip() for row in text.strip().splitlines())

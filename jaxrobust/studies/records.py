@@ -1,0 +1,97 @@
+"""Facts from what `evaluation` and `studies` return: accuracies, attacks, suites, curves, transfer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxrobust.studies.facts import Facts
+
+
+def add_model(facts: Facts, entry: Mapping[str, Any], of: Any = None, /, **keys: Any) -> None:
+    """Adds a model of `model_entry`: accuracy, loss, parameters, and precision, recall and F1.
+
+    Args:
+      facts: Where to.
+      entry: As `model_entry` returns it.
+      of: What it is of, as in `Facts.add`.
+      **keys: Further keys. The scores of a class have the key `class`.
+    """
+    evaluated = entry["evaluation"]
+    facts.add_rate("accuracy", of, evaluated["accuracy"], **keys)
+    facts.add("loss", of, value=evaluated["loss"], n=evaluated["accuracy"]["n"], **keys)
+    facts.add("parameters", of, value=entry["num_parameters"], **keys)
+    for row in evaluated["per_class"]:
+        for score in ("precision", "recall", "f1"):
+            which = keys | {"class": row["class"]}
+            facts.add(score, of, value=row[score], n=row["support"], **which)
+    for score in ("precision", "recall", "f1"):
+        facts.add(f"mean {score}", of, value=evaluated["macro"][score], **keys)
+
+
+def add_attack(facts: Facts, entry: Mapping[str, Any], of: Any = None, /, **keys: Any) -> None:
+    """Adds an attack of `evaluation.summarise`: success, robust accuracy, norms, confidence, steps.
+
+    Args:
+      facts: Where to.
+      entry: As `evaluation.summarise` returns it.
+      of: What it is of, as in `Facts.add`.
+      **keys: Further keys; among them should be those that tell attacks apart.
+    """
+    attacked = [record for record in entry["records"] if record["attacked"]]
+    won = np.array([record["success"] for record in attacked], bool)
+    facts.add("success", of, outcomes=won, **keys)
+    if entry.get("robust_accuracy"):
+        facts.add_rate("robust accuracy", of, entry["robust_accuracy"], **keys)
+    for name in ("mean_l2", "mean_linf", "mean_confidence", "median_steps"):
+        facts.add(name.replace("_", " "), of, value=entry.get(name), **keys)
+
+
+def add_suite(facts: Facts, summary: Mapping[str, Any], of: Any = None, /, **keys: Any) -> None:
+    """Adds a suite of `evaluation.summarise_suite`: what each attack left, and what all of them did.
+
+    Args:
+      facts: Where to.
+      summary: As `evaluation.summarise_suite` returns it.
+      of: What it is of, as in `Facts.add`.
+      **keys: Further keys. What is left after one attack and those before it has the key `after`.
+    """
+    fooled_by = np.array(summary["fooled_by"])
+    facts.add("accuracy", of, outcomes=fooled_by != -2, attacked=False, **keys)
+    facts.add("robust accuracy", of, outcomes=fooled_by == -1, **keys)
+    for number, attack in enumerate(summary["attacks"]):
+        left = (fooled_by == -1) | (fooled_by > number)
+        facts.add("robust accuracy", of, outcomes=left, after=attack["name"], **keys)
+        facts.add("seconds", of, value=attack["seconds"], after=attack["name"], **keys)
+
+
+def add_curve(facts: Facts, curve: Mapping[str, Any], of: Any = None, /, **keys: Any) -> None:
+    """Adds a curve of `evaluation.robustness_curve`: robust accuracy with the key `epsilon`."""
+    for point in curve["points"]:
+        counted, epsilon = point["robust_accuracy"], point["epsilon"]
+        facts.add_rate("robust accuracy", of, counted, epsilon=epsilon, **keys)
+
+
+def add_transfer(facts: Facts, table: Mapping[str, Any], /, **keys: Any) -> None:
+    """Adds a table of `evaluation.transfer_matrix`: `transfer`, with the keys `made_on`, `shown_to`."""
+    for made_on, rates in zip(table["models"], table["rates"], strict=True):
+        for shown_to, counted in zip(table["models"], rates, strict=True):
+            facts.add_rate("transfer", None, counted, made_on=made_on, shown_to=shown_to, **keys)
+
+
+def add_latency(facts: Facts, times: Mapping[str, Any], of: Any = None, /, **keys: Any) -> None:
+    """Adds a network's times in ms: its entry in `variants` of `evaluation.compare_latency`.
+
+    Args:
+      facts: Where to.
+      times: The entry: `latency`, the mean with its deviation, and `median latency`; of all but the
+        reference `latency to reference`, the median difference with its interval.
+      of: What it is of, as in `Facts.add`.
+      **keys: Further keys.
+    """
+    facts.add("latency", of, value=times["mean_ms"], deviation=times["std_ms"], **keys)
+    facts.add("median latency", of, value=times["median_ms"], **keys)
+    gap = times["difference"]
+    if gap is not None:
+        ends = {"low": gap["low_ms"], "high": gap["high_ms"]}
+        facts.add("latency to reference", of, value=gap["median_ms"], **ends, **keys)

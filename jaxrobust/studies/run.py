@@ -1,0 +1,209 @@
+"""A run: its folder, claimed for its settings; its stages, its facts, and its report."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrobust import files, reports
+from jaxrobust.reports import markdown
+from jaxrobust.studies import terminal, words
+from jaxrobust.studies.facts import Facts
+from jaxrobust.studies.results import configuration, environment, result_header
+from jaxrobust.studies.stages import Stages
+
+_ANOTHER = "--run NAME"
+
+# What shows that a run's folder holds something that was computed.
+_KEPT = (
+    *("*/checkpoints/*", "*/*/checkpoints/*", "stages/*.json", "adversarial/*.npz"),
+    "suite/*.npz*",
+)
+
+
+def open_run(
+    results_dir: Path,
+    experiment: str,
+    run: str,
+    settings: Any,
+    *,
+    inputs: Mapping[str, Any] | None = None,
+    clean_logits: np.ndarray | None = None,
+    ignored: Sequence[str] = (),
+    **also: Any,
+) -> Path:
+    """The folder results/<experiment>/<run>, claimed for these settings.
+
+    Args:
+      results_dir: Where results go.
+      experiment: Its name.
+      run: A plain name.
+      settings: A dataclass.
+      inputs: Fingerprints of what the run is of, by name. Where they differ, the names are said.
+      clean_logits: float32 [N, K], what the run's model answers. They are kept, and tell models apart
+        of which nothing else is seen; not to the last digit, because machines round differently.
+      ignored: Names of settings that change nothing that is computed and kept.
+      **also: What else decides about the results, as JSON values.
+
+    Returns:
+      The folder, which exists.
+
+    Raises:
+      ValueError: A run's name that would lead elsewhere, a folder in which another process is at work,
+        or one that holds results of other settings, other inputs or another model.
+    """
+    if not run or Path(run).name != run:
+        raise ValueError(f"`run` must be a plain name, got {run!r}.")
+    folder = results_dir / experiment / run
+    files.hold(folder)
+    environment()  # reads the commit now, before the tree can change under the run
+    in_use = (folder / "result.json").exists() or any(
+        next(folder.glob(kept), None) for kept in _KEPT
+    )
+    described = {k: v for k, v in configuration(settings).items() if k not in ignored} | also
+    path = folder / "inputs.npz"
+    fingerprints = json.dumps(dict(inputs or {}), sort_keys=True)
+    if in_use:
+        _compare_inputs(path, fingerprints, clean_logits)
+    try:
+        files.claim(folder, described, in_use=in_use, ignored=ignored)
+    except ValueError as error:
+        raise ValueError(f"{error} On the command line: {_ANOTHER}.") from None
+    if not in_use and (inputs is not None or clean_logits is not None):
+        arrays: dict[str, Any] = {"fingerprints": fingerprints}
+        if clean_logits is not None:
+            arrays["clean_logits"] = clean_logits
+        with files.replace(path) as partial:
+            np.savez(partial, **arrays)
+    return folder
+
+
+def _compare_inputs(path: Path, fingerprints: str, clean_logits: np.ndarray | None) -> None:
+    if not path.exists():
+        return
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            kept = {name: archive[name] for name in archive}
+        before, now = json.loads(str(kept["fingerprints"])), json.loads(fingerprints)
+    except Exception as error:  # zip, numpy and json have errors of many classes
+        raise ValueError(f"{path} cannot be read; delete {path.parent} to start anew.") from error
+    differ = [name for name in now.keys() | before.keys() if now.get(name) != before.get(name)]
+    logits = kept.get("clean_logits")
+    if clean_logits is not None and not (
+        logits is not None
+        and logits.shape == clean_logits.shape
+        and np.allclose(logits, clean_logits, 1e-3, 1e-3, equal_nan=True)
+    ):
+        differ.append("answers of the model")
+    if differ:
+        raise ValueError(
+            f"{path.parent} holds a run of other inputs: {', '.join(sorted(differ))} differ. Name "
+            f"another run ({_ANOTHER}), or delete this folder to start anew."
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """One run of a study.
+
+    Attributes:
+      experiment: Its name.
+      settings: A dataclass with the fields `seed`, `run` and `results_dir`.
+      folder: results/<experiment>/<run>.
+      stages: What is announced, timed and resumed.
+      facts: What was measured.
+    """
+
+    experiment: str
+    settings: Any
+    folder: Path
+    stages: Stages
+    facts: Facts = dataclasses.field(default_factory=Facts)
+
+    @property
+    def key(self) -> jax.Array:
+        """A PRNG key of the run's seed."""
+        return jax.random.key(self.settings.seed)
+
+    def finish(
+        self,
+        title: str,
+        dataset: Any,
+        template: Path,
+        *,
+        recipes: Mapping[str, Any] | None = None,
+        printed: Sequence[str] = (),
+        **names: Any,
+    ) -> Path:
+        """Renders the study's words, writes facts, result.json and the report, prints the summary.
+
+        Args:
+          title: Of the report.
+          dataset: A `jaxrobust.data.Dataset`, or a dict that is the part "data" of result.json itself.
+          template: The study's words, for `studies.words.render`.
+          recipes: How each network was trained, for whoever reads result.json.
+          printed: Ids of sections whose tables are printed above the summary.
+          **names: What the template can name, beside `facts`, `settings` and `minutes`, what all stages
+            took together.
+
+        Returns:
+          The report's path.
+        """
+        self.facts.save(self.folder)  # first: a template that is wrong loses nothing
+        minutes = sum(self.stages.seconds.values()) / 60
+        given = {"settings": self.settings, "minutes": minutes} | names
+        summary, found = words.render(template, self.facts, given)
+        seed = self.settings.seed
+        result = result_header(self.experiment, title, self.settings, seed, dataset) | {
+            "timings": self.stages.seconds,
+            "summary": summary,
+            "blocks": found,
+        }
+        if recipes is not None:
+            result["recipes"] = recipes
+        if len(self.stages.commits) > 1:
+            result["environment"]["commits_of_stages"] = self.stages.commits
+        files.write_json(self.folder / "result.json", result)
+        path = reports.write_report(self.folder / "result.json")
+        said = [markdown.plain(paragraph) for paragraph in summary]
+        print("\n".join([*terminal.section_lines(found, printed), *said, f"Report: {path}"]))
+        return path
+
+
+def start(
+    experiment: str,
+    settings: Any,
+    *,
+    inputs: Mapping[str, Any] | None = None,
+    clean_logits: np.ndarray | None = None,
+    ignored: Sequence[str] = (),
+    **also: Any,
+) -> Run:
+    """Opens the folder of a run, and goes on with what is in it.
+
+    Args:
+      experiment: Its name.
+      settings: As `Run`.
+      inputs: As `open_run`, like what follows.
+      clean_logits: float32 [N, K].
+      ignored: Names of settings that change nothing that is computed and kept.
+      **also: What else decides about the results, as JSON values.
+
+    Raises:
+      ValueError: As `open_run`.
+    """
+    folder = open_run(
+        settings.results_dir,
+        experiment,
+        settings.run,
+        settings,
+        inputs=inputs,
+        clean_logits=clean_logits,
+        ignored=ignored,
+        **also,
+    )
+    return Run(experiment, settings, folder, Stages(folder))
