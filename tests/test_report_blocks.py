@@ -296,7 +296,7 @@ def test_measures_are_numbers_or_percentages():
             },
         ),
         (
-            blocks.bars("t", {"g": {"a": 2, "b": RATE}}),
+            blocks.intervals("t", {"g": {"a": 2, "b": RATE}}, bars=True),
             {
                 "kind": "intervals",
                 "title": "t",

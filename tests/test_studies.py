@@ -149,25 +149,9 @@ def test_a_point_without_bounds_bounds_itself():
     assert found["low"] == [0.25, 0.5] and found["high"] == [0.75, 0.5]
 
 
-def test_times_as_cells():
-    gap = {"different": True, "median_ms": -2.0, "low_ms": -3.0, "high_ms": -1.0}
-    times = {"mean_ms": 5.0, "std_ms": 0.5, "median_ms": 4.0}
-    mean, difference = {"value": 5.0, "deviation": 0.5}, {"value": -2.0, "low": -3.0, "high": -1.0}
-    found = blocks.latency(times | {"difference": gap})
-    assert found == (mean, 4.0, difference, "faster")
-    assert blocks.latency(times | {"difference": None}) == (mean, 4.0, None, "")
-    assert blocks.latency_verdict(gap | {"median_ms": 2.0}) == "slower"
-    assert blocks.latency_verdict(gap | {"different": False}) == "no difference shown"
-
-
-def test_an_estimate_without_bounds_is_a_number():
-    assert blocks.estimate(0.5, None, None, 100) == 50
-    assert blocks.estimate(0.5, 0.25, 1.0, 100) == {"value": 50, "low": 25, "high": 100}
-
-
 def test_bars_take_numbers_and_values_with_their_spread():
     spread = {"value": 2.0, "deviation": 0.5}
-    found = blocks.bars("Time", {"batch 32": {"dense": 3, "small": spread}})
+    found = blocks.intervals("Time", {"batch 32": {"dense": 3, "small": spread}}, bars=True)
     assert found["bars"] and found["kind"] == "intervals"
     items = [item["value"] for item in found["groups"][0]["items"]]
     assert items == [{"value": 3, "low": None, "high": None}, spread]

@@ -111,47 +111,6 @@ def table(
     )
 
 
-def estimate(value: float, low: float | None, high: float | None, scale: float = 1.0) -> Any:
-    """A number with its interval, or the number alone where the interval is not known.
-
-    Args:
-      value: The estimate.
-      low: Lower bound.
-      high: Upper bound.
-      scale: Factor of all three: 100 for points.
-    """
-    if low is None or high is None:
-        return scale * value
-    return {"value": scale * value, "low": scale * low, "high": scale * high}
-
-
-def latency(times: Mapping[str, Any]) -> tuple[Any, float, Any, str]:
-    """A network's times as four cells of a table.
-
-    Args:
-      times: Its entry in `variants` of `evaluation.compare_latency`.
-
-    Returns:
-      (mean with its deviation, median, median difference to the reference with its interval,
-      `latency_verdict`); times in ms; the reference itself has no difference.
-    """
-    gap = times["difference"]
-    difference = None
-    if gap is not None:
-        difference = estimate(gap["median_ms"], gap["low_ms"], gap["high_ms"])
-    mean = {"value": times["mean_ms"], "deviation": times["std_ms"]}
-    return mean, times["median_ms"], difference, latency_verdict(gap)
-
-
-def latency_verdict(difference: Mapping[str, Any] | None) -> str:
-    """faster, slower or no difference shown; of the reference itself, None, nothing."""
-    if difference is None:
-        return ""
-    if not difference["different"]:
-        return "no difference shown"
-    return "faster" if difference["median_ms"] < 0 else "slower"
-
-
 def line(
     name: str,
     x: Sequence[float],
@@ -237,7 +196,7 @@ def intervals(
 
     Args:
       title: Above it.
-      groups: {group: {name: a rate, an estimate as `estimate` returns it, or a number}}.
+      groups: {group: {name: a rate, {"value", "low", "high"} or a number}}.
       caption: What a reader must know to read it.
       percent: Whether the values are shares, 0 to 1; rates always are.
       bars: Whether to draw bars from 0 instead of dots, for what is counted: sizes, times.
@@ -252,26 +211,6 @@ def intervals(
     ]
     flags = {"percent": percent, "bars": bars}
     return _block("intervals", frame, title=title, groups=drawn, caption=caption, **flags)
-
-
-def bars(
-    title: str,
-    groups: Mapping[str, Mapping[str, Any]],
-    caption: str = "",
-    *,
-    percent: bool = False,
-    **frame: Unpack[Frame],
-) -> Block:
-    """`intervals` as bars from 0.
-
-    Args:
-      title: As in `intervals`, like the arguments after it.
-      groups: As there.
-      caption: As there.
-      percent: As there.
-      **frame: `Frame`.
-    """
-    return intervals(title, groups, caption, percent=percent, bars=True, **frame)
 
 
 def heat(

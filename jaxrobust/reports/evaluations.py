@@ -323,7 +323,7 @@ def suite(summary: Entry) -> list[Block]:
     drawn = _table(rows, columns, caption, title=title, highlight=[len(rows) - 1])
     drawn += _warnings([{"warnings": summary.get("warnings")}])
     left = {row["name"]: {model: row["robust_accuracy"]} for row in rows}
-    drawn.append(blocks.bars("What is left after each attack", left))
+    drawn.append(blocks.intervals("What is left after each attack", left, bars=True))
     if summary["saw_nan"]:
         images = _images(summary["saw_nan"])
         drawn.append(blocks.notice("doubtful", _note("nan", images=images)))

@@ -162,17 +162,6 @@ def rate_interval(rate: dict[str, Any] | None, with_size: bool = True) -> str:
     return f"({', '.join(said)})" if said else ""
 
 
-def rate_words(rate: dict[str, Any]) -> str:
-    """A RATE within a sentence.
-
-    Example:
-      >>> rate_words({"count": 41, "n": 50, "rate": 0.82, "low": 0.692, "high": 0.902})
-      '82.0 % (95 % interval 69.2 to 90.2 %)'
-    """
-    value, low, high = (f"{100 * rate[part]:.1f}" for part in ("rate", "low", "high"))
-    return f"{value} % (95 % interval {low} to {high} %)"
-
-
 def sample_size(rate: dict[str, Any]) -> str:
     """The sample size of a RATE, as `n = 50`."""
     return f"n{_SPACE}={_SPACE}{number(rate['n'], 0)}"
