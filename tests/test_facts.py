@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -249,15 +250,86 @@ def test_means_and_differences_follow_one_another():
 
 def test_means_of_shares_are_shares():
     facts = Facts()
-    of_seeds(facts, "a", (0.1, 0.5))
+    for seed, count in ((0, 1), (1, 5)):
+        facts.add("accuracy", Variant("a", seed=seed), value=count / 10, count=count, n=10)
     right = facts.add("accuracy", Variant("b", seed=0), outcomes=RIGHT)
     measured = facts.where("accuracy", network=ANY, sparsity=ANY, seed=ANY)
-    two, one = comparison.means(measured, "seed", "mean", shares=True)
+    two, one = comparison.means(measured, "seed", "mean", alone=True)
     assert two.value == pytest.approx(0.3) and (two.low, two.high, two.n) == (0.0, 1.0, 2)
     assert one.cell == right.cell and one.measure == "mean" and one.outcomes is None
     assert one.keys == {"network": "b", "sparsity": 0.0}
-    wide, _ = comparison.means(measured, "seed", "mean")
-    assert wide.low < 0 and wide.high > 1
+    _, one = comparison.means(measured, "seed", "mean")
+    assert one.low is None and one.count is None
+    of_seeds(facts, "c", (0.1, 0.5))
+    (wide,) = comparison.means(
+        facts.where("accuracy", network="c", sparsity=ANY, seed=ANY), "seed", "m"
+    )
+    assert wide.low < 0 and wide.high > 1  # values that are no shares have no ends
+
+
+def test_one_more_of_equal_values_says_nothing_and_groups_are_of_one_size():
+    facts = Facts()
+    of_seeds(facts, "a", (0.1, 0.1, 0.1))
+    of_seeds(facts, "b", (0.3, 0.1 + 0.2, 0.3))
+    measured = facts.where("accuracy", network=ANY, sparsity=ANY, seed=ANY)
+    assert comparison.one_more(measured, "seed", "network", "noise") == []
+    with pytest.raises(ValueError, match="as many values in each network, got \\[2, 3\\]"):
+        comparison.one_more(measured[1:], "seed", "network", "noise")
+
+
+def test_facts_that_comparisons_make_are_found_by_the_same_keys():
+    facts = Facts()
+    same = [facts.add("right", network=name, outcomes=RIGHT) for name in "ab"]
+    facts.extend([comparison.paired(*same, "gap", {"epsilon": 8 / 255, "other": None})])
+    assert facts.of("gap", epsilon=8 / 255).value == 0
+    with pytest.raises(ValueError, match="there twice"):
+        facts.add("gap", epsilon=0.0313725490196, value=1)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "match"),
+    [
+        ({"value": "0.5"}, TypeError, "`value` must be a number or None, got '0.5'"),
+        ({"value": True}, TypeError, "`value` must be a number"),
+        ({"value": np.ones(2)}, TypeError, "`value` must be a number"),
+        ({"outcomes": [1, 0, 1]}, TypeError, "`outcomes` of 'a' must be bool or float, got int64"),
+        ({"measure": 3, "value": 1}, ValueError, "A key cannot be called 'measure'"),
+    ],
+)
+def test_what_is_no_fact(given, error, match):
+    with pytest.raises(error, match=match):
+        Facts().add("a", **given)
+
+
+def test_figures_of_jax_and_numpy_are_numbers():
+    facts = Facts()
+    assert type(facts.add("a", value=jnp.float32(0.5), n=np.int64(3)).value) is float
+    assert facts.add("b", value=jnp.float32(np.nan)).value is None
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "match"),
+    [
+        ("measure,valeu\na,1\n", ValueError, "must have the columns `measure` and `value`"),
+        ("measure,value\na,1,2\n", ValueError, "line 2: there are more cells than columns"),
+        ('measure,value,n\na,1,"1,593"\n', TypeError, "line 2: `n` must be a number or None"),
+        ("measure,value\n,1\n", ValueError, "line 2: `measure` is missing"),
+        ("measure,value,data\na,1,cifar100\n", ValueError, "has no facts of data='cifar10'"),
+    ],
+)
+def test_a_file_that_is_wrong_says_where(tmp_path, text, error, match):
+    path = tmp_path / "published.csv"
+    path.write_text(text)
+    with pytest.raises(error, match=match):
+        Facts().read(path, only={"data": "cifar10"} if "data" in text else None)
+
+
+def test_cells_of_a_file_are_numbers_where_they_look_like_them(tmp_path):
+    path = tmp_path / "published.csv"
+    path.write_text("\ufeffmeasure,value,key\na,1e-3,nan\na,.5,1_000\na,2,True\na,-3,-3\n", "utf-8")
+    found = Facts().read(path, source="x")
+    assert [fact.value for fact in found] == [0.001, 0.5, 2, -3]
+    assert [fact.keys["key"] for fact in found] == ["nan", "1_000", True, -3]
 
 
 def test_several_seeds_are_compared_over_seeds_and_one_over_its_images():

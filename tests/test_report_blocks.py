@@ -338,8 +338,6 @@ def test_measures_are_numbers_or_percentages():
                 "name": "a",
                 "x": [1, 2],
                 "y": [3, 4],
-                "low": [3, 4],
-                "high": [3, 4],
                 "dashed": True,
             },
         ),

@@ -144,9 +144,9 @@ def test_lines_take_bands_from_rates_and_leave_gaps():
     assert "low" not in blocks.line("cnn", (0, 1), (1, 2))
 
 
-def test_a_point_without_bounds_bounds_itself():
+def test_a_point_without_bounds_has_none():
     found = blocks.line("cnn", (1, 2), ({"value": 0.5, "low": 0.25, "high": 0.75}, 0.5))
-    assert found["low"] == [0.25, 0.5] and found["high"] == [0.75, 0.5]
+    assert found["low"] == [0.25, None] and found["high"] == [0.75, None]
 
 
 def test_bars_take_numbers_and_values_with_their_spread():

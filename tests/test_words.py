@@ -2,11 +2,10 @@
 
 import dataclasses
 
-import jinja2
 import numpy as np
 import pytest
 
-from jaxrobust.reports import markdown
+from jaxrobust.reports import markdown, tables
 from jaxrobust.studies import Facts, words
 
 RIGHT = np.array([True] * 3 + [False])
@@ -105,6 +104,11 @@ def test_a_column_without_facts(render):
     # Measured of others: an empty column, which is no mistake.
     titles, rows = columns_of(render, "column('Gap', 'gap')", "[dense]")
     assert titles == ["V", "Gap"] and rows == [[None]]
+    # A key that was forgotten is one.
+    with pytest.raises(
+        ValueError, match="no fact 'gap' with the keys network; those that there are"
+    ):
+        columns_of(render, "column('Gap', 'gap', sparsity=none)")
 
 
 def test_rows_of_lists_and_rows_with_labels(render):
@@ -216,7 +220,34 @@ def test_text_stays_text(render):
             ValueError,
             "no fact 'accuracy' of network='cnn'",
         ),
-        ("{{ nothing }}", jinja2.UndefinedError, "'nothing' is undefined"),
+        ("S.\n\n{{ nothing }}", ValueError, "report.md.j2, line 3: 'nothing' is undefined"),
+        ("{% if %}", ValueError, "report.md.j2, line 1: Expected an expression"),
+        (
+            "{{ fact('accuracy', dense) }}",
+            ValueError,
+            "A sentence cannot hold the fact 'accuracy' itself",
+        ),
+        ("{{ several }}", ValueError, r"A sentence cannot hold \[1, 2\]"),
+        (
+            "{{ chart('Speed', 'x', 'y', [line('a', facts.where('speed'), x='sparsity')]) }}",
+            ValueError,
+            "The chart 'Speed' has no point",
+        ),
+        (
+            "{{ bars('Speed', [dense], 'speed', group='words', name='network') }}",
+            ValueError,
+            "The chart 'Speed' has no value: no row has a fact 'speed'",
+        ),
+        (
+            "{{ heat('speed', [dense], [{'a': 1}], row_title='r', column_title='c', show='a') }}",
+            ValueError,
+            "The table of 'speed' has no value",
+        ),
+        (
+            "{{ table([column('A', 'accuracy', unit='%', scale=100)], [dense]) }}",
+            ValueError,
+            "The column 'A' of % draws shares as they are",
+        ),
         ("{{ nothing_there }}", ValueError, "A sentence cannot hold None"),
         ("{{ holds }}", ValueError, "A sentence cannot hold True"),
         ("S.\n## No id\n", ValueError, "A heading needs an id"),
@@ -229,7 +260,47 @@ def test_text_stays_text(render):
 )
 def test_what_a_template_cannot_say(render, text, error, match):
     with pytest.raises(error, match=match):
-        render(text, nothing_there=None, holds=True)
+        render(text, nothing_there=None, holds=True, several=[1, 2])
+
+
+def test_shares_and_p_values_near_a_limit(render):
+    nearly = {"count": 9999, "n": 10000, "rate": 0.9999, "low": 0.9994, "high": 1.0}
+    shown = render("{{ r | percent }}|{{ r | estimate }}|{{ 1e-4 | percent }}", r=nearly)[0][0]
+    one, two, three = shown.replace("\u00a0", " ").split("|")
+    assert one == "99.99 %" and two.startswith("99.99 % (99.94 to 100.00") and three == "0.01 %"
+    shown = "{{ 0.0496 | p_value }}|{{ 0.04 | p_value }}|{{ nan | p_value }}"
+    assert render(shown, nan=float("nan"))[0][0] == "p = 0.0496|p = 0.04|no p-value"
+
+
+def test_a_p_value_below_its_decimals_is_not_zero(render, facts):
+    facts.add("small", DENSE, value=1.0, p=4e-5)
+    (table,) = render("S.\n{{ table([column('p', 'small', show='p', decimals=3)], [dense]) }}")[1]
+    assert tables.table(table)["rows"][0]["cells"][0]["text"] == "< 0.001"
+
+
+def test_points_of_a_line_are_sorted_and_points_are_hundredths(render, facts):
+    for epsilon in (0.2, 0.1, 0.3):
+        facts.add("curve", epsilon=epsilon, value=epsilon)
+    text = "S.\n{{ chart('t', 'x', 'y', [line('a', facts.where('curve', epsilon=ANY), x='epsilon')]) }}"
+    assert render(text)[1][0]["series"][0]["x"] == [0.1, 0.2, 0.3]
+    _, rows = columns_of(render, "column('points', 'gap', unit='points')")
+    assert rows[1][0] == {"value": -50, "low": -80, "high": -20}
+
+
+def test_text_cannot_become_structure_and_titles_keep_their_numbers(render):
+    name = "a\x0c## Foo {#foo}\u2028\ue0000\ue001"
+    _, blocks = render(
+        "S.\n## 1. Title {#one}\n{{ name }}\n{% macro of(x) %}{{ x }}{% endmacro %}"
+        "{{ table(['V'], [['a']], title='With ' ~ of('a_b')) }}",
+        name=name,
+    )
+    assert [block["kind"] for block in blocks] == ["heading", "text", "table"]
+    assert blocks[0]["title"] == "1. Title" and blocks[2]["title"] == "With a_b"
+
+
+def test_a_list_within_a_list_stays_one(render):
+    (block,) = render("S.\n{% call verdict('?') %}\n  Yes.\n\n  - a\n    - b\n{% endcall %}")[1]
+    assert block["text"] == "Yes.\n\n- a\n  - b"
 
 
 def test_a_template_includes_others(render, tmp_path):

@@ -243,7 +243,7 @@ def average(study: Study) -> None:
     ]
     for variant, (measure, keys) in itertools.product(dict.fromkeys(several), measured):
         found, seeds = facts.where(measure, variant, seed=ANY, **keys), settings.seeded(variant)
-        means = comparison.means(found, "seed", f"mean {measure}", shares=True)
+        means = comparison.means(found, "seed", f"mean {measure}", alone=True)
         # A curve ends where it is below chance, with another seed elsewhere.
         full = [mean for mean in means if mean.count is None and mean.n == len(seeds)]
         facts.extend(means if len(seeds) == 1 else full)

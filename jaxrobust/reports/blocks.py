@@ -69,7 +69,12 @@ def notice(tone: str, markdown: str) -> Block:
 
 
 def column(
-    title: str, unit: str | None = None, decimals: int | None = None, group: str = ""
+    title: str,
+    unit: str | None = None,
+    decimals: int | None = None,
+    group: str = "",
+    *,
+    p_value: bool = False,
 ) -> Block:
     """A column of a table.
 
@@ -78,8 +83,10 @@ def column(
       unit: Behind the heading.
       decimals: Of its numbers.
       group: A heading that neighbouring columns share.
+      p_value: Whether it is of p-values: what rounds to 0 then reads as less than the smallest number.
     """
     described = {"title": title, "unit": unit, "decimals": decimals, "group": group or None}
+    described["p_value"] = p_value or None
     return {key: value for key, value in described.items() if value is not None}
 
 
@@ -126,8 +133,8 @@ def line(
     Args:
       name: In the legend.
       x: Positions.
-      y: Numbers; or rates or {"value", "low", "high", "n"?}, whose bounds become a band. None is left
-        out.
+      y: Numbers; or rates or {"value", "low", "high", "n"?}, whose bounds become a band, with a gap
+        where a point has none. None is left out.
       dashed: For a control, or the second of two lines of a model.
       scatter: Points without a line between them.
       steps: Steps as of a histogram: x are the middles of bins of one width, and what a logarithmic
@@ -140,10 +147,8 @@ def line(
     flags = {"dashed": dashed, "scatter": scatter, "steps": steps, "model": model}
     found |= {key: value for key, value in flags.items() if value}
     found["y"] = [float(middle) for _, _, (middle, _, _) in known]
-    # A band where every point has one, be it of no width.
-    if any(isinstance(value, Mapping) for _, value, _ in known):
-        for side, key in ((1, "low"), (2, "high")):
-            found[key] = [ends[0] if ends[side] is None else ends[side] for *_, ends in known]
+    if any(low is not None for *_, (_, low, _) in known):
+        found["low"], found["high"] = ([ends[side] for *_, ends in known] for side in (1, 2))
     sizes = [value.get("n") if isinstance(value, Mapping) else None for _, value, _ in known]
     return found | {"n": sizes} if sizes and None not in sizes else found
 

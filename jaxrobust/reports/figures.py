@@ -178,10 +178,15 @@ def lines(
         scatter = bool(item.get("scatter"))
         banded = [point for point in points if _has_place(point[2], y) and finite(point[3])]
         if item.get("low") and banded:
-            over, _, *ends = zip(*banded, strict=True)
             if scatter:
+                over, _, *ends = zip(*banded, strict=True)
                 axes.vlines(over, *ends, color=look.colour, alpha=0.55, linewidth=1)
             else:
+                # NaN is a gap: a point without an interval has none between its neighbours' either.
+                known = [
+                    point if point in banded else (point[0], *[math.nan] * 3) for point in points
+                ]
+                over, _, *ends = zip(*known, strict=True)
                 axes.fill_between(over, *ends, color=look.colour, alpha=0.16, linewidth=0)
             shown += [(point[0], end) for point in banded for end in point[2:]]
         axes.plot(

@@ -74,6 +74,17 @@ def measure(value: Any, decimals: int, percent: bool = False) -> str:
     return f"{number(scaled, decimals)}{_SPACE}%" if percent else number(scaled, decimals)
 
 
+def p_value(value: float, decimals: int) -> str:
+    """A p-value with its decimals; what rounds to 0 is said to be less than the smallest of them.
+
+    Example:
+      >>> p_value(0.0312, 3), p_value(4e-5, 3)
+      ('0.031', '< 0.001')
+    """
+    least = 10.0**-decimals
+    return f"< {least:.{decimals}f}" if value < least / 2 else number(value, decimals)
+
+
 def shared_decimals(values: Sequence[float], percent: bool = False) -> int:
     """The decimals for numbers that stand in one column: as few as say all.
 

@@ -49,6 +49,20 @@ def plain(text: str) -> str:
     )
 
 
+def plain_line(text: str) -> str:
+    """A line's text without its marks, for titles: what would begin a list is no list there.
+
+    Args:
+      text: Markdown.
+
+    Example:
+      >>> plain_line("1. The *first*")
+      '1. The first'
+    """
+    (line,) = _parser().parseInline(text)
+    return "".join(one.content for one in line.children)
+
+
 def links(text: str) -> Iterator[str]:
     """The addresses that a text leads to.
 

@@ -173,7 +173,7 @@ def _chart(block: Block, look_of: dict[str, figures.Series], name: str) -> dict[
 def _points(item: dict[str, Any], percent: bool) -> Iterator[list[Any]]:
     """The rows of a series in the table of the chart's numbers."""
     for index, (over, value) in enumerate(zip(item["x"], item["y"], strict=True)):
-        if item.get("low") is not None:
+        if item.get("low") and (item.get("n") or item["low"][index] is not None):
             ends = {key: item[key][index] for key in ("low", "high", "n") if item.get(key)}
             # With its n a share is a rate, and has the decimals that so many images support.
             value = {"rate" if percent and "n" in ends else "value": value} | ends

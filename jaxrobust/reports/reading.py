@@ -58,14 +58,19 @@ def read_result(path: Path) -> dict[str, Any]:
     except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are both ValueErrors.
         raise ValueError(f"{path}: this is not valid JSON: {error}.") from error
     try:
-        _check_result(result)
+        check_result(result)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     checked: dict[str, Any] = result
     return checked
 
 
-def _check_result(result: Any) -> None:
+def check_result(result: Any) -> None:
+    """Raises ValueError, naming the place, unless this is a result.
+
+    Args:
+      result: Of JSON.
+    """
     if not isinstance(result, dict):
         raise ValueError(f"the file must hold an object, got {short(result)}.")
     found = result.get("format")

@@ -106,11 +106,12 @@ _SERIES = {
     "scatter?": BOOLEAN,
     "steps?": BOOLEAN,
 }
+_COLUMN = {"title": TEXT, "unit?": TEXT, "decimals?": COUNT, "group?": TEXT, "p_value?": BOOLEAN}
 _KINDS: dict[str, dict[str, Any]] = {
     "heading": {"level": one_of(*LEVELS), "id": ID, "title": TEXT},
     "text": {"text": TEXT},
     "table": {
-        "columns": [{"title": TEXT, "unit?": TEXT, "decimals?": COUNT, "group?": TEXT}],
+        "columns": [_COLUMN],
         "rows": [[cell]],
         "highlight?": [INTEGER],
     },

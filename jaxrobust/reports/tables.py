@@ -81,6 +81,7 @@ def _column(column: dict[str, Any], cells: Sequence[Any], number: int) -> dict[s
         "unit": ", ".join(part for part in (unit, size) if part),
         "sized": size is not None,
         "percent": percent,
+        "p_value": bool(column.get("p_value")),
         "decimals": _given(column.get("decimals"), numbers, percent),
         "group": column.get("group") if number else None,
         "number": number,
@@ -123,6 +124,8 @@ def _cell(item: Any, column: dict[str, Any]) -> dict[str, Any]:
             detail = said[0] if bare else f"({', '.join(said)})"
     elif isinstance(item, str):
         text = item.replace(" ", _NO_BREAK) if len(item) <= _ON_ONE_LINE else item
+    elif column["p_value"] and formatting.finite(item):
+        text = formatting.p_value(item, decimals)
     else:
         text = formatting.measure(item, decimals, percent)
     number = not isinstance(item, str)

@@ -190,7 +190,7 @@ def means(
     name: str,
     *,
     fewest: int = 2,
-    shares: bool = False,
+    alone: bool = False,
 ) -> list[Fact]:
     """Means over one key or several.
 
@@ -199,10 +199,11 @@ def means(
       over: The keys that vary, such as "seed"; the means do not have them.
       name: The measure of what is returned.
       fewest: How many values an interval takes: with fewer it would say nothing.
-      shares: Whether they are shares: intervals end at 0 and at 1, and one alone keeps its own.
+      alone: Whether one value alone keeps its own figures: of a share, the interval over its images.
 
     Returns:
-      value, the mean; its 95 % Student interval; deviation; n, the number of values.
+      value, the mean; its 95 % Student interval, which of shares ends at 0 and at 1; deviation; n, the
+      number of values.
     """
     names = (over,) if isinstance(over, str) else tuple(over)
     found = []
@@ -210,9 +211,9 @@ def means(
         mean: dict[str, Any] = {**evaluation.mean_interval([value(fact) for (fact,) in group])}
         if len(group) < fewest:
             mean |= {"low": None, "high": None}
-        elif shares and mean["low"] is not None:
+        elif mean["low"] is not None and all(fact.count is not None for (fact,) in group):
             mean |= {"low": max(0.0, mean["low"]), "high": min(1.0, mean["high"])}
-        if shares and len(group) == 1:
+        if alone and len(group) == 1:
             own = group[0][0]
             found.append(dataclasses.replace(own, measure=name, keys=keys, outcomes=None))
         else:
@@ -228,7 +229,7 @@ def one_more(measured: Iterable[Fact], over: str, pooled: str, name: str) -> lis
     another seed would change.
 
     Args:
-      measured: Facts, as many in each group.
+      measured: Facts, as many in each group; ValueError otherwise.
       over: The key that tells the values of a group apart, such as "seed".
       pooled: The key that tells groups apart, such as "network".
       name: The measure of what is returned.
@@ -244,10 +245,16 @@ def one_more(measured: Iterable[Fact], over: str, pooled: str, name: str) -> lis
         by_group: dict[Any, list[float]] = {}
         for (fact,) in group:
             by_group.setdefault(fact.keys[pooled], []).append(value(fact))
+        sizes = {len(of_one) for of_one in by_group.values()}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"{name!r} needs as many values in each {pooled}, got {sorted(sizes)}."
+            )
         values = np.array(list(by_group.values()))
         size, freedom = values.shape[1], values.shape[0] * (values.shape[1] - 1)
         squares = float((values.var(axis=1) * size).sum())
-        if freedom < 2 or squares == 0:
+        # Equal values differ by their rounding: that is no spread.
+        if freedom < 2 or squares <= 1e-20 * float((values**2).sum()):
             continue
         reach = float(stats.t.ppf(0.975, freedom)) * math.sqrt(squares / freedom * (1 + 1 / size))
         found.append(Fact(name, keys, value=0.0, low=-reach, high=reach, n=values.size))

@@ -58,9 +58,11 @@ class Examples:
         checks.label_range("labels", np.asarray(self.label_range), num_classes)
 
     def names(self, num_classes: int) -> list[str]:
-        """The names of so many classes; those without one are called by their number."""
+        """The names of so many classes, each once; those without one are called by their number."""
         unnamed = [str(k) for k in range(len(self.class_names), num_classes)]
-        return [*self.class_names[:num_classes], *unnamed]
+        names = [*self.class_names[:num_classes], *unnamed]
+        # Two classes of one name, as ImageNet has them, are told apart by their numbers.
+        return [f"{n} ({k})" if names.count(n) > 1 else n for k, n in enumerate(names)]
 
 
 def load_examples(

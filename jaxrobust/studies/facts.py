@@ -5,6 +5,7 @@ import dataclasses
 import io
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,15 @@ class Fact:
     p: float | None = None
     deviation: float | None = None
     outcomes: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "keys", keys_of(self.keys))
+        for name in _FIGURES:
+            object.__setattr__(self, name, _number(name, getattr(self, name)))
+        if self.outcomes is not None and self.outcomes.dtype.kind not in "bf":
+            raise TypeError(
+                f"`outcomes` of {self.measure!r} must be bool or float, got {self.outcomes.dtype}."
+            )
 
     @property
     def direction(self) -> int:
@@ -104,7 +114,8 @@ class Facts:
           The fact.
 
         Raises:
-          ValueError: This measure of these keys is there already.
+          TypeError: A figure that is no number, or outcomes that are neither bool nor float.
+          ValueError: This measure of these keys is there already, or a key is called as a figure is.
         """
         given = {name: figures_and_keys.pop(name, None) for name in (*_FIGURES, "outcomes")}
         outcomes = given["outcomes"]
@@ -114,7 +125,6 @@ class Facts:
                 counted = rate(int(outcomes.sum()), len(outcomes))
                 given |= {"value": counted["rate"], "n": counted["n"], "count": counted["count"]}
                 given |= {"low": counted["low"], "high": counted["high"]}
-        given |= {name: _number(given[name]) for name in _FIGURES}
         return self._put(Fact(measure, keys_of(of) | keys_of(figures_and_keys), **given))
 
     def add_rate(self, measure: str, of: Any, counted: Mapping[str, Any], /, **keys: Any) -> Fact:
@@ -220,19 +230,34 @@ class Facts:
           **keys: That all of them have besides, such as source="003".
 
         Raises:
-          ValueError: No column `measure`, or a row that has no measure or is there twice.
+          TypeError: A figure that is no number; the message names the line, here and below.
+          ValueError: No columns `measure` and `value`, a row that has no measure, too many cells or is
+            there twice, or no row at all that is wanted.
         """
-        with Path(path).open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+        only = keys_of(only)
+        with Path(path).open(
+            encoding="utf-8-sig", newline=""
+        ) as file:  # "-sig": as spreadsheets save
+            reader = csv.DictReader(file)
+            rows = list(reader)
+        if not {"measure", "value"} <= set(reader.fieldnames or ()):
+            raise ValueError(f"{path} must have the columns `measure` and `value`.")
         found = []
         for number, row in enumerate(rows, start=2):
-            cells = {name: _parsed(text) for name, text in row.items() if text}
-            measure = cells.pop("measure", None)
-            if measure is None:
-                raise ValueError(f"{path}, line {number}: `measure` is missing.")
-            if all(cells.get(name) == _plain(value) for name, value in (only or {}).items()):
-                cells = {name: value for name, value in cells.items() if name not in (only or {})}
-                found.append(self.add(str(measure), **cells, **keys))
+            try:
+                if None in row:
+                    raise ValueError("there are more cells than columns.")
+                cells = {name: _parsed(text) for name, text in row.items() if text}
+                measure = cells.pop("measure", None)
+                if measure is None:
+                    raise ValueError("`measure` is missing.")
+                if all(cells.get(name) == value for name, value in only.items()):
+                    cells = {name: value for name, value in cells.items() if name not in only}
+                    found.append(self.add(str(measure), **(cells | keys)))
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{path}, line {number}: {error}") from error
+        if not found:
+            raise ValueError(f"{path} has no facts of {_words(only)}.")
         return found
 
     def save(self, folder: Path) -> None:
@@ -309,6 +334,10 @@ def keys_of(of: Any) -> dict[str, Any]:
         return {}
     if dataclasses.is_dataclass(of):
         of = {field.name: getattr(of, field.name) for field in dataclasses.fields(of)}
+    if taken := {*_FIGURES, "measure", "outcomes"} & {*of}:
+        raise ValueError(
+            f"A key cannot be called {sorted(taken)[0]!r}: so is a column of facts.csv."
+        )
     return {name: _plain(value) for name, value in of.items() if value is not None}
 
 
@@ -344,19 +373,21 @@ def _plain(value: Any) -> Any:
     return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
 
 
-def _number(value: Any) -> Any:
-    if isinstance(value, np.generic):
+def _number(name: str, value: Any) -> Any:
+    """A figure as a number of Python; None where it is not finite."""
+    if np.ndim(value) == 0 and hasattr(value, "item"):  # of numpy or jax
         value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise TypeError(f"`{name}` must be a number or None, got {value!r}.")
+    return value if value is None or math.isfinite(value) else None
 
 
 def _parsed(text: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text
+    if text in ("True", "False"):
+        return text == "True"
+    if re.fullmatch(r"[+-]?\d+", text):
+        return int(text)
+    return float(text) if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text, re.I) else text
 
 
 def _words(keys: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -43,10 +44,10 @@ class Column:
       measure: Of the facts in its cells; None: what is shown is the row's own.
       show: Of a fact: "p", "n", "count", "value", "low", "high" or "deviation" alone. Without a
         measure, of the row: an attribute, an item, or what `row` was given to show.
-      unit: Behind the heading. With "%" shares are drawn times 100.
+      unit: Behind the heading. With "%" or "points" shares are drawn times 100.
       decimals: Of its numbers.
       group: A heading that neighbouring columns share.
-      scale: Factor of the numbers: 100 for points.
+      scale: Factor of the numbers; None: as the unit says.
       optional: Whether the column is left out, instead of an error, where there is no such fact at all.
       of: What of the row, shown as by `show`, has the keys, where that is not the row itself.
       keys: Of the facts, before the row's; None takes one of the row's away.
@@ -58,7 +59,7 @@ class Column:
     unit: str | None
     decimals: int | None
     group: str
-    scale: float
+    scale: float | None
     optional: bool
     of: str | None
     keys: Mapping[str, Any]
@@ -72,14 +73,24 @@ class Column:
         unit: str | None = None,
         decimals: int | None = None,
         group: str = "",
-        scale: float = 1,
+        scale: float | None = None,
         optional: bool = False,
         of: str | None = None,
         **keys: Any,
     ) -> None:
         given = locals()
+        if unit == "%" and scale is not None:
+            raise ValueError(
+                f"The column {title!r} of % draws shares as they are: leave `scale` out."
+            )
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, given[field.name])
+
+    def names(self, row: Any) -> frozenset[str]:
+        """Which keys the column's facts have in a row."""
+        of = _of(row) if self.of is None else _shown(row, self.of)
+        taken = {name for name, value in self.keys.items() if value is None}
+        return frozenset((keys_of(of).keys() | self.keys.keys()) - taken)
 
     def cell(self, facts: Facts, row: Any) -> Any:
         """What stands in the column for a row; None where there is no such fact."""
@@ -89,9 +100,10 @@ class Column:
         fact = facts.find(self.measure, of, **self.keys)
         if fact is None:
             return None
+        scale = self.scale or (100 if self.unit == "points" else 1)
         if self.show is None:
-            return _scaled(fact.cell, self.scale)
-        return _scaled(getattr(fact, self.show), self.scale if self.show in _PARTS else 1)
+            return _scaled(fact.cell, scale)
+        return _scaled(getattr(fact, self.show), scale if self.show in _PARTS else 1)
 
 
 def line(
@@ -109,14 +121,15 @@ def line(
     Args:
       name: In the legend.
       facts: The points.
-      x: The key of the facts that is the position, or the positions themselves.
+      x: The key of the facts that is the position, by which they are sorted, or the positions
+        themselves.
       y: Numbers, rates or estimates, where there are no facts.
       scale: Factor of y.
       band: Whether intervals are drawn.
       **look: dashed, scatter, steps, model, as in `reports.blocks.line`.
     """
     if facts is not None:
-        points = list(facts)
+        points = sorted(facts, key=lambda fact: fact.keys[x])
         x = [fact.keys[x] for fact in points]
         y = [fact.cell if band else fact.value for fact in points]
     return blocks.line(name, list(x), [_scaled(value, scale) for value in y or ()], **look)
@@ -161,14 +174,17 @@ class Page:
             cells: list[list[Any]] = [[cell_of(cell) for cell in row] for row in rows]
         else:
             by_column = [[column.cell(self._facts, row) for row in rows] for column in heads]
-            kept = [self._is_there(*pair) for pair in zip(heads, by_column, strict=True)]
+            kept = [self._is_there(*pair, rows) for pair in zip(heads, by_column, strict=True)]
             heads = [head for head, keep in zip(heads, kept, strict=True) if keep]
             chosen = [values for values, keep in zip(by_column, kept, strict=True) if keep]
             cells = [list(row) for row in zip(*chosen, strict=True)]
-        named = [blocks.column(c.title, c.unit, c.decimals, c.group) for c in heads]
+        named = [
+            blocks.column(c.title, c.unit, c.decimals, c.group, p_value=c.show == "p")
+            for c in heads
+        ]
         marked = [number for number, row in enumerate(rows) if row in highlight]
         block = blocks.table(
-            named, cells, _body(caller), title=title, folded=folded, highlight=marked
+            named, cells, _body(caller), title=_plain(title), folded=folded, highlight=marked
         )
         return self._place(block)
 
@@ -183,7 +199,10 @@ class Page:
         **axes: Any,
     ) -> str:
         """A chart of `line`s, as `reports.blocks.chart`."""
-        return self._place(blocks.chart(title, x, y, list(lines), _body(caller), **axes))
+        if not any(one["x"] for one in lines):
+            raise ValueError(f"The chart {title!r} has no point: no line has a fact to draw.")
+        titles = (_plain(title), _plain(x), _plain(y))
+        return self._place(blocks.chart(*titles, list(lines), _body(caller), **axes))
 
     def intervals(
         self,
@@ -207,9 +226,10 @@ class Page:
             value = what.cell(self._facts, row)
             if value is not None:
                 groups.setdefault(_shown(row, group), {})[_shown(row, name)] = value
-        return self._place(
-            blocks.intervals(title, groups, _body(caller), percent=percent, bars=bars)
-        )
+        if not groups:
+            raise ValueError(f"The chart {title!r} has no value: no row has a fact {measure!r}.")
+        flags: dict[str, Any] = {"percent": percent, "bars": bars}
+        return self._place(blocks.intervals(_plain(title), groups, _body(caller), **flags))
 
     def bars(self, title: str, rows: Iterable[Any], measure: str | None = None, **more: Any) -> str:
         """Bars from 0, as `intervals`."""
@@ -234,9 +254,14 @@ class Page:
         """A table coloured by its values: the facts of a row's and a column's keys together."""
         rows, columns = list(rows), list(columns)
         values = [
-            [cell_of(self._facts.find(measure, _joined(row, column), **keys)) for column in columns]
+            [
+                _heat_cell(self._facts.find(measure, _joined(row, column), **keys))
+                for column in columns
+            ]
             for row in rows
         ]
+        if not any(value is not None for row in values for value in row):
+            raise ValueError(f"The table of {measure!r} has no value: no row has such a fact.")
         block = blocks.heat(
             [str(_shown(row, show)) for row in rows],
             [str(_shown(column, show)) for column in columns],
@@ -268,7 +293,8 @@ class Page:
         caller: Callable[[], str],
     ) -> str:
         """A question and, between the call and its end, the answer; `see`: {words: a section's id}."""
-        return self._place(blocks.verdict(question, _body(caller), list((see or {}).items())))
+        evidence = list((see or {}).items())
+        return self._place(blocks.verdict(_plain(question), _body(caller), evidence))
 
     def notice(self, tone: str, *, caller: Callable[[], str]) -> str:
         """A few words that stand out: "sound" or "doubtful"."""
@@ -290,7 +316,7 @@ class Page:
             elif paragraphs:
                 found.append(blocks.text("\n\n".join(paragraphs)))
 
-        for row in text.splitlines():
+        for row in text.split("\n"):
             heading, place = _HEADING.fullmatch(row.strip()), _PLACE.fullmatch(row.strip())
             if heading is None and place is None:
                 if re.match(r"#{1,3} ", row):
@@ -301,25 +327,27 @@ class Page:
                 continue
             flush()
             if heading is not None:
-                level, title, name = len(heading[1]), markdown.plain(heading[2]), heading[3]
+                level, title, name = len(heading[1]), markdown.plain_line(heading[2]), heading[3]
                 found.append(blocks.heading(title, name, level))
             elif place is not None:
                 found += self._blocks[int(place[1])]
         flush()
         return summary or [], found
 
-    def _is_there(self, column: Column, cells: Sequence[Any]) -> bool:
-        """Whether a column has a cell; an error where no fact at all is as it says."""
-        if column.measure is None or any(cell is not None for cell in cells):
+    def _is_there(self, column: Column, cells: Sequence[Any], rows: Sequence[Any]) -> bool:
+        """Whether a column has a cell; an error where no fact at all could be in it."""
+        if column.measure is None or not rows or any(cell is not None for cell in cells):
             return True
-        own = keys_of(column.keys).items()
-        if any(f.measure == column.measure and own <= f.keys.items() for f in self._facts):
-            return not column.optional
         if column.optional:
             return False
+        own, wanted = keys_of(column.keys).items(), {column.names(row) for row in rows}
+        same = [f for f in self._facts if f.measure == column.measure and own <= f.keys.items()]
+        if any(frozenset(fact.keys) in wanted for fact in same):
+            return True
+        nearest = f"; those that there are have the keys {', '.join(same[0].keys)}" if same else ""
         raise ValueError(
-            f"The column {column.title!r} has no cell: there is no fact {column.measure!r} with "
-            f"{dict(own)}. Is it `optional`?"
+            f"The column {column.title!r} has no cell: there is no fact {column.measure!r} with the "
+            f"keys {', '.join(sorted(min(wanted, key=sorted)))}{nearest}. Is the column `optional`?"
         )
 
     def _place(self, *found: Block) -> str:
@@ -339,6 +367,16 @@ def value_of(item: Any) -> Any:
 def cell_of(item: Any) -> Any:
     """A fact as a cell; anything else is one."""
     return item.cell if isinstance(item, Fact) else item
+
+
+def _heat_cell(fact: Fact | None) -> Any:
+    """A rate or a number: a cell of a heat table has no place for another interval."""
+    return None if fact is None else fact.cell if fact.count is not None else fact.value
+
+
+def _plain(title: Any) -> Any:
+    """A title as text: what a macro wrote is Markdown."""
+    return markdown.plain_line(title) if hasattr(title, "__html__") else title
 
 
 def _scaled(cell: Any, scale: float) -> Any:
@@ -380,4 +418,4 @@ def _body(caller: Callable[[], str] | None) -> str:
     text = "" if caller is None else str(caller())
     if _PLACE.search(text):
         raise ValueError(f"A table or chart cannot stand within a caption or an answer: {text!r}.")
-    return "\n".join(row.strip() for row in text.strip().splitlines())
+    return textwrap.dedent(text.strip("\n")).strip()

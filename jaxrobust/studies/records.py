@@ -38,9 +38,8 @@ def add_attack(facts: Facts, entry: Mapping[str, Any], of: Any = None, /, **keys
       of: What it is of, as in `Facts.add`.
       **keys: Further keys; among them should be those that tell attacks apart.
     """
-    attacked = [record for record in entry["records"] if record["attacked"]]
-    won = np.array([record["success"] for record in attacked], bool)
-    facts.add("success", of, outcomes=won, **keys)
+    # Without outcomes: the images that are attacked are others for each model, and cannot be paired.
+    facts.add_rate("success", of, entry["success"], **keys)
     if entry.get("robust_accuracy"):
         facts.add_rate("robust accuracy", of, entry["robust_accuracy"], **keys)
     for name in ("mean_l2", "mean_linf", "mean_confidence", "median_steps"):

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxrobust import files, reports
 from jaxrobust.reports import markdown
+from jaxrobust.reports.reading import check_result
 from jaxrobust.studies import terminal, words
 from jaxrobust.studies.facts import Facts
 from jaxrobust.studies.results import configuration, environment, result_header
@@ -167,6 +168,7 @@ class Run:
             result["recipes"] = recipes
         if len(self.stages.commits) > 1:
             result["environment"]["commits_of_stages"] = self.stages.commits
+        check_result(json.loads(json.dumps(result)))  # before it takes an earlier one's place
         files.write_json(self.folder / "result.json", result)
         path = reports.write_report(self.folder / "result.json")
         said = [markdown.plain(paragraph) for paragraph in summary]

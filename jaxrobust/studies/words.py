@@ -1,13 +1,20 @@
 """A study's words: a Jinja template in Markdown that asks facts, and the blocks that come of it."""
 
+import os
+import re
+import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from jaxrobust.reports import formatting, markdown
 from jaxrobust.reports.blocks import Block
 from jaxrobust.studies.facts import ANY, Fact, Facts
 from jaxrobust.studies.page import Column, Page, Row, cell_of, level, line, value_of
+
+_NO_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x85\u2028\u2029\ue000-\uf8ff]")
 
 
 def render(template: Path, facts: Facts, names: Mapping[str, Any]) -> tuple[list[str], list[Block]]:
@@ -15,8 +22,8 @@ def render(template: Path, facts: Facts, names: Mapping[str, Any]) -> tuple[list
 
     Beside `names` it has `facts`, `fact` (`Facts.of`), the tables and charts of `Page`, `column`,
     `row`, `line`, `level`, and the filters `estimate`, `percent`, `points`, `number`, `seconds`,
-    `epsilon` and `listed`. It is Markdown: `# Title {#id}` is a part, `## Title {#id}` a section,
-    `{## ... ##}` a comment.
+    `epsilon`, `listed`, `plural` and `p_value`. It is Markdown: `# Title {#id}` is a part,
+    `## Title {#id}` a section, `{## ... ##}` a comment.
 
     Args:
       template: A file; it can include others of its folder.
@@ -27,8 +34,8 @@ def render(template: Path, facts: Facts, names: Mapping[str, Any]) -> tuple[list
       (paragraphs before the first heading or block, blocks).
 
     Raises:
-      ValueError: A fact that is missing, a heading without an id.
-      jinja2.TemplateError: A name that is missing, or a template that is wrong in itself.
+      ValueError: A name or a fact that is missing, a heading without an id, or a template that is wrong
+        in itself; the message begins with its file and line.
     """
     import jinja2
 
@@ -67,7 +74,21 @@ def render(template: Path, facts: Facts, names: Mapping[str, Any]) -> tuple[list
         "row": Row,
     }
     environment.globals |= {"line": line, "level": level}
-    return page.split(environment.get_template(template.name).render(**names))
+    try:
+        return page.split(environment.get_template(template.name).render(**names))
+    except jinja2.TemplateSyntaxError as error:
+        raise ValueError(f"{error.filename}, line {error.lineno}: {error.message}") from error
+    except (jinja2.TemplateError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{_place(error, template)}: {error}") from error
+
+
+def _place(error: Exception, template: Path) -> str:
+    """Where a template raised an error: its own frames are in the traceback, with their lines."""
+    place = str(template)
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_filename.endswith(".j2"):
+            place = f"{frame.f_code.co_filename}, line {number}"
+    return place
 
 
 def estimate(value: Any, decimals: int = 1) -> str:
@@ -79,6 +100,7 @@ def estimate(value: Any, decimals: int = 1) -> str:
     """
     cell = cell_of(value)
     is_rate = isinstance(cell, Mapping) and "rate" in cell
+    decimals = _share_decimals(value_of(value), decimals) if is_rate else decimals
     unit = "\u00a0%" if is_rate else ""
     shown = f"{_number(value_of(value), decimals, 100 if is_rate else 1)}{unit}"
     if not isinstance(cell, Mapping) or cell.get("low") is None or cell.get("high") is None:
@@ -90,6 +112,7 @@ def estimate(value: Any, decimals: int = 1) -> str:
 
 def percent(value: Any, decimals: int = 1) -> str:
     """A share as a percentage, without its interval: "86.8 %"."""
+    decimals = _share_decimals(value_of(value), decimals)
     return f"{_number(value_of(value), decimals, 100)}\u00a0%"
 
 
@@ -126,9 +149,19 @@ def plural(count: int, word: str, words: str | None = None) -> str:
 def p_value(value: Any) -> str:
     """A p-value, or that of a fact: "p = 0.013", "p < 0.0001"."""
     p = value.p if isinstance(value, Fact) else value
-    if p is None:
+    if p is None or not formatting.finite(p):
         return "no p-value"
-    return f"p = {p:.2g}" if p >= 1e-4 else "p < 0.0001"
+    # 0.0496 must not read as 0.05, of which one would say that it is not below.
+    digits = 2 if (float(f"{p:.2g}") < 0.05) == (p < 0.05) else 4
+    return f"p = {p:.{digits}g}" if p >= 1e-4 else "p < 0.0001"
+
+
+def _share_decimals(share: Any, decimals: int) -> int:
+    """As many decimals as it takes: 9,999 of 10,000 must not read as 100 %, nor 1 of them as 0 %."""
+    if formatting.finite(share) and 0 < share < 1:
+        while decimals < 4 and float(f"{100 * share:.{decimals}f}") in (0, 100):
+            decimals += 1
+    return decimals
 
 
 def _signed(value: Any, decimals: int) -> str:
@@ -144,14 +177,21 @@ def _number(value: Any, decimals: int = 3, scale: float = 1) -> str:
 
 def _finalize(value: Any) -> Any:
     """What `{{ }}` puts into the text: numbers as a reader wants them, text with its markup escaped."""
+    import jinja2
     from markupsafe import Markup
 
     if hasattr(value, "__html__"):  # of a macro or a table: Markdown already
         return value
-    if isinstance(value, bool) or value is None:
-        raise ValueError(f"A sentence cannot hold {value!r}: ask for a number or a word.")
-    if isinstance(value, int):
-        return Markup(f"{value:,}")
-    if isinstance(value, float):
-        return Markup(f"{value:g}".replace("-", "\N{MINUS SIGN}"))
-    return Markup(markdown.escape(str(value)))
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        shown = f"{value:,}" if isinstance(value, int) else f"{value:g}"
+        return Markup(shown.replace("-", "\N{MINUS SIGN}"))
+    if not isinstance(value, str | os.PathLike | jinja2.Undefined):
+        what = f"the fact {value.measure!r} itself" if isinstance(value, Fact) else repr(value)
+        raise ValueError(
+            f"A sentence cannot hold {what}: ask for a number or a word, as by a filter such as "
+            "`estimate`."
+        )
+    # Controls and the characters that mark a block's place are no part of a text.
+    return Markup(markdown.escape(_NO_TEXT.sub(" ", str(value))))

@@ -110,7 +110,7 @@
   const csv = (table) => {
     const rows = [...table.tBodies[0].rows].map(cells);
     const heads = titles(table);
-    const width = Math.max(...rows.map((row) => row.length));
+    const width = Math.max(heads.length, ...rows.map((row) => row.length));
     const extra = [...Array(width).keys()].map((column) =>
       KEYS.filter((key) => rows.some((row) => row[column].dataset[key] !== undefined)));
     const quoted = (text) => (/[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
@@ -133,10 +133,11 @@
     "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}",
     "−": "$-$", "±": "$\\pm$", "×": "$\\times$", "–": "--", "ℓ": "$\\ell$", "₂": "$_2$", "∞": "$_\\infty$",
     "≤": "$\\le$", "≥": "$\\ge$", "<": "$<$", ">": "$>$", "ε": "$\\varepsilon$", "→": "$\\to$", "↓": "$\\downarrow$",
+    "δ": "$\\delta$", "ρ": "$\\rho$", "✓": "$\\checkmark$", "✗": "$\\times$",
   };
   const latex = (table) => {
     const escaped = (text) => plain(text)
-      .replace(/[\\~^−±×–ℓ₂∞≤≥<>ε→↓]|[&%$#_{}]/g, (sign) => SIGNS[sign] ?? `\\${sign}`);
+      .replace(/[\\~^−±×–ℓ₂∞≤≥<>ε→↓δρ✓✗]|[&%$#_{}]/g, (sign) => SIGNS[sign] ?? `\\${sign}`);
     const line = (row) => `  ${row.join(" & ")} \\\\`;
     const rows = [...table.tBodies[0].rows].map((row) => cells(row).map((cell) => {
       const next = cell.nextElementSibling;
@@ -144,7 +145,8 @@
       return escaped(cell.textContent + interval);
     }));
     const heads = titles(table);
-    const numeric = rows[0].map((_, column) =>
+    const width = Math.max(heads.length, ...rows.map((row) => row.length));
+    const numeric = [...Array(width).keys()].map((column) =>
       [...table.tBodies[0].rows].some((row) => !isNaN(value(cells(row)[column]))));
     const groups = [];
     heads.forEach(({ group }) => {
