@@ -289,9 +289,9 @@ def test_facts_that_comparisons_make_are_found_by_the_same_keys():
 @pytest.mark.parametrize(
     ("given", "error", "match"),
     [
-        ({"value": "0.5"}, TypeError, "`value` must be a number or None, got '0.5'"),
-        ({"value": True}, TypeError, "`value` must be a number"),
-        ({"value": np.ones(2)}, TypeError, "`value` must be a number"),
+        ({"value": "0.5"}, TypeError, "`value` of 'a' must be a number or None, got '0.5'"),
+        ({"value": True}, TypeError, "`value` of 'a' must be a number"),
+        ({"value": np.ones(2)}, TypeError, "`value` of 'a' must be a number"),
         ({"outcomes": [1, 0, 1]}, TypeError, "`outcomes` of 'a' must be bool or float, got int64"),
         ({"measure": 3, "value": 1}, ValueError, "A key cannot be called 'measure'"),
     ],
@@ -312,7 +312,11 @@ def test_figures_of_jax_and_numpy_are_numbers():
     [
         ("measure,valeu\na,1\n", ValueError, "must have the columns `measure` and `value`"),
         ("measure,value\na,1,2\n", ValueError, "line 2: there are more cells than columns"),
-        ('measure,value,n\na,1,"1,593"\n', TypeError, "line 2: `n` must be a number or None"),
+        (
+            'measure,value,n\na,1,"1,593"\n',
+            TypeError,
+            "line 2: `n` of 'a' must be a number or None",
+        ),
         ("measure,value\n,1\n", ValueError, "line 2: `measure` is missing"),
         ("measure,value,data\na,1,cifar100\n", ValueError, "has no facts of data='cifar10'"),
     ],

@@ -14,6 +14,7 @@ Source: 003, "Benchmarking Adversarial Robustness of Compressed Deep Learning Mo
 
 import dataclasses
 import functools
+import inspect
 import itertools
 import shutil
 import sys
@@ -267,6 +268,9 @@ class Study:
             "training": networks.CONSTANTS,
             "universal": threats.UNIVERSAL_BATCH,
         }
+        own = {name: CRITERIA[name].scores for name in settings.criteria}
+        if any(own.values()):
+            constants["criteria"] = {name: inspect.getsource(of) for name, of in own.items() if of}
         described, no_matter = training.describe(constants), ("download", "preset", "quick")
         self.run = studies.start(
             "pruned_benchmark", settings, ignored=no_matter, constants=described
@@ -373,7 +377,7 @@ def measure(study: Study) -> None:
         for name, function in MEASURES.items():
             found = function(study, variant)
             if found is not None:
-                figure = "outcomes" if isinstance(found, np.ndarray) else "value"
+                figure = "outcomes" if np.ndim(found) and found.dtype == bool else "value"
                 study.facts.add(name, variant, **{figure: found})
         right = np.asarray(study.facts.of("accuracy", variant).outcomes)
         attacked = studies.spread(np.ones(len(right), bool), study.settings.num_attacked)
@@ -497,9 +501,12 @@ def pictured(study: Study) -> tuple[str, list[Any]]:
         return blocks.tile(image, text=names[int(logits.argmax())])
 
     rows, first = [], said(clean)
-    for name in (name for name in ATTACKS["source"] if name in ATTACKS["8/255"]):
+    for name in dict.fromkeys(itertools.chain(*ATTACKS.values())):
         tiles = [first]
         for setting, attacks in ATTACKS.items():
+            if name not in attacks:
+                tiles += [None, None]
+                continue
             path = study.crafted(base.network, setting, name)
             image = threats.images_of(attacks[name], path, attacked.images)[index]
             tiles += [said(image), blocks.tile(image, style="difference", against=clean)]
@@ -518,6 +525,9 @@ def checked(settings: Settings) -> Settings:
             checks.one_of(name, one, tuple(known or given))
         if not given or len(set(given)) < len(given):
             raise ValueError(f"`{name}` must be at least one and none twice, got {given}.")
+    labels = [CRITERIA[name].label for name in settings.criteria]
+    if len(set(labels)) < len(labels) or any("/" in label for label in labels):
+        raise ValueError(f"Labels of criteria name files: none twice, none with /, got {labels}.")
     least = {"batch_size": 2, "latency_runs": 2, "seed": 0}
     for field in dataclasses.fields(settings):
         if field.type in (int, int | None) and getattr(settings, field.name) is not None:

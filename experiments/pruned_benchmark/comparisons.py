@@ -31,7 +31,7 @@ def publish(facts: Facts, path: Path, data_set: str | None, num_classes: int) ->
         if fact.keys.get("surrogate") == fact.keys["network"]:
             extremes(published, fact, ANY)
     for name in ("cifar10", "cifar100"):
-        changes = [f for f in published if f.measure.endswith("max") and f.keys["data"] == name]
+        changes = [f for f in published if f.keys.get("end") == "max" and f.keys["data"] == name]
         within = np.array([abs(round(value(f), 4)) <= 0.01 for f in changes])  # as it is printed
         facts.add("within a point", data=name, outcomes=within)
     # What its files hold beside what its networks' weights take.
@@ -152,5 +152,6 @@ def extremes(facts: Facts, base: Fact, sparsities: Any, *, together: bool = Fals
         for to, reference in {"base": base, "control": control}.items():
             if reference is not None:
                 for end in (max, min):
-                    gap, name = end(values) - value(reference), f"{base.measure} {end.__name__}"
-                    facts.add(name, of, kind=kind, to=to, value=gap)
+                    which = {"kind": kind, "to": to, "end": end.__name__}
+                    gap = end(values) - value(reference)
+                    facts.add(f"{base.measure} extreme", of, value=gap, **which)

@@ -110,6 +110,12 @@ def fine_tune(
         name = "l1" if criterion is None else variant.kind
         if criterion is not None and criterion.scores is not None:
             scores = criterion.scores(variables["params"], groups)
+            sizes = {group: len(of) for group, of in (scores or {}).items()}
+            if sizes != groups.sizes:
+                raise ValueError(
+                    f"The scores of {criterion.label!r} must be one for each filter of each group, "
+                    f"{dict(groups.sizes)}, got {sizes}."
+                )
         else:
             seed = key if name == "random" else None
             scores = pruning.filter_scores(variables["params"], groups, name, key=seed, keep=keep)

@@ -52,7 +52,8 @@ class Fact:
     def __post_init__(self) -> None:
         object.__setattr__(self, "keys", keys_of(self.keys))
         for name in _FIGURES:
-            object.__setattr__(self, name, _number(name, getattr(self, name)))
+            number = _number(f"`{name}` of {self.measure!r}", getattr(self, name))
+            object.__setattr__(self, name, number)
         if self.outcomes is not None and self.outcomes.dtype.kind not in "bf":
             raise TypeError(
                 f"`outcomes` of {self.measure!r} must be bool or float, got {self.outcomes.dtype}."
@@ -378,7 +379,7 @@ def _number(name: str, value: Any) -> Any:
     if np.ndim(value) == 0 and hasattr(value, "item"):  # of numpy or jax
         value = value.item()
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise TypeError(f"`{name}` must be a number or None, got {value!r}.")
+        raise TypeError(f"{name} must be a number or None, got {value!r}.")
     return value if value is None or math.isfinite(value) else None
 
 

@@ -179,7 +179,7 @@ class Page:
             chosen = [values for values, keep in zip(by_column, kept, strict=True) if keep]
             cells = [list(row) for row in zip(*chosen, strict=True)]
         named = [
-            blocks.column(c.title, c.unit, c.decimals, c.group, p_value=c.show == "p")
+            blocks.column(_plain(c.title), c.unit, c.decimals, c.group, p_value=c.show == "p")
             for c in heads
         ]
         marked = [number for number, row in enumerate(rows) if row in highlight]
