@@ -15,24 +15,17 @@ _PLACE = re.compile("\ue000(\\d+)\ue001")  # of a block in the text; characters 
 _PARTS = ("value", "low", "high", "deviation")  # of a cell that a scale multiplies
 
 
-@dataclasses.dataclass(frozen=True)
 class Row:
     """A row of a table, where a variant of the study does not say all of it.
 
     Args:
       of: A mapping or a dataclass: the keys of its facts.
       label: What the row is called.
-      shown: What else columns can show.
+      **shown: What else columns can show.
     """
 
-    of: Any
-    label: Any
-    shown: Mapping[str, Any]
-
     def __init__(self, of: Any = None, label: Any = None, **shown: Any) -> None:
-        object.__setattr__(self, "of", of)
-        object.__setattr__(self, "label", label)
-        object.__setattr__(self, "shown", shown)
+        self.of, self.label, self.shown = of, label, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,37 +47,21 @@ class Column:
     """
 
     title: str
-    measure: str | None
-    show: str | None
-    unit: str | None
-    decimals: int | None
-    group: str
-    scale: float | None
-    optional: bool
-    of: str | None
-    keys: Mapping[str, Any]
+    measure: str | None = None
+    show: str | None = None
+    unit: str | None = None
+    decimals: int | None = None
+    group: str = ""
+    scale: float | None = None
+    optional: bool = False
+    of: str | None = None
+    keys: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def __init__(
-        self,
-        title: str,
-        measure: str | None = None,
-        *,
-        show: str | None = None,
-        unit: str | None = None,
-        decimals: int | None = None,
-        group: str = "",
-        scale: float | None = None,
-        optional: bool = False,
-        of: str | None = None,
-        **keys: Any,
-    ) -> None:
-        given = locals()
-        if unit == "%" and scale is not None:
+    def __post_init__(self) -> None:
+        if self.unit == "%" and self.scale is not None:
             raise ValueError(
-                f"The column {title!r} of % draws shares as they are: leave `scale` out."
+                f"The column {self.title!r} of % draws shares as they are: leave `scale` out."
             )
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, given[field.name])
 
     def names(self, row: Any) -> frozenset[str]:
         """Which keys the column's facts have in a row."""
@@ -104,6 +81,13 @@ class Column:
         if self.show is None:
             return _scaled(fact.cell, scale)
         return _scaled(getattr(fact, self.show), scale if self.show in _PARTS else 1)
+
+
+def column(title: str, measure: str | None = None, **described: Any) -> Column:
+    """A column: what `Column` has, and the keys of its facts."""
+    fields = {field.name for field in dataclasses.fields(Column)} & described.keys()
+    own = {name: described.pop(name) for name in fields}
+    return Column(title, measure, keys=described, **own)
 
 
 def line(
@@ -221,7 +205,7 @@ class Page:
     ) -> str:
         """Dots with intervals, or bars: one for each row, by what `group` and `name` show of it."""
         groups: dict[str, dict[str, Any]] = {}
-        what = Column(title, measure, show=show, scale=scale, **keys)
+        what = Column(title, measure, show=show, scale=scale, keys=keys)
         for row in rows:
             value = what.cell(self._facts, row)
             if value is not None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxrobust.reports import formatting, markdown
+from jaxrobust.reports import blocks, evaluations, formatting, markdown
 from jaxrobust.reports.blocks import Block
 from jaxrobust.studies.facts import ANY, Fact, Facts
-from jaxrobust.studies.page import Column, Page, Row, cell_of, level, line, value_of
+from jaxrobust.studies.page import Page, Row, cell_of, column, level, line, value_of
 
 _NO_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x85\u2028\u2029\ue000-\uf8ff]")
 
@@ -21,9 +21,9 @@ def render(template: Path, facts: Facts, names: Mapping[str, Any]) -> tuple[list
     """Renders a template.
 
     Beside `names` it has `facts`, `fact` (`Facts.of`), the tables and charts of `Page`, `column`,
-    `row`, `line`, `level`, and the filters `estimate`, `percent`, `points`, `number`, `seconds`,
-    `epsilon`, `listed`, `plural` and `p_value`. It is Markdown: `# Title {#id}` is a part,
-    `## Title {#id}` a section, `{## ... ##}` a comment.
+    `row`, `line`, `level`, the modules `blocks` and `evaluations` of reports, and the filters
+    `estimate`, `percent`, `points`, `number`, `seconds`, `epsilon`, `listed`, `plural` and `p_value`.
+    It is Markdown: `# Title {#id}` is a part, `## Title {#id}` a section, `{## ... ##}` a comment.
 
     Args:
       template: A file; it can include others of its folder.
@@ -66,14 +66,9 @@ def render(template: Path, facts: Facts, names: Mapping[str, Any]) -> tuple[list
         name: getattr(page, name)
         for name in ("bars", "chart", "heat", "intervals", "notice", "put", "table", "verdict")
     }
-    environment.globals |= {
-        "ANY": ANY,
-        "facts": facts,
-        "fact": facts.of,
-        "column": Column,
-        "row": Row,
-    }
-    environment.globals |= {"line": line, "level": level}
+    environment.globals |= {"ANY": ANY, "facts": facts, "fact": facts.of, "row": Row}
+    environment.globals |= {"column": column, "line": line, "level": level}
+    environment.globals |= {"blocks": blocks, "evaluations": evaluations}
     try:
         return page.split(environment.get_template(template.name).render(**names))
     except jinja2.TemplateSyntaxError as error:
