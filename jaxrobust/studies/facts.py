@@ -94,6 +94,7 @@ class Facts:
 
     def __init__(self) -> None:
         self._facts: dict[Any, Fact] = {}
+        self._of_measure: dict[str, list[Fact]] = {}
 
     def __iter__(self) -> Iterator[Fact]:
         return iter(self._facts.values())
@@ -174,11 +175,12 @@ class Facts:
         if found is not None:
             return found
         wanted = _joined(of, keys)
-        same = [fact for fact in self if fact.measure == measure]
-        if not same:
-            known = ", ".join(dict.fromkeys(fact.measure for fact in self)) or "none"
+        if measure not in self._of_measure:
+            known = ", ".join(self._of_measure) or "none"
             raise ValueError(f"There is no fact {measure!r}; the measures are {known}.")
-        same.sort(key=lambda fact: len(fact.keys.items() ^ wanted.items()))
+        same = sorted(
+            self._of_measure[measure], key=lambda fact: len(fact.keys.items() ^ wanted.items())
+        )
         near = "; ".join(_words(fact.keys) for fact in same[:3])
         raise ValueError(f"There is no fact {measure!r} of {_words(wanted)}. The nearest: {near}.")
 
@@ -206,7 +208,7 @@ class Facts:
         kept = {name: value for name, value in keys_of(of).items() if name not in keys}
         wanted = kept | {name: value for name, value in keys.items() if value is not None}
         allowed = {name: _allowed(value) for name, value in wanted.items()}
-        fitting = [f for f in self if f.measure == measure and _fits(f.keys, allowed)]
+        fitting = [f for f in self._of_measure.get(measure, ()) if _fits(f.keys, allowed)]
         found = [fact for fact in fitting if fact.keys.keys() == wanted.keys()]
         if fitting and not found:
             others = ", ".join(sorted({n for f in fitting for n in f.keys} - wanted.keys()))
@@ -285,6 +287,7 @@ class Facts:
         if name in self._facts:
             raise ValueError(f"The fact {fact.measure!r} of {_words(fact.keys)} is there twice.")
         self._facts[name] = fact
+        self._of_measure.setdefault(fact.measure, []).append(fact)
         return fact
 
 
