@@ -1,13 +1,16 @@
 """Imports point down only, and importing the package stays cheap."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import nightly
 import pytest
 
-PACKAGE = Path(__file__).resolve().parents[1] / "jaxrobust"
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "jaxrobust"
 # docs/architecture.md draws this: a layer may import those below it, and none beside it.
 LAYERS = [
     {"studies"},
@@ -146,3 +149,11 @@ def test_training_has_neither_long_functions_nor_long_lists_of_fields(path):
         if isinstance(node, ast.ClassDef):
             fields = [one for one in node.body if isinstance(one, ast.AnnAssign)]
             assert len(fields) <= 12, node.name
+
+
+def test_what_is_nightly_is_there():
+    """A test that is renamed would be fast again, and a table's rows all of them nightly."""
+    for name in (*nightly.NIGHTLY, *nightly.FAST_ROWS):
+        file, _, test = name.partition("::")
+        stem = re.split(r"[\[*]", test)[0]
+        assert f"def {stem}" in (ROOT / "tests" / file).read_text(), name
