@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.sports10 import folds
+from experiments.sports10.robustness import methods
 from experiments.sports10.study import Study, add_mean
 from jaxrobust import attribution, evaluation, studies
 from jaxrobust.evaluation.classification import predictions, softmax
@@ -155,8 +156,7 @@ def _num_steps(study: Study) -> int:
 def _maps(study: Study, progress: Any) -> dict[str, Any]:
     """Every method of attribution on one network: maps of a few images, figures of all."""
     name, quick = study.chosen, study.config.quick
-    classifier, test, methods = study.base(name), study.test(name), study.methods(name)
-    images = study.pixels(name)
+    classifier, test, images = study.base(name), study.test(name), study.pixels(name)
     predicted = predictions(evaluation.logits(classifier, test.images))
     chosen = studies.right_and_wrong(predicted, test.labels, num_classes=3)
     found: dict[str, Any] = {"images": chosen, "answers": predicted[chosen].tolist()}
@@ -170,14 +170,15 @@ def _maps(study: Study, progress: Any) -> dict[str, Any]:
             for kind, curve in curves.items()
         }
 
-    for done, method in enumerate(methods, start=1):
+    allowed = methods(study, name)
+    for done, method in enumerate(allowed, start=1):
         explain = attribution.METHODS[method]
         maps = np.asarray(explain(study.key, classifier, images, jnp.asarray(predicted)))
         found["maps"][method] = encode_array(maps[chosen].astype(np.float32))
         judge(method, maps)
-        progress(done, len(methods) + 2)
+        progress(done, len(allowed) + 2)
     judge("random", attribution.random_maps(study.key, images.shape[:3]))
-    cascaded = [method for method in CASCADED if method in methods]
+    cascaded = [method for method in CASCADED if method in allowed]
     for method in cascaded[:1] if quick else cascaded:
         cascade = attribution.cascading_randomisation(
             study.key,

@@ -42,20 +42,11 @@ def as_published(
     sign: jax.Array | float = 1.0,
     bounds: tuple[Any, Any] = (0.0, 1.0),
 ) -> jax.Array:
-    """The published procedure on normalised images; its last two arguments mend it.
+    """The published procedure on images [B, H, W, C]; its last two arguments mend it.
 
-    Args:
-      classifier: Whose mean and std normalise; its network is called on normalised images.
-      images: float32 [B, H, W, C] in [0, 1].
-      classes: int [B], whose logit is ascended: the predicted classes, or the target's.
-      epsilon: Radius of the linf ball, in normalised units; the clipping leaves it.
-      step_size: Of each step, in normalised units.
-      num_steps: 0 only clips; 1 with step_size = epsilon is its FGSM.
-      sign: 1 as published; -1 descends the logit, as an untargeted attack should.
-      bounds: Of the clipping, each [C] or a scalar: 0 and 1 as published.
-
-    Returns:
-      float32 [B, H, W, C]: what the network is shown, in normalised units.
+    It ascends the logit of `classes`, int [B]: the predicted ones, or the target's; with `sign` -1 it
+    descends it. Epsilon and step size are in normalised units, and so are the bounds of the clipping
+    and what is returned. No step only clips; one with step_size = epsilon is its FGSM.
     """
     start = (images - classifier.mean) / classifier.std
 

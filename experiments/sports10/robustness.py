@@ -29,6 +29,14 @@ def measure(study: Study) -> dict[str, Any]:
     return found | {"epsilons": _epsilons(study)}
 
 
+def methods(study: Study, name: str) -> list[str]:
+    """The methods of attribution that a network allows: an MLP has no layer with pixels."""
+    layer = attribution.layers(study.base(name), study.pixels(name)[:1]).default
+    needed = attribution.NEEDS_LAYER if layer is None else ()
+    found = [method for method in attribution.METHODS if method not in needed]
+    return found[::4] if study.config.quick else found
+
+
 def report_of(study: Study, attack: Any, name: str) -> AttackReport:
     """An attack on the first seed's network."""
     return study.attack(attack, name, study.base(name), study.test(name))
@@ -152,8 +160,8 @@ def _shifts(study: Study, name: str, facts: studies.Facts, _: Any) -> None:
         ("noisy", "named", jnp.clip(clean + noise, 0, 1), labels),  # the control keeps the class
     )
     layer = attribution.layers(classifier, clean).default
-    few = ("saliency",) if layer is None else ("saliency", "grad_cam")
-    for method in study.methods(name) if name == study.chosen else few:
+    few = ["saliency"] if layer is None else ["saliency", "grad_cam"]
+    for method in methods(study, name) if name == study.chosen else few:
         explain = attribution.METHODS[method]
         before = explain(study.key, classifier, clean, labels)
         for images, map_of, pixels, classes in cases:

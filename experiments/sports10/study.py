@@ -14,17 +14,7 @@ import numpy as np
 
 from experiments.sports10.config import OURS, Config
 from experiments.sports10.networks import FINE_TUNING, SUBJECTS
-from jaxrobust import (
-    attacks,
-    attribution,
-    data,
-    evaluation,
-    files,
-    models,
-    pruning,
-    studies,
-    training,
-)
+from jaxrobust import attacks, data, evaluation, files, models, pruning, studies, training
 from jaxrobust.attacks import FGSM, PGD
 from jaxrobust.evaluation.classification import predictions
 from jaxrobust.types import Attack
@@ -88,14 +78,6 @@ class Study:
         swept = SUBJECTS[name].swept or sparsity == self.config.sparsities[-1]
         return self.seeds_of(name) if swept else self.seeds_of(name)[:1]
 
-    def methods(self, name: str) -> list[str]:
-        """The methods of attribution that a network allows: an MLP has no layer with pixels."""
-        shape = jax.ShapeDtypeStruct((1, *self.dataset(name).image_shape), jnp.float32)
-        layer = attribution.layers(self.base(name), shape).default
-        needed = attribution.NEEDS_LAYER if layer is None else ()
-        found = [method for method in attribution.METHODS if method not in needed]
-        return found[::4] if self.config.quick else found
-
     def dataset(self, name: str) -> data.Dataset:
         """The photographs in the size that a network takes."""
         size = SUBJECTS[name].image_size
@@ -135,15 +117,10 @@ class Study:
         validation: data.Split | None = None,
         **start: Any,
     ) -> training.FitResult:
-        """Trains a network; a finished training is read back.
+        """Trains a network on rows of the photographs; a finished training is read back.
 
-        Args:
-          name: The network.
-          run: A name of this training, which is a stage of the study and a folder.
-          recipe: How it is trained.
-          rows: Which of the training photographs; by default all.
-          validation: Photographs that are drawn beside the training curve, and used for nothing.
-          **start: The `variables` and `masks` of `training.fit`.
+        `run` names the training, a stage of the study and a folder; `validation` is drawn beside the
+        training curve, and used for nothing; `start` are `variables` and `masks` of `training.fit`.
         """
         if run in self._fitted:
             return self._fitted[run]
@@ -232,11 +209,7 @@ class Study:
     ) -> evaluation.AttackReport:
         """Attacks a classifier on a split; crafted once, and read back from then on.
 
-        Args:
-          attack: What to run; a targeted one aims at the study's target.
-          model: The classifier's name, which with the attack's names the file.
-          classifier: Images -> logits.
-          split: The photographs.
+        A targeted attack aims at the study's target. `model` is the classifier's name in the file's.
         """
         aim = f" to {self.config.target}" if attack.targeted else ""
         stage = f"{evaluation.attack_label(attack)}{aim} on {model}"
