@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrobust import attacks, evaluation, files, studies
+from jaxrobust import attacks, evaluation, files, studies, training
 from jaxrobust.reports import blocks
 from jaxrobust.reports.pictures import decode_array
 from jaxrobust.studies import terminal
@@ -29,6 +30,43 @@ def test_a_finished_stage_is_not_computed_again(tmp_path):
     assert again.remember("a stage, with words", compute) == result == {"pair": [1, 2], "nan": None}
     assert len(calls) == 1
     assert again.seconds == first.seconds
+
+
+def test_a_stage_of_facts_reads_back_what_it_measured(tmp_path):
+    measured = []
+
+    def compute(facts, progress):
+        measured.append(1)
+        facts.add("right", network="mlp", seed=0, outcomes=np.array([True, False, True]))
+        facts.add("norm", network="mlp", targeted=False, epsilon=0.03, value=None)
+        facts.add("time", network="mlp", value=2.5, deviation=0.5)
+        progress(1, 1)
+
+    def facts_of():
+        run = studies.Run("any", None, tmp_path, studies.Stages(tmp_path))
+        run.measure("measure, mlp", compute)
+        return run.facts
+
+    for facts in (facts_of(), facts_of()):
+        right = facts.of("right", network="mlp", seed=0)
+        assert right.outcomes.tolist() == [True, False, True] and right.outcomes.dtype == bool
+        assert right.cell == evaluation.rate(2, 3)
+        assert facts.of("norm", network="mlp", targeted=False, epsilon=0.03).value is None
+        assert facts.of("time", network="mlp").cell == {"value": 2.5, "deviation": 0.5}
+        assert len(facts) == 3
+    assert measured == [1]
+
+
+def test_a_training_is_a_stage_that_keeps_its_seconds(tmp_path, monkeypatch):
+    def fit(network, given, recipe, *, run_dir, host):
+        assert (network, given, recipe, host) == ("network", "images", "recipe", "host")
+        return types.SimpleNamespace(run_dir=run_dir, seconds=1e6)
+
+    monkeypatch.setattr(training, "fit", fit)
+    run = studies.Run("any", None, tmp_path, studies.Stages(tmp_path))
+    found = run.fit("train mlp", "training/mlp", "network", "images", "recipe", host="host")
+    assert found.run_dir == tmp_path / "training" / "mlp"
+    assert run.stages.seconds == {"train mlp": 1e6}
 
 
 def test_one_process_at_a_time_works_in_a_folder(tmp_path):

@@ -46,14 +46,15 @@ def main(config: Config) -> Path:
     """Runs the study; returns the report's path."""
     check(config)
     dataset = photographs(config)
-    checks.one_of("target", config.target, dataset.class_names)  # --target chooses another
+    checks.one_of("target", config.target, dataset.class_names)
     recipes = training.describe({**SUBJECTS, "fine-tuning": FINE_TUNING})
     run = studies.start("sports10", config, recipes=recipes, constants=CONSTANTS)
-    study = Study(config, run, dataset)
+    study = Study(config, run)
     run.facts.read(Path(__file__).with_name("published.csv"), source="reports")
     for name in config.models:
         for seed in study.seeds_of(name):
             study.trained(name, seed)
+    folds.measure(study)
     names: dict[str, Any] = {}
     for part in (classification, robustness, published, defences, compression):
         names |= part.measure(study)

@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.sports10 import folds
 from experiments.sports10.robustness import methods
-from experiments.sports10.study import Study, add_mean
+from experiments.sports10.study import Study
 from jaxrobust import attribution, evaluation, studies
 from jaxrobust.evaluation.classification import predictions, softmax
 from jaxrobust.reports import blocks
@@ -24,25 +23,20 @@ CASCADED = ("saliency", "integrated_gradients", "grad_cam", "hires_cam", "eigen_
 
 def measure(study: Study) -> dict[str, Any]:
     """Adds the facts of this problem; returns the records and pictures that its template draws."""
-
-    def records(stage: str, record: Any) -> list[Any]:
-        return [
-            study.stages.remember(f"{stage} {name}", functools.partial(record, study, name))
-            for name in study.config.models
-        ]
-
-    # Earlier runs kept a description, which the template has now.
-    entries = [entry | {"description": None} for entry in records("evaluate", _evaluate)]
-    explained = records("explain", _explain)
+    remember, entries, explained = study.run.stages.remember, [], []
+    for name in study.config.models:
+        entry = remember(f"evaluate {name}", functools.partial(_evaluate, study, name))
+        entries.append(entry | {"description": None})  # which earlier runs kept
+        explained += remember(f"explain {name}", functools.partial(_explain, study, name))
     _counts(study)
     _seeds(study, entries)
     _folds(study)
     _ensembles(study)
-    maps = study.stages.remember("maps of every method", functools.partial(_maps, study))
+    maps = remember("maps of every method", functools.partial(_maps, study))
     _faithfulness(study, maps)
     return {
         "entries": entries,
-        "explanations": list(itertools.chain(*explained)),
+        "explanations": explained,
         "map_pictures": blocks.pictures(_map_rows(study, maps)),
         "map_methods": list(maps["maps"]),
         "map_steps": _num_steps(study),
@@ -112,15 +106,12 @@ def _seeds(study: Study, entries: list[dict[str, Any]]) -> None:
 def _folds(study: Study) -> None:
     """Right of the held-out photographs, and which differences between networks are real."""
     facts, compared = study.facts, []
-    right = {
-        network: np.array(folds.outcomes(study, network)["right"]["dense"], bool)
-        for network in study.folded
-    }
+    dense = facts.where("right of held-out", network=ANY, kind="dense", sparsity=0.0)
+    right = {fact.keys["network"]: np.asarray(fact.outcomes) for fact in dense}
     held_out = {n: facts.add("held-out accuracy", network=n, outcomes=r) for n, r in right.items()}
     for a, b in itertools.combinations(right, 2):
         keys = {"network": b, "against": a}
-        pair = comparison.paired(held_out[b], held_out[a], "held-out difference", keys)
-        compared.append(pair)
+        compared.append(comparison.paired(held_out[b], held_out[a], "held-out difference", keys))
         facts.add("only this right", keys, value=int((right[b] & ~right[a]).sum()))
         facts.add("only other right", keys, value=int((right[a] & ~right[b]).sum()))
     facts.extend(comparison.holm(compared))
@@ -197,12 +188,12 @@ def _faithfulness(study: Study, maps: dict[str, Any]) -> None:
     for method, scores in maps["scores"].items():
         keys = {"network": study.chosen, "method": method}
         for kind, values in scores.items():
-            add_mean(study.facts, kind, values, **keys)
+            study.facts.add_mean(kind, keys, values)
             if method != "random":
                 gaps = np.array(values, float) - np.array(maps["scores"]["random"][kind], float)
-                add_mean(study.facts, f"{kind} to random", gaps, **keys)
+                study.facts.add_mean(f"{kind} to random", keys, gaps)
         for layers, values in enumerate(maps["correlations"].get(method, ()), start=1):
-            add_mean(study.facts, "randomised correlation", values, layers=layers, **keys)
+            study.facts.add_mean("randomised correlation", keys, values, layers=layers)
 
 
 def _map_rows(study: Study, maps: dict[str, Any]) -> list[Any]:

@@ -1,14 +1,16 @@
 """Problem C: sparsity, files, int8, time, single layers and lottery tickets."""
 
 import dataclasses
+import functools
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from experiments.sports10 import folds, pruned_attacks
-from experiments.sports10.folds import Variant, remember
-from experiments.sports10.study import Study, masked, plain, right
+from experiments.sports10.folds import Variant
+from experiments.sports10.study import Study, masked, plain
 from jaxrobust import data, evaluation, models, pruning, studies, training
 from jaxrobust.studies import ANY, comparison, records
 
@@ -26,15 +28,19 @@ def measure(study: Study) -> dict[str, Any]:
     """
     names = study.config.models
     for name in names:
-        remember(study, "accuracy and size", _accuracy_and_size, name)
+        study.run.measure(
+            f"accuracy and size, {name}", functools.partial(_accuracy_and_size, study, name)
+        )
     _compare_seeds(study)
     _compare_folds(study)
     for name in names[:1] if study.config.quick else names:
-        remember(study, "single layers", _layers, name)
+        study.run.measure(f"single layers, {name}", functools.partial(_layers, study, name))
     for name in names:
-        remember(study, "times", _times, name)
+        study.run.measure(f"times, {name}", functools.partial(_times, study, name))
     if TICKET_NETWORK in names:
-        remember(study, "tickets", _tickets, TICKET_NETWORK)
+        study.run.measure(
+            f"tickets, {TICKET_NETWORK}", functools.partial(_tickets, study, TICKET_NETWORK)
+        )
         _compare_tickets(study)
     return {
         "folds": folds,
@@ -58,8 +64,7 @@ def _accuracy_and_size(study: Study, name: str, facts: studies.Facts, progress: 
     whole = 0.0
 
     def judge(measure: str, variables: Any, variant: Variant, **keys: Any) -> None:
-        outcomes = right(study.classifier(name, variables), test)
-        facts.add(measure, variant, outcomes=outcomes, **keys)
+        facts.add(measure, variant, outcomes=study.right(name, variables, test), **keys)
 
     for done, variant in enumerate(judged, start=1):
         seeds = {"dense": study.seeds_of(name), "int8": [first]}.get(variant.kind)
@@ -91,17 +96,14 @@ def _accuracy_and_size(study: Study, name: str, facts: studies.Facts, progress: 
 
 def _file_size(study: Study, variant: Variant, stored: Any, kind: str) -> float:
     """Of a network's file on the disk, in KiB."""
-    file = plain(f"{variant.network} {variant.label} {kind}")
-    path = study.run.folder / "models" / f"{file}.jrw"
-    class_names = study.dataset(variant.network).class_names
-    classifier = study.classifier(variant.network, stored)
-    models.save(path, classifier, class_names=class_names, sparse=kind == "sparse")
-    return path.stat().st_size / 1024
+    path = study.run.folder / "models" / f"{plain(f'{variant.network} {variant.label} {kind}')}.jrw"
+    names, classifier = study.class_names, study.classifier(variant.network, stored)
+    return models.save(path, classifier, class_names=names, sparse=kind == "sparse") / 1024
 
 
 def _compare_seeds(study: Study) -> None:
     """Means over the seeds of each sparsity, paired with the dense networks that were pruned."""
-    facts = study.run.facts
+    facts = study.facts
     for name in study.config.models:
         facts.add("gain of seeds", Variant(name), value=0.0)  # where its line begins
         for variant in folds.pruned(study, name):
@@ -121,20 +123,12 @@ def _dense(keys: dict[str, Any]) -> dict[str, Any]:
 
 def _compare_folds(study: Study) -> None:
     """Held-out accuracy against that of the dense network, robust accuracy against the control's."""
-    facts = study.run.facts
-    measured: dict[str, list[studies.Fact]] = {"right": [], "robust": []}
-    for name in study.folded:
-        found, judged = folds.outcomes(study, name), folds.variants(study, name)
-        for variant in judged:
-            for kind in ("right", "robust") if len(judged) > 1 else ("right",):
-                outcomes = np.array(found[kind][variant.label], bool)
-                fact = facts.add(f"{kind} of held-out", variant, outcomes=outcomes)
-                if variant.kind in {"right": ("control", "pruned"), "robust": ("pruned",)}[kind]:
-                    measured[kind].append(fact)
-    facts.extend(comparison.over_images(facts, measured["right"], _dense, "gain of held-out"))
+    facts, kinds = study.facts, ("control", "pruned")
+    tuned = facts.where("right of held-out", network=ANY, kind=kinds, sparsity=ANY)
+    facts.extend(comparison.over_images(facts, tuned, _dense, "gain of held-out"))
     gaps = comparison.over_images(
         facts,
-        measured["robust"],
+        facts.where("robust of held-out", network=ANY, kind="pruned", sparsity=ANY),
         lambda keys: keys | {"kind": "control", "sparsity": 0.0},
         "robust gain",
         among=lambda keys: np.asarray(facts.of("right of held-out", keys).outcomes),
@@ -158,8 +152,7 @@ def _layers(study: Study, name: str, facts: studies.Facts, _: Any) -> None:
         variables, split = study.trained_on_fold(name, 0).variables, study.held_out(name, 0)
 
     def score(params: Any) -> float:
-        classifier = study.classifier(name, dict(variables) | {"params": params})
-        return float(right(classifier, split).mean())
+        return float(study.right(name, dict(variables) | {"params": params}, split).mean())
 
     base = {"value": score(variables["params"]), "n": len(split)}
     for layer, entry in pruning.layer_sparsity(variables["params"]).items():
@@ -198,12 +191,20 @@ def _times(study: Study, name: str, facts: studies.Facts, _: Any) -> None:
         entry = evaluation.disk_latency(
             lambda path: data.read_image(path, images.shape[1]) / np.float32(255),
             study.base(name),
-            study.test_files,
+            _test_files(study),
             batch_size=count,
             runs=3 if config.quick else 20,
         )
         keys = {"network": name, "photographs": count}
         records.add_latency(facts, entry | {"difference": None}, keys)
+
+
+def _test_files(study: Study) -> list[Path]:
+    """The files of the test photographs."""
+    root = study.config.data_dir.expanduser()
+    root = root / "sports10" if (root / "sports10").is_dir() else root
+    split = next(name for name in ("valid", "test", "val") if (root / name).is_dir())
+    return [root / split / file for file in study.test(study.chosen).files]
 
 
 def _tickets(study: Study, name: str, facts: studies.Facts, progress: Any) -> None:
@@ -218,7 +219,7 @@ def _tickets(study: Study, name: str, facts: studies.Facts, progress: Any) -> No
     schedule = pruning.geometric_schedule(sparsity, 1 if study.config.quick else ROUNDS)
 
     def judge(method: str, variables: Any, used: training.Recipe, rounds: int = 0) -> None:
-        outcomes = right(study.classifier(name, variables), split)
+        outcomes = study.right(name, variables, split)
         facts.add("ticket accuracy", method=method, outcomes=outcomes)
         facts.add("ticket epochs", method=method, value=used.num_epochs)
         facts.add("ticket rounds", method=method, value=rounds)
@@ -250,7 +251,7 @@ def _tickets(study: Study, name: str, facts: studies.Facts, progress: Any) -> No
 
 def _compare_tickets(study: Study) -> None:
     """Each network against the dense one, and the ticket against what it must beat."""
-    facts = study.run.facts
+    facts = study.facts
     found = facts.where("ticket accuracy", method=ANY)[1:]
     gaps = comparison.over_images(facts, found, lambda _: {"method": "dense"}, "ticket gain")
     facts.extend(gaps)
@@ -261,7 +262,7 @@ def _compare_tickets(study: Study) -> None:
 
 def _choice(study: Study) -> dict[str, Any]:
     """The best network's highest sparsity of tolerable cost, by the seeds and, if there, the folds."""
-    facts = study.run.facts
+    facts = study.facts
 
     def change(variant: Variant) -> float:
         found = [facts.find(f"gain of {what}", variant) for what in ("seeds", "held-out")]

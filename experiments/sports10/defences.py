@@ -1,15 +1,14 @@
 """Problem B: defences, each attacked as if unknown and as if known; a certificate."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.sports10.folds import remember
 from experiments.sports10.networks import SUBJECTS
-from experiments.sports10.robustness import report_of
 from experiments.sports10.study import Study
 from jaxrobust import data, defenses, evaluation, models, studies, training
 from jaxrobust.attacks import PGD
@@ -56,7 +55,7 @@ class Noisy:
 def measure(study: Study) -> dict[str, Any]:
     """Adds the facts of the defences; returns what their template names."""
     facts, name = study.facts, study.chosen
-    remember(study, "answers of the defences", _answers, name)
+    study.run.measure(f"answers of the defences, {name}", functools.partial(_answers, study, name))
     for epsilon in _epsilons(study):
         compare(facts, name, epsilon)
     return {
@@ -139,7 +138,8 @@ def _right(study: Study, defence: Any, images: Any, labels: np.ndarray) -> np.nd
 def _answers(study: Study, name: str, facts: studies.Facts, progress: Any) -> None:
     """Which photographs each defence has right, clean and against both attackers."""
     test, defended = study.test(name), _defended(study, name)
-    naive = {epsilon: report_of(study, study.pgd(epsilon), name) for epsilon in _epsilons(study)}
+    attacks = {epsilon: study.make("PGD", epsilon) for epsilon in _epsilons(study)}
+    naive = {epsilon: study.attack(attack, name) for epsilon, attack in attacks.items()}
     for done, (key, defence) in enumerate(defended.items(), start=1):
         keys: dict[str, Any] = {"network": name, "defence": key}
         clean = _right(study, defence, test.images, test.labels)
@@ -147,8 +147,7 @@ def _answers(study: Study, name: str, facts: studies.Facts, progress: Any) -> No
         for epsilon, report in naive.items():
             unknown = clean & _right(study, defence, report.images, test.labels)
             if key != "none":
-                words = f"{name} with {WORDS[key]}"
-                report = study.attack(study.pgd(epsilon), words, defence, test)
+                report = study.attack(attacks[epsilon], name, defence, f" with {WORDS[key]}")
             # Who knows the defence can also do as if he did not.
             known = unknown & _right(study, defence, report.images, test.labels)
             for attacker, right in (("unknowing", unknown), ("adaptive", known)):
@@ -173,7 +172,7 @@ def _certify(study: Study, name: str, facts: studies.Facts, smoothed: Any) -> No
     for radius, entry in zip(RADII, certified, strict=True):
         if radius:
             attack = PGD(radius, radius / 5, 5 if study.config.quick else 20, norm="l2")
-            report = study.attack(attack, f"{name} with {WORDS['smoothing']}", smoothed, test)
+            report = study.attack(attack, name, smoothed, f" with {WORDS['smoothing']}")
             # A smaller radius lies within a larger one.
             right = right & _right(study, smoothed, report.images, test.labels)
         rate = evaluation.rate(int(entry["count"]), int(entry["n"]))

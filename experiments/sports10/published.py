@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.sports10.folds import remember
-from experiments.sports10.robustness import report_of
 from experiments.sports10.study import Study
 from jaxrobust import compilation, studies
 from jaxrobust.models import Classifier
@@ -65,9 +63,10 @@ def measure(study: Study) -> dict[str, Any]:
     """Adds the facts of both procedures, for report A's networks where they are part of the run."""
     names, rows = [name for name in ("mlp", "cnn") if name in study.config.models], []
     for name in names:
-        remember(study, "as published and as defined", _compare, name)
+        compare = functools.partial(_compare, study, name)
+        study.run.measure(f"as published and as defined, {name}", compare)
         record = functools.partial(_shown, study, name)
-        kept = study.stages.remember(f"pictures as published, {name}", record)
+        kept = study.run.stages.remember(f"pictures as published, {name}", record)
         rows += _rows(study, name, kept)
     return {"procedure_networks": names, "published_pictures": blocks.pictures(rows)}
 
@@ -101,10 +100,10 @@ def _compare(study: Study, name: str, facts: studies.Facts, _: Any) -> None:
             if sign > 0 or not targeted:  # with a target the published sign is right
                 shown, logits = _published(study, name, classes, attack, sign, clips_pixels)
                 found[attack, procedure] = (shown - start, logits)
-        for defined in (study.fgsm(targeted=targeted), study.pgd(targeted=targeted)):
-            report = report_of(study, defined, name)
+        for attack in ("FGSM", "PGD"):
+            report = study.attack(study.make(attack, targeted=targeted), name)
             change = (report.images - report.clean_images) / np.asarray(classifier.std)
-            found[type(defined).__name__, "as_defined"] = (change, report.logits)
+            found[attack, "as_defined"] = (change, report.logits)
         for (attack, procedure), (change, logits) in found.items():
             keys = {"network": name, "attack": attack, "procedure": procedure, "targeted": targeted}
             answers = logits.argmax(axis=1)
@@ -121,7 +120,7 @@ def _compare(study: Study, name: str, facts: studies.Facts, _: Any) -> None:
 
 def _shown(study: Study, name: str, _: Any) -> dict[str, Any]:
     """Three photographs that the network has right, and what it is shown by FGSM instead of them."""
-    base, report = study.base(name), report_of(study, study.fgsm(), name)
+    base, report = study.base(name), study.attack(study.make("FGSM"), name)
     published, logits = _published(study, name, report.clean_predictions, "FGSM", 1, False)
     pixels = np.clip(published * base.std + base.mean, 0, 1)
     chosen = studies.spread(report.attacked, 3)

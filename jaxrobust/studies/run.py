@@ -2,19 +2,19 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxrobust import files, reports
+from jaxrobust import files, reports, training
 from jaxrobust.reports import markdown
 from jaxrobust.studies import terminal, words
 from jaxrobust.studies.facts import Facts
 from jaxrobust.studies.results import configuration, environment, result_header
-from jaxrobust.studies.stages import Stages
+from jaxrobust.studies.stages import Progress, Stages
 
 _ANOTHER = "--run NAME"
 
@@ -128,6 +128,53 @@ class Run:
     def key(self) -> jax.Array:
         """A PRNG key of the run's seed."""
         return jax.random.key(self.settings.seed)
+
+    def fit(
+        self,
+        stage: str,
+        folder: str,
+        network: Any,
+        given: training.Data,
+        recipe: training.Recipe,
+        **options: Any,
+    ) -> training.FitResult:
+        """Trains a network as a stage, whose seconds are those of all processes that trained it.
+
+        Args:
+          stage: What the stage is called.
+          folder: Of the training, below that of the run; a training that is in it is gone on with.
+          network: As `training.fit` takes it, like what follows.
+          given: The images.
+          recipe: How it is trained.
+          **options: Further arguments.
+        """
+        with self.stages(stage):
+            path = self.folder / folder
+            fitted = training.fit(network, given, recipe, run_dir=path, **options)
+        self.stages.count_resumed(stage, fitted.seconds)
+        return fitted
+
+    def measure(self, stage: str, compute: Callable[[Facts, Progress], None]) -> None:
+        """A stage whose record is facts, which are added to those of the run.
+
+        Args:
+          stage: What the stage is called.
+          compute: Takes the facts to add to, and a progress callback (done, total).
+
+        Raises:
+          ValueError: As `Stages.remember`; facts that are there already.
+        """
+
+        def record(progress: Progress) -> list[dict[str, Any]]:
+            facts = Facts()
+            compute(facts, progress)
+            return [
+                vars(fact) | {"outcomes": None if fact.outcomes is None else fact.outcomes.tolist()}
+                for fact in facts
+            ]
+
+        for kept in self.stages.remember(stage, record):
+            self.facts.add(kept.pop("measure"), kept.pop("keys"), **kept)
 
     def finish(
         self,
