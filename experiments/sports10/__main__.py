@@ -20,7 +20,6 @@ held-out training photographs (networks.py).
 """
 
 from pathlib import Path
-from typing import Any
 
 from experiments.sports10 import classification, compression, defences, folds, published, robustness
 from experiments.sports10.config import EPSILONS, PRESETS, Config, check
@@ -55,9 +54,9 @@ def main(config: Config) -> Path:
         for seed in study.seeds_of(name):
             study.trained(name, seed)
     folds.measure(study)
-    names: dict[str, Any] = {}
-    for part in (classification, robustness, published, defences, compression):
-        names |= part.measure(study)
+    names = classification.measure(study) | robustness.measure(study) | published.measure(study)
+    defences.measure(study)
+    names |= compression.measure(study)
     return run.finish(
         f"Sports-10: {dataset.num_classes} classes, classified, attacked and compressed",
         study.dataset(config.models[0]),
@@ -65,6 +64,8 @@ def main(config: Config) -> Path:
         recipes=recipes,
         study=study,
         subjects=recipes,
+        folds=folds,
+        defences=defences,
         evaluations=evaluations,
         **names,
     )

@@ -13,11 +13,9 @@ from experiments.sports10.robustness import methods
 from experiments.sports10.study import Study
 from jaxrobust import attribution, evaluation, studies
 from jaxrobust.evaluation.classification import predictions, softmax
-from jaxrobust.reports import blocks
 from jaxrobust.reports.pictures import decode_array, encode_array
 from jaxrobust.studies import ANY, comparison
 
-FINE = ("saliency", "smooth_grad", "integrated_gradients", "input_x_gradient")
 CASCADED = ("saliency", "integrated_gradients", "grad_cam", "hires_cam", "eigen_cam")
 
 
@@ -34,15 +32,9 @@ def measure(study: Study) -> dict[str, Any]:
     _ensembles(study)
     maps = remember("maps of every method", functools.partial(_maps, study))
     _faithfulness(study, maps)
-    return {
-        "entries": entries,
-        "explanations": explained,
-        "map_pictures": blocks.pictures(_map_rows(study, maps)),
-        "map_methods": list(maps["maps"]),
-        "map_steps": _num_steps(study),
-        "randomised_methods": list(maps["correlations"]),
-        "randomised_layers": maps["layers"],
-    }
+    maps["maps"] = {method: decode_array(array) for method, array in maps["maps"].items()}
+    maps["steps"] = _num_steps(study)
+    return {"entries": entries, "explanations": explained, "maps": maps}
 
 
 def _evaluate(study: Study, name: str, _: Any) -> dict[str, Any]:
@@ -92,13 +84,11 @@ def _seeds(study: Study, entries: list[dict[str, Any]]) -> None:
         facts.add("parameters", network=network, value=entry["num_parameters"])
         for row in entry["seeds"]:
             facts.add_rate("accuracy", {"network": network, "seed": row["seed"]}, row["accuracy"])
-        matrix = np.array(entry["evaluation"]["confusion_matrix"])
-        np.fill_diagonal(matrix, 0)
-        facts.add("mistakes", network=network, value=int(matrix.sum()))
-        for cell in np.argsort(-matrix, axis=None, kind="stable")[: np.count_nonzero(matrix)]:
-            label, answer = (study.class_names[k] for k in divmod(int(cell), len(matrix)))
-            keys = {"network": network, "label": label, "answer": answer}
-            facts.add("mistake", keys, value=int(matrix.flat[cell]))
+        mistakes = evaluation.mistakes(entry["evaluation"]["confusion_matrix"])
+        facts.add("mistakes", network=network, value=sum(count for *_, count in mistakes))
+        for true, taken, count in mistakes:
+            keys = {"label": study.class_names[true], "answer": study.class_names[taken]}
+            facts.add("mistake", keys, network=network, value=count)
     measured = facts.where("accuracy", network=ANY, seed=ANY)
     facts.extend(comparison.means(measured, "seed", "accuracy over seeds"))
 
@@ -194,19 +184,3 @@ def _faithfulness(study: Study, maps: dict[str, Any]) -> None:
                 study.facts.add_mean(f"{kind} to random", keys, gaps)
         for layers, values in enumerate(maps["correlations"].get(method, ()), start=1):
             study.facts.add_mean("randomised correlation", keys, values, layers=layers)
-
-
-def _map_rows(study: Study, maps: dict[str, Any]) -> list[Any]:
-    """A row of tiles for each image: the image itself and the map of every method."""
-    rows, test = [], study.test(study.chosen)
-    values = {method: decode_array(array) for method, array in maps["maps"].items()}
-    for position, (index, answer) in enumerate(zip(maps["images"], maps["answers"], strict=True)):
-        image, label = test.images[index], test.labels[index]
-        tiles = [blocks.tile(image, title="image", text=study.class_names[answer])]
-        for method, of_images in values.items():
-            look: Any = {"style": "heat" if method in FINE else "overlay"}
-            look |= {"title": method.replace("_", " "), "values": of_images[position]}
-            tiles.append(blocks.tile(image, **look))
-        said = "right" if answer == label else "wrong"
-        rows.append((f"{study.class_names[label]}, image {index}: {said}", tiles))
-    return rows

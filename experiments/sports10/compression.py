@@ -43,7 +43,6 @@ def measure(study: Study) -> dict[str, Any]:
         )
         _compare_tickets(study)
     return {
-        "folds": folds,
         "compressed": {name: _variants(study, name) for name in names},
         "judged": [variant for name in study.folded for variant in folds.variants(study, name)],
         "ticket_variant": Variant(TICKET_NETWORK, "pruned", study.config.sparsities[-1]),
@@ -211,8 +210,7 @@ def _tickets(study: Study, name: str, facts: studies.Facts, progress: Any) -> No
     """One-shot, iterative, rewound and random masks, each trained and judged on the first fold."""
     seed, sparsity = study.config.seed, study.config.sparsities[-1]
     rows, split = study.fold_rows()[0][0], study.held_out(name, 0)
-    recipe = dataclasses.replace(study.recipe(name), seed=seed)
-    tuning = dataclasses.replace(study.fine_tuning(name), seed=seed)
+    recipe, tuning = study.recipe(name, seed), study.fine_tuning(name, seed)
     dense = study.trained_on_fold(name, 0).variables
     network, shape = models.create(name, len(study.class_names)), split.images.shape[1:]
     initial, others = (training.initial_variables(network, shape, seed + i) for i in range(2))

@@ -15,7 +15,6 @@ import numpy as np
 from experiments.sports10.study import Study
 from jaxrobust import compilation, studies
 from jaxrobust.models import Classifier
-from jaxrobust.reports import blocks
 from jaxrobust.reports.pictures import decode_array, encode_array
 
 # (attack, procedure, the sign of its steps, whether pixels outside [0, 1] alone are clipped).
@@ -60,15 +59,19 @@ def as_published(
 
 
 def measure(study: Study) -> dict[str, Any]:
-    """Adds the facts of both procedures, for report A's networks where they are part of the run."""
-    names, rows = [name for name in ("mlp", "cnn") if name in study.config.models], []
-    for name in names:
+    """Adds the facts of both procedures, for report A's networks where they are part of the run.
+
+    Returns:
+      {"published": by network what `_shown` keeps}.
+    """
+    found = {}
+    for name in [name for name in ("mlp", "cnn") if name in study.config.models]:
         compare = functools.partial(_compare, study, name)
         study.run.measure(f"as published and as defined, {name}", compare)
         record = functools.partial(_shown, study, name)
         kept = study.run.stages.remember(f"pictures as published, {name}", record)
-        rows += _rows(study, name, kept)
-    return {"procedure_networks": names, "published_pictures": blocks.pictures(rows)}
+        found[name] = kept | {"images": decode_array(kept["images"])}
+    return {"published": found}
 
 
 def _published(
@@ -128,21 +131,3 @@ def _shown(study: Study, name: str, _: Any) -> dict[str, Any]:
     answers = np.stack([report.clean_predictions, logits.argmax(axis=1), report.predictions])
     kept = {"chosen": chosen, "answers": answers[:, chosen].T.tolist()}
     return kept | {"images": encode_array(images.swapaxes(0, 1))}
-
-
-def _rows(study: Study, name: str, kept: dict[str, Any]) -> list[Any]:
-    """A row of tiles for each photograph: what both procedures make of it, and the changes."""
-    rows = []
-    images = decode_array(kept["images"])
-    for index, answers, shown in zip(kept["chosen"], kept["answers"], images, strict=True):
-        tiles = []
-        for title, answer, image in zip(
-            ("photograph", "as published", "as defined"), answers, shown, strict=True
-        ):
-            tiles.append(blocks.tile(image, title=title, text=study.class_names[answer]))
-            if title != "photograph":
-                look: Any = {"title": "its change", "style": "difference", "against": shown[0]}
-                tiles.append(blocks.tile(image, **look))
-        label = study.class_names[study.test(name).labels[index]]
-        rows.append((f"{name}: {label}, image {index}", tiles))
-    return rows

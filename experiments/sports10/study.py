@@ -114,27 +114,29 @@ class Study:
             )
         return self._fitted[stage]
 
-    def recipe(self, name: str) -> training.Recipe:
-        """How a network is trained, with --num-epochs."""
+    def recipe(self, name: str, seed: int, share: float = 1.0, **changes: Any) -> training.Recipe:
+        """How a network is trained, with --num-epochs, of which a share is taken."""
         recipe = SUBJECTS[name].training
-        return dataclasses.replace(recipe, num_epochs=self.config.num_epochs or recipe.num_epochs)
+        num_epochs = max(1, round(share * (self.config.num_epochs or recipe.num_epochs)))
+        return dataclasses.replace(recipe, seed=seed, num_epochs=num_epochs, **changes)
 
-    def fine_tuning(self, name: str) -> training.Recipe:
+    def fine_tuning(self, name: str, seed: int) -> training.Recipe:
         """How a pruned network is fine-tuned."""
-        num_epochs = 1 if self.config.quick else SUBJECTS[name].fine_tuning_epochs
-        augmentation = SUBJECTS[name].training.augmentation
-        return dataclasses.replace(FINE_TUNING, num_epochs=num_epochs, augmentation=augmentation)
+        subject = SUBJECTS[name]
+        num_epochs = 1 if self.config.quick else subject.fine_tuning_epochs
+        changes: Any = {"num_epochs": num_epochs, "augmentation": subject.training.augmentation}
+        return dataclasses.replace(FINE_TUNING, seed=seed, **changes)
 
     def trained(self, name: str, seed: int) -> training.FitResult:
         """A network trained with a seed."""
-        recipe = dataclasses.replace(self.recipe(name), seed=seed)
         shown = self.test(name) if seed == self.config.seed else None
-        return self.fit(name, f"train {name}, seed {seed}", recipe, validation=shown)
+        stage, recipe = f"train {name}, seed {seed}", self.recipe(name, seed)
+        return self.fit(name, stage, recipe, validation=shown)
 
     def trained_on_fold(self, name: str, fold: int) -> training.FitResult:
         """A network trained on all training photographs but those of a fold."""
-        recipe = dataclasses.replace(self.recipe(name), seed=self.config.seed + fold)
-        return self.fit(name, f"train {name}, fold {fold}", recipe, rows=self.fold_rows()[fold][0])
+        stage, recipe = f"train {name}, fold {fold}", self.recipe(name, self.config.seed + fold)
+        return self.fit(name, stage, recipe, rows=self.fold_rows()[fold][0])
 
     def base(self, name: str) -> models.Classifier:
         """The network of the first seed: the one explained and attacked."""
@@ -164,7 +166,7 @@ class Study:
         masks = pruning.global_magnitude(variables["params"], sparsity)
         cut = masked(variables, masks)
         stage = f"fine-tune {name} at {100 * sparsity:g} % sparsity, {words}"
-        recipe = dataclasses.replace(self.fine_tuning(name), seed=seed)
+        recipe = self.fine_tuning(name, seed)
         fitted = self.fit(name, stage, recipe, rows=rows, variables=cut, masks=masks)
         return masks, cut, fitted.variables
 

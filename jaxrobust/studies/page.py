@@ -251,6 +251,18 @@ class Page:
         )
         return self._place(block)
 
+    def pictures(
+        self,
+        rows: Iterable[tuple[Any, ...]],
+        *,
+        columns: Sequence[str] = (),
+        title: str | None = None,
+        caller: Callable[[], str] | None = None,
+    ) -> str:
+        """A grid of pictures, as `reports.blocks.pictures`: rows of a label and its `tile`s."""
+        block = blocks.pictures(list(rows), _body(caller), columns=columns, title=title)
+        return self._place(block)
+
     def put(
         self, given: Block | Iterable[Block], *, caller: Callable[[], str] | None = None
     ) -> str:

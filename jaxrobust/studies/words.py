@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxrobust.reports import formatting, markdown
-from jaxrobust.reports.blocks import Block
+from jaxrobust.reports.blocks import Block, tile
 from jaxrobust.studies.facts import ANY, Fact, Facts
 from jaxrobust.studies.page import Column, Page, Row, cell_of, level, line, value_of
 
@@ -14,9 +14,9 @@ def render(template: Path, facts: Facts, names: Mapping[str, Any]) -> tuple[list
     """Renders a template.
 
     Beside `names` it has `facts`, `fact` (`Facts.of`), the tables and charts of `Page`, `column`,
-    `row`, `line`, `level`, and the filters `estimate`, `percent`, `points`, `number`, `seconds`,
-    `epsilon` and `listed`. It is Markdown: `# Title {#id}` is a part, `## Title {#id}` a section,
-    `{## ... ##}` a comment.
+    `row`, `line`, `level`, `tile`, and the filters `estimate`, `percent`, `points`, `number`,
+    `seconds`, `epsilon` and `listed`. It is Markdown: `# Title {#id}` is a part, `## Title {#id}` a
+    section, `{## ... ##}` a comment.
 
     Args:
       template: A file; it can include others of its folder.
@@ -57,7 +57,10 @@ def render(template: Path, facts: Facts, names: Mapping[str, Any]) -> tuple[list
     }
     environment.globals |= {
         name: getattr(page, name)
-        for name in ("bars", "chart", "heat", "intervals", "notice", "put", "table", "verdict")
+        for name in (
+            *("bars", "chart", "heat", "intervals", "notice", "pictures", "put", "table"),
+            "verdict",
+        )
     }
     environment.globals |= {
         "ANY": ANY,
@@ -66,7 +69,7 @@ def render(template: Path, facts: Facts, names: Mapping[str, Any]) -> tuple[list
         "column": Column,
         "row": Row,
     }
-    environment.globals |= {"line": line, "level": level}
+    environment.globals |= {"line": line, "level": level, "tile": tile}
     return page.split(environment.get_template(template.name).render(**names))
 
 
