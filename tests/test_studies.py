@@ -241,3 +241,22 @@ def test_attack_reports_come_back_from_disk(tmp_path):
         evaluation.load_attack(path)
     with pytest.raises(FileNotFoundError):
         evaluation.load_attack(tmp_path / "none.npz")
+
+
+def test_an_attack_of_a_run_is_read_back_unless_the_weights_differ(tmp_path):
+    images, labels = np.random.default_rng(0).random((4, 2, 2, 1), np.float32), np.zeros(4, int)
+
+    def attacked(scale):
+        settings = types.SimpleNamespace(seed=0)
+        run = studies.Run("any", settings, tmp_path, studies.Stages(tmp_path))
+        weights = jnp.array([[1.0, -1.0]]) * scale
+        classifier = jax.tree_util.Partial(lambda w, x: x.reshape(len(x), -1)[:, :1] @ w, weights)
+        return run.attack("FGSM on any", attacks.FGSM(0.1), classifier, images, labels), run.stages
+
+    first, stages = attacked(1.0)
+    again, resumed = attacked(1.0)
+    assert len(list(tmp_path.glob("adversarial/fgsm-on-any-*.npz"))) == 1
+    np.testing.assert_array_equal(again.images, first.images)
+    assert resumed.seconds == stages.seconds and list(stages.seconds) == ["FGSM on any"]
+    attacked(2.0)
+    assert len(list(tmp_path.glob("adversarial/fgsm-on-any-*.npz"))) == 2

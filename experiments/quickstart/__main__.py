@@ -125,8 +125,7 @@ def _attacked(
     given: tuple[Any, Any, Any] = (classifier, digits.test.images, digits.test.labels)
     found: dict[str, list[Any]] = {"attacks": []}
     for attack in (FGSM(pgd.epsilon), pgd):
-        with run.stages(f"{evaluation.attack_label(attack)} on {name}") as progress:
-            report = evaluation.attack_dataset(attack, *given, key=run.key, progress=progress)
+        report = run.attack(f"{evaluation.attack_label(attack)} on {name}", attack, *given)
         summary = evaluation.summarise(report, name, digits.class_names)
         records.add_attack(run.facts, summary, network=name, attack=type(attack).__name__)
         found["attacks"].append(summary)

@@ -63,7 +63,7 @@ def main(config: Config) -> Path:
         Path(__file__).with_name("report.md.j2"),
         recipes=recipes,
         study=study,
-        subjects=recipes,
+        subjects=SUBJECTS,
         folds=folds,
         defences=defences,
         evaluations=evaluations,

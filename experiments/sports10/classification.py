@@ -71,9 +71,10 @@ def _explain(study: Study, name: str, _: Any) -> list[dict[str, Any]]:
 def _counts(study: Study) -> None:
     """How many photographs each class has."""
     dataset = study.dataset(study.config.models[0])
-    for split, labels in (("train", dataset.train.labels), ("test", dataset.test.labels)):
-        for k, name in enumerate(study.class_names):
-            study.facts.add("photographs", split=split, label=name, value=int(np.sum(labels == k)))
+    for split in ("train", "test"):
+        counts = np.bincount(getattr(dataset, split).labels, minlength=dataset.num_classes)
+        for name, count in zip(dataset.class_names, counts, strict=True):
+            study.facts.add("photographs", split=split, label=name, value=count)
 
 
 def _seeds(study: Study, entries: list[dict[str, Any]]) -> None:
@@ -118,15 +119,12 @@ def _ensembles(study: Study) -> None:
             int((np.mean(chosen, axis=0).argmax(axis=1) == test.labels).sum())
             for chosen in itertools.combinations(probabilities, count)
         ]
-        figures = {
-            "accuracy": np.mean(right) / len(test),
-            "choices": len(right),
-            "parameters": count * size,
-            "fewest": min(right),
-            "most": max(right),
-        }
-        for figure, value in figures.items():
-            study.facts.add(f"ensemble {figure}", network=name, members=count, value=value)
+        facts, of = study.facts, {"network": name, "members": count}
+        facts.add("ensemble accuracy", of, value=np.mean(right) / len(test))
+        facts.add("ensemble choices", of, value=len(right))
+        facts.add("ensemble parameters", of, value=count * size)
+        facts.add("ensemble fewest", of, value=min(right))
+        facts.add("ensemble most", of, value=max(right))
 
 
 def _num_steps(study: Study) -> int:

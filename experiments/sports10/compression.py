@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.sports10 import folds, pruned_attacks
 from experiments.sports10.folds import Variant
-from experiments.sports10.study import Study, masked, plain
+from experiments.sports10.study import Study, masked
 from jaxrobust import data, evaluation, models, pruning, studies, training
 from jaxrobust.studies import ANY, comparison, records
 
@@ -60,42 +60,40 @@ def _variants(study: Study, name: str) -> list[Variant]:
 def _accuracy_and_size(study: Study, name: str, facts: studies.Facts, progress: Any) -> None:
     """Accuracy of every seed, and what files the first seed's network takes."""
     first, test, judged = study.config.seed, study.test(name), _variants(study, name)
-    whole = 0.0
-
-    def judge(measure: str, variables: Any, variant: Variant, **keys: Any) -> None:
-        facts.add(measure, variant, outcomes=study.right(name, variables, test), **keys)
-
     for done, variant in enumerate(judged, start=1):
-        seeds = {"dense": study.seeds_of(name), "int8": [first]}.get(variant.kind)
-        for seed in study.seeds_at(name, variant.sparsity) if seeds is None else seeds:
+        seeds = [first] if variant.kind == "int8" else study.seeds_at(name, variant.sparsity)
+        for seed in seeds:
             used = pruning.dequantize(folds.weights(study, variant, seed))
-            judge("test accuracy", used, variant, seed=seed)
-        stored = folds.weights(study, variant, first)
-        params, zeros = pruning.dequantize(stored)["params"], 0.0
+            right = study.right(name, used, test)
+            facts.add("test accuracy", variant, seed=seed, outcomes=right)
         if variant.kind == "pruned":
-            masks, cut, _ = study.pruned(name, variant.sparsity, first)
             dense = study.trained(name, first).variables
             layerwise = pruning.layerwise_magnitude(dense["params"], variant.sparsity)
-            judge("test accuracy cut by layer", masked(dense, layerwise), variant)
-            judge("test accuracy cut", cut, variant)
-            zeros = pruning.sparsity_of(masks)
-        elif variant.kind == "int8":
-            zeros = pruning.sparsity_of(params)
+            right = study.right(name, masked(dense, layerwise), test)
+            facts.add("test accuracy cut by layer", variant, outcomes=right)
+            right = study.right(name, study.pruned(name, variant.sparsity, first)[1], test)
+            facts.add("test accuracy cut", variant, outcomes=right)
+        stored = folds.weights(study, variant, first)
+        params = pruning.dequantize(stored)["params"]
         counts = pruning.parameter_counts(params)
-        facts.add("zeros of kernels", variant, value=zeros)
+        facts.add("zeros of kernels", variant, value=pruning.sparsity_of(params))
         facts.add("zeros", variant, value=1 - counts["nonzero"] / counts["size"])
         facts.add("nonzero parameters", variant, value=counts["nonzero"])
         sizes = {kind: _file_size(study, variant, stored, kind) for kind in ("dense", "sparse")}
         for kind, size in sizes.items():
             facts.add(f"{kind} file", variant, value=size)
-        whole = whole or sizes["dense"]  # of the dense network, which comes first
+        whole = facts.of("dense file", Variant(name)).value or 0.0
         facts.add("times smaller", variant, value=whole / sizes["sparse"])
         progress(done, len(judged))
 
 
 def _file_size(study: Study, variant: Variant, stored: Any, kind: str) -> float:
     """Of a network's file on the disk, in KiB."""
-    path = study.run.folder / "models" / f"{plain(f'{variant.network} {variant.label} {kind}')}.jrw"
+    path = (
+        study.run.folder
+        / "models"
+        / f"{studies.plain(f'{variant.network} {variant.label} {kind}')}.jrw"
+    )
     names, classifier = study.class_names, study.classifier(variant.network, stored)
     return models.save(path, classifier, class_names=names, sparse=kind == "sparse") / 1024
 
@@ -105,15 +103,12 @@ def _compare_seeds(study: Study) -> None:
     facts = study.facts
     for name in study.config.models:
         facts.add("gain of seeds", Variant(name), value=0.0)  # where its line begins
-        for variant in folds.pruned(study, name):
-            tuned = facts.where("test accuracy", variant, seed=ANY)
-            facts.extend(comparison.means(tuned, "seed", "mean test accuracy"))
-            parents = [
-                dataclasses.replace(facts.of("test accuracy", _dense(fact.keys)), keys=fact.keys)
-                for fact in tuned
-            ]
-            facts.extend(comparison.means(parents, "seed", "mean test accuracy of parents"))
-            facts.extend(comparison.over_seeds(facts, tuned, _dense, "gain of seeds"))
+    tuned = facts.where("test accuracy", network=ANY, kind="pruned", sparsity=ANY, seed=ANY)
+    dense = [facts.of("test accuracy", _dense(fact.keys)) for fact in tuned]
+    parents = [dataclasses.replace(d, keys=t.keys) for d, t in zip(dense, tuned, strict=True)]
+    facts.extend(comparison.means(tuned, "seed", "mean test accuracy"))
+    facts.extend(comparison.means(parents, "seed", "mean test accuracy of parents"))
+    facts.extend(comparison.over_seeds(facts, tuned, _dense, "gain of seeds", correct=False))
 
 
 def _dense(keys: dict[str, Any]) -> dict[str, Any]:
@@ -166,18 +161,18 @@ def _layers(study: Study, name: str, facts: studies.Facts, _: Any) -> None:
 def _times(study: Study, name: str, facts: studies.Facts, _: Any) -> None:
     """Dense, masked and quantised, interleaved; the quantised one multiplies its weights out."""
     config, images = study.config, study.test(name).images
+    timed = {str(variant): variant for variant in pruned_attacks.variants(study, name)}
     programs = {
-        str(variant): study.classifier(name, folds.weights(study, variant, config.seed))
-        for variant in pruned_attacks.variants(study, name)
+        words: study.classifier(name, folds.weights(study, variant, config.seed))
+        for words, variant in timed.items()
     }
     batches, controls = ((1,), 1) if config.quick else ((1, 16), 3)
+    options: Any = {"runs": config.latency_runs, "controls": controls}
     for batch in batches:
         example = np.resize(images, (batch, *images.shape[1:])).astype(np.float32) / 255
-        found = evaluation.compare_latency(
-            programs, example, runs=config.latency_runs, controls=controls
-        )["variants"]
-        for variant in pruned_attacks.variants(study, name):
-            entry, keys = found[str(variant)], dataclasses.asdict(variant) | {"batch": batch}
+        found = evaluation.compare_latency(programs, example, **options)["variants"]
+        for words, variant in timed.items():
+            entry, keys = found[words], dataclasses.asdict(variant) | {"batch": batch}
             records.add_latency(facts, entry, keys)
             facts.add("95th percentile of latency", keys, value=entry["p95_ms"])
             gap = entry["difference"]
@@ -186,14 +181,13 @@ def _times(study: Study, name: str, facts: studies.Facts, _: Any) -> None:
             if variant.kind != "pruned":  # masked networks run the dense program
                 for figure in ("flops", "bytes_accessed", "peak_memory_bytes", "compile_seconds"):
                     facts.add(figure, keys, value=entry[figure])
+
+    def read(path: Path) -> np.ndarray:
+        return data.read_image(path, images.shape[1]) / np.float32(255)
+
+    runs, files = 3 if config.quick else 20, _test_files(study)
     for count in (1, 100):
-        entry = evaluation.disk_latency(
-            lambda path: data.read_image(path, images.shape[1]) / np.float32(255),
-            study.base(name),
-            _test_files(study),
-            batch_size=count,
-            runs=3 if config.quick else 20,
-        )
+        entry = evaluation.disk_latency(read, study.base(name), files, batch_size=count, runs=runs)
         keys = {"network": name, "photographs": count}
         records.add_latency(facts, entry | {"difference": None}, keys)
 

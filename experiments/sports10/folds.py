@@ -91,9 +91,8 @@ def measure(study: Study) -> None:
         found = study.run.stages.remember(f"cross-validate {name}", record)
         judged = variants(study, name)
         for kind in ("right", "robust") if len(judged) > 1 else ("right",):
-            for variant in judged:
-                outcomes = np.array(found[kind][variant.label], bool)
-                study.facts.add(f"{kind} of held-out", variant, outcomes=outcomes)
+            for variant, ones in zip(judged, found[kind].values(), strict=True):
+                study.facts.add(f"{kind} of held-out", variant, outcomes=np.array(ones, bool))
 
 
 def _judge(study: Study, name: str, progress: Any) -> dict[str, dict[str, list[int]]]:

@@ -2,9 +2,6 @@
 
 import dataclasses
 import functools
-import json
-import re
-import zlib
 from typing import Any
 
 import jax
@@ -13,7 +10,7 @@ import numpy as np
 
 from experiments.sports10.config import EPSILONS, OURS, Config
 from experiments.sports10.networks import FINE_TUNING, SUBJECTS
-from jaxrobust import attacks, data, evaluation, files, models, pruning, studies, training
+from jaxrobust import data, evaluation, models, pruning, studies, training
 from jaxrobust.attacks import FGSM, PGD
 from jaxrobust.studies.outcomes import right_ones
 from jaxrobust.types import Attack
@@ -58,8 +55,8 @@ class Study:
         return range(first, first + min(count, SUBJECTS[name].max_seeds))
 
     def seeds_at(self, name: str, sparsity: float) -> range:
-        """The seeds whose networks are pruned to a sparsity."""
-        swept = SUBJECTS[name].swept or sparsity == self.config.sparsities[-1]
+        """The seeds whose networks are pruned to a sparsity; dense, with 0, there are all."""
+        swept = SUBJECTS[name].swept or sparsity in (0.0, self.config.sparsities[-1])
         return self.seeds_of(name) if swept else self.seeds_of(name)[:1]
 
     def dataset(self, name: str) -> data.Dataset:
@@ -105,7 +102,7 @@ class Study:
             shown = None if validation is None else (validation.images, validation.labels)
             self._fitted[stage] = self.run.fit(
                 stage,
-                f"training/{plain(stage)}",
+                f"training/{studies.plain(stage)}",
                 models.create(name, dataset.num_classes),
                 training.Data((images, labels), shown, dataset.mean, dataset.std),
                 dataclasses.replace(recipe, batch_size=min(recipe.batch_size, len(labels))),
@@ -195,46 +192,17 @@ class Study:
         A targeted attack aims at the study's target. A classifier other than the network itself has
         `words`, which go behind the network's name in the file's.
         """
-        split = self.test(name)
-        classifier = self.base(name) if classifier is None else classifier
-        aim = f" to {self.config.target}" if attack.targeted else ""
-        stage = f"{evaluation.attack_label(attack)}{aim} on {name}{words}"
-        # A label rounds and leaves out, and weights may have been trained anew.
-        facts = json.dumps(attacks.to_dict(attack), sort_keys=True).encode()
-        leaves = [_bytes(leaf) for leaf in jax.tree.leaves(classifier)]
-        digest = zlib.crc32(b"".join([facts, split.images.tobytes(), *leaves]))
-        path = self.run.folder / "adversarial" / f"{plain(stage)}-{digest:08x}.npz"
-        note = path.with_suffix(".json")
-        if path.exists() and note.exists():
-            self.run.stages.count_earlier(**json.loads(note.read_text(encoding="utf-8")))
-            return evaluation.load_attack(path)
-        aimed = self.target if attack.targeted else None
-        given: Any = (attack, classifier, split.images, split.labels)
-        with self.run.stages(stage) as show:
-            report = evaluation.attack_dataset(*given, key=self.key, targets=aimed, progress=show)
-        evaluation.save_attack(path, report)
-        seconds = self.run.stages.seconds[stage]
-        files.write_json(note, {"name": stage, "seconds": seconds, "commit": studies.commit()})
-        return report
-
-
-def _bytes(leaf: Any) -> bytes:
-    """The bytes of an array or a PRNG key."""
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    return np.asarray(leaf).tobytes()
+        test, aim = self.test(name), f" to {self.config.target}" if attack.targeted else ""
+        return self.run.attack(
+            f"{evaluation.attack_label(attack)}{aim} on {name}{words}",
+            attack,
+            self.base(name) if classifier is None else classifier,
+            test.images,
+            test.labels,
+            targets=self.target if attack.targeted else None,
+        )
 
 
 def masked(variables: Any, masks: Any) -> Any:
     """A network's variables with the weights that a mask removes set to zero."""
     return dict(variables) | {"params": pruning.apply_masks(variables["params"], masks)}
-
-
-def plain(words: str) -> str:
-    """Words as a file's name.
-
-    Example:
-      >>> plain("PGD, linf 0.03, 40 steps on cnn at 20 %")
-      'pgd-linf-0.03-40-steps-on-cnn-at-20'
-    """
-    return re.sub(r"[^a-z0-9._]+", "-", words.lower()).strip("-.")

@@ -20,7 +20,7 @@ from jaxrobust.studies.results import (
     result_header,
 )
 from jaxrobust.studies.run import Run, open_run, start
-from jaxrobust.studies.stages import Stages
+from jaxrobust.studies.stages import Stages, plain
 
 __all__ = [
     "ANY",
@@ -46,6 +46,7 @@ __all__ = [
     "model_entry",
     "num_parameters",
     "open_run",
+    "plain",
     "preset",
     "records",
     "result_header",
