@@ -143,7 +143,7 @@ def _layers(study: Study, name: str, facts: studies.Facts, _: Any) -> None:
         for layer, entry in pruning.layer_sparsity(variables["params"], masks).items():
             facts.add("zeros of layer", variant, layer=layer, value=entry["sparsity"])
     if name in study.folded:
-        variables, split = study.trained_on_fold(name, 0).variables, study.held_out(name, 0)
+        variables, split = study.trained(name, first, 0).variables, study.held_out(name, 0)
 
     def score(params: Any) -> float:
         return float(study.right(name, dict(variables) | {"params": params}, split).mean())
@@ -205,7 +205,7 @@ def _tickets(study: Study, name: str, facts: studies.Facts, progress: Any) -> No
     seed, sparsity = study.config.seed, study.config.sparsities[-1]
     rows, split = study.fold_rows()[0][0], study.held_out(name, 0)
     recipe, tuning = study.recipe(name, seed), study.fine_tuning(name, seed)
-    dense = study.trained_on_fold(name, 0).variables
+    dense = study.trained(name, seed, 0).variables
     network, shape = models.create(name, len(study.class_names)), split.images.shape[1:]
     initial, others = (training.initial_variables(network, shape, seed + i) for i in range(2))
     schedule = pruning.geometric_schedule(sparsity, 1 if study.config.quick else ROUNDS)
@@ -229,7 +229,7 @@ def _tickets(study: Study, name: str, facts: studies.Facts, progress: Any) -> No
             variables = retrain(f"{words}, round {i}", start or variables, masks, used)
         return variables, masks
 
-    one_shot, _, tuned = study.prune(name, dense, sparsity, "fold 0", seed=seed, rows=rows)
+    one_shot, _, tuned = study.pruned(name, sparsity, seed, 0)
     random = pruning.random(jax.random.key(seed), dense["params"], sparsity)
     judge("dense", dense, recipe)
     judge("one-shot", tuned, tuning)

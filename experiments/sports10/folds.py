@@ -62,16 +62,16 @@ def variants(study: Study, name: str) -> list[Variant]:
     return [Variant(name), *([Variant(name, "control")] if found else []), *found]
 
 
-def weights(study: Study, variant: Variant, seed: int) -> Any:
-    """A variant's variables, trained on all photographs; int8 kernels are `QuantizedKernel`s.
+def weights(study: Study, variant: Variant, seed: int, fold: int | None = None) -> Any:
+    """A variant's variables, as `Study.trained` has them; int8 kernels are `QuantizedKernel`s.
 
     `pruning.dequantize` multiplies those out for an attack. They are constants for it, so its gradient
     passes straight through the rounding and is the exact gradient of the quantised network.
     """
-    if variant.sparsity:
-        found = study.pruned(variant.network, variant.sparsity, seed)[2]
+    if variant.sparsity or variant.kind == "control":
+        found = study.pruned(variant.network, variant.sparsity, seed, fold)[2]
     else:
-        found = study.trained(variant.network, seed).variables
+        found = study.trained(variant.network, seed, fold).variables
     return pruning.quantize(found) if variant.kind == "int8" else found
 
 
@@ -100,14 +100,11 @@ def _judge(study: Study, name: str, progress: Any) -> dict[str, dict[str, list[i
     train, judged = study.dataset(name).train, variants(study, name)
     right, robust = (np.zeros((len(judged), len(train)), int) for _ in range(2))
     attack = PGD(EPSILON, EPSILON / 4, num_steps(study))
-    for fold, (rows, held_out) in enumerate(study.fold_rows()):
-        dense, split = study.trained_on_fold(name, fold).variables, train.take(held_out)
-        seed, words = study.config.seed + fold, f"fold {fold}"
+    for fold, (_, held_out) in enumerate(study.fold_rows()):
+        split, seed = train.take(held_out), study.config.seed + fold
         for number, variant in enumerate(judged):
-            used = dense
-            if variant.kind != "dense":
-                used = study.prune(name, dense, variant.sparsity, words, seed=seed, rows=rows)[2]
-            given: Any = (study.classifier(name, used), split.images, split.labels)
+            classifier = study.classifier(name, weights(study, variant, seed, fold))
+            given: Any = (classifier, split.images, split.labels)
             right[number, held_out] = right_ones(*given)
             if len(judged) > 1:
                 report = evaluation.attack_dataset(attack, *given, key=study.key)

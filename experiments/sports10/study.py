@@ -15,7 +15,7 @@ from jaxrobust.attacks import FGSM, PGD
 from jaxrobust.studies.outcomes import right_ones
 from jaxrobust.types import Attack
 
-ALL = slice(None)
+ALL: Any = slice(None)
 
 
 @functools.cache
@@ -124,16 +124,14 @@ class Study:
         changes: Any = {"num_epochs": num_epochs, "augmentation": subject.training.augmentation}
         return dataclasses.replace(FINE_TUNING, seed=seed, **changes)
 
-    def trained(self, name: str, seed: int) -> training.FitResult:
-        """A network trained with a seed."""
+    def trained(self, name: str, seed: int, fold: int | None = None) -> training.FitResult:
+        """A network trained with a seed, on all training photographs or all but those of a fold."""
+        recipe = self.recipe(name, seed)
+        if fold is not None:
+            rows = self.fold_rows()[fold][0]
+            return self.fit(name, f"train {name}, fold {fold}", recipe, rows=rows)
         shown = self.test(name) if seed == self.config.seed else None
-        stage, recipe = f"train {name}, seed {seed}", self.recipe(name, seed)
-        return self.fit(name, stage, recipe, validation=shown)
-
-    def trained_on_fold(self, name: str, fold: int) -> training.FitResult:
-        """A network trained on all training photographs but those of a fold."""
-        stage, recipe = f"train {name}, fold {fold}", self.recipe(name, self.config.seed + fold)
-        return self.fit(name, stage, recipe, rows=self.fold_rows()[fold][0])
+        return self.fit(name, f"train {name}, seed {seed}", recipe, validation=shown)
 
     def base(self, name: str) -> models.Classifier:
         """The network of the first seed: the one explained and attacked."""
@@ -148,22 +146,20 @@ class Study:
         """The training photographs of a fold, in the size that a network takes."""
         return self.dataset(name).train.take(self.fold_rows()[fold][1])
 
-    def pruned(self, name: str, sparsity: float, seed: int) -> tuple[Any, Any, Any]:
-        """(masks, variables just pruned, variables fine-tuned) of a network."""
-        variables = self.trained(name, seed).variables
-        return self.prune(name, variables, sparsity, f"seed {seed}", seed=seed)
-
-    def prune(
-        self, name: str, variables: Any, sparsity: float, words: str, *, seed: int, rows: Any = ALL
+    def pruned(
+        self, name: str, sparsity: float, seed: int, fold: int | None = None
     ) -> tuple[Any, Any, Any]:
-        """(masks, variables just pruned, variables fine-tuned) of any weights of a network.
+        """(masks, variables just pruned, variables fine-tuned) of a network of `trained`.
 
         Sparsity 0 is the control: the same fine-tuning without a pruning before it.
         """
+        variables, rows = self.trained(name, seed, fold).variables, ALL
+        words = f"seed {seed}"
+        if fold is not None:
+            rows, words = self.fold_rows()[fold][0], f"fold {fold}"
         masks = pruning.global_magnitude(variables["params"], sparsity)
-        cut = masked(variables, masks)
+        cut, recipe = masked(variables, masks), self.fine_tuning(name, seed)
         stage = f"fine-tune {name} at {100 * sparsity:g} % sparsity, {words}"
-        recipe = self.fine_tuning(name, seed)
         fitted = self.fit(name, stage, recipe, rows=rows, variables=cut, masks=masks)
         return masks, cut, fitted.variables
 
