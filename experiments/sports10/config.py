@@ -73,8 +73,6 @@ def check(config: Config) -> None:
     """Raises ValueError for settings that nothing can be made of."""
     least = {"num_folds": 2, "seed": 0, "num_recorded": 0, "latency_runs": 2}
     studies.check_settings(config, least, models=SUBJECTS)
-    if not config.models or len(set(config.models)) < len(config.models):
-        raise ValueError(f"`models` must be some, none twice, got {config.models}.")
     checks.number("epsilon", config.epsilon, above=0.0, maximum=1.0)
     for sparsity in config.sparsities:
         checks.number("sparsities", sparsity, above=0.0, maximum=0.99)

@@ -123,10 +123,6 @@ def check(settings: Settings) -> None:
     known = {"models": models.MODELS, "methods": get_args(Method)}
     studies.check_settings(settings, {"num_train": 2}, **known)
     _check_options(settings.training)
-    for name in known:
-        values = getattr(settings, name)
-        if not values or len(set(values)) < len(values):
-            raise ValueError(f"`{name}` must be at least one and no name twice, got {values}.")
     _check_stages(settings, largest)
     methods = set(settings.methods)
     only_linf = {"fgsm_rs", "n_fgsm", "free"} & methods

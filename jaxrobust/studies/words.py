@@ -14,9 +14,9 @@ def render(template: Path, facts: Facts, names: Mapping[str, Any]) -> tuple[list
     """Renders a template.
 
     Beside `names` it has `facts`, `fact` (`Facts.of`), the tables and charts of `Page`, `column`,
-    `row`, `line`, `level`, `tile`, and the filters `estimate`, `percent`, `points`, `number`,
-    `seconds`, `epsilon` and `listed`. It is Markdown: `# Title {#id}` is a part, `## Title {#id}` a
-    section, `{## ... ##}` a comment.
+    `row`, `line`, `level`, and the filters `estimate`, `percent`, `points`, `number`, `seconds`,
+    `epsilon` and `listed`. It is Markdown: `# Title {#id}` is a part, `## Title {#id}` a section,
+    `{## ... ##}` a comment.
 
     Args:
       template: A file; it can include others of its folder.
@@ -68,8 +68,9 @@ def render(template: Path, facts: Facts, names: Mapping[str, Any]) -> tuple[list
         "fact": facts.of,
         "column": Column,
         "row": Row,
+        "tile": tile,
     }
-    environment.globals |= {"line": line, "level": level, "tile": tile}
+    environment.globals |= {"line": line, "level": level}
     return page.split(environment.get_template(template.name).render(**names))
 
 
