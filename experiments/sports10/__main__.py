@@ -45,7 +45,7 @@ def main(config: Config) -> Path:
     """Runs the study; returns the report's path."""
     check(config)
     dataset = photographs(config)
-    checks.one_of("target", config.target, dataset.class_names)
+    checks.one_of("target", config.target, dataset.class_names)  # --target chooses another
     recipes = training.describe({**SUBJECTS, "fine-tuning": FINE_TUNING})
     run = studies.start("sports10", config, recipes=recipes, constants=CONSTANTS)
     study = Study(config, run)

@@ -13,8 +13,8 @@ from experiments.sports10.study import Study
 from jaxrobust import data, defenses, evaluation, models, studies
 from jaxrobust.attacks import PGD
 from jaxrobust.evaluation.answers import as_float
-from jaxrobust.evaluation.classification import predictions
 from jaxrobust.studies import ANY, comparison
+from jaxrobust.studies.outcomes import right_ones
 
 SIGMA = 0.25  # of the noise of randomised smoothing, in pixel units
 RADII = (0.0, 0.125, 0.25, 0.375, 0.5)
@@ -117,7 +117,7 @@ def _defended(study: Study, name: str) -> dict[str, Any]:
 def _right(study: Study, defence: Any, images: Any, labels: np.ndarray) -> np.ndarray:
     """Which images a defence has right; smoothing by the votes that the certificate is about."""
     if not isinstance(defence, defenses.Smoothed):
-        return predictions(evaluation.logits(defence, images)) == labels
+        return right_ones(defence, images, labels)
     pixels = jnp.asarray(as_float(images))
     votes = defenses.smoothed_counts(
         jax.random.key(2), defence.logits_fn, pixels, SIGMA, copies(study)[1]

@@ -26,7 +26,7 @@ def measure(study: Study) -> dict[str, Any]:
             )
         study.run.measure(f"shifts of the maps, {name}", functools.partial(_shifts, study, name))
     _transfer(study)
-    return found | {"epsilons": study.epsilons}
+    return found
 
 
 def methods(study: Study, name: str) -> list[str]:
