@@ -142,6 +142,8 @@ def level(
 class Page:
     """What a template can put on the page; each call leaves its block at that place of the text."""
 
+    tile = staticmethod(blocks.tile)  # of a grid of `pictures`
+
     def __init__(self, facts: Facts) -> None:
         self._facts, self._blocks = facts, list[list[Block]]()
 

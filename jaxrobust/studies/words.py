@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxrobust.reports import formatting, markdown
-from jaxrobust.reports.blocks import Block, tile
+from jaxrobust.reports.blocks import Block
 from jaxrobust.studies.facts import ANY, Fact, Facts
 from jaxrobust.studies.page import Column, Page, Row, cell_of, level, line, value_of
 
@@ -59,7 +59,7 @@ def render(template: Path, facts: Facts, names: Mapping[str, Any]) -> tuple[list
         name: getattr(page, name)
         for name in (
             *("bars", "chart", "heat", "intervals", "notice", "pictures", "put", "table"),
-            "verdict",
+            *("tile", "verdict"),
         )
     }
     environment.globals |= {
@@ -68,7 +68,6 @@ def render(template: Path, facts: Facts, names: Mapping[str, Any]) -> tuple[list
         "fact": facts.of,
         "column": Column,
         "row": Row,
-        "tile": tile,
     }
     environment.globals |= {"line": line, "level": level}
     return page.split(environment.get_template(template.name).render(**names))
