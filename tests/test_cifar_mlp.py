@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments.cifar_mlp import claims, fitting, fooling, network, programs
-from experiments.cifar_mlp.__main__ import PRESETS, Settings, check, main
+from experiments.cifar_mlp.__main__ import PRESETS, Settings, main
 from experiments.cifar_mlp.network import Layer
 from jaxrobust import data, models, studies
 from jaxrobust.reports import markdown, pictures
@@ -345,9 +345,9 @@ def test_the_source_has_a_figure_of_every_setting_and_no_other():
 
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="`data` must be one of"):
-        check(Settings(data="mnist"))
+        main(Settings(data="mnist"))
     with pytest.raises(ValueError, match="`num_seeds` must be at least 1"):
-        check(Settings(num_seeds=0))
+        main(Settings(num_seeds=0))
     assert Settings().data == "cifar10_jpeg"
     quick = studies.preset(Settings, PRESETS, "quick")
     assert quick.data == "digits" and quick.quick and quick.num_seeds == 2

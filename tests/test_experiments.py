@@ -259,7 +259,7 @@ def test_sports10_quick_stopped_and_continued(tmp_path, photographs):
     "options, message",
     [
         (["--data-dir", "no/such/folder"], "`data_dir` must be an existing folder"),
-        (["--models", "vgg"], "`models` must be different names out of"),
+        (["--models", "vgg"], "`models` must be one of"),
         (["--target", "chess"], "`target` must be one of ('basketball', 'golf', 'tennis')"),
         (["--num-steps", 0], "`num_steps` must be at least 1, got 0"),
         (["--run", "../else"], "`run` must be a plain name"),
@@ -422,7 +422,7 @@ def test_what_came_of_a_training_is_said(checked, overfitted, tmp_path):
     "options, message",
     [
         (["--models", "vgg"], "`models` must be one of"),
-        (["--methods", "pgd", "pgd"], "`methods` must be at least one and no name twice"),
+        (["--methods", "pgd", "pgd"], "`methods` must be at least one and none twice"),
         (["--methods", "n_fgsm", "--norm", "l2"], "`norm` must be 'linf' for n_fgsm"),
         (["--epsilon", "8"], "`epsilon` must be a finite number"),
         (["--training.milestones", 3], "`training.milestones` and the schedule"),

@@ -409,3 +409,14 @@ def test_medians_of_values_that_are_not_all_known():
         "low": 0,
         "high": 6,
     }
+
+
+def test_means_of_values_that_are_not_all_defined():
+    facts = Facts()
+    facts.add_mean("score", Variant("none"), [np.nan, np.inf])
+    assert not len(facts)
+    facts.add_mean("score", Variant("some"), [1.0, 2.0, np.nan, 3.0], method="saliency")
+    some = facts.of("score", Variant("some"), method="saliency")
+    assert (some.value, some.n, some.cell["low"] < 1) == (2.0, 3, True)
+    facts.add_mean("score", Variant("one"), [4.0])
+    assert facts.of("score", Variant("one")).cell == 4.0

@@ -16,9 +16,9 @@ TEMPLATES = Path(experiments.sports10.__file__).parent
 
 
 def study_of(folder=None, sparsities=(0.5, 0.8), folded=("simple_cnn",)):
-    run = types.SimpleNamespace(facts=studies.Facts(), stages=studies.Stages(folder))
+    run = studies.Run("sports10", None, folder, studies.Stages(folder))
     config = types.SimpleNamespace(models=("simple_cnn",), sparsities=sparsities)
-    return types.SimpleNamespace(config=config, run=run, folded=list(folded))
+    return types.SimpleNamespace(config=config, run=run, facts=run.facts, folded=list(folded))
 
 
 @pytest.mark.parametrize(
@@ -34,32 +34,6 @@ def study_of(folder=None, sparsities=(0.5, 0.8), folded=("simple_cnn",)):
 )
 def test_labels_are_those_of_saved_attacks_and_cross_validations(variant, label):
     assert variant.label == label
-
-
-def test_a_stage_of_facts_reads_back_what_it_measured(tmp_path):
-    measured = []
-
-    def measure(study, name, facts, progress):
-        measured.append(name)
-        facts.add("right", Variant(name), seed=0, outcomes=np.array([True, False, True]))
-        facts.add("norm", Variant(name, attack="PGD", targeted=False, epsilon=0.03), value=None)
-        facts.add("time", network=name, value=2.5, deviation=0.5)
-        progress(1, 1)
-
-    def facts_of():
-        study = study_of(tmp_path)
-        folds.remember(study, "measure", measure, "mlp")
-        return study.run.facts
-
-    for facts in (facts_of(), facts_of()):
-        right = facts.of("right", Variant("mlp"), seed=0)
-        assert right.outcomes.tolist() == [True, False, True] and right.outcomes.dtype == bool
-        assert right.cell == evaluation.rate(2, 3)
-        keys = {"network": "mlp", "kind": "dense", "sparsity": 0.0}
-        assert facts.of("norm", keys, attack="PGD", targeted=False, epsilon=0.03).value is None
-        assert facts.of("time", network="mlp").cell == {"value": 2.5, "deviation": 0.5}
-        assert len(facts) == 3
-    assert measured == ["mlp"]
 
 
 @pytest.mark.parametrize(
@@ -85,19 +59,22 @@ def test_the_highest_sparsity_of_tolerable_cost_is_chosen(gains, held, chosen):
     assert found["variant"] == (chosen and Variant("simple_cnn", "pruned", chosen))
 
 
-def cross_validated(monkeypatch):
+def cross_validated(tmp_path):
     """A study whose folds say: 50 % falls more often than the control, 80 % has nothing right."""
     right = {"dense": [1] * 40, folds.CONTROL: [1] * 40, "50 %": [1] * 40, "80 %": [0] * 40}
     robust = {"dense": [1] * 40, folds.CONTROL: [1] * 30 + [0] * 10, "50 %": [0] * 40}
     robust["80 %"] = [0] * 40
-    study = study_of()
-    monkeypatch.setattr(folds, "outcomes", lambda *_: {"right": right, "robust": robust})
+    study = study_of(tmp_path)
+    record = {"right": right, "robust": robust}
+    study.run.stages.remember("cross-validate simple_cnn", lambda _: record)
+    study.run.stages.seconds.clear()  # as in a process that goes on
+    folds.measure(study)
     compression._compare_folds(study)
     return study
 
 
-def test_pruned_networks_are_compared_among_what_both_have_right(monkeypatch):
-    facts = cross_validated(monkeypatch).run.facts
+def test_pruned_networks_are_compared_among_what_both_have_right(tmp_path):
+    facts = cross_validated(tmp_path).run.facts
     half, most = (Variant("simple_cnn", "pruned", sparsity) for sparsity in (0.5, 0.8))
     gain = facts.of("robust gain", half)
     test = evaluation.mcnemar(np.zeros(40, bool), np.arange(40) < 30)
@@ -108,8 +85,8 @@ def test_pruned_networks_are_compared_among_what_both_have_right(monkeypatch):
     assert facts.of("gain of held-out", most).value == -1.0
 
 
-def test_the_verdicts_say_what_was_found(monkeypatch):
-    study = cross_validated(monkeypatch)
+def test_the_verdicts_say_what_was_found(tmp_path):
+    study = cross_validated(tmp_path)
     facts, variant = study.run.facts, Variant("simple_cnn", "pruned", 0.5)
     for sparsity, gain in ((0.5, -0.02), (0.8, -0.5)):
         pruned = Variant("simple_cnn", "pruned", sparsity)

@@ -16,16 +16,19 @@ FOLDER = Path(sports10.__file__).parent
 MODELS = ("mlp", "cnn", "photo_cnn")
 
 
-def said(facts: studies.Facts, question: str, defended_at: tuple[float, ...] = (0.03,)) -> str:
+def said(facts: studies.Facts, question: str, epsilon: float = 0.01) -> str:
     """The answer to a question, without Markdown's escapes."""
     _, blocks = words.render(
         FOLDER / "verdicts.md.j2",
         facts,
         {
             "settings": types.SimpleNamespace(models=MODELS, seed=0),
-            "study": types.SimpleNamespace(chosen="photo_cnn", folded=["mlp", "photo_cnn"]),
-            "defence_words": defences.WORDS,
-            "defended_at": defended_at,
+            "study": types.SimpleNamespace(
+                chosen="photo_cnn",
+                folded=["mlp", "photo_cnn"],
+                config=types.SimpleNamespace(epsilon=epsilon),
+            ),
+            "defences": defences,
         },
     )
     (text,) = [block["text"] for block in blocks if block["question"] == question]
@@ -108,7 +111,7 @@ def test_which_model_is_the_best_on_the_folds(held_out, first, phrases):
     ],
 )
 def test_which_defence_helps_against_who_knows_it(kept, first, phrases):
-    answer = said(a_study(kept), "Which defence?", (0.01, 0.03))
+    answer = said(a_study(kept), "Which defence?", 0.03)
     assert answer.splitlines()[0] == first
     for phrase in phrases:
         assert phrase in answer, answer

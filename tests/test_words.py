@@ -309,3 +309,15 @@ def test_a_template_includes_others(render, tmp_path):
     )
     _, blocks = render("S.\n{% include 'more.md.j2' %}")
     assert blocks[0]["id"] == "more" and blocks[1]["text"] == "75.0\u00a0%"
+
+
+def test_pictures_stand_in_rows(render):
+    image = np.zeros((2, 2, 3), np.uint8)
+    _, (block,) = render(
+        '{% call pictures([("first", [tile(image, text="black")])], columns=["clean"]) %}\n'
+        "Words.\n{% endcall %}",
+        image=image,
+    )
+    assert (block["kind"], block["caption"], block["columns"]) == ("pictures", "Words.", ["clean"])
+    (row,) = block["rows"]
+    assert row["label"] == "first" and row["tiles"][0]["text"] == "black"

@@ -21,7 +21,7 @@ right, by PGD without a target; to its own target one in six.
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ import numpy as np
 from experiments.cifar_mlp import claims, fitting, fooling, network, pictures, programs
 from experiments.cifar_mlp.claims import Ablation, Variant
 from experiments.cifar_mlp.network import Layer, Params
-from jaxrobust import attacks, checks, data, evaluation, files, models, studies
+from jaxrobust import attacks, data, evaluation, files, models, studies
 from jaxrobust.reports import evaluations
 from jaxrobust.studies import ANY, Facts, Run, comparison, records
 
@@ -73,7 +73,7 @@ class Settings:
       quick: Digits or a tenth of other data, three epochs, two seeds: to see that everything runs.
     """
 
-    data: str = "cifar10_jpeg"
+    data: Literal["cifar10_jpeg", "cifar10", "digits"] = "cifar10_jpeg"
     data_dir: Path | None = None
     download: bool = False
     num_seeds: int = 4
@@ -86,21 +86,21 @@ class Settings:
     quick: bool = False
 
 
-FEW = {"num_seeds": 2, "num_epochs": 3, "num_attacked": 50, "num_shown": 3}
-PRESETS = {"quick": FEW | {"data": "digits", "quick": True}}
-
-
-def check(settings: Settings) -> None:
-    """Raises ValueError for settings that cannot be."""
-    checks.one_of("data", settings.data, ("cifar10_jpeg", "cifar10", "digits"))
-    for name in FEW:
-        checks.integer(name, getattr(settings, name), minimum=1)
-    checks.integer("seed", settings.seed, minimum=0)
+PRESETS = {
+    "quick": {
+        "data": "digits",
+        "num_seeds": 2,
+        "num_epochs": 3,
+        "num_attacked": 50,
+        "num_shown": 3,
+        "quick": True,
+    }
+}
 
 
 def main(settings: Settings) -> Path:
     """Runs the study; returns the report's path."""
-    check(settings)
+    studies.check_settings(settings, {"seed": 0})
     dataset = data.load(settings.data, settings.data_dir, download=settings.download)
     if settings.quick:
         train, test = (dataset.train.spread(QUICK_IMAGES[0]), dataset.test.spread(QUICK_IMAGES[1]))
@@ -137,7 +137,8 @@ def main(settings: Settings) -> Path:
         evaluations=evaluations,
         fits=fitting.measure(run),
         histories=histories,
-        templates=pictures.templates(weights[0], dataset),
+        templates=pictures.templates(weights[0][0].weights, dataset),
+        class_means=pictures.class_means(dataset.train),
         units=pictures.units(weights[1], dataset),
         **fooling.measure(run, dataset, networks[1]),
     )
@@ -212,12 +213,9 @@ def add_evaluation(facts: Facts, entry: Mapping[str, Any], variant: claims.Varia
     """Adds what a classifier has right, and its three most frequent mistakes."""
     records.add_model(facts, entry, variant)
     names = [row["class"] for row in entry["evaluation"]["per_class"]]
-    matrix = np.array(entry["evaluation"]["confusion_matrix"])
-    np.fill_diagonal(matrix, 0)
-    for place in np.argsort(-matrix, axis=None, kind="stable")[:3]:
-        true, taken = np.unravel_index(place, matrix.shape)
+    for true, taken, count in evaluation.mistakes(entry["evaluation"]["confusion_matrix"])[:3]:
         which = {"label": names[true], "prediction": names[taken]}
-        facts.add("mistakes", variant, value=matrix[true, taken], **which)
+        facts.add("mistakes", variant, value=count, **which)
 
 
 if __name__ == "__main__":

@@ -96,15 +96,11 @@ def measure(run: Run, dataset: data.Dataset, classifier: models.Classifier) -> d
         _add_norm(facts, of, found[-1]["norm"])
         if "curve" in found[-1]:
             records.add_curve(facts, found[-1]["curve"], of)
-    images = (test.images[rows], test.labels[rows])
-    check = functools.partial(
-        evaluation.sanity, classifier, *images, EPSILON, key=run.key, norm="l2"
-    )
-    sanity = remember("sanity checks", lambda progress: check(num_images=50, progress=progress))
-    ascents = remember(
-        "ascents to the target",
-        lambda _: ascents_of(classifier, test, pair, run.settings.num_shown),
-    )
+    given: Any = (classifier, test.images[rows], test.labels[rows], EPSILON)
+    check = functools.partial(evaluation.sanity, *given, key=run.key, norm="l2", num_images=50)
+    sanity = remember("sanity checks", lambda show: check(progress=show))
+    ascent = functools.partial(ascents_of, classifier, test, pair, run.settings.num_shown)
+    ascents = remember("ascents to the target", lambda _: ascent())
     for name, record in ascents.items():
         of = {"attack": name, "target": goal}
         fooled, norms = np.array(record["fooled"]), np.array(record["norm"])
@@ -112,7 +108,7 @@ def measure(run: Run, dataset: data.Dataset, classifier: models.Classifier) -> d
         _add_norm(facts, of, evaluation.median_interval(norms[fooled]) if fooled.any() else None)
     _add_norm(facts, {"source": "002"}, {"median": EPSILON, "n": 1, "low": None, "high": None})
     facts.add("even change", value=LEVELS / np.sqrt(np.prod(dataset.image_shape)))
-    shown = [pictures.fooled(ascent, classifier, dataset) for ascent in ascents.values()][:1]
+    shown = pictures.fooled(ascents["one step"], classifier, dataset) if ascents else []
     named = {"start": start, "goal": goal, "attacks": found, "fooled": shown}
     return named | {"sanity": {"model": NETWORK} | sanity}
 

@@ -159,9 +159,7 @@ def _check(settings: Settings) -> None:
             )
         above = 0.0 if name == "epsilon" else -math.inf
         checks.number(name, epsilon, minimum=0.0, above=above, maximum=largest)
-    checks.integer("num_images", settings.num_images, minimum=1)
-    checks.integer("num_shown", settings.num_shown, minimum=0)
-    checks.integer("num_lanes", settings.num_lanes, minimum=1)
+    studies.check_settings(settings, {"num_shown": 0, "seed": 0})
 
 
 def _describe(settings: Settings) -> None:

@@ -58,9 +58,7 @@ PRESETS = {"quick": {"num_epochs": 2, "num_steps": 10, "train_steps": 3, "num_ch
 def main(settings: Settings) -> Path:
     """Runs the study; returns the report's path."""
     checks.number("epsilon", settings.epsilon, above=0.0, maximum=1.0)
-    checks.integer("train_steps", settings.train_steps, minimum=1)
-    checks.integer("num_checked", settings.num_checked, minimum=1)
-    checks.integer("num_shown", settings.num_shown, minimum=0)
+    studies.check_settings(settings, {"num_shown": 0, "seed": 0})
     size = 2.5 * settings.epsilon / settings.train_steps
     teachers = {"standard": None, "robust": PGD(settings.epsilon, size, settings.train_steps)}
     schedule, seed = training.Cosine(2e-3), settings.seed
@@ -74,9 +72,13 @@ def main(settings: Settings) -> Path:
     digits = data.load("digits")
     trained = {name: _trained(run, digits, name, recipe) for name, recipe in recipes.items()}
     classifiers = {name: classifier for name, (classifier, _) in trained.items()}
-    found = {name: _attacked(run, digits, name, classifiers[name], pgd) for name in trained}
-    transfer = evaluation.transfer_matrix(classifiers, {n: of.report for n, of in found.items()})
+    reports, found = {}, {}
+    for name, classifier in classifiers.items():
+        reports[name], found[name] = _attacked(run, digits, name, classifier, pgd)
+    transfer = evaluation.transfer_matrix(classifiers, reports)
     records.add_transfer(run.facts, transfer, attack="PGD")
+    kinds = ("attacks", "sanity", "curves", "gallery")
+    names: Any = {kind: [one for of in found.values() for one in of[kind]] for kind in kinds}
     return run.finish(
         "Handwritten digits: a standard and an adversarially trained network",
         digits,
@@ -84,11 +86,8 @@ def main(settings: Settings) -> Path:
         evaluations=evaluations,
         class_names=digits.class_names,
         models=[entry for _, entry in trained.values()],
-        attacks=[summary for of in found.values() for summary in of.attacks],
-        sanity=[of.sanity for of in found.values()],
-        curves=[of.curve for of in found.values()],
         transfer=[transfer],
-        gallery=[entry for of in found.values() for entry in of.gallery],
+        **names,
     )
 
 
@@ -98,14 +97,8 @@ def _trained(
     """A network, and the record of its training and of what it has right."""
     network = models.create("simple_cnn", widths=(16, 32, 64), hidden_width=128)
     train = digits.train.images, digits.train.labels
-    with run.stages(f"train {name}"):
-        fitted = training.fit(
-            network,
-            training.Data(train, mean=digits.mean, std=digits.std),
-            recipe,
-            run_dir=run.folder / f"train_{name}",
-        )
-    run.stages.count_resumed(f"train {name}", fitted.seconds)
+    images = training.Data(train, mean=digits.mean, std=digits.std)
+    fitted = run.fit(f"train {name}", f"train_{name}", network, images, recipe)
     classifier = models.Classifier(network.apply, fitted.variables, digits.mean, digits.std)
     steps = run.settings.train_steps
     how = "clean images" if recipe.adversary is None else f"images under {steps} steps of PGD"
@@ -125,49 +118,31 @@ def _trained(
     return classifier, entry
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Found:
-    """What attacks did to one network: records, and the report of PGD."""
-
-    report: evaluation.AttackReport
-    attacks: list[dict[str, Any]]
-    sanity: dict[str, Any]
-    gallery: list[dict[str, Any]]
-    curve: dict[str, Any]
-
-
 def _attacked(
     run: studies.Run, digits: data.Dataset, name: str, classifier: models.Classifier, pgd: PGD
-) -> _Found:
-    images, labels = digits.test.images, digits.test.labels
-    summaries = []
+) -> tuple[evaluation.AttackReport, dict[str, list[Any]]]:
+    """The report of PGD on a network, and the records of all that was made of attacks."""
+    given: tuple[Any, Any, Any] = (classifier, digits.test.images, digits.test.labels)
+    found: dict[str, list[Any]] = {"attacks": []}
     for attack in (FGSM(pgd.epsilon), pgd):
-        with run.stages(f"{evaluation.attack_label(attack)} on {name}") as progress:
-            report = evaluation.attack_dataset(
-                attack, classifier, images, labels, key=run.key, progress=progress
-            )
-        summaries.append(evaluation.summarise(report, name, digits.class_names))
-        records.add_attack(run.facts, summaries[-1], network=name, attack=type(attack).__name__)
+        report = run.attack(f"{evaluation.attack_label(attack)} on {name}", attack, *given)
+        summary = evaluation.summarise(report, name, digits.class_names)
+        records.add_attack(run.facts, summary, network=name, attack=type(attack).__name__)
+        found["attacks"].append(summary)
     with run.stages(f"sanity checks of {name}") as progress:
-        sanity = evaluation.sanity(
-            classifier,
-            images,
-            labels,
-            pgd.epsilon,
-            key=run.key,
-            num_images=run.settings.num_checked,
-            progress=progress,
-        )
+        options: Any = {"num_images": run.settings.num_checked, "progress": progress}
+        sanity = evaluation.sanity(*given, pgd.epsilon, key=run.key, **options)
+        found["sanity"] = [{"model": name} | sanity]
     with run.stages(f"explain {name}"):
         shown = studies.spread(report.attacked, run.settings.num_shown)
-        gallery = studies.gallery(classifier, report, shown, model=name)
+        found["gallery"] = studies.gallery(classifier, report, shown, model=name)
     epsilons = np.linspace(0, 2 * pgd.epsilon, 7).tolist()
     with run.stages(f"curve over epsilon, {name}") as progress:
-        curve = evaluation.robustness_curve(
-            pgd, classifier, images, labels, epsilons, key=run.key, model=name, progress=progress
-        )
-    records.add_curve(run.facts, curve, network=name, attack="PGD")
-    return _Found(report, summaries, {"model": name} | sanity, gallery, curve)
+        options = {"key": run.key, "model": name, "progress": progress}
+        curve = evaluation.robustness_curve(pgd, *given, epsilons, **options)
+        records.add_curve(run.facts, curve, network=name, attack="PGD")
+        found["curves"] = [curve]
+    return report, found
 
 
 if __name__ == "__main__":

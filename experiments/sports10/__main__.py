@@ -20,7 +20,6 @@ held-out training photographs (networks.py).
 """
 
 from pathlib import Path
-from typing import Any
 
 from experiments.sports10 import classification, compression, defences, folds, published, robustness
 from experiments.sports10.config import EPSILONS, PRESETS, Config, check
@@ -49,21 +48,24 @@ def main(config: Config) -> Path:
     checks.one_of("target", config.target, dataset.class_names)  # --target chooses another
     recipes = training.describe({**SUBJECTS, "fine-tuning": FINE_TUNING})
     run = studies.start("sports10", config, recipes=recipes, constants=CONSTANTS)
-    study = Study(config, run, dataset)
+    study = Study(config, run)
     run.facts.read(Path(__file__).with_name("published.csv"), source="reports")
     for name in config.models:
         for seed in study.seeds_of(name):
             study.trained(name, seed)
-    names: dict[str, Any] = {}
-    for part in (classification, robustness, published, defences, compression):
-        names |= part.measure(study)
+    folds.measure(study)
+    names = classification.measure(study) | robustness.measure(study) | published.measure(study)
+    defences.measure(study)
+    names |= compression.measure(study)
     return run.finish(
         f"Sports-10: {dataset.num_classes} classes, classified, attacked and compressed",
         study.dataset(config.models[0]),
         Path(__file__).with_name("report.md.j2"),
         recipes=recipes,
         study=study,
-        subjects=recipes,
+        subjects=SUBJECTS,
+        folds=folds,
+        defences=defences,
         evaluations=evaluations,
         **names,
     )

@@ -9,45 +9,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.sports10 import folds
-from experiments.sports10.study import Study, add_mean
+from experiments.sports10.robustness import methods
+from experiments.sports10.study import Study
 from jaxrobust import attribution, evaluation, studies
 from jaxrobust.evaluation.classification import predictions, softmax
-from jaxrobust.reports import blocks
 from jaxrobust.reports.pictures import decode_array, encode_array
 from jaxrobust.studies import ANY, comparison
 
-FINE = ("saliency", "smooth_grad", "integrated_gradients", "input_x_gradient")
 CASCADED = ("saliency", "integrated_gradients", "grad_cam", "hires_cam", "eigen_cam")
 
 
 def measure(study: Study) -> dict[str, Any]:
     """Adds the facts of this problem; returns the records and pictures that its template draws."""
-
-    def records(stage: str, record: Any) -> list[Any]:
-        return [
-            study.stages.remember(f"{stage} {name}", functools.partial(record, study, name))
-            for name in study.config.models
-        ]
-
-    # Earlier runs kept a description, which the template has now.
-    entries = [entry | {"description": None} for entry in records("evaluate", _evaluate)]
-    explained = records("explain", _explain)
+    remember, entries, explained = study.run.stages.remember, [], []
+    for name in study.config.models:
+        entry = remember(f"evaluate {name}", functools.partial(_evaluate, study, name))
+        entries.append(entry | {"description": None})  # which earlier runs kept
+        explained += remember(f"explain {name}", functools.partial(_explain, study, name))
     _counts(study)
     _seeds(study, entries)
     _folds(study)
     _ensembles(study)
-    maps = study.stages.remember("maps of every method", functools.partial(_maps, study))
+    maps = remember("maps of every method", functools.partial(_maps, study))
     _faithfulness(study, maps)
-    return {
-        "entries": entries,
-        "explanations": list(itertools.chain(*explained)),
-        "map_pictures": blocks.pictures(_map_rows(study, maps)),
-        "map_methods": list(maps["maps"]),
-        "map_steps": _num_steps(study),
-        "randomised_methods": list(maps["correlations"]),
-        "randomised_layers": maps["layers"],
-    }
+    maps["maps"] = {method: decode_array(array) for method, array in maps["maps"].items()}
+    maps["steps"] = _num_steps(study)
+    return {"entries": entries, "explanations": explained, "maps": maps}
 
 
 def _evaluate(study: Study, name: str, _: Any) -> dict[str, Any]:
@@ -84,9 +71,10 @@ def _explain(study: Study, name: str, _: Any) -> list[dict[str, Any]]:
 def _counts(study: Study) -> None:
     """How many photographs each class has."""
     dataset = study.dataset(study.config.models[0])
-    for split, labels in (("train", dataset.train.labels), ("test", dataset.test.labels)):
-        for k, name in enumerate(study.class_names):
-            study.facts.add("photographs", split=split, label=name, value=int(np.sum(labels == k)))
+    for split in ("train", "test"):
+        counts = np.bincount(getattr(dataset, split).labels, minlength=dataset.num_classes)
+        for name, count in zip(dataset.class_names, counts, strict=True):
+            study.facts.add("photographs", split=split, label=name, value=count)
 
 
 def _seeds(study: Study, entries: list[dict[str, Any]]) -> None:
@@ -97,13 +85,11 @@ def _seeds(study: Study, entries: list[dict[str, Any]]) -> None:
         facts.add("parameters", network=network, value=entry["num_parameters"])
         for row in entry["seeds"]:
             facts.add_rate("accuracy", {"network": network, "seed": row["seed"]}, row["accuracy"])
-        matrix = np.array(entry["evaluation"]["confusion_matrix"])
-        np.fill_diagonal(matrix, 0)
-        facts.add("mistakes", network=network, value=int(matrix.sum()))
-        for cell in np.argsort(-matrix, axis=None, kind="stable")[: np.count_nonzero(matrix)]:
-            label, answer = (study.class_names[k] for k in divmod(int(cell), len(matrix)))
-            keys = {"network": network, "label": label, "answer": answer}
-            facts.add("mistake", keys, value=int(matrix.flat[cell]))
+        mistakes = evaluation.mistakes(entry["evaluation"]["confusion_matrix"])
+        facts.add("mistakes", network=network, value=sum(count for *_, count in mistakes))
+        for true, taken, count in mistakes:
+            keys = {"label": study.class_names[true], "answer": study.class_names[taken]}
+            facts.add("mistake", keys, network=network, value=count)
     measured = facts.where("accuracy", network=ANY, seed=ANY)
     facts.extend(comparison.means(measured, "seed", "accuracy over seeds"))
 
@@ -111,15 +97,12 @@ def _seeds(study: Study, entries: list[dict[str, Any]]) -> None:
 def _folds(study: Study) -> None:
     """Right of the held-out photographs, and which differences between networks are real."""
     facts, compared = study.facts, []
-    right = {
-        network: np.array(folds.outcomes(study, network)["right"]["dense"], bool)
-        for network in study.folded
-    }
+    dense = facts.where("right of held-out", network=ANY, kind="dense", sparsity=0.0)
+    right = {fact.keys["network"]: np.asarray(fact.outcomes) for fact in dense}
     held_out = {n: facts.add("held-out accuracy", network=n, outcomes=r) for n, r in right.items()}
     for a, b in itertools.combinations(right, 2):
         keys = {"network": b, "against": a}
-        pair = comparison.paired(held_out[b], held_out[a], "held-out difference", keys)
-        compared.append(pair)
+        compared.append(comparison.paired(held_out[b], held_out[a], "held-out difference", keys))
         facts.add("only this right", keys, value=int((right[b] & ~right[a]).sum()))
         facts.add("only other right", keys, value=int((right[a] & ~right[b]).sum()))
     facts.extend(comparison.holm(compared))
@@ -136,15 +119,12 @@ def _ensembles(study: Study) -> None:
             int((np.mean(chosen, axis=0).argmax(axis=1) == test.labels).sum())
             for chosen in itertools.combinations(probabilities, count)
         ]
-        figures = {
-            "accuracy": np.mean(right) / len(test),
-            "choices": len(right),
-            "parameters": count * size,
-            "fewest": min(right),
-            "most": max(right),
-        }
-        for figure, value in figures.items():
-            study.facts.add(f"ensemble {figure}", network=name, members=count, value=value)
+        facts, of = study.facts, {"network": name, "members": count}
+        facts.add("ensemble accuracy", of, value=np.mean(right) / len(test))
+        facts.add("ensemble choices", of, value=len(right))
+        facts.add("ensemble parameters", of, value=count * size)
+        facts.add("ensemble fewest", of, value=min(right))
+        facts.add("ensemble most", of, value=max(right))
 
 
 def _num_steps(study: Study) -> int:
@@ -155,8 +135,7 @@ def _num_steps(study: Study) -> int:
 def _maps(study: Study, progress: Any) -> dict[str, Any]:
     """Every method of attribution on one network: maps of a few images, figures of all."""
     name, quick = study.chosen, study.config.quick
-    classifier, test, methods = study.base(name), study.test(name), study.methods(name)
-    images = study.pixels(name)
+    classifier, test, images = study.base(name), study.test(name), study.pixels(name)
     predicted = predictions(evaluation.logits(classifier, test.images))
     chosen = studies.right_and_wrong(predicted, test.labels, num_classes=3)
     found: dict[str, Any] = {"images": chosen, "answers": predicted[chosen].tolist()}
@@ -170,14 +149,15 @@ def _maps(study: Study, progress: Any) -> dict[str, Any]:
             for kind, curve in curves.items()
         }
 
-    for done, method in enumerate(methods, start=1):
+    allowed = methods(study, name)
+    for done, method in enumerate(allowed, start=1):
         explain = attribution.METHODS[method]
         maps = np.asarray(explain(study.key, classifier, images, jnp.asarray(predicted)))
         found["maps"][method] = encode_array(maps[chosen].astype(np.float32))
         judge(method, maps)
-        progress(done, len(methods) + 2)
+        progress(done, len(allowed) + 2)
     judge("random", attribution.random_maps(study.key, images.shape[:3]))
-    cascaded = [method for method in CASCADED if method in methods]
+    cascaded = [method for method in CASCADED if method in allowed]
     for method in cascaded[:1] if quick else cascaded:
         cascade = attribution.cascading_randomisation(
             study.key,
@@ -196,25 +176,9 @@ def _faithfulness(study: Study, maps: dict[str, Any]) -> None:
     for method, scores in maps["scores"].items():
         keys = {"network": study.chosen, "method": method}
         for kind, values in scores.items():
-            add_mean(study.facts, kind, values, **keys)
+            study.facts.add_mean(kind, keys, values)
             if method != "random":
                 gaps = np.array(values, float) - np.array(maps["scores"]["random"][kind], float)
-                add_mean(study.facts, f"{kind} to random", gaps, **keys)
+                study.facts.add_mean(f"{kind} to random", keys, gaps)
         for layers, values in enumerate(maps["correlations"].get(method, ()), start=1):
-            add_mean(study.facts, "randomised correlation", values, layers=layers, **keys)
-
-
-def _map_rows(study: Study, maps: dict[str, Any]) -> list[Any]:
-    """A row of tiles for each image: the image itself and the map of every method."""
-    rows, test = [], study.test(study.chosen)
-    values = {method: decode_array(array) for method, array in maps["maps"].items()}
-    for position, (index, answer) in enumerate(zip(maps["images"], maps["answers"], strict=True)):
-        image, label = test.images[index], test.labels[index]
-        tiles = [blocks.tile(image, title="image", text=study.class_names[answer])]
-        for method, of_images in values.items():
-            look: Any = {"style": "heat" if method in FINE else "overlay"}
-            look |= {"title": method.replace("_", " "), "values": of_images[position]}
-            tiles.append(blocks.tile(image, **look))
-        said = "right" if answer == label else "wrong"
-        rows.append((f"{study.class_names[label]}, image {index}: {said}", tiles))
-    return rows
+            study.facts.add_mean("randomised correlation", keys, values, layers=layers)

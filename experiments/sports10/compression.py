@@ -1,14 +1,16 @@
 """Problem C: sparsity, files, int8, time, single layers and lottery tickets."""
 
 import dataclasses
+import functools
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from experiments.sports10 import folds, pruned_attacks
-from experiments.sports10.folds import Variant, remember
-from experiments.sports10.study import Study, masked, plain, right
+from experiments.sports10.folds import Variant
+from experiments.sports10.study import Study, masked
 from jaxrobust import data, evaluation, models, pruning, studies, training
 from jaxrobust.studies import ANY, comparison, records
 
@@ -26,18 +28,21 @@ def measure(study: Study) -> dict[str, Any]:
     """
     names = study.config.models
     for name in names:
-        remember(study, "accuracy and size", _accuracy_and_size, name)
+        study.run.measure(
+            f"accuracy and size, {name}", functools.partial(_accuracy_and_size, study, name)
+        )
     _compare_seeds(study)
     _compare_folds(study)
     for name in names[:1] if study.config.quick else names:
-        remember(study, "single layers", _layers, name)
+        study.run.measure(f"single layers, {name}", functools.partial(_layers, study, name))
     for name in names:
-        remember(study, "times", _times, name)
+        study.run.measure(f"times, {name}", functools.partial(_times, study, name))
     if TICKET_NETWORK in names:
-        remember(study, "tickets", _tickets, TICKET_NETWORK)
+        study.run.measure(
+            f"tickets, {TICKET_NETWORK}", functools.partial(_tickets, study, TICKET_NETWORK)
+        )
         _compare_tickets(study)
     return {
-        "folds": folds,
         "compressed": {name: _variants(study, name) for name in names},
         "judged": [variant for name in study.folded for variant in folds.variants(study, name)],
         "ticket_variant": Variant(TICKET_NETWORK, "pruned", study.config.sparsities[-1]),
@@ -55,64 +60,55 @@ def _variants(study: Study, name: str) -> list[Variant]:
 def _accuracy_and_size(study: Study, name: str, facts: studies.Facts, progress: Any) -> None:
     """Accuracy of every seed, and what files the first seed's network takes."""
     first, test, judged = study.config.seed, study.test(name), _variants(study, name)
-    whole = 0.0
-
-    def judge(measure: str, variables: Any, variant: Variant, **keys: Any) -> None:
-        outcomes = right(study.classifier(name, variables), test)
-        facts.add(measure, variant, outcomes=outcomes, **keys)
-
     for done, variant in enumerate(judged, start=1):
-        seeds = {"dense": study.seeds_of(name), "int8": [first]}.get(variant.kind)
-        for seed in study.seeds_at(name, variant.sparsity) if seeds is None else seeds:
+        seeds = [first] if variant.kind == "int8" else study.seeds_at(name, variant.sparsity)
+        for seed in seeds:
             used = pruning.dequantize(folds.weights(study, variant, seed))
-            judge("test accuracy", used, variant, seed=seed)
-        stored = folds.weights(study, variant, first)
-        params, zeros = pruning.dequantize(stored)["params"], 0.0
+            right = study.right(name, used, test)
+            facts.add("test accuracy", variant, seed=seed, outcomes=right)
         if variant.kind == "pruned":
-            masks, cut, _ = study.pruned(name, variant.sparsity, first)
             dense = study.trained(name, first).variables
             layerwise = pruning.layerwise_magnitude(dense["params"], variant.sparsity)
-            judge("test accuracy cut by layer", masked(dense, layerwise), variant)
-            judge("test accuracy cut", cut, variant)
-            zeros = pruning.sparsity_of(masks)
-        elif variant.kind == "int8":
-            zeros = pruning.sparsity_of(params)
+            right = study.right(name, masked(dense, layerwise), test)
+            facts.add("test accuracy cut by layer", variant, outcomes=right)
+            right = study.right(name, study.pruned(name, variant.sparsity, first)[1], test)
+            facts.add("test accuracy cut", variant, outcomes=right)
+        stored = folds.weights(study, variant, first)
+        params = pruning.dequantize(stored)["params"]
         counts = pruning.parameter_counts(params)
-        facts.add("zeros of kernels", variant, value=zeros)
+        facts.add("zeros of kernels", variant, value=pruning.sparsity_of(params))
         facts.add("zeros", variant, value=1 - counts["nonzero"] / counts["size"])
         facts.add("nonzero parameters", variant, value=counts["nonzero"])
         sizes = {kind: _file_size(study, variant, stored, kind) for kind in ("dense", "sparse")}
         for kind, size in sizes.items():
             facts.add(f"{kind} file", variant, value=size)
-        whole = whole or sizes["dense"]  # of the dense network, which comes first
+        whole = facts.of("dense file", Variant(name)).value or 0.0
         facts.add("times smaller", variant, value=whole / sizes["sparse"])
         progress(done, len(judged))
 
 
 def _file_size(study: Study, variant: Variant, stored: Any, kind: str) -> float:
     """Of a network's file on the disk, in KiB."""
-    file = plain(f"{variant.network} {variant.label} {kind}")
-    path = study.run.folder / "models" / f"{file}.jrw"
-    class_names = study.dataset(variant.network).class_names
-    classifier = study.classifier(variant.network, stored)
-    models.save(path, classifier, class_names=class_names, sparse=kind == "sparse")
-    return path.stat().st_size / 1024
+    path = (
+        study.run.folder
+        / "models"
+        / f"{studies.plain(f'{variant.network} {variant.label} {kind}')}.jrw"
+    )
+    names, classifier = study.class_names, study.classifier(variant.network, stored)
+    return models.save(path, classifier, class_names=names, sparse=kind == "sparse") / 1024
 
 
 def _compare_seeds(study: Study) -> None:
     """Means over the seeds of each sparsity, paired with the dense networks that were pruned."""
-    facts = study.run.facts
+    facts = study.facts
     for name in study.config.models:
         facts.add("gain of seeds", Variant(name), value=0.0)  # where its line begins
-        for variant in folds.pruned(study, name):
-            tuned = facts.where("test accuracy", variant, seed=ANY)
-            facts.extend(comparison.means(tuned, "seed", "mean test accuracy"))
-            parents = [
-                dataclasses.replace(facts.of("test accuracy", _dense(fact.keys)), keys=fact.keys)
-                for fact in tuned
-            ]
-            facts.extend(comparison.means(parents, "seed", "mean test accuracy of parents"))
-            facts.extend(comparison.over_seeds(facts, tuned, _dense, "gain of seeds"))
+    tuned = facts.where("test accuracy", network=ANY, kind="pruned", sparsity=ANY, seed=ANY)
+    dense = [facts.of("test accuracy", _dense(fact.keys)) for fact in tuned]
+    parents = [dataclasses.replace(d, keys=t.keys) for d, t in zip(dense, tuned, strict=True)]
+    facts.extend(comparison.means(tuned, "seed", "mean test accuracy"))
+    facts.extend(comparison.means(parents, "seed", "mean test accuracy of parents"))
+    facts.extend(comparison.over_seeds(facts, tuned, _dense, "gain of seeds", correct=False))
 
 
 def _dense(keys: dict[str, Any]) -> dict[str, Any]:
@@ -121,20 +117,12 @@ def _dense(keys: dict[str, Any]) -> dict[str, Any]:
 
 def _compare_folds(study: Study) -> None:
     """Held-out accuracy against that of the dense network, robust accuracy against the control's."""
-    facts = study.run.facts
-    measured: dict[str, list[studies.Fact]] = {"right": [], "robust": []}
-    for name in study.folded:
-        found, judged = folds.outcomes(study, name), folds.variants(study, name)
-        for variant in judged:
-            for kind in ("right", "robust") if len(judged) > 1 else ("right",):
-                outcomes = np.array(found[kind][variant.label], bool)
-                fact = facts.add(f"{kind} of held-out", variant, outcomes=outcomes)
-                if variant.kind in {"right": ("control", "pruned"), "robust": ("pruned",)}[kind]:
-                    measured[kind].append(fact)
-    facts.extend(comparison.over_images(facts, measured["right"], _dense, "gain of held-out"))
+    facts, kinds = study.facts, ("control", "pruned")
+    tuned = facts.where("right of held-out", network=ANY, kind=kinds, sparsity=ANY)
+    facts.extend(comparison.over_images(facts, tuned, _dense, "gain of held-out"))
     gaps = comparison.over_images(
         facts,
-        measured["robust"],
+        facts.where("robust of held-out", network=ANY, kind="pruned", sparsity=ANY),
         lambda keys: keys | {"kind": "control", "sparsity": 0.0},
         "robust gain",
         among=lambda keys: np.asarray(facts.of("right of held-out", keys).outcomes),
@@ -155,11 +143,10 @@ def _layers(study: Study, name: str, facts: studies.Facts, _: Any) -> None:
         for layer, entry in pruning.layer_sparsity(variables["params"], masks).items():
             facts.add("zeros of layer", variant, layer=layer, value=entry["sparsity"])
     if name in study.folded:
-        variables, split = study.trained_on_fold(name, 0).variables, study.held_out(name, 0)
+        variables, split = study.trained(name, first, 0).variables, study.held_out(name, 0)
 
     def score(params: Any) -> float:
-        classifier = study.classifier(name, dict(variables) | {"params": params})
-        return float(right(classifier, split).mean())
+        return float(study.right(name, dict(variables) | {"params": params}, split).mean())
 
     base = {"value": score(variables["params"]), "n": len(split)}
     for layer, entry in pruning.layer_sparsity(variables["params"]).items():
@@ -174,18 +161,18 @@ def _layers(study: Study, name: str, facts: studies.Facts, _: Any) -> None:
 def _times(study: Study, name: str, facts: studies.Facts, _: Any) -> None:
     """Dense, masked and quantised, interleaved; the quantised one multiplies its weights out."""
     config, images = study.config, study.test(name).images
+    timed = {str(variant): variant for variant in pruned_attacks.variants(study, name)}
     programs = {
-        str(variant): study.classifier(name, folds.weights(study, variant, config.seed))
-        for variant in pruned_attacks.variants(study, name)
+        words: study.classifier(name, folds.weights(study, variant, config.seed))
+        for words, variant in timed.items()
     }
     batches, controls = ((1,), 1) if config.quick else ((1, 16), 3)
+    options: Any = {"runs": config.latency_runs, "controls": controls}
     for batch in batches:
         example = np.resize(images, (batch, *images.shape[1:])).astype(np.float32) / 255
-        found = evaluation.compare_latency(
-            programs, example, runs=config.latency_runs, controls=controls
-        )["variants"]
-        for variant in pruned_attacks.variants(study, name):
-            entry, keys = found[str(variant)], dataclasses.asdict(variant) | {"batch": batch}
+        found = evaluation.compare_latency(programs, example, **options)["variants"]
+        for words, variant in timed.items():
+            entry, keys = found[words], dataclasses.asdict(variant) | {"batch": batch}
             records.add_latency(facts, entry, keys)
             facts.add("95th percentile of latency", keys, value=entry["p95_ms"])
             gap = entry["difference"]
@@ -194,31 +181,37 @@ def _times(study: Study, name: str, facts: studies.Facts, _: Any) -> None:
             if variant.kind != "pruned":  # masked networks run the dense program
                 for figure in ("flops", "bytes_accessed", "peak_memory_bytes", "compile_seconds"):
                     facts.add(figure, keys, value=entry[figure])
+
+    def read(path: Path) -> np.ndarray:
+        return data.read_image(path, images.shape[1]) / np.float32(255)
+
+    runs, files = 3 if config.quick else 20, _test_files(study)
     for count in (1, 100):
-        entry = evaluation.disk_latency(
-            lambda path: data.read_image(path, images.shape[1]) / np.float32(255),
-            study.base(name),
-            study.test_files,
-            batch_size=count,
-            runs=3 if config.quick else 20,
-        )
+        entry = evaluation.disk_latency(read, study.base(name), files, batch_size=count, runs=runs)
         keys = {"network": name, "photographs": count}
         records.add_latency(facts, entry | {"difference": None}, keys)
+
+
+def _test_files(study: Study) -> list[Path]:
+    """The files of the test photographs."""
+    root = study.config.data_dir.expanduser()
+    root = root / "sports10" if (root / "sports10").is_dir() else root
+    split = next(name for name in ("valid", "test", "val") if (root / name).is_dir())
+    return [root / split / file for file in study.test(study.chosen).files]
 
 
 def _tickets(study: Study, name: str, facts: studies.Facts, progress: Any) -> None:
     """One-shot, iterative, rewound and random masks, each trained and judged on the first fold."""
     seed, sparsity = study.config.seed, study.config.sparsities[-1]
     rows, split = study.fold_rows()[0][0], study.held_out(name, 0)
-    recipe = dataclasses.replace(study.recipe(name), seed=seed)
-    tuning = dataclasses.replace(study.fine_tuning(name), seed=seed)
-    dense = study.trained_on_fold(name, 0).variables
+    recipe, tuning = study.recipe(name, seed), study.fine_tuning(name, seed)
+    dense = study.trained(name, seed, 0).variables
     network, shape = models.create(name, len(study.class_names)), split.images.shape[1:]
     initial, others = (training.initial_variables(network, shape, seed + i) for i in range(2))
     schedule = pruning.geometric_schedule(sparsity, 1 if study.config.quick else ROUNDS)
 
     def judge(method: str, variables: Any, used: training.Recipe, rounds: int = 0) -> None:
-        outcomes = right(study.classifier(name, variables), split)
+        outcomes = study.right(name, variables, split)
         facts.add("ticket accuracy", method=method, outcomes=outcomes)
         facts.add("ticket epochs", method=method, value=used.num_epochs)
         facts.add("ticket rounds", method=method, value=rounds)
@@ -236,7 +229,7 @@ def _tickets(study: Study, name: str, facts: studies.Facts, progress: Any) -> No
             variables = retrain(f"{words}, round {i}", start or variables, masks, used)
         return variables, masks
 
-    one_shot, _, tuned = study.prune(name, dense, sparsity, "fold 0", seed=seed, rows=rows)
+    one_shot, _, tuned = study.pruned(name, sparsity, seed, 0)
     random = pruning.random(jax.random.key(seed), dense["params"], sparsity)
     judge("dense", dense, recipe)
     judge("one-shot", tuned, tuning)
@@ -250,7 +243,7 @@ def _tickets(study: Study, name: str, facts: studies.Facts, progress: Any) -> No
 
 def _compare_tickets(study: Study) -> None:
     """Each network against the dense one, and the ticket against what it must beat."""
-    facts = study.run.facts
+    facts = study.facts
     found = facts.where("ticket accuracy", method=ANY)[1:]
     gaps = comparison.over_images(facts, found, lambda _: {"method": "dense"}, "ticket gain")
     facts.extend(gaps)
@@ -261,7 +254,7 @@ def _compare_tickets(study: Study) -> None:
 
 def _choice(study: Study) -> dict[str, Any]:
     """The best network's highest sparsity of tolerable cost, by the seeds and, if there, the folds."""
-    facts = study.run.facts
+    facts = study.facts
 
     def change(variant: Variant) -> float:
         found = [facts.find(f"gain of {what}", variant) for what in ("seeds", "held-out")]

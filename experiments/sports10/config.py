@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from experiments.sports10.networks import SUBJECTS
-from jaxrobust import checks
+from jaxrobust import checks, studies
 from jaxrobust.attacks import PGD
 
 OURS = "photo_cnn"
@@ -71,16 +71,8 @@ PRESETS = {
 
 def check(config: Config) -> None:
     """Raises ValueError for settings that nothing can be made of."""
-    unknown = [name for name in config.models if name not in SUBJECTS]
-    if unknown or not config.models or len(set(config.models)) != len(config.models):
-        raise ValueError(
-            f"`models` must be different names out of {tuple(SUBJECTS)}, got {config.models}."
-        )
-    least = {"num_seeds": 1, "num_folds": 2, "seed": 0, "num_recorded": 0, "latency_runs": 2}
-    for name, minimum in least.items():
-        checks.integer(name, getattr(config, name), minimum=minimum)
-    if config.num_epochs is not None:
-        checks.integer("num_epochs", config.num_epochs, minimum=1)
+    least = {"num_folds": 2, "seed": 0, "num_recorded": 0, "latency_runs": 2}
+    studies.check_settings(config, least, models=SUBJECTS)
     checks.number("epsilon", config.epsilon, above=0.0, maximum=1.0)
     for sparsity in config.sparsities:
         checks.number("sparsities", sparsity, above=0.0, maximum=0.99)

@@ -1,21 +1,20 @@
 """Problem B: defences, each attacked as if unknown and as if known; a certificate."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.sports10.folds import remember
 from experiments.sports10.networks import SUBJECTS
-from experiments.sports10.robustness import report_of
 from experiments.sports10.study import Study
-from jaxrobust import data, defenses, evaluation, models, studies, training
+from jaxrobust import data, defenses, evaluation, models, studies
 from jaxrobust.attacks import PGD
 from jaxrobust.evaluation.answers import as_float
-from jaxrobust.evaluation.classification import predictions
 from jaxrobust.studies import ANY, comparison
+from jaxrobust.studies.outcomes import right_ones
 
 SIGMA = 0.25  # of the noise of randomised smoothing, in pixel units
 RADII = (0.0, 0.125, 0.25, 0.375, 0.5)
@@ -53,27 +52,23 @@ class Noisy:
         return moved + self.sigma * jax.random.normal(second, moved.shape)
 
 
-def measure(study: Study) -> dict[str, Any]:
-    """Adds the facts of the defences; returns what their template names."""
-    facts, name = study.facts, study.chosen
-    remember(study, "answers of the defences", _answers, name)
-    for epsilon in _epsilons(study):
-        compare(facts, name, epsilon)
-    return {
-        "defences": facts.where("defended accuracy", network=name, defence=ANY),
-        "defence_words": WORDS,
-        "defended_at": _epsilons(study),
-        "copies": _copies(study),
-        "smoothing_sigma": SIGMA,
-        "adversarial_epochs": _shorter(study, name, ADVERSARIAL_SHARE).num_epochs,
-        "noise_epochs": _shorter(study, name, NOISE_SHARE).num_epochs,
-    }
+def measure(study: Study) -> None:
+    """Adds the facts of the defences."""
+    record = functools.partial(_answers, study, study.chosen)
+    study.run.measure(f"answers of the defences, {study.chosen}", record)
+    for epsilon in epsilons(study):
+        compare(study.facts, study.chosen, epsilon)
 
 
-def _epsilons(study: Study) -> tuple[float, ...]:
+def epsilons(study: Study) -> tuple[float, ...]:
     """The smaller one first; it is left out where the main one is no larger."""
     main = study.config.epsilon
     return (SMALL, main) if main > SMALL else (main,)
+
+
+def copies(study: Study) -> tuple[int, int, int]:
+    """`COPIES`, or what --quick makes of them."""
+    return (4, 20, 100) if study.config.quick else COPIES
 
 
 def compare(facts: studies.Facts, network: str, epsilon: float) -> None:
@@ -87,15 +82,9 @@ def compare(facts: studies.Facts, network: str, epsilon: float) -> None:
     facts.extend(comparison.over_images(facts, known, bare, "defended difference"))
 
 
-def _shorter(study: Study, name: str, share: float, **changes: Any) -> training.Recipe:
-    recipe = study.recipe(name)
-    num_epochs = max(1, round(share * recipe.num_epochs))
-    return dataclasses.replace(recipe, seed=study.config.seed, num_epochs=num_epochs, **changes)
-
-
 def _trained(study: Study, name: str, how: str, share: float, **changes: Any) -> models.Classifier:
-    fitted = study.fit(name, f"train {name} {how}", _shorter(study, name, share, **changes))
-    return study.classifier(name, fitted.variables)
+    recipe = study.recipe(name, study.config.seed, share, **changes)
+    return study.classifier(name, study.fit(name, f"train {name} {how}", recipe).variables)
 
 
 def _defended(study: Study, name: str) -> dict[str, Any]:
@@ -120,7 +109,7 @@ def _defended(study: Study, name: str) -> dict[str, Any]:
     augment: Any = SUBJECTS[name].training.augmentation
     noise = Noisy(augment, SIGMA)
     noisy = _trained(study, name, "with noise", NOISE_SHARE, augmentation=noise)
-    key, samples = jax.random.key(1), _copies(study)[0]
+    key, samples = jax.random.key(1), copies(study)[0]
     smoothed = defenses.Smoothed(noisy, SIGMA, samples, key, common_noise=True)
     return found | {"smoothing": smoothed}
 
@@ -128,10 +117,10 @@ def _defended(study: Study, name: str) -> dict[str, Any]:
 def _right(study: Study, defence: Any, images: Any, labels: np.ndarray) -> np.ndarray:
     """Which images a defence has right; smoothing by the votes that the certificate is about."""
     if not isinstance(defence, defenses.Smoothed):
-        return predictions(evaluation.logits(defence, images)) == labels
+        return right_ones(defence, images, labels)
     pixels = jnp.asarray(as_float(images))
     votes = defenses.smoothed_counts(
-        jax.random.key(2), defence.logits_fn, pixels, SIGMA, _copies(study)[1]
+        jax.random.key(2), defence.logits_fn, pixels, SIGMA, copies(study)[1]
     )
     return np.asarray(votes).argmax(axis=1) == labels
 
@@ -139,7 +128,8 @@ def _right(study: Study, defence: Any, images: Any, labels: np.ndarray) -> np.nd
 def _answers(study: Study, name: str, facts: studies.Facts, progress: Any) -> None:
     """Which photographs each defence has right, clean and against both attackers."""
     test, defended = study.test(name), _defended(study, name)
-    naive = {epsilon: report_of(study, study.pgd(epsilon), name) for epsilon in _epsilons(study)}
+    attacks = {epsilon: study.make("PGD", epsilon) for epsilon in epsilons(study)}
+    naive = {epsilon: study.attack(attack, name) for epsilon, attack in attacks.items()}
     for done, (key, defence) in enumerate(defended.items(), start=1):
         keys: dict[str, Any] = {"network": name, "defence": key}
         clean = _right(study, defence, test.images, test.labels)
@@ -147,8 +137,7 @@ def _answers(study: Study, name: str, facts: studies.Facts, progress: Any) -> No
         for epsilon, report in naive.items():
             unknown = clean & _right(study, defence, report.images, test.labels)
             if key != "none":
-                words = f"{name} with {WORDS[key]}"
-                report = study.attack(study.pgd(epsilon), words, defence, test)
+                report = study.attack(attacks[epsilon], name, defence, f" with {WORDS[key]}")
             # Who knows the defence can also do as if he did not.
             known = unknown & _right(study, defence, report.images, test.labels)
             for attacker, right in (("unknowing", unknown), ("adaptive", known)):
@@ -158,14 +147,9 @@ def _answers(study: Study, name: str, facts: studies.Facts, progress: Any) -> No
     _certify(study, name, facts, defended["smoothing"])
 
 
-def _copies(study: Study) -> tuple[int, int, int]:
-    """`COPIES`, or what --quick makes of them."""
-    return (4, 20, 100) if study.config.quick else COPIES
-
-
 def _certify(study: Study, name: str, facts: studies.Facts, smoothed: Any) -> None:
     """At each radius: what is certified, and what PGD within it leaves right."""
-    test, num_samples = study.test(name), _copies(study)[2]
+    test, num_samples = study.test(name), copies(study)[2]
     images = jnp.asarray(as_float(test.images))
     found = defenses.certify(study.key, smoothed.logits_fn, images, SIGMA, num_samples=num_samples)
     certified = defenses.certified_accuracy(test.labels, found, RADII)
@@ -173,7 +157,7 @@ def _certify(study: Study, name: str, facts: studies.Facts, smoothed: Any) -> No
     for radius, entry in zip(RADII, certified, strict=True):
         if radius:
             attack = PGD(radius, radius / 5, 5 if study.config.quick else 20, norm="l2")
-            report = study.attack(attack, f"{name} with {WORDS['smoothing']}", smoothed, test)
+            report = study.attack(attack, name, smoothed, f" with {WORDS['smoothing']}")
             # A smaller radius lies within a larger one.
             right = right & _right(study, smoothed, report.images, test.labels)
         rate = evaluation.rate(int(entry["count"]), int(entry["n"]))

@@ -1,15 +1,16 @@
 """Variants of a network, and cross-validation: 1,593 judgements where the test set has 50."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import numpy as np
 
 from experiments.sports10.config import OURS
-from experiments.sports10.study import Study, right
-from jaxrobust import evaluation, pruning, studies
+from experiments.sports10.study import Study
+from jaxrobust import evaluation, pruning
 from jaxrobust.attacks import PGD
+from jaxrobust.studies.outcomes import right_ones
 
 EPSILON = 0.005  # small, so that something is left to compare: at .03 nearly every photograph falls
 NUM_STEPS = 20
@@ -61,16 +62,16 @@ def variants(study: Study, name: str) -> list[Variant]:
     return [Variant(name), *([Variant(name, "control")] if found else []), *found]
 
 
-def weights(study: Study, variant: Variant, seed: int) -> Any:
-    """A variant's variables, trained on all photographs; int8 kernels are `QuantizedKernel`s.
+def weights(study: Study, variant: Variant, seed: int, fold: int | None = None) -> Any:
+    """A variant's variables, as `Study.trained` has them; int8 kernels are `QuantizedKernel`s.
 
     `pruning.dequantize` multiplies those out for an attack. They are constants for it, so its gradient
     passes straight through the rounding and is the exact gradient of the quantised network.
     """
-    if variant.sparsity:
-        found = study.pruned(variant.network, variant.sparsity, seed)[2]
+    if variant.sparsity or variant.kind == "control":
+        found = study.pruned(variant.network, variant.sparsity, seed, fold)[2]
     else:
-        found = study.trained(variant.network, seed).variables
+        found = study.trained(variant.network, seed, fold).variables
     return pruning.quantize(found) if variant.kind == "int8" else found
 
 
@@ -79,55 +80,36 @@ def num_steps(study: Study) -> int:
     return 5 if study.config.quick else NUM_STEPS
 
 
-def outcomes(study: Study, name: str) -> dict[str, Any]:
-    """Each training photograph judged by the network of the fold that held it out.
+def measure(study: Study) -> None:
+    """Adds which photographs each variant has right when held out, and which also under PGD.
 
-    Returns:
-      {"right": {label of the variant: [0 or 1, ...]}, "robust": likewise, right also under PGD}, in
-      the order of the training photographs. A dense network alone is not attacked.
+    Every training photograph is judged by the network of the fold that held it out. A dense network
+    that nothing is compared with is not attacked.
     """
-    stage = f"cross-validate {name}"
-    return study.once(
-        (stage,), lambda: study.run.stages.remember(stage, lambda p: _outcomes(study, name, p))
-    )
+    for name in study.folded:
+        record = functools.partial(_judge, study, name)
+        found = study.run.stages.remember(f"cross-validate {name}", record)
+        judged = variants(study, name)
+        for kind in ("right", "robust") if len(judged) > 1 else ("right",):
+            for variant, ones in zip(judged, found[kind].values(), strict=True):
+                study.facts.add(f"{kind} of held-out", variant, outcomes=np.array(ones, bool))
 
 
-def _outcomes(study: Study, name: str, progress: Any) -> dict[str, Any]:
-    count, judged = len(study.dataset(name).train), variants(study, name)
-    found = {kind: {v.label: np.zeros(count, int) for v in judged} for kind in ("right", "robust")}
+def _judge(study: Study, name: str, progress: Any) -> dict[str, dict[str, list[int]]]:
+    """{"right": {label of the variant: [0 or 1 for each photograph]}, "robust": likewise}."""
+    train, judged = study.dataset(name).train, variants(study, name)
+    right, robust = (np.zeros((len(judged), len(train)), int) for _ in range(2))
     attack = PGD(EPSILON, EPSILON / 4, num_steps(study))
-    for fold, (rows, held_out) in enumerate(study.fold_rows()):
-        dense, split = study.trained_on_fold(name, fold).variables, study.held_out(name, fold)
-        seed, words = study.config.seed + fold, f"fold {fold}"
-        for variant in judged:
-            used = dense
-            if variant.kind != "dense":
-                used = study.prune(name, dense, variant.sparsity, words, seed=seed, rows=rows)[2]
-            classifier = study.classifier(name, used)
-            found["right"][variant.label][held_out] = right(classifier, split)
+    for fold, (_, held_out) in enumerate(study.fold_rows()):
+        split, seed = train.take(held_out), study.config.seed + fold
+        for number, variant in enumerate(judged):
+            classifier = study.classifier(name, weights(study, variant, seed, fold))
+            given: Any = (classifier, split.images, split.labels)
+            right[number, held_out] = right_ones(*given)
             if len(judged) > 1:
-                report = evaluation.attack_dataset(
-                    attack, classifier, split.images, split.labels, key=study.key
-                )
-                robust = report.attacked & ~report.success
-                found["robust"][variant.label][held_out] = robust
+                report = evaluation.attack_dataset(attack, *given, key=study.key)
+                robust[number, held_out] = report.attacked & ~report.success
         progress(fold + 1, study.config.num_folds)
-    return {kind: {k: v.tolist() for k, v in values.items()} for kind, values in found.items()}
-
-
-def remember(study: Study, stage: str, measure: Callable[..., None], name: str) -> None:
-    """A stage whose record is the facts of a network that it measures, added to those of the run.
-
-    `measure` takes the study, the network's name, the facts to add to, and a progress callback.
-    """
-
-    def record(progress: Any) -> list[dict[str, Any]]:
-        facts = studies.Facts()
-        measure(study, name, facts, progress)
-        return [
-            vars(fact) | {"outcomes": None if fact.outcomes is None else fact.outcomes.tolist()}
-            for fact in facts
-        ]
-
-    for kept in study.run.stages.remember(f"{stage}, {name}", record):
-        study.run.facts.add(kept.pop("measure"), kept.pop("keys"), **kept)
+    labels = [variant.label for variant in judged]
+    both = {"right": right, "robust": robust}
+    return {kind: dict(zip(labels, rows.tolist(), strict=True)) for kind, rows in both.items()}

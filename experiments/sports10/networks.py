@@ -16,9 +16,7 @@ class Subject:
     fine_tuning_epochs: int = 10  # after pruning
     max_seeds: int = 5  # a network that trains slowly is trained with fewer seeds
     folds: bool = True  # whether it is cross-validated
-    swept: bool = (
-        True  # whether all seeds are pruned to every sparsity, or all but the first to one
-    )
+    swept: bool = True  # whether all seeds are pruned to every sparsity; else all but one to one
     slow: bool = False  # whether its attacks take so long that some are left out
 
 

@@ -5,13 +5,12 @@ import functools
 from typing import Any
 
 from experiments.sports10 import folds
-from experiments.sports10.config import EPSILONS
 from experiments.sports10.folds import Variant
 from experiments.sports10.networks import SUBJECTS
 from experiments.sports10.robustness import add_attack
 from experiments.sports10.study import Study
 from jaxrobust import evaluation, models, pruning, studies
-from jaxrobust.attacks import PGD
+from jaxrobust.attacks import FGSM, PGD
 
 
 def measure(study: Study) -> dict[str, Any]:
@@ -22,8 +21,8 @@ def measure(study: Study) -> dict[str, Any]:
     """
     names = study.config.models
     for name in names:
-        folds.remember(study, "attacks on variants", _attacks, name)
-        folds.remember(study, "half of attacks", _half, name)
+        study.run.measure(f"attacks on variants, {name}", functools.partial(_attacks, study, name))
+        study.run.measure(f"half of attacks, {name}", functools.partial(_half, study, name))
     return {
         "white_box": [row for name in names for row in _white_box(study, name)],
         "transferred": [row for name in names for row in _transferred(study, name)],
@@ -38,26 +37,16 @@ def variants(study: Study, name: str) -> list[Variant]:
 
 def _white_box(study: Study, name: str) -> list[Variant]:
     """Every attack on every variant, at the main epsilon."""
-    return [
-        dataclasses.replace(variant, attack=attack, targeted=targeted, epsilon=study.config.epsilon)
-        for targeted in (False, True)
-        for attack in ("FGSM", "PGD")
-        for variant in variants(study, name)
-    ]
+    threats, judged = study.threats(study.config.epsilon), variants(study, name)
+    return [dataclasses.replace(variant, **threat) for threat in threats for variant in judged]
 
 
 def _transferred(study: Study, name: str) -> list[Variant]:
     """Every attack on every pruned variant, over epsilon."""
-    epsilons = EPSILONS[1:2] if study.config.quick else EPSILONS
-    if SUBJECTS[name].slow:  # ten seconds for each PGD
-        epsilons = (study.config.epsilon,)
-    return [
-        dataclasses.replace(variant, attack=attack, targeted=targeted, epsilon=epsilon)
-        for variant in folds.pruned(study, name)
-        for targeted in (False, True)
-        for attack in ("FGSM", "PGD")
-        for epsilon in epsilons
-    ]
+    # An attack on a slow network takes ten seconds.
+    epsilons = (study.config.epsilon,) if SUBJECTS[name].slow else study.epsilons
+    threats, judged = study.threats(*epsilons), folds.pruned(study, name)
+    return [dataclasses.replace(variant, **threat) for variant in judged for threat in threats]
 
 
 def _classifier(study: Study, variant: Variant) -> models.Classifier:
@@ -67,14 +56,18 @@ def _classifier(study: Study, variant: Variant) -> models.Classifier:
 
 def _attacks(study: Study, name: str, facts: studies.Facts, progress: Any) -> None:
     """The dense network's saved examples and fresh attacks on each variant, and their way back."""
-    test, dense = study.test(name), study.base(name)
-    rows = dict.fromkeys([*_white_box(study, name), *_transferred(study, name)])
+    rows, dense = (
+        dict.fromkeys([*_white_box(study, name), *_transferred(study, name)]),
+        study.base(name),
+    )
     for done, row in enumerate(rows, start=1):
-        make: Any = study.fgsm if row.attack == "FGSM" else study.pgd
-        attack, classifier = make(row.epsilon, targeted=row.targeted), _classifier(study, row)
-        saved = made = study.attack(attack, name, dense, test)
+        attack, classifier = (
+            study.make(row.attack, row.epsilon, row.targeted),
+            _classifier(study, row),
+        )
+        saved = made = study.attack(attack, name)
         if row.kind != "dense":
-            made = study.attack(attack, f"{name} at {row.label}", classifier, test)
+            made = study.attack(attack, name, classifier, f" at {row.label}")
         shown = evaluation.transfer_rates(saved, classifier)
         facts.add_rate("fooled by dense", row, shown["of_successes"])
         facts.add_rate("fooled by dense of right", row, shown["of_right"])
@@ -100,13 +93,13 @@ def _half(study: Study, name: str, facts: studies.Facts, progress: Any) -> None:
     )
     for done, variant in enumerate(judged, start=1):
         classifier = _classifier(study, variant)
-        for attack in (study.fgsm(0.03), PGD(0.03, 0.03 / 4, _half_steps(study))):
+        for attack in (FGSM(0.03), PGD(0.03, 0.03 / 4, _half_steps(study))):
             found = search(attack, classifier, test.images, test.labels, key=study.key)
             figures = {"value": found["epsilon"], "low": found["low"], "high": found["high"]}
             facts.add("epsilon for half", variant, attack=type(attack).__name__, **figures)
         # At an epsilon small enough for the steps to be worth counting.
         fine = PGD(0.03, 0.001, study.config.num_steps, random_start=False)
-        report = study.attack(fine, f"{name} at {variant.label}, small steps", classifier, test)
+        report = study.attack(fine, name, classifier, f" at {variant.label}, small steps")
         facts.add("small steps for half", variant, value=evaluation.steps_for_success(report))
         facts.add_rate("success of small steps", variant, evaluation.success_rate(report))
         progress(done, len(judged))

@@ -12,12 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.sports10.folds import remember
-from experiments.sports10.robustness import report_of
 from experiments.sports10.study import Study
 from jaxrobust import compilation, studies
 from jaxrobust.models import Classifier
-from jaxrobust.reports import blocks
 from jaxrobust.reports.pictures import decode_array, encode_array
 
 # (attack, procedure, the sign of its steps, whether pixels outside [0, 1] alone are clipped).
@@ -42,20 +39,11 @@ def as_published(
     sign: jax.Array | float = 1.0,
     bounds: tuple[Any, Any] = (0.0, 1.0),
 ) -> jax.Array:
-    """The published procedure on normalised images; its last two arguments mend it.
+    """The published procedure on images [B, H, W, C]; its last two arguments mend it.
 
-    Args:
-      classifier: Whose mean and std normalise; its network is called on normalised images.
-      images: float32 [B, H, W, C] in [0, 1].
-      classes: int [B], whose logit is ascended: the predicted classes, or the target's.
-      epsilon: Radius of the linf ball, in normalised units; the clipping leaves it.
-      step_size: Of each step, in normalised units.
-      num_steps: 0 only clips; 1 with step_size = epsilon is its FGSM.
-      sign: 1 as published; -1 descends the logit, as an untargeted attack should.
-      bounds: Of the clipping, each [C] or a scalar: 0 and 1 as published.
-
-    Returns:
-      float32 [B, H, W, C]: what the network is shown, in normalised units.
+    It ascends the logit of `classes`, int [B]: the predicted ones, or the target's; with `sign` -1 it
+    descends it. Epsilon and step size are in normalised units, and so are the bounds of the clipping
+    and what is returned. No step only clips; one with step_size = epsilon is its FGSM.
     """
     start = (images - classifier.mean) / classifier.std
 
@@ -71,14 +59,19 @@ def as_published(
 
 
 def measure(study: Study) -> dict[str, Any]:
-    """Adds the facts of both procedures, for report A's networks where they are part of the run."""
-    names, rows = [name for name in ("mlp", "cnn") if name in study.config.models], []
-    for name in names:
-        remember(study, "as published and as defined", _compare, name)
+    """Adds the facts of both procedures, for report A's networks where they are part of the run.
+
+    Returns:
+      {"published": by network what `_shown` keeps}.
+    """
+    found = {}
+    for name in [name for name in ("mlp", "cnn") if name in study.config.models]:
+        compare = functools.partial(_compare, study, name)
+        study.run.measure(f"as published and as defined, {name}", compare)
         record = functools.partial(_shown, study, name)
-        kept = study.stages.remember(f"pictures as published, {name}", record)
-        rows += _rows(study, name, kept)
-    return {"procedure_networks": names, "published_pictures": blocks.pictures(rows)}
+        kept = study.run.stages.remember(f"pictures as published, {name}", record)
+        found[name] = kept | {"images": decode_array(kept["images"])}
+    return {"published": found}
 
 
 def _published(
@@ -110,10 +103,10 @@ def _compare(study: Study, name: str, facts: studies.Facts, _: Any) -> None:
             if sign > 0 or not targeted:  # with a target the published sign is right
                 shown, logits = _published(study, name, classes, attack, sign, clips_pixels)
                 found[attack, procedure] = (shown - start, logits)
-        for defined in (study.fgsm(targeted=targeted), study.pgd(targeted=targeted)):
-            report = report_of(study, defined, name)
+        for attack in ("FGSM", "PGD"):
+            report = study.attack(study.make(attack, targeted=targeted), name)
             change = (report.images - report.clean_images) / np.asarray(classifier.std)
-            found[type(defined).__name__, "as_defined"] = (change, report.logits)
+            found[attack, "as_defined"] = (change, report.logits)
         for (attack, procedure), (change, logits) in found.items():
             keys = {"network": name, "attack": attack, "procedure": procedure, "targeted": targeted}
             answers = logits.argmax(axis=1)
@@ -130,7 +123,7 @@ def _compare(study: Study, name: str, facts: studies.Facts, _: Any) -> None:
 
 def _shown(study: Study, name: str, _: Any) -> dict[str, Any]:
     """Three photographs that the network has right, and what it is shown by FGSM instead of them."""
-    base, report = study.base(name), report_of(study, study.fgsm(), name)
+    base, report = study.base(name), study.attack(study.make("FGSM"), name)
     published, logits = _published(study, name, report.clean_predictions, "FGSM", 1, False)
     pixels = np.clip(published * base.std + base.mean, 0, 1)
     chosen = studies.spread(report.attacked, 3)
@@ -138,21 +131,3 @@ def _shown(study: Study, name: str, _: Any) -> dict[str, Any]:
     answers = np.stack([report.clean_predictions, logits.argmax(axis=1), report.predictions])
     kept = {"chosen": chosen, "answers": answers[:, chosen].T.tolist()}
     return kept | {"images": encode_array(images.swapaxes(0, 1))}
-
-
-def _rows(study: Study, name: str, kept: dict[str, Any]) -> list[Any]:
-    """A row of tiles for each photograph: what both procedures make of it, and the changes."""
-    rows = []
-    images = decode_array(kept["images"])
-    for index, answers, shown in zip(kept["chosen"], kept["answers"], images, strict=True):
-        tiles = []
-        for title, answer, image in zip(
-            ("photograph", "as published", "as defined"), answers, shown, strict=True
-        ):
-            tiles.append(blocks.tile(image, title=title, text=study.class_names[answer]))
-            if title != "photograph":
-                look: Any = {"title": "its change", "style": "difference", "against": shown[0]}
-                tiles.append(blocks.tile(image, **look))
-        label = study.class_names[study.test(name).labels[index]]
-        rows.append((f"{name}: {label}, image {index}", tiles))
-    return rows

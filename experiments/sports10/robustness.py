@@ -8,10 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.sports10.config import EPSILONS
-from experiments.sports10.folds import remember
 from experiments.sports10.networks import SUBJECTS
-from experiments.sports10.study import Study, add_mean
+from experiments.sports10.study import Study
 from jaxrobust import attribution, evaluation, studies
 from jaxrobust.evaluation import AttackReport
 
@@ -20,33 +18,23 @@ CURVE = (0.0, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
 
 def measure(study: Study) -> dict[str, Any]:
     """Adds the facts of attacks; returns the records that their template draws."""
-    config, found = study.config, _records(study)
-    for name in config.models:
-        for keys, attack in _attacks(study, *sorted({config.epsilon, *_epsilons(study)})):
-            add_attack(study.facts, report_of(study, attack, name), network=name, **keys)
-        remember(study, "shifts of the maps", _shifts, name)
+    found = _records(study)
+    for name in study.config.models:
+        for threat in study.threats(*sorted({study.config.epsilon, *study.epsilons})):
+            add_attack(
+                study.facts, study.attack(study.make(**threat), name), network=name, **threat
+            )
+        study.run.measure(f"shifts of the maps, {name}", functools.partial(_shifts, study, name))
     _transfer(study)
-    return found | {"epsilons": _epsilons(study)}
+    return found
 
 
-def report_of(study: Study, attack: Any, name: str) -> AttackReport:
-    """An attack on the first seed's network."""
-    return study.attack(attack, name, study.base(name), study.test(name))
-
-
-def _epsilons(study: Study) -> tuple[float, ...]:
-    """Those of report B."""
-    return EPSILONS[1:2] if study.config.quick else EPSILONS
-
-
-def _attacks(study: Study, *epsilons: float) -> list[tuple[dict[str, Any], Any]]:
-    """(keys of its facts, attack) for FGSM and PGD at each epsilon, untargeted first."""
-    return [
-        ({"attack": kind, "epsilon": epsilon, "targeted": targeted}, make(epsilon, targeted))
-        for targeted in (False, True)
-        for kind, make in (("FGSM", study.fgsm), ("PGD", study.pgd))
-        for epsilon in epsilons
-    ]
+def methods(study: Study, name: str) -> list[str]:
+    """The methods of attribution that a network allows: an MLP has no layer with pixels."""
+    layer = attribution.layers(study.base(name), study.pixels(name)[:1]).default
+    needed = attribution.NEEDS_LAYER if layer is None else ()
+    found = [method for method in attribution.METHODS if method not in needed]
+    return found[::4] if study.config.quick else found
 
 
 def add_attack(facts: studies.Facts, report: AttackReport, **keys: Any) -> None:
@@ -64,26 +52,26 @@ def _records(study: Study) -> dict[str, list[Any]]:
     """The attacks at the main epsilon, image by image, curves over epsilon and sanity checks."""
     kinds = ("attacks", "gallery", "matrices", "curves", "diagnostics")
     found: dict[str, list[Any]] = {kind: [] for kind in kinds}
-
-    def kept(stage: str, record: Any, *more: Any) -> Any:
-        return study.stages.remember(stage, functools.partial(record, study, *more))
-
-    for _, attack in _attacks(study, study.config.epsilon):
+    names, remember = study.config.models, study.run.stages.remember
+    for threat in study.threats(study.config.epsilon):
+        attack = study.make(**threat)
+        reports = {name: study.attack(attack, name) for name in names}
         aim = {"target": study.config.target} if attack.targeted else {}
         words = evaluation.attack_label(attack) + (" to the target" if attack.targeted else "")
-        for name in study.config.models:
-            report = report_of(study, attack, name)
+        for name, report in reports.items():
             found["attacks"].append(evaluation.summarise(report, name, study.class_names))
-            found["gallery"] += kept(f"pictures of {words} on {name}", _pictures, name, report)
-        for names in _same_size(study):
-            bases = {name: study.base(name) for name in names}
-            reports = {name: report_of(study, attack, name) for name in names}
-            found["matrices"].append(evaluation.transfer_matrix(bases, reports) | aim)
-    for name in study.config.models:
-        found["curves"] += kept(f"curves over epsilon, {name}", _curves, name)
+            shown = functools.partial(_pictures, study, name, report)
+            found["gallery"] += remember(f"pictures of {words} on {name}", shown)
+        for group in _same_size(study):
+            bases = {name: study.base(name) for name in group}
+            table = evaluation.transfer_matrix(bases, {name: reports[name] for name in group})
+            found["matrices"].append(table | aim)
+    for name in names:
+        curves = functools.partial(_curves, study, name)
+        found["curves"] += remember(f"curves over epsilon, {name}", curves)
     # They compile seven programs: with --quick, for the network that compiles fastest.
-    for name in study.config.models[:1] if study.config.quick else study.config.models:
-        sane = kept(f"sanity checks of {name}", _sanity, name)
+    for name in names[:1] if study.config.quick else names:
+        sane = remember(f"sanity checks of {name}", functools.partial(_sanity, study, name))
         found["diagnostics"].append({"model": name} | sane)
     return found
 
@@ -102,27 +90,18 @@ def _same_size(study: Study) -> list[list[str]]:
 
 
 def _curves(study: Study, name: str, _: Any) -> list[dict[str, Any]]:
-    base, test, key = study.base(name), study.test(name), study.key
-    epsilons = CURVE[::2] if study.config.quick or SUBJECTS[name].slow else CURVE
+    test, step = study.test(name), 2 if study.config.quick or SUBJECTS[name].slow else 1
+    given: Any = (study.base(name), test.images, test.labels, CURVE[::step])
     return [
-        evaluation.robustness_curve(
-            attack, base, test.images, test.labels, epsilons, key=key, model=name
-        )
-        for attack in (study.fgsm(), study.pgd())
+        evaluation.robustness_curve(study.make(kind), *given, key=study.key, model=name)
+        for kind in ("FGSM", "PGD")
     ]
 
 
 def _sanity(study: Study, name: str, progress: Any) -> dict[str, Any]:
-    test = study.test(name)
-    return evaluation.sanity(
-        study.base(name),
-        test.images,
-        test.labels,
-        study.config.epsilon,
-        key=study.key,
-        num_images=2 if study.config.quick else 50,
-        progress=progress,
-    )
+    test, num_images = study.test(name), 2 if study.config.quick else 50
+    given: Any = (study.base(name), test.images, test.labels, study.config.epsilon)
+    return evaluation.sanity(*given, key=study.key, num_images=num_images, progress=progress)
 
 
 def _transfer(study: Study) -> None:
@@ -131,17 +110,17 @@ def _transfer(study: Study) -> None:
     pairs = [pair for pair in reports if set(pair) <= set(study.config.models)]
     for pair in pairs or [names[:2] for names in _same_size(study)]:
         for source, shown_to in itertools.permutations(pair):
-            for keys, attack in _attacks(study, *_epsilons(study)):
-                report = report_of(study, attack, source)
+            for threat in study.threats(*study.epsilons):
+                report = study.attack(study.make(**threat), source)
                 found = evaluation.transfer_rates(report, study.base(shown_to))
-                keys |= {"network": source, "shown_to": shown_to}
+                keys = threat | {"network": source, "shown_to": shown_to}
                 study.facts.add_rate("transfer of successes", keys, found["of_successes"])
                 study.facts.add_rate("transfer of right", keys, found["of_right"])
 
 
 def _shifts(study: Study, name: str, facts: studies.Facts, _: Any) -> None:
     """How far the maps move under attack, with random noise of the same size as the control."""
-    classifier, report = study.base(name), report_of(study, study.pgd(), name)
+    classifier, report = study.base(name), study.attack(study.make("PGD"), name)
     chosen = np.flatnonzero(report.attacked)
     clean, attacked = (jnp.asarray(i[chosen]) for i in (report.clean_images, report.images))
     noise = jax.random.rademacher(study.key, clean.shape, jnp.float32) * study.config.epsilon
@@ -152,14 +131,14 @@ def _shifts(study: Study, name: str, facts: studies.Facts, _: Any) -> None:
         ("noisy", "named", jnp.clip(clean + noise, 0, 1), labels),  # the control keeps the class
     )
     layer = attribution.layers(classifier, clean).default
-    few = ("saliency",) if layer is None else ("saliency", "grad_cam")
-    for method in study.methods(name) if name == study.chosen else few:
+    few = ["saliency"] if layer is None else ["saliency", "grad_cam"]
+    for method in methods(study, name) if name == study.chosen else few:
         explain = attribution.METHODS[method]
         before = explain(study.key, classifier, clean, labels)
         for images, map_of, pixels, classes in cases:
             keys = {"network": name, "method": method, "images": images, "map_of": map_of}
             shift = attribution.map_shift(before, explain(study.key, classifier, pixels, classes))
             distance = jnp.linalg.norm(shift["centre_of_mass"], axis=-1)
-            add_mean(facts, "map cosine", shift["cosine"], **keys)
-            add_mean(facts, "map rank correlation", shift["rank_correlation"], **keys)
-            add_mean(facts, "map distance", distance, **keys)
+            facts.add_mean("map cosine", keys, shift["cosine"])
+            facts.add_mean("map rank correlation", keys, shift["rank_correlation"])
+            facts.add_mean("map distance", keys, distance)

@@ -1,53 +1,33 @@
 """What the stages of the study share: photographs, trained networks, saved attacks."""
 
 import dataclasses
-import json
-import re
-import zlib
-from collections.abc import Callable
-from pathlib import Path
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.sports10.config import OURS, Config
+from experiments.sports10.config import EPSILONS, OURS, Config
 from experiments.sports10.networks import FINE_TUNING, SUBJECTS
-from jaxrobust import (
-    attacks,
-    attribution,
-    data,
-    evaluation,
-    files,
-    models,
-    pruning,
-    studies,
-    training,
-)
+from jaxrobust import data, evaluation, models, pruning, studies, training
 from jaxrobust.attacks import FGSM, PGD
-from jaxrobust.evaluation.classification import predictions
+from jaxrobust.studies.outcomes import right_ones
 from jaxrobust.types import Attack
 
-ALL = slice(None)
+ALL: Any = slice(None)
 
 
+@functools.cache
 def photographs(config: Config, size: int = 32) -> data.Dataset:
     """The photographs in one size; with --quick every fifth of a split, where there are many."""
     dataset = data.load("sports10", config.data_dir, size, skip_damaged=config.skip_damaged)
     if not config.quick or len(dataset.train) < 500:
         return dataset
     # An even number, so that both folds have one shape, and compile once.
-    rows = np.arange(0, 10 * (len(dataset.train) // 10), 5)
-    tested = np.arange(0, len(dataset.test), 5)
-    train, test = part(dataset.train, rows), part(dataset.test, tested)
+    train = dataset.train.take(np.arange(0, 10 * (len(dataset.train) // 10), 5))
+    test = dataset.test.take(np.arange(0, len(dataset.test), 5))
     return dataclasses.replace(dataset, train=train, test=test)
-
-
-def part(split: data.Split, rows: np.ndarray) -> data.Split:
-    """Some rows of a split."""
-    files = tuple(split.files[row] for row in rows)
-    return data.Split(split.images[rows], split.labels[rows], files)
 
 
 class Study:
@@ -56,27 +36,18 @@ class Study:
     Args:
       config: The settings.
       run: The run's folder, stages and facts.
-      dataset: The photographs in 32x32 pixels.
     """
 
-    def __init__(self, config: Config, run: studies.Run, dataset: data.Dataset) -> None:
-        self.config, self.run = config, run
-        self.folder, self.stages, self.facts = run.folder, run.stages, run.facts
-        self.class_names = dataset.class_names
-        self.target = dataset.class_names.index(config.target)
+    def __init__(self, config: Config, run: studies.Run) -> None:
+        self.config, self.run, self.facts = config, run, run.facts
+        self.class_names = photographs(config).class_names
+        self.target = self.class_names.index(config.target)
         self.key = run.key  # of whatever is random outside of training
         self.folded = [name for name in config.models if SUBJECTS[name].folds]
         # The network that is explained by every method and defended: ours where it takes part.
         self.chosen = OURS if OURS in config.models else config.models[-1]
-        self._datasets = {dataset.image_shape[0]: dataset}
+        self.epsilons = EPSILONS[1:2] if config.quick else EPSILONS  # of attacks over epsilon
         self._fitted: dict[str, training.FitResult] = {}
-        self._kept: dict[Any, Any] = {}  # by `once`
-
-    def once(self, what: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-        """What `make` returns: made at the first call of this name, and kept for the others."""
-        if what not in self._kept:
-            self._kept[what] = make()
-        return self._kept[what]
 
     def seeds_of(self, name: str) -> range:
         """The seeds that a network is trained with."""
@@ -84,24 +55,13 @@ class Study:
         return range(first, first + min(count, SUBJECTS[name].max_seeds))
 
     def seeds_at(self, name: str, sparsity: float) -> range:
-        """The seeds whose networks are pruned to a sparsity."""
-        swept = SUBJECTS[name].swept or sparsity == self.config.sparsities[-1]
+        """The seeds whose networks are pruned to a sparsity; dense, with 0, there are all."""
+        swept = SUBJECTS[name].swept or sparsity in (0.0, self.config.sparsities[-1])
         return self.seeds_of(name) if swept else self.seeds_of(name)[:1]
-
-    def methods(self, name: str) -> list[str]:
-        """The methods of attribution that a network allows: an MLP has no layer with pixels."""
-        shape = jax.ShapeDtypeStruct((1, *self.dataset(name).image_shape), jnp.float32)
-        layer = attribution.layers(self.base(name), shape).default
-        needed = attribution.NEEDS_LAYER if layer is None else ()
-        found = [method for method in attribution.METHODS if method not in needed]
-        return found[::4] if self.config.quick else found
 
     def dataset(self, name: str) -> data.Dataset:
         """The photographs in the size that a network takes."""
-        size = SUBJECTS[name].image_size
-        if size not in self._datasets:
-            self._datasets[size] = photographs(self.config, size)
-        return self._datasets[size]
+        return photographs(self.config, SUBJECTS[name].image_size)
 
     def test(self, name: str) -> data.Split:
         """The 50 test photographs in the size that a network takes."""
@@ -111,79 +71,67 @@ class Study:
         """The test photographs in [0, 1], float32 [N, H, W, C]."""
         return jnp.asarray(self.test(name).images / np.float32(255))
 
-    @property
-    def test_files(self) -> list[Path]:
-        """The files of the test photographs."""
-        root = self.config.data_dir.expanduser()
-        root = root / "sports10" if (root / "sports10").is_dir() else root
-        split = next(name for name in ("valid", "test", "val") if (root / name).is_dir())
-        return [root / split / file for file in next(iter(self._datasets.values())).test.files]
-
     def classifier(self, name: str, variables: Any) -> models.Classifier:
         """A network with weights."""
         dataset = self.dataset(name)
         network = models.create(name, dataset.num_classes)
         return models.Classifier(network.apply, variables, dataset.mean, dataset.std)
 
+    def right(self, name: str, variables: Any, split: data.Split) -> np.ndarray:
+        """Which images of a split a network with these weights has right: bool [N]."""
+        return right_ones(self.classifier(name, variables), split.images, split.labels)
+
     def fit(
         self,
         name: str,
-        run: str,
+        stage: str,
         recipe: training.Recipe,
         *,
         rows: Any = ALL,
         validation: data.Split | None = None,
         **start: Any,
     ) -> training.FitResult:
-        """Trains a network; a finished training is read back.
+        """Trains a network on rows of the photographs; a finished training is read back.
 
-        Args:
-          name: The network.
-          run: A name of this training, which is a stage of the study and a folder.
-          recipe: How it is trained.
-          rows: Which of the training photographs; by default all.
-          validation: Photographs that are drawn beside the training curve, and used for nothing.
-          **start: The `variables` and `masks` of `training.fit`.
+        `stage` names the training and its folder; `validation` is drawn beside the training curve, and
+        used for nothing; `start` are `variables` and `masks` of `training.fit`.
         """
-        if run in self._fitted:
-            return self._fitted[run]
-        dataset = self.dataset(name)
-        images, labels = dataset.train.images[rows], dataset.train.labels[rows]
-        shown = None if validation is None else (validation.images, validation.labels)
-        with self.stages(run):
-            fitted = training.fit(
+        if stage not in self._fitted:
+            dataset = self.dataset(name)
+            images, labels = dataset.train.images[rows], dataset.train.labels[rows]
+            shown = None if validation is None else (validation.images, validation.labels)
+            self._fitted[stage] = self.run.fit(
+                stage,
+                f"training/{studies.plain(stage)}",
                 models.create(name, dataset.num_classes),
                 training.Data((images, labels), shown, dataset.mean, dataset.std),
                 dataclasses.replace(recipe, batch_size=min(recipe.batch_size, len(labels))),
-                run_dir=self.folder / "training" / plain(run),
                 host=training.Host(checkpoint_every=20),
                 **start,
             )
-        self.stages.count_resumed(run, fitted.seconds)
-        self._fitted[run] = fitted
-        return fitted
+        return self._fitted[stage]
 
-    def recipe(self, name: str) -> training.Recipe:
-        """How a network is trained, with --num-epochs."""
+    def recipe(self, name: str, seed: int, share: float = 1.0, **changes: Any) -> training.Recipe:
+        """How a network is trained, with --num-epochs, of which a share is taken."""
         recipe = SUBJECTS[name].training
-        return dataclasses.replace(recipe, num_epochs=self.config.num_epochs or recipe.num_epochs)
+        num_epochs = max(1, round(share * (self.config.num_epochs or recipe.num_epochs)))
+        return dataclasses.replace(recipe, seed=seed, num_epochs=num_epochs, **changes)
 
-    def fine_tuning(self, name: str) -> training.Recipe:
+    def fine_tuning(self, name: str, seed: int) -> training.Recipe:
         """How a pruned network is fine-tuned."""
-        num_epochs = 1 if self.config.quick else SUBJECTS[name].fine_tuning_epochs
-        augmentation = SUBJECTS[name].training.augmentation
-        return dataclasses.replace(FINE_TUNING, num_epochs=num_epochs, augmentation=augmentation)
+        subject = SUBJECTS[name]
+        num_epochs = 1 if self.config.quick else subject.fine_tuning_epochs
+        changes: Any = {"num_epochs": num_epochs, "augmentation": subject.training.augmentation}
+        return dataclasses.replace(FINE_TUNING, seed=seed, **changes)
 
-    def trained(self, name: str, seed: int) -> training.FitResult:
-        """A network trained with a seed."""
-        recipe = dataclasses.replace(self.recipe(name), seed=seed)
+    def trained(self, name: str, seed: int, fold: int | None = None) -> training.FitResult:
+        """A network trained with a seed, on all training photographs or all but those of a fold."""
+        recipe = self.recipe(name, seed)
+        if fold is not None:
+            rows = self.fold_rows()[fold][0]
+            return self.fit(name, f"train {name}, fold {fold}", recipe, rows=rows)
         shown = self.test(name) if seed == self.config.seed else None
         return self.fit(name, f"train {name}, seed {seed}", recipe, validation=shown)
-
-    def trained_on_fold(self, name: str, fold: int) -> training.FitResult:
-        """A network trained on all training photographs but those of a fold."""
-        recipe = dataclasses.replace(self.recipe(name), seed=self.config.seed + fold)
-        return self.fit(name, f"train {name}, fold {fold}", recipe, rows=self.fold_rows()[fold][0])
 
     def base(self, name: str) -> models.Classifier:
         """The network of the first seed: the one explained and attacked."""
@@ -191,112 +139,66 @@ class Study:
 
     def fold_rows(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """The rows (to train on, held out) of each fold."""
-        labels = next(iter(self._datasets.values())).train.labels
+        labels = photographs(self.config).train.labels
         return data.stratified_folds(labels, self.config.num_folds, seed=self.config.seed)
 
     def held_out(self, name: str, fold: int) -> data.Split:
         """The training photographs of a fold, in the size that a network takes."""
-        return part(self.dataset(name).train, self.fold_rows()[fold][1])
+        return self.dataset(name).train.take(self.fold_rows()[fold][1])
 
-    def pruned(self, name: str, sparsity: float, seed: int) -> tuple[Any, Any, Any]:
-        """(masks, variables just pruned, variables fine-tuned) of a network."""
-        variables = self.trained(name, seed).variables
-        return self.prune(name, variables, sparsity, f"seed {seed}", seed=seed)
-
-    def prune(
-        self, name: str, variables: Any, sparsity: float, words: str, *, seed: int, rows: Any = ALL
+    def pruned(
+        self, name: str, sparsity: float, seed: int, fold: int | None = None
     ) -> tuple[Any, Any, Any]:
-        """(masks, variables just pruned, variables fine-tuned) of any weights of a network.
+        """(masks, variables just pruned, variables fine-tuned) of a network of `trained`.
 
         Sparsity 0 is the control: the same fine-tuning without a pruning before it.
         """
+        variables, rows = self.trained(name, seed, fold).variables, ALL
+        words = f"seed {seed}"
+        if fold is not None:
+            rows, words = self.fold_rows()[fold][0], f"fold {fold}"
         masks = pruning.global_magnitude(variables["params"], sparsity)
-        cut = masked(variables, masks)
-        run = f"fine-tune {name} at {100 * sparsity:g} % sparsity, {words}"
-        recipe = dataclasses.replace(self.fine_tuning(name), seed=seed)
-        fitted = self.fit(name, run, recipe, rows=rows, variables=cut, masks=masks)
+        cut, recipe = masked(variables, masks), self.fine_tuning(name, seed)
+        stage = f"fine-tune {name} at {100 * sparsity:g} % sparsity, {words}"
+        fitted = self.fit(name, stage, recipe, rows=rows, variables=cut, masks=masks)
         return masks, cut, fitted.variables
 
-    def fgsm(self, epsilon: float | None = None, targeted: bool = False) -> FGSM:
-        """FGSM, at the main epsilon by default."""
-        return FGSM(epsilon or self.config.epsilon, targeted=targeted)
+    def threats(self, *epsilons: float) -> list[dict[str, Any]]:
+        """FGSM and PGD at each epsilon, as arguments of `make` and keys of facts; untargeted first."""
+        return [
+            {"attack": attack, "epsilon": epsilon, "targeted": targeted}
+            for targeted in (False, True)
+            for attack in ("FGSM", "PGD")
+            for epsilon in epsilons
+        ]
 
-    def pgd(self, epsilon: float | None = None, targeted: bool = False) -> PGD:
-        """PGD, at the main epsilon by default; the step keeps its proportion to epsilon."""
-        chosen = epsilon or self.config.epsilon
-        step_size = self.config.step_size * chosen / self.config.epsilon
-        return PGD(chosen, step_size, self.config.num_steps, targeted=targeted)
+    def make(self, attack: str | None, epsilon: Any = None, targeted: Any = False) -> Attack:
+        """An attack, at the main epsilon by default; PGD's step keeps its proportion to epsilon."""
+        main, epsilon = self.config.epsilon, epsilon or self.config.epsilon
+        if attack == "FGSM":
+            return FGSM(epsilon, targeted=targeted)
+        step_size = self.config.step_size * epsilon / main
+        return PGD(epsilon, step_size, self.config.num_steps, targeted=targeted)
 
     def attack(
-        self, attack: Attack, model: str, classifier: Any, split: data.Split
+        self, attack: Attack, name: str, classifier: Any = None, words: str = ""
     ) -> evaluation.AttackReport:
-        """Attacks a classifier on a split; crafted once, and read back from then on.
+        """Attacks the test photographs of a network; crafted once, and read back from then on.
 
-        Args:
-          attack: What to run; a targeted one aims at the study's target.
-          model: The classifier's name, which with the attack's names the file.
-          classifier: Images -> logits.
-          split: The photographs.
+        A targeted attack aims at the study's target. A classifier other than the network itself has
+        `words`, which go behind the network's name in the file's.
         """
-        aim = f" to {self.config.target}" if attack.targeted else ""
-        stage = f"{evaluation.attack_label(attack)}{aim} on {model}"
-        # A label rounds and leaves out, and weights may have been trained anew.
-        facts = json.dumps(attacks.to_dict(attack), sort_keys=True).encode()
-        leaves = [_bytes(leaf) for leaf in jax.tree.leaves(classifier)]
-        digest = zlib.crc32(b"".join([facts, split.images.tobytes(), *leaves]))
-        path = self.folder / "adversarial" / f"{plain(stage)}-{digest:08x}.npz"
-        note = path.with_suffix(".json")
-        if path.exists() and note.exists():
-            self.stages.count_earlier(**json.loads(note.read_text(encoding="utf-8")))
-            return evaluation.load_attack(path)
-        with self.stages(stage) as progress:
-            report = evaluation.attack_dataset(
-                attack,
-                classifier,
-                split.images,
-                split.labels,
-                key=self.key,
-                targets=self.target if attack.targeted else None,
-                progress=progress,
-            )
-        evaluation.save_attack(path, report)
-        seconds = self.stages.seconds[stage]
-        files.write_json(note, {"name": stage, "seconds": seconds, "commit": studies.commit()})
-        return report
-
-
-def _bytes(leaf: Any) -> bytes:
-    """The bytes of an array or a PRNG key."""
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    return np.asarray(leaf).tobytes()
+        test, aim = self.test(name), f" to {self.config.target}" if attack.targeted else ""
+        return self.run.attack(
+            f"{evaluation.attack_label(attack)}{aim} on {name}{words}",
+            attack,
+            self.base(name) if classifier is None else classifier,
+            test.images,
+            test.labels,
+            targets=self.target if attack.targeted else None,
+        )
 
 
 def masked(variables: Any, masks: Any) -> Any:
     """A network's variables with the weights that a mask removes set to zero."""
     return dict(variables) | {"params": pruning.apply_masks(variables["params"], masks)}
-
-
-def right(classifier: Any, split: data.Split) -> np.ndarray:
-    """Which images of a split a classifier has right: bool [N]."""
-    return predictions(evaluation.logits(classifier, split.images)) == split.labels
-
-
-def add_mean(facts: studies.Facts, measure: str, values: Any, **keys: Any) -> None:
-    """Adds the mean of those values that are defined, with its 95 % interval, if there are any."""
-    values = np.asarray(values, float)
-    defined = values[np.isfinite(values)]
-    if len(defined):
-        found = evaluation.mean_interval(defined)
-        bounds = {"low": found["low"], "high": found["high"]}
-        facts.add(measure, value=found["mean"], n=len(defined), **bounds, **keys)
-
-
-def plain(words: str) -> str:
-    """Words as a file's name.
-
-    Example:
-      >>> plain("PGD, linf 0.03, 40 steps on cnn at 20 %")
-      'pgd-linf-0.03-40-steps-on-cnn-at-20'
-    """
-    return re.sub(r"[^a-z0-9._]+", "-", words.lower()).strip("-.")

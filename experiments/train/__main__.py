@@ -138,15 +138,14 @@ def _trained(
 ) -> tuple[models.Classifier, dict[str, Any]]:
     """A network, which is saved, and the record of its training and of what it has right."""
     network = _network(run.settings, variant.network, dataset)
-    with run.stages(f"train {variant.name}"):
-        fitted = training.fit(
-            network,
-            training.Data(*splits, dataset.mean, dataset.std),
-            made,
-            run_dir=run.folder / "training" / variant.stem,
-            host=training.Host(run.settings.num_devices),
-        )
-    run.stages.count_resumed(f"train {variant.name}", fitted.seconds)
+    fitted = run.fit(
+        f"train {variant.name}",
+        f"training/{variant.stem}",
+        network,
+        training.Data(*splits, dataset.mean, dataset.std),
+        made,
+        host=training.Host(run.settings.num_devices),
+    )
     chosen = fitted.best_variables if run.settings.weights == "best" else fitted.variables
     classifier = models.Classifier(network.apply, chosen, dataset.mean, dataset.std)
     path = run.folder / "models" / f"{variant.stem}.jrw"

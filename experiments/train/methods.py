@@ -5,7 +5,7 @@ import math
 from typing import Any, get_args
 
 from experiments.train.settings import Method, Options, Settings
-from jaxrobust import checks, models, training
+from jaxrobust import checks, models, studies, training
 from jaxrobust.attacks import PGD
 from jaxrobust.studies import suites
 from jaxrobust.training import NFGSM, AttackSchedule, FreeReplays, KLAscent, Recipe
@@ -120,17 +120,9 @@ def check(settings: Settings) -> None:
     """Refuses what is out of range. Not in `Settings`: the command line would frame the words."""
     largest = 1.0 if settings.norm == "linf" else math.inf
     checks.number("epsilon", settings.radius, above=0.0, maximum=largest)
-    for name in ("train_steps", "num_validation", "num_images"):
-        checks.integer(name, getattr(settings, name), minimum=1)
-    if settings.num_train is not None:
-        checks.integer("num_train", settings.num_train, minimum=2)
+    known = {"models": models.MODELS, "methods": get_args(Method)}
+    studies.check_settings(settings, {"num_train": 2}, **known)
     _check_options(settings.training)
-    for name, known in (("models", tuple(models.MODELS)), ("methods", get_args(Method))):
-        values = getattr(settings, name)
-        for value in values:
-            checks.one_of(name, value, known)
-        if not values or len(set(values)) < len(values):
-            raise ValueError(f"`{name}` must be at least one and no name twice, got {values}.")
     _check_stages(settings, largest)
     methods = set(settings.methods)
     only_linf = {"fgsm_rs", "n_fgsm", "free"} & methods

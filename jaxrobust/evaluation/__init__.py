@@ -12,7 +12,7 @@ from jaxrobust.evaluation.attack_report import (
 )
 from jaxrobust.evaluation.auto_attack import auto_attack, auto_attack_suite
 from jaxrobust.evaluation.certification import certified_accuracy
-from jaxrobust.evaluation.classification import evaluate, logits
+from jaxrobust.evaluation.classification import evaluate, logits, mistakes
 from jaxrobust.evaluation.collapse import loss_alarm
 from jaxrobust.evaluation.curves import curve_from_norms, robustness_curve
 from jaxrobust.evaluation.dataset_latency import dataset_latency
@@ -67,6 +67,7 @@ __all__ = [
     "mean_interval",
     "median_interval",
     "median_norm",
+    "mistakes",
     "paired_difference",
     "paired_mean_difference",
     "rate",

@@ -68,6 +68,27 @@ def softmax(values: np.ndarray) -> np.ndarray:
     return shifted / shifted.sum(axis=-1, keepdims=True)
 
 
+def mistakes(confusion_matrix: Any) -> list[tuple[int, int, int]]:
+    """What a classifier takes for what, the most frequent mistake first.
+
+    Args:
+      confusion_matrix: int [K, K], true classes as rows, as `evaluate` returns it.
+
+    Returns:
+      (true class, class that it is taken for, how often) of every mistake that was made; those that
+      are as frequent stand in the order of the matrix.
+
+    Example:
+      >>> mistakes([[8, 1, 0], [0, 9, 0], [3, 0, 7]])
+      [(2, 0, 3), (0, 1, 1)]
+    """
+    matrix = np.asarray(confusion_matrix)
+    wrong = np.where(np.eye(len(matrix), dtype=bool), 0, matrix)
+    order = np.argsort(-wrong, axis=None, kind="stable")[: np.count_nonzero(wrong)]
+    places = np.stack(np.unravel_index(order, wrong.shape), axis=1).tolist()
+    return [(true, taken, int(wrong[true, taken])) for true, taken in places]
+
+
 def evaluate(
     logits_fn: LogitsFn,
     images: Any,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxrobust import files
-from jaxrobust.evaluation import median_interval, rate
+from jaxrobust.evaluation import mean_interval, median_interval, rate
 
 FACTS, OUTCOMES = "facts.csv", "outcomes.npz"
 _FIGURES = ("value", "n", "count", "low", "high", "p", "deviation")
@@ -133,6 +133,18 @@ class Facts:
         """Adds a rate as `evaluation.rate` returns it."""
         parts = {name: counted[name] for name in ("n", "count", "low", "high")}
         return self.add(measure, of, value=counted["rate"], **parts, **keys)
+
+    def add_mean(self, measure: str, of: Any, values: Any, /, **keys: Any) -> None:
+        """Adds the mean of those of [N] values that are finite, with its interval.
+
+        The interval is that of `evaluation.mean_interval`. Where no value is finite nothing is added.
+        """
+        values = np.asarray(values, float)
+        values = values[np.isfinite(values)]
+        if len(values):
+            found = mean_interval(values)
+            ends = {"low": found["low"], "high": found["high"]}
+            self.add(measure, of, value=found["mean"], n=len(values), **ends, **keys)
 
     def add_median(self, measure: str, of: Any, values: Any, /, **keys: Any) -> Fact:
         """Adds the median of [N] values with its interval, as `evaluation.median_interval` finds them.

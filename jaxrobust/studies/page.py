@@ -139,6 +139,8 @@ def level(
 class Page:
     """What a template can put on the page; each call leaves its block at that place of the text."""
 
+    tile = staticmethod(blocks.tile)  # of a grid of `pictures`
+
     def __init__(self, facts: Facts) -> None:
         self._facts, self._blocks = facts, list[list[Block]]()
 
@@ -258,6 +260,18 @@ class Page:
             decimals=decimals,
             folded=folded,
         )
+        return self._place(block)
+
+    def pictures(
+        self,
+        rows: Iterable[tuple[Any, ...]],
+        *,
+        columns: Sequence[str] = (),
+        title: str | None = None,
+        caller: Callable[[], str] | None = None,
+    ) -> str:
+        """A grid of pictures, as `reports.blocks.pictures`: rows of a label and its `tile`s."""
+        block = blocks.pictures(list(rows), _body(caller), columns=columns, title=title)
         return self._place(block)
 
     def put(

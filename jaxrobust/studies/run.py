@@ -2,20 +2,22 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxrobust import files, reports
+from jaxrobust import attacks, evaluation, files, reports, training
 from jaxrobust.reports import markdown
 from jaxrobust.reports.reading import check_result
 from jaxrobust.studies import terminal, words
 from jaxrobust.studies.facts import Facts
-from jaxrobust.studies.results import configuration, environment, result_header
-from jaxrobust.studies.stages import Stages
+from jaxrobust.studies.results import commit, configuration, environment, result_header
+from jaxrobust.studies.stages import Progress, Stages, plain
+from jaxrobust.types import Attack
 
 _ANOTHER = "--run NAME"
 
@@ -130,6 +132,96 @@ class Run:
         """A PRNG key of the run's seed."""
         return jax.random.key(self.settings.seed)
 
+    def fit(
+        self,
+        stage: str,
+        folder: str,
+        network: Any,
+        given: training.Data,
+        recipe: training.Recipe,
+        **options: Any,
+    ) -> training.FitResult:
+        """Trains a network as a stage, whose seconds are those of all processes that trained it.
+
+        Args:
+          stage: What the stage is called.
+          folder: Of the training, below that of the run; a training that is in it is gone on with.
+          network: As `training.fit` takes it, like what follows.
+          given: The images.
+          recipe: How it is trained.
+          **options: Further arguments.
+        """
+        with self.stages(stage):
+            path = self.folder / folder
+            fitted = training.fit(network, given, recipe, run_dir=path, **options)
+        self.stages.count_resumed(stage, fitted.seconds)
+        return fitted
+
+    def attack(
+        self,
+        stage: str,
+        attack: Attack,
+        classifier: Any,
+        images: np.ndarray,
+        labels: np.ndarray,
+        targets: Any = None,
+    ) -> evaluation.AttackReport:
+        """Attacks images as a stage; the report is kept in a file, and read back from then on.
+
+        Args:
+          stage: What the stage is called.
+          attack: As `evaluation.attack_dataset` takes it, like what follows.
+          classifier: A pytree: where its arrays, the images or the attack differ, so does the file.
+          images: [N, H, W, C].
+          labels: int [N].
+          targets: Of a targeted attack.
+        """
+        # A label rounds and leaves out, and weights may have been trained anew.
+        facts = json.dumps(attacks.to_dict(attack), sort_keys=True).encode()
+        leaves = [_bytes(leaf) for leaf in jax.tree.leaves(classifier)]
+        digest = zlib.crc32(b"".join([facts, images.tobytes(), *leaves]))
+        path = self.folder / "adversarial" / f"{plain(stage)}-{digest:08x}.npz"
+        note = path.with_suffix(".json")
+        if path.exists() and note.exists():
+            self.stages.count_earlier(**json.loads(note.read_text(encoding="utf-8")))
+            return evaluation.load_attack(path)
+        with self.stages(stage) as progress:
+            report = evaluation.attack_dataset(
+                attack,
+                classifier,
+                images,
+                labels,
+                key=self.key,
+                targets=targets,
+                progress=progress,
+            )
+        evaluation.save_attack(path, report)
+        seconds = self.stages.seconds[stage]
+        files.write_json(note, {"name": stage, "seconds": seconds, "commit": commit()})
+        return report
+
+    def measure(self, stage: str, compute: Callable[[Facts, Progress], None]) -> None:
+        """A stage whose record is facts, which are added to those of the run.
+
+        Args:
+          stage: What the stage is called.
+          compute: Takes the facts to add to, and a progress callback (done, total).
+
+        Raises:
+          ValueError: As `Stages.remember`; facts that are there already.
+        """
+
+        def record(progress: Progress) -> list[dict[str, Any]]:
+            facts = Facts()
+            compute(facts, progress)
+            return [
+                vars(fact) | {"outcomes": None if fact.outcomes is None else fact.outcomes.tolist()}
+                for fact in facts
+            ]
+
+        for kept in self.stages.remember(stage, record):
+            self.facts.add(kept.pop("measure"), kept.pop("keys"), **kept)
+
     def finish(
         self,
         title: str,
@@ -174,6 +266,13 @@ class Run:
         said = [markdown.plain(paragraph) for paragraph in summary]
         print("\n".join([*terminal.section_lines(found, printed), *said, f"Report: {path}"]))
         return path
+
+
+def _bytes(leaf: Any) -> bytes:
+    """The bytes of an array or a PRNG key."""
+    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf).tobytes()
 
 
 def start(

@@ -113,6 +113,16 @@ class Stages:
         display.close(f"{self.seconds[name]:.1f} s")
 
 
+def plain(words: str) -> str:
+    """Words as the name of a file or folder.
+
+    Example:
+      >>> plain("PGD, linf 0.03, 40 steps on cnn at 20 %")
+      'pgd-linf-0.03-40-steps-on-cnn-at-20'
+    """
+    return re.sub(r"[^a-z0-9._]+", "-", words.lower()).strip("-.")
+
+
 def _file_name(name: str) -> str:
     """A stage's name as a file's: readable, and different for different names."""
     words = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")

@@ -64,7 +64,10 @@ def render(template: Path, facts: Facts, names: Mapping[str, Any]) -> tuple[list
     }
     environment.globals |= {
         name: getattr(page, name)
-        for name in ("bars", "chart", "heat", "intervals", "notice", "put", "table", "verdict")
+        for name in (
+            *("bars", "chart", "heat", "intervals", "notice", "pictures", "put", "table"),
+            *("tile", "verdict"),
+        )
     }
     environment.globals |= {"ANY": ANY, "facts": facts, "fact": facts.of, "row": Row}
     environment.globals |= {"column": column, "line": line, "level": level}
