@@ -253,7 +253,7 @@ def test_one_seed_is_compared_over_its_images_several_over_seeds(tmp_path):
         ({"networks": ("vgg11",)}, "`networks` must be one of"),
         ({"methods": ("magnitude",)}, "`methods` must hold irregular"),
         ({"methods": ("irregular", "obd")}, "`methods` must be one of"),
-        ({"kept": (0.1, 0.5)}, "`kept` must be some, descending"),
+        ({"kept": (0.1, 0.5)}, "`kept` must be descending"),
         ({"ratios": ()}, "`ratios` must be some"),
         ({"radii": (0.1, 0.1)}, "`radii` must be some"),
         ({"curve_epsilons": (0.1, 0.2)}, "`curve_epsilons` must rise from 0"),
@@ -364,7 +364,7 @@ def test_a_phase_has_its_part_of_the_attacks():
     whole = training.AttackSchedule(
         tuple((first, attacks.pgd(epsilon, 1)) for first, epsilon in ((1, 0.1), (3, 0.2), (6, 0.3)))
     )
-    found = trainings.part_of(whole, 3, 4).stages
+    found = whole.part(3, 4).stages
     assert [(first, one.epsilon) for first, one in found] == [(1, 0.2), (3, 0.3)]
 
 

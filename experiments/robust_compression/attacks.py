@@ -39,24 +39,16 @@ def auto_attack(study: Study, num_attacks: int | None = None) -> dict[str, Attac
 
 def run_suite(study: Study, variant: Variant, num_attacks: int | None) -> dict[str, Any]:
     """Attacks a network; returns a SUITE of docs/result_format.md."""
-
-    def attack(_: Any) -> dict[str, Any]:
-        report, seconds = suite_run.run_suite(
-            auto_attack(study, num_attacks),
-            study.classifier(variant),
-            *study.attacked(variant.seed),
-            key=study.run.key,
-            folder=study.run.folder / "suite" / variant.stem,
-        )
-        summary = evaluation.summarise_suite(report, variant.name)
-        for entry in summary["attacks"]:
-            entry["seconds"] = seconds[entry["name"]]
-        return summary
-
-    name, stages = f"attack {variant.name}", study.run.stages
-    found = stages.remember(name, attack)
-    stages.count_resumed(name, sum(entry["seconds"] for entry in found["attacks"]))
-    return found
+    attacked = suite_run.SuiteRun(
+        study.run,
+        auto_attack(study, num_attacks),
+        "AutoAttack",
+        variant.name,
+        (study.classifier(variant), *study.attacked(variant.seed)),
+        study.attacked_rows(variant.seed),
+        study.run.folder / "suite" / variant.stem,
+    )
+    return attacked.record(f"attack {variant.name}")
 
 
 def curve(study: Study, variant: Variant) -> dict[str, Any]:
@@ -119,43 +111,50 @@ def combined(
         f"combined networks, {robust.network}",
         lambda progress: _combined(study, natural, robust, known, progress),
     )
-    for member, outcomes in found.items():
-        keys: dict[str, Any] = {"network": robust.network, "member": member}
-        yield keys, unpack(outcomes["no attack"], len(known))
-        for attack, epsilon, made_on in itertools.product(ATTACKS, EPSILONS, (None, *MEMBERS[:2])):
-            label = f"{attack}, {epsilon_label(epsilon)}"
-            digits = outcomes.get(f"{label}, made on {made_on}" if made_on else label)
-            if digits is not None:
-                more = {"attack": attack, "epsilon": epsilon, "made_on": made_on}
-                yield keys | more, unpack(digits, len(known))
+    attacked = itertools.product(ATTACKS, EPSILONS, (None, *MEMBERS[:2]))
+    cases = [(None, None, None), *attacked]
+    for member, (attack, epsilon, made_on) in itertools.product(MEMBERS, cases):
+        digits = found[member].get(_label(attack, epsilon, made_on))
+        if digits is not None:
+            of = {"network": robust.network, "member": member, "made_on": made_on}
+            yield of | {"attack": attack, "epsilon": epsilon}, unpack(digits, len(known))
+
+
+def _label(attack: str | None, epsilon: float | None = None, made_on: str | None = None) -> str:
+    """What an attack is called in the record of combined networks, in earlier runs too."""
+    words = "no attack" if epsilon is None else f"{attack}, {epsilon_label(epsilon)}"
+    return f"{words}, made on {made_on}" if made_on else words
 
 
 def _combined(
     study: Study, natural: Variant, robust: Variant, known: np.ndarray, progress: Any
 ) -> dict[str, dict[str, str]]:
-    """{member: {attack: outcomes, packed}}."""
+    """{member: {label: outcomes, packed}}."""
     pair = (study.classifier(natural), study.classifier(robust))
     whole, (images, labels) = Ensemble(pair), study.attacked(robust.seed)
-    found: dict[str, dict[str, np.ndarray]] = {member: {} for member in MEMBERS}
+    closest = CarliniWagnerLinf(num_steps=10 * study.settings.curve_steps)
+    found: dict[str, dict[str, str]] = {member: {} for member in MEMBERS}
+
+    def keep(member: str, right: np.ndarray, *of: Any) -> None:
+        found[member][_label(*of)] = pack(right)
+
     for done, (member, function) in enumerate(zip(MEMBERS, (*pair, whole), strict=True), start=1):
-        found[member]["no attack"] = right_ones(function, images, labels)
+        keep(member, right_ones(function, images, labels), None)
+        smallest = _attacked(study, closest, function, images, labels)
         for epsilon in EPSILONS:
-            label = f"PGD, {epsilon_label(epsilon)}"
             report = _attacked(study, pgd(epsilon, combined_steps(study)), function, images, labels)
-            found[member][label] = report.attacked & (report.predictions == report.labels)
+            kept = report.predictions == report.labels
+            keep(member, report.attacked & kept, "PGD", epsilon)
             if function is not whole:
-                shown = right_ones(whole, report.images, labels)
-                found["combined"][f"{label}, made on {member}"] = shown
-        closest = CarliniWagnerLinf(num_steps=10 * study.settings.curve_steps)
-        report = _attacked(study, closest, function, images, labels)
-        for epsilon in EPSILONS:
-            beaten = report.success & (report.linf <= epsilon)
-            found[member][f"CW, {epsilon_label(epsilon)}"] = report.attacked & ~beaten
+                keep("combined", right_ones(whole, report.images, labels), "PGD", epsilon, member)
+            beaten = smallest.success & (smallest.linf <= epsilon)
+            keep(member, smallest.attacked & ~beaten, "CW", epsilon)
         progress(done, len(MEMBERS) + 1)
     suite = auto_attack(study, 2)
     strong = evaluation.attack_suite(suite, whole, images, labels, key=study.run.key)
-    found["robust"]["APGD, 8/255"], found["combined"]["APGD, 8/255"] = known, strong.robust
-    return {member: {k: pack(v) for k, v in each.items()} for member, each in found.items()}
+    keep("robust", known, "APGD", EPSILON)
+    keep("combined", strong.robust, "APGD", EPSILON)
+    return found
 
 
 def combined_steps(study: Study) -> int:

@@ -236,7 +236,6 @@ def _finished(
         "weights": sum(kernel.size for kernel in kernels),
         "zeros": sum(int((kernel == 0).sum()) for kernel in kernels),
         "promised": promised(variant, [kernel.size for kernel in kernels]),
-        "layers": len(kernels),
         "bytes": size,
         "dense_bytes": dense,
         "epochs": len(history),
@@ -271,7 +270,7 @@ def recipe(study: Study, radius: float, first: int, num_epochs: int) -> training
     if radius:
         against = {
             "objective": training.CrossEntropy(natural_weight=NATURAL_WEIGHT),
-            "adversary": part_of(attacks_of(settings, radius), first, num_epochs),
+            "adversary": attacks_of(settings, radius).part(first, num_epochs),
             "validation": training.Validation(pgd(radius, settings.max_steps)),
         }
     return training.Recipe(
@@ -293,15 +292,6 @@ def attacks_of(settings: Any, radius: float) -> AttackSchedule:
     # in the second half, by whatever method, meets the whole attack.
     rising, whole = settings.num_epochs // 2, pgd(radius, settings.max_steps)
     return training.source_sequences(rising, whole, 1.0, num_radii=min(NUM_RADII, rising // 3))[0]
-
-
-def part_of(schedule: AttackSchedule, first: int, num_epochs: int) -> AttackSchedule:
-    """The attacks of a phase that begins `first` epochs after the beginning."""
-    stages: dict[int, Any] = {}
-    for epoch, one in schedule.stages:
-        if epoch <= first + num_epochs:
-            stages[max(1, epoch - first)] = one
-    return AttackSchedule(tuple(stages.items()))
 
 
 def budgets(settings: Any, kept: float) -> tuple[float, ...]:

@@ -8,7 +8,7 @@ from jaxrobust.studies.classifiers import (
     load_model,
     num_parameters,
 )
-from jaxrobust.studies.command_line import preset, run_script
+from jaxrobust.studies.command_line import check_settings, preset, run_script
 from jaxrobust.studies.examples import Examples, load_examples
 from jaxrobust.studies.facts import ANY, Fact, Facts, load_facts, load_outcomes
 from jaxrobust.studies.pictures import explanations, gallery, right_and_wrong, spread
@@ -30,6 +30,7 @@ __all__ = [
     "Run",
     "Stages",
     "check_classifier",
+    "check_settings",
     "commit",
     "comparison",
     "configuration",

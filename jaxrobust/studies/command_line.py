@@ -6,14 +6,17 @@ import dataclasses
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from jaxrobust import compilation
+from jaxrobust import checks, compilation
 from jaxrobust.studies import interrupt
 
 Settings = TypeVar("Settings")
 Presets = Mapping[str, Mapping[str, Any]]
+_UNIONS = (typing.Union, types.UnionType)  # `int | None` is the one or the other
 
 
 def run_script(
@@ -73,6 +76,36 @@ def preset(settings_type: type[Settings], presets: Presets, name: str, /, **give
       **given: Fields that go before the preset's.
     """
     return settings_type(**{**presets[name], **given})
+
+
+def check_settings(
+    settings: Any, least: Mapping[str, int] | None = None, /, **choices: Iterable[Any]
+) -> None:
+    """Checks settings by the types of their fields.
+
+    Args:
+      settings: A dataclass. A field of type Literal must be one of its values, an integer at least 1.
+        Where the type allows None, None passes.
+      least: For integers, by their fields, another bound than 1.
+      **choices: For tuples, by their fields, the values that may be in them; None passes.
+
+    Raises:
+      TypeError: No integer.
+      ValueError: A value that is not allowed; the message names the field.
+    """
+    for name, kind in typing.get_type_hints(type(settings)).items():
+        value, is_union = getattr(settings, name), typing.get_origin(kind) in _UNIONS
+        kinds = typing.get_args(kind) if is_union else (kind,)
+        if value is None and types.NoneType in kinds:
+            continue
+        for one in kinds:
+            if typing.get_origin(one) is typing.Literal:
+                checks.one_of(name, value, typing.get_args(one))
+            elif one is int:
+                checks.integer(name, value, minimum=(least or {}).get(name, 1))
+    for name, allowed in choices.items():
+        for value in getattr(settings, name) or ():
+            checks.one_of(name, value, tuple(allowed))
 
 
 def _chosen(
