@@ -109,7 +109,7 @@ def compare(config: Config, case: Case) -> Iterator[harness.Row]:
 
 def measure(config: Config, cases: Sequence[Case]) -> None:
     """Compares all networks of the cases."""
-    harness.check(config)
+    studies.check_settings(config)
     harness.record(
         config,
         "attack_throughput",

@@ -156,11 +156,10 @@ def main(config: Config) -> None:
     """Makes what is missing and prints how the networks stand."""
     folder = config.results_dir / "parity" / "networks"
     for network in (reference(folder, config.shared), *cifar(folder, config.cifar)):
-        arguments = (network.classifier, network.images, network.labels)
-        words = [f"{network.name}: clean {100 * right_ones(*arguments).mean():.1f} %"]
+        words = [f"{network.name}: clean {100 * right_ones(*network.target).mean():.1f} %"]
         for radius in (2, 4, 8):
             attack = PGD(radius / 255, radius / 4 / 255, num_steps=20)
-            report = evaluation.attack_dataset(attack, *arguments, key=jax.random.key(0))
+            report = evaluation.attack_dataset(attack, *network.target, key=jax.random.key(0))
             robust = np.mean(report.attacked & ~report.success)
             words.append(f"PGD-20 at {radius}/255 {100 * robust:.1f} %")
         print(", ".join(words), flush=True)

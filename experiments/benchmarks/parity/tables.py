@@ -7,6 +7,7 @@ from typing import Any
 from experiments.benchmarks.parity import compare
 from jaxrobust.reports import formatting
 
+LISTS = ("networks", "cells", "minimal_norms")  # of result.json
 _CELL = ("network", "norm", "epsilon", "attack")
 _ENVIRONMENT = ("jaxrobust", "jax", "jaxlib", "device", "torch_device")
 Row = dict[str, Any]
@@ -27,9 +28,8 @@ def markdown(results: list[Row]) -> str:
             if one != (other := _shared(run)[name]):
                 runs = f"{one} in {first['run']!r} and {other} in {run['run']!r}"
                 raise ValueError(f"`results` must share {name}, got {runs}.")
-    cells, norms = (
-        _once([row for run in results for row in run[name]]) for name in ("cells", "minimal_norms")
-    )
+    networks, cells, norms = ([row for run in results for row in run[name]] for name in LISTS)
+    cells, norms = _once(cells), _once(norms)
     environments = [run["environment"] for run in results]
     jinja = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -46,7 +46,7 @@ def markdown(results: list[Row]) -> str:
         ),
         cores=sorted({e["num_cores"] for e in environments}),
         threads=sorted({e["torch_threads"] for e in environments}),
-        networks=_networks([network for run in results for network in run["networks"]]),
+        networks=_networks(networks),
         cells=cells,
         norms=norms,
         infinite=(None, math.inf),  # of a median, read from JSON or just computed
