@@ -194,7 +194,7 @@ def _intersections(suite: dict[str, list[Answer]], count: int) -> list[Answer]:
 
 
 def _counts(answers: list[Answer]) -> Answer:
-    """How many images are robust, seed by seed, and what all seeds have in common."""
+    """How many images are robust, seed by seed, and the sums of the rest."""
     sums = {name: sum(answer[name] for answer in answers) for name in ("outside", "seconds")}
     return {"robust": [sum(answer["robust"]) for answer in answers], **sums}
 
