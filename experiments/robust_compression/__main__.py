@@ -220,15 +220,15 @@ def check(settings: Settings) -> None:
         raise ValueError(
             f"`methods` must hold irregular, the source's own scheme, got {settings.methods}."
         )
-    for name in ("networks", "methods", "kept", "ratios", "radii"):
-        given = getattr(settings, name)
-        if not given or len(set(given)) < len(given):
-            raise ValueError(f"`{name}` must be some, none twice, got {given}.")
     for name, most in (("kept", 0.99), ("ratios", 0.99), ("radii", 1.0)):
-        for share in (given := getattr(settings, name)):
+        shares = getattr(settings, name)
+        for share in shares:
             checks.number(name, share, above=0.0, maximum=most)
-        if name != "radii" and list(given) != sorted(given, reverse=True):
-            raise ValueError(f"`{name}` must be descending, got {given}.")
+        # The main radius is the first of them, whichever it is.
+        wanted = list(shares) if name == "radii" else sorted(shares, reverse=True)
+        if not shares or list(shares) != wanted or len(set(shares)) < len(shares):
+            order = "" if name == "radii" else ", descending"
+            raise ValueError(f"`{name}` must be some{order}, none twice, got {shares}.")
     epsilons = settings.curve_epsilons
     if list(epsilons) != sorted(set(epsilons)) or epsilons[:1] != (0,) or epsilons[-1] > 1:
         raise ValueError(f"`curve_epsilons` must rise from 0 to at most 1, got {epsilons}.")

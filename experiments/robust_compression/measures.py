@@ -10,11 +10,8 @@ from typing import Any
 import numpy as np
 
 from experiments.robust_compression import attacks, networks, trainings
-from experiments.robust_compression.networks import EPSILON, NETWORKS, SCHEMES, Study, Variant
+from experiments.robust_compression.networks import NETWORKS, SCHEMES, Study, Variant
 from jaxrobust import evaluation, studies
-from jaxrobust.evaluation.attack_report import epsilon_label
-from jaxrobust.reports import blocks
-from jaxrobust.reports.pictures import decode_array
 from jaxrobust.studies import ANY, Fact, comparison, records
 from jaxrobust.studies.outcomes import unpack
 
@@ -39,21 +36,15 @@ def measure(study: Study) -> dict[str, Any]:
     for variant in settings.variants():
         train(study, variant)
     suite = list(attacks.auto_attack(study))
-    for variant in settings.robust():
-        is_full = settings.fully_attacked == "all" or variant.method in ("dense", "irregular")
-        records.add_suite(facts, attacks.run_suite(study, variant, None if is_full else 2), variant)
-    combine(study, suite[1])
+    attacks.run_suites(study)
+    attacks.combine(study, suite[1])
     models = study.run.stages.remember("classify", lambda _: entries(study))
     for network in settings.networks:
-        natural = [variant.but(seed=settings.seed) for variant in settings.pair(network, 0.0)]
-        for variant, rate in zip(natural, attacks.under_fgsm(study, natural), strict=True):
-            facts.add_rate("robust accuracy", variant, rate, attack="FGSM", epsilon=EPSILON)
+        attacks.under_fgsm(study, network)
     weights(study)
-    for variant in itertools.chain.from_iterable(settings.pairs()):
-        for one in settings.seeded(variant):
-            records.add_curve(facts, attacks.curve(study, one), one, attack="PGD")
-    transfers = [transfer(study, radius, suite[1]) for radius in settings.radii]
-    pictures = panels(study)
+    attacks.curves(study)
+    transfers = [attacks.transfer(study, radius, suite[1]) for radius in settings.radii]
+    pictures = attacks.panels(study)
     time(study)
     average(study)
     compare_all(study, suite[1], suite[-1])
@@ -88,20 +79,6 @@ def train(study: Study, variant: Variant) -> None:
         figures["collapse epoch"] = alarm["collapse_epoch"]
     for name, value in figures.items():
         facts.add(name, variant, value=value)
-
-
-def combine(study: Study, after: str) -> None:
-    """Natural and robust networks, and the means of their probabilities."""
-    facts, settings = study.run.facts, study.settings
-    for network in settings.networks:
-        robust = Variant(network, radius=settings.radii[0], seed=settings.seed)
-        known = facts.of("robust accuracy", robust, after=after).outcomes
-        for keys, right in attacks.combined(study, robust.but(radius=0.0), robust, known):
-            facts.add("robust accuracy" if keys["attack"] else "accuracy", keys, outcomes=right)
-    whole = {"member": "combined", "attack": ("PGD", "APGD"), "epsilon": EPSILON}
-    found = facts.where("robust accuracy", network=ANY, **whole)
-    name, robust_member = "robust accuracy difference", {"member": "robust"}
-    facts.extend(comparison.over_images(facts, found, lambda keys: keys | robust_member, name))
 
 
 def entries(study: Study) -> list[dict[str, Any]]:
@@ -157,49 +134,6 @@ def _histogram(study: Study, variant: Variant, **look: Any) -> dict[str, Any]:
     return evaluation.weight_histogram(params, NUM_BINS, exclude=variant.exclude, **look)
 
 
-def transfer(study: Study, radius: float, after: str) -> dict[str, Any]:
-    """From the strongest and the weakest network of a radius of training, by what attacks leave."""
-    facts, settings = study.run.facts, study.settings
-    pairs = [pair for pair in settings.pairs() if pair[0].radius == radius]
-    targets = [variant.but(seed=settings.seed) for pair in pairs for variant in pair]
-    whole = [facts.of("robust accuracy", target, after=after).value for target in targets]
-    sources = {"strongest": targets[np.argmax(whole)], "weakest": targets[np.argmin(whole)]}
-    if sources["strongest"] == sources["weakest"]:
-        del sources["weakest"]
-    within = max(epsilon for epsilon in settings.curve_epsilons if epsilon <= EPSILON + 1e-9)
-    for made_on, source in sources.items():
-        for target, curve in zip(targets, attacks.transfer(study, source, targets), strict=True):
-            records.add_curve(facts, curve, target, attack="PGD", made_on=made_on)
-            left = {point["epsilon"]: point["robust_accuracy"]["rate"] for point in curve["points"]}
-            if target not in sources.values():
-                lost = left[0.0] - left[within]
-                facts.add("accuracy lost", target, made_on=made_on, value=lost)
-    if len(sources) == 2:
-        over, name = ("network", "method", "kept", "seed"), "accuracy lost"
-        found = facts.where(name, radius=radius, made_on=ANY, **dict.fromkeys(over, ANY))
-        facts.extend(comparison.means(found, over, f"mean {name}"))
-        strong = [fact for fact in found if fact.keys["made_on"] == "strongest"]
-        gaps = comparison.less(facts, strong, lambda keys: keys | {"made_on": "weakest"}, name)
-        facts.extend(comparison.means(gaps, (*over, "made_on"), f"mean {name} difference"))
-    return {"radius": radius, "sources": sources, "targets": targets}
-
-
-def panels(study: Study) -> dict[str, Any]:
-    """Pictures of some images over epsilon, of the dense and of the smallest network."""
-    settings, names = study.settings, study.dataset.class_names
-    pair = settings.pair(settings.networks[0], settings.radii[0])
-    shown = [variant.but(seed=settings.seed) for variant in (pair[0], pair[-1])]
-    right = [study.run.facts.of("accuracy", variant).outcomes for variant in shown]
-    rows = []
-    for row in attacks.panels(study, shown, np.logical_and.reduce(right)):
-        answers = zip(row["images"], row["answers"], strict=True)
-        tiles = [blocks.tile(decode_array(image), text=names[answer]) for image, answer in answers]
-        share = Variant("", kept=row["kept"]).share
-        rows.append((f"{names[row['label']]}, {share}", tiles))
-    columns = [epsilon_label(epsilon) if epsilon else "clean" for epsilon in attacks.PANEL_EPSILONS]
-    return blocks.pictures(rows, columns=columns)
-
-
 def time(study: Study) -> None:
     """Time of one image and of 100 (algorithms 4 and 5, figures 4.7 and D.1)."""
     facts, settings = study.run.facts, study.settings
@@ -224,7 +158,7 @@ def _times(study: Study, progress: Any) -> list[dict[str, Any]]:
         # The same images again where there are too few: times do not depend on what is seen.
         wanted = (size * settings.num_timed, *study.test.images.shape[1:])
         timed = evaluation.dataset_latency(
-            {variant.share: study.classifier(variant.but(seed=settings.seed)) for variant in pair},
+            {str(one.kept): study.classifier(one.but(seed=settings.seed)) for one in pair},
             np.resize(study.test.images, wanted),
             size,
             in_memory=size == 1,

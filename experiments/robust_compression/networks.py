@@ -182,6 +182,10 @@ class Study:
         rows = self.attacked_rows(seed)
         return self.test.images[rows], self.test.labels[rows]
 
+    def target(self, variant: Variant) -> tuple[models.Classifier, np.ndarray, np.ndarray]:
+        """What attacks take: the network of a variant, and the images and labels of its seed."""
+        return self.classifier(variant), *self.attacked(variant.seed)
+
     def network(self, name: str) -> nn.Module:
         """A network without weights."""
         known = NETWORKS[name]

@@ -87,7 +87,8 @@ def check_settings(
       settings: A dataclass. A field of type Literal must be one of its values, an integer at least 1.
         Where the type allows None, None passes.
       least: For integers, by their fields, another bound than 1.
-      **choices: For tuples, by their fields, the values that may be in them; None passes.
+      **choices: For tuples, by their fields, the values that may be in them: at least one, and none
+        twice; None passes.
 
     Raises:
       TypeError: No integer.
@@ -104,8 +105,11 @@ def check_settings(
             elif one is int:
                 checks.integer(name, value, minimum=(least or {}).get(name, 1))
     for name, allowed in choices.items():
-        for value in getattr(settings, name) or ():
+        values = getattr(settings, name)
+        for value in values or ():
             checks.one_of(name, value, tuple(allowed))
+        if values is not None and (not values or len(set(values)) < len(values)):
+            raise ValueError(f"`{name}` must be at least one and none twice, got {values}.")
 
 
 def _chosen(

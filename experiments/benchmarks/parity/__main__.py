@@ -84,8 +84,6 @@ def check(config: Config) -> None:
     """Checks the settings."""
     names = {"networks": networks.NAMES, "norms": matrix.NORMS, "attacks": matrix.NAMES}
     studies.check_settings(config, {"num_radii": 0}, **names)
-    if not config.norms:
-        raise ValueError("`norms` must leave something to compare, got none.")
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise ValueError(f"`seeds` must be different integers, at least one, got {config.seeds}.")
     missing = [name for name in matrix.SUITE if name not in (config.attacks or matrix.SUITE)]

@@ -50,7 +50,7 @@ def markdown(results: list[Row]) -> str:
         cells=cells,
         norms=norms,
         infinite=(None, math.inf),  # of a median, read from JSON or just computed
-        counts={"robust images": compare.counted(cells), "minimal norms": compare.counted(norms)},
+        count_of=compare.counted,
     )
 
 
