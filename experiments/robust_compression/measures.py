@@ -144,10 +144,6 @@ def time(study: Study) -> None:
             records.add_latency(facts, times, variant, batch=batch)
             speedup = dense["median_ms"] / times["median_ms"]
             facts.add("times faster", variant, batch=batch, value=speedup)
-            gap = times["difference"]
-            if gap is not None:
-                sign = int(np.sign(gap["median_ms"])) if gap["different"] else 0
-                facts.add("latency sign", variant, batch=batch, value=sign)
 
 
 def _times(study: Study, progress: Any) -> list[dict[str, Any]]:
