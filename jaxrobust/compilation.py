@@ -110,15 +110,20 @@ def use_every_core() -> None:
     flag = "xla_force_host_platform_device_count"
     if getattr(jax.config, "jax_num_cpu_devices", 0) > 0 or flag in os.environ.get("XLA_FLAGS", ""):
         return
-    # Of those that the machine has, the ones that this process is bound to, where systems can tell.
-    bound = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
     try:
-        jax.config.update("jax_num_cpu_devices", len(bound(0)))
+        jax.config.update("jax_num_cpu_devices", num_cores())
     except RuntimeError as error:
         raise RuntimeError(
             "`use_every_core` must come before jax computes anything or looks at its devices: call it "
             "first in the program."
         ) from error
+
+
+def num_cores() -> int:
+    """Cores that this process may use: fewer than the machine's if it is bound to some of them."""
+    # Not every system can tell which ones it is bound to.
+    bound = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
+    return len(bound(0))
 
 
 def microbatch_size() -> int | None:

@@ -391,6 +391,7 @@ def test_times_are_facts():
     records.add_latency(facts, times | {"difference": gap}, Variant("pruned"), batch=1)
     assert facts.of("latency", network="dense", batch=1).cell == {"value": 3.0, "deviation": 0.4}
     assert facts.of("median latency", Variant("pruned"), batch=1).value == 2.9
+    assert facts.of("latency sign", Variant("pruned"), batch=1).value == -1
     (found,) = [fact for fact in facts if fact.measure == "latency to reference"]
     assert found.keys["network"] == "pruned" and (found.value, found.direction) == (-0.5, -1)
 

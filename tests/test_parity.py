@@ -15,6 +15,7 @@ from experiments.benchmarks.parity import __main__ as parity
 from experiments.benchmarks.parity import compare, matrix, networks, tables
 from jaxrobust import evaluation, models, studies
 from jaxrobust.attacks import APGD, FGSM, PGD
+from jaxrobust.studies.outcomes import right_ones
 
 ATTACK = compare.attack
 EFFORT = matrix.Effort(3, 5, 2, 2, 5, 4)
@@ -276,7 +277,7 @@ def test_what_we_return_is_what_we_say_of_it(network):
     difference = np.abs(images - network.images)
     assert difference.max() <= 0.05 * (1 + 1e-5)
     fooled = evaluation.logits(network.classifier, images).argmax(axis=1) != network.labels
-    assert robust.tolist() == (compare.right(network) & ~fooled).tolist()
+    assert robust.tolist() == (right_ones(*network.target) & ~fooled).tolist()
     assert 0 < robust.sum() < 15
 
 
@@ -366,7 +367,7 @@ def test_minimal_norms_are_medians_of_what_fools(network, tmp_path):
     judge = Judge(network, dict.fromkeys(libraries, reply))
     comparison = compare.Comparison(network, judge, studies.Stages(tmp_path), EFFORT)
     (row,) = [r for norm, r in matrix.minimal(EFFORT) if r.name == "DeepFool" and norm == "l2"]
-    mask = compare.right(network)
+    mask = right_ones(*network.target)
     result = compare.smallest(comparison, "l2", row, mask)
     assert result["num_images"] == 15
     assert result["peers"]["foolbox"]["found"] == 7  # of those that are right when clean

@@ -103,11 +103,10 @@ def test_a_collapse_is_what_the_source_calls_one(published):
 @pytest.mark.parametrize("num_epochs", [6, 15, 30])
 def test_every_method_has_as_many_epochs(method, num_epochs):
     found = trainings.phases(method, num_epochs)
-    assert sum(found) == num_epochs and min(found) >= 1
-    assert len(found) == {"magnitude": 2, "dense_phases": 2, "two_phase": 3, "hydra": 3}.get(
-        method, 1
-    )
-    if len(found) > 1:  # they share the training of the dense half
+    assert sum(found) == num_epochs and found[0] >= 1
+    later = {"magnitude": [2], "dense_phases": [2], "two_phase": [1, 2], "hydra": [1, 2]}
+    assert [phase for phase in (1, 2) if found[phase]] == later.get(method, [])
+    if method in later:  # they share the training of the dense half
         assert found[0] == trainings.phases("magnitude", num_epochs)[0]
 
 
@@ -322,7 +321,7 @@ def test_every_method_meets_the_same_attack_and_learning_rate(tmp_path, num_epoc
     found = {}
     for method in ("dense", *METHODS):
         rows, rates, done = [], [], 0
-        for epochs in trainings.phases(method, num_epochs):
+        for epochs in filter(None, trainings.phases(method, num_epochs)):
             recipe = trainings.recipe(study, EPSILON, done, epochs)
             assert recipe.adversary.stages[-1][0] <= epochs  # what `fit` asks for
             rows += [strength(recipe.adversary, epoch) for epoch in range(1, epochs + 1)]
@@ -364,7 +363,7 @@ def test_a_phase_has_its_part_of_the_attacks():
     whole = training.AttackSchedule(
         tuple((first, attacks.pgd(epsilon, 1)) for first, epsilon in ((1, 0.1), (3, 0.2), (6, 0.3)))
     )
-    found = trainings.part_of(whole, 3, 4).stages
+    found = whole.part(3, 4).stages
     assert [(first, one.epsilon) for first, one in found] == [(1, 0.2), (3, 0.3)]
 
 

@@ -1,8 +1,10 @@
 """Stages that are kept, and the blocks of a report."""
 
+import dataclasses
 import json
 import subprocess
 import sys
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -187,3 +189,33 @@ def test_attack_reports_come_back_from_disk(tmp_path):
         evaluation.load_attack(path)
     with pytest.raises(FileNotFoundError):
         evaluation.load_attack(tmp_path / "none.npz")
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    norm: Literal["linf", "l2"] | None = None
+    steps: int = 1
+    most: int | None = None
+    names: tuple[str, ...] | None = ("a", "b")
+    sizes: tuple[int, ...] = ()
+    rate: float = 0.0
+
+
+def test_settings_are_checked_by_their_types():
+    def check(**given):
+        studies.check_settings(Choices(**given), {"steps": 0}, names=("a", "b", "c"))
+
+    check()
+    check(norm="l2", steps=0, most=1, names=None)
+    for given, error, message in (
+        ({"norm": "l1"}, ValueError, "`norm` must be one of"),
+        ({"steps": -1}, ValueError, "`steps` must be at least 0"),
+        ({"steps": None}, TypeError, "`steps` must be an integer"),
+        ({"most": 0}, ValueError, "`most` must be at least 1"),
+        ({"most": True}, TypeError, "`most` must be an integer"),
+        ({"names": ("d",)}, ValueError, "`names` must be one of"),
+        ({"names": ("a", "a")}, ValueError, "`names` must be at least one and none twice"),
+        ({"names": ()}, ValueError, "`names` must be at least one and none twice"),
+    ):
+        with pytest.raises(error, match=message):
+            check(**given)

@@ -93,7 +93,7 @@ _QUICK = (Case("resnet_small", 32, 8, {"PGD": 2, "APGD": 3}),)
 
 def main(config: Config) -> None:
     """Measures what is not there yet, in the order of its worth."""
-    harness.check(config)
+    studies.check_settings(config)
     # Two libraries share the device's memory; jax would take most of it at its start.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     products = {"tf32": "tensorfloat32", "float32": "float32"}.get(config.precision)

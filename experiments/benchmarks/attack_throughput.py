@@ -1,18 +1,23 @@
 """How many images a second PGD attacks, against torchattacks on the same network in the same run.
 
     python -m experiments.benchmarks.attack_throughput --peer-python PEER/bin/python
+    python -m experiments.benchmarks.attack_throughput --peer-python PEER/bin/python --networks users
 
 Expected time: 3 minutes on 2 cores, with --quick one. Expected numbers: at least 1.5 times
 torchattacks' throughput on simple_cnn (batch 128) and .95 times on resnet_small (batch 64). Both sides
 must agree on the logits to 1e-4 of the largest. experiments/benchmarks/README.md says what PEER is and
 how it is timed.
+
+With --networks users: 12 minutes with `--rounds 2`, 4 minutes with `--num-steps 10` besides; it needs
+equinox and dm-haiku. Expected numbers: README.md. With JAXROBUST_PLAIN=1 networks are evaluated as they
+are, with JAXROBUST_ONEDNN=1 by another library's convolutions.
 """
 
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -31,9 +36,12 @@ class Config(harness.PeerSettings):
     """Settings of the benchmark.
 
     Attributes:
+      networks: library, two networks of ours; or users, networks that users wrote in jax.lax, linen,
+        nnx, equinox and haiku, whose JSON has "users" in its name.
       num_steps: Of PGD.
     """
 
+    networks: Literal["library", "users"] = "library"
     rounds: int = 9
     num_steps: int = 40
     output: Path = Path("results/benchmarks/attack_throughput.json")
@@ -48,10 +56,22 @@ def of_the_library(name: str, weights: network_files.Arrays) -> LogitsFn:
 
 Case = tuple[str, int, Mapping[str, network_files.Build]]
 """PyTorch's network, batch, and ours by the framework that they are written in."""
-CASES: tuple[Case, ...] = (
-    ("simple_cnn", 128, {"jaxrobust": of_the_library}),
-    ("resnet_small", 64, {"jaxrobust": of_the_library}),
-)
+
+
+def cases(networks: str) -> list[Case]:
+    """The networks that are compared."""
+    ours: dict[str, network_files.Build] = {"jaxrobust": of_the_library}
+    if networks == "library":
+        return [("simple_cnn", 128, ours), ("resnet_small", 64, ours)]
+    from experiments.benchmarks import users_networks as users  # needs packages of its own
+
+    modules = {"linen": users.in_linen, "nnx": users.in_nnx, "equinox": users.in_equinox}
+    return [
+        ("resnet20", 96, {"jax.lax": users.in_lax}),
+        ("resnet_small", 64, ours | modules),
+        ("vgg", 64, {"haiku": users.in_haiku}),
+        ("mobilenet_v2", 32, {"nnx": users.in_nnx}),
+    ]
 
 
 def ours(attack: Any, logits_fn: LogitsFn, images: Any, labels: Any) -> harness.Row:
@@ -107,22 +127,20 @@ def compare(config: Config, case: Case) -> Iterator[harness.Row]:
         yield row | {"num_steps": config.num_steps} | harness.compared(pair)
 
 
-def measure(config: Config, cases: Sequence[Case]) -> None:
-    """Compares all networks of the cases."""
-    harness.check(config)
+def main(config: Config) -> None:
+    """Compares all networks."""
+    studies.check_settings(config)
+    if config.networks != "library":
+        stem = f"{config.output.stem}_{config.networks}"
+        config = dataclasses.replace(config, output=config.output.with_stem(stem))
     harness.record(
         config,
         "attack_throughput",
-        (row for case in cases for row in compare(config, case)),
+        (row for case in cases(config.networks) for row in compare(config, case)),
         peer_versions=harness.versions(config.peer_python, "torch", "torchattacks"),
         compiler_options=compilation.compiler_options(),
         fast_forms=compilation.has_fast_forms(),
     )
-
-
-def main(config: Config) -> None:
-    """Compares two networks of the library."""
-    measure(config, CASES)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ class Config(harness.PeerSettings):
 
 def main(config: Config) -> None:
     """Compares the networks."""
-    harness.check(config, networks=_NETWORKS)
+    studies.check_settings(config, networks=_NETWORKS)
     versions = harness.versions(config.peer_python, *matrix.PACKAGES)
     epsilons = {"reference": config.reference_epsilon, "cifar_robust": config.cifar_epsilon}
     used = networks.select(config)
@@ -108,10 +108,9 @@ def compare(
     config: Config, network: network_files.Network, epsilon: float
 ) -> Iterator[harness.Row]:
     """Times both sides on one network: a row for the suite, and for what ours does in each part."""
-    effort, rounds, images = matrix.Effort(), config.rounds, slice(None)
+    effort, rounds, batch = matrix.Effort(), config.rounds, network.target
     if config.quick:
-        effort, rounds, images = matrix.QUICK, 1, slice(8)
-    batch = network.classifier, network.images[images], network.labels[images]
+        effort, rounds, batch = matrix.QUICK, 1, network.first(8).target
     with harness.peer(config.peer_python) as ask:
         hello = network_files.load(ask, network.path, num_threads=config.num_threads)
         runs, reports = race(ask, batch, effort, epsilon, rounds, num_lanes=config.num_lanes)

@@ -89,7 +89,7 @@ def measure(config: Config) -> Iterator[harness.Row]:
 
 def main(config: Config) -> None:
     """Times the trainings."""
-    harness.check(config)
+    studies.check_settings(config)
     harness.record(config, "compression_overhead", measure(config))
 
 

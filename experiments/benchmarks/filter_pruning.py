@@ -93,7 +93,7 @@ def _file_size(classifier: models.Classifier) -> int:
 
 def main(config: Config) -> None:
     """Compares the networks."""
-    harness.check(config, networks=tuple(models.MODELS))
+    studies.check_settings(config, networks=tuple(models.MODELS))
     rows = (row for name in config.networks for row in compare(config, name))
     harness.record(config, "filter_pruning", rows)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from jaxrobust import checks, files, studies
+from jaxrobust import compilation, files, studies
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Row = dict[str, Any]
@@ -28,13 +28,6 @@ _VERSIONS = """
 import importlib.metadata, json, sys
 print(json.dumps({name: importlib.metadata.version(name) for name in sys.argv[1:]}))
 """
-
-
-def num_cores() -> int:
-    """Cores that this process may use: fewer than the machine's if it is bound to some of them."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def peer_device() -> str:
@@ -67,17 +60,7 @@ class PeerSettings(Settings):
 
     peer_python: Path
     rounds: int
-    num_threads: int = dataclasses.field(default_factory=num_cores)
-
-
-def check(settings: Any, **allowed: Sequence[Any]) -> None:
-    """Checks that integers are at least 1, and that names are among those allowed for their field."""
-    for field in dataclasses.fields(settings):
-        if field.type is int:
-            checks.integer(field.name, getattr(settings, field.name), minimum=1)
-    for name, values in allowed.items():
-        for value in getattr(settings, name) or ():
-            checks.one_of(name, value, values)
+    num_threads: int = dataclasses.field(default_factory=compilation.num_cores)
 
 
 def versions(python: Path, *packages: str) -> dict[str, str]:
@@ -220,7 +203,7 @@ def record(settings: Settings, table: str, rows: Iterable[Row], **header: Any) -
     `table` names columns in columns.json, {heading: where it is in a row, with slashes between keys};
     `header` goes into the JSON besides rows, settings and environment.
     """
-    environment = studies.environment() | {"num_cores": num_cores()}
+    environment = studies.environment() | {"num_cores": compilation.num_cores()}
     document = {"config": studies.configuration(settings), "environment": environment, **header}
     document["rows"] = []
     columns = _TABLES[table]

@@ -33,9 +33,6 @@ Build = Callable[[str, Arrays], LogitsFn]
 
 # Of the logits. A GPU multiplies at reduced precision, on both sides, and not in the same order.
 _TOLERANCE = {"cpu": 1e-4, "cuda": 0.05}
-_COMMON = (("weight", "params", "kernel"), ("bias", "params", "bias"))
-_MOMENTS = (("running_mean", "batch_stats", "mean"), ("running_var", "batch_stats", "var"))
-_NORM = (("weight", "params", "scale"), ("bias", "params", "bias"), *_MOMENTS)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,6 +45,16 @@ class Network:
     images: np.ndarray
     labels: np.ndarray
     recipe: dict[str, Any]
+
+    @property
+    def target(self) -> tuple[models.Classifier, np.ndarray, np.ndarray]:
+        """What attacks take: the classifier, images and labels."""
+        return self.classifier, self.images, self.labels
+
+    def first(self, count: int) -> "Network":
+        """With the first of its images alone."""
+        images, labels = self.images[:count], self.labels[:count]
+        return dataclasses.replace(self, images=images, labels=labels)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,8 +81,7 @@ class Drawn:
 def _places(architecture: str) -> Iterator[tuple[str, str]]:
     """(PyTorch's name, the path of ours) of each array, in PyTorch's order."""
     for layer in layout(architecture, models.create(architecture)):
-        leaves = _NORM if layer.kind == "bn" else _COMMON if layer.bias else _COMMON[:1]
-        for suffix, collection, leaf in leaves:
+        for suffix, collection, leaf in layer.leaves:
             yield f"{layer.theirs}.{suffix}", f"{collection}/{layer.ours}/{leaf}"
 
 

@@ -143,7 +143,7 @@ def compare(config: Config, name: str, pgd_steps: int) -> harness.Row:
 
 def main(config: Config) -> None:
     """Compares the networks, on clean images and under PGD."""
-    harness.check(config, networks=_NETWORKS)
+    studies.check_settings(config, networks=_NETWORKS)
     versions = harness.versions(config.peer_python, "torch")
     work = itertools.product(config.networks, (0, config.pgd_steps))
     rows = (compare(config, name, pgd_steps) for name, pgd_steps in work)

@@ -4,7 +4,6 @@ Each function takes (name, PyTorch's weights) and returns logits_fn; the layers 
 framework, and nothing of jaxrobust is in them.
 """
 
-import collections
 import functools
 import itertools
 import json
@@ -21,9 +20,10 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from experiments.benchmarks.harness import IMAGENET_MEAN, IMAGENET_STD
+
 _TABLE = json.loads(Path(__file__).with_name("layers.json").read_text(encoding="utf-8"))
-_MEAN = np.array((0.485, 0.456, 0.406), np.float32)
-_STD = np.array((0.229, 0.224, 0.225), np.float32)
+_MEAN, _STD = (np.array(values, np.float32) for values in (IMAGENET_MEAN, IMAGENET_STD))
 Arrays = dict[str, Any]
 Weights = dict[str, np.ndarray]
 LogitsFn = Callable[[Any], Any]
@@ -34,7 +34,7 @@ def _layers(name: str) -> Any:
 
 
 def arrays_of(weights: Weights) -> list[Arrays]:
-    """The layers of a state dict in their order: HWIO kernels, the names of linen."""
+    """The layers of a state dict in their order: HWIO kernels, the names of flax."""
     names = {"weight": "kernel", "running_mean": "mean", "running_var": "var"}
     found: list[Arrays] = []
     for _, entries in itertools.groupby(weights.items(), lambda item: item[0].rpartition(".")[0]):
@@ -95,6 +95,12 @@ def _with_weights(layers: Sequence[Any]) -> Iterator[tuple[str, Any]]:
             yield kind, sizes
 
 
+def _made(layers: Sequence[Any], weights: Weights, make: Callable[..., Any]) -> list[Any]:
+    """`make` (kind, sizes, its arrays) of every layer that has weights."""
+    pairs = zip(_with_weights(layers), arrays_of(weights), strict=True)
+    return [make(kind, sizes, own) for (kind, sizes), own in pairs]
+
+
 def _in_lax(layers: Any, arrays: list[Arrays], images: Any) -> Any:
     left = iter(arrays)
 
@@ -116,44 +122,43 @@ def _in_lax(layers: Any, arrays: list[Arrays], images: Any) -> Any:
     return _evaluate(layers, (images - mean) / std, layer)
 
 
-def in_lax(name: str, weights: Weights) -> LogitsFn:
-    """A function of jax.lax, as a closure over its weights."""
-    layers, arrays = _layers(name), arrays_of(weights)
-    return lambda images: _in_lax(layers, arrays, images)
-
-
 def of_arrays(name: str, weights: Weights) -> LogitsFn:
-    """The same function, with its weights as arguments."""
+    """A function of jax.lax, with its weights as arguments."""
     return jax.tree_util.Partial(functools.partial(_in_lax, _layers(name)), arrays_of(weights))
 
 
+def in_lax(name: str, weights: Weights) -> LogitsFn:
+    """The same function as a closure over its weights."""
+    network = of_arrays(name, weights)
+    return lambda images: network(images)
+
+
 def in_linen(name: str, weights: Weights) -> LogitsFn:
-    """A module of linen's own layers."""
+    """A module of linen's own layers, whose names are their numbers."""
     layers = _layers(name)
 
     class Network(nn.Module):
         @nn.compact
         def __call__(self, images: Any) -> Any:
+            numbers = map(str, itertools.count())
+
             def layer(kind: str, sizes: Any, x: Any) -> Any:
+                named: Any = {"name": next(numbers)}
                 if kind == "norm":
-                    return nn.BatchNorm(use_running_average=True)(x)
+                    return nn.BatchNorm(use_running_average=True, **named)(x)
                 if kind == "dense":
-                    return nn.Dense(sizes[1])(x)
+                    return nn.Dense(sizes[1], **named)(x)
                 _, features, size, stride, *_ = sizes
-                strides = (stride, stride)
-                return nn.Conv(features, (size, size), strides, size // 2, use_bias=False)(x)
+                window: Any = {"strides": stride, "padding": size // 2, "use_bias": False}
+                return nn.Conv(features, (size, size), **window, **named)(x)
 
             return _evaluate(layers, (images - _MEAN) / _STD, layer)
 
-    names = {"conv": "Conv", "norm": "BatchNorm", "dense": "Dense"}
-    count: collections.Counter[str] = collections.Counter()
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
-    for (kind, _), own in zip(_with_weights(layers), arrays_of(weights), strict=True):
-        path = f"{names[kind]}_{count[kind]}"
-        count[kind] += 1
-        for leaf, array in own.items():
-            collection = "batch_stats" if leaf in ("mean", "var") else "params"
-            variables[collection].setdefault(path, {})[leaf] = array
+    for number, own in enumerate(arrays_of(weights)):
+        moments = {leaf: own.pop(leaf) for leaf in ("mean", "var") if leaf in own}
+        variables["params"][str(number)] = own
+        variables["batch_stats"][str(number)] = moments
     return jax.tree_util.Partial(Network().apply, variables)
 
 
@@ -161,27 +166,28 @@ def in_nnx(name: str, weights: Weights) -> LogitsFn:
     """A module of nnx' own layers."""
     layers, rngs = _layers(name), nnx.Rngs(0)
 
-    def made(kind: str, sizes: Any) -> Any:
+    def made(kind: str, sizes: Any, own: Arrays) -> Any:
         if kind == "norm":
-            return nnx.BatchNorm(*sizes, rngs=rngs)
-        if kind == "dense":
-            return nnx.Linear(*sizes, rngs=rngs)
-        inputs, outputs, size, stride, groups = sizes
-        window: Any = {"strides": stride, "padding": size // 2, "feature_group_count": groups}
-        return nnx.Conv(inputs, outputs, (size, size), use_bias=False, rngs=rngs, **window)
+            part: Any = nnx.BatchNorm(*sizes, rngs=rngs)
+        elif kind == "dense":
+            part = nnx.Linear(*sizes, rngs=rngs)
+        else:
+            inputs, outputs, size, stride, groups = sizes
+            window: Any = {"strides": stride, "padding": size // 2, "feature_group_count": groups}
+            part = nnx.Conv(inputs, outputs, (size, size), use_bias=False, rngs=rngs, **window)
+        for leaf, array in own.items():
+            getattr(part, leaf)[...] = array
+        return part
 
     class Network(nnx.Module):
         def __init__(self) -> None:
-            self.parts = nnx.List([made(kind, sizes) for kind, sizes in _with_weights(layers)])
+            self.parts = nnx.List(_made(layers, weights, made))
 
         def __call__(self, images: Any) -> Any:
             left = iter(self.parts)
             return _evaluate(layers, (images - _MEAN) / _STD, lambda _, __, x: next(left)(x))
 
     model = Network()
-    for part, own in zip(model.parts, arrays_of(weights), strict=True):
-        for word, array in own.items():
-            getattr(part, word)[...] = array
     model.eval()
     return model
 
@@ -220,8 +226,7 @@ def in_equinox(name: str, weights: Weights) -> LogitsFn:
             left = iter(self.parts)
             return _evaluate(layers, image, lambda _, __, x: next(left)(x))
 
-    pairs = zip(_with_weights(layers), arrays_of(weights), strict=True)
-    model = Network([made(*layer, own) for layer, own in pairs])
+    model = Network(_made(layers, weights, made))
     return lambda images: jax.vmap(model)(((images - _MEAN) / _STD).transpose(0, 3, 1, 2))
 
 

@@ -162,8 +162,12 @@ class Settings:
         return range(self.seed, self.seed + self.seeds)
 
     def pair(self, network: str, radius: float) -> list[Variant]:
-        """The dense network and the irregular scheme at every share: those of the source."""
-        schemes = [Variant(network, "irregular", kept, radius) for kept in self.kept]
+        """The dense network and the irregular scheme at every share: those of the source.
+
+        Naturally trained, with the radius 0, at every ratio of figure B.1.
+        """
+        shares = self.kept if radius else self.ratios
+        schemes = [Variant(network, "irregular", share, radius) for share in shares]
         return [Variant(network, radius=radius), *schemes]
 
     def pairs(self) -> list[list[Variant]]:
@@ -188,11 +192,6 @@ class Settings:
         """The share that was asked for: N of M is whole numbers, and nearest to one of them."""
         return min(self.kept, key=lambda kept: abs(kept - variant.kept))
 
-    def natural(self, network: str) -> list[Variant]:
-        """Naturally trained: dense, and by the irregular scheme at every ratio (figure B.1)."""
-        schemes = [Variant(network, "irregular", kept, 0.0) for kept in self.ratios]
-        return [Variant(network, radius=0.0), *schemes]
-
     def seeded(self, variant: Variant) -> list[Variant]:
         """A variant with every seed that it is trained with: those that are compared with all."""
         several = [*self.compared(), Variant(self.networks[0], radius=0.0)]
@@ -207,7 +206,7 @@ class Settings:
 
     def variants(self) -> list[Variant]:
         """All networks."""
-        first, *natural = [v for network in self.networks for v in self.natural(network)]
+        first, *natural = [v for network in self.networks for v in self.pair(network, 0.0)]
         # The spread of natural weights over seeds, to which robust ones are compared.
         others = [variant.but(seed=self.seed) for variant in natural]
         return self.robust() + self.seeded(first) + others
@@ -215,40 +214,27 @@ class Settings:
 
 def check(settings: Settings) -> None:
     """Raises ValueError or TypeError for a setting that is out of range or unknown."""
-    known: dict[str, Any] = {"preset": PRESETS, "networks": NETWORKS, "methods": METHODS}
-    known |= {"alternatives": ("all", "last"), "fully_attacked": ("main", "all")}
-    known["data"] = (None, "cifar10_jpeg", "cifar10", "cifar100", "digits")
-    for name, choices in known.items():
-        value = getattr(settings, name)
-        values = value if isinstance(value, tuple) else (value,)
-        for one in values:
-            checks.one_of(name, one, tuple(choices))
-        if not values or len(set(values)) < len(values):
-            raise ValueError(f"`{name}` must be at least one and no name twice, got {value}.")
+    least = {"num_epochs": 6, "batch_size": 2, "num_timed": 2, "seed": 0}  # a phase takes an epoch
+    studies.check_settings(settings, least, networks=NETWORKS, methods=METHODS)
     if "irregular" not in settings.methods:
         raise ValueError(
             f"`methods` must hold irregular, the source's own scheme, got {settings.methods}."
         )
-    for name in ("kept", "ratios", "radii"):
-        shares, is_radius = getattr(settings, name), name == "radii"
+    for name, most in (("kept", 0.99), ("ratios", 0.99), ("radii", 1.0)):
+        shares = getattr(settings, name)
         for share in shares:
-            checks.number(name, share, above=0.0, maximum=1.0 if is_radius else 0.99)
-        wanted = dict.fromkeys(shares) if is_radius else sorted(set(shares), reverse=True)
-        if not shares or list(shares) != list(wanted):
-            order = "" if is_radius else ", descending"
+            checks.number(name, share, above=0.0, maximum=most)
+        # The main radius is the first of them, whichever it is.
+        wanted = list(shares) if name == "radii" else sorted(shares, reverse=True)
+        if not shares or list(shares) != wanted or len(set(shares)) < len(shares):
+            order = "" if name == "radii" else ", descending"
             raise ValueError(f"`{name}` must be some{order}, none twice, got {shares}.")
     epsilons = settings.curve_epsilons
     if list(epsilons) != sorted(set(epsilons)) or epsilons[:1] != (0,) or epsilons[-1] > 1:
         raise ValueError(f"`curve_epsilons` must rise from 0 to at most 1, got {epsilons}.")
-    least = {"num_epochs": 6, "batch_size": 2, "num_timed": 2, "seed": 0}  # a phase takes an epoch
-    for name in ("seeds", "max_steps", "num_validation", "num_attacked", "curve_steps", *least):
-        checks.integer(name, getattr(settings, name), minimum=least.get(name, 1))
-    for name in ("num_train", "suite_steps"):
-        if getattr(settings, name) is not None:
-            checks.integer(name, getattr(settings, name), minimum=1)
-    checks.number("learning_rate", settings.learning_rate, above=0.0)
+    for name in ("learning_rate", "rho"):
+        checks.number(name, getattr(settings, name), above=0.0)
     checks.number("weight_decay", settings.weight_decay, minimum=0.0)
-    checks.number("rho", settings.rho, above=0.0)
 
 
 def check_sizes(study: Study) -> None:
@@ -261,7 +247,7 @@ def check_sizes(study: Study) -> None:
             raise ValueError(
                 f"`networks`: {name} does not take images of {shape}: {error}"
             ) from error
-    left = len(train) - len(networks.validation_rows(settings, len(train)))
+    left = len(train) - len(study.validation)
     if settings.num_train is not None and settings.num_train > left:
         raise ValueError(
             f"`num_train` must be at most the {left} training images that are not for validation, got "

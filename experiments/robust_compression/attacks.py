@@ -1,7 +1,6 @@
-"""What is measured under attack, a stage for each: AutoAttack, curves, transfer, combined networks."""
+"""What is measured under attack, stages and their facts: AutoAttack, curves, transfer, combinations."""
 
 import itertools
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,9 @@ from jaxrobust import evaluation, studies
 from jaxrobust.attacks import FGSM, PGD, CarliniWagnerLinf
 from jaxrobust.defenses import Ensemble
 from jaxrobust.evaluation.attack_report import epsilon_label
-from jaxrobust.reports.pictures import encode_array
-from jaxrobust.studies import suite_run
+from jaxrobust.reports import blocks
+from jaxrobust.reports.pictures import decode_array, encode_array
+from jaxrobust.studies import ANY, comparison, records, suite_run
 from jaxrobust.studies.outcomes import pack, rate_of, right_ones, unpack
 from jaxrobust.training.compression.budget_schedules import LONGEST_STEP
 from jaxrobust.types import Attack
@@ -37,125 +37,163 @@ def auto_attack(study: Study, num_attacks: int | None = None) -> dict[str, Attac
     return suite if steps is None else studies.suites.shortened(suite, steps)
 
 
-def run_suite(study: Study, variant: Variant, num_attacks: int | None) -> dict[str, Any]:
-    """Attacks a network; returns a SUITE of docs/result_format.md."""
-
-    def attack(_: Any) -> dict[str, Any]:
-        report, seconds = suite_run.run_suite(
-            auto_attack(study, num_attacks),
-            study.classifier(variant),
-            *study.attacked(variant.seed),
-            key=study.run.key,
-            folder=study.run.folder / "suite" / variant.stem,
+def run_suites(study: Study) -> None:
+    """AutoAttack on every robust network: all of it, or its first two attacks."""
+    for variant in study.settings.robust():
+        is_full = study.settings.fully_attacked == "all" or variant.method in ("dense", "irregular")
+        attacked = suite_run.SuiteRun(
+            study.run,
+            auto_attack(study, None if is_full else 2),
+            "AutoAttack",
+            variant.name,
+            study.target(variant),
+            study.attacked_rows(variant.seed),
+            study.run.folder / "suite" / variant.stem,
         )
-        summary = evaluation.summarise_suite(report, variant.name)
-        for entry in summary["attacks"]:
-            entry["seconds"] = seconds[entry["name"]]
-        return summary
-
-    name, stages = f"attack {variant.name}", study.run.stages
-    found = stages.remember(name, attack)
-    stages.count_resumed(name, sum(entry["seconds"] for entry in found["attacks"]))
-    return found
+        records.add_suite(study.run.facts, attacked.record(f"attack {variant.name}"), variant)
 
 
-def curve(study: Study, variant: Variant) -> dict[str, Any]:
-    """Algorithm 2: accuracy under PGD over epsilon, until it is below chance; a CURVE."""
-    return study.run.stages.remember(
-        f"curve of {variant.name}",
-        lambda progress: evaluation.robustness_curve(
-            pgd(EPSILON, study.settings.curve_steps),
-            study.classifier(variant),
-            *study.attacked(variant.seed),
-            study.settings.curve_epsilons,
-            key=study.run.key,
-            model=variant.name,
-            stop_below=1 / study.dataset.num_classes,
-            progress=progress,
-        ),
-    )
+def curves(study: Study) -> None:
+    """Algorithm 2: accuracy under PGD over epsilon, until it is below chance."""
+    settings, pairs = study.settings, itertools.chain.from_iterable(study.settings.pairs())
+    for variant in itertools.chain.from_iterable(map(settings.seeded, pairs)):
+        curve = study.run.stages.remember(
+            f"curve of {variant.name}",
+            lambda progress, variant=variant: evaluation.robustness_curve(
+                pgd(EPSILON, settings.curve_steps),
+                *study.target(variant),
+                settings.curve_epsilons,
+                key=study.run.key,
+                model=variant.name,
+                stop_below=1 / study.dataset.num_classes,
+                progress=progress,
+            ),
+        )
+        records.add_curve(study.run.facts, curve, variant, attack="PGD")
 
 
-def transfer(study: Study, source: Variant, targets: list[Variant]) -> list[dict[str, Any]]:
-    """Algorithm 3: PGD on one network, shown to all; a CURVE for each target."""
-    return study.run.stages.remember(
-        f"transfer from {source.name}",
-        lambda progress: evaluation.transfer_curves(
-            pgd(EPSILON, min(20, study.settings.curve_steps)),
-            {target.name: study.classifier(target) for target in targets},
-            source.name,
-            *study.attacked(source.seed),
-            study.settings.curve_epsilons,
-            key=study.run.key,
-            progress=progress,
-        ),
-    )
+def transfer(study: Study, radius: float, after: str) -> dict[str, Any]:
+    """Algorithm 3: PGD on the strongest and the weakest network of a radius of training, shown to all.
+
+    They are chosen by what is left after an attack and those before it.
+    """
+    facts, settings = study.run.facts, study.settings
+    pairs = [pair for pair in settings.pairs() if pair[0].radius == radius]
+    targets = [variant.but(seed=settings.seed) for pair in pairs for variant in pair]
+    whole = [facts.of("robust accuracy", target, after=after).value for target in targets]
+    sources = {"strongest": targets[np.argmax(whole)], "weakest": targets[np.argmin(whole)]}
+    if sources["strongest"] == sources["weakest"]:
+        del sources["weakest"]
+    within = max(epsilon for epsilon in settings.curve_epsilons if epsilon <= EPSILON + 1e-9)
+    for made_on, source in sources.items():
+        found = study.run.stages.remember(
+            f"transfer from {source.name}",
+            lambda progress, source=source: evaluation.transfer_curves(
+                pgd(EPSILON, min(20, settings.curve_steps)),
+                {target.name: study.classifier(target) for target in targets},
+                source.name,
+                *study.attacked(source.seed),
+                settings.curve_epsilons,
+                key=study.run.key,
+                progress=progress,
+            ),
+        )
+        for target, curve in zip(targets, found, strict=True):
+            records.add_curve(facts, curve, target, attack="PGD", made_on=made_on)
+            left = {point["epsilon"]: point["robust_accuracy"]["rate"] for point in curve["points"]}
+            if target not in sources.values():
+                lost = left[0.0] - left[within]
+                facts.add("accuracy lost", target, made_on=made_on, value=lost)
+    if len(sources) == 2:
+        over, name = ("network", "method", "kept", "seed"), "accuracy lost"
+        found = facts.where(name, radius=radius, made_on=ANY, **dict.fromkeys(over, ANY))
+        facts.extend(comparison.means(found, over, f"mean {name}"))
+        strong = [fact for fact in found if fact.keys["made_on"] == "strongest"]
+        gaps = comparison.less(facts, strong, lambda keys: keys | {"made_on": "weakest"}, name)
+        facts.extend(comparison.means(gaps, (*over, "made_on"), f"mean {name} difference"))
+    return {"radius": radius, "sources": sources, "targets": targets}
 
 
-def under_fgsm(study: Study, variants: list[Variant]) -> list[evaluation.Rate]:
-    """What each of one network's variants has right of the attacked images under FGSM."""
+def under_fgsm(study: Study, network: str) -> None:
+    """What naturally trained networks have right under FGSM (figure B.1)."""
+    natural = [one.but(seed=study.settings.seed) for one in study.settings.pair(network, 0.0)]
 
     def right(variant: Variant) -> np.ndarray:
-        images, labels = study.attacked(variant.seed)
-        classifier = study.classifier(variant)
+        classifier, images, labels = study.target(variant)
         report = _attacked(study, FGSM(EPSILON), classifier, images, labels)
         return report.attacked & right_ones(classifier, report.images, labels)
 
-    return study.run.stages.remember(
-        f"FGSM on natural networks, {variants[0].network}",
-        lambda _: [rate_of(right(variant)) for variant in variants],
-    )
-
-
-def combined(
-    study: Study, natural: Variant, robust: Variant, known: np.ndarray
-) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-    """Table C.1: a natural and a robust network, and the mean of their probabilities.
-
-    Yields (keys, which of the attacked images it has right); "made_on" is the member whose images the
-    combination is shown, `known` what the robust network keeps after two attacks of AutoAttack.
-    """
     found = study.run.stages.remember(
-        f"combined networks, {robust.network}",
-        lambda progress: _combined(study, natural, robust, known, progress),
+        f"FGSM on natural networks, {network}",
+        lambda _: [rate_of(right(variant)) for variant in natural],
     )
-    for member, outcomes in found.items():
-        keys: dict[str, Any] = {"network": robust.network, "member": member}
-        yield keys, unpack(outcomes["no attack"], len(known))
-        for attack, epsilon, made_on in itertools.product(ATTACKS, EPSILONS, (None, *MEMBERS[:2])):
-            label = f"{attack}, {epsilon_label(epsilon)}"
-            digits = outcomes.get(f"{label}, made on {made_on}" if made_on else label)
+    for variant, rate in zip(natural, found, strict=True):
+        study.run.facts.add_rate("robust accuracy", variant, rate, attack="FGSM", epsilon=EPSILON)
+
+
+def combine(study: Study, after: str) -> None:
+    """Table C.1: natural and robust networks, and the means of their probabilities.
+
+    "made_on" is the member whose images the combination is shown. Of the robust one is known what
+    withstands two attacks of AutoAttack, of which `after` is the second.
+    """
+    facts, settings = study.run.facts, study.settings
+    attacked = itertools.product(ATTACKS, EPSILONS, (None, *MEMBERS[:2]))
+    cases = list(itertools.product(MEMBERS, [(None, None, None), *attacked]))
+    for network in settings.networks:
+        robust = Variant(network, radius=settings.radii[0], seed=settings.seed)
+        known: Any = facts.of("robust accuracy", robust, after=after).outcomes
+        found = study.run.stages.remember(
+            f"combined networks, {network}",
+            lambda progress, robust=robust, known=known: _combined(study, robust, known, progress),
+        )
+        for member, (attack, epsilon, made_on) in cases:
+            digits = found[member].get(_label(attack, epsilon, made_on))
             if digits is not None:
-                more = {"attack": attack, "epsilon": epsilon, "made_on": made_on}
-                yield keys | more, unpack(digits, len(known))
+                of = {"network": network, "member": member, "attack": attack, "epsilon": epsilon}
+                name = "robust accuracy" if attack else "accuracy"
+                facts.add(name, of, made_on=made_on, outcomes=unpack(digits, len(known)))
+    wholes: dict[str, Any] = {"member": "combined", "attack": ("PGD", "APGD"), "epsilon": EPSILON}
+    measured = facts.where("robust accuracy", network=ANY, **wholes)
+    control, name = {"member": "robust"}, "robust accuracy difference"
+    facts.extend(comparison.over_images(facts, measured, lambda keys: keys | control, name))
+
+
+def _label(attack: str | None, epsilon: float | None = None, made_on: str | None = None) -> str:
+    """What an attack is called in the record of combined networks, in earlier runs too."""
+    words = "no attack" if epsilon is None else f"{attack}, {epsilon_label(epsilon)}"
+    return f"{words}, made on {made_on}" if made_on else words
 
 
 def _combined(
-    study: Study, natural: Variant, robust: Variant, known: np.ndarray, progress: Any
+    study: Study, robust: Variant, known: np.ndarray, progress: Any
 ) -> dict[str, dict[str, str]]:
-    """{member: {attack: outcomes, packed}}."""
-    pair = (study.classifier(natural), study.classifier(robust))
+    """{member: {label: outcomes, packed}}."""
+    pair = study.classifier(robust.but(radius=0.0)), study.classifier(robust)
     whole, (images, labels) = Ensemble(pair), study.attacked(robust.seed)
-    found: dict[str, dict[str, np.ndarray]] = {member: {} for member in MEMBERS}
+    closest = CarliniWagnerLinf(num_steps=10 * study.settings.curve_steps)
+    found: dict[str, dict[str, str]] = {member: {} for member in MEMBERS}
+
+    def keep(member: str, right: np.ndarray, *of: Any) -> None:
+        found[member][_label(*of)] = pack(right)
+
     for done, (member, function) in enumerate(zip(MEMBERS, (*pair, whole), strict=True), start=1):
-        found[member]["no attack"] = right_ones(function, images, labels)
+        keep(member, right_ones(function, images, labels), None)
+        smallest = _attacked(study, closest, function, images, labels)
         for epsilon in EPSILONS:
-            label = f"PGD, {epsilon_label(epsilon)}"
             report = _attacked(study, pgd(epsilon, combined_steps(study)), function, images, labels)
-            found[member][label] = report.attacked & (report.predictions == report.labels)
+            kept = report.predictions == report.labels
+            keep(member, report.attacked & kept, "PGD", epsilon)
             if function is not whole:
-                shown = right_ones(whole, report.images, labels)
-                found["combined"][f"{label}, made on {member}"] = shown
-        closest = CarliniWagnerLinf(num_steps=10 * study.settings.curve_steps)
-        report = _attacked(study, closest, function, images, labels)
-        for epsilon in EPSILONS:
-            beaten = report.success & (report.linf <= epsilon)
-            found[member][f"CW, {epsilon_label(epsilon)}"] = report.attacked & ~beaten
+                keep("combined", right_ones(whole, report.images, labels), "PGD", epsilon, member)
+            beaten = smallest.success & (smallest.linf <= epsilon)
+            keep(member, smallest.attacked & ~beaten, "CW", epsilon)
         progress(done, len(MEMBERS) + 1)
     suite = auto_attack(study, 2)
     strong = evaluation.attack_suite(suite, whole, images, labels, key=study.run.key)
-    found["robust"]["APGD, 8/255"], found["combined"]["APGD, 8/255"] = known, strong.robust
-    return {member: {k: pack(v) for k, v in each.items()} for member, each in found.items()}
+    keep("robust", known, "APGD", EPSILON)
+    keep("combined", strong.robust, "APGD", EPSILON)
+    return found
 
 
 def combined_steps(study: Study) -> int:
@@ -163,35 +201,46 @@ def combined_steps(study: Study) -> int:
     return min(STEPS, study.settings.curve_steps)
 
 
-def panels(study: Study, variants: Sequence[Variant], right: np.ndarray) -> list[dict[str, Any]]:
-    """Figures 3.1 and A.2: images that all networks have right, as PGD on each makes them.
+def panels(study: Study) -> dict[str, Any]:
+    """Figures 3.1 and A.2: images over epsilon, made on the dense and on the smallest network.
 
-    Returns [{"label", "kept": of the network, "images" and "answers": for each of PANEL_EPSILONS}];
-    an image is an ARRAY of docs/result_format.md. Where no image is right, any are shown.
+    Both have them right; where there are none such, any are shown.
     """
+    settings, names = study.settings, study.dataset.class_names
+    pair = settings.pair(settings.networks[0], settings.radii[0])
+    shown = [variant.but(seed=settings.seed) for variant in (pair[0], pair[-1])]
 
     def attack(_: Any) -> list[dict[str, Any]]:
-        rows = np.flatnonzero(right) if right.any() else np.arange(len(right))
+        right = [study.run.facts.of("accuracy", variant).outcomes for variant in shown]
+        rows = np.flatnonzero(np.logical_and.reduce(right))
+        rows = rows if len(rows) else np.arange(len(study.test))
         rows = rows[np.linspace(0, len(rows) - 1, NUM_PANELS + 2).astype(int)[1:-1]]
         images, labels = study.test.images[rows], study.test.labels[rows]
         found: list[dict[str, Any]] = [
             {"label": int(label), "kept": variant.kept, "images": [], "answers": []}
             for label in labels
-            for variant in variants
+            for variant in shown
         ]
-        for epsilon, (place, variant) in itertools.product(PANEL_EPSILONS, enumerate(variants)):
+        for epsilon, (place, variant) in itertools.product(PANEL_EPSILONS, enumerate(shown)):
             classifier = study.classifier(variant)
             made, said = images / np.float32(255), evaluation.logits(classifier, images)
             if epsilon:
                 report = _attacked(study, pgd(epsilon, PANEL_STEPS), classifier, images, labels)
                 made, said = report.images, report.logits
             tiles = zip(np.rint(255 * made).astype(np.uint8), said.argmax(1), strict=True)
-            for row, (image, answer) in zip(found[place :: len(variants)], tiles, strict=True):
+            for row, (image, answer) in zip(found[place :: len(shown)], tiles, strict=True):
                 row["images"].append(encode_array(image))
                 row["answers"].append(int(answer))
         return found
 
-    return study.run.stages.remember("images over epsilon", attack)
+    rows = []
+    for row in study.run.stages.remember("images over epsilon", attack):
+        answers = zip(row["images"], row["answers"], strict=True)
+        tiles = [blocks.tile(decode_array(image), text=names[answer]) for image, answer in answers]
+        share = Variant("", kept=row["kept"]).share
+        rows.append((f"{names[row['label']]}, {share}", tiles))
+    columns = [epsilon_label(epsilon) if epsilon else "clean" for epsilon in PANEL_EPSILONS]
+    return blocks.pictures(rows, columns=columns)
 
 
 def _attacked(study: Study, attack: Attack, function: Any, images: Any, labels: Any) -> Any:

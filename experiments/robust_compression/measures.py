@@ -10,11 +10,8 @@ from typing import Any
 import numpy as np
 
 from experiments.robust_compression import attacks, networks, trainings
-from experiments.robust_compression.networks import EPSILON, NETWORKS, SCHEMES, Study, Variant
+from experiments.robust_compression.networks import NETWORKS, SCHEMES, Study, Variant
 from jaxrobust import evaluation, studies
-from jaxrobust.evaluation.attack_report import epsilon_label
-from jaxrobust.reports import blocks
-from jaxrobust.reports.pictures import decode_array
 from jaxrobust.studies import ANY, Fact, comparison, records
 from jaxrobust.studies.outcomes import unpack
 
@@ -39,21 +36,15 @@ def measure(study: Study) -> dict[str, Any]:
     for variant in settings.variants():
         train(study, variant)
     suite = list(attacks.auto_attack(study))
-    for variant in settings.robust():
-        is_full = settings.fully_attacked == "all" or variant.method in ("dense", "irregular")
-        records.add_suite(facts, attacks.run_suite(study, variant, None if is_full else 2), variant)
-    combine(study, suite[1])
+    attacks.run_suites(study)
+    attacks.combine(study, suite[1])
     models = study.run.stages.remember("classify", lambda _: entries(study))
     for network in settings.networks:
-        natural = [variant.but(seed=settings.seed) for variant in settings.natural(network)]
-        for variant, rate in zip(natural, attacks.under_fgsm(study, natural), strict=True):
-            facts.add_rate("robust accuracy", variant, rate, attack="FGSM", epsilon=EPSILON)
+        attacks.under_fgsm(study, network)
     weights(study)
-    for variant in itertools.chain.from_iterable(settings.pairs()):
-        for one in settings.seeded(variant):
-            records.add_curve(facts, attacks.curve(study, one), one, attack="PGD")
-    transfers = [transfer(study, radius, suite[1]) for radius in settings.radii]
-    pictures = panels(study)
+    attacks.curves(study)
+    transfers = [attacks.transfer(study, radius, suite[1]) for radius in settings.radii]
+    pictures = attacks.panels(study)
     time(study)
     average(study)
     compare_all(study, suite[1], suite[-1])
@@ -65,53 +56,49 @@ def train(study: Study, variant: Variant) -> None:
     facts, record = study.run.facts, trainings.train(study, variant)
     facts.add("accuracy", variant, outcomes=unpack(record["right"], len(study.test)))
     left, promised = record["weights"] - record["zeros"], record["promised"]
+    found, final = _histogram(study, variant), record["final"] or {}
     figures = {
-        name: record[name] for name in ("weights", "parameters", "bytes", "epochs", "residual")
+        **{name: record[name] for name in ("weights", "parameters", "bytes", "epochs", "residual")},
+        **{f"accuracy {k}": final.get(f"accuracy_{k}") for k in ("before", "projected", "after")},
+        "accuracy as trained": record["right_as_trained"] / len(study.test),
+        "weights not 0": left,
+        "share not 0": left / record["weights"],
+        "zeros": record["zeros"] / record["weights"],
+        "times smaller": record["dense_bytes"] / record["bytes"],
+        "weights too many": None if promised is None or variant.kept == 1 else left - promised,
+        "deviation of the weights": found["std"],
+        "largest weight": found["largest"],
     }
-    figures["accuracy as trained"] = record["right_as_trained"] / len(study.test)
-    figures["weights not 0"], figures["share not 0"] = left, left / record["weights"]
-    figures["zeros"] = record["zeros"] / record["weights"]
-    figures["times smaller"] = record["dense_bytes"] / record["bytes"]
-    figures["weights too many"] = None if promised is None or variant.kept == 1 else left - promised
     if variant.radius:
         losses = [row.get("validation_loss") for row in record["history"]]
         for epoch, loss in enumerate(losses, start=1):
             facts.add("loss", variant, epoch=epoch, value=loss)
         alarm = evaluation.loss_alarm(losses, study.dataset.num_classes)
         figures |= {"last loss": losses[-1], "rise of the loss": alarm["rise"]}
-        figures |= {name: alarm[name] for name in ("explosion_epoch", "collapse_epoch")}
-    found = _histogram(study, variant)
-    figures |= {"deviation of the weights": found["std"], "largest weight": found["largest"]}
-    for stage in ("before", "projected", "after"):
-        figures[f"accuracy {stage}"] = (record["final"] or {}).get(f"accuracy_{stage}")
+        figures["explosion epoch"] = alarm["explosion_epoch"]
+        figures["collapse epoch"] = alarm["collapse_epoch"]
     for name, value in figures.items():
-        facts.add(name.replace("_", " "), variant, value=value)
-
-
-def combine(study: Study, after: str) -> None:
-    """Natural and robust networks, and the means of their probabilities."""
-    facts, settings = study.run.facts, study.settings
-    for network in settings.networks:
-        robust = Variant(network, radius=settings.radii[0], seed=settings.seed)
-        known = facts.of("robust accuracy", robust, after=after).outcomes
-        for keys, right in attacks.combined(study, robust.but(radius=0.0), robust, known):
-            facts.add("robust accuracy" if "attack" in keys else "accuracy", keys, outcomes=right)
-    whole = {"member": "combined", "attack": ("PGD", "APGD"), "epsilon": EPSILON}
-    found = facts.where("robust accuracy", network=ANY, **whole)
-    name, robust_member = "robust accuracy difference", {"member": "robust"}
-    facts.extend(comparison.over_images(facts, found, lambda keys: keys | robust_member, name))
+        facts.add(name, variant, value=value)
 
 
 def entries(study: Study) -> list[dict[str, Any]]:
     """Dense and irregular networks of the first seed as models of the report."""
     found, settings, test = [], study.settings, study.test
     for network in settings.networks:
-        for variant in (settings.natural(network)[0], *settings.pair(network, settings.radii[0])):
+        natural, pair = settings.pair(network, 0.0)[0], settings.pair(network, settings.radii[0])
+        for variant in (natural, *pair):
             one = variant.but(seed=settings.seed)
-            known = {k: study.records[one][k] for k in ("history", "seconds_per_epoch")}
-            known["description"] = NETWORKS[network].words
-            of = (f"{network}, {variant.words}", study.classifier(one), test.images, test.labels)
-            found.append(studies.model_entry(*of, study.dataset.class_names, **known))
+            entry = studies.model_entry(
+                f"{network}, {variant.words}",
+                study.classifier(one),
+                test.images,
+                test.labels,
+                study.dataset.class_names,
+                history=study.records[one]["history"],
+                seconds_per_epoch=study.records[one]["seconds_per_epoch"],
+                description=NETWORKS[network].words,
+            )
+            found.append(entry)
     return found
 
 
@@ -122,16 +109,19 @@ def weights(study: Study) -> None:
     def deviations(variant: Variant) -> list[Any]:
         return [f.value for f in facts.where("deviation of the weights", variant, seed=ANY)]
 
+    def draw(variant: Variant, scaled: bool, **look: Any) -> None:
+        found = _histogram(study, variant.but(seed=settings.seed), normalise=scaled, **look)
+        for middle, count in zip(found["middles"], found["counts"], strict=True):
+            facts.add("weights in a bin", variant, value=count, scaled=scaled, middle=middle)
+
     for network in settings.networks:
-        natural, *pair = settings.natural(network)[:1] + settings.pair(network, settings.radii[0])
+        natural, pair = settings.pair(network, 0.0)[0], settings.pair(network, settings.radii[0])
         # Both in one frame, in which the narrower one is more than a spike.
-        frame = {"limit": 5 * max(deviations(natural)[0], deviations(pair[0])[0])}
-        looks: list[tuple[Variant, dict[str, Any]]] = [(natural, frame), (pair[0], frame)]
-        for variant, look in [*looks, *((one, {"normalise": True}) for one in pair)]:
-            found = _histogram(study, variant.but(seed=settings.seed), **look)
-            for middle, count in zip(found["middles"], found["counts"], strict=True):
-                keys = {"scaled": look is not frame, "middle": middle}
-                facts.add("weights in a bin", variant, value=count, **keys)
+        limit = 5 * max(deviations(natural)[0], deviations(pair[0])[0])
+        draw(natural, False, limit=limit)
+        draw(pair[0], False, limit=limit)
+        for variant in pair:
+            draw(variant, True)
     robust = Variant(settings.networks[0], radius=settings.radii[0])
     sides = [np.log(deviations(one)) for one in (robust, robust.but(radius=0.0))]
     gap: Any = evaluation.paired_mean_difference(*sides)
@@ -144,70 +134,16 @@ def _histogram(study: Study, variant: Variant, **look: Any) -> dict[str, Any]:
     return evaluation.weight_histogram(params, NUM_BINS, exclude=variant.exclude, **look)
 
 
-def transfer(study: Study, radius: float, after: str) -> dict[str, Any]:
-    """From the strongest and the weakest network of a radius of training, by what attacks leave."""
-    facts, settings = study.run.facts, study.settings
-    pairs = [pair for pair in settings.pairs() if pair[0].radius == radius]
-    targets = [variant.but(seed=settings.seed) for pair in pairs for variant in pair]
-    left = [facts.of("robust accuracy", target, after=after).value for target in targets]
-    sources = {"strongest": targets[np.argmax(left)], "weakest": targets[np.argmin(left)]}
-    if sources["strongest"] == sources["weakest"]:
-        del sources["weakest"]
-    others = [target for target in targets if target not in sources.values()]
-    within = max(epsilon for epsilon in settings.curve_epsilons if epsilon <= EPSILON + 1e-9)
-    lost = []
-    for made_on, source in sources.items():
-        keys = {"attack": "PGD", "made_on": made_on}
-        for target, curve in zip(targets, attacks.transfer(study, source, targets), strict=True):
-            records.add_curve(facts, curve, target, **keys)
-        sides: Any = [
-            [facts.of("robust accuracy", other, epsilon=epsilon, **keys).value for other in others]
-            for epsilon in (0.0, within)
-        ]
-        lost.append(np.subtract(*sides))
-    if len(sources) == 2 and others:
-        gap = evaluation.paired_mean_difference(*lost)
-        bounds = {"low": gap["low"], "high": gap["high"]}
-        facts.add(
-            "accuracy lost difference", radius=radius, value=gap["mean"], n=gap["n"], **bounds
-        )
-        for made_on, of in zip(sources, lost, strict=True):
-            mean = float(of.mean())
-            facts.add(
-                "mean accuracy lost", radius=radius, made_on=made_on, value=mean, n=len(others)
-            )
-    return {"radius": radius, "sources": sources, "targets": targets}
-
-
-def panels(study: Study) -> dict[str, Any]:
-    """Pictures of some images over epsilon, of the dense and of the smallest network."""
-    settings, names = study.settings, study.dataset.class_names
-    pair = settings.pair(settings.networks[0], settings.radii[0])
-    shown = [variant.but(seed=settings.seed) for variant in (pair[0], pair[-1])]
-    right = [study.run.facts.of("accuracy", variant).outcomes for variant in shown]
-    rows = []
-    for row in attacks.panels(study, shown, np.logical_and.reduce(right)):
-        answers = zip(row["images"], row["answers"], strict=True)
-        tiles = [blocks.tile(decode_array(image), text=names[answer]) for image, answer in answers]
-        share = Variant("", kept=row["kept"]).share
-        rows.append((f"{names[row['label']]}, {share}", tiles))
-    columns = [epsilon_label(epsilon) if epsilon else "clean" for epsilon in attacks.PANEL_EPSILONS]
-    return blocks.pictures(rows, columns=columns)
-
-
 def time(study: Study) -> None:
     """Time of one image and of 100 (algorithms 4 and 5, figures 4.7 and D.1)."""
     facts, settings = study.run.facts, study.settings
     for entry in study.run.stages.remember("latency", lambda progress: _times(study, progress)):
         pair, batch = settings.pair(entry["network"], settings.radii[0]), entry["batch"]
-        for variant, times in zip(pair, entry["variants"].values(), strict=True):
+        dense, *_ = found = list(entry["variants"].values())
+        for variant, times in zip(pair, found, strict=True):
             records.add_latency(facts, times, variant, batch=batch)
-            speedup = entry["variants"]["dense"]["median_ms"] / times["median_ms"]
+            speedup = dense["median_ms"] / times["median_ms"]
             facts.add("times faster", variant, batch=batch, value=speedup)
-            gap = times["difference"]
-            if gap is not None:
-                sign = int(np.sign(gap["median_ms"])) if gap["different"] else 0
-                facts.add("latency sign", variant, batch=batch, value=sign)
 
 
 def _times(study: Study, progress: Any) -> list[dict[str, Any]]:
@@ -218,16 +154,13 @@ def _times(study: Study, progress: Any) -> list[dict[str, Any]]:
         # The same images again where there are too few: times do not depend on what is seen.
         wanted = (size * settings.num_timed, *study.test.images.shape[1:])
         timed = evaluation.dataset_latency(
-            {variant.share: study.classifier(variant.but(seed=settings.seed)) for variant in pair},
+            {str(one.kept): study.classifier(one.but(seed=settings.seed)) for one in pair},
             np.resize(study.test.images, wanted),
             size,
             in_memory=size == 1,
             controls=1 if settings.quick else 3,
         )
-        kept = ("mean_ms", "std_ms", "median_ms", "flops", "difference")
-        of = {share: {k: one[k] for k in kept} for share, one in timed["variants"].items()}
-        floor = timed["noise_floor_ms"]
-        found.append({"network": network, "batch": size, "floor": floor, "variants": of})
+        found.append({"network": network, "batch": size, "variants": timed["variants"]})
         progress(done, len(cases))
     return found
 
@@ -277,15 +210,13 @@ def compare_all(study: Study, first: str, last: str) -> None:
         if variant.method in (*SCHEMES[1:], RANDOM) and settings.asked(variant) == settings.kept[-1]
     ]
     for variant, after in judged:
-        fell = []
-        for one in settings.seeded(variant):
-            of = [("accuracy", {}), ("robust accuracy", {"after": after})]
-            sides = [
-                [facts.of(m, v, **k).value for m, k in of]
-                for v in (one.but(method="dense", kept=1.0), one)
-            ]
-            fell.append(has_collapsed(*sides))
-        facts.add("collapsed", variant, value=float(np.mean(fell)), count=sum(fell), n=len(fell))
+        measures = [("accuracy", {}), ("robust accuracy", {"after": after})]
+        sides = (
+            [[facts.of(m, v, **k).value for m, k in measures] for v in (one.dense, one)]
+            for one in settings.seeded(variant)
+        )
+        fell = np.array([has_collapsed(*pair) for pair in sides])
+        facts.add("collapsed", variant, outcomes=fell)
     source = {"network": ANY, "data": "cifar10", "radius": ANY, "kept": (0.5, 0.1), "source": "004"}
     for measure, keys in (("accuracy", {}), ("robust accuracy", {"after": "Square"})):
         found, name = facts.where(measure, **source, **keys), f"{measure} difference"

@@ -115,6 +115,11 @@ class Variant:
         return dataclasses.replace(self, **changes)
 
     @property
+    def dense(self) -> "Variant":
+        """The dense network that it is compared with."""
+        return self.but(method="dense", kept=1.0)
+
+    @property
     def exclude(self) -> tuple[str, ...]:
         """Path prefixes of the kernels that stay whole."""
         return NETWORKS[self.network].exclude
@@ -158,20 +163,28 @@ class Study:
 
     def __init__(self, run: Any, dataset: data.Dataset) -> None:
         self.run, self.settings, self.dataset = run, run.settings, dataset
-        size = len(dataset.train)
-        held = validation_rows(run.settings, size)
-        self.validation = _part(dataset.train, held)
-        rest = np.setdiff1d(np.arange(size), held)
-        self.train = _part(dataset.train, rest[spread_rows(len(rest), run.settings.num_train)])
-        self.test = dataset.test
+        train, self.test = dataset.train, dataset.test
+        most = min(run.settings.num_validation, max(1, len(train) // 10))
+        held = spread_rows(len(train), most)
+        self.validation = train.take(held)
+        rest = np.setdiff1d(np.arange(len(train)), held)
+        self.train = train.take(rest[spread_rows(len(rest), run.settings.num_train)])
         self.records: dict[Variant, dict[str, Any]] = {}  # what `trainings.train` returned
         self._classifiers: dict[Variant, models.Classifier] = {}
 
-    def attacked(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """The test images, with labels, that networks of a seed are attacked on: others for each."""
+    def attacked_rows(self, seed: int) -> np.ndarray:
+        """The test images that networks of a seed are attacked on: others for each."""
         part = seed - self.settings.seed, self.settings.seeds
-        rows = spread_rows(len(self.test), self.settings.num_attacked, part)
+        return spread_rows(len(self.test), self.settings.num_attacked, part)
+
+    def attacked(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """These images, with labels."""
+        rows = self.attacked_rows(seed)
         return self.test.images[rows], self.test.labels[rows]
+
+    def target(self, variant: Variant) -> tuple[models.Classifier, np.ndarray, np.ndarray]:
+        """What attacks take: the network of a variant, and the images and labels of its seed."""
+        return self.classifier(variant), *self.attacked(variant.seed)
 
     def network(self, name: str) -> nn.Module:
         """A network without weights."""
@@ -186,10 +199,11 @@ class Study:
         """Saves a network; returns the bytes of the file, and of one with the zeros written out."""
         apply, names = self.network(variant.network).apply, self.dataset.class_names
         model = models.Classifier(apply, variables, self.dataset.mean, self.dataset.std)
-        path, dense = self.path(variant), self.path(variant).with_suffix(".dense")
-        size = models.save(dense, model, class_names=names, sparse=False)
-        dense.unlink()
-        return models.save(path, model, class_names=names, sparse=True), size
+        dense, sparse = (
+            models.save(self.path(variant), model, class_names=names, sparse=sparse)
+            for sparse in (False, True)
+        )
+        return sparse, dense
 
     def classifier(self, variant: Variant) -> models.Classifier:
         """A trained network, read from its file: what is measured is what was saved."""
@@ -204,13 +218,3 @@ def spread_rows(size: int, most: int | None, part: tuple[int, int] = (0, 1)) -> 
     number, parts = part
     shifted = np.arange(count) + (number + 0.5) / parts
     return np.unique((shifted * size / max(count, 1)).astype(int))
-
-
-def validation_rows(settings: Any, size: int) -> np.ndarray:
-    """The rows of so many training images that are not trained on."""
-    return spread_rows(size, min(settings.num_validation, max(1, size // 10)))
-
-
-def _part(split: data.Split, rows: np.ndarray) -> data.Split:
-    names = tuple(split.files[row] for row in rows)
-    return data.Split(split.images[rows], split.labels[rows], names)

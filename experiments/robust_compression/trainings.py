@@ -47,7 +47,7 @@ _BLOCK = 4  # N of every 4 weights; of 8 where that is no whole number, at least
 def train(study: Study, variant: Variant) -> dict[str, Any]:
     """Trains a network, saves it as a file, and says what it is (`_finished`); once."""
     if variant not in study.records:
-        if len(phases(variant.method, study.settings.num_epochs)) > 1:
+        if any(phases(variant.method, study.settings.num_epochs)[1:]):
             train(study, _dense_half(variant))
         study.records[variant] = study.run.stages.remember(
             f"train {variant.name}", lambda _: _trained(study, variant)
@@ -65,20 +65,19 @@ def _dense_half(variant: Variant) -> Variant:
 
 
 def _trained(study: Study, variant: Variant) -> dict[str, Any]:
-    epochs = phases(variant.method, study.settings.num_epochs)
-    tie = compression(study, variant)
-    if len(epochs) == 1:
+    epochs, tie = phases(variant.method, study.settings.num_epochs), compression(study, variant)
+    if not any(epochs[1:]):
         masks = _random_masks(study, variant) if variant.method == "random_masks" else None
-        return _finished(study, variant, [_fit(study, variant, 0, 0, epochs[0], tie, None, masks)])
+        return _finished(study, variant, [_fit(study, variant, 0, tie, None, masks)])
     base, fits, masks = _dense_half(variant), [], None
     variables = study.classifier(base).variables
     if variant.method == "magnitude":
         params, whole = variables["params"], variant.exclude
         masks = pruning.Irregular().masks(params, variant.kept, exclude=whole)
-    if len(epochs) == 3:
-        fits = [_fit(study, variant, 1, epochs[0], epochs[1], tie, variables)]
+    if epochs[1]:
+        fits = [_fit(study, variant, 1, tie, variables)]
         variables, masks = fits[0].variables, fits[0].masks
-    fits.append(_fit(study, variant, 2, sum(epochs[:-1]), epochs[-1], None, variables, masks))
+    fits.append(_fit(study, variant, 2, None, variables, masks))
     return _finished(study, variant, fits, study.records[base]["history"])
 
 
@@ -166,20 +165,23 @@ def _fit(
     study: Study,
     variant: Variant,
     phase: int,
-    first: int,
-    num_epochs: int,
     tie: training.Compression | None = None,
     variables: Any = None,
     masks: Any = None,
 ) -> training.FitResult:
-    """A training or one of its phases, which begins `first` epochs after the beginning."""
-    mean, std = study.dataset.mean, study.dataset.std
+    """A phase of a training: 0, 1 or 2."""
+    epochs = phases(variant.method, study.settings.num_epochs)
     train, held = study.train, study.validation
     return training.fit(
         study.network(variant.network),
-        training.Data((train.images, train.labels), (held.images, held.labels), mean, std),
+        training.Data(
+            (train.images, train.labels),
+            (held.images, held.labels),
+            study.dataset.mean,
+            study.dataset.std,
+        ),
         dataclasses.replace(
-            recipe(study, variant.radius, first, num_epochs),
+            recipe(study, variant.radius, sum(epochs[:phase]), epochs[phase]),
             seed=10 * variant.seed + phase,
             compression=tie,
         ),
@@ -236,7 +238,6 @@ def _finished(
         "weights": sum(kernel.size for kernel in kernels),
         "zeros": sum(int((kernel == 0).sum()) for kernel in kernels),
         "promised": promised(variant, [kernel.size for kernel in kernels]),
-        "layers": len(kernels),
         "bytes": size,
         "dense_bytes": dense,
         "epochs": len(history),
@@ -247,17 +248,20 @@ def _finished(
     }
 
 
-def phases(method: str, num_epochs: int) -> tuple[int, ...]:
-    """The epochs of every phase of a method; together `num_epochs`, but for the dense half alone."""
+def phases(method: str, num_epochs: int) -> tuple[int, int, int]:
+    """The epochs of the phases of a method, 0 of those that it lacks.
+
+    Together they are `num_epochs`, but for the dense half alone.
+    """
     half = num_epochs // 2
     rest = num_epochs - half
     if method == PRETRAINED:
-        return (half,)
+        return half, 0, 0
     if method in ("magnitude", "dense_phases"):
-        return half, rest
+        return half, 0, rest
     if method in ("two_phase", "hydra"):
         return half, rest - rest // 2, rest // 2
-    return (num_epochs,)
+    return num_epochs, 0, 0
 
 
 def recipe(study: Study, radius: float, first: int, num_epochs: int) -> training.Recipe:
@@ -271,7 +275,7 @@ def recipe(study: Study, radius: float, first: int, num_epochs: int) -> training
     if radius:
         against = {
             "objective": training.CrossEntropy(natural_weight=NATURAL_WEIGHT),
-            "adversary": part_of(attacks_of(settings, radius), first, num_epochs),
+            "adversary": attacks_of(settings, radius).part(first, num_epochs),
             "validation": training.Validation(pgd(radius, settings.max_steps)),
         }
     return training.Recipe(
@@ -293,15 +297,6 @@ def attacks_of(settings: Any, radius: float) -> AttackSchedule:
     # in the second half, by whatever method, meets the whole attack.
     rising, whole = settings.num_epochs // 2, pgd(radius, settings.max_steps)
     return training.source_sequences(rising, whole, 1.0, num_radii=min(NUM_RADII, rising // 3))[0]
-
-
-def part_of(schedule: AttackSchedule, first: int, num_epochs: int) -> AttackSchedule:
-    """The attacks of a phase that begins `first` epochs after the beginning."""
-    stages: dict[int, Any] = {}
-    for epoch, one in schedule.stages:
-        if epoch <= first + num_epochs:
-            stages[max(1, epoch - first)] = one
-    return AttackSchedule(tuple(stages.items()))
 
 
 def budgets(settings: Any, kept: float) -> tuple[float, ...]:

@@ -29,6 +29,19 @@ class Layer(NamedTuple):
     bias: bool = True
     flattened: tuple[int, int, int] | None = None
 
+    @property
+    def leaves(self) -> list[tuple[str, str, str]]:
+        """(PyTorch's suffix, our collection, our leaf) of every array."""
+        if self.kind == "bn":
+            return [
+                ("weight", "params", "scale"),
+                ("bias", "params", "bias"),
+                ("running_mean", "batch_stats", "mean"),
+                ("running_var", "batch_stats", "var"),
+            ]
+        kernel = ("weight", "params", "kernel")
+        return [kernel, ("bias", "params", "bias")] if self.bias else [kernel]
+
 
 def _sequence(convolutions: list[int]) -> list[Layer]:
     """A Sequential of convolutions with bias at these places, BatchNorm right after each."""

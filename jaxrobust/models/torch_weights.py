@@ -59,7 +59,7 @@ def from_torch(name: str, state_dict: Mapping[str, Any], **sizes: Any) -> PyTree
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
     problems, seen = [], set()
     for layer in layers:
-        for suffix, collection, leaf in _leaves(layer):
+        for suffix, collection, leaf in layer.leaves:
             key, path = f"{layer.theirs}.{suffix}", (collection, *layer.ours.split("/"), leaf)
             seen.add(key)
             if key not in arrays:
@@ -101,19 +101,6 @@ def _expected(
         tuple(entry.key for entry in path): leaf.shape
         for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
     }
-
-
-def _leaves(layer: Layer) -> list[tuple[str, str, str]]:
-    """(PyTorch's suffix, our collection, our leaf) of every array of a layer."""
-    if layer.kind == "bn":
-        return [
-            ("weight", "params", "scale"),
-            ("bias", "params", "bias"),
-            ("running_mean", "batch_stats", "mean"),
-            ("running_var", "batch_stats", "var"),
-        ]
-    kernel = ("weight", "params", "kernel")
-    return [kernel, ("bias", "params", "bias")] if layer.bias else [kernel]
 
 
 def _converted(array: np.ndarray, layer: Layer) -> jnp.ndarray:

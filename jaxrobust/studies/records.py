@@ -84,7 +84,8 @@ def add_latency(facts: Facts, times: Mapping[str, Any], of: Any = None, /, **key
     Args:
       facts: Where to.
       times: The entry: `latency`, the mean with its deviation, and `median latency`; of all but the
-        reference `latency to reference`, the median difference with its interval.
+        reference `latency to reference`, the median difference with its interval, and `latency sign`,
+        its sign where it is a difference by `evaluation.compare_latency`, else 0.
       of: What it is of, as in `Facts.add`.
       **keys: Further keys.
     """
@@ -94,3 +95,5 @@ def add_latency(facts: Facts, times: Mapping[str, Any], of: Any = None, /, **key
     if gap is not None:
         ends = {"low": gap["low_ms"], "high": gap["high_ms"]}
         facts.add("latency to reference", of, value=gap["median_ms"], **ends, **keys)
+        sign = int(np.sign(gap["median_ms"])) if gap["different"] else 0
+        facts.add("latency sign", of, value=sign, **keys)

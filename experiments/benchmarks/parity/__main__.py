@@ -20,9 +20,8 @@ from typing import Any
 
 from experiments.benchmarks import harness, network_files
 from experiments.benchmarks.parity import compare, matrix, networks, tables
-from jaxrobust import checks, files, studies
-
-_ALL_IMAGES = networks.NUM_IMAGES  # within Config, `networks` is a setting
+from jaxrobust import compilation, files, studies
+from jaxrobust.studies.outcomes import right_ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +62,11 @@ class Config:
     smallest: bool = True
     attacks: tuple[str, ...] | None = None
     art: bool = True
-    num_images: int = _ALL_IMAGES
+    num_images: int = 200
     num_radii: int = 3
     num_searches: int = 9
     num_iterations: int = 1000
-    num_threads: int = dataclasses.field(default_factory=harness.num_cores)
+    num_threads: int = dataclasses.field(default_factory=compilation.num_cores)
     seeds: tuple[int, ...] = (0, 1, 2)
     run: str = "default"
     results_dir: Path = Path("results")
@@ -83,11 +82,8 @@ class Config:
 
 def check(config: Config) -> None:
     """Checks the settings."""
-    checks.integer("num_radii", config.num_radii, minimum=0)
-    whole = dataclasses.replace(config, num_radii=config.num_radii or 1)
-    harness.check(whole, networks=networks.NAMES, norms=matrix.NORMS, attacks=matrix.NAMES)
-    if not config.norms:
-        raise ValueError("`norms` must leave something to compare, got none.")
+    names = {"networks": networks.NAMES, "norms": matrix.NORMS, "attacks": matrix.NAMES}
+    studies.check_settings(config, {"num_radii": 0}, **names)
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise ValueError(f"`seeds` must be different integers, at least one, got {config.seeds}.")
     missing = [name for name in matrix.SUITE if name not in (config.attacks or matrix.SUITE)]
@@ -105,37 +101,37 @@ def main(config: Config) -> Path:
     kept = dataclasses.replace(config, docs=None)
     hashes = {network.name: network_files.fingerprint(network.path) for network in used}
     decisive: Any = {"hashes": hashes, "peers": versions, "torch_device": harness.peer_device()}
-    folder = studies.open_run(config.results_dir, "parity", config.run, kept, **decisive)
-    stages = studies.Stages(folder)
-    found: dict[str, Any] = {"networks": [], "cells": [], "minimal_norms": []}
-    devices: dict[str, Any] = {}
-    for network in used:
-        with harness.peer(config.peer_python) as ask:
-            hello = network_files.load(ask, network.path, num_threads=config.num_threads)
-            devices = {"torch_device": hello["device"], "torch_threads": hello["num_threads"]}
-            sizes, cells, norms = _compared(config, network, ask, stages)
-        facts = {"logits_difference": hello["logits_difference"], "recipe": network.recipe}
-        facts |= {"name": network.name, "fingerprint": hashes[network.name], **sizes}
-        found["networks"].append(facts)
-        found["cells"] += cells
-        found["minimal_norms"] += norms
-    devices |= {"num_cores": harness.num_cores(), "commits_of_stages": stages.commits}
-    result = {
+    run = studies.start("parity", kept, **decisive)
+    environment: dict[str, Any] = {"num_cores": compilation.num_cores()}
+    result: dict[str, Any] = {
         "experiment": "parity",
         "run": config.run,
         "config": studies.configuration(kept),
         "effort": dataclasses.asdict(config.effort),
         "per_image": compare.PER_IMAGE,
-        "environment": studies.environment() | devices,
+        "environment": environment,
         "peer_versions": versions,
-        "timings": stages.seconds,
-        **found,
+        "timings": run.stages.seconds,
+        **{name: [] for name in tables.LISTS},
     }
-    path = folder / "result.json"
+    for network in used:
+        with harness.peer(config.peer_python) as ask:
+            hello = network_files.load(ask, network.path, num_threads=config.num_threads)
+            environment |= {"torch_device": hello["device"], "torch_threads": hello["num_threads"]}
+            found = _compared(config, network, ask, run.stages)
+        found["networks"][0] |= {
+            "logits_difference": hello["logits_difference"],
+            "fingerprint": hashes[network.name],
+            "recipe": network.recipe,
+        }
+        for name in tables.LISTS:
+            result[name] += found[name]
+    environment |= studies.environment() | {"commits_of_stages": run.stages.commits}
+    path = run.folder / "result.json"
     files.write_json(path, result)
-    files.replace_text(folder / "parity.md", tables.markdown([result]))
+    files.replace_text(path.with_name("parity.md"), tables.markdown([result]))
     for name in ("cells", "minimal_norms"):
-        words = [f"{word} {count}" for word, count in compare.counted(found[name]).items()]
+        words = [f"{word} {count}" for word, count in compare.counted(result[name]).items()]
         print(f"{name}: {', '.join(words)}")
     print(f"Written to {path}.")
     if config.docs is not None:
@@ -149,26 +145,26 @@ def main(config: Config) -> Path:
 
 def _compared(
     config: Config, network: network_files.Network, ask: harness.Ask, stages: studies.Stages
-) -> tuple[dict[str, int], list[dict[str, Any]], list[dict[str, Any]]]:
-    """A network's sizes, "cells" and "minimal_norms" of result.json."""
-    count = min(8 if config.quick else _ALL_IMAGES, config.num_images)
-    images, labels = network.images[:count], network.labels[:count]
-    network = dataclasses.replace(network, images=images, labels=labels)
+) -> dict[str, list[dict[str, Any]]]:
+    """What a network adds to the lists of result.json."""
+    count = min(8, config.num_images) if config.quick else config.num_images
+    network = network.first(count)
     seeds = config.seeds[:1] if config.quick else config.seeds
     comparison = compare.Comparison(
         network, ask, stages, config.effort, seeds, config.art, config.attacks
     )
-    mask = compare.right(network)
+    right = right_ones(*network.target)
     norms = [
-        compare.smallest(comparison, norm, row, mask)
+        compare.smallest(comparison, norm, row, right)
         for norm, row in (matrix.minimal(config.effort) if config.smallest else ())
         if norm in config.norms
     ]
-    cells = []
     radii = min(config.num_radii, 1) if config.quick else config.num_radii
+    cells: list[dict[str, Any]] = []
     for norm in config.norms if radii else ():
         cells += compare.within_ball(comparison, norm, radii)
-    return {"num_images": len(images), "num_right": int(mask.sum())}, cells, norms
+    facts = {"name": network.name, "num_images": len(right), "num_right": int(right.sum())}
+    return {"networks": [facts], "cells": cells, "minimal_norms": norms}
 
 
 if __name__ == "__main__":

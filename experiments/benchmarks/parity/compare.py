@@ -16,6 +16,7 @@ from experiments.benchmarks.network_files import Network
 from experiments.benchmarks.parity import matrix
 from jaxrobust import evaluation, studies
 from jaxrobust.attacks import APGD
+from jaxrobust.studies.outcomes import right_ones
 from jaxrobust.types import Attack
 
 PER_IMAGE = 200  # of which we may leave one more robust than a peer does
@@ -40,12 +41,6 @@ class Comparison:
     attacks: tuple[str, ...] | None = None  # within a ball; None: all
 
 
-def right(network: Network) -> np.ndarray:
-    """Bool [N]: the clean images that the network has right."""
-    logits = evaluation.logits(network.classifier, network.images)
-    return logits.argmax(axis=1) == network.labels
-
-
 def attack(
     network: Network, chosen: Attack | dict[str, Attack], epsilon: float | None, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -53,15 +48,14 @@ def attack(
 
     Without epsilon whatever fools counts.
     """
-    arguments = (network.classifier, network.images, network.labels)
     key = jax.random.key(seed)
     if isinstance(chosen, dict):
-        suite = evaluation.attack_suite(chosen, *arguments, key=key)
+        suite = evaluation.attack_suite(chosen, *network.target, key=key)
         return suite.images, suite.robust
     # An image is left at its first success, but for its smallest perturbation; an attack that keeps
     # its last point goes on to it.
     until_fooled = epsilon is not None
-    report = evaluation.attack_dataset(chosen, *arguments, key=key, until_fooled=until_fooled)
+    report = evaluation.attack_dataset(chosen, *network.target, key=key, until_fooled=until_fooled)
     return report.images, report.attacked & ~report.success
 
 
@@ -73,7 +67,7 @@ def radii(network: Network, norm: str, count: int, num_steps: int, seed: int) ->
         _, robust = attack(network, APGD(epsilon, "ce", num_steps, norm), epsilon, seed)
         return float(robust.mean())
 
-    clean = min(float(np.mean(right(network))), 0.9)
+    clean = min(float(right_ones(*network.target).mean()), 0.9)
     shares = [1 - (index + 1) / (count + 1) for index in range(count)]
     goals = [_LOWEST + (clean - _LOWEST) * share for share in shares]
     high = _FIRST[norm]
@@ -200,7 +194,7 @@ def _intersections(suite: dict[str, list[Answer]], count: int) -> list[Answer]:
 
 
 def _counts(answers: list[Answer]) -> Answer:
-    """How many images are robust, seed by seed, and what all seeds have in common."""
+    """How many images are robust, seed by seed, and the sums of the rest."""
     sums = {name: sum(answer[name] for answer in answers) for name in ("outside", "seconds")}
     return {"robust": [sum(answer["robust"]) for answer in answers], **sums}
 

@@ -24,6 +24,7 @@ from experiments.benchmarks import harness, network_files
 from jaxrobust import attacks, data, evaluation, models, studies, training
 from jaxrobust.attacks import PGD
 from jaxrobust.data.augment import Augmentation
+from jaxrobust.studies.outcomes import right_ones
 
 NAMES = ("reference", "cifar_standard", "cifar_robust")
 WIDTHS = (16, 32, 64)
@@ -34,7 +35,6 @@ _PIXELS: dict[str, Any] = {
     "mean": np.array(harness.IMAGENET_MEAN, np.float32),
     "std": np.array(harness.IMAGENET_STD, np.float32),
 }
-_NUM_ROBUST = 25_000  # adversarial training takes three times as long for each image
 _STANDARD = training.Recipe(
     num_epochs=6,
     batch_size=128,
@@ -48,6 +48,8 @@ _ROBUST = dataclasses.replace(
     schedule=training.Cosine(0.05),
     adversary=PGD(epsilon=8 / 255, step_size=6 / 255, num_steps=2),
 )
+# With the number of training images: adversarial training takes three times as long for each image.
+_RECIPES = {"cifar_standard": (_STANDARD, None), "cifar_robust": (_ROBUST, 25_000)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,66 +88,53 @@ def cifar(folder: Path, source: Path) -> list[network_files.Network]:
 
     `source` is the tar file, or the folder that it unpacks to; networks of another recipe are refused.
     """
-    recipes = {"cifar_standard": _described(_STANDARD), "cifar_robust": _described(_ROBUST)}
-    recipes["cifar_robust"]["num_train"] = _NUM_ROBUST
-    networks = _ready(folder, recipes)
-    if len(networks) < len(recipes):
-        _train(folder, data.load("cifar10_jpeg", source, cache_dir=folder / "cache"), recipes)
-        networks = _ready(folder, recipes)
+    networks: list[network_files.Network] = []
+    for name in _RECIPES:
+        path = folder / f"{name}.npz"
+        if not path.exists():
+            dataset = data.load("cifar10_jpeg", source, cache_dir=folder / "cache")
+            # The robust one goes on from the standard one: it learns faster than from nothing.
+            _train(path, dataset, networks[-1].classifier.variables if networks else None)
+        network = network_files.read(name, path)
+        if network.recipe != _described(name):
+            raise ValueError(f"{path} was trained by another recipe; delete it to train anew.")
+        networks.append(network)
     return networks
 
 
-def _ready(folder: Path, recipes: dict[str, Any]) -> list[network_files.Network]:
-    paths = {name: folder / f"{name}.npz" for name in recipes}
-    networks = [network_files.read(name, path) for name, path in paths.items() if path.exists()]
-    for network in networks:
-        if network.recipe != json.loads(
-            json.dumps(recipes[network.name])
-        ):  # tuples are lists there
-            raise ValueError(
-                f"{network.path} was trained by another recipe; delete it to train anew."
-            )
-    return networks
-
-
-def _described(recipe: training.Recipe) -> dict[str, Any]:
+def _described(name: str) -> dict[str, Any]:
+    recipe, num_train = _RECIPES[name]
     default, chosen = map(training.describe, (training.Recipe(), recipe))
     chosen.pop("adversary")
     # What is no default: a value that comes with a later release changes no recipe.
     changed = {k: v for k, v in chosen.items() if k == "num_epochs" or v != default[k]}
     words: dict[str, Any] = {"data": "cifar10_jpeg", "training": changed}
     words |= {"num_images": NUM_IMAGES, "image_seed": _SEED}
-    adversary = recipe.adversary
-    return words if adversary is None else words | {"attack": attacks.to_dict(adversary)}
+    if recipe.adversary is not None:
+        words |= {"attack": attacks.to_dict(recipe.adversary), "num_train": num_train}
+    return json.loads(json.dumps(words))  # as it is read: tuples are lists there
 
 
-def _train(folder: Path, dataset: data.Dataset, recipes: dict[str, Any]) -> None:
+def _train(path: Path, dataset: data.Dataset, variables: Any) -> None:
+    """Trains the network of this path on from `variables`; None: from the beginning."""
+    recipe, num_train = _RECIPES[path.stem]
+    order = np.random.default_rng(_SEED).permutation(len(dataset.train))
+    train = dataset.train if num_train is None else dataset.train.take(np.sort(order[:num_train]))
+    network = models.create("resnet_small", widths=WIDTHS)
+    fitted = training.fit(
+        network,
+        training.Data((train.images, train.labels), **_PIXELS),
+        recipe,
+        run_dir=path.with_name(f"train_{path.stem}"),
+        variables=variables,
+    )
+    classifier = models.Classifier(network.apply, fitted.variables, **_PIXELS)
     rows = np.random.default_rng(_SEED).permutation(len(dataset.test))[:NUM_IMAGES]
     images = dataset.test.images[rows].astype(np.float32) / np.float32(255)
-    labels = dataset.test.labels[rows]
-    network = models.create("resnet_small", widths=WIDTHS)
-    order = np.random.default_rng(_SEED).permutation(len(dataset.train))
-    used_by: dict[str, Any] = {
-        "cifar_standard": slice(None),
-        "cifar_robust": np.sort(order[:_NUM_ROBUST]),
-    }
-    variables = None
-    for (name, used), recipe in zip(used_by.items(), (_STANDARD, _ROBUST), strict=True):
-        arrays = dataset.train.images[used], dataset.train.labels[used]
-        fitted = training.fit(
-            network,
-            training.Data(arrays, **_PIXELS),
-            recipe,
-            run_dir=folder / f"train_{name}",
-            # The robust one goes on from the standard one: it learns faster than from nothing.
-            variables=variables,
-        )
-        variables = fitted.variables
-        classifier = models.Classifier(network.apply, variables, **_PIXELS)
-        path, words = folder / f"{name}.npz", recipes[name]
-        network_files.save(path, "resnet_small", classifier, images, labels, WIDTHS, words)
-        test = evaluation.logits(classifier, dataset.test.images).argmax(axis=1)
-        print(f"{name}: {100 * np.mean(test == dataset.test.labels):.1f} % of the test split right")
+    labels, words = dataset.test.labels[rows], _described(path.stem)
+    network_files.save(path, "resnet_small", classifier, images, labels, WIDTHS, words)
+    right = right_ones(classifier, dataset.test.images, dataset.test.labels)
+    print(f"{path.stem}: {100 * right.mean():.1f} % of the test split right")
 
 
 def select(config: Any) -> list[network_files.Network]:
@@ -167,12 +156,10 @@ def main(config: Config) -> None:
     """Makes what is missing and prints how the networks stand."""
     folder = config.results_dir / "parity" / "networks"
     for network in (reference(folder, config.shared), *cifar(folder, config.cifar)):
-        arguments = (network.classifier, network.images, network.labels)
-        clean = evaluation.logits(network.classifier, network.images).argmax(axis=1)
-        words = [f"{network.name}: clean {100 * np.mean(clean == network.labels):.1f} %"]
+        words = [f"{network.name}: clean {100 * right_ones(*network.target).mean():.1f} %"]
         for radius in (2, 4, 8):
             attack = PGD(radius / 255, radius / 4 / 255, num_steps=20)
-            report = evaluation.attack_dataset(attack, *arguments, key=jax.random.key(0))
+            report = evaluation.attack_dataset(attack, *network.target, key=jax.random.key(0))
             robust = np.mean(report.attacked & ~report.success)
             words.append(f"PGD-20 at {radius}/255 {100 * robust:.1f} %")
         print(", ".join(words), flush=True)

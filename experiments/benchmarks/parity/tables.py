@@ -1,4 +1,4 @@
-"""The comparison as Markdown: numbers here, words in parity.md.j2."""
+"""The comparison as Markdown: which rows there are; numbers and words are in parity.md.j2."""
 
 import math
 from pathlib import Path
@@ -7,8 +7,9 @@ from typing import Any
 from experiments.benchmarks.parity import compare
 from jaxrobust.reports import formatting
 
-_LISTS = ("networks", "cells", "minimal_norms")
+LISTS = ("networks", "cells", "minimal_norms")  # of result.json
 _CELL = ("network", "norm", "epsilon", "attack")
+_ENVIRONMENT = ("jaxrobust", "jax", "jaxlib", "device", "torch_device")
 Row = dict[str, Any]
 
 
@@ -27,11 +28,9 @@ def markdown(results: list[Row]) -> str:
             if one != (other := _shared(run)[name]):
                 runs = f"{one} in {first['run']!r} and {other} in {run['run']!r}"
                 raise ValueError(f"`results` must share {name}, got {runs}.")
-    networks, cells, norms = ([row for run in results for row in run[name]] for name in _LISTS)
-    cells = _most_judged(cells)
-    _check_once(cells + norms)
+    networks, cells, norms = ([row for run in results for row in run[name]] for name in LISTS)
+    cells, norms = _once(cells), _once(norms)
     environments = [run["environment"] for run in results]
-    unlike = [row for row in cells if row["ours"]["robust"] != row["ours"]["by_our_own_reckoning"]]
     jinja = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
@@ -48,39 +47,31 @@ def markdown(results: list[Row]) -> str:
         cores=sorted({e["num_cores"] for e in environments}),
         threads=sorted({e["torch_threads"] for e in environments}),
         networks=_networks(networks),
-        cells=[_averaged(row) for row in cells],
+        cells=cells,
         norms=norms,
         infinite=(None, math.inf),  # of a median, read from JSON or just computed
-        counts={"robust images": compare.counted(cells), "minimal norms": compare.counted(norms)},
-        num_unlike=len(unlike),
+        count_of=compare.counted,
     )
 
 
 def _shared(run: Row) -> Row:
     """What runs must share to stand in one table."""
-    names = ("jaxrobust", "jax", "jaxlib", "device", "torch_device")
-    environment = {f"environment.{name}": run["environment"][name] for name in names}
+    environment = {f"environment.{name}": run["environment"][name] for name in _ENVIRONMENT}
     return {name: run[name] for name in ("effort", "per_image", "peer_versions")} | environment
 
 
-def _most_judged(cells: list[Row]) -> list[Row]:
-    """Without the comparisons that another one made on more images, or with more seeds."""
-
-    def size(cell: Row) -> int:
-        return cell["num_images"] * len(cell["ours"]["robust"])
-
-    most: dict[tuple, int] = {}
-    for cell in cells:
-        key = tuple(cell[name] for name in _CELL)
-        most[key] = max(most.get(key, 0), size(cell))
-    return [cell for cell in cells if size(cell) == most[tuple(cell[name] for name in _CELL)]]
-
-
-def _check_once(rows: list[Row]) -> None:
-    keys = [tuple(row.get(name) for name in _CELL) for row in rows]
-    twice = sorted({" ".join(map(str, key)) for key in keys if keys.count(key) > 1})
+def _once(rows: list[Row]) -> list[Row]:
+    """Of each comparison the one that was made on most images, with most seeds."""
+    groups: dict[Any, dict[int, list[Row]]] = {}
+    for row in rows:
+        size = row["num_images"] * len(row["ours"].get("robust", [None]))
+        group = groups.setdefault(tuple(row.get(name) for name in _CELL), {})
+        group.setdefault(size, []).append(row)
+    largest = {key: group[max(group)] for key, group in groups.items()}
+    twice = [" ".join(map(str, key)) for key, group in largest.items() if len(group) > 1]
     if twice:
         raise ValueError(f"`results` must hold a comparison once, got twice: {', '.join(twice)}.")
+    return [row for group in largest.values() for row in group]
 
 
 def _networks(facts: list[Row]) -> list[Row]:
@@ -90,24 +81,7 @@ def _networks(facts: list[Row]) -> list[Row]:
         known = networks.setdefault(fact["name"], fact)
         if known["fingerprint"] != fact["fingerprint"]:
             raise ValueError(f"`results` must share networks, got two called {fact['name']!r}.")
-        larger = max(known, fact, key=lambda one: one["num_images"])
         worst = max(known["logits_difference"], fact["logits_difference"])
-        clean = 100 * larger["num_right"] / larger["num_images"]
-        networks[fact["name"]] = larger | {"logits_difference": worst, "percent_right": clean}
+        larger = max(known, fact, key=lambda one: one["num_images"])
+        networks[fact["name"]] = larger | {"logits_difference": worst}
     return list(networks.values())
-
-
-def _averaged(row: Row) -> Row:
-    """A comparison with means over the seeds, where result.json has sums."""
-
-    def means(side: Row) -> Row:
-        if "error" in side:
-            return side
-        num_seeds = len(side["robust"])
-        found = {name: side.get(name, 0) / num_seeds for name in ("outside", "difference")}
-        return found | {"robust": sum(side["robust"]) / num_seeds, "num_seeds": num_seeds}
-
-    peers = {library: means(peer) for library, peer in row["peers"].items()}
-    holds = [peer["holds"] for peer in row["peers"].values() if "holds" in peer]
-    verdict = {"holds": all(holds) if holds else None}  # None: every peer broke
-    return row | verdict | {"ours": means(row["ours"]), "peers": peers}

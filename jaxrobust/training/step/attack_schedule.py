@@ -44,6 +44,24 @@ class AttackSchedule:
         if epochs[:1] != [1] or epochs != sorted(set(epochs)):
             raise ValueError(f"`stages` must begin with epoch 1 and ascend, got epochs {epochs}.")
 
+    def part(self, before: int, num_epochs: int) -> "AttackSchedule":
+        """The schedule of one phase of a training whose epochs this one counts through.
+
+        Args:
+          before: Epochs before the phase.
+          num_epochs: Of the phase.
+
+        Example:
+          >>> from jaxrobust.attacks import PGD
+          >>> whole = AttackSchedule(((1, PGD(0.1)), (3, PGD(0.2)), (6, PGD(0.3))))
+          >>> [(epoch, attack.epsilon) for epoch, attack in whole.part(3, 4).stages]
+          [(1, 0.2), (3, 0.3)]
+        """
+        phase = {
+            max(1, e - before): attack for e, attack in self.stages if e <= before + num_epochs
+        }
+        return AttackSchedule(tuple(phase.items()))
+
 
 def stages_of(adversary: Any) -> tuple[tuple[int, Any], ...]:
     """((first epoch, adversary), ...): those of the schedule inside, or one for all epochs.
