@@ -31,7 +31,6 @@ from experiments.cifar_mlp import claims, fitting, fooling, network, pictures, p
 from experiments.cifar_mlp.claims import Ablation, Variant
 from experiments.cifar_mlp.network import Layer, Params
 from jaxrobust import attacks, data, evaluation, files, models, studies
-from jaxrobust.reports import evaluations
 from jaxrobust.studies import ANY, Facts, Run, comparison, records
 
 SCALE = 1e-3  # standard deviation of the first weights; the source does not say
@@ -105,7 +104,7 @@ def main(settings: Settings) -> Path:
     if settings.quick:
         train, test = (dataset.train.spread(QUICK_IMAGES[0]), dataset.test.spread(QUICK_IMAGES[1]))
         dataset = dataclasses.replace(dataset, train=train, test=test)
-    run = studies.start("cifar_mlp", settings, constants=CONSTANTS)
+    run = studies.start("cifar_mlp", settings, also={"constants": CONSTANTS})
     run.facts.read(Path(__file__).with_name("published.csv"), source="002")
     splits = programs.splits_of(dataset, NUM_FOLDS)
     histories: dict[Variant, Any] = {}
@@ -134,7 +133,6 @@ def main(settings: Settings) -> Path:
         classifiers=CLASSIFIERS,
         conclusions=list(zip(claims.ABLATIONS, outcomes, strict=True)),
         entries=entries,
-        evaluations=evaluations,
         fits=fitting.measure(run),
         histories=histories,
         templates=pictures.templates(weights[0][0].weights, dataset),

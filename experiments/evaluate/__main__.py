@@ -35,7 +35,6 @@ import jax
 import numpy as np
 
 from jaxrobust import checks, evaluation, files, programs, studies, training
-from jaxrobust.reports import evaluations
 from jaxrobust.studies import records, suite_run, suites
 from jaxrobust.types import LogitsFn, Stochastic
 
@@ -134,7 +133,6 @@ def main(settings: Settings) -> Path | None:
         examples.entry(len(names)),
         Path(__file__).with_name("report.md.j2"),
         printed=("suites",),
-        evaluations=evaluations,
         model=entry,
         suite=suite,
         checked=suite.get("diagnostics"),
@@ -208,7 +206,7 @@ def _opened(
     run = studies.start(
         "evaluate",
         settings,
-        suite={name: training.describe(attack) for name, attack in suite.items()},
+        also={"suite": {name: training.describe(attack) for name, attack in suite.items()}},
         inputs=inputs,
         clean_logits=clean_logits,
         ignored=_VIEWS,

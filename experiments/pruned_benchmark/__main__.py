@@ -30,7 +30,7 @@ from experiments.pruned_benchmark.networks import Criterion, Network
 from experiments.pruned_benchmark.threats import Universal
 from jaxrobust import checks, data, evaluation, models, studies, training
 from jaxrobust.attacks import APGD, BIM, FGSM, PGD, CarliniWagner, DeepFool, RandomNoise
-from jaxrobust.reports import blocks, evaluations
+from jaxrobust.reports import blocks
 from jaxrobust.studies.outcomes import pack, right_ones, unpack
 
 # The study is these tables. One more network, criterion or attack is one more row; one more column is a
@@ -273,7 +273,7 @@ class Study:
             constants["criteria"] = {name: inspect.getsource(of) for name, of in own.items() if of}
         described, no_matter = training.describe(constants), ("download", "preset", "quick")
         self.run = studies.start(
-            "pruned_benchmark", settings, ignored=no_matter, constants=described
+            "pruned_benchmark", settings, ignored=no_matter, also={"constants": described}
         )
         self.settings, self.dataset, self.facts = settings, dataset, self.run.facts
         self.train = dataset.train.spread(settings.num_train)
@@ -516,23 +516,13 @@ def pictured(study: Study) -> tuple[str, list[Any]]:
 
 def checked(settings: Settings) -> Settings:
     """Settings that are in range, or an error; plans for more epochs than there are, are cut short."""
-    checks.one_of("preset", settings.preset, tuple(PRESETS))
     checks.one_of("data", settings.data, (None, "cifar10_jpeg", "cifar10", "cifar100", "digits"))
-    allowed: dict[str, Any] = {"networks": NETWORKS, "criteria": CRITERIA, "sparsities": ()}
-    for name, known in allowed.items():
-        given = getattr(settings, name)
-        for one in given:
-            checks.one_of(name, one, tuple(known or given))
-        if not given or len(set(given)) < len(given):
-            raise ValueError(f"`{name}` must be at least one and none twice, got {given}.")
+    least = {"batch_size": 2, "latency_runs": 2, "seed": 0}
+    allowed: dict[str, Any] = {"networks": NETWORKS, "criteria": CRITERIA}
+    studies.check_settings(settings, least, sparsities=settings.sparsities, **allowed)
     labels = [CRITERIA[name].label for name in settings.criteria]
     if len(set(labels)) < len(labels) or any("/" in label for label in labels):
         raise ValueError(f"Labels of criteria name files: none twice, none with /, got {labels}.")
-    least = {"batch_size": 2, "latency_runs": 2, "seed": 0}
-    for field in dataclasses.fields(settings):
-        if field.type in (int, int | None) and getattr(settings, field.name) is not None:
-            minimum = least.get(field.name, 1)
-            checks.integer(field.name, getattr(settings, field.name), minimum=minimum)
     checks.number("learning_rate", settings.learning_rate, above=0.0)
     for sparsity in settings.sparsities:
         checks.number("sparsities", sparsity, minimum=networks.INITIAL, maximum=0.95)
@@ -573,9 +563,7 @@ def main(settings: Settings) -> Path:
         doubted=doubted,
         entries=entries,
         pictured=pictured(study),
-        blocks=blocks,
         comparisons=comparisons,
-        evaluations=evaluations,
         **{name: constant for name, constant in globals().items() if name.isupper()},
     )
 

@@ -19,7 +19,6 @@ import numpy as np
 
 from jaxrobust import checks, data, evaluation, models, studies, training
 from jaxrobust.attacks import FGSM, PGD
-from jaxrobust.reports import evaluations
 from jaxrobust.studies import records
 
 
@@ -83,7 +82,6 @@ def main(settings: Settings) -> Path:
         "Handwritten digits: a standard and an adversarially trained network",
         digits,
         Path(__file__).with_name("report.md.j2"),
-        evaluations=evaluations,
         class_names=digits.class_names,
         models=[entry for _, entry in trained.values()],
         transfer=[transfer],

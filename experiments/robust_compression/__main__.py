@@ -32,7 +32,6 @@ import jax.numpy as jnp
 from experiments.robust_compression import attacks, measures, networks, trainings
 from experiments.robust_compression.networks import EPSILON, METHODS, NETWORKS, Study, Variant
 from jaxrobust import checks, data, studies, training
-from jaxrobust.reports import evaluations
 
 PRESETS: dict[str, dict[str, Any]] = {
     "gpu": {},
@@ -269,7 +268,7 @@ def main(settings: Settings) -> Path:
         "robust_compression",
         settings,
         ignored=("download",),
-        constants=training.describe(constants),
+        also={"constants": training.describe(constants)},
     )
     study = Study(run, dataset)
     check_sizes(study)
@@ -286,7 +285,6 @@ def main(settings: Settings) -> Path:
         chance=1 / dataset.num_classes,
         smallest_rho=settings.rho / trainings.RISE,
         attacks=attacks,
-        evaluations=evaluations,
         measures=measures,
         networks=networks,
         trainings=trainings,

@@ -26,7 +26,6 @@ from experiments.sports10.config import EPSILONS, PRESETS, Config, check
 from experiments.sports10.networks import FINE_TUNING, SUBJECTS
 from experiments.sports10.study import Study, photographs
 from jaxrobust import checks, studies, training
-from jaxrobust.reports import evaluations
 
 # What decides about results besides the settings: a run that was made with others is not gone on with.
 CONSTANTS = {
@@ -47,7 +46,7 @@ def main(config: Config) -> Path:
     dataset = photographs(config)
     checks.one_of("target", config.target, dataset.class_names)  # --target chooses another
     recipes = training.describe({**SUBJECTS, "fine-tuning": FINE_TUNING})
-    run = studies.start("sports10", config, recipes=recipes, constants=CONSTANTS)
+    run = studies.start("sports10", config, also={"recipes": recipes, "constants": CONSTANTS})
     study = Study(config, run)
     run.facts.read(Path(__file__).with_name("published.csv"), source="reports")
     for name in config.models:
@@ -66,7 +65,6 @@ def main(config: Config) -> Path:
         subjects=SUBJECTS,
         folds=folds,
         defences=defences,
-        evaluations=evaluations,
         **names,
     )
 

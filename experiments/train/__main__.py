@@ -39,7 +39,6 @@ from experiments.train.methods import check, recipe
 from experiments.train.settings import PRESETS, Settings
 from jaxrobust import data, models, studies, training
 from jaxrobust.data.augment import Augmentation
-from jaxrobust.reports import evaluations
 from jaxrobust.studies import records, suite_run, suites
 
 # Photographs are mirrored and moved by up to an eighth, the usual for CIFAR; digits are neither.
@@ -85,7 +84,7 @@ def main(settings: Settings) -> Path:
     run = studies.start(
         "train",
         settings,
-        suite={name: training.describe(attack) for name, attack in suite.items()},
+        also={"suite": {name: training.describe(attack) for name, attack in suite.items()}},
         ignored=("download", "num_devices"),
     )
     rows = np.random.default_rng(settings.seed).permutation(len(dataset.test))
@@ -103,7 +102,6 @@ def main(settings: Settings) -> Path:
         Path(__file__).with_name("report.md.j2"),
         recipes={name: training.describe(made) for name, made in recipes.items()},
         printed=("results",),
-        evaluations=evaluations,
         outcomes=outcomes,
         models=[entry for _, entry, _ in outcomes],
         suites=[found for *_, found in outcomes if found],

@@ -37,7 +37,7 @@ def open_run(
     inputs: Mapping[str, Any] | None = None,
     clean_logits: np.ndarray | None = None,
     ignored: Sequence[str] = (),
-    **also: Any,
+    also: Mapping[str, Any] | None = None,
 ) -> Path:
     """The folder results/<experiment>/<run>, claimed for these settings.
 
@@ -50,7 +50,7 @@ def open_run(
       clean_logits: float32 [N, K], what the run's model answers. They are kept, and tell models apart
         of which nothing else is seen; not to the last digit, because machines round differently.
       ignored: Names of settings that change nothing that is computed and kept.
-      **also: What else decides about the results, as JSON values.
+      also: What else decides about the results, by name, as JSON values.
 
     Returns:
       The folder, which exists.
@@ -67,7 +67,8 @@ def open_run(
     in_use = (folder / "result.json").exists() or any(
         next(folder.glob(kept), None) for kept in _KEPT
     )
-    described = {k: v for k, v in configuration(settings).items() if k not in ignored} | also
+    described = {k: v for k, v in configuration(settings).items() if k not in ignored}
+    described |= also or {}
     path = folder / "inputs.npz"
     fingerprints = json.dumps(dict(inputs or {}), sort_keys=True)
     if in_use:
@@ -282,7 +283,7 @@ def start(
     inputs: Mapping[str, Any] | None = None,
     clean_logits: np.ndarray | None = None,
     ignored: Sequence[str] = (),
-    **also: Any,
+    also: Mapping[str, Any] | None = None,
 ) -> Run:
     """Opens the folder of a run, and goes on with what is in it.
 
@@ -292,7 +293,7 @@ def start(
       inputs: As `open_run`, like what follows.
       clean_logits: float32 [N, K].
       ignored: Names of settings that change nothing that is computed and kept.
-      **also: What else decides about the results, as JSON values.
+      also: What else decides about the results, by name, as JSON values.
 
     Raises:
       ValueError: As `open_run`.
@@ -305,6 +306,6 @@ def start(
         inputs=inputs,
         clean_logits=clean_logits,
         ignored=ignored,
-        **also,
+        also=also,
     )
     return Run(experiment, settings, folder, Stages(folder))

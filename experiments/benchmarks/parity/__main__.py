@@ -101,7 +101,7 @@ def main(config: Config) -> Path:
     kept = dataclasses.replace(config, docs=None)
     hashes = {network.name: network_files.fingerprint(network.path) for network in used}
     decisive: Any = {"hashes": hashes, "peers": versions, "torch_device": harness.peer_device()}
-    run = studies.start("parity", kept, **decisive)
+    run = studies.start("parity", kept, also=decisive)
     environment: dict[str, Any] = {"num_cores": compilation.num_cores()}
     result: dict[str, Any] = {
         "experiment": "parity",
