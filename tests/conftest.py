@@ -1,7 +1,9 @@
 """What tests share: real data and reference values, where they are."""
 
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,17 @@ import numpy as np
 import pytest
 
 from jaxrobust import models
+
+# What one test or one worker has compiled is not compiled again by another, nor by scripts under test.
+# The first process makes the folder and removes it, unless who runs the tests has named one to keep.
+_MADE = None if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="jaxrobust-")
+for _name, _value in {
+    "compilation_cache_dir": os.environ.get("JAX_COMPILATION_CACHE_DIR", _MADE),
+    "persistent_cache_min_compile_time_secs": 0,
+    "persistent_cache_min_entry_size_bytes": -1,
+}.items():
+    os.environ[f"JAX_{_name.upper()}"] = str(_value)  # of workers and scripts
+    jax.config.update(f"jax_{_name}", _value)
 
 # LLVM's optimisations are left out, here and in scripts under test: compiling takes most of the time of
 # the tests. XLA's own are all there. `test_quickstart_quick` runs without this, as users do.
@@ -28,6 +41,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """The fast tests, unless others are asked for."""
     if not config.option.markexpr:
         config.option.markexpr = "not nightly"
+
+
+def pytest_unconfigure() -> None:
+    """The cache of this run is removed by the process that made it."""
+    if _MADE is not None:
+        shutil.rmtree(_MADE, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -118,7 +118,8 @@ def test_the_source_agrees_with_its_deltas(source):
             of = {"data": data, "network": network}
             base = source.of("accuracy", of, kind="base", sparsity=0.0)
             comparisons.extremes(source, base, ANY, together=True)
-            found = [source.of(f"accuracy {end}", of, to="base").value for end in ("max", "min")]
+            ends = [source.of("accuracy extreme", of, to="base", end=end) for end in ("max", "min")]
+            found = [end.value for end in ends]
             np.testing.assert_allclose(100 * np.array(found), deltas, atol=1e-9)
 
 

@@ -1,7 +1,6 @@
 """A run that is killed and started again ends bit for bit as one that was not."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,19 +13,12 @@ from jaxrobust.training.run.checkpoints import RunCheckpoints, _orbax
 SCRIPT = Path(__file__).with_name("training_kill.py")
 
 
-def run_script(directory, cache, *moments):
+def run_script(directory, *moments):
     """The exit statuses of the child processes, and what they wrote to the standard error."""
-    # Compiled programs are shared through a cache on the disk, to spend the time on other things.
-    environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
     finished = subprocess.run(
         [sys.executable, SCRIPT, directory, *moments],
         capture_output=True,
         text=True,
-        env=environment,
         timeout=300,
     )
     assert finished.returncode == 0, finished.stderr
@@ -45,14 +37,9 @@ def saved(directory):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("compiled")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, cache):
+def undisturbed(tmp_path_factory):
     directory = tmp_path_factory.mktemp("undisturbed")
-    statuses, _ = run_script(directory, cache, "end")
+    statuses, _ = run_script(directory, "end")
     assert statuses == [0]
     return saved(directory)
 
@@ -69,8 +56,8 @@ def undisturbed(tmp_path_factory, cache):
     ],
     ids=["steps and saves", "rows and deletions"],
 )
-def test_killed_run_ends_like_an_undisturbed_one(tmp_path, cache, undisturbed, moments):
-    statuses, errors = run_script(tmp_path, cache, *moments, "end")
+def test_killed_run_ends_like_an_undisturbed_one(tmp_path, undisturbed, moments):
+    statuses, errors = run_script(tmp_path, *moments, "end")
     assert statuses == [-9] * len(moments) + [0], errors
     log, arrays = saved(tmp_path)
     assert log == undisturbed[0]
@@ -82,10 +69,10 @@ def test_killed_run_ends_like_an_undisturbed_one(tmp_path, cache, undisturbed, m
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
-def test_interrupted_run_says_how_to_go_on_and_does(tmp_path, cache, undisturbed):
+def test_interrupted_run_says_how_to_go_on_and_does(tmp_path, undisturbed):
     # Twice in the middle of an epoch, once at the end of one.
     moments = ["interrupt:7", "interrupt:1", "interrupt:7"]
-    statuses, errors = run_script(tmp_path, cache, *moments)
+    statuses, errors = run_script(tmp_path, *moments)
     assert statuses == [130, 130, 130], errors
     assert "Interrupted in epoch 2 after 2 of its steps" in errors
     assert "Interrupted in epoch 2 after 3 of its steps" in errors
@@ -94,7 +81,7 @@ def test_interrupted_run_says_how_to_go_on_and_does(tmp_path, cache, undisturbed
     with RunCheckpoints(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.latest_step == 15  # nothing that was trained is lost
 
-    statuses, errors = run_script(tmp_path, cache, "end")
+    statuses, errors = run_script(tmp_path, "end")
     assert statuses == [0], errors
     log, arrays = saved(tmp_path)
     assert log == undisturbed[0]
