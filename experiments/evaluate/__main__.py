@@ -157,6 +157,8 @@ def _check(settings: Settings) -> None:
             )
         above = 0.0 if name == "epsilon" else -math.inf
         checks.number(name, epsilon, minimum=0.0, above=above, maximum=largest)
+    if len({f"{epsilon:.9g}" for epsilon in settings.epsilons}) < len(settings.epsilons):
+        raise ValueError(f"`curve` must have no epsilon twice, got {settings.curve}.")
     studies.check_settings(settings, {"num_shown": 0, "seed": 0})
 
 

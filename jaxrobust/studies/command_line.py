@@ -75,7 +75,10 @@ def preset(settings_type: type[Settings], presets: Presets, name: str, /, **give
       name: One of them.
       **given: Fields that go before the preset's.
     """
-    return settings_type(**{**presets[name], **given})
+    fields = {field.name for field in dataclasses.fields(settings_type)}  # type: ignore[arg-type]
+    named = {"preset": name, "quick": name == "quick"}
+    own = {field: value for field, value in named.items() if field in fields}
+    return settings_type(**{**own, **presets[name], **given})
 
 
 def check_settings(
@@ -117,10 +120,13 @@ def _chosen(
 ) -> Mapping[str, Any]:
     """The preset that the arguments name; where they name none that there is, no change."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--preset", nargs="?", default=getattr(settings_type, "preset", None))
+    parser.add_argument("--preset", nargs="?")
     parser.add_argument("--quick", action="store_true")
     known, _ = parser.parse_known_args(list(arguments))
-    return presets.get("quick" if known.quick else known.preset, {})
+    if known.quick and known.preset not in (None, "quick"):
+        raise ValueError(f"--quick and --preset {known.preset} are two presets: give one of them.")
+    chosen = "quick" if known.quick else known.preset or getattr(settings_type, "preset", None)
+    return presets.get(str(chosen), {})
 
 
 def _has_no_default(field: dataclasses.Field[Any]) -> bool:

@@ -131,7 +131,8 @@ def over_seeds(
       control: From a fact's keys to those of what it is compared with, or None: it is not.
       name: The measure of what is returned.
       over: The key that pairs them.
-      correct: Whether p has Holm's correction over all that are returned.
+      correct: Whether p has Holm's correction over all that this call returns; `holm` corrects those of
+        several calls together.
 
     Returns:
       Keys without `over`: value, the mean difference; its Student interval and p, of the paired t-test,
