@@ -1,12 +1,22 @@
 """What a run keeps: facts of a stage, trainings, attacks."""
 
+import dataclasses
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxrobust import attacks, evaluation, studies, training
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    seed: int = 0
+    run: str = "default"
+    results_dir: Path = Path("results")
 
 
 def test_a_stage_of_facts_reads_back_what_it_measured(tmp_path):
@@ -63,3 +73,24 @@ def test_an_attack_of_a_run_is_read_back_unless_the_weights_differ(tmp_path):
     assert resumed.seconds == stages.seconds and list(stages.seconds) == ["FGSM on any"]
     attacked(2.0)
     assert len(list(tmp_path.glob("adversarial/fgsm-on-any-*.npz"))) == 2
+
+
+def test_a_function_without_arrays_is_not_attacked_from_a_file(tmp_path):
+    run = studies.Run("any", None, tmp_path, studies.Stages(tmp_path))
+    images = np.zeros((1, 2, 2, 1), np.float32)
+    with pytest.raises(TypeError, match="`classifier` must be a pytree of arrays"):
+        run.attack("FGSM", attacks.FGSM(0.1), lambda x: x.reshape(len(x), -1), images, [0])
+
+
+def test_a_result_that_cannot_be_drawn_takes_no_ones_place(tmp_path):
+    settings = Settings(results_dir=tmp_path)
+    template = tmp_path / "report.md.j2"
+    part = {"name": "n", "class_names": [], "num_train": None, "num_test": 0, "image_shape": [1]}
+    template.write_text("All is well.")
+    run = studies.start("any", settings)
+    run.finish("Any", part, template)
+    before = (run.folder / "result.json").read_text()
+    template.write_text("See [that](#nowhere).")
+    with pytest.raises(ValueError, match="must be # and the id of a heading"):
+        run.finish("Any", part, template)
+    assert (run.folder / "result.json").read_text() == before

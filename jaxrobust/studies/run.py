@@ -176,10 +176,18 @@ class Run:
           images: [N, H, W, C].
           labels: int [N].
           targets: Of a targeted attack.
+
+        Raises:
+          TypeError: A classifier without arrays.
         """
         # A label rounds and leaves out, and weights may have been trained anew.
         facts = json.dumps(attacks.to_dict(attack), sort_keys=True).encode()
-        leaves = [_bytes(leaf) for leaf in jax.tree.leaves(classifier)]
+        leaves = [_bytes(leaf) for leaf in jax.tree.leaves(classifier) if not callable(leaf)]
+        if not leaves:
+            raise TypeError(
+                "`classifier` must be a pytree of arrays, such as a models.Classifier: a function does "
+                "not show that its weights have changed, and the attack of the old ones would be read."
+            )
         digest = zlib.crc32(b"".join([facts, images.tobytes(), *leaves]))
         path = self.folder / "adversarial" / f"{plain(stage)}-{digest:08x}.npz"
         note = path.with_suffix(".json")
