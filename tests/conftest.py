@@ -49,7 +49,7 @@ def pytest_unconfigure() -> None:
         shutil.rmtree(_MADE, ignore_errors=True)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Fast tests first: a broken change should show in seconds. Then the longest: none ends last.
 
     A mark may say how long a test takes: `slow(90)`, in seconds.
@@ -57,6 +57,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if nightly.is_nightly(item):
             item.add_marker(pytest.mark.nightly)
+
+    if not any("::" in name for name in config.args):  # whole files
+        nightly.check(items)
 
     def length(item: pytest.Item) -> tuple[bool, float]:
         mark = item.get_closest_marker("slow")

@@ -29,3 +29,20 @@ def is_nightly(item: pytest.Item) -> bool:
         fnmatch.fnmatch(test, table) and not any(fnmatch.fnmatch(row, kept) for kept in rows)
         for table, rows in FAST_ROWS.items()
     )
+
+
+def check(items: list[pytest.Item]) -> None:
+    """Raises UsageError where a row that the fast set keeps is no row of a table that is collected."""
+    ids: dict[str, set[str]] = {}
+    for item in items:
+        if getattr(item, "callspec", None) is not None:
+            ids.setdefault(f"{item.path.name}::{item.name.partition('[')[0]}", set()).add(
+                item.callspec.id
+            )
+    for table, rows in FAST_ROWS.items():
+        known = [
+            row for test, found in ids.items() if fnmatch.fnmatch(test, table) for row in found
+        ]
+        for kept in rows:
+            if known and not any(fnmatch.fnmatch(row, kept) for row in known):
+                raise pytest.UsageError(f"tests/nightly.txt: {table} has no row {kept!r}.")

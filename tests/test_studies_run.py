@@ -26,7 +26,7 @@ def test_a_stage_of_facts_reads_back_what_it_measured(tmp_path):
         measured.append(1)
         facts.add("right", network="mlp", seed=0, outcomes=np.array([True, False, True]))
         facts.add("norm", network="mlp", targeted=False, epsilon=0.03, value=None)
-        facts.add("time", network="mlp", value=2.5, deviation=0.5)
+        facts.add("time", network="mlp", value=2.5, deviation=0.5, outcomes=np.array([1.5, np.inf]))
         progress(1, 1)
 
     def facts_of():
@@ -37,6 +37,7 @@ def test_a_stage_of_facts_reads_back_what_it_measured(tmp_path):
     for facts in (facts_of(), facts_of()):
         right = facts.of("right", network="mlp", seed=0)
         assert right.outcomes.tolist() == [True, False, True] and right.outcomes.dtype == bool
+        assert facts.of("time", network="mlp").outcomes.tolist() == [1.5, np.inf]
         assert right.cell == evaluation.rate(2, 3)
         assert facts.of("norm", network="mlp", targeted=False, epsilon=0.03).value is None
         assert facts.of("time", network="mlp").cell == {"value": 2.5, "deviation": 0.5}
@@ -71,6 +72,9 @@ def test_an_attack_of_a_run_is_read_back_unless_the_weights_differ(tmp_path):
     assert len(list(tmp_path.glob("adversarial/fgsm-on-any-*.npz"))) == 1
     np.testing.assert_array_equal(again.images, first.images)
     assert resumed.seconds == stages.seconds and list(stages.seconds) == ["FGSM on any"]
+    labels = labels + 1
+    assert attacked(1.0)[0].labels.tolist() == [1] * 4  # other labels: attacked anew
+    labels = labels - 1
     attacked(2.0)
     assert len(list(tmp_path.glob("adversarial/fgsm-on-any-*.npz"))) == 2
 

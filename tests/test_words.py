@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from jaxrobust import evaluation
 from jaxrobust.reports import markdown, tables
 from jaxrobust.studies import Facts, words
 
@@ -285,6 +286,17 @@ def test_points_of_a_line_are_sorted_and_points_are_hundredths(render, facts):
     assert render(text)[1][0]["series"][0]["x"] == [0.1, 0.2, 0.3]
     _, rows = columns_of(render, "column('points', 'gap', unit='points')")
     assert rows[1][0] == {"value": -50, "low": -80, "high": -20}
+
+
+def test_charts_of_facts_without_a_value_are_empty(render, facts):
+    """Such as a rate among no images: they are no mistake of the template."""
+    facts.add_rate("success", None, evaluation.rate(0, 0), epsilon=0.1)
+    _, blocks = render(
+        "S.\n{{ chart('t', 'x', 'y', [line('a', facts.where('success', epsilon=ANY), x='epsilon')]) }}"
+        "\n{{ intervals('t', [row({'epsilon': 0.1}, g='all')], 'success', group='g', name='g') }}"
+    )
+    assert [block["kind"] for block in blocks] == ["chart", "intervals"]
+    assert blocks[0]["series"][0]["x"] == [] and "given" not in blocks[0]["series"][0]
 
 
 def test_text_cannot_become_structure_and_titles_keep_their_numbers(render):

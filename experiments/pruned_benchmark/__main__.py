@@ -270,7 +270,11 @@ class Study:
         }
         own = {name: CRITERIA[name].scores for name in settings.criteria}
         if any(own.values()):
-            constants["criteria"] = {name: inspect.getsource(of) for name, of in own.items() if of}
+            constants["criteria"] = {
+                name: inspect.getsource(of) if inspect.isfunction(of) else of
+                for name, of in own.items()
+                if of
+            }
         described, no_matter = training.describe(constants), ("download", "preset", "quick")
         self.run = studies.start(
             "pruned_benchmark", settings, ignored=no_matter, also={"constants": described}

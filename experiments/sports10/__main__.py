@@ -43,7 +43,7 @@ CONSTANTS = {
 def main(config: Config) -> Path:
     """Runs the study; returns the report's path."""
     check(config)
-    dataset = photographs(config)
+    dataset = photographs(config, 32)
     checks.one_of("target", config.target, dataset.class_names)  # --target chooses another
     recipes = training.describe({**SUBJECTS, "fine-tuning": FINE_TUNING})
     run = studies.start("sports10", config, also={"recipes": recipes, "constants": CONSTANTS})

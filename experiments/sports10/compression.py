@@ -175,6 +175,9 @@ def _times(study: Study, name: str, facts: studies.Facts, _: Any) -> None:
             entry, keys = found[words], dataclasses.asdict(variant) | {"batch": batch}
             records.add_latency(facts, entry, keys)
             facts.add("95th percentile of latency", keys, value=entry["p95_ms"])
+            gap = entry["difference"]
+            if gap is not None:  # -1 faster, 1 slower, 0 no difference shown; finished runs have it
+                facts.add("direction", keys, value=gap["different"] * np.sign(gap["median_ms"]))
             if variant.kind != "pruned":  # masked networks run the dense program
                 for figure in ("flops", "bytes_accessed", "peak_memory_bytes", "compile_seconds"):
                     facts.add(figure, keys, value=entry[figure])

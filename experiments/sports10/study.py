@@ -19,7 +19,7 @@ ALL: Any = slice(None)
 
 
 @functools.cache
-def photographs(config: Config, size: int = 32) -> data.Dataset:
+def photographs(config: Config, size: int) -> data.Dataset:
     """The photographs in one size; with --quick every fifth of a split, where there are many."""
     dataset = data.load("sports10", config.data_dir, size, skip_damaged=config.skip_damaged)
     if not config.quick or len(dataset.train) < 500:
@@ -40,7 +40,7 @@ class Study:
 
     def __init__(self, config: Config, run: studies.Run) -> None:
         self.config, self.run, self.facts = config, run, run.facts
-        self.class_names = photographs(config).class_names
+        self.class_names = photographs(config, 32).class_names
         self.target = self.class_names.index(config.target)
         self.key = run.key  # of whatever is random outside of training
         self.folded = [name for name in config.models if SUBJECTS[name].folds]
@@ -139,7 +139,7 @@ class Study:
 
     def fold_rows(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """The rows (to train on, held out) of each fold."""
-        labels = photographs(self.config).train.labels
+        labels = photographs(self.config, 32).train.labels
         return data.stratified_folds(labels, self.config.num_folds, seed=self.config.seed)
 
     def held_out(self, name: str, fold: int) -> data.Split:

@@ -78,9 +78,12 @@ def p_value(value: float, decimals: int) -> str:
     """A p-value with its decimals; what rounds to 0 is said to be less than the smallest of them.
 
     Example:
-      >>> p_value(0.0312, 3), p_value(4e-5, 3)
-      ('0.031', '< 0.001')
+      >>> p_value(0.0312, 3), p_value(4e-5, 3), p_value(0.0496, 3)
+      ('0.031', '< 0.001', '0.0496')
     """
+    # 0.0496 must not read as 0.050, of which one would say that it is not below 0.05.
+    while decimals < 6 and (round(value, decimals) < 0.05) != (value < 0.05):
+        decimals += 1
     least = 10.0**-decimals
     return f"< {least:.{decimals}f}" if value < least / 2 else number(value, decimals)
 

@@ -69,12 +69,16 @@ class Column:
         taken = {name for name, value in self.keys.items() if value is None}
         return frozenset((keys_of(of).keys() | self.keys.keys()) - taken)
 
+    def fact(self, facts: Facts, row: Any) -> Fact | None:
+        """The fact of a row, if there is one."""
+        of = _of(row) if self.of is None else _shown(row, self.of)
+        return facts.find(str(self.measure), of, **self.keys)
+
     def cell(self, facts: Facts, row: Any) -> Any:
         """What stands in the column for a row; None where there is no such fact."""
         if self.measure is None:
             return _shown(row, self.show or "label")
-        of = _of(row) if self.of is None else _shown(row, self.of)
-        fact = facts.find(self.measure, of, **self.keys)
+        fact = self.fact(facts, row)
         if fact is None:
             return None
         scale = self.scale or (100 if self.unit == "points" else 1)
@@ -116,7 +120,8 @@ def line(
         points = sorted(facts, key=lambda fact: fact.keys[x])
         x = [fact.keys[x] for fact in points]
         y = [fact.cell if band else fact.value for fact in points]
-    return blocks.line(name, list(x), [_scaled(value, scale) for value in y or ()], **look)
+    drawn = blocks.line(name, list(x), [_scaled(value, scale) for value in y or ()], **look)
+    return drawn | {"given": bool(y)}  # `chart` takes it away: facts without a value are no mistake
 
 
 def level(
@@ -185,10 +190,11 @@ class Page:
         **axes: Any,
     ) -> str:
         """A chart of `line`s, as `reports.blocks.chart`."""
-        if not any(one["x"] for one in lines):
+        if lines and not any(one.pop("given", True) for one in map(dict, lines)):
             raise ValueError(f"The chart {title!r} has no point: no line has a fact to draw.")
+        drawn = [{name: part for name, part in one.items() if name != "given"} for one in lines]
         titles = (_plain(title), _plain(x), _plain(y))
-        return self._place(blocks.chart(*titles, list(lines), _body(caller), **axes))
+        return self._place(blocks.chart(*titles, drawn, _body(caller), **axes))
 
     def intervals(
         self,
@@ -206,13 +212,13 @@ class Page:
         **keys: Any,
     ) -> str:
         """Dots with intervals, or bars: one for each row, by what `group` and `name` show of it."""
-        groups: dict[str, dict[str, Any]] = {}
+        rows, groups = list(rows), dict[str, dict[str, Any]]()
         what = Column(title, measure, show=show, scale=scale, keys=keys)
         for row in rows:
             value = what.cell(self._facts, row)
             if value is not None:
                 groups.setdefault(_shown(row, group), {})[_shown(row, name)] = value
-        if not groups:
+        if measure and rows and not any(what.fact(self._facts, row) for row in rows):
             raise ValueError(f"The chart {title!r} has no value: no row has a fact {measure!r}.")
         flags: dict[str, Any] = {"percent": percent, "bars": bars}
         return self._place(blocks.intervals(_plain(title), groups, _body(caller), **flags))
@@ -239,15 +245,13 @@ class Page:
     ) -> str:
         """A table coloured by its values: the facts of a row's and a column's keys together."""
         rows, columns = list(rows), list(columns)
-        values = [
-            [
-                _heat_cell(self._facts.find(measure, _joined(row, column), **keys))
-                for column in columns
-            ]
+        found = [
+            [self._facts.find(measure, _joined(row, column), **keys) for column in columns]
             for row in rows
         ]
-        if not any(value is not None for row in values for value in row):
+        if not any(fact is not None for of_row in found for fact in of_row):
             raise ValueError(f"The table of {measure!r} has no value: no row has such a fact.")
+        values = [[_heat_cell(fact) for fact in of_row] for of_row in found]
         block = blocks.heat(
             [str(_shown(row, show)) for row in rows],
             [str(_shown(column, show)) for column in columns],

@@ -173,6 +173,7 @@ class Run:
           stage: What the stage is called.
           attack: As `evaluation.attack_dataset` takes it, like what follows.
           classifier: A pytree: where its arrays, the images or the attack differ, so does the file.
+            What else decides about its answers (a defence, its strength) should be in the stage's name.
           images: [N, H, W, C].
           labels: int [N].
           targets: Of a targeted attack.
@@ -192,8 +193,12 @@ class Run:
         path = self.folder / "adversarial" / f"{plain(stage)}-{digest:08x}.npz"
         note = path.with_suffix(".json")
         if path.exists() and note.exists():
-            self.stages.count_earlier(**json.loads(note.read_text(encoding="utf-8")))
-            return evaluation.load_attack(path)
+            report = evaluation.load_attack(path)
+            # Neither is part of the file's name.
+            aimed = targets is None or bool(np.all(report.targets == np.asarray(targets)))
+            if np.array_equal(report.labels, labels) and aimed:
+                self.stages.count_earlier(**json.loads(note.read_text(encoding="utf-8")))
+                return report
         with self.stages(stage) as progress:
             report = evaluation.attack_dataset(
                 attack,
@@ -223,13 +228,13 @@ class Run:
         def record(progress: Progress) -> list[dict[str, Any]]:
             facts = Facts()
             compute(facts, progress)
-            return [
-                vars(fact) | {"outcomes": None if fact.outcomes is None else fact.outcomes.tolist()}
-                for fact in facts
-            ]
+            return [vars(fact) | {"outcomes": _kept(fact.outcomes)} for fact in facts]
 
         for kept in self.stages.remember(stage, record):
-            self.facts.add(kept.pop("measure"), kept.pop("keys"), **kept)
+            outcomes = kept.pop("outcomes")
+            if isinstance(outcomes, str):
+                outcomes = np.frombuffer(bytes.fromhex(outcomes), "<f8")
+            self.facts.add(kept.pop("measure"), kept.pop("keys"), outcomes=outcomes, **kept)
 
     def finish(
         self,
@@ -275,6 +280,13 @@ class Run:
         said = [markdown.plain(paragraph) for paragraph in summary]
         print("\n".join([*terminal.section_lines(found, printed), *said, f"Report: {path}"]))
         return path
+
+
+def _kept(outcomes: np.ndarray | None) -> Any:
+    """Outcomes for JSON: a list of bools, or the bytes of floats, which may be infinite."""
+    if outcomes is None or outcomes.dtype == bool:
+        return None if outcomes is None else outcomes.tolist()
+    return outcomes.astype("<f8").tobytes().hex()
 
 
 def _bytes(leaf: Any) -> bytes:
