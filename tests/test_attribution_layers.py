@@ -12,7 +12,7 @@ from counting import Counted, num_compiled
 from jax.tree_util import Partial
 
 from jaxrobust import attribution, defenses, models, studies
-from jaxrobust.attribution import METHODS, NEEDS_LAYER
+from jaxrobust.attribution import METHODS, NEEDS_LAYER, positions
 
 IMAGES = jax.random.uniform(jax.random.key(1), (2, 16, 16, 3))
 VARIABLES = frameworks.linen_variables(IMAGES)
@@ -919,3 +919,11 @@ def test_evidence_is_drawn_where_it_is_by_the_default_layer(name):
     function, size, within = EVIDENCE[name]
     names = ["eigen_cam", "grad_cam", "layer_cam", "score_cam"]
     assert_drawn_there(function, size, [(2, 2), (18, 10)], within, names=names)
+
+
+def test_two_rows_say_where_a_border_stands():
+    """The smallest map that has a step: of one row nothing is known."""
+    rows = np.array([1.0, 5.0])
+    found = positions._at_indices(rows, 0, np.array([-1, 0, 1, 2]))
+    np.testing.assert_array_equal(found, [-3, 1, 5, 9])
+    assert positions._at_indices(rows[:1], 0, np.array([-1, 0])) is None

@@ -1,5 +1,6 @@
 """Groups of channels are found in any network, and what they say holds: masked equals shrunk."""
 
+import functools
 import itertools
 
 import bodies
@@ -492,3 +493,19 @@ def test_modules_with_leaves_that_are_no_arrays_are_pruned_in_rounds():
     for sparsity in (0.25, 0.5):
         masks = pruning.prune_filters(net, sparsity, groups, masks=masks, min_filters=1)
     assert len(pruning.kept_filters(masks, groups)["first"]) == 4
+
+
+def test_a_kernel_that_is_never_0_reads_channels_that_are():
+    """Channels of a convolution are 0 without their weights, whatever reads them; of two such not."""
+
+    def network(weights, images, own=lambda kernel: kernel):
+        dims = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+        maps = jax.lax.conv_general_dilated(images, weights["a"]["kernel"], (1, 1), "SAME", **dims)
+        kernel = jnp.exp(weights["b"]["kernel"])
+        return jax.lax.conv_general_dilated(own(maps), kernel, (1, 1), "SAME", **dims).mean((1, 2))
+
+    shapes = {"a": {"kernel": jnp.ones((3, 3, 3, 4))}, "b": {"kernel": jnp.ones((3, 3, 4, 2))}}
+    images = jnp.ones((1, 4, 4, 3))
+    assert pruning.channel_groups(network, shapes, images).sizes == {"a": 4}
+    never = functools.partial(network, own=jnp.exp)
+    assert pruning.channel_groups(never, shapes, images).sizes == {}
