@@ -80,7 +80,7 @@ def measure(run: Run, dataset: data.Dataset, classifier: models.Classifier) -> d
 
     Returns:
       Names for the report: the classes "start" and "goal" of the source's fooling image, truck and
-      automobile, here the last and the second; records of the attacks, the sanity checks, a picture.
+      automobile, here the last and the second; records of the attacks, the sanity checks, pictures.
     """
     facts, remember, test = run.facts, run.stages.remember, dataset.test
     pair = (dataset.num_classes - 1, 1)

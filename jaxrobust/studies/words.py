@@ -20,7 +20,7 @@ _NO_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x85\u2028\u2029\ue000-\uf8ff]")
 def render(template: Path, facts: Facts, names: Mapping[str, Any]) -> tuple[list[str], list[Block]]:
     """Renders a template.
 
-    Beside `names` it has `facts`, `fact` (`Facts.of`), `ANY`, what `Page` can put on the page, `column`,
+    Beside `names` it has `facts`, `fact` (`Facts.of`), `ANY`, what `Page` puts on the page, `column`,
     `row`, `line`, `level`, the modules `blocks` and `evaluations` of reports, and the filters
     `estimate`, `percent`, `points`, `number`, `seconds`, `epsilon`, `listed`, `plural` and `p_value`.
     It is Markdown: `# Title {#id}` is a part, `## Title {#id}` a section, `{## ... ##}` a comment.
