@@ -141,6 +141,8 @@ def test_an_unfinished_attack_is_told_what_it_lacks():
 
     with pytest.raises(TypeError, match="register_dataclass above its @dataclass"):
         Unregistered()(jax.random.key(0), logits_fn, IMAGES, LABELS)
+    with pytest.raises(ValueError, match="`keep` must be one of"):
+        Walk(keep="first")(jax.random.key(0), logits_fn, IMAGES, LABELS)
 
 
 def test_microbatches_change_nothing(monkeypatch):

@@ -405,3 +405,10 @@ def test_a_wrong_form_is_noticed_and_not_used(monkeypatch):
         guarding._known.update(known)
         tracing._distrusted.clear()
         tracing._distrusted.update(distrusted)
+
+
+def test_a_nan_on_one_side_is_a_difference():
+    nan, far = np.float32(np.nan), np.float32(np.inf)
+    rows = np.array([[1.0, 2.0], [nan, 2.0], [far, 2.0]], np.float32)
+    np.testing.assert_array_equal(guarding._distances(rows, rows), 0)
+    assert not np.any(guarding._distances(rows, rows[[1, 0, 0]]) <= 1)

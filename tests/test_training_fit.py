@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 import sys
 
 import flax.linen as nn
@@ -26,7 +27,7 @@ from jaxrobust.training import (
     initial_variables,
     load_run,
 )
-from jaxrobust.training.run import logs
+from jaxrobust.training.run import logs, loop
 from jaxrobust.training.run.checkpoints import RunCheckpoints
 
 
@@ -64,6 +65,19 @@ def test_initial_variables_are_those_that_fit_starts_from():
     assert same(quick_fit().variables, quick_fit(variables=start).variables)
     other = initial_variables(Linear(), (2, 2, 1), RECIPE.seed + 1)
     assert not same(quick_fit().variables, quick_fit(variables=other).variables)
+
+
+def test_ctrl_c_between_epochs_is_answered_before_the_next_one(tmp_path, monkeypatch):
+    def pressed(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        return monkeypatch.undo()
+
+    monkeypatch.setattr(loop, "_check_finite", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        quick_fit(run_dir=tmp_path)
+    with RunCheckpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.steps == (3,)  # the first epoch is saved, and no other was begun
+    assert same(quick_fit(run_dir=tmp_path).variables, quick_fit().variables)
 
 
 def test_learns_logs_and_returns_at_once_when_called_again(tmp_path):

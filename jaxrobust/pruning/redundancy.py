@@ -40,10 +40,8 @@ def apart(filters: Array, count: Array | int) -> tuple[Array, Array]:
         low, high = ends
         tried = low + (high - low) * jnp.arange(_CANDIDATES + 1) / _CANDIDATES
         enough = jnp.sum(jax.vmap(lambda phi: _greedy(distances, phi))(tried), axis=1) >= count
-        # The first is known to leave enough, the last not to.
-        best = jnp.max(
-            jnp.where(enough.at[0].set(True).at[-1].set(False), jnp.arange(len(tried)), 0)
-        )
+        # The last is known not to leave enough, and the first to: 0 where no other does.
+        best = jnp.max(jnp.where(enough.at[-1].set(False), jnp.arange(len(tried)), 0))
         return tried[best], tried[best + 1]
 
     largest = jnp.max(distances) * 1.001 + 1e-12
