@@ -36,6 +36,7 @@ from jaxrobust.training import (
     FreeReplays,
     Hydra,
     Phases,
+    Recipe,
     RigL,
     Validation,
     Warmup,
@@ -301,3 +302,12 @@ def test_a_network_whose_first_and_last_layer_have_no_such_names_is_warned_about
             fit(Unnamed(), Data(TRAIN), changed, progress=False)
         said = [str(one.message) for one in caught if "stem or head" in str(one.message)]
         assert len(said) == (words is not None)
+
+
+def test_overfitting_is_looked_for_where_training_and_validation_are_attacked():
+    attacked = Validation(attack=PGD(0.1, num_steps=1))
+    both = Recipe(adversary=PGD(0.1, num_steps=1), validation=attacked)
+    assert loop_module.is_attacked(both)
+    assert not loop_module.is_attacked(Recipe(validation=attacked))
+    assert not loop_module.is_attacked(dataclasses.replace(both, validation=Validation()))
+    assert not loop_module.is_attacked(dataclasses.replace(both, compression=ADMM(kept=0.5)))
