@@ -374,6 +374,10 @@ def test_quick_from_end_to_end_resumed_and_refused(tmp_path, capsys):
     outcomes = studies.load_outcomes(folder)
     assert len(success) == 9
     for row in success.itertuples():
+        assert row.count <= row.n
+    left = facts[(facts.measure == "robust accuracy") & facts.outcomes.notna()]
+    assert len(left) == 4  # of the attacks without a target
+    for row in left.itertuples():
         assert outcomes[row.outcomes].sum() == row.count and len(outcomes[row.outcomes]) == row.n
     text = report.read_text()
     assert "not on CIFAR-10" in text

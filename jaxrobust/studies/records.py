@@ -41,7 +41,9 @@ def add_attack(facts: Facts, entry: Mapping[str, Any], of: Any = None, /, **keys
     # Without outcomes: the images that are attacked are others for each model, and cannot be paired.
     facts.add_rate("success", of, entry["success"], **keys)
     if entry.get("robust_accuracy"):
-        facts.add_rate("robust accuracy", of, entry["robust_accuracy"], **keys)
+        # Only what is right without an attack is attacked, where an attack has no target.
+        left = [record["attacked"] and not record["success"] for record in entry["records"]]
+        facts.add("robust accuracy", of, outcomes=np.array(left, bool), **keys)
     for name in ("mean_l2", "mean_linf", "mean_confidence", "median_steps"):
         facts.add(name.replace("_", " "), of, value=entry.get(name), **keys)
 
