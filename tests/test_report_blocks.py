@@ -283,7 +283,7 @@ def test_measures_are_numbers_or_percentages():
             },
         ),
         (
-            blocks.heat(["a"], ["b"], [[np.int64(3)]], "r", "c", decimals=0, by_row=True),
+            blocks.heat(["a"], ["b"], [[np.int64(3)]], ("r", "c"), decimals=0, by_row=True),
             {
                 "kind": "heat",
                 "rows": ["a"],
@@ -377,7 +377,7 @@ def test_tiles_keep_what_matters():
             "`chart.series[1]` must not look as `chart.series[0]` does",
         ),
         (
-            lambda: blocks.chart("t", "x", "y", [], limits_y=(1, 0)),
+            lambda: blocks.chart("t", "x", blocks.axis("y", limits=(1, 0)), []),
             "`chart.y.limits` must be two rising numbers",
         ),
         (lambda: blocks.pictures([("a", [None])], columns=["b", "c"]), "must have 2 items"),

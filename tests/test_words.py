@@ -137,27 +137,32 @@ def test_rows_that_stand_out(render):
 
 def test_charts_of_facts(render):
     (chart,) = render(
-        "S.\n{% call chart('T', 'sparsity', 'accuracy', [line('mlp', facts.where('accuracy', network="
-        "'mlp', sparsity=ANY), x='sparsity'), level('dense', fact('accuracy', dense), over=[0, 0.5], "
-        "band=false, dashed=true), line('raw', x=[0, 1], y=[0.5, none])]) %}C.{% endcall %}"
+        "S.\n{% call chart('T', axis('sparsity', log=true), 'accuracy', [line('mlp', facts.where("
+        "'accuracy', network='mlp', sparsity=ANY), x='sparsity'), "
+        "level('dense', fact('accuracy', dense), over=[0, 0.5], band=false, dashed=true), line('raw', "
+        "x=[0, 1], y=[0.5, none])]) %}C.{% endcall %}"
     )[1]
     first, level, raw = chart["series"]
     assert first["x"] == [0.0, 0.5] and first["y"] == [0.75, 0.25] and len(first["low"]) == 2
     assert level["y"] == [0.75, 0.75] and level["dashed"] and "low" not in level
     assert raw["x"] == [0.0] and chart["caption"] == "C."
+    assert chart["x"]["log"] and not chart["y"]["log"] and chart["x"]["title"] == "sparsity"
 
 
 def test_intervals_bars_and_heat(render):
     _, blocks = render(
-        "S.\n{{ intervals('I', [dense, pruned], 'accuracy', group='network', name='words') }}"
-        "{{ bars('B', [row(dense, 'd', value=3)], show='value', group='network', name='label') }}"
-        "{{ heat('accuracy', [row({'network': 'mlp'}, 'mlp')], [row({'sparsity': 0.0}, '0'), "
-        "row({'sparsity': 0.9}, '90')], row_title='made on', column_title='shown to') }}"
+        "S.\n{{ intervals(column('I', 'accuracy'), [dense, pruned], group='network', name='words') }}"
+        "{{ bars(column('B', show='value'), [row(dense, 'd', value=3)], group='network', "
+        "name='label') }}{{ heat(column('H', 'accuracy', unit='%'), [row({'network': 'mlp'}, 'mlp')], "
+        "[row({'sparsity': 0.0}, '0'), row({'sparsity': 0.9}, '90')], titles=('made on', "
+        "'shown to')) }}"
     )
     intervals, bars, heat = blocks
     assert [item["name"] for item in intervals["groups"][0]["items"]] == ["dense", "50 %"]
     assert bars["bars"] and bars["groups"][0]["items"][0]["value"]["value"] == 3
     assert heat["values"][0][0]["count"] == 3 and heat["values"][0][1] is None
+    assert (heat["title"], heat["row_title"], heat["column_title"]) == ("H", "made on", "shown to")
+    assert heat["percent"] and "percent" not in intervals
 
 
 def test_verdicts_and_notices(render):
@@ -235,12 +240,12 @@ def test_text_stays_text(render):
             "The chart 'Speed' has no point",
         ),
         (
-            "{{ bars('Speed', [dense], 'speed', group='words', name='network') }}",
+            "{{ bars(column('Speed', 'speed'), [dense], group='words', name='network') }}",
             ValueError,
             "The chart 'Speed' has no value: no row has a fact 'speed'",
         ),
         (
-            "{{ heat('speed', [dense], [{'a': 1}], row_title='r', column_title='c', show='a') }}",
+            "{{ heat(column('', 'speed'), [dense], [{'a': 1}], titles=('r', 'c'), show='a') }}",
             ValueError,
             "The table of 'speed' has no value",
         ),
@@ -293,7 +298,8 @@ def test_charts_of_facts_without_a_value_are_empty(render, facts):
     facts.add_rate("success", None, evaluation.rate(0, 0), epsilon=0.1)
     _, blocks = render(
         "S.\n{{ chart('t', 'x', 'y', [line('a', facts.where('success', epsilon=ANY), x='epsilon')]) }}"
-        "\n{{ intervals('t', [row({'epsilon': 0.1}, g='all')], 'success', group='g', name='g') }}"
+        "\n{{ intervals(column('t', 'success'), [row({'epsilon': 0.1}, g='all')], group='g', "
+        "name='g') }}"
     )
     assert [block["kind"] for block in blocks] == ["chart", "intervals"]
     assert blocks[0]["series"][0]["x"] == [] and "given" not in blocks[0]["series"][0]

@@ -153,38 +153,44 @@ def line(
     return found | {"n": sizes} if sizes and None not in sizes else found
 
 
-def chart(
+def axis(
     title: str,
-    x_title: str,
-    y_title: str,
-    series: Sequence[dict[str, Any]],
-    caption: str = "",
     *,
     percent: bool = False,
-    percent_x: bool = False,
-    log_x: bool = False,
-    log_y: bool = False,
-    limits_y: tuple[float, float] | None = None,
+    log: bool = False,
+    limits: tuple[float, float] | None = None,
+) -> Block:
+    """An axis of a chart.
+
+    Args:
+      title: Beside it.
+      percent: Whether it is of shares, 0 to 1.
+      log: Whether it is logarithmic.
+      limits: Its ends, of y alone, for charts that are to be compared.
+    """
+    described: Block = {"title": title, "log": log, "percent": percent}
+    return described if limits is None else described | {"limits": list(limits)}
+
+
+def chart(
+    title: str,
+    x: str | Block,
+    y: str | Block,
+    series: Sequence[dict[str, Any]],
+    caption: str = "",
     **frame: Unpack[Frame],
 ) -> Block:
     """A line chart.
 
     Args:
       title: Above it.
-      x_title: Below the axis.
-      y_title: Beside the axis.
+      x: The title of the axis, or what `axis` returns.
+      y: Likewise.
       series: From `line`.
       caption: What a reader must know to read it.
-      percent: Whether y is a share, 0 to 1.
-      percent_x: Whether x is.
-      log_x: Whether x is logarithmic.
-      log_y: Whether y is.
-      limits_y: The ends of y, for charts that are to be compared.
       **frame: `Frame`.
     """
-    x = {"title": x_title, "log": log_x, "percent": percent_x}
-    y: Block = {"title": y_title, "log": log_y, "percent": percent}
-    y |= {} if limits_y is None else {"limits": list(limits_y)}
+    x, y = (axis(one) if isinstance(one, str) else one for one in (x, y))
     return _block("chart", frame, title=title, x=x, y=y, series=list(series), caption=caption)
 
 
@@ -222,8 +228,7 @@ def heat(
     rows: Sequence[str],
     columns: Sequence[str],
     values: Sequence[Sequence[Any]],
-    row_title: str,
-    column_title: str,
+    titles: tuple[str, str],
     caption: str = "",
     *,
     percent: bool = False,
@@ -237,8 +242,7 @@ def heat(
       rows: Names of the rows.
       columns: Names of the columns.
       values: Rates, numbers or None, a list for each row.
-      row_title: What the rows are.
-      column_title: What the columns are.
+      titles: What the rows are, and what the columns are.
       caption: What a reader must know to read it.
       percent: Whether numbers are shares, 0 to 1; rates always are.
       decimals: Of the numbers.
@@ -251,8 +255,8 @@ def heat(
         rows=list(rows),
         columns=list(columns),
         values=[[_plain(value) for value in row] for row in values],
-        row_title=row_title,
-        column_title=column_title,
+        row_title=titles[0],
+        column_title=titles[1],
         caption=caption,
         percent=percent,
         decimals=decimals,

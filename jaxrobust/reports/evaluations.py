@@ -142,13 +142,17 @@ def training(entries: Sequence[Entry]) -> list[Block]:
         title = f"{entry['name']} under {attack}" if attack else entry["name"]
         drawn += [
             blocks.chart(
-                *(f"{title}: {quantity}", "epoch", quantity, lines[quantity]),
-                percent=quantity == "accuracy",
-                limits_y=(0, top) if quantity == "loss" else None,
+                f"{title}: {axis['title']}",
+                "epoch",
+                axis,
+                lines[axis["title"]],
                 folded=position >= _MAX_OPEN,
             )
-            for quantity in lines
-            if lines[quantity]
+            for axis in (
+                blocks.axis("loss", limits=(0, top)),
+                blocks.axis("accuracy", percent=True),
+            )
+            if lines[axis["title"]]
         ]
     validated = any(len(line) > 1 for _, lines in recorded for line in lines.values())
     notes = ["training", "validation"] if validated else ["training"]
@@ -210,7 +214,7 @@ def confusion(entries: Sequence[Entry]) -> list[Block]:
             rows, columns = ([class_name(names, k) for k in range(size)] for size in sizes)
             drawn.append(
                 blocks.heat(
-                    *(rows, columns, matrix, "true", "predicted"),
+                    *(rows, columns, matrix, ("true", "predicted")),
                     title=entry["name"],
                     decimals=0,
                     by_row=True,
@@ -373,7 +377,8 @@ def curves(entries: Sequence[Entry]) -> list[Block]:
             if suite:
                 look = {"model": model, "scatter": True}
                 lines.append(_curve(f"{model}, {suite['label']}", [suite], **look))
-        drawn.append(blocks.chart(label, "epsilon", "robust accuracy", lines, percent=True))
+        accuracy = blocks.axis("robust accuracy", percent=True)
+        drawn.append(blocks.chart(label, "epsilon", accuracy, lines))
     return _after(["curves"], drawn) + _warnings(entries)
 
 
@@ -392,7 +397,7 @@ def transfer(entries: Sequence[Entry]) -> list[Block]:
     """
     drawn = [
         blocks.heat(
-            *(entry["models"], entry["models"], entry["rates"], "made on", "shown to"),
+            *(entry["models"], entry["models"], entry["rates"], ("made on", "shown to")),
             title=titled(entry),
         )
         for entry in entries

@@ -182,86 +182,87 @@ class Page:
     def chart(
         self,
         title: str,
-        x: str,
-        y: str,
+        x: str | Block,
+        y: str | Block,
         lines: Sequence[dict[str, Any]],
         *,
+        folded: bool = False,
         caller: Callable[[], str] | None = None,
-        **axes: Any,
     ) -> str:
-        """A chart of `line`s, as `reports.blocks.chart`."""
+        """A chart of `line`s over an `axis` or its title, as `reports.blocks.chart`."""
         if lines and not any(one.pop("given", True) for one in map(dict, lines)):
             raise ValueError(f"The chart {title!r} has no point: no line has a fact to draw.")
         drawn = [{name: part for name, part in one.items() if name != "given"} for one in lines]
         titles = (_plain(title), _plain(x), _plain(y))
-        return self._place(blocks.chart(*titles, drawn, _body(caller), **axes))
+        return self._place(blocks.chart(*titles, drawn, _body(caller), folded=folded))
 
     def intervals(
         self,
-        title: str,
+        values: Column,
         rows: Iterable[Any],
-        measure: str | None = None,
         *,
         group: str,
         name: str,
-        show: str | None = None,
-        scale: float = 1,
-        caller: Callable[[], str] | None = None,
-        percent: bool = False,
         bars: bool = False,
-        **keys: Any,
+        caller: Callable[[], str] | None = None,
     ) -> str:
-        """Dots with intervals, or bars: one for each row, by what `group` and `name` show of it."""
+        """Dots with intervals, or bars: what a `column` has, one for each row.
+
+        By what `group` and `name` show of a row; the column's title is the chart's.
+        """
         rows, groups = list(rows), dict[str, dict[str, Any]]()
-        what = Column(title, measure, show=show, scale=scale, keys=keys)
         for row in rows:
-            value = what.cell(self._facts, row)
+            value = values.cell(self._facts, row)
             if value is not None:
                 groups.setdefault(_shown(row, group), {})[_shown(row, name)] = value
-        if measure and rows and not any(what.fact(self._facts, row) for row in rows):
-            raise ValueError(f"The chart {title!r} has no value: no row has a fact {measure!r}.")
-        flags: dict[str, Any] = {"percent": percent, "bars": bars}
-        return self._place(blocks.intervals(_plain(title), groups, _body(caller), **flags))
+        if values.measure and rows and not any(values.fact(self._facts, row) for row in rows):
+            raise ValueError(
+                f"The chart {values.title!r} has no value: no row has a fact {values.measure!r}."
+            )
+        percent = values.unit == "%"
+        return self._place(
+            blocks.intervals(
+                _plain(values.title), groups, _body(caller), percent=percent, bars=bars
+            )
+        )
 
-    def bars(self, title: str, rows: Iterable[Any], measure: str | None = None, **more: Any) -> str:
+    def bars(self, values: Column, rows: Iterable[Any], **more: Any) -> str:
         """Bars from 0, as `intervals`."""
-        return self.intervals(title, rows, measure, bars=True, **more)
+        return self.intervals(values, rows, bars=True, **more)
 
     def heat(
         self,
-        measure: str,
+        values: Column,
         rows: Iterable[Any],
         columns: Iterable[Any],
         *,
-        row_title: str,
-        column_title: str,
+        titles: tuple[str, str],
         show: str = "label",
-        caller: Callable[[], str] | None = None,
-        title: str | None = None,
-        percent: bool = False,
-        decimals: int | None = None,
         folded: bool = False,
-        **keys: Any,
+        caller: Callable[[], str] | None = None,
     ) -> str:
-        """A table coloured by its values: the facts of a row's and a column's keys together."""
+        """A table coloured by its values: a `column`'s facts of a row's and a column's keys together.
+
+        The title is that of `values`; `titles` say what the rows and what the columns are.
+        """
         rows, columns = list(rows), list(columns)
         found = [
-            [self._facts.find(measure, _joined(row, column), **keys) for column in columns]
-            for row in rows
+            [values.fact(self._facts, _joined(row, column)) for column in columns] for row in rows
         ]
+        # A table of nothing would look like one whose values are missing for a reason.
         if not any(fact is not None for of_row in found for fact in of_row):
-            raise ValueError(f"The table of {measure!r} has no value: no row has such a fact.")
-        values = [[_heat_cell(fact) for fact in of_row] for of_row in found]
+            raise ValueError(
+                f"The table of {values.measure!r} has no value: no row has such a fact."
+            )
         block = blocks.heat(
             [str(_shown(row, show)) for row in rows],
             [str(_shown(column, show)) for column in columns],
-            values,
-            row_title,
-            column_title,
+            [[_heat_cell(fact) for fact in of_row] for of_row in found],
+            titles,
             _body(caller),
-            title=title,
-            percent=percent,
-            decimals=decimals,
+            title=_plain(values.title),
+            percent=values.unit == "%",
+            decimals=values.decimals,
             folded=folded,
         )
         return self._place(block)

@@ -21,7 +21,7 @@ def render(template: Path, facts: Facts, names: Mapping[str, Any]) -> tuple[list
     """Renders a template.
 
     Beside `names` it has `facts`, `fact` (`Facts.of`), `ANY`, what `Page` puts on the page, `column`,
-    `row`, `line`, `level`, the modules `blocks` and `evaluations` of reports, and the filters
+    `row`, `line`, `level`, `axis`, the modules `blocks` and `evaluations` of reports, and the filters
     `estimate`, `percent`, `points`, `number`, `seconds`, `epsilon`, `listed`, `plural` and `p_value`.
     It is Markdown: `# Title {#id}` is a part, `## Title {#id}` a section, `{## ... ##}` a comment.
 
@@ -71,7 +71,7 @@ def render(template: Path, facts: Facts, names: Mapping[str, Any]) -> tuple[list
     }
     environment.globals |= {"ANY": ANY, "facts": facts, "fact": facts.of, "row": Row}
     environment.globals |= {"column": column, "line": line, "level": level}
-    environment.globals |= {"blocks": blocks, "evaluations": evaluations}
+    environment.globals |= {"axis": blocks.axis, "blocks": blocks, "evaluations": evaluations}
     try:
         return page.split(environment.get_template(template.name).render(**names))
     except jinja2.TemplateSyntaxError as error:
