@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrobust import attacks, evaluation, files, studies
+from jaxrobust import attacks, evaluation, files, models, studies
 from jaxrobust.reports import blocks
 from jaxrobust.reports.pictures import decode_array
 from jaxrobust.studies import terminal
@@ -219,3 +219,17 @@ def test_settings_are_checked_by_their_types():
     ):
         with pytest.raises(error, match=message):
             check(**given)
+
+
+def test_the_mean_and_the_deviation_of_images_are_no_weights():
+    def network(weights, images):
+        return images.mean((1, 2)) @ weights["kernel"]
+
+    kernel = np.zeros((3, 4), np.float32)
+    for variables in (
+        {"kernel": kernel},
+        {"params": {"kernel": kernel}, "batch_stats": np.ones(9)},
+    ):
+        classifier = models.Classifier(network, variables, np.zeros(3), np.ones(3))
+        assert studies.num_parameters(classifier) == 12
+    assert studies.num_parameters(lambda images: images.mean((1, 2))) is None

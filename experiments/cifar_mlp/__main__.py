@@ -119,8 +119,8 @@ def main(settings: Settings) -> Path:
     entries = run.stages.remember(
         "evaluate classifiers",
         lambda _: [
-            studies.model_entry(variant.name, network, *tested, params=params)
-            for variant, network, params in zip(CLASSIFIERS, networks, weights, strict=True)
+            studies.model_entry(variant.name, network, *tested)
+            for variant, network in zip(CLASSIFIERS, networks, strict=True)
         ],
     )
     for entry, variant in zip(entries, CLASSIFIERS, strict=True):

@@ -488,8 +488,10 @@ def classify(study: Study, _: Any) -> list[dict[str, Any]]:
     for network in study.settings.networks:
         for variant in (Variant(network), study.controls(network)[0], study.pruned(network)[-1]):
             record, of = study.records[variant], (study.classifier(variant), test.images)
-            trained = {name: record[name] for name in ("history", "seconds_per_epoch")}
-            found.append(studies.model_entry(variant.name, *of, test.labels, names, **trained))
+            trained = studies.Trained(record["history"], record["seconds_per_epoch"])
+            found.append(
+                studies.model_entry(variant.name, *of, test.labels, names, trained=trained)
+            )
     return found
 
 

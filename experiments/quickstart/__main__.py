@@ -106,11 +106,8 @@ def _trained(
         digits.test.images,
         digits.test.labels,
         digits.class_names,
-        params=fitted.variables["params"],
-        history=fitted.history,
-        seconds_per_epoch=fitted.seconds_per_epoch,
+        trained=studies.Trained(fitted.history, fitted.seconds_per_epoch, recipe.adversary),
         description=f"simple_cnn, trained on {how} (8x8 digits, enlarged, in 3 channels)",
-        attack=recipe.adversary,
     )
     records.add_model(run.facts, entry, network=name)
     return classifier, entry

@@ -88,14 +88,14 @@ def entries(study: Study) -> list[dict[str, Any]]:
         natural, pair = settings.pair(network, 0.0)[0], settings.pair(network, settings.radii[0])
         for variant in (natural, *pair):
             one = variant.but(seed=settings.seed)
+            record = study.records[one]
             entry = studies.model_entry(
                 f"{network}, {variant.words}",
                 study.classifier(one),
                 test.images,
                 test.labels,
                 study.dataset.class_names,
-                history=study.records[one]["history"],
-                seconds_per_epoch=study.records[one]["seconds_per_epoch"],
+                trained=studies.Trained(record["history"], record["seconds_per_epoch"]),
                 description=NETWORKS[network].words,
             )
             found.append(entry)

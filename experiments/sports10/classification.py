@@ -46,9 +46,7 @@ def _evaluate(study: Study, name: str, _: Any) -> dict[str, Any]:
         test.images,
         test.labels,
         study.class_names,
-        params=fitted.variables["params"],
-        history=fitted.history,
-        seconds_per_epoch=fitted.seconds_per_epoch,
+        trained=studies.Trained(fitted.history, fitted.seconds_per_epoch),
     )
     seeds = []
     for seed in study.seeds_of(name):

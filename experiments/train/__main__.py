@@ -158,9 +158,7 @@ def _trained(
             dataset.test.images,
             dataset.test.labels,
             dataset.class_names,
-            params=chosen["params"],
-            history=fitted.history,
-            seconds_per_epoch=fitted.seconds_per_epoch,
+            trained=studies.Trained(fitted.history, fitted.seconds_per_epoch),
             description=f"{variant.network}, trained by the method {variant.method} on {count}",
         ),
     )

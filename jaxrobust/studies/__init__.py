@@ -13,6 +13,7 @@ from jaxrobust.studies.examples import Examples, load_examples
 from jaxrobust.studies.facts import ANY, Fact, Facts, load_facts, load_outcomes
 from jaxrobust.studies.pictures import explanations, gallery, right_and_wrong, spread
 from jaxrobust.studies.results import (
+    Trained,
     commit,
     configuration,
     environment,
@@ -29,6 +30,7 @@ __all__ = [
     "Facts",
     "Run",
     "Stages",
+    "Trained",
     "check_classifier",
     "check_settings",
     "commit",

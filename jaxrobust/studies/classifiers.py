@@ -100,11 +100,13 @@ def describe_inputs(
 
 def num_parameters(logits_fn: LogitsFn) -> int | None:
     """How many weights a classifier has; None for a function that does not show them."""
-    variables = logits_fn.variables if isinstance(logits_fn, models.Classifier) else None
-    if isinstance(variables, Mapping) and "params" in variables:  # without running statistics
-        return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    leaves = jax.tree.leaves(compilation.as_pytree(logits_fn))
-    return sum(np.size(leaf) for leaf in leaves) or None
+    if isinstance(logits_fn, models.Classifier):  # without the mean and the deviation of its images
+        weights = logits_fn.variables
+        if isinstance(weights, Mapping) and "params" in weights:  # without running statistics
+            weights = weights["params"]
+    else:
+        weights = compilation.as_pytree(logits_fn)
+    return sum(np.size(leaf) for leaf in jax.tree.leaves(weights)) or None
 
 
 def _of_folder(folder: Path, weights: str) -> models.Classifier:

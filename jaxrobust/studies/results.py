@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,21 @@ def configuration(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(fields, default=str))
 
 
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """How a model was trained, for `model_entry`.
+
+    Attributes:
+      history: One row per epoch.
+      seconds_per_epoch: Of training.
+      attack: That the training images were under, if any.
+    """
+
+    history: Sequence[Mapping[str, Any]]
+    seconds_per_epoch: float | None = None
+    attack: Attack | None = None
+
+
 def model_entry(
     name: str,
     logits_fn: LogitsFn,
@@ -82,11 +97,8 @@ def model_entry(
     labels: Any,
     class_names: Sequence[str],
     *,
-    params: Any = None,
-    history: Sequence[dict[str, Any]] = (),
-    seconds_per_epoch: float | None = None,
+    trained: Trained | None = None,
     description: str | None = None,
-    attack: Attack | None = None,
 ) -> dict[str, Any]:
     """A model as it goes into result.json (docs/result_format.md, MODEL).
 
@@ -96,22 +108,21 @@ def model_entry(
       images: Of the test split, uint8 [N, H, W, C].
       labels: int [N].
       class_names: K names.
-      params: Its parameters, which are counted; by default what `num_parameters` finds.
-      history: One row per epoch, of training.
-      seconds_per_epoch: Of training.
+      trained: How; None for a model that somebody else trained.
       description: A sentence on how it was trained.
-      attack: That the training images were under, if any.
     """
+    trained = trained or Trained(())
     entry: dict[str, Any] = {
         "name": name,
-        "num_parameters": num_parameters(logits_fn)
-        if params is None
-        else sum(leaf.size for leaf in jax.tree.leaves(params)),
-        "training": {"seconds_per_epoch": seconds_per_epoch, "epochs": [dict(r) for r in history]},
+        "num_parameters": num_parameters(logits_fn),
+        "training": {
+            "seconds_per_epoch": trained.seconds_per_epoch,
+            "epochs": [dict(row) for row in trained.history],
+        },
         "evaluation": evaluate(logits_fn, images, labels, class_names),
     }
-    if attack is not None:
-        entry["training"]["attack"] = attack_label(attack)
+    if trained.attack is not None:
+        entry["training"]["attack"] = attack_label(trained.attack)
     if description is not None:
         entry["description"] = description
     return entry
