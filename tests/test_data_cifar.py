@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from jaxrobust import data, studies
-from jaxrobust.data import archives, batches, prepared
+from jaxrobust.data import archives, pickled, prepared
 
 pytestmark = pytest.mark.usefixtures("cache_dir")  # a cache for each test
 
@@ -95,7 +95,7 @@ def test_tensorflow_datasets_reads_what_was_prepared(root, name):
 def test_second_load_comes_from_the_cache(root, monkeypatch):
     first = data.load("cifar10", root)
     monkeypatch.setattr(prepared, "read", None)
-    monkeypatch.setattr(batches, "read", None)
+    monkeypatch.setattr(pickled, "read", None)
     np.testing.assert_array_equal(data.load("cifar10", root).train.images, first.train.images)
 
 
@@ -104,7 +104,7 @@ def test_folder_that_cannot_be_written_to(root, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != root and access(path, mode))
     cifar_archive.check(data.load("cifar10", root), "cifar10")
     assert {path.suffix for path in root.iterdir()} == {".gz"}
-    monkeypatch.setattr(batches, "read", None)
+    monkeypatch.setattr(pickled, "read", None)
     cifar_archive.check(data.load("cifar10", root), "cifar10")
 
 
@@ -160,12 +160,12 @@ def test_malicious_pickle_is_refused(root, monkeypatch, tmp_path, protocol):
 def test_nothing_but_arrays_is_let_in(asked):
     module, name = asked.rsplit(".", 1)
     with pytest.raises(ValueError, match=rf"asks for {asked},"):
-        batches.unpickle(f"c{module}\n{name}\n.".encode(), "batch")
+        pickled.unpickle(f"c{module}\n{name}\n.".encode(), "batch")
 
 
 def test_encodings_other_than_that_of_bytes_are_refused():
     with pytest.raises(ValueError, match=r"asks for the encoding 'zip'"):
-        batches.unpickle(b"\x80\x02c_codecs\nencode\nX\x01\0\0\0aX\x03\0\0\0zip\x86R.", "batch")
+        pickled.unpickle(b"\x80\x02c_codecs\nencode\nX\x01\0\0\0aX\x03\0\0\0zip\x86R.", "batch")
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
@@ -173,7 +173,7 @@ def test_pickles_of_python_3_are_read_too(protocol):
     value = {b"data": np.arange(6, dtype=np.uint8).reshape(2, 3), b"labels": [1, 2], "x": b"\xff"}
     if protocol > 4:  # arrays travel in another way there, which no archive uses
         value.pop(b"data")
-    found = batches.unpickle(pickle.dumps(value, protocol), "batch")
+    found = pickled.unpickle(pickle.dumps(value, protocol), "batch")
     assert found.keys() == value.keys() and found["x"] == b"\xff"
     np.testing.assert_array_equal(found.get(b"data"), value.get(b"data"))
 
@@ -303,7 +303,7 @@ def test_changed_folder_is_read_anew(root):
 
 
 def test_processes_may_prepare_at_once(root, tmp_path):
-    content = batches.read(
+    content = pickled.read(
         root / archives.ARCHIVES["cifar10"].file_name, archives.ARCHIVES["cifar10"]
     )
     threads = [

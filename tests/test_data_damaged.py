@@ -9,7 +9,7 @@ import pytest
 from image_folder import load, picture
 from PIL import Image
 
-from jaxrobust.data import pictures
+from jaxrobust.data import image_files
 
 pytestmark = pytest.mark.usefixtures("cache_dir")  # a cache for each test
 
@@ -99,33 +99,33 @@ def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 def test_gray_palette_and_cmyk_become_rgb():
     gray = Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4))
-    decoded = pictures.decode(encode(gray))
+    decoded = image_files.decode(encode(gray))
     np.testing.assert_array_equal(decoded, np.asarray(gray)[..., None].repeat(3, -1))
     palette = picture(1).quantize(8)
     np.testing.assert_array_equal(
-        pictures.decode(encode(palette)), np.asarray(palette.convert("RGB"))
+        image_files.decode(encode(palette)), np.asarray(palette.convert("RGB"))
     )
     cmyk = Image.new("CMYK", (4, 4), (0, 255, 255, 0))
-    decoded = pictures.decode(encode(cmyk, "TIFF"))
+    decoded = image_files.decode(encode(cmyk, "TIFF"))
     np.testing.assert_array_equal(decoded, np.full((4, 4, 3), (255, 0, 0)))
 
 
 def test_transparency_lies_over_white():
     clear_red = Image.new("RGBA", (2, 2), (255, 0, 0, 0))
-    np.testing.assert_array_equal(pictures.decode(encode(clear_red)), np.full((2, 2, 3), 255))
+    np.testing.assert_array_equal(image_files.decode(encode(clear_red)), np.full((2, 2, 3), 255))
     black = Image.new("LA", (2, 2), (0, 255))
-    np.testing.assert_array_equal(pictures.decode(encode(black)), np.zeros((2, 2, 3)))
+    np.testing.assert_array_equal(image_files.decode(encode(black)), np.zeros((2, 2, 3)))
     palette = Image.new("P", (2, 2))
     palette.putpalette([0, 0, 0, 9, 9, 9])
     encoded = encode(palette, transparency=0)
-    np.testing.assert_array_equal(pictures.decode(encoded), np.full((2, 2, 3), 255))
+    np.testing.assert_array_equal(image_files.decode(encoded), np.full((2, 2, 3), 255))
 
 
 def test_exif_orientation_is_applied():
     exif = Image.Exif()
     exif[0x0112] = 6  # turn it clockwise to see it upright
     image = picture(3, (4, 2))
-    decoded = pictures.decode(encode(image, exif=exif))
+    decoded = image_files.decode(encode(image, exif=exif))
     np.testing.assert_array_equal(decoded, np.rot90(np.asarray(image), -1))
 
 
@@ -133,7 +133,7 @@ def test_decode_errors_are_the_same_each_time():
     for content in (b"", b"no image", jpeg_bytes()[:300]):
         reasons = set()
         for _ in range(2):
-            with pytest.raises(pictures.DamagedImageError) as error:
-                pictures.decode(content)
+            with pytest.raises(image_files.DamagedImageError) as error:
+                image_files.decode(content)
             reasons.add(str(error.value))
         assert len(reasons) == 1

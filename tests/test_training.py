@@ -31,7 +31,7 @@ from jaxrobust.training import (
     eval_step,
     train_step,
 )
-from jaxrobust.training.run.batches import Examples, padded_batch_at, shuffled
+from jaxrobust.training.run.batches import DeviceData, padded_batch_at, shuffled
 from jaxrobust.training.run.epoch_decisions import (
     best_epoch,
     is_finished,
@@ -354,7 +354,7 @@ def test_attack_replaces_the_images_and_sees_the_network_in_evaluation_mode(monk
 
 def test_padded_evaluation_counts_every_example_once():
     random = np.random.default_rng(0)
-    examples = Examples(
+    examples = DeviceData(
         jnp.asarray(random.integers(0, 256, (7, 2, 2, 1), np.uint8)),
         jnp.asarray(random.integers(0, 3, 7), jnp.int32),
     )

@@ -8,8 +8,8 @@ from jaxrobust.data import augment
 from jaxrobust.data.dataset import Dataset, SkippedFile, Split
 from jaxrobust.data.erasing import Erasing
 from jaxrobust.data.folds import stratified_folds
+from jaxrobust.data.image_files import read_image
 from jaxrobust.data.loading import NAMES, load
-from jaxrobust.data.pictures import read_image
 from jaxrobust.data.resizing import Resized
 
 __all__ = [

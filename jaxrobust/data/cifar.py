@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxrobust.data import archives, batches, cache, decoding, prepared
+from jaxrobust.data import archives, cache, decoding, pickled, prepared
 from jaxrobust.data.archives import Archive
-from jaxrobust.data.batches import Batch, Content
+from jaxrobust.data.pickled import ArchiveSplit, Content
 
 
 def load(
@@ -40,6 +40,7 @@ def load(
     archive = archives.ARCHIVES[name]
     cache.folder(cache_dir)  # before minutes of downloading, rather than after
     content: Content | None = None
+    # A prepared folder is read many times faster than the archive: one is made where that can be.
     folder = prepared.find(root, name)
     identity = None if folder is None else prepared.identity(folder)
     if folder is None:
@@ -52,6 +53,7 @@ def load(
             status = path.stat()
             identity = [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
+    # Only where the cache has nothing for this identity is anything read.
     def make() -> dict[str, np.ndarray]:
         if content is not None:
             return _arrays(content, image_size)
@@ -81,7 +83,7 @@ def _archive(archive: Archive, name: str, root: Path, download: bool) -> Path:
 
 def _content(path: Path, archive: Archive) -> Content:
     archives.verify(path, archive)
-    return batches.read(path, archive)
+    return pickled.read(path, archive)
 
 
 def _arrays(content: Content, image_size: int | None) -> dict[str, np.ndarray]:
@@ -90,7 +92,7 @@ def _arrays(content: Content, image_size: int | None) -> dict[str, np.ndarray]:
     files = [file for split in splits for file in _files(split, names)]
     images = np.concatenate([split.images for split in splits])
     return {
-        "images": images if image_size in (None, batches.SIDE) else _resized(images, image_size),
+        "images": images if image_size in (None, pickled.SIDE) else _resized(images, image_size),
         "labels": np.concatenate([split.labels["label"] for split in splits]).astype(np.int32),
         "files": np.array(files, np.str_),
         "train_end": np.array(len(content.train.images)),
@@ -99,7 +101,7 @@ def _arrays(content: Content, image_size: int | None) -> dict[str, np.ndarray]:
     }
 
 
-def _files(split: Batch, names: tuple[str, ...]) -> list[str]:
+def _files(split: ArchiveSplit, names: tuple[str, ...]) -> list[str]:
     labels = split.labels["label"].tolist()
     return [f"{names[label]}/{row:05d}" for row, label in enumerate(labels)]
 

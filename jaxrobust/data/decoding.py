@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxrobust.data import cache, pictures, records
+from jaxrobust.data import array_records, cache, image_files
 from jaxrobust.data.dataset import SkippedFile, Split
 from jaxrobust.data.folder import ImageFolder
 
@@ -104,7 +104,7 @@ def _decode_files(
     with cache.scratch(place) as scratch:
         return decode_contents(
             folder,
-            lambda names: records.contents([folder.root / name for name in names], scratch),
+            lambda names: array_records.contents([folder.root / name for name in names], scratch),
             image_size,
         )
 
@@ -136,11 +136,12 @@ def decode_contents(
 
     images = None  # all of them, allocated once the first has told the size
     kept: list[int] = []
+    # Files that are damaged are told all together, so one of them must not end the reading.
     for position, content in read([names[i] for i in openable]):
         index = openable[position]
         try:
-            image = pictures.decode(content, image_size)
-        except pictures.DamagedImageError as error:
+            image = image_files.decode(content, image_size)
+        except image_files.DamagedImageError as error:
             reasons[index] = str(error)
             continue
         if images is None:
@@ -159,6 +160,7 @@ def decode_contents(
             f"No file in {str(folder.root)!r} can be read as an image, among them "
             f"{str(paths[0])!r}: {reasons[0]}."
         )
+    # The images without those that are damaged; where they lie is told by name.
     damaged = [(names[i], reasons[i]) for i in sorted(reasons)]
     return {
         "images": images[: len(kept)],

@@ -106,6 +106,7 @@ def load(
         )
     if image_size is not None:
         checks.integer("image_size", image_size, minimum=1)
+    # What is no file on the disk comes first.
     if name == "digits":
         return _digits(32 if image_size is None else int(image_size))
 
@@ -119,10 +120,12 @@ def load(
             f"`download` works for {' and '.join(archives.ARCHIVES)}; {name!r} is to be placed in "
             "`data_dir`, as data/README.md says."
         )
+    # The official archives, with a checksum and a folder of their own.
     if name in archives.ARCHIVES:
         root = _cifar_root(name, data_dir, download)
         decoded = cifar.load(name, root, side, download=download, cache_dir=cache_dir)
         return _dataset(name, decoded)
+    # Encoded images: of a tar file, or of folders.
     root = _jpeg_root(data_dir) if name == "cifar10_jpeg" else _root(name, data_dir)
     if root.is_file():
         test_split = "test"
@@ -133,6 +136,7 @@ def load(
         if name == "sports10" and side is None:
             side = 32
         decoded = decoding.decode(folder.scan(root, test_split), side, cache_dir)
+    # A figure over other images than the user has would be silently another one.
     if decoded.damaged and not skip_damaged:
         shown = "".join(f"\n  {root / file}: {reason}" for file, reason in decoded.damaged[:5])
         more = "\n  ..." if len(decoded.damaged) > 5 else ""

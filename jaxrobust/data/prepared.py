@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxrobust.data import cache, pictures, records
-from jaxrobust.data.batches import SIDE, Batch, Content
+from jaxrobust.data import array_records, cache, image_files
+from jaxrobust.data.pickled import SIDE, ArchiveSplit, Content
 
 # Of tensorflow-datasets' class: same features, same images, same version.
 _VERSION = "3.0.2"
@@ -80,7 +80,7 @@ def write(content: Content, root: Path, name: str) -> Path:
     # Shards are written elsewhere first: whoever reads finds all of them or none.
     with cache.scratch(root) as scratch:
         builder = _builder_class(name)(content, data_dir=scratch, file_format="array_record")
-        records.prepare(builder)
+        array_records.prepare(builder)
         target.parent.mkdir(exist_ok=True)
         try:
             os.rename(scratch / name / _VERSION, target)
@@ -122,19 +122,19 @@ def read(folder: Path) -> Content:
     )
 
 
-def _read(builder: Any, split: str) -> Batch:
+def _read(builder: Any, split: str) -> ArchiveSplit:
     import tensorflow_datasets as tfds
 
     skip = {"image": tfds.decode.SkipDecoding()}
     source = builder.as_data_source(split=split, decoders=skip)
     images = np.empty((len(source), SIDE, SIDE, 3), np.uint8)
     labels, ids = np.empty(len(source), np.int64), []
-    for row, example in enumerate(records.examples(source)):
-        images[row], labels[row] = pictures.decode(example["image"]), example["label"]
+    for row, example in enumerate(array_records.examples(source)):
+        images[row], labels[row] = image_files.decode(example["image"]), example["label"]
         ids.append(example["id"])
     # tensorflow-datasets shuffles what it writes; the ids count through the archive.
     order = np.argsort(np.array(ids), kind="stable")
-    return Batch(images[order], {"label": labels[order]})
+    return ArchiveSplit(images[order], {"label": labels[order]})
 
 
 @functools.cache
@@ -152,6 +152,7 @@ def _builder_class(dataset_name: str) -> Any:
             self._content = content
             super().__init__(**kwargs)
 
+        # The features of the official builder, so that its readers take this folder for theirs.
         def _info(self) -> Any:
             classes = {
                 kind: tfds.features.ClassLabel(names=names)
@@ -172,8 +173,9 @@ def _builder_class(dataset_name: str) -> Any:
                 for split in ("train", "test")
             }
 
+        # In the order of the archive, which `disable_shuffling` keeps.
         def _generate_examples(
-            self, split: str, batch: Batch
+            self, split: str, batch: ArchiveSplit
         ) -> Iterator[tuple[int, dict[str, Any]]]:
             labels = {kind: values.tolist() for kind, values in batch.labels.items()}
             for row, image in enumerate(batch.images):

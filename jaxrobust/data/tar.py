@@ -54,6 +54,7 @@ def _read(path: Path) -> tuple[ImageFolder, dict[str, bytes]]:
     files: dict[str, dict[str, list[File]]] = {split: {} for split in _SPLITS}
     try:
         with tarfile.open(path) as archive:
+            # Contents are kept as they come: going back in a compressed archive would read it anew.
             for member in archive:
                 parts = PurePosixPath(member.name).parts
                 if member.isdir() or len(parts) < 3 or any(map(is_hidden, parts)):
@@ -78,6 +79,7 @@ def _read(path: Path) -> tuple[ImageFolder, dict[str, bytes]]:
         raise ValueError(
             f"{path} cannot be read as a tar file, or is not all of it: {error}."
         ) from error
+    # Labels are places among the sorted names, so both splits must have the same classes.
     train, test = (set(files[split]) for split in _SPLITS)
     if train != test or not train:
         raise ValueError(

@@ -69,11 +69,13 @@ def _appendix(result: dict[str, Any]) -> list[Block]:
         ["Image size", shape],
         [f"{len(data['class_names'])} classes", ", ".join(data["class_names"])],
     ]
+    # The data that the figures are of.
     found = [blocks.heading("Data", DATA), blocks.table(["", ""], rows)]
     if data.get("skipped_files"):
         files = [str(file) for file in data["skipped_files"]]
         title = f"{len(files)} skipped {'file' if len(files) == 1 else 'files'}"
         found.append(blocks.table(["File"], [[file] for file in files], title=title, folded=True))
+    # What it takes to make the run again.
     run = [
         ["Experiment", result["experiment"]],
         ["Seed", formatting.number(result["seed"], 0)],
@@ -88,6 +90,7 @@ def _appendix(result: dict[str, Any]) -> list[Block]:
     ):
         if inner:
             found.append(blocks.table(columns, inner, title=title, folded=True))
+    # Where a report has parts, this is one; elsewhere its sections stand by themselves.
     in_parts = any(block["kind"] == "heading" and block["level"] == 1 for block in result["blocks"])
     return [blocks.heading("Data and run", APPENDIX, 1), *found] if in_parts else found
 

@@ -11,7 +11,7 @@ from jaxrobust.studies.classifiers import (
 from jaxrobust.studies.command_line import check_settings, preset, run_script
 from jaxrobust.studies.examples import Examples, load_examples
 from jaxrobust.studies.facts import ANY, Fact, Facts, load_facts, load_outcomes
-from jaxrobust.studies.pictures import explanations, gallery, right_and_wrong, spread
+from jaxrobust.studies.galleries import explanations, gallery, right_and_wrong, spread
 from jaxrobust.studies.results import (
     Trained,
     commit,

@@ -110,6 +110,7 @@ def load_examples(
         if is_folder and download:
             raise ValueError(f"`download` is for named data sets, got the folder {name!r}.")
         whole = _folder(root) if is_folder else _named(name, data_dir, image_size, download)
+    # The choice depends on the seed and the number of images alone, whatever the model.
     count = len(whole.labels)
     chosen = np.sort(np.random.default_rng(seed).permutation(count)[:num_images])
     images = whole.images[chosen]

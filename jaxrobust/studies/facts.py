@@ -257,6 +257,7 @@ class Facts:
             rows = list(reader)
         if not {"measure", "value"} <= set(reader.fieldnames or ()):
             raise ValueError(f"{path} must have the columns `measure` and `value`.")
+        # A row that cannot be a fact ends the reading, with its line: half a table would mislead.
         found = []
         for number, row in enumerate(rows, start=2):
             try:

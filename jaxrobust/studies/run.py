@@ -64,6 +64,7 @@ def open_run(
     folder = results_dir / experiment / run
     files.hold(folder)
     environment()  # reads the commit now, before the tree can change under the run
+    # A folder is in use once anything in it was computed from its settings.
     in_use = (folder / "result.json").exists() or any(
         next(folder.glob(kept), None) for kept in _KEPT
     )
@@ -71,12 +72,14 @@ def open_run(
     described |= also or {}
     path = folder / "inputs.npz"
     fingerprints = json.dumps(dict(inputs or {}), sort_keys=True)
+    # What was given besides the settings must be what the run began with.
     if in_use:
         _compare_inputs(path, fingerprints, clean_logits)
     try:
         files.claim(folder, described, in_use=in_use, ignored=ignored)
     except ValueError as error:
         raise ValueError(f"{error} On the command line: {_ANOTHER}.") from None
+    # Kept for the comparison, once the settings have been claimed.
     if not in_use and (inputs is not None or clean_logits is not None):
         arrays: dict[str, Any] = {"fingerprints": fingerprints}
         if clean_logits is not None:

@@ -71,6 +71,7 @@ class Stages:
         if self._folder is None:
             raise ValueError("`remember` needs `Stages(folder)`, got no folder.")
         path = self._folder / f"{_file_name(name)}.json"
+        # What a run finished before is taken as it is; how long its parts took is kept with it.
         if path.exists():
             print(f"{name}: done before", file=sys.stderr, flush=True)
         else:
@@ -83,6 +84,7 @@ class Stages:
                 self._open.pop()
             facts = {"stage": name, "seconds": self.seconds[name], "within": within}
             files.write_json(path, facts | {"commit": commit(), "result": result})
+        # Read back even when it was just written, so that a run that goes on sees the same values.
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))
             seconds, result = kept["within"] | {name: kept["seconds"]}, kept["result"]

@@ -17,7 +17,7 @@ from jaxrobust.evaluation.classification import softmax
 from jaxrobust.reports import blocks, formatting
 from jaxrobust.reports.blocks import Block
 from jaxrobust.reports.pictures import decode_array, encode_array
-from jaxrobust.studies.pictures import spread
+from jaxrobust.studies.galleries import spread
 from jaxrobust.studies.progress import Progress
 from jaxrobust.studies.run import Run
 from jaxrobust.types import Attack, LogitsFn

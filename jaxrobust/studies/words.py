@@ -12,7 +12,7 @@ import numpy as np
 from jaxrobust.reports import blocks, evaluations, formatting, markdown
 from jaxrobust.reports.blocks import Block
 from jaxrobust.studies.facts import ANY, Fact, Facts
-from jaxrobust.studies.page import Page, Row, cell_of, column, level, line, value_of
+from jaxrobust.studies.template import Page, Row, cell_of, column, level, line, value_of
 
 _NO_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x85\u2028\u2029\ue000-\uf8ff]")
 
@@ -51,6 +51,7 @@ def render(template: Path, facts: Facts, names: Mapping[str, Any]) -> tuple[list
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    # Filters say a figure in words; they are all the arithmetic that a template has.
     environment.filters |= {
         "estimate": estimate,
         "percent": percent,
@@ -62,6 +63,7 @@ def render(template: Path, facts: Facts, names: Mapping[str, Any]) -> tuple[list
         "plural": plural,
         "p_value": p_value,
     }
+    # Calls that put a block on the page, and what they are called with.
     environment.globals |= {
         name: getattr(page, name)
         for name in (
@@ -72,6 +74,7 @@ def render(template: Path, facts: Facts, names: Mapping[str, Any]) -> tuple[list
     environment.globals |= {"ANY": ANY, "facts": facts, "fact": facts.of, "row": Row}
     environment.globals |= {"column": column, "line": line, "level": level}
     environment.globals |= {"axis": blocks.axis, "blocks": blocks, "evaluations": evaluations}
+    # Whatever goes wrong is told with the line of the template.
     try:
         return page.split(environment.get_template(template.name).render(**names))
     except jinja2.TemplateSyntaxError as error:

@@ -16,8 +16,8 @@ from jaxrobust.pruning import apply_masks
 from jaxrobust.training.compression.compatibility import check_compression
 from jaxrobust.training.compression.informed import informed
 from jaxrobust.training.run import devices, digests, fingerprint
-from jaxrobust.training.run.batches import Examples, on_device
-from jaxrobust.training.run.compiled_steps import Stages
+from jaxrobust.training.run.batches import DeviceData, on_device
+from jaxrobust.training.run.compiled_steps import GivenByEpoch
 from jaxrobust.training.run.plan import Given, Itself, Plan, split
 from jaxrobust.training.step import nnx_modules
 from jaxrobust.training.step.attack_schedule import stages_of
@@ -65,8 +65,8 @@ class Job:
     model: Any
     network: Network
     recipe: Recipe
-    train: Examples
-    validation: Examples | None
+    train: DeviceData
+    validation: DeviceData | None
     variables: PyTree | None
     masks: Masks | None
     num_devices: int
@@ -160,7 +160,7 @@ class Job:
         )
 
     @functools.cached_property
-    def stages(self) -> Stages:
+    def stages(self) -> GivenByEpoch:
         """What the steps of each epoch are given, on the devices."""
         replicate = devices.replicated(self.num_devices)
         always = replicate(
@@ -173,7 +173,7 @@ class Job:
                 objective=tuple(map(jnp.asarray, split(self.recipe.objective)[1])),
             )
         )
-        return Stages(
+        return GivenByEpoch(
             tuple(
                 (first, always._replace(adversary=replicate(conversation.as_arrays(one))))
                 for first, one in stages_of(self.recipe.adversary)
@@ -225,11 +225,13 @@ def prepared(
         raise ValueError(
             "`compression` and `masks` are two ways to choose weights; give one of them."
         )
+    # Checked once, and on the device from here on.
     train = on_device("train", data.train)
     validation = None
     if data.validation is not None:
         validation = on_device("validation", data.validation, train.images.shape[1:])
     _check_sizes(recipe, data, train)
+    # The first key is that of the weights, which `initial_variables` draws.
     _, order_key, step_key = jax.random.split(as_key(jax.random.key(recipe.seed)), 3)
     job = Job(
         model=model,
@@ -243,6 +245,7 @@ def prepared(
         order_key=order_key,
         step_key=step_key,
     )
+    # A compression that reads the network learns here what it is: kernels, groups, order of use.
     if recipe.compression is not None:
         variables = jax.eval_shape(lambda: job.start)
         method = informed(recipe.compression, job.network, variables, job.image_shape)
@@ -353,7 +356,7 @@ def _check_static(recipe: Recipe) -> None:
             ) from error
 
 
-def _check_sizes(recipe: Recipe, data: Data, train: Examples) -> None:
+def _check_sizes(recipe: Recipe, data: Data, train: DeviceData) -> None:
     count, channels = train.images.shape[0], train.images.shape[-1]
     if recipe.batch_size > count:
         raise ValueError(

@@ -65,6 +65,7 @@ def reestimate_batch_stats(
     if not variables.get("batch_stats"):
         return dict(variables)
     mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
+    # Batches at random, as in training: statistics of images in the order of classes would be others.
     order = np.random.default_rng(seed).permutation(len(images))
     count = min(max_batches, len(images) // batch_size)
     measured = functools.partial(_measured, Itself(Network(model).model, None))

@@ -14,7 +14,7 @@ import numpy as np
 from jaxrobust import compilation, files
 from jaxrobust.training.compression.method import Compression, compressed_kernels, kept_at
 from jaxrobust.training.run import batch_statistics, compiled_steps, devices
-from jaxrobust.training.run.compiled_steps import Programs, Stages
+from jaxrobust.training.run.compiled_steps import GivenByEpoch, Programs
 from jaxrobust.training.run.plan import Given, Plan
 from jaxrobust.training.step.network import as_variables
 from jaxrobust.training.step.state import TrainState
@@ -28,7 +28,7 @@ _MAX_BATCHES = 50
 
 
 def with_compression(
-    programs: Programs, compression: Compression, plan: Plan, stages: Stages, step_key: Array
+    programs: Programs, compression: Compression, plan: Plan, stages: GivenByEpoch, step_key: Array
 ) -> Programs:
     """The programs of a run with the updates of a compression.
 
@@ -124,6 +124,7 @@ def results(
     best_variables, best_masks = variables, masks
     if best_state is not state:
         best_variables, best_masks = finished(best_state, kept, plan, given, exact=True)
+    # Measured once and kept: a run that is called again tells the same figures.
     if devices.in_any_process(not (directory / FINAL).is_file()):
         exclude = getattr(plan.compression, "exclude", None)
         figures: dict[str, Any] = dict(_kept_weights(masks, exclude))

@@ -15,7 +15,7 @@ import numpy as np
 from jaxrobust import compilation
 from jaxrobust.models import Classifier
 from jaxrobust.training.run import devices
-from jaxrobust.training.run.batches import Examples, batch_at, padded_batch_at, shuffled
+from jaxrobust.training.run.batches import DeviceData, batch_at, padded_batch_at, shuffled
 from jaxrobust.training.run.plan import Given, Plan
 from jaxrobust.training.step.adversaries import Metrics
 from jaxrobust.training.step.eval_step import eval_step
@@ -57,7 +57,7 @@ class Programs(NamedTuple):
     finish: Callable[[TrainState, int], PyTree] | None = None
 
 
-class Stages(NamedTuple):
+class GivenByEpoch(NamedTuple):
     """What the steps of each epoch are given.
 
     Attributes:
@@ -98,7 +98,7 @@ def zero_totals() -> Metrics:
 
 def compile_programs(
     plan: Plan,
-    stages: Stages,
+    stages: GivenByEpoch,
     epoch: int,
     state: TrainState,
     order_key: Array,
@@ -120,6 +120,7 @@ def compile_programs(
     looped = compilation.loops_are_fast()
     like = functools.partial(devices.shapes_of, num_devices=plan.num_devices)
     compiled: dict[Any, Any] = {}
+    # Stages whose arguments have one form share a program: only shapes and static parts compile anew.
     for given in stages.left(epoch):
         if _form(given) not in compiled:
             compiled[_form(given)] = _train_batches.lower(  # type: ignore[attr-defined]
@@ -191,7 +192,7 @@ def _step(
     return devices.constrained((state, sums), plan.num_devices, devices.WHOLE)
 
 
-def batch_of(step: Array, order: Array, examples: Examples, plan: Plan) -> Examples:
+def batch_of(step: Array, order: Array, examples: DeviceData, plan: Plan) -> DeviceData:
     """The batch of a step, its rows shared by the devices."""
     batch = batch_at(examples, order, step % plan.steps_per_epoch, plan.batch_size)
     return devices.constrained(batch, plan.num_devices, devices.ROWS)

@@ -195,6 +195,7 @@ def fit(
         checkpoints = stack.enter_context(RunCheckpoints(directory / CHECKPOINTS))
         if devices.different({"step": checkpoints.latest_step}):
             raise ValueError(f"`run_dir` {directory} is not the same folder in all processes.")
+        # Where an earlier call of the same run has stopped, or the beginning.
         position = _start(job, checkpoints)
         unfinished = not is_finished(recipe, position.history)
         writes = devices.is_first_process()
@@ -209,6 +210,7 @@ def fit(
             display.say(f"Trained before: the result is that of {directory}.")
         elif int(position.state.step):
             display.say(f"Going on after step {int(position.state.step)}, from {directory}.")
+        # Compiled before Ctrl-C is caught: until then there is nothing to save.
         if unfinished:
             programs = _compile(job, len(position.history))
             if recipe.compression is not None and writes:
@@ -262,6 +264,7 @@ def _result(
     recipe, history = job.recipe, position.history
     best = best_epoch(recipe.validation.monitor, history) or len(history)
     state = best_state = position.state
+    # The best epoch may lie behind: its checkpoint was kept for this.
     if best < len(history):
         step = best * job.steps_per_epoch
         best_state = loop.restore_step(checkpoints, job.template, step).state
@@ -270,6 +273,7 @@ def _result(
         "variables": state.evaluated,
         "best_variables": best_state.evaluated,
     }
+    # Compressed weights are projected to exactly their budget, and measured before and after that.
     if recipe.compression is not None:
         found = compiled_compression.results(
             directory,

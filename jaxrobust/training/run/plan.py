@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxrobust.training.compression.method import Compression
-from jaxrobust.training.run.batches import Examples
+from jaxrobust.training.run.batches import DeviceData
 from jaxrobust.training.step.averaging import Averaging
 from jaxrobust.training.step.network import Network
 from jaxrobust.training.step.nnx_modules import NnxFunction
@@ -56,7 +56,7 @@ class Given(NamedTuple):
       objective: The arrays of the objective; () where they do not matter.
     """
 
-    examples: Examples
+    examples: DeviceData
     key: Array
     mean: Array
     std: Array

@@ -109,6 +109,7 @@ def two_phase(
             progress=progress,
         )
 
+    # Each phase is a run of its own, so that a killed study goes on in the phase where it was.
     pretrained = None
     if phases.pretrain is not None:
         pretrained = run("pretrained", phases.pretrain, None)

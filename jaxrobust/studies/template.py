@@ -309,6 +309,7 @@ class Page:
         lines: list[str] = []
         summary: list[str] | None = None
 
+        # Paragraphs before the first heading or block are the summary, later ones are blocks.
         def flush() -> None:
             nonlocal summary
             paragraphs = [part.strip() for part in re.split(r"\n\s*\n", "\n".join(lines))]
@@ -319,6 +320,7 @@ class Page:
             elif paragraphs:
                 found.append(blocks.text("\n\n".join(paragraphs)))
 
+        # Line by line: a heading, the place of a block that a call has left, or text.
         for row in text.split("\n"):
             heading, place = _HEADING.fullmatch(row.strip()), _PLACE.fullmatch(row.strip())
             if heading is None and place is None:

@@ -20,7 +20,7 @@ SIDE = 32  # pixels
 _CHANNELS = 3
 
 
-class Batch(NamedTuple):
+class ArchiveSplit(NamedTuple):
     """Images and their labels, in the archive's order.
 
     Attributes:
@@ -41,8 +41,8 @@ class Content(NamedTuple):
       names: For each kind of label, the classes' names.
     """
 
-    train: Batch
-    test: Batch
+    train: ArchiveSplit
+    test: ArchiveSplit
     names: dict[str, tuple[str, ...]]
 
 
@@ -64,6 +64,7 @@ def read(path: Path, archive: Archive) -> Content:
     found: dict[str, dict[Any, Any]] = {}
     try:
         with tarfile.open(path) as tar:
+            # In the order in which they lie: a compressed archive cannot be read in any other.
             for member in tar:
                 name = member.name.removeprefix("./")
                 if name in wanted and member.isfile():
@@ -76,10 +77,10 @@ def read(path: Path, archive: Archive) -> Content:
     if missing:
         raise ValueError(f"{path} must hold {', '.join(wanted)}; {', '.join(missing)} is missing.")
 
-    def split(members: tuple[str, ...]) -> Batch:
+    def split(members: tuple[str, ...]) -> ArchiveSplit:
         parts = [_batch(found[name], archive, f"{path}: {name}") for name in members]
         kinds = {kind: [part.labels[kind] for part in parts] for kind in archive.labels}
-        return Batch(
+        return ArchiveSplit(
             np.concatenate([part.images for part in parts]),
             {kind: np.concatenate(labels) for kind, labels in kinds.items()},
         )
@@ -88,6 +89,7 @@ def read(path: Path, archive: Archive) -> Content:
         kind: _class_names(found[archive.names], key, f"{path}: {archive.names}")
         for kind, (_, key) in archive.labels.items()
     }
+    # Only now is it known how many names there are, which labels must not exceed.
     content = Content(split(archive.train), split(archive.test), names)
     for batch in content[:2]:
         for kind, labels in batch.labels.items():
@@ -99,7 +101,7 @@ def read(path: Path, archive: Archive) -> Content:
     return content
 
 
-def _batch(batch: dict[Any, Any], archive: Archive, where: str) -> Batch:
+def _batch(batch: dict[Any, Any], archive: Archive, where: str) -> ArchiveSplit:
     pixels = batch.get(b"data")
     width = _CHANNELS * SIDE * SIDE
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 2:
@@ -114,7 +116,7 @@ def _batch(batch: dict[Any, Any], archive: Archive, where: str) -> Batch:
         raise ValueError(f"{where} must hold `data` of [N, {width}], got {pixels.shape}.")
     # All of red, then all of green, then all of blue.
     planes = pixels.reshape(-1, _CHANNELS, SIDE, SIDE)
-    return Batch(np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels)
+    return ArchiveSplit(np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels)
 
 
 def _class_names(batch: dict[Any, Any], key: bytes, where: str) -> tuple[str, ...]:

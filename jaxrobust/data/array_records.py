@@ -44,6 +44,7 @@ def _builder_class() -> Any:
                 disable_shuffling=True,
             )
 
+        # One split of all files: it is a way to read them, not a data set.
         def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
             del dl_manager  # nothing is downloaded
             return {"files": self._generate_examples()}

@@ -38,7 +38,7 @@ def decode(data: bytes, image_size: int | None = None) -> np.ndarray:
       >>> decode(b"GIF89a")
       Traceback (most recent call last):
       ...
-      jaxrobust.data.pictures.DamagedImageError: not an image
+      jaxrobust.data.image_files.DamagedImageError: not an image
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 

@@ -42,6 +42,7 @@ def explanations(
         return []
     chosen = as_float(images)[list(indices)]
     probabilities = softmax(logits(logits_fn, chosen))
+    # Of the class that the model answers with, whether it is right or not.
     layer = layer or attribution.layers(logits_fn, chosen).default
     maps = _maps(logits_fn, chosen, probabilities.argmax(axis=1), layer)
     entries = []
@@ -87,6 +88,7 @@ def gallery(
         return []
     rows = list(indices)
     layer = layer or attribution.layers(logits_fn, report.images).default
+    # The same layer before and after the attack, so that the maps can be compared.
     clean_maps = _maps(logits_fn, report.clean_images[rows], report.clean_predictions[rows], layer)
     maps = _maps(logits_fn, report.images[rows], report.predictions[rows], layer)
     clean, adversarial = softmax(report.clean_logits), softmax(report.logits)
