@@ -6,7 +6,7 @@ Images are float32 in [0, 1], NHWC; epsilon is in the same pixel units.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -174,61 +174,6 @@ class Evaluation(NamedTuple):
     logits: Array
     value: Array
     gradient: Array | None
-
-
-class Attack(Protocol):
-    """An attack on one image, written as a conversation with a classifier it never calls.
-
-    The engine (`jaxrobust.attacks.engine`) vmaps `init`, `ask`, `objective` and `tell` over a batch,
-    evaluates the classifier once per step on the whole batch, and keeps the result. Implementations
-    are frozen dataclasses registered as pytrees: float fields are leaves (sweeping epsilon compiles
-    nothing anew), integers, booleans and strings are static.
-
-    Attributes:
-      norm: "linf", "l2" or "l1": what its perturbations are measured in.
-      num_steps: How many questions the attack asks before its last point is judged.
-      num_restarts: How often the attack starts over, with another key; the engine keeps the best.
-      targeted: Whether `label` names the class to reach (True) or the class to leave (False).
-      keep: Which of the points asked about is returned: "best" (fooling first, then the highest
-        objective), "closest" (fooling first, then the smallest distance in the attack's `norm`), or
-        "last".
-      uses_gradient: False for attacks that need only the logits.
-
-    An attack may also have `eligible(state) -> bool`: whether the point it asks about may be returned,
-    for one that looks at points outside of its ball; `done(state) -> bool`: whether it has nothing more
-    to ask, before its `num_steps` are over (the point of a state that is done is judged last); and
-    `wants_gradient(state) -> bool`: whether this answer needs one. An attack for which that depends on
-    the number of its questions alone saves what the others would cost.
-    """
-
-    @property
-    def norm(self) -> str: ...  # noqa: D102
-    @property
-    def num_steps(self) -> int: ...  # noqa: D102
-    @property
-    def num_restarts(self) -> int: ...  # noqa: D102
-    @property
-    def targeted(self) -> bool: ...  # noqa: D102
-    @property
-    def keep(self) -> str: ...  # noqa: D102
-    @property
-    def uses_gradient(self) -> bool: ...  # noqa: D102
-
-    def init(self, key: Array, image: Array, label: Array, restart: Array) -> PyTree:
-        """The state before the first step. image [H, W, C]; label, restart: int32 scalars.
-
-        restart counts from 0 to num_restarts - 1; each has a key of its own. An attack that tries one
-        target class after the other takes the class from it.
-        """
-
-    def ask(self, state: PyTree) -> Array:
-        """The point at which to evaluate the classifier: [H, W, C]."""
-
-    def objective(self, logits: Array, state: PyTree) -> Array:
-        """What the attack ascends, from logits [K]: a scalar, or [k] for k gradients."""
-
-    def tell(self, state: PyTree, evaluation: Evaluation) -> PyTree:
-        """The state after learning the answer at the point asked about."""
 
 
 @jax.tree_util.register_dataclass

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attack_table import TABLE
 
-from jaxrobust import attacks, norms
+from jaxrobust import norms
 from jaxrobust.attacks import APGD, MIFGSM, RandomNoise, Square
 from jaxrobust.types import Evaluation
 
@@ -222,34 +223,26 @@ def test_square_l2_needs_five_by_five_pixels():
         )
 
 
-@pytest.mark.parametrize("name", sorted(attacks.ATTACKS))
+@pytest.mark.parametrize("name", TABLE)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float64])
 def test_states_keep_their_types_whatever_the_classifier_computes_in(name, dtype):
-    variants = [{}]
-    if "loss" in attacks.ATTACKS[name].__dataclass_fields__ and name == "APGD":
-        variants = [{"loss": "targeted_dlr"}, {"norm": "l1"}, {"loss": "dlr", "norm": "l2"}]
-    if name == "FAB":
-        variants = [{"aim": aim, "norm": norm} for aim in ("all", "one") for norm in norms.NORMS]
-    if name in ("Square", "DeepFool"):
-        variants = [{"norm": "linf"}, {"norm": "l2"}]
     with jax.enable_x64(dtype == jnp.float64):
-        for variant in variants:
-            attack = jax.tree.map(jnp.float32, attacks.ATTACKS[name](**variant))
+        attack = jax.tree.map(jnp.float32, TABLE[name])
 
-            def conversation(image, attack=attack):
-                key, zero = jax.random.key(0), jnp.int32(0)
-                state = attack.init(key, image, zero, zero)
-                point = attack.ask(state)
-                logits = jnp.asarray([3.0, 2.0, 1.0, 0.0], dtype)
-                value = attack.objective(logits, state)
-                wide = jnp.zeros((*value.shape, *point.shape), jnp.float32)
-                gradient = wide if attack.uses_gradient else None
-                return state, attack.tell(state, Evaluation(logits, value, gradient))
+        def conversation(image):
+            key, zero = jax.random.key(0), jnp.int32(0)
+            state = attack.init(key, image, zero, zero)
+            point = attack.ask(state)
+            logits = jnp.asarray([3.0, 2.0, 1.0, 0.0], dtype)
+            value = attack.objective(logits, state)
+            wide = jnp.zeros((*value.shape, *point.shape), jnp.float32)
+            gradient = wide if attack.uses_gradient else None
+            return state, attack.tell(state, Evaluation(logits, value, gradient))
 
-            image = jax.ShapeDtypeStruct((6, 6, 3), jnp.float32)
-            before, after = jax.eval_shape(conversation, image)
-            types = {leaf.dtype.name for leaf in jax.tree.leaves(before)}
-            assert types <= {"float32", "int32", "bool", "key<fry>"}
-            assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), before) == jax.tree.map(
-                lambda leaf: (leaf.shape, leaf.dtype), after
-            )
+        image = jax.ShapeDtypeStruct((6, 6, 3), jnp.float32)
+        before, after = jax.eval_shape(conversation, image)
+        types = {leaf.dtype.name for leaf in jax.tree.leaves(before)}
+        assert types <= {"float32", "int32", "bool", "key<fry>"}
+        assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), before) == jax.tree.map(
+            lambda leaf: (leaf.shape, leaf.dtype), after
+        )

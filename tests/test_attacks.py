@@ -1,4 +1,4 @@
-"""One table of attacks feeds the invariants; wrong input and the reference network follow."""
+"""What holds for every attack of the table; wrong input and the reference network follow."""
 
 import dataclasses
 import json
@@ -8,126 +8,49 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attack_table import NUM_CLASSES, TABLE, batch, classifier, two_layers
 from counting import Counted
 
 from jaxrobust import attacks, compilation, models, norms
-from jaxrobust.attacks import (
-    APGD,
-    BIM,
-    FAB,
-    FGSM,
-    MIFGSM,
-    PGD,
-    CarliniWagner,
-    CarliniWagnerLinf,
-    DeepFool,
-    RandomNoise,
-    Square,
-    conversation,
-    engine,
-)
-from jaxrobust.models import Classifier
+from jaxrobust.attacks import BIM, FAB, FGSM, PGD, Attack, conversation, engine
+from jaxrobust.attacks.attack import overrides
 from jaxrobust.types import Evaluation, fold_keys
 
-ATTACKS = {
-    "fgsm": FGSM(0.1),
-    "fgsm-l2": FGSM(0.5, norm="l2"),
-    "fgsm-targeted": FGSM(0.1, targeted=True),
-    "bim": BIM(0.1, 0.03, 5),
-    "bim-l2-last": BIM(0.5, 0.2, 5, norm="l2", keep="last"),
-    "pgd": PGD(0.1, 0.03, 5),
-    "pgd-l2": PGD(0.5, 0.2, 5, norm="l2"),
-    "pgd-targeted": PGD(0.1, 0.03, 5, targeted=True),
-    "pgd-last": PGD(0.1, 0.03, 5, keep="last"),
-    "pgd-restarts": PGD(0.1, 0.03, 3, num_restarts=3),
-    "pgd-no-random-start": PGD(0.1, 0.03, 5, random_start=False),
-    "pgd-l1": PGD(2.0, 0.7, 5, norm="l1"),
-    "mifgsm": MIFGSM(0.1, 0.03, num_steps=5),
-    "mifgsm-l2": MIFGSM(0.5, 0.2, num_steps=5, norm="l2"),
-    "apgd": APGD(0.1, num_iterations=12),
-    "apgd-dlr": APGD(0.1, "dlr", num_iterations=12),
-    "apgd-t": APGD(0.1, "targeted_dlr", num_iterations=12, num_restarts=2, num_targets=2),
-    "apgd-l2": APGD(0.5, num_iterations=12, norm="l2"),
-    "apgd-l1": APGD(2.0, num_iterations=20, norm="l1"),
-    "apgd-targeted": APGD(0.1, num_iterations=12, targeted=True),
-    "square": Square(0.1, num_steps=30),
-    "square-l2": Square(0.5, num_steps=30, norm="l2"),
-    "noise": RandomNoise(0.1, num_steps=5),
-    "noise-l1": RandomNoise(2.0, num_steps=5, norm="l1"),
-}
-# Those that look for the smallest perturbation, however large it is.
-MINIMAL = {
-    "fab": FAB(0.1, num_iterations=8),
-    "fab-l2": FAB(0.1, num_iterations=8, norm="l2"),
-    "fab-l1": FAB(0.1, num_iterations=8, norm="l1", num_restarts=2),
-    "fab-t": FAB(0.1, num_iterations=8, aim="one", num_restarts=2, num_targets=2),
-    "cw": CarliniWagner(
-        learning_rate=0.05, initial_constant=1.0, num_iterations=12, num_searches=4
-    ),
-    "cw-targeted": CarliniWagner(
-        learning_rate=0.05,
-        initial_constant=1.0,
-        num_iterations=12,
-        num_searches=4,
-        targeted=True,
-    ),
-    "cw-linf": CarliniWagnerLinf(
-        learning_rate=0.02, initial_constant=1e-2, num_steps=60, num_iterations=10
-    ),
-    "deepfool": DeepFool(num_steps=12),
-    "deepfool-linf": DeepFool(num_steps=12, norm="linf", num_candidates=1),
-}
 TOLERANCE = 1e-6  # float32 differences of numbers up to 1
-NUM_CLASSES = 3
 
 
-def two_layers(variables, images):
-    hidden = jnp.tanh(images.reshape(len(images), -1) @ variables["first"])
-    return hidden @ variables["second"]
-
-
-def classifier(seed: int = 0) -> Classifier:
-    first, second = jax.random.split(jax.random.key(seed))
-    variables = {
-        "first": jax.random.normal(first, (6 * 6 * 2, 8)),
-        "second": jax.random.normal(second, (8, NUM_CLASSES)),
-    }
-    return Classifier(two_layers, variables, np.full(2, 0.5), np.full(2, 0.5))
-
-
-def batch(size: int = 6):
-    """Images with pixels at both ends of the range, and the classes the classifier sees in them."""
-    images = jax.random.uniform(jax.random.key(1), (size, 6, 6, 2), minval=-0.1, maxval=1.1)
-    images = jnp.clip(images, 0, 1)
-    return images, jnp.argmax(classifier()(images), axis=1)
-
-
-@pytest.fixture(params=[*ATTACKS, *MINIMAL])
+@pytest.fixture(params=TABLE)
 def attack(request):
-    return (ATTACKS | MINIMAL)[request.param]
+    return TABLE[request.param]
 
 
-@pytest.fixture(params=ATTACKS)
+@pytest.fixture(params=[name for name in TABLE if TABLE[name].keep != "closest"])
 def bounded(request):
     """An attack that stays within its epsilon."""
-    return ATTACKS[request.param]
+    return TABLE[request.param]
 
 
-# One of each kind, for what costs seconds an attack.
-KINDS = (
-    *("fgsm-l2", "bim-l2-last", "pgd", "pgd-l1", "mifgsm", "apgd-t", "apgd-l1", "square", "noise"),
-    *("fab", "fab-l1", "cw", "cw-linf", "deepfool"),
-)
-
-
-@pytest.fixture(params=KINDS)
-def kind(request):
-    return (ATTACKS | MINIMAL)[request.param]
-
-
-@pytest.fixture(params=MINIMAL)
+@pytest.fixture(params=[name for name in TABLE if TABLE[name].keep == "closest"])
 def minimal(request):
-    return MINIMAL[request.param]
+    return TABLE[request.param]
+
+
+# The first of each class and norm, for what costs seconds an attack.
+KINDS = {(type(TABLE[name]), TABLE[name].norm): name for name in reversed(TABLE)}
+
+
+@pytest.fixture(params=sorted(KINDS.values()))
+def kind(request):
+    return TABLE[request.param]
+
+
+def settings_of(attack, kind):
+    """The names of its hyper-parameters of a type."""
+    return [field.name for field in dataclasses.fields(attack) if field.type is kind]
+
+
+def test_every_attack_of_the_library_has_a_row():
+    assert {type(attack) for attack in TABLE.values()} == set(attacks.ATTACKS.values())
 
 
 def run(attack, key=0, logits_fn=None, images=None, labels=None):
@@ -198,7 +121,7 @@ def test_same_key_same_result(attack):
 
 
 def test_random_start_depends_on_the_key():
-    pgd = dataclasses.replace(ATTACKS["pgd-last"], num_steps=1)
+    pgd = dataclasses.replace(TABLE["pgd-last"], num_steps=1)
     assert not np.array_equal(run(pgd, key=0).images, run(pgd, key=1).images)
 
 
@@ -249,9 +172,9 @@ def test_an_infinite_gradient_disarms_no_attack(kind):
 def test_compiled_equals_uncompiled(kind):
     attack = kind
     images, labels = batch(2)
-    short = {"num_iterations": 2} if hasattr(attack, "num_iterations") else {"num_steps": 3}
-    if not isinstance(attack, FGSM):
-        attack = dataclasses.replace(attack, **short)
+    lengths = {"num_iterations": 2, "num_steps": 3}
+    short = {name: lengths[name] for name in settings_of(attack, int) if name in lengths}
+    attack = dataclasses.replace(attack, **short)
     compiled = run(attack, images=images, labels=labels)
     with jax.disable_jit():
         plain = run(attack, images=images, labels=labels)
@@ -273,9 +196,7 @@ def test_one_compilation_for_all_epsilons_and_weights(attack):
     run(attack, logits_fn=counting(0))
     first = len(traces)
     assert first > 0
-    setting = next(
-        name for name in ("epsilon", "learning_rate", "overshoot") if hasattr(attack, name)
-    )
+    setting = settings_of(attack, float)[0]
     for value in (0.01, 0.05, np.float32(0.2), jnp.float32(0.3), np.linspace(0.01, 0.1, 6)):
         run(dataclasses.replace(attack, **{setting: value}), logits_fn=counting(1))
     assert len(traces) == first
@@ -283,7 +204,7 @@ def test_one_compilation_for_all_epsilons_and_weights(attack):
 
 @pytest.mark.parametrize("name", ["pgd-restarts", "apgd-t", "deepfool"])
 def test_runs_inside_a_users_jit(name):
-    attack = (ATTACKS | MINIMAL)[name]
+    attack = TABLE[name]
     images, labels = batch()
     inside = jax.jit(lambda key, c, x, y: attack(key, c, x, y))
     result = inside(jax.random.key(0), classifier(), images, labels)
@@ -366,11 +287,11 @@ def test_works_with_64_bits_enabled(attack):
 def test_64_bits_change_no_verdict():
     images, labels = batch()  # before: with 64 bits the same keys draw other numbers
     weights = jax.tree.map(np.asarray, classifier().variables)
-    expected = run(ATTACKS["bim"])
+    expected = run(TABLE["bim"])
     with jax.enable_x64(True):
         double = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), weights)
         network = dataclasses.replace(classifier(), variables=double)
-        result = run(ATTACKS["bim"], logits_fn=network, images=images, labels=labels)
+        result = run(TABLE["bim"], logits_fn=network, images=images, labels=labels)
     np.testing.assert_array_equal(result.success, expected.success)
 
 
@@ -381,36 +302,57 @@ def test_json_round_trip_comparison_and_hash(attack):
     if "num_steps" in attacks.to_dict(attack):
         numpy_steps = dataclasses.replace(attack, num_steps=np.int64(attack.num_steps))
         assert attacks.from_dict(attacks.to_dict(numpy_steps)) == attack
-    setting = next(iter(f.name for f in dataclasses.fields(attack) if f.type in (float, "float")))
+    setting = settings_of(attack, float)[0]
     assert dataclasses.replace(attack, **{setting: 0.7}) != attack
+
+
+def values_of(attack):
+    """How many values it has a gradient of: one, or as many as its objective has."""
+
+    def objective(attack, image):
+        label = jnp.int32(0)
+        state = attack.init(jax.random.key(0), image, label, label)
+        return attack.objective(jnp.zeros(NUM_CLASSES), state)
+
+    return jax.eval_shape(objective, attack, batch()[0][0]).size
 
 
 def test_counts_queries_and_gradients(attack):
     result = run(attack)
-    each = {"FAB": NUM_CLASSES - 1, "DeepFool": NUM_CLASSES - 1}.get(type(attack).__name__, 1)
-    if getattr(attack, "aim", "") == "one" or getattr(attack, "num_candidates", 0) == 1:
-        each = 1
     starts, steps = attack.num_restarts, np.asarray(attack.num_restarts * attack.num_steps)
-    if hasattr(attack, "done"):  # it may need fewer
+    if overrides(attack, Attack.done):  # it may need fewer
         steps = np.asarray(result.num_queries) - starts
         assert (steps <= starts * attack.num_steps).all() and (steps > 0).all()
     np.testing.assert_array_equal(result.num_queries, steps + starts)
-    if hasattr(attack, "wants_gradient"):  # FAB: of two questions one
-        asked = starts * attack.num_iterations
-        np.testing.assert_array_equal(result.num_gradients, each * asked)
+    gradients, most = result.num_gradients, values_of(attack) * steps * attack.uses_gradient
+    if overrides(attack, Attack.wants_gradient):
+        assert (gradients < most).all() and (gradients > 0).all()
     else:
-        np.testing.assert_array_equal(result.num_gradients, each * steps * attack.uses_gradient)
+        np.testing.assert_array_equal(gradients, most)
     assert (np.asarray(result.num_steps) <= steps).all()
 
 
-@pytest.mark.parametrize("name", ["fgsm", "bim", "pgd-targeted", "mifgsm", "pgd-l1"])
+@pytest.mark.parametrize("name", ["fab", "fab-t"])
+def test_fab_wants_a_gradient_in_every_other_step(name):
+    fab = TABLE[name]
+    asked = values_of(fab) * fab.num_restarts * fab.num_iterations
+    np.testing.assert_array_equal(run(fab).num_gradients, asked)
+
+
+def that_keeps_the_last(attack):
+    """The attack with its last point, or None."""
+    can = "keep" in settings_of(attack, str) and attack.num_restarts == 1
+    last = dataclasses.replace(attack, keep="last") if can else attack
+    return last if last.keep == "last" else None
+
+
+@pytest.mark.parametrize("name", [name for name in TABLE if that_keeps_the_last(TABLE[name])])
 def test_craft_is_the_last_point(name):
-    attack = ATTACKS[name]
+    attack = that_keeps_the_last(TABLE[name])
     images, labels = batch()
     aims = (labels + 1) % NUM_CLASSES if attack.targeted else labels
     points = engine.craft(attack, jax.random.key(0), classifier(), images, aims)
-    last = attack if name == "fgsm" else dataclasses.replace(attack, keep="last")
-    np.testing.assert_allclose(points, run(last).images, atol=10 * TOLERANCE)
+    np.testing.assert_allclose(points, run(attack).images, atol=10 * TOLERANCE)
 
 
 def test_restarts_never_lose():

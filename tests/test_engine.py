@@ -1,6 +1,7 @@
 """What the engine promises to attacks of other kinds than those that exist: toy ones."""
 
 import dataclasses
+import functools
 from typing import ClassVar, NamedTuple
 
 import chex
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxrobust import compilation
-from jaxrobust.attacks import PGD, conversation, engine
+from jaxrobust.attacks import PGD, Attack, conversation, engine, lanes
 from jaxrobust.types import fold_keys
 
 IMAGES = jnp.full((2, 2, 2, 1), 0.5)
@@ -31,7 +32,7 @@ class State(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Walk:
+class Walk(Attack):
     """Asks about given brightnesses one after the other; needs no gradient."""
 
     levels: tuple[float, ...] = (0.95, 0.8, 0.2, 0.5)
@@ -42,8 +43,6 @@ class Walk:
     num_restarts: ClassVar[int] = 1
     targeted: ClassVar[bool] = False
     uses_gradient: ClassVar[bool] = False
-
-    __call__ = engine.attack_batch
 
     def init(self, key, image, label, restart):
         return State(image, jnp.int32(0), jnp.float32(0))
@@ -79,7 +78,7 @@ def test_best_and_last_of_the_same_walk():
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class AllLogits:
+class AllLogits(Attack):
     """Wants the gradient of every logit, as DeepFool does; remembers them in its state."""
 
     norm: ClassVar[str] = "l2"
@@ -123,9 +122,8 @@ def test_points_are_held_inside_the_box():
 
 def test_an_unfinished_attack_is_told_what_it_lacks():
     @dataclasses.dataclass(frozen=True)
-    class Half:
+    class Half(Attack):
         num_steps: int = 3
-        __call__ = engine.attack_batch
 
         def init(self, key, image, label, restart):
             return image
@@ -143,6 +141,64 @@ def test_an_unfinished_attack_is_told_what_it_lacks():
         Unregistered()(jax.random.key(0), logits_fn, IMAGES, LABELS)
     with pytest.raises(ValueError, match="`keep` must be one of"):
         Walk(keep="first")(jax.random.key(0), logits_fn, IMAGES, LABELS)
+
+
+def test_what_is_no_attack_is_told_what_to_inherit():
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True)
+    class Alone:
+        epsilon: float = 0.1
+
+    with pytest.raises(TypeError, match=r"Alone is no attack: it must inherit jaxrobust\.attacks"):
+        engine.check_attack(Alone())
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Stated(PGD):
+    """PGD with the defaults said aloud."""
+
+    def done(self, state):
+        return super().done(state)
+
+    def eligible(self, state):
+        return super().eligible(state)
+
+    def wants_gradient(self, state):
+        return super().wants_gradient(state)
+
+
+def in_lanes(attack, keys, images, labels):
+    """What lanes find of an attack with one start."""
+    attack = conversation.per_image(attack, len(images))
+    restarts, idle = jnp.zeros(len(images), jnp.int32), jnp.zeros(len(images), bool)
+    begun = lanes.start(attack, keys, images, labels, restarts, idle)
+    return lanes.advance(begun, logits_fn, jnp.int32(99), until_fooled=False).progress
+
+
+def test_the_defaults_are_what_happens_without_them():
+    keys = fold_keys(jax.random.key(1), jnp.arange(2))
+    attacks = PGD(0.3, 0.1, 2), Stated(0.3, 0.1, 2)
+    found = [attack(jax.random.key(1), logits_fn, IMAGES, LABELS) for attack in attacks]
+    chex.assert_trees_all_close(*found, atol=1e-6)
+    chex.assert_trees_all_close(
+        *(in_lanes(one, keys, IMAGES, LABELS) for one in attacks), atol=1e-6
+    )
+
+
+def test_a_default_is_never_traced(monkeypatch):
+    """Programs, and the digests of recipes with them, are what they are without the three methods."""
+
+    def fail():
+        raise AssertionError
+
+    for method in (Attack.done, Attack.eligible, Attack.wants_gradient):
+        # It keeps its name, by which it is found.
+        monkeypatch.setattr(Attack, method.__name__, functools.wraps(method)(lambda *_: fail()))
+    keys = fold_keys(jax.random.key(1), jnp.arange(2))
+    PGD(0.3, 0.1, 2)(jax.random.key(1), lambda x: logits_fn(x), IMAGES, LABELS)
+    engine.craft(PGD(0.3, 0.1, 2), jax.random.key(1), logits_fn, IMAGES, LABELS)
+    in_lanes(PGD(0.3, 0.1, 2), keys, IMAGES, LABELS)
 
 
 def test_microbatches_change_nothing(monkeypatch):

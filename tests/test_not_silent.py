@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_attacks import ATTACKS, MINIMAL, two_layers
-from test_attacks import batch as attacked_images
-from test_attacks import classifier as attacked_network
+from attack_table import TABLE, two_layers
+from attack_table import batch as attacked_images
+from attack_table import classifier as attacked_network
 
 from jaxrobust import attacks, attribution, checks, defenses, evaluation, losses, types
 from jaxrobust.data import augment
@@ -252,7 +252,7 @@ def bfloat16_network():
 @pytest.mark.parametrize("name", ["fab", "deepfool", "cw", "apgd-dlr", "pgd-last", "fgsm"])
 def test_a_success_is_one_when_the_image_is_shown_again(name):
     """FAB: 128 of 146 successes of a bfloat16 network were still there."""
-    attack, network = (ATTACKS | MINIMAL)[name], bfloat16_network()
+    attack, network = TABLE[name], bfloat16_network()
     images, _ = attacked_images(32)
     labels = evaluation.logits(network, images).argmax(1)
     result = attack(KEY, network, images, jnp.asarray(labels))
@@ -298,7 +298,7 @@ def test_losses_leave_masked_classes_out(value):
 @pytest.mark.parametrize("value", MASKS[:2])
 @pytest.mark.parametrize("name", ["apgd-dlr", "apgd-t", "fab", "fab-t", "cw", "deepfool", "square"])
 def test_masked_classes_change_no_verdict(name, value):
-    attack = (ATTACKS | MINIMAL)[name]
+    attack = TABLE[name]
     images, labels = attacked_images(24)
     plain = attack(KEY, attacked_network(), images, labels)
     found = attack(KEY, masked(value), images, labels)

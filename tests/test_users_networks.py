@@ -4,15 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_attacks import ATTACKS, MINIMAL
-from test_attacks import batch as attacked_images
-from test_attacks import classifier as attacked_network
+from attack_table import TABLE
+from attack_table import batch as attacked_images
+from attack_table import classifier as attacked_network
 from test_not_silent import MASKS, STRICT, bfloat16_network, masked
 
 from jaxrobust import evaluation
 
 KEY = jax.random.key(0)
-TABLE = ATTACKS | MINIMAL
 SIZE = 16
 
 

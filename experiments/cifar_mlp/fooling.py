@@ -18,11 +18,10 @@ import numpy as np
 
 from experiments.cifar_mlp import pictures
 from jaxrobust import compilation, data, evaluation, models, studies
-from jaxrobust.attacks import FAB, FGSM, PGD, CarliniWagner, RandomNoise
+from jaxrobust.attacks import FAB, FGSM, PGD, Attack, CarliniWagner, RandomNoise
 from jaxrobust.evaluation.answers import as_float
 from jaxrobust.reports.pictures import encode_array
 from jaxrobust.studies import Facts, Run, records
-from jaxrobust.types import Attack
 
 NETWORK = "hidden layer"
 LEVELS = 91.0  # the norm of the source's difference, in grey levels of 0 to 255

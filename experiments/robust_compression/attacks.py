@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.robust_compression.networks import EPSILON, Study, Variant
 from jaxrobust import evaluation, studies
-from jaxrobust.attacks import FGSM, PGD, CarliniWagnerLinf
+from jaxrobust.attacks import FGSM, PGD, Attack, CarliniWagnerLinf
 from jaxrobust.defenses import Ensemble
 from jaxrobust.evaluation.attack_report import epsilon_label
 from jaxrobust.reports import blocks
@@ -15,7 +15,6 @@ from jaxrobust.reports.pictures import decode_array, encode_array
 from jaxrobust.studies import ANY, comparison, records, suite_run
 from jaxrobust.studies.outcomes import pack, rate_of, right_ones, unpack
 from jaxrobust.training.compression.budget_schedules import LONGEST_STEP
-from jaxrobust.types import Attack
 
 # Of combined networks: 0.1 and 32 are the source's.
 EPSILONS, STEPS = (EPSILON, 0.1), 32

@@ -11,9 +11,8 @@ import numpy as np
 from experiments.sports10.config import EPSILONS, OURS, Config
 from experiments.sports10.networks import FINE_TUNING, SUBJECTS
 from jaxrobust import data, evaluation, models, pruning, studies, training
-from jaxrobust.attacks import FGSM, PGD
+from jaxrobust.attacks import FGSM, PGD, Attack
 from jaxrobust.studies.outcomes import right_ones
-from jaxrobust.types import Attack
 
 ALL: Any = slice(None)
 

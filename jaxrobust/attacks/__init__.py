@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxrobust import checks
+from jaxrobust.attacks.attack import Attack
 from jaxrobust.attacks.auto_pgd import APGD
 from jaxrobust.attacks.carlini_wagner import CarliniWagner
 from jaxrobust.attacks.carlini_wagner_linf import CarliniWagnerLinf
@@ -20,7 +21,7 @@ from jaxrobust.attacks.momentum import MIFGSM
 from jaxrobust.attacks.projected_gradient import BIM, FGSM, PGD
 from jaxrobust.attacks.random_noise import RandomNoise
 from jaxrobust.attacks.square import Square
-from jaxrobust.types import Attack, AttackResult
+from jaxrobust.types import AttackResult
 
 ATTACKS: dict[str, type] = {
     attack.__name__: attack

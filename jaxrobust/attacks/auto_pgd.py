@@ -28,7 +28,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust import checks, losses, norms
-from jaxrobust.attacks import conversation, engine, settings
+from jaxrobust.attacks import conversation, settings
+from jaxrobust.attacks.attack import Attack
 from jaxrobust.types import Array, Evaluation
 
 LOSSES = ("ce", "dlr", "targeted_dlr")
@@ -39,6 +40,8 @@ _RADII, _SHARE = (3.0, 2.0, 1.0), 0.3
 _FIRST_SHARE, _SPARSER = 0.2, 1.5
 
 
+# Flat, though some of its fields belong together: files of attacks under way hold them by these names,
+# and would not be read again if they stood one level deeper.
 class State(NamedTuple):
     """One image under attack.
 
@@ -90,7 +93,7 @@ class State(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class APGD:
+class APGD(Attack):
     """Auto-PGD: no step size to choose.
 
     "targeted_dlr" aims at one class after the other while any misclassification counts: restart r at
@@ -127,12 +130,14 @@ class APGD:
         if self.targeted and self.loss != "ce":
             raise ValueError(f"`targeted` needs `loss` 'ce', got {self.loss!r}.")
 
-    __call__ = engine.attack_batch
-
     @property
     def num_steps(self) -> int:
         """Questions: the steps, and for "targeted_dlr" the look at the clean image."""
         return self.num_iterations + (self.loss == "targeted_dlr")
+
+    def duration(self) -> str:
+        """As the paper counts: the look at the clean image is none."""
+        return f"{self.num_iterations} iterations"
 
     def init(self, key: Array, image: Array, label: Array, restart: Array) -> State:
         """A random point on the sphere, clipped to [0, 1]."""

@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust import checks, losses
-from jaxrobust.attacks import conversation, engine, settings
+from jaxrobust.attacks import conversation, settings
+from jaxrobust.attacks.attack import Attack
 from jaxrobust.types import Array, Evaluation
 
 _INSIDE = 0.999999  # atanh of 1 is infinite
@@ -59,7 +60,7 @@ class State(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class CarliniWagner:
+class CarliniWagner(Attack):
     """Carlini-Wagner, l2, minimal norm.
 
     Attributes:
@@ -90,8 +91,6 @@ class CarliniWagner:
         checks.number("initial_constant", self.initial_constant, above=0.0)
         checks.integer("num_iterations", self.num_iterations, minimum=1)
         checks.integer("num_searches", self.num_searches, minimum=1)
-
-    __call__ = engine.attack_batch
 
     @property
     def num_steps(self) -> int:

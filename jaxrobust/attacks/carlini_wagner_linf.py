@@ -26,7 +26,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust import checks, losses
-from jaxrobust.attacks import conversation, engine, settings
+from jaxrobust.attacks import conversation, settings
+from jaxrobust.attacks.attack import Attack
 from jaxrobust.attacks.carlini_wagner import adam, after_tanh, before_tanh, through_tanh
 from jaxrobust.types import Array, Evaluation
 
@@ -63,7 +64,7 @@ class State(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class CarliniWagnerLinf:
+class CarliniWagnerLinf(Attack):
     """Carlini-Wagner, linf, minimal norm.
 
     Attributes:
@@ -94,8 +95,6 @@ class CarliniWagnerLinf:
         checks.number("initial_constant", self.initial_constant, above=0.0)
         checks.integer("num_steps", self.num_steps, minimum=1)
         checks.integer("num_iterations", self.num_iterations, minimum=1)
-
-    __call__ = engine.attack_batch
 
     def done(self, state: State) -> Array:
         """Whether c or tau has come to its end."""

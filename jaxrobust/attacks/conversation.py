@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust import losses
-from jaxrobust.types import Array, Attack, Evaluation, LogitsFn, PyTree, Stochastic
+from jaxrobust.attacks.attack import Attack, overrides
+from jaxrobust.types import Array, Evaluation, LogitsFn, PyTree, Stochastic
 
 _PULL_BACKS = 10  # of one evaluation at a time
 
@@ -46,15 +47,6 @@ def per_image(attack: Attack, size: int) -> Attack:
     return jax.tree.map(spread, attack)
 
 
-def each(attack: Attack, method: str, *arguments: PyTree) -> Any:
-    """A method of every image's attack, with its rows of the arguments."""
-
-    def call(attack: Attack, *rows: PyTree) -> Any:
-        return getattr(attack, method)(*rows)
-
-    return jax.vmap(call)(attack, *arguments)
-
-
 def start(attack: Attack, keys: Array, images: Array, labels: Array, restart: Array) -> PyTree:
     """The states before the first step.
 
@@ -67,12 +59,12 @@ def start(attack: Attack, keys: Array, images: Array, labels: Array, restart: Ar
     """
     images, labels = images.astype(jnp.float32), labels.astype(jnp.int32)
     restarts = jnp.broadcast_to(restart, labels.shape)
-    return each(attack, "init", keys, images, labels, restarts)
+    return jax.vmap(type(attack).init)(attack, keys, images, labels, restarts)
 
 
 def ask(attack: Attack, states: PyTree) -> Array:
     """The points asked about, held inside [0, 1] whatever the attack does."""
-    return jnp.clip(each(attack, "ask", states), 0.0, 1.0)
+    return jnp.clip(jax.vmap(type(attack).ask)(attack, states), 0.0, 1.0)
 
 
 def evaluate(
@@ -91,7 +83,7 @@ def evaluate(
         and gradients are means over its samples.
       states: States of B lanes, stacked.
       keys: PRNG keys [B], for a classifier that answers at random.
-      with_gradient: Whether to differentiate; for an attack with `uses_gradient = False` never, and
+      with_gradient: Whether to differentiate; for an attack with `uses_gradient = False` never,
         and zeros for a lane that does not want it.
       finished: bool [B], lanes whose answers nobody will hear.
 
@@ -103,7 +95,7 @@ def evaluate(
     def objectives(points: Array, answer: LogitsFn) -> tuple[Array, Array]:
         # float32 whatever the classifier computes in: a state keeps the types that it began with.
         logits = answer(points).astype(jnp.float32)
-        return each(attack, "objective", logits, states), logits
+        return jax.vmap(type(attack).objective)(attack, logits, states), logits
 
     def of(answer: LogitsFn) -> Evaluation:
         if not (with_gradient and attack.uses_gradient):
@@ -113,10 +105,10 @@ def evaluate(
             lambda points: objectives(points, answer), points, has_aux=True
         )
         pulled = functools.partial(_gradients, values, pull_back)
-        if not hasattr(attack, "wants_gradient"):
+        if not overrides(attack, Attack.wants_gradient):
             return Evaluation(logits, values, pulled())
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(pulled))
-        wanted = each(attack, "wants_gradient", states) & jnp.logical_not(finished)
+        wanted = _wants_gradient(attack, states) & jnp.logical_not(finished)
         gradients = jax.lax.cond(jnp.any(wanted), pulled, lambda: nothing)
         gradients = where_rows(wanted, gradients, nothing)  # whatever the rows beside them want
         return Evaluation(logits, values, gradients)
@@ -164,9 +156,18 @@ def cost(
     if evaluation.gradient is None:
         return samples, 0
     gradients = samples * (evaluation.value.shape[1] if evaluation.value.ndim == 2 else 1)
-    if not hasattr(attack, "wants_gradient"):
+    if not overrides(attack, Attack.wants_gradient):
         return samples, gradients
-    return samples, gradients * each(attack, "wants_gradient", states).astype(jnp.int32)
+    return samples, gradients * _wants_gradient(attack, states).astype(jnp.int32)
+
+
+def _wants_gradient(attack: Attack, states: PyTree) -> Array:
+    return jax.vmap(type(attack).wants_gradient)(attack, states)
+
+
+def done(attack: Attack, states: PyTree) -> Array:
+    """Which of the states have nothing more to ask, bool [B]."""
+    return jax.vmap(type(attack).done)(attack, states)
 
 
 def tell(attack: Attack, states: PyTree, evaluation: Evaluation) -> PyTree:
@@ -175,7 +176,8 @@ def tell(attack: Attack, states: PyTree, evaluation: Evaluation) -> PyTree:
     def same_type(new: Array, old: Array) -> Array:
         return new if new.dtype == old.dtype else new.astype(old.dtype)
 
-    return jax.tree.map(same_type, each(attack, "tell", states, evaluation), states)
+    following = jax.vmap(type(attack).tell)(attack, states, evaluation)
+    return jax.tree.map(same_type, following, states)
 
 
 def answer_keys(keys: Array, step: Array) -> Array:

@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust import checks, losses, norms
-from jaxrobust.attacks import conversation, engine, settings
+from jaxrobust.attacks import conversation, settings
+from jaxrobust.attacks.attack import Attack
 from jaxrobust.types import Array, Evaluation
 
 NORMS = ("l2", "linf")
@@ -48,7 +49,7 @@ class State(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class DeepFool:
+class DeepFool(Attack):
     """DeepFool: a small perturbation that fools, quickly.
 
     It stops at the first point that fools. A step costs one gradient for each class considered.
@@ -77,8 +78,6 @@ class DeepFool:
         checks.integer("num_steps", self.num_steps, minimum=1)
         if self.num_candidates is not None:
             checks.integer("num_candidates", self.num_candidates, minimum=1)
-
-    __call__ = engine.attack_batch
 
     def done(self, state: State) -> Array:
         """Whether a point has fooled."""

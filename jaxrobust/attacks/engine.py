@@ -1,6 +1,6 @@
 """Runs any attack on a batch: the one place where attacks meet the classifier.
 
-An attack is a conversation about one image (`jaxrobust.types.Attack`). The engine vmaps its side of
+An attack is a conversation about one image (`jaxrobust.attacks.Attack`). The engine vmaps its side of
 it, evaluates the classifier once per step on the whole batch, and differentiates every row's own
 objective: rows never mix, so a NaN row or a padded row leaves the others as they are.
 
@@ -21,12 +21,13 @@ import numpy as np
 
 from jaxrobust import checks, compilation, programs
 from jaxrobust.attacks import conversation
-from jaxrobust.attacks.conversation import answer_keys, each, evaluate, per_image, tell, where_rows
-from jaxrobust.attacks.judging import Progress, judge
+from jaxrobust.attacks.attack import Attack, overrides
+from jaxrobust.attacks.conversation import answer_keys, evaluate, per_image, tell, where_rows
+from jaxrobust.attacks.judging import Best
+from jaxrobust.attacks.lanes import Lanes, turn
 from jaxrobust.programs import company
 from jaxrobust.types import (
     Array,
-    Attack,
     AttackResult,
     LogitsFn,
     PyTree,
@@ -41,30 +42,7 @@ KEEP = ("best", "closest", "last")
 def attack_batch(
     attack: Attack, key: Array, logits_fn: LogitsFn, images: Array, labels: Array
 ) -> AttackResult:
-    """Attacks a batch in one compiled program; every attack's `__call__` is this function.
-
-    Image i uses the key folded with i, so its result does not depend on the images beside it.
-
-    Args:
-      attack: What to run.
-      key: A PRNG key (`jax.random.key(0)`).
-      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. A callable pytree that holds
-        its weights as leaves (a Classifier, a `jax.tree_util.Partial`) is an argument of the compiled
-        program. Anything else is traced at each call, which takes 0.1 to 0.2 s for a ResNet-50: what
-        it closes over is what it closes over now, and equal programs are compiled once.
-      images: float32 [B, H, W, C] in [0, 1].
-      labels: int [B]: true classes, or the classes to reach if `attack.targeted`.
-
-    Returns:
-      AttackResult, all fields [B, ...].
-
-    Raises:
-      TypeError: Integer images, fractional labels, a logits_fn that cannot be called, an attack that
-        lacks a part of `jaxrobust.types.Attack` or is no pytree.
-      ValueError: Shapes that do not fit; images outside [0, 1], labels outside 0 .. K - 1 and a
-        classifier whose answer to an image depends on the images beside it, where the values are
-        known, which is everywhere but under a transformation.
-    """
+    """What `Attack.__call__` does, and says."""
     check_attack(attack)
     images, labels = jnp.asarray(images), jnp.asarray(labels)
     checks.images_and_labels(images, labels)
@@ -92,11 +70,14 @@ def check_attack(attack: Attack) -> None:
     """Says what an attack of one's own still lacks.
 
     Raises:
-      TypeError: A part of `jaxrobust.types.Attack`, or that it is a pytree.
+      TypeError: The base class, a part of `Attack`, or that it is a pytree.
       ValueError: An unknown `keep`.
     """
     name = type(attack).__name__
-    missing = [part for part in _PARTS if not hasattr(attack, part)]
+    if not isinstance(attack, Attack):
+        raise TypeError(f"{name} is no attack: it must inherit jaxrobust.attacks.Attack.")
+    missing = [fact for fact in _FACTS if not hasattr(attack, fact)]
+    missing += [method.__name__ for method in _METHODS if not overrides(attack, method)]
     if missing:
         raise TypeError(
             f"{name} is no attack: it lacks {', '.join(missing)} (docs/architecture.md)."
@@ -118,10 +99,8 @@ def check_image(attack: Attack, shape: tuple[int, ...]) -> None:
     jax.eval_shape(begin, one, as_key(jax.random.key(0)), jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
-_PARTS = (
-    *("norm", "num_steps", "num_restarts", "targeted", "keep", "uses_gradient"),
-    *("init", "ask", "objective", "tell"),
-)
+_FACTS = ("norm", "num_steps", "num_restarts", "targeted", "keep", "uses_gradient")
+_METHODS = (Attack.init, Attack.ask, Attack.objective, Attack.tell)
 
 
 def run(
@@ -203,23 +182,23 @@ def ascend(
 def _ascend(
     attack: Attack, keys: Array, logits_fn: LogitsFn, images: Array, labels: Array
 ) -> AttackResult:
-    progress = Progress.start(images)
+    best = Best.start(images)
 
-    def restart(progress: Progress, index: Array) -> tuple[Progress, None]:
+    def restart(best: Best, index: Array) -> tuple[Best, None]:
         restart_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, index)
-        return _attempt(attack, restart_keys, logits_fn, images, labels, index, progress), None
+        return _attempt(attack, restart_keys, logits_fn, images, labels, index, best), None
 
     if attack.num_restarts == 1:
         # Written out: a loop of one round would keep XLA from seeing through it.
-        progress, _ = restart(progress, jnp.int32(0))
+        best, _ = restart(best, jnp.int32(0))
     else:
-        progress, _ = jax.lax.scan(restart, progress, jnp.arange(attack.num_restarts))
+        best, _ = jax.lax.scan(restart, best, jnp.arange(attack.num_restarts))
     return AttackResult(
-        images=progress.images,
-        success=progress.success,
-        num_steps=jnp.where(progress.fooled, progress.first_success, progress.num_steps),
-        num_queries=progress.num_queries,
-        num_gradients=progress.num_gradients,
+        images=best.images,
+        success=best.success,
+        num_steps=jnp.where(best.fooled, best.first_success, best.num_steps),
+        num_queries=best.num_queries,
+        num_gradients=best.num_gradients,
     )
 
 
@@ -283,42 +262,31 @@ def _attempt(
     images: Array,
     labels: Array,
     restart: Array,
-    progress: Progress,
-) -> Progress:
+    best: Best,
+) -> Best:
     """One start of the attack: its steps, then a forward pass to judge the final points."""
-
-    def step(carry: tuple[PyTree, Progress], index: Array) -> tuple[tuple[PyTree, Progress], None]:
-        states, progress = carry
-        points, evaluation = evaluate(attack, logits_fn, states, answer_keys(keys, index))
-        judged = judge(attack, progress, images, labels, points, evaluation, states, is_last=False)
-        judged = _counted(
-            judged, conversation.cost(attack, logits_fn, states, evaluation), num_steps=1
-        )
-        following = tell(attack, states, evaluation), judged
-        if not hasattr(attack, "done"):
-            return following, None
-        return where_rows(each(attack, "done", states), carry, following), None
-
+    ends_early = overrides(attack, Attack.done)
     states = conversation.start(attack, keys, images, labels, restart)
-    before = progress.num_steps
-    steps = jnp.arange(attack.num_steps)
-    (states, progress), _ = jax.lax.scan(step, (states, progress), steps)
-    if attack.keep == "last" and attack.num_restarts == 1 and not hasattr(attack, "done"):
+    # Here no lane is finished before the others, and a Python bool leaves no trace in the program.
+    begun = Lanes(attack, images, labels, keys, states, best, finished=False)  # type: ignore[arg-type]
+
+    def step(carry: tuple[PyTree, Best], index: Array) -> tuple[tuple[PyTree, Best], None]:
+        states, best = carry
+        lanes = dataclasses.replace(begun, states=states, progress=best)
+        judged, evaluation = turn(lanes, logits_fn, index, is_last=False)
+        following = tell(attack, states, evaluation), judged
+        if not ends_early:
+            return following, None
+        # What a state that is done has asked once more never happened: its point is judged below.
+        return where_rows(conversation.done(attack, states), carry, following), None
+
+    before = best.num_steps
+    (states, best), _ = jax.lax.scan(step, (states, best), jnp.arange(attack.num_steps))
+    if attack.keep == "last" and attack.num_restarts == 1 and not ends_early:
         # Nothing to choose: whether the last point fools is seen when it is shown again.
         samples = logits_fn.num_samples if isinstance(logits_fn, Stochastic) else 1
         points = conversation.ask(attack, states)
-        progress = dataclasses.replace(progress, images=points)
-        return _counted(progress, (samples, 0), num_steps=0)
-    last = answer_keys(keys, progress.num_steps - before)
-    points, evaluation = evaluate(attack, logits_fn, states, last, with_gradient=False)
-    progress = judge(attack, progress, images, labels, points, evaluation, states, is_last=True)
-    return _counted(progress, conversation.cost(attack, logits_fn, states, evaluation), num_steps=0)
-
-
-def _counted(progress: Progress, cost: tuple[int, Array | int], num_steps: int) -> Progress:
-    return dataclasses.replace(
-        progress,
-        num_steps=progress.num_steps + num_steps,
-        num_queries=progress.num_queries + cost[0],
-        num_gradients=progress.num_gradients + cost[1],
-    )
+        return dataclasses.replace(best, images=points).counted(0, samples, 0)
+    ended = dataclasses.replace(begun, states=states, progress=best)
+    taken = best.num_steps - before
+    return turn(ended, logits_fn, taken, is_last=True, with_gradient=False)[0]

@@ -26,7 +26,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust import checks, losses, norms
-from jaxrobust.attacks import conversation, engine, hyperplane, settings
+from jaxrobust.attacks import conversation, hyperplane, settings
+from jaxrobust.attacks.attack import Attack
 from jaxrobust.types import Array, Evaluation
 
 _ALPHA_MAX, _ETA, _BETA = 0.1, 1.05, 0.9
@@ -57,7 +58,7 @@ class State(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class FAB:
+class FAB(Attack):
     """Fast adaptive boundary attack: minimal norm.
 
     Attributes:
@@ -90,12 +91,14 @@ class FAB:
         checks.integer("num_restarts", self.num_restarts, minimum=1)
         checks.integer("num_targets", self.num_targets, minimum=1)
 
-    __call__ = engine.attack_batch
-
     @property
     def num_steps(self) -> int:
         """Two questions a step, and for "one" a look at the clean image; the last one only judges."""
         return 2 * self.num_iterations - (self.aim == "all")
+
+    def duration(self) -> str:
+        """As the paper counts: an iteration is two questions."""
+        return f"{self.num_iterations} iterations"
 
     def init(self, key: Array, image: Array, label: Array, restart: Array) -> State:
         """The image itself; from the second start on, a random point near it."""

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust import norms
-from jaxrobust.attacks.conversation import each
-from jaxrobust.types import Array, Attack, Evaluation, PyTree
+from jaxrobust.attacks.attack import Attack, overrides
+from jaxrobust.types import Array, Evaluation, PyTree
 
 
 def is_within(length: Any, epsilon: Any) -> Any:
@@ -18,7 +18,7 @@ def is_within(length: Any, epsilon: Any) -> Any:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class Progress:
+class Best:
     """The best point of each of B lanes so far, and what it took.
 
     Attributes:
@@ -44,29 +44,38 @@ class Progress:
     saw_nan: Array
 
     @classmethod
-    def start(cls, images: Array) -> "Progress":
+    def start(cls, images: Array) -> "Best":
         """Before the first question: the images themselves, which any finite point outranks."""
         size = images.shape[0]
         never, zero = jnp.zeros(size, bool), jnp.zeros(size, jnp.int32)
         rank = jnp.full(size, -jnp.inf, jnp.float32)
         return cls(images, never, rank, never, zero, zero, zero, zero, never)
 
+    def counted(self, steps: Array | int, queries: Array | int, gradients: Array | int) -> "Best":
+        """With what has been taken besides: of all lanes alike, or int32 [B]."""
+        return dataclasses.replace(
+            self,
+            num_steps=self.num_steps + steps,
+            num_queries=self.num_queries + queries,
+            num_gradients=self.num_gradients + gradients,
+        )
+
 
 def judge(
     attack: Attack,
-    progress: Progress,
+    best: Best,
     originals: Array,
     labels: Array,
     points: Array,
     evaluation: Evaluation,
     states: PyTree,
     is_last: Array | bool,
-) -> Progress:
+) -> Best:
     """Keeps the points of one evaluation where they are better.
 
     Args:
       attack: Its `targeted` and `keep` decide what better is.
-      progress: Of B lanes, before.
+      best: Of B lanes, before.
       originals: Clean images [B, H, W, C].
       labels: int32 [B].
       points: What was evaluated, [B, H, W, C].
@@ -76,7 +85,7 @@ def judge(
         "last" looks at.
 
     Returns:
-      Progress, after. Steps, queries and gradients are counted by whoever takes them.
+      Best, after. Steps, queries and gradients are counted by whoever takes them.
     """
     predictions = jnp.argmax(evaluation.logits, axis=-1)
     fooling = (predictions == labels) if attack.targeted else (predictions != labels)
@@ -91,23 +100,21 @@ def judge(
         axes = tuple(range(1, evaluation.gradient.ndim))
         nan |= jnp.any(jnp.isnan(evaluation.gradient), axis=axes)
     # Lexicographic: fooling first, then the rank. A NaN rank compares false and is never kept.
-    better = (fooling & ~progress.success) | (
-        (fooling == progress.success) & (value > progress.rank) & ~no_answer
+    better = (fooling & ~best.success) | (
+        (fooling == best.success) & (value > best.rank) & ~no_answer
     )
-    if hasattr(attack, "eligible"):
-        eligible = each(attack, "eligible", states)
+    if overrides(attack, Attack.eligible):
+        eligible = jax.vmap(type(attack).eligible)(attack, states)
         fooling, better = fooling & eligible, better & eligible
     if attack.keep == "last":
         better &= is_last
     wide = better[:, None, None, None]
     return dataclasses.replace(
-        progress,
-        images=jnp.where(wide, points, progress.images),
-        success=jnp.where(better, fooling, progress.success),
-        rank=jnp.where(better, value, progress.rank),
-        fooled=progress.fooled | fooling,
-        first_success=jnp.where(
-            fooling & ~progress.fooled, progress.num_steps, progress.first_success
-        ),
-        saw_nan=progress.saw_nan | nan,
+        best,
+        images=jnp.where(wide, points, best.images),
+        success=jnp.where(better, fooling, best.success),
+        rank=jnp.where(better, value, best.rank),
+        fooled=best.fooled | fooling,
+        first_success=jnp.where(fooling & ~best.fooled, best.num_steps, best.first_success),
+        saw_nan=best.saw_nan | nan,
     )

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from jaxrobust import compilation
 from jaxrobust.attacks import conversation, judging
-from jaxrobust.types import Array, Attack, LogitsFn, PyTree
+from jaxrobust.attacks.attack import Attack, overrides
+from jaxrobust.types import Array, Evaluation, LogitsFn, PyTree
 
 
 @jax.tree_util.register_dataclass
@@ -37,7 +38,7 @@ class Lanes:
     labels: Array
     keys: Array
     states: PyTree
-    progress: judging.Progress
+    progress: judging.Best
     finished: Array
 
 
@@ -59,7 +60,7 @@ def start(
     """
     folded = jax.vmap(jax.random.fold_in)(keys, restarts)
     states = conversation.start(attack, folded, images, labels, restarts)
-    progress = judging.Progress.start(images)
+    progress = judging.Best.start(images)
     return Lanes(attack, images, labels, folded, states, progress, idle)
 
 
@@ -102,47 +103,64 @@ def advance(lanes: Lanes, logits_fn: LogitsFn, num_steps: Array, *, until_fooled
 
 
 def _step(lanes: Lanes, logits_fn: LogitsFn, until_fooled: bool) -> Lanes:
-    attack, progress = lanes.attack, lanes.progress
-    is_last = progress.num_steps >= attack.num_steps
-    if hasattr(attack, "done"):
-        is_last |= conversation.each(attack, "done", lanes.states)
-    keys = conversation.answer_keys(lanes.keys, progress.num_steps)
-    points, evaluation = conversation.evaluate(
-        attack, logits_fn, lanes.states, keys, finished=lanes.finished
-    )
-    progress = judging.judge(
-        attack,
-        progress,
-        lanes.originals,
-        lanes.labels,
-        points,
-        evaluation,
-        lanes.states,
-        is_last=is_last,
-    )
-    taken = (~is_last).astype(jnp.int32)
-    queries, gradients = conversation.cost(attack, logits_fn, lanes.states, evaluation)
-    progress = dataclasses.replace(
-        progress,
-        num_steps=progress.num_steps + taken,
-        num_queries=progress.num_queries + queries,
-        # The last point is differentiated for nothing: other lanes are still under way.
-        num_gradients=progress.num_gradients + taken * gradients,
-    )
+    attack, step = lanes.attack, lanes.progress.num_steps
+    is_last = step >= attack.num_steps
+    if overrides(attack, Attack.done):
+        is_last |= conversation.done(attack, lanes.states)
+    best, evaluation = turn(lanes, logits_fn, step, is_last=is_last)
     finished = is_last
     if until_fooled:
-        finished |= progress.fooled if attack.keep != "closest" else _is_close(attack, progress)
+        finished |= best.fooled if attack.keep != "closest" else _is_close(attack, best)
     states = conversation.tell(attack, lanes.states, evaluation)
-    return dataclasses.replace(lanes, states=states, progress=progress, finished=finished)
+    return dataclasses.replace(lanes, states=states, progress=best, finished=finished)
+
+
+def turn(
+    lanes: Lanes,
+    logits_fn: LogitsFn,
+    step: Array,
+    *,
+    is_last: Array | bool,
+    with_gradient: bool = True,
+) -> tuple[judging.Best, Evaluation]:
+    """One question in every lane: what its answer makes of the best points, and the answer.
+
+    Args:
+      lanes: Before.
+      logits_fn: Images [L, H, W, C] -> logits [L, K].
+      step: int32, or int32 [L]: which answer this is, for a classifier that answers at random.
+      is_last: bool, or bool [L]: whether these are final points, which are judged and no step.
+      with_gradient: Whether to differentiate.
+
+    Returns:
+      (the best points, judged and counted; the answer, which nobody has been told yet).
+    """
+    attack, states = lanes.attack, lanes.states
+    points, evaluation = conversation.evaluate(
+        attack,
+        logits_fn,
+        states,
+        conversation.answer_keys(lanes.keys, step),
+        with_gradient,
+        lanes.finished,
+    )
+    best = judging.judge(
+        attack, lanes.progress, lanes.originals, lanes.labels, points, evaluation, states, is_last
+    )
+    queries, gradients = conversation.cost(attack, logits_fn, states, evaluation)
+    # What the engine knows beforehand stays out of its program.
+    taken = int(not is_last) if isinstance(is_last, bool) else (~is_last).astype(jnp.int32)
+    # A last point may be differentiated for nothing: other lanes are still under way.
+    return best.counted(taken, queries, taken * gradients), evaluation
 
 
 def _radius(attack: Any) -> Array:
     return attack.epsilon
 
 
-def _is_close(attack: Attack, progress: judging.Progress) -> Array:
+def _is_close(attack: Attack, best: judging.Best) -> Array:
     """Whether the closest point that fooled lies within epsilon, bool [L]."""
-    return progress.success & judging.is_within(-progress.rank, _radius(attack))
+    return best.success & judging.is_within(-best.rank, _radius(attack))
 
 
 def advance_in_groups(

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust import checks, losses, norms
-from jaxrobust.attacks import conversation, engine, settings
+from jaxrobust.attacks import conversation, settings
+from jaxrobust.attacks.attack import Attack
 from jaxrobust.types import Array, Evaluation
 
 
@@ -37,7 +38,7 @@ class State(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class MIFGSM:
+class MIFGSM(Attack):
     """Momentum iterative FGSM.
 
     Attributes:
@@ -67,8 +68,6 @@ class MIFGSM:
         checks.number("decay", self.decay, minimum=0.0)
         checks.integer("num_steps", self.num_steps, minimum=1)
         checks.one_of("keep", self.keep, ("best", "last"))
-
-    __call__ = engine.attack_batch
 
     def init(self, key: Array, image: Array, label: Array, restart: Array) -> State:
         """The image itself."""

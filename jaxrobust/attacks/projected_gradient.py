@@ -25,7 +25,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust import checks, losses, norms
-from jaxrobust.attacks import conversation, engine, settings
+from jaxrobust.attacks import conversation, settings
+from jaxrobust.attacks.attack import Attack
 from jaxrobust.types import Array, Evaluation
 
 
@@ -65,7 +66,7 @@ def _projected_step(attack: Any, state: State, evaluation: Evaluation) -> State:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class FGSM:
+class FGSM(Attack):
     """Fast gradient sign method: one step of size epsilon.
 
     The point returned is that of the formula even where the image itself was already misclassified.
@@ -98,7 +99,6 @@ class FGSM:
     def __post_init__(self) -> None:
         settings.check_ball(self)
 
-    __call__ = engine.attack_batch
     init = _start_at_image
     ask = _ask
     objective = _objective
@@ -111,7 +111,7 @@ class FGSM:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class BIM:
+class BIM(Attack):
     """Basic iterative method: FGSM in small steps from the image itself, projected onto the ball.
 
     Attributes:
@@ -136,7 +136,6 @@ class BIM:
     def __post_init__(self) -> None:
         _check_steps(self)
 
-    __call__ = engine.attack_batch
     init = _start_at_image
     ask = _ask
     objective = _objective
@@ -145,7 +144,7 @@ class BIM:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class PGD:
+class PGD(Attack):
     """Projected gradient descent: BIM from a random point of the ball.
 
     Attributes:
@@ -178,7 +177,6 @@ class PGD:
                 "`num_restarts` above 1 needs `random_start=True`: all would be equal."
             )
 
-    __call__ = engine.attack_batch
     ask = _ask
     objective = _objective
     tell = _projected_step

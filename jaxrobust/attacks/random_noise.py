@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust import checks, losses, norms
-from jaxrobust.attacks import engine, settings
+from jaxrobust.attacks import settings
+from jaxrobust.attacks.attack import Attack
 from jaxrobust.types import Array, Evaluation
 
 
@@ -29,7 +30,7 @@ class State(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class RandomNoise:
+class RandomNoise(Attack):
     """Points drawn uniformly from the ball and clipped to [0, 1]; the worst of them is kept.
 
     Attributes:
@@ -51,8 +52,6 @@ class RandomNoise:
     def __post_init__(self) -> None:
         settings.check_ball(self)
         checks.integer("num_steps", self.num_steps, minimum=1)
-
-    __call__ = engine.attack_batch
 
     def init(self, key: Array, image: Array, label: Array, restart: Array) -> State:
         """Before the first draw."""

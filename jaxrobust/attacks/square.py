@@ -26,7 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import checks, losses, norms
-from jaxrobust.attacks import engine, settings
+from jaxrobust.attacks import settings
+from jaxrobust.attacks.attack import Attack
 from jaxrobust.types import Array, Evaluation
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -57,7 +58,7 @@ class State(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Square:
+class Square(Attack):
     """Square attack: black box, scores only.
 
     Attributes:
@@ -88,8 +89,6 @@ class Square:
         checks.integer("num_steps", self.num_steps, minimum=1)
         checks.integer("num_restarts", self.num_restarts, minimum=1)
         checks.number("p_init", self.p_init, above=0.0, maximum=1.0)
-
-    __call__ = engine.attack_batch
 
     def init(self, key: Array, image: Array, label: Array, restart: Array) -> State:
         """Stripes (linf) or tiles (l2)."""

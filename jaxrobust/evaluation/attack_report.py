@@ -9,11 +9,11 @@ from typing import Any, TypedDict
 import numpy as np
 
 from jaxrobust import attacks, checks, norms
+from jaxrobust.attacks import Attack
 from jaxrobust.attacks.judging import is_within
 from jaxrobust.evaluation.classification import predictions, softmax
 from jaxrobust.evaluation.rates import Rate, rate
 from jaxrobust.programs.company import unusual
-from jaxrobust.types import Attack
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -283,14 +283,10 @@ def attack_label(attack: Attack, *, epsilon: bool = True) -> str:
       epsilon: Whether to name the norm and its epsilon; not for a sweep over it.
     """
     words = [type(attack).__name__]
-    norm, size = getattr(attack, "norm", None), getattr(attack, "epsilon", None)
-    if epsilon and norm is not None:
-        words.append(norm if size is None else f"{norm} {_span(size)}")
-    if isinstance(attack, attacks.APGD | attacks.FAB):
-        # As their papers count: FAB's iteration is two steps, and one more looks at the last point.
-        words.append(f"{attack.num_iterations} iterations")
-    elif attack.num_steps > 1:
-        words.append(f"{attack.num_steps} steps")
+    size = getattr(attack, "epsilon", None)
+    if epsilon:
+        words.append(attack.norm if size is None else f"{attack.norm} {_span(size)}")
+    words += [attack.duration()] if attack.duration() else []
     if attack.num_restarts > 1:
         words.append(f"{attack.num_restarts} restarts")
     return ", ".join(words)

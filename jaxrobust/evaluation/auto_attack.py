@@ -19,9 +19,9 @@ import jax
 import numpy as np
 
 from jaxrobust import checks, programs
-from jaxrobust.attacks import APGD, FAB, Square
+from jaxrobust.attacks import APGD, FAB, Attack, Square
 from jaxrobust.evaluation.suite import SuiteProgress, SuiteReport, attack_suite
-from jaxrobust.types import Attack, LogitsFn
+from jaxrobust.types import LogitsFn
 
 VERSIONS = ("standard", "plus", "rand")
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from jaxrobust import checks
+from jaxrobust.attacks import Attack
 from jaxrobust.evaluation.answers import answers
 from jaxrobust.evaluation.attack_report import AttackReport, attack_label, robust_accuracy
 from jaxrobust.evaluation.classification import Progress, predictions
@@ -14,7 +15,7 @@ from jaxrobust.evaluation.rates import rate
 from jaxrobust.evaluation.search import Examples, Options, fooled, prepare, search
 from jaxrobust.evaluation.thresholds import at_epsilon
 from jaxrobust.programs.company import unusual
-from jaxrobust.types import Attack, LogitsFn
+from jaxrobust.types import LogitsFn
 
 
 def robustness_curve(

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from jaxrobust import checks, norms
-from jaxrobust.attacks import APGD, RandomNoise, Square
+from jaxrobust.attacks import APGD, Attack, RandomNoise, Square
 from jaxrobust.evaluation.attack_report import epsilon_label
 from jaxrobust.evaluation.classification import Progress, predictions
 from jaxrobust.evaluation.gradient_checks import QUESTIONS, check, gradient_checks, many
@@ -28,7 +28,7 @@ from jaxrobust.evaluation.search import Examples, Options, prepare, search
 from jaxrobust.evaluation.search import fooled as fooled_by_search
 from jaxrobust.programs import company
 from jaxrobust.programs.company import unusual
-from jaxrobust.types import Attack, LogitsFn, Stochastic, as_key
+from jaxrobust.types import LogitsFn, Stochastic, as_key
 
 _STEPS, _FEW_STEPS, _QUERIES, _DRAWS = 100, 10, 300, 50
 

@@ -18,9 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import compilation, programs
-from jaxrobust.attacks import judging, lanes
+from jaxrobust.attacks import Attack, judging, lanes
 from jaxrobust.evaluation.found import NEVER, Found
-from jaxrobust.types import Attack
 
 _SAVE_EVERY = 30.0  # seconds between two states on the disk, or 20 times what saving takes
 _MANY_STEPS = 1000  # that are worth a program for the number of jobs at hand

@@ -7,10 +7,11 @@ import jax
 import numpy as np
 
 from jaxrobust import checks
+from jaxrobust.attacks import Attack
 from jaxrobust.evaluation.answers import answers
 from jaxrobust.evaluation.attack_report import AttackReport
 from jaxrobust.evaluation.search import Options, Progress, prepare, search
-from jaxrobust.types import Attack, LogitsFn
+from jaxrobust.types import LogitsFn
 
 
 def attack_dataset(

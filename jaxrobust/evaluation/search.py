@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import checks, programs
-from jaxrobust.attacks import conversation, engine, judging
+from jaxrobust.attacks import Attack, conversation, engine, judging
 from jaxrobust.evaluation import queue
 from jaxrobust.evaluation.answers import answers, as_float, check_company
 from jaxrobust.evaluation.classification import predictions
 from jaxrobust.evaluation.found import Found
 from jaxrobust.evaluation.state import State, description
 from jaxrobust.programs.company import unusual
-from jaxrobust.types import Array, Attack, LogitsFn, Stochastic, as_key, fold_keys
+from jaxrobust.types import Array, LogitsFn, Stochastic, as_key, fold_keys
 
 SEARCH_TYPES = ("float32", "bfloat16")
 # Images, and how far their pixels are moved at most, to see what the classifier makes of such.

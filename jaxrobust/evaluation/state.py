@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import attacks, files
+from jaxrobust.attacks import Attack
 from jaxrobust.evaluation.found import Found
 from jaxrobust.evaluation.queue import Queue
-from jaxrobust.types import Attack, PyTree
+from jaxrobust.types import PyTree
 
 
 def description(

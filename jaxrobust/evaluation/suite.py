@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxrobust import attacks
-from jaxrobust.attacks import engine
+from jaxrobust.attacks import Attack, engine
 from jaxrobust.evaluation.answers import answers
 from jaxrobust.evaluation.attack_report import attack_label
 from jaxrobust.evaluation.classification import predictions
@@ -20,7 +20,7 @@ from jaxrobust.evaluation.rates import Rate, rate
 from jaxrobust.evaluation.search import Options, prepare, search
 from jaxrobust.evaluation.search import fooled as search_fooled
 from jaxrobust.programs.company import unusual
-from jaxrobust.types import Attack, LogitsFn, as_key
+from jaxrobust.types import LogitsFn, as_key
 
 SuiteProgress = Callable[[str, int, int], None]
 """Called with (attack's name, questions done, questions in all) as a suite goes on."""

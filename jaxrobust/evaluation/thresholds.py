@@ -8,11 +8,12 @@ import jax
 import numpy as np
 
 from jaxrobust import checks
+from jaxrobust.attacks import Attack
 from jaxrobust.evaluation.attack_report import AttackReport, success_rate
 from jaxrobust.evaluation.classification import softmax
 from jaxrobust.evaluation.rates import Rate
 from jaxrobust.evaluation.robustness import attack_dataset
-from jaxrobust.types import Attack, LogitsFn
+from jaxrobust.types import LogitsFn
 
 
 def at_epsilon(attack: Attack, epsilon: float) -> Attack:

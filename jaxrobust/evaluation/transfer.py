@@ -8,12 +8,13 @@ import jax
 import numpy as np
 
 from jaxrobust import attacks, checks
+from jaxrobust.attacks import Attack
 from jaxrobust.evaluation.attack_report import AttackReport, attack_label
 from jaxrobust.evaluation.classification import Progress, logits, predictions
 from jaxrobust.evaluation.rates import Rate, rate
 from jaxrobust.evaluation.robustness import attack_dataset
 from jaxrobust.evaluation.thresholds import at_epsilon
-from jaxrobust.types import Attack, LogitsFn
+from jaxrobust.types import LogitsFn
 
 
 class TransferRates(TypedDict):

@@ -181,7 +181,7 @@ def _move(
     """The mean of the changes that make images fool which v alone does not, zero without any."""
     starts = jnp.clip(images + v, 0.0, 1.0)
     keys = fold_keys(jax.random.key(0), jnp.arange(len(labels)))  # DeepFool draws nothing
-    states = conversation.each(attack, "init", keys, starts, labels, jnp.zeros_like(labels))
+    states = conversation.start(attack, keys, starts, labels, jnp.int32(0))
 
     def fools(states: Any) -> Array:
         values = conversation.evaluate(attack, logits_fn, states, keys, with_gradient=False)[
@@ -196,7 +196,7 @@ def _move(
     def step(carry: tuple[Any, Array, Array]) -> tuple[Any, Array, Array]:
         states, over, count = carry
         evaluation = conversation.evaluate(attack, logits_fn, states, keys)[1]
-        stepped = conversation.each(attack, "tell", states, evaluation)
+        stepped = conversation.tell(attack, states, evaluation)
         states = conversation.where_rows(over, states, stepped)
         return states, over | fools(states), count + 1
 

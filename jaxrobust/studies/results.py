@@ -15,10 +15,11 @@ import jax
 
 from jaxrobust import compilation
 from jaxrobust._version import __version__
+from jaxrobust.attacks import Attack
 from jaxrobust.evaluation import attack_label, evaluate
 from jaxrobust.reports.reading import FORMAT
 from jaxrobust.studies.classifiers import num_parameters
-from jaxrobust.types import Attack, LogitsFn
+from jaxrobust.types import LogitsFn
 
 
 def environment() -> dict[str, Any]:

@@ -11,13 +11,13 @@ import jax
 import numpy as np
 
 from jaxrobust import attacks, evaluation, files, reports, training
+from jaxrobust.attacks import Attack
 from jaxrobust.reports import markdown
 from jaxrobust.reports.reading import check_result
 from jaxrobust.studies import terminal, words
 from jaxrobust.studies.facts import Facts
 from jaxrobust.studies.results import commit, configuration, environment, result_header
 from jaxrobust.studies.stages import Progress, Stages, plain
-from jaxrobust.types import Attack
 
 _ANOTHER = "--run NAME"
 

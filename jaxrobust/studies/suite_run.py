@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxrobust import evaluation, files
+from jaxrobust.attacks import Attack
 from jaxrobust.evaluation import SuiteReport
 from jaxrobust.evaluation.classification import softmax
 from jaxrobust.reports import blocks, formatting
@@ -20,7 +21,7 @@ from jaxrobust.reports.pictures import decode_array, encode_array
 from jaxrobust.studies.galleries import spread
 from jaxrobust.studies.progress import Progress
 from jaxrobust.studies.run import Run
-from jaxrobust.types import Attack, LogitsFn
+from jaxrobust.types import LogitsFn
 
 _SAVE_EVERY = 5.0  # seconds
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxrobust import attacks, checks, evaluation
+from jaxrobust.attacks import Attack
 from jaxrobust.evaluation.attack_report import epsilon_label
 from jaxrobust.evaluation.auto_attack import VERSIONS
-from jaxrobust.types import Attack
 
 # Attacks that keep to an epsilon; the others look for the smallest perturbation of any size.
 SINGLE = {

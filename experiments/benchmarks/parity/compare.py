@@ -15,9 +15,8 @@ from experiments.benchmarks import harness
 from experiments.benchmarks.network_files import Network
 from experiments.benchmarks.parity import matrix
 from jaxrobust import evaluation, studies
-from jaxrobust.attacks import APGD
+from jaxrobust.attacks import APGD, Attack
 from jaxrobust.studies.outcomes import right_ones
-from jaxrobust.types import Attack
 
 PER_IMAGE = 200  # of which we may leave one more robust than a peer does
 _LONGER = 1.02  # how much longer our median perturbation may be

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxrobust import attacks, evaluation
-from jaxrobust.attacks import Square
-from jaxrobust.types import Attack
+from jaxrobust.attacks import Attack, Square
 
 PACKAGES = ("torch", "torchattacks", "adversarial-robustness-toolbox", "foolbox")
 NORMS = ("linf", "l2", "l1")

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxrobust import checks
+from jaxrobust.attacks import Attack
 from jaxrobust.pruning import cubic_schedule
 from jaxrobust.training.step.attack_schedule import AttackSchedule
-from jaxrobust.types import Attack
 
 # Of a single step, in epsilons: longer ones, at the corners of the ball, are what networks overfit to.
 LONGEST_STEP = 1.25

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import compilation
+from jaxrobust.attacks import Attack
 from jaxrobust.models import Classifier
 from jaxrobust.training.run import devices
 from jaxrobust.training.run.batches import DeviceData, batch_at, padded_batch_at, shuffled
@@ -21,7 +22,7 @@ from jaxrobust.training.step.adversaries import Metrics
 from jaxrobust.training.step.eval_step import eval_step
 from jaxrobust.training.step.state import TrainState
 from jaxrobust.training.step.train_step import train_step
-from jaxrobust.types import Array, Attack, PyTree
+from jaxrobust.types import Array, PyTree
 
 # Where they loop: calls cost nothing beside so many steps, a bar moves, and Ctrl-C waits a moment.
 _STEPS_PER_CALL = 100

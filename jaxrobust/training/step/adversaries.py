@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust import checks
-from jaxrobust.attacks import engine
-from jaxrobust.types import Array, Attack, LogitsFn, PyTree
+from jaxrobust.attacks import Attack, engine
+from jaxrobust.types import Array, LogitsFn, PyTree
 
 Metrics = dict[str, Array]
 
@@ -193,15 +193,17 @@ def check_attack(name: str, value: Any) -> None:
     """Raises unless a value is an attack that is not aimed at the labels.
 
     Raises:
-      TypeError: No attack.
+      TypeError: No attack, or one that lacks a part.
       ValueError: A targeted attack.
     """
-    if isinstance(value, type) or not all(hasattr(value, part) for part in ("init", "ask", "tell")):
+    if not isinstance(value, Attack):
         raise TypeError(
-            f"`{name}` must be an attack such as PGD(), with init, ask and tell, or where more than an "
-            f"attack will do an adversary with memory, craft and step, got {value!r}."
+            f"`{name}` must be an attack such as PGD(), which inherits jaxrobust.attacks.Attack, or "
+            "where more than an attack will do an adversary with memory, craft and step, got "
+            f"{value!r}."
         )
-    if getattr(value, "targeted", False):
+    engine.check_attack(value)
+    if value.targeted:
         raise ValueError(
             f"`{name}` must be untargeted: aimed at the true labels, it would make the task easier."
         )

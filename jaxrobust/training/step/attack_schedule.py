@@ -4,8 +4,8 @@ import dataclasses
 from typing import Any
 
 from jaxrobust import checks
+from jaxrobust.attacks import Attack
 from jaxrobust.training.step.adversaries import Warmup, check_attack
-from jaxrobust.types import Attack
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust import losses
+from jaxrobust.attacks import Attack
 from jaxrobust.training.step.adversaries import Batch, Metrics, as_adversary, check_attack
 from jaxrobust.training.step.train_step import to_unit_range
-from jaxrobust.types import Array, Attack, LogitsFn
+from jaxrobust.types import Array, LogitsFn
 
 
 def eval_step(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust import checks, losses
-from jaxrobust.attacks import conversation
+from jaxrobust.attacks import Attack, conversation
 from jaxrobust.types import Array, Evaluation
 
 
@@ -27,7 +27,7 @@ class State(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class NFGSM:
+class NFGSM(Attack):
     """One step from a point of uniform noise, which is not brought back to the ball.
 
     Noise wider than the ball keeps the network from learning to hide from a single step, where FGSM-RS

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import optax
 
 from jaxrobust import checks
+from jaxrobust.attacks import Attack
 from jaxrobust.training.compression.method import Compression
 from jaxrobust.training.step import learning_rates
 from jaxrobust.training.step.adversaries import as_adversary, check_attack
@@ -17,7 +18,7 @@ from jaxrobust.training.step.learning_rates import Schedule
 from jaxrobust.training.step.network import PRECISIONS
 from jaxrobust.training.step.objectives import CrossEntropy, Objective
 from jaxrobust.training.step.optimizers import AdamW, Optimizer, check_optimizer
-from jaxrobust.types import Array, Attack
+from jaxrobust.types import Array
 
 Augmentation = Callable[[Array, Array], Array]
 """(key, images float32 [B, H, W, C] in [0, 1]) -> images of the same kind, of any size."""

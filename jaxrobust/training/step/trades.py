@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust import checks, norms
-from jaxrobust.attacks import conversation, engine
+from jaxrobust.attacks import Attack, conversation, engine
 from jaxrobust.training.step.adversaries import Batch, Descend, Metrics, step_once
 from jaxrobust.training.step.n_fgsm import State
 from jaxrobust.training.step.network import Passes
@@ -62,7 +62,7 @@ class TRADES:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class KLAscent:
+class KLAscent(Attack):
     """Steps away from the answer that the network gives for the clean image: the attack of TRADES.
 
     It ascends KL(p(clean) || p(point)) and knows no label. For training and validation alone: `craft`
