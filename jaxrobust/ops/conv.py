@@ -293,12 +293,15 @@ def transposed_convolution(
         taps, padding = [], []
         for axis, (offset, count) in enumerate(zip(offsets, (height, width), strict=True)):
             factor, zeros, apart = factors[axis], before[axis], dilation[axis]
+            # The first row of the kernel that is laid on pixels, as is each factor-th after it; all
+            # others are laid on the zeros between them.
             first = (zeros - offset) % factor
             length = len(range(first, kernel.shape[axis], factor))
             start = (
                 offset + first - zeros
             ) // factor  # the image's row that the first tap is laid on
             taps.append(slice(first, None, factor))
+            # Negative where the image has rows that no tap of this phase sees: then it is cut.
             last = start + count - 1 + apart * (length - 1)
             padding.append((-start, last - (images.shape[axis + 1] - 1)))
         part = kernel[tuple(taps)]
@@ -308,6 +311,7 @@ def transposed_convolution(
         window = Window(padding=(padding[0], padding[1]), dilation=dilation)
         return convolve(images, part, window)
 
+    # All phases are as long as the longest, so that they can be merged; the rest is cut off after.
     phases = [[phase((row, column)) for column in range(factors[1])] for row in range(factors[0])]
     return interleave(phases)[:, : size[0], : size[1]]
 

@@ -188,6 +188,7 @@ def call(rule: Rule, arrays: Sequence[Any], arguments: Sequence[Any]) -> list[An
     def primal(arrays: list[Any], arguments: list[Any]) -> list[Any]:
         return list(own(*arguments))
 
+    # One part is a custom_jvp: it makes results and tangents at once. Two are a custom_vjp, below.
     if len(rule.parts) == 1:
         with_tangents = jax.custom_jvp(primal)
 
@@ -195,6 +196,7 @@ def call(rule: Rule, arrays: Sequence[Any], arguments: Sequence[Any]) -> list[An
         def of_both(primals: Any, tangents: Any) -> tuple[list[Any], list[Any]]:
             (arrays, arguments), (_, moved) = primals, tangents
             floats = [one for one, is_float in zip(moved, floating, strict=True) if is_float]
+            # The rule was traced once: its own derivative is not known, and asking for it is refused.
             found = first(*_once(arrays), *_once(arguments), *floats)
             results, moved = found[:num_results], iter(found[num_results:])
             return list(results), [
@@ -207,11 +209,13 @@ def call(rule: Rule, arrays: Sequence[Any], arguments: Sequence[Any]) -> list[An
     with_rule = jax.custom_vjp(primal)
 
     def forward(arrays: list[Any], arguments: list[Any]) -> tuple[list[Any], Any]:
+        # Of the arrays those of the way there come first; those of the way back are saved for it.
         results = first(*_once(arrays[:count]), *_once(arguments))
         return list(results[:num_results]), (arrays[count:], list(results[num_results:]))
 
     def backward(saved: Any, cotangents: list[Any]) -> tuple[None, list[Any]]:
         arrays, residuals = saved
+        # The traced way back has no place for what has no derivative, such as integers.
         wanted = [one for one, is_smooth in zip(cotangents, smooth, strict=True) if is_smooth]
         found = iter(others[0](*_once(arrays), *_once(residuals), *_once(wanted)))
         return None, [next(found) if is_float else None for is_float in floating]

@@ -149,6 +149,7 @@ def describe(function: Callable[[Any], Any], images: Any) -> Description:
             f"{type(images).__name__}; of a shape: `jax.ShapeDtypeStruct(shape, jnp.float32)`."
         )
     program = explained(trace, function, images)
+    # Operations of one layer are one row, wherever in the program they are.
     paths, idle = naming.weight_paths(function, program)
     found: dict[str, list[naming.Operation]] = {}
     for operation in naming.operations(program, paths):
@@ -157,6 +158,7 @@ def describe(function: Callable[[Any], Any], images: Any) -> Description:
     counted: set[int] = set()  # a rule closes over the same array several times
     layers = []
     for name, operations in found.items():
+        # A weight that several layers share counts in the first of them alone.
         weights = {index for one in operations for index in one.weights} - used
         used |= weights
         arrays = {id(program.arrays[index]): program.arrays[index] for index in weights}

@@ -119,6 +119,7 @@ def nested(
         constants, others = operands[:num_constants], operands[num_constants:]
         carry, rows = others[:num_carry], others[num_carry:]
 
+        # The part closes over nothing any more, and is evaluated by fast forms where they are wanted.
         def body(carry: Sequence[Any], row: Sequence[Any]) -> tuple[Any, Any]:
             results = parts[0](*constants, *carry, *row)
             return results[:num_carry], results[num_carry:]
@@ -133,6 +134,7 @@ def nested(
         )
         return [*carry, *rows]
     if name == "while":
+        # Constants of the condition come first, then those of the body, then what is carried.
         first = params["cond_nconsts"]
         second = first + params["body_nconsts"]
         of_condition, of_body, start = operands[:first], operands[first:second], operands[second:]
@@ -144,6 +146,7 @@ def nested(
     if name == "cond":
         index, *others = operands
         platforms = params.get("branches_platforms")
+        # A choice by a value, or by the platform that the program is compiled for.
         if platforms is None:
             return lax.switch(index, parts, *others)
         by_name = {
@@ -154,6 +157,7 @@ def nested(
         if fast:  # for the CPU alone
             return by_name["cpu" if "cpu" in by_name else "default"](*others)
         return lax.platform_dependent(*others, **by_name)
+    # What is left is a checkpoint: it saves memory, so it must stay one.
     checkpoint = jax.checkpoint(
         parts[0], prevent_cse=params["prevent_cse"], policy=params["policy"]
     )

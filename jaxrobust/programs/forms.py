@@ -142,6 +142,7 @@ def _convolution(equation: Any, operands: Sequence[Any]) -> Sequence[Any] | None
     spec = params["dimension_numbers"]
     result = equation.outvars[0].aval
     types = {jnp.result_type(operand.aval) for operand in equation.invars} | {result.dtype}
+    # The forms know images of one floating type; everything else is left to jax.
     if (
         len(spec.lhs_spec) != 4
         or len(types) != 1
@@ -150,6 +151,7 @@ def _convolution(equation: Any, operands: Sequence[Any]) -> Sequence[Any] | None
         or 0 in (*result.shape, *equation.invars[0].aval.shape)
     ):
         return None
+    # The forms' own order of axes, whatever the framework's; the result remembers what it was.
     images = placed(images, _axes_of(spec.lhs_spec))
     outputs, inputs, rows, columns = spec.rhs_spec
     kernel = lax.transpose(jnp.asarray(value(kernel)), (rows, columns, inputs, outputs))
@@ -158,6 +160,7 @@ def _convolution(equation: Any, operands: Sequence[Any]) -> Sequence[Any] | None
     window = ops.Window(strides, (tuple(above), tuple(beside)), tuple(params["rhs_dilation"]))
     factors = tuple(params["lhs_dilation"])
     is_depthwise = groups == images.shape[-1] == kernel.shape[-1] and groups > 1
+    # Zeros between the pixels: a transposed convolution, or the gradient of one with a stride.
     if factors != (1, 1):
         if groups > 1 or strides != (1, 1) or window.dilation != (1, 1):
             return None
@@ -165,6 +168,7 @@ def _convolution(equation: Any, operands: Sequence[Any]) -> Sequence[Any] | None
         size = (result.shape[spec.out_spec[2]], result.shape[spec.out_spec[3]])
         array = ops.transposed_convolution(images, kernel, factors, before, size)
         return [Image(array, result.shape, axes)]
+    # Groups have a form where each channel is one, with few weights: each is an operation of its own.
     if groups > 1 and (not is_depthwise or math.prod(kernel.shape[:2]) > _MOST_WEIGHTS):
         return None
     found = Convolution(images, kernel, window, depthwise=is_depthwise)

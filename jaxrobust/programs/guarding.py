@@ -36,6 +36,7 @@ def guard(logits_fn: LogitsFn, images: np.ndarray, traced: Any = None) -> str | 
     """
     if not compilation.has_fast_forms():
         return None
+    # Known by its kind, before anything is traced: this is asked at every call of an attack.
     if traced is not None and (known := getattr(traced, "function", traced).code.kind) in _known:
         return _known[known]
     try:  # of a few images, as long as the function takes them
@@ -44,6 +45,7 @@ def guard(logits_fn: LogitsFn, images: np.ndarray, traced: Any = None) -> str | 
     except Exception:
         few = images
         function = as_argument(logits_fn, few)
+    # Of a classifier that answers at random, one sample with the same keys on both sides.
     arguments: tuple[Any, ...] = (jnp.asarray(few),)
     program: Any = function
     if isinstance(function, Stochastic):
@@ -57,6 +59,7 @@ def guard(logits_fn: LogitsFn, images: np.ndarray, traced: Any = None) -> str | 
         return None
     if code.kind in _known:
         return _known[code.kind]
+    # The same weights both ways, to the gradients: attacks follow those.
     plain = Program(code.as_plain(), program.arrays)
     found, expected = (_logits_and_gradient(one, arguments) for one in (program, plain))
     logits, gradients = map(_distances, found, expected)
@@ -65,6 +68,7 @@ def guard(logits_fn: LogitsFn, images: np.ndarray, traced: Any = None) -> str | 
     if logits.max(initial=0) <= of_logits and nearest_half.max(initial=0) <= of_gradients:
         _known[code.kind] = None
         return None
+    # From here on nothing that is traced of this network has fast forms.
     tracing.distrust(code)
     _known[code.kind] = sentence = (
         "The fast forms of this library compute other values for this network than plain evaluation "

@@ -181,16 +181,19 @@ class _Writer:
             inside = "/".join(name for name in (names, step.names) if name)
             what = step.what
             if isinstance(what, Steps):
+                # A call is put in its place among the calls before the lines inside refer to it.
                 place = len(self.calls)
                 self.calls.append(Call(what.name, ()))
                 found = self.run(what, arrays, operands, inside, (*calls, place))
                 self.calls[place] = Call(what.name, tuple(found))
                 return found
+            # A checkpoint computes what its part does: its lines stand as if it were not there.
             if isinstance(what, Nested) and what.equation.primitive.name in (
                 "checkpoint",
                 "remat2",
             ):
                 return self.run(what.parts[0], arrays, operands, inside, calls)
+            # Anything else is one line, which can be run, with the lines inside it, which explain it.
             own = list(islice(arrays, _num_arrays(what)))
             before, self.lines = self.lines, []
             ends = self.within(what, own, operands, inside, calls)

@@ -259,6 +259,8 @@ class _Reader:
 
         before, used = len(self.found), _union([*sources, *(one for part in parts for one in part)])
         if name == "cond":
+            # One branch will run. Of those that could, the one with the most weights is counted; what
+            # comes out depends on what any of them reads.
             index, *given = sources
             chosen = for_the_cpu(params)
             tried = []
@@ -270,6 +272,7 @@ class _Reader:
             joined = [_joined(one) for one in zip(*(results for _, results in tried), strict=True)]
             found = [None] * len(joined) if index is None else joined
         elif name in ("scan", "while"):
+            # A body is counted as often as it runs where that is known, as of `scan`, and else once.
             if name == "scan":
                 num_constants, num_carry = evaluating.sizes_of_scan(params, sources)
                 body, times = 0, times * params["length"]
@@ -285,6 +288,7 @@ class _Reader:
                 after = [_joined(one) for one in zip(carry, results[:num_carry], strict=True)]
                 if after == carry:
                     break
+                # Counted again with the larger set, or its operations would be there twice.
                 carry = after
                 del self.found[before:]
             found = [*carry, *results[num_carry:]]
