@@ -7,66 +7,54 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.attacks import (
-    APGD,
-    BIM,
-    FAB,
-    FGSM,
-    MIFGSM,
-    PGD,
-    CarliniWagner,
-    CarliniWagnerLinf,
-    DeepFool,
-    RandomNoise,
-    Square,
-)
+from jaxrobust import attacks
 from jaxrobust.models import Classifier
 
 TABLE = {
-    "fgsm": FGSM(0.1),
-    "fgsm-l2": FGSM(0.5, norm="l2"),
-    "fgsm-targeted": FGSM(0.1, targeted=True),
-    "bim": BIM(0.1, 0.03, 5),
-    "bim-l2-last": BIM(0.5, 0.2, 5, norm="l2", keep="last"),
-    "pgd": PGD(0.1, 0.03, 5),
-    "pgd-l2": PGD(0.5, 0.2, 5, norm="l2"),
-    "pgd-targeted": PGD(0.1, 0.03, 5, targeted=True),
-    "pgd-last": PGD(0.1, 0.03, 5, keep="last"),
-    "pgd-restarts": PGD(0.1, 0.03, 3, num_restarts=3),
-    "pgd-no-random-start": PGD(0.1, 0.03, 5, random_start=False),
-    "pgd-l1": PGD(2.0, 0.7, 5, norm="l1"),
-    "mifgsm": MIFGSM(0.1, 0.03, num_steps=5),
-    "mifgsm-l2": MIFGSM(0.5, 0.2, num_steps=5, norm="l2"),
-    "apgd": APGD(0.1, num_iterations=12),
-    "apgd-dlr": APGD(0.1, "dlr", num_iterations=12),
-    "apgd-t": APGD(0.1, "targeted_dlr", num_iterations=12, num_restarts=2, num_targets=2),
-    "apgd-l2": APGD(0.5, num_iterations=12, norm="l2"),
-    "apgd-l1": APGD(2.0, num_iterations=20, norm="l1"),
-    "apgd-targeted": APGD(0.1, num_iterations=12, targeted=True),
-    "square": Square(0.1, num_steps=30),
-    "square-l2": Square(0.5, num_steps=30, norm="l2"),
-    "noise": RandomNoise(0.1, num_steps=5),
-    "noise-l1": RandomNoise(2.0, num_steps=5, norm="l1"),
+    "fgsm": attacks.FGSM(0.1),
+    "fgsm-l2": attacks.FGSM(0.5, norm="l2"),
+    "fgsm-targeted": attacks.FGSM(0.1, targeted=True),
+    "bim": attacks.BIM(0.1, 0.03, 5),
+    "bim-l2-last": attacks.BIM(0.5, 0.2, 5, norm="l2", keep="last"),
+    "pgd": attacks.PGD(0.1, 0.03, 5),
+    "pgd-l2": attacks.PGD(0.5, 0.2, 5, norm="l2"),
+    "pgd-targeted": attacks.PGD(0.1, 0.03, 5, targeted=True),
+    "pgd-last": attacks.PGD(0.1, 0.03, 5, keep="last"),
+    "pgd-restarts": attacks.PGD(0.1, 0.03, 3, num_restarts=3),
+    "pgd-no-random-start": attacks.PGD(0.1, 0.03, 5, random_start=False),
+    "pgd-l1": attacks.PGD(2.0, 0.7, 5, norm="l1"),
+    "mifgsm": attacks.MIFGSM(0.1, 0.03, num_steps=5),
+    "mifgsm-l2": attacks.MIFGSM(0.5, 0.2, num_steps=5, norm="l2"),
+    "apgd-t": attacks.APGD(0.1, "targeted_dlr", num_iterations=12, num_restarts=2, num_targets=2),
+    "apgd": attacks.APGD(0.1, num_iterations=12),
+    "apgd-dlr": attacks.APGD(0.1, "dlr", num_iterations=12),
+    "apgd-l2": attacks.APGD(0.5, num_iterations=12, norm="l2"),
+    "apgd-l1": attacks.APGD(2.0, num_iterations=20, norm="l1"),
+    "apgd-targeted": attacks.APGD(0.1, num_iterations=12, targeted=True),
+    "square": attacks.Square(0.1, num_steps=30),
+    "square-l2": attacks.Square(0.5, num_steps=30, norm="l2"),
+    "noise": attacks.RandomNoise(0.1, num_steps=5),
+    "noise-l1": attacks.RandomNoise(2.0, num_steps=5, norm="l1"),
     # Those that look for the smallest perturbation, however large it is.
-    "fab": FAB(0.1, num_iterations=8),
-    "fab-l2": FAB(0.1, num_iterations=8, norm="l2"),
-    "fab-l1": FAB(0.1, num_iterations=8, norm="l1", num_restarts=2),
-    "fab-t": FAB(0.1, num_iterations=8, aim="one", num_restarts=2, num_targets=2),
-    "cw": CarliniWagner(
+    "fab": attacks.FAB(0.1, num_iterations=8),
+    "fab-l2": attacks.FAB(0.1, num_iterations=8, norm="l2"),
+    "fab-l1": attacks.FAB(0.1, num_iterations=8, norm="l1", num_restarts=2),
+    "fab-t": attacks.FAB(0.1, num_iterations=8, aim="one", num_restarts=2, num_targets=2),
+    "cw": attacks.CarliniWagner(
         learning_rate=0.05, initial_constant=1.0, num_iterations=12, num_searches=4
     ),
-    "cw-targeted": CarliniWagner(
+    "cw-targeted": attacks.CarliniWagner(
         learning_rate=0.05,
         initial_constant=1.0,
         num_iterations=12,
         num_searches=4,
         targeted=True,
     ),
-    "cw-linf": CarliniWagnerLinf(
+    "cw-linf": attacks.CarliniWagnerLinf(
         learning_rate=0.02, initial_constant=1e-2, num_steps=60, num_iterations=10
     ),
-    "deepfool": DeepFool(num_steps=12),
-    "deepfool-linf": DeepFool(num_steps=12, norm="linf", num_candidates=1),
+    "deepfool": attacks.DeepFool(num_steps=12),
+    "deepfool-linf": attacks.DeepFool(num_steps=12, norm="linf", num_candidates=1),
 }
 NUM_CLASSES = 3
 
