@@ -10,7 +10,7 @@ import pytest
 from counting import Counted
 
 from jaxrobust import evaluation
-from jaxrobust.attacks import BIM, FGSM, PGD
+from jaxrobust.attacks import APGD, BIM, FAB, FGSM, PGD, DeepFool
 from jaxrobust.models import Classifier
 
 KEY = jax.random.key(0)
@@ -122,6 +122,13 @@ def test_the_label_of_a_sweep_names_no_epsilon():
     assert evaluation.attack_label(attack) == "PGD, linf 0.1, 4 steps, 2 restarts"
     assert evaluation.attack_label(attack, epsilon=False) == "PGD, 4 steps, 2 restarts"
     assert evaluation.attack_label(FGSM(0.1), epsilon=False) == "FGSM"
+
+
+def test_labels_count_as_the_papers_do():
+    of_targets = APGD(0.1, "targeted_dlr", num_iterations=7)
+    assert evaluation.attack_label(of_targets) == "APGD, linf 0.1, 7 iterations"  # of 8 questions
+    assert evaluation.attack_label(FAB(0.1, 7)) == "FAB, linf 0.1, 7 iterations"  # of 13
+    assert evaluation.attack_label(DeepFool()) == "DeepFool, l2, 50 steps"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from jaxrobust import compilation, evaluation
-from jaxrobust.attacks import PGD, DeepFool
+from jaxrobust.attacks import PGD, Attack, DeepFool
 from jaxrobust.models import Classifier
 from jaxrobust.training import (
     AWP,
@@ -227,6 +227,8 @@ def test_what_is_no_adversary():
     for none in ("pgd", PGD, CrossEntropy()):
         with pytest.raises(TypeError, match="`adversary` must be an attack such as"):
             Recipe(adversary=none)
+    with pytest.raises(TypeError, match="Attack is no attack: it lacks norm, .*, init, ask,"):
+        Recipe(adversary=Attack())
     with pytest.raises(TypeError, match="`adversary` must be what makes the images"):
         AWP(AWP(PGD()))
 
