@@ -452,7 +452,8 @@ def test_every_section_that_the_coverage_names_is_there(made):
 def test_one_more_of_everything_takes_a_line_each(made, monkeypatch):
     """A network, a criterion, an attack and a measure are rows of tables in __main__.py."""
     monkeypatch.setitem(NETWORKS, "resnet18", networks.Network("resnet18"))
-    squares = networks.Criterion("squares", lambda weights, groups: {})
+    score = pruning.summed(lambda filters: np.square(filters.weights).sum(1))
+    squares = networks.Criterion("squares", pruning.Criterion(score))
     monkeypatch.setitem(pruned.CRITERIA, "squares", squares)
     for setting in pruned.ATTACKS.values():
         monkeypatch.setitem(setting, "MIM", setting["PGD"])

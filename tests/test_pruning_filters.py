@@ -152,38 +152,48 @@ def test_training_under_masks_is_training_the_smaller_network(name):
     assert jax.tree.map(jnp.shape, averaged) == jax.tree.map(jnp.shape, shrunk.average)
 
 
-def brute_force(criterion, kernels, slopes, index, *, normalise=False):
-    """The score of one filter, written out for one kernel after the other."""
-    total = 0.0
-    for kernel, slope in zip(kernels, slopes, strict=True):
-        if normalise:
-            kernel = kernel / np.sqrt(np.sum(kernel**2))
-        own = kernel[..., index]
-        if criterion == "l1":
-            total += np.abs(own).sum()
-        elif criterion == "l2":
-            total += np.sqrt((own**2).sum())
-        elif criterion == "taylor":
-            total += abs((own * slope[..., index]).sum())
-        else:
-            others = [kernel[..., j] for j in range(kernel.shape[-1])]
-            total += sum(np.sqrt(((own - other) ** 2).sum()) for other in others)
-    return total
+def geometric_median(own, slope, others):
+    return sum(np.sqrt(((own - other) ** 2).sum()) for other in others)
+
+
+# Of every criterion the score of one filter of a kernel, of its gradient and all filters, written out;
+# None: it does not look at the weights.
+CRITERIA = {
+    "l1": lambda own, slope, others: np.abs(own).sum(),
+    "l2": lambda own, slope, others: np.sqrt((own**2).sum()),
+    "geometric_median": geometric_median,
+    "taylor": lambda own, slope, others: abs((own * slope).sum()),
+    "random": None,
+    "own": lambda own, slope, others: np.abs(own).max(),
+}
+OWN = pruning.Criterion(pruning.summed(lambda filters: np.abs(filters.weights).max(1)))
+ALL = pruning.CRITERIA | {"own": OWN}
+
+
+def scored(name, params, *given, **options):
+    """By a criterion with what it needs, of slopes of the parameters' shapes."""
+    slopes = jax.tree.map(lambda leaf: jnp.cos(7 * leaf), params)
+    needed = {"gradients": slopes, "key": jax.random.key(0), None: None}[ALL[name].needs]
+    options |= {ALL[name].needs: needed} if ALL[name].needs else {}
+    return pruning.filter_scores(params, *given, OWN if name == "own" else name, **options)
+
+
+def test_every_criterion_has_a_row():
+    assert set(CRITERIA) == set(ALL)
 
 
 @pytest.mark.parametrize("normalise", [False, True])
-@pytest.mark.parametrize("criterion", ["l1", "l2", "geometric_median", "taylor"])
+@pytest.mark.parametrize("criterion", [name for name, plain in CRITERIA.items() if plain])
 def test_criteria_are_brute_force_over_the_kernels_of_a_group(criterion, normalise):
     """A stage of a residual network: its channels are made by the stem and both last convolutions."""
     variables = random_variables("resnet_small")
     params, groups = variables["params"], groups_of("resnet_small")
-    slopes = jax.tree.map(lambda leaf: jnp.cos(7 * leaf), params)
-    options = {"gradients": slopes} if criterion == "taylor" else {}
-    if criterion == "taylor" and normalise:
+    if normalise and not ALL[criterion].normalises:
         with pytest.raises(ValueError, match="`normalise` goes without the criterion 'taylor'"):
-            pruning.filter_scores(params, groups, criterion, normalise=True, **options)
+            scored(criterion, params, groups, normalise=True)
         return
-    scores = pruning.filter_scores(params, groups, criterion, normalise=normalise, **options)
+    scores = scored(criterion, params, groups, normalise=normalise)
+    slopes = jax.tree.map(lambda leaf: jnp.cos(7 * leaf), params)
     for group, layers in (
         ("stem/conv", ["stem", "stage_0_block_0/conv_1", "stage_0_block_1/conv_1"]),
         (
@@ -192,22 +202,42 @@ def test_criteria_are_brute_force_over_the_kernels_of_a_group(criterion, normali
         ),
         ("stage_0_block_1/conv_0/conv", ["stage_0_block_1/conv_0"]),
     ):
-        of = [
-            [
-                functools.reduce(dict.get, f"{layer}/conv/kernel".split("/"), tree)
-                for layer in layers
-            ]
-            for tree in (params, slopes)
-        ]
-        kernels = [[np.asarray(kernel, np.float64) for kernel in tree] for tree in of]
-        expected = [
-            brute_force(criterion, *kernels, index, normalise=normalise)
-            for index in range(kernels[0][0].shape[-1])
-        ]
+        expected = 0.0
+        for layer in layers:
+            kernel, slope = (
+                np.asarray(functools.reduce(dict.get, [*layer.split("/"), "conv", "kernel"], tree))
+                for tree in (params, slopes)
+            )
+            filters = np.moveaxis(kernel.astype(np.float64), -1, 0)
+            if normalise:
+                filters = filters / np.sqrt(np.sum(filters**2))
+            pairs = zip(filters, np.moveaxis(slope.astype(np.float64), -1, 0), strict=True)
+            expected = expected + np.array([CRITERIA[criterion](*one, filters) for one in pairs])
         np.testing.assert_allclose(scores[group], expected, rtol=1e-6)
-    whole = {"gradients": {"params": slopes}} if criterion == "taylor" else {}
-    again = pruning.filter_scores(variables, groups, criterion, normalise=normalise, **whole)
+    again = scored(criterion, variables, groups, normalise=normalise)
     assert all(np.array_equal(scores[group], again[group]) for group in scores)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_removed_filters_score_0_and_others_as_without_them(criterion):
+    params, groups = random_variables("resnet_small")["params"], groups_of("resnet_small")
+    keep = random_keep(groups)
+    masked = pruning.apply_masks(params, pruning.filter_masks(params, groups, keep))
+    scores = scored(criterion, masked, groups, keep=keep)
+    for group, kept in keep.items():
+        assert scores[group].dtype == np.float32 and scores[group].shape == (groups.sizes[group],)
+        assert not np.delete(scores[group], kept).any() and np.isfinite(scores[group]).all()
+    if CRITERIA[criterion] is None:
+        return
+    small = pruning.shrink(random_variables("resnet_small"), groups, keep)
+    smaller = models.resized(NETWORKS["resnet_small"], small)
+    of_smaller = pruning.channel_groups(smaller.apply, small, IMAGES)
+    # One channel alone is no group any more.
+    keep = {group: kept for group, kept in keep.items() if len(kept) > 1}
+    assert of_smaller.sizes == {group: len(kept) for group, kept in keep.items()}
+    expected = scored(criterion, small, of_smaller)
+    for group, kept in keep.items():
+        np.testing.assert_allclose(scores[group][kept], expected[group], rtol=1e-5)
 
 
 def test_taylor_is_the_change_of_a_loss_that_is_linear_in_the_weights():
@@ -255,26 +285,12 @@ def test_filters_are_on_the_axis_that_the_program_makes():
         np.testing.assert_allclose(scores["up"], score, rtol=1e-6)
 
 
-def test_removed_filters_stand_in_for_none():
-    """Scores after a round are those of the network without what it removed."""
-    variables = random_variables("resnet_small")
-    groups = groups_of("resnet_small")
+def test_filters_that_are_not_known_to_be_removed_stand_in_for_others():
+    """They are zeros, which are far from the filters that are left."""
+    params, groups = random_variables("resnet_small")["params"], groups_of("resnet_small")
     keep = random_keep(groups)
-    masks = pruning.filter_masks(variables["params"], groups, keep)
-    masked = pruning.apply_masks(variables["params"], masks)
-    small = pruning.shrink(variables, groups, keep)
-    smaller = models.resized(NETWORKS["resnet_small"], small)
-    of_smaller = pruning.channel_groups(smaller.apply, small, IMAGES)
-    # One channel alone is no group any more.
-    everywhere, keep = keep, {group: kept for group, kept in keep.items() if len(kept) > 1}
-    assert of_smaller.sizes == {group: len(kept) for group, kept in keep.items()}
-    for criterion in ("l1", "geometric_median"):
-        scores = pruning.filter_scores(masked, groups, criterion, keep=everywhere)
-        expected = pruning.filter_scores(small, of_smaller, criterion)
-        for group, kept in keep.items():
-            np.testing.assert_allclose(scores[group][kept], expected[group], rtol=1e-5)
-            assert not np.delete(scores[group], kept).any()
-    # Without knowing them the far filters of a kernel count the zeros too.
+    masked = pruning.apply_masks(params, pruning.filter_masks(params, groups, keep))
+    scores = pruning.filter_scores(masked, groups, "geometric_median", keep=keep)
     blind = pruning.filter_scores(masked, groups, "geometric_median")
     assert any((blind[group][kept] > scores[group][kept]).all() for group, kept in keep.items())
 
@@ -526,10 +542,19 @@ def test_errors_of_criteria_and_budgets():
     scores = functools.partial(pruning.filter_scores, weights, groups)
     with pytest.raises(ValueError, match="`criterion` must be one of .*'l2'.* got 'l3'"):
         scores("l3")
-    with pytest.raises(ValueError, match="`gradients` and the criterion 'taylor' need each other"):
+    with pytest.raises(ValueError, match="`criterion` 'taylor' needs `gradients`"):
         scores("taylor")
-    with pytest.raises(ValueError, match="`key` and the criterion 'random' need each other"):
+    with pytest.raises(ValueError, match="`criterion` 'l1' takes no `key`"):
         scores("l1", key=jax.random.key(0))
+    one = pruning.Criterion(lambda makers: np.ones(1), needs="key")
+    with pytest.raises(ValueError, match="`criterion` given needs `key`"):
+        scores(one)
+    with pytest.raises(ValueError, match=r"one score for each of the 4 channels of 'a', got .*1,"):
+        scores(one, key=jax.random.key(0))
+    with pytest.raises(TypeError, match="`criterion` must be a name or a Criterion, got <func"):
+        scores(np.linalg.norm)
+    with pytest.raises(ValueError, match="`needs` must be one of .* got 'images'"):
+        pruning.Criterion(one.score, needs="images")
     with pytest.raises(ValueError, match="`gradients` must have the structure and shapes"):
         scores("taylor", gradients={"a": {"kernel": jnp.ones(4)}})
     with pytest.raises(ValueError, match="kernels of 'a' or their `gradients` have NaN"):

@@ -75,8 +75,8 @@ NETWORKS = {
     ),
 }
 
-# By what filters are removed: what readers know it as, and, where `pruning.filter_scores` does not know
-# it by its name, a function of (weights, groups) that returns scores as `pruning.keep_filters` wants.
+# By what filters are removed: what readers know it as, and, where `pruning.CRITERIA` does not have it,
+# a `pruning.Criterion`.
 CRITERIA = {
     "l1": Criterion("L1"),
     "l2": Criterion("L2"),
@@ -268,10 +268,10 @@ class Study:
             "training": networks.CONSTANTS,
             "universal": threats.UNIVERSAL_BATCH,
         }
-        own = {name: CRITERIA[name].scores for name in settings.criteria}
+        own = {name: CRITERIA[name].own for name in settings.criteria}
         if any(own.values()):
             constants["criteria"] = {
-                name: inspect.getsource(of) if inspect.isfunction(of) else of
+                name: inspect.getsource(of.score) if inspect.isfunction(of.score) else of
                 for name, of in own.items()
                 if of
             }

@@ -36,10 +36,10 @@ class Network:
 
 
 class Criterion(NamedTuple):
-    """By what filters are removed."""
+    """By what filters are removed: what readers know it as, and one that the library does not have."""
 
     label: str
-    scores: Callable[[Any, pruning.ChannelGroups], Any] | None = None
+    own: pruning.Criterion | None = None
 
 
 # (network without the filters that pruning took out, its variables, what is kept of its training)
@@ -105,20 +105,13 @@ def fine_tune(
     image = jax.ShapeDtypeStruct((1, *images.train[0].shape[1:]), np.float32)
     groups = pruning.channel_groups(network.apply, shapes(network, image), image)
     key = jax.random.fold_in(jax.random.key(settings.seed), 1)
+    scored = pruning.CRITERIA["l1"]
+    if criterion is not None:
+        scored = criterion.own or pruning.CRITERIA[variant.kind]
+    seed = key if scored.needs == "key" else None
     keep, history = None, []
     for epoch, sparsity in enumerate(sparsities):
-        name = "l1" if criterion is None else variant.kind
-        if criterion is not None and criterion.scores is not None:
-            scores = criterion.scores(variables["params"], groups)
-            sizes = {group: len(of) for group, of in (scores or {}).items()}
-            if sizes != groups.sizes:
-                raise ValueError(
-                    f"The scores of {criterion.label!r} must be one for each filter of each group, "
-                    f"{dict(groups.sizes)}, got {sizes}."
-                )
-        else:
-            seed = key if name == "random" else None
-            scores = pruning.filter_scores(variables["params"], groups, name, key=seed, keep=keep)
+        scores = pruning.filter_scores(variables["params"], groups, scored, key=seed, keep=keep)
         keep = pruning.keep_filters(scores, sparsity, min_filters=MIN_FILTERS, previous=keep)
         masks = pruning.filter_masks(variables["params"], groups, keep)
         passed = sum(milestone <= epoch for milestone in settings.fine_tuning_milestones)

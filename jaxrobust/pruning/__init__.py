@@ -10,7 +10,14 @@ from jaxrobust.pruning.counts import (
     parameter_counts,
     sparsity_of,
 )
-from jaxrobust.pruning.criteria import filter_scores
+from jaxrobust.pruning.criteria import (
+    CRITERIA,
+    Criterion,
+    Filters,
+    Makers,
+    filter_scores,
+    summed,
+)
 from jaxrobust.pruning.filters import keep_filters, prune_filters
 from jaxrobust.pruning.magnitude import (
     global_magnitude,
@@ -38,13 +45,17 @@ from jaxrobust.pruning.shrinking import (
 from jaxrobust.types import QuantizedKernel, dequantize
 
 __all__ = [
+    "CRITERIA",
     "ChannelGroup",
     "ChannelGroups",
     "Constraint",
+    "Criterion",
+    "Filters",
     "Funnel",
     "Irregular",
     "Kernel",
     "LayerSparsity",
+    "Makers",
     "NofM",
     "ParameterCounts",
     "QuantizedKernel",
@@ -79,4 +90,5 @@ __all__ = [
     "shrink",
     "shrink_state",
     "sparsity_of",
+    "summed",
 ]

@@ -1,10 +1,14 @@
 """What a filter is worth: its size, its distance from the others, or what the loss makes of it.
 
 A channel's score is the sum over the kernels that make it, of every layer of its group: channels that
-are added up, and those of a depthwise convolution, stay or go by one decision.
+are added up, and those of a depthwise convolution, stay or go by one decision. A criterion is a
+function and a row of `CRITERIA`; `filter_scores` takes one that is in no table as well.
 """
 
-from typing import Any
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,16 +16,139 @@ import numpy as np
 from jaxrobust import checks
 from jaxrobust.pruning.channel_groups import ChannelGroups
 from jaxrobust.pruning.masks import named_leaves
-from jaxrobust.pruning.placing import Keep, check_keep, located
+from jaxrobust.pruning.placing import Keep, On, check_keep, located
 from jaxrobust.types import Array, PyTree
 
-CRITERIA = ("l1", "l2", "geometric_median", "taylor", "random")
+
+class Filters(NamedTuple):
+    """The filters of one kernel, in float64, so that ties are those of the weights, not of rounding.
+
+    Attributes:
+      weights: [size, N], those of each channel that the kernel makes.
+      slopes: [size, N], the gradients by them; None without gradients.
+      norm: What their scores are divided by: the kernel's l2 norm, or 1.
+      there: bool [size], which have not been removed.
+    """
+
+    weights: np.ndarray
+    slopes: np.ndarray | None
+    norm: float
+    there: np.ndarray
+
+
+class Makers(NamedTuple):
+    """What makes the channels of one group.
+
+    Attributes:
+      size: How many channels there are.
+      kernels: The filters of each kernel that makes them.
+      key: A PRNG key of the group's own; None where none was given.
+    """
+
+    size: int
+    kernels: tuple[Filters, ...]
+    key: Array | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Criterion:
+    """How the channels of a group are scored.
+
+    Attributes:
+      score: Makers -> [size], higher is worth more; `summed` makes one of a function of one kernel.
+      needs: "gradients" or "key", which `filter_scores` must then be given; None: neither.
+      normalises: Whether it makes sense to divide each kernel's scores by the kernel's l2 norm.
+
+    Example:
+      >>> largest = Criterion(summed(lambda filters: np.abs(filters.weights).max(1)))
+    """
+
+    score: Callable[[Makers], Any]
+    needs: str | None = None
+    normalises: bool = True
+
+    def __post_init__(self) -> None:
+        checks.one_of("needs", self.needs, (None, "gradients", "key"))
+
+
+def summed(function: Callable[[Filters], np.ndarray]) -> Callable[[Makers], np.ndarray]:
+    """A score that is the sum over a group's kernels, each divided by its `norm`.
+
+    Args:
+      function: Filters of one kernel -> [size].
+    """
+
+    @functools.wraps(function)  # so that its source and its name are found
+    def score(makers: Makers) -> np.ndarray:
+        total = np.zeros(makers.size)
+        for filters in makers.kernels:
+            total += function(filters) / filters.norm
+        return total
+
+    return score
+
+
+def l1(filters: Filters) -> np.ndarray:
+    """Sum |w|.
+
+    References:
+      Li, Kadav, Durdanovic, Samet, Graf, "Pruning Filters for Efficient ConvNets", ICLR 2017,
+      https://arxiv.org/abs/1608.08710
+    """
+    return np.abs(filters.weights).sum(1)
+
+
+def l2(filters: Filters) -> np.ndarray:
+    """Square root of sum w^2."""
+    return np.linalg.norm(filters.weights, axis=1)
+
+
+def geometric_median(filters: Filters) -> np.ndarray:
+    """Sum over the other filters F_j of ||w - F_j||_2, small where the others can stand in for it.
+
+    References:
+      He, Liu, Wang, Hu, Yang, "Filter Pruning via Geometric Median for Deep Neural Networks
+      Acceleration", CVPR 2019, equation 4, https://arxiv.org/abs/1811.00250
+    """
+    weights = filters.weights
+    squares = np.sum(weights**2, 1)
+    distances = squares[:, None] + squares[None] - 2 * weights @ weights.T
+    np.fill_diagonal(distances, 0.0)
+    # A filter of zeros, which was removed, stands in for none.
+    return np.sqrt(np.maximum(distances, 0.0))[:, filters.there].sum(1)
+
+
+def taylor(filters: Filters) -> np.ndarray:
+    """|sum w g|, how much the loss changes to first order without the filter; g are its gradients.
+
+    References:
+      Molchanov, Mallya, Tyree, Frosio, Kautz, "Importance Estimation for Neural Network Pruning", CVPR
+      2019, https://arxiv.org/abs/1906.10771 (the first-order importance of a group of weights is the
+      square of sum w g; its root has the same order and adds up over layers)
+    """
+    assert filters.slopes is not None  # which `needs` says
+    return np.abs(np.sum(filters.weights * filters.slopes, 1))
+
+
+def uniform(makers: Makers) -> Array:
+    """Uniform in [0, 1), one draw for each channel of a group: what a criterion has to beat."""
+    assert makers.key is not None  # which `needs` says
+    return jax.random.uniform(makers.key, (makers.size,))
+
+
+CRITERIA: dict[str, Criterion] = {
+    "l1": Criterion(summed(l1)),
+    "l2": Criterion(summed(l2)),
+    "geometric_median": Criterion(summed(geometric_median)),
+    "taylor": Criterion(summed(taylor), needs="gradients", normalises=False),
+    "random": Criterion(uniform, needs="key", normalises=False),
+}
 
 
 def filter_scores(
     weights: PyTree,
     groups: ChannelGroups,
-    criterion: str = "l1",
+    criterion: str | Criterion = "l1",
     *,
     gradients: PyTree | None = None,
     key: Array | None = None,
@@ -30,35 +157,26 @@ def filter_scores(
 ) -> dict[str, np.ndarray]:
     """What each channel is worth, on the host.
 
-    With w the weights of one filter (a kernel's, for one channel that it makes) and F_j the other
-    filters of its kernel:
-
-        l1                sum |w|
-        l2                sqrt(sum w^2)
-        geometric_median  sum_j ||w - F_j||_2, small for a filter that the others can stand in for
-        taylor            |sum w g|, how much the loss changes to first order without the filter; g
-                          are `gradients`
-        random            uniform in [0, 1): what a criterion has to beat
-
     Args:
       weights: What the groups were found for, or of linen variables the "params" alone.
       groups: Of `channel_groups`; the kernels that make a group are those of its program.
-      criterion: One of `CRITERIA`.
+      criterion: The name of one in `CRITERIA`, "l1", "l2", "geometric_median", "taylor" or "random",
+        or a `Criterion`.
       gradients: Of a loss by the weights, of their structure; for "taylor". Of whole variables
         {"params": ...} is enough.
-      key: A PRNG key; for "random".
+      key: A PRNG key; for "random". Each group's own is folded with its place among the groups.
       normalise: Whether each kernel is first divided by its l2 norm, so that layers compare under one
         budget for all. Only for l1, l2 and geometric_median; the others compare as they are.
-      keep: {group: channels kept} of an earlier pruning. Those that it removed score 0 and are no F_j:
-        a filter of zeros stands in for none. None: all channels are there.
+      keep: {group: channels kept} of an earlier pruning. Those that it removed score 0 and stand in for
+        no other. None: all channels are there.
 
     Returns:
       {group: float32 [size]}; higher is worth more.
 
     Raises:
-      TypeError: No ChannelGroups.
-      ValueError: An unknown criterion or one without what it needs; groups of another network; NaN
-        weights or gradients.
+      TypeError: No ChannelGroups; a criterion that is neither a name nor a `Criterion`.
+      ValueError: An unknown criterion, one without what it needs or with scores of another shape;
+        groups of another network; NaN weights or gradients.
 
     Example:
       >>> import jax.numpy as jnp
@@ -69,62 +187,70 @@ def filter_scores(
       >>> groups = channel_groups(logits, weights, jnp.ones((1, 4, 4, 2)))
       >>> filter_scores(weights, groups)["a"].tolist()
       [3.0, 3.0]
-
-    References:
-      He, Liu, Wang, Hu, Yang, "Filter Pruning via Geometric Median for Deep Neural Networks
-      Acceleration", CVPR 2019, equation 4, https://arxiv.org/abs/1811.00250
-      Molchanov, Mallya, Tyree, Frosio, Kautz, "Importance Estimation for Neural Network Pruning", CVPR
-      2019, https://arxiv.org/abs/1906.10771 (the first-order importance of a group of weights is the
-      square of sum w g; its root has the same order and adds up over layers)
     """
-    checks.one_of("criterion", criterion, CRITERIA)
-    for name, value, needed_by in (("gradients", gradients, "taylor"), ("key", key, "random")):
-        if (value is None) == (criterion == needed_by):
-            raise ValueError(
-                f"`{name}` and the criterion {needed_by!r} need each other, got "
-                f"{'no' if value is None else 'some'} `{name}` with the criterion {criterion!r}."
-            )
-    if normalise and criterion in ("taylor", "random"):
-        raise ValueError(f"`normalise` goes without the criterion {criterion!r}.")
-    makers = _makers(weights, groups, gradients)
+    chosen = _chosen(criterion)
+    said = repr(criterion) if isinstance(criterion, str) else "given"
+    for name, value in (("gradients", gradients), ("key", key)):
+        if (value is None) == (chosen.needs == name):
+            which = "needs" if value is None else "takes no"
+            raise ValueError(f"`criterion` {said} {which} `{name}`.")
+    if normalise and not chosen.normalises:
+        raise ValueError(f"`normalise` goes without the criterion {said}.")
+    where = located(groups, weights)
+    # What was removed scores 0, whatever its weights are.
     kept = {} if keep is None else check_keep("keep", groups, keep)
+    there = {
+        group: np.isin(np.arange(size), kept.get(group, np.arange(size)))
+        for group, size in groups.sizes.items()
+    }
+    kernels = _kernels(weights, where, gradients, there, normalise)
     scores = {}
     for index, (group, size) in enumerate(groups.sizes.items()):
-        there = np.isin(np.arange(size), kept.get(group, np.arange(size)))
-        total: Any = np.zeros(size)
-        if key is not None:
-            total = jax.random.uniform(jax.random.fold_in(key, index), (size,))
-        else:
-            for filters, slopes, norm in makers[group]:
-                total += _score(criterion, filters, slopes, there) / (norm if normalise else 1.0)
-        scores[group] = np.where(there, np.asarray(total, np.float32), np.float32(0))
+        own = None if key is None else jax.random.fold_in(key, index)
+        found = np.asarray(chosen.score(Makers(size, tuple(kernels[group]), own)), np.float32)
+        if found.shape != (size,):
+            raise ValueError(
+                f"`criterion` must give one score for each of the {size} channels of {group!r}, got "
+                f"shape {found.shape}."
+            )
+        scores[group] = np.where(there[group], found, np.float32(0))
         if np.isnan(scores[group]).any():
             raise ValueError(f"The kernels of {group!r} or their `gradients` have NaN.")
     return scores
 
 
-# Filters [size, weights of each], their gradients, and the l2 norm of the kernel they are from.
-_Maker = tuple[np.ndarray, np.ndarray | None, float]
+def _chosen(criterion: str | Criterion) -> Criterion:
+    if isinstance(criterion, Criterion):
+        return criterion
+    if not isinstance(criterion, str):
+        raise TypeError(f"`criterion` must be a name or a Criterion, got {criterion!r}.")
+    checks.one_of("criterion", criterion, tuple(CRITERIA))
+    return CRITERIA[criterion]
 
 
-def _makers(
-    weights: PyTree, groups: ChannelGroups, gradients: PyTree | None
-) -> dict[str, list[_Maker]]:
+def _kernels(
+    weights: PyTree,
+    where: dict[str, list[On]],
+    gradients: PyTree | None,
+    there: dict[str, np.ndarray],
+    normalise: bool,
+) -> dict[str, list[Filters]]:
     """The kernels that make each group."""
     leaves = dict(named_leaves(weights))
     slopes = {} if gradients is None else dict(named_leaves(gradients))
-    found: dict[str, list[_Maker]] = {group: [] for group in groups}
-    for path, entries in located(groups, weights).items():
+    found: dict[str, list[Filters]] = {group: [] for group in there}
+    for path, entries in where.items():
         for on in entries:
             if not on.is_made:
                 continue
             if slopes and np.shape(slopes.get(path, 0.0)) != np.shape(leaves[path]):
                 raise ValueError("`gradients` must have the structure and shapes of `weights`.")
-            # In float64, so that ties are those of the weights and not of rounding.
             kernel = np.asarray(leaves[path], np.float64)
             norm = max(float(np.linalg.norm(kernel)), np.finfo(np.float64).tiny)
             theirs = _filters(slopes[path], on.axis, on.indices) if slopes else None
-            found[on.group].append((_filters(kernel, on.axis, on.indices), theirs, norm))
+            own = _filters(kernel, on.axis, on.indices)
+            filters = Filters(own, theirs, norm if normalise else 1.0, there[on.group])
+            found[on.group].append(filters)
     return found
 
 
@@ -132,19 +258,3 @@ def _filters(kernel: Any, axis: int, indices: np.ndarray) -> np.ndarray:
     """Float64 [size, N]: the weights of each channel, those of all its places on the axis."""
     moved = np.moveaxis(np.asarray(kernel, np.float64), axis, 0)
     return moved[indices].reshape(len(indices), -1)
-
-
-def _score(
-    criterion: str, filters: np.ndarray, slopes: np.ndarray | None, there: np.ndarray
-) -> np.ndarray:
-    """[size], of filters [size, N]; `there` [size] says which of them have not been removed."""
-    if criterion == "l1":
-        return np.abs(filters).sum(1)
-    if criterion == "l2":
-        return np.linalg.norm(filters, axis=1)
-    if criterion == "taylor":
-        return np.abs(np.sum(filters * slopes, 1))
-    squares = np.sum(filters**2, 1)
-    distances = squares[:, None] + squares[None] - 2 * filters @ filters.T
-    np.fill_diagonal(distances, 0.0)
-    return np.sqrt(np.maximum(distances, 0.0))[:, there].sum(1)

@@ -17,11 +17,11 @@ import numpy as np
 
 from jaxrobust import checks
 from jaxrobust.pruning.channel_groups import ChannelGroups
-from jaxrobust.pruning.criteria import filter_scores
+from jaxrobust.pruning.criteria import Criterion, filter_scores
 from jaxrobust.pruning.masks import check_sparsity
 from jaxrobust.pruning.placing import Keep
 from jaxrobust.pruning.shrinking import filter_masks, kept_filters
-from jaxrobust.types import Array, Masks, PyTree
+from jaxrobust.types import Masks, PyTree
 
 SCOPES = ("layer", "global")
 
@@ -67,6 +67,7 @@ def keep_filters(
     checks.one_of("scope", scope, SCOPES)
     checks.integer("min_filters", min_filters, minimum=1)
     checks.integer("multiple_of", multiple_of, minimum=1)
+    # All is checked first: the scores, and every group that is named.
     values = {group: np.asarray(score, np.float32) for group, score in scores.items()}
     for group, score in values.items():
         if score.ndim != 1 or np.isnan(score).any():
@@ -78,10 +79,12 @@ def keep_filters(
         for group, kept in previous.items():
             gone[group] = ~np.isin(np.arange(len(gone[group])), kept)
 
+    # How many a group keeps, when its floor and multiple have their say.
     def allowed(size: int, kept: int) -> int:
         kept = max(kept, min_filters)
         return min(size, math.ceil(kept / multiple_of) * multiple_of)
 
+    # Those that have gone already come first; of equal scores those with the lower index.
     sizes = {group: len(score) for group, score in values.items()}
     orders = {group: np.lexsort((score, ~gone[group])) for group, score in values.items()}
     if scope == "layer":
@@ -92,6 +95,7 @@ def keep_filters(
             for group, size in sizes.items()
         }
         counts = _counts_together(values, gone, orders, most, sparsity)
+    # What is rounded is what each group keeps, after its count is known.
     keep = {}
     for group, size in sizes.items():
         count = size - allowed(size, size - counts[group])
@@ -110,24 +114,25 @@ def prune_filters(
     groups: ChannelGroups,
     *,
     masks: Masks | None = None,
-    criterion: str = "l1",
-    gradients: PyTree | None = None,
-    key: Array | None = None,
-    normalise: bool = False,
-    **budget: Any,
+    criterion: str | Criterion = "l1",
+    scope: str = "layer",
+    min_filters: int = 8,
+    multiple_of: int = 1,
 ) -> Masks:
     """Removes the channels with the lowest scores: scores, channels to keep and masks in one call.
+
+    For scores that need gradients or a key, or that are normalised, and for groups to exclude, call the
+    three: `filter_scores`, `keep_filters` and `filter_masks`.
 
     Args:
       weights: What the groups were found for, or of linen variables the "params" alone.
       sparsity: As `keep_filters`.
       groups: Of `channel_groups`.
       masks: Of an earlier pruning by this function: what they remove stays removed, and counts.
-      criterion: As `filter_scores`, like the next three.
-      gradients: For "taylor".
-      key: For "random".
-      normalise: Whether each kernel is first divided by its l2 norm.
-      **budget: `scope`, `min_filters`, `multiple_of` and `exclude`, as `keep_filters`.
+      criterion: As `filter_scores`, one that needs nothing besides.
+      scope: As `keep_filters`, like the next two.
+      min_filters: Of every group at least so many are kept, or all that it has.
+      multiple_of: Every group keeps a multiple of this, or all.
 
     Returns:
       Masks, of the structure of `weights`. `kept_filters(masks, groups)` says which channels are left;
@@ -137,16 +142,15 @@ def prune_filters(
       TypeError, ValueError: As `filter_scores` and `keep_filters`.
     """
     previous = None if masks is None else kept_filters(masks, groups)
-    scores = filter_scores(
-        weights,
-        groups,
-        criterion,
-        gradients=gradients,
-        key=key,
-        normalise=normalise,
-        keep=previous,
+    scores = filter_scores(weights, groups, criterion, keep=previous)
+    keep = keep_filters(
+        scores,
+        sparsity,
+        scope=scope,
+        min_filters=min_filters,
+        multiple_of=multiple_of,
+        previous=previous,
     )
-    keep = keep_filters(scores, sparsity, previous=previous, **budget)
     return filter_masks(weights, groups, keep)
 
 
