@@ -12,11 +12,12 @@ from counting import Counted, num_compiled
 from jax.tree_util import Partial
 
 from jaxrobust import attribution, defenses, models, studies
-from jaxrobust.attribution import METHODS, NEEDS_LAYER, positions
+from jaxrobust.attribution import METHODS, positions
 
 IMAGES = jax.random.uniform(jax.random.key(1), (2, 16, 16, 3))
 VARIABLES = frameworks.linen_variables(IMAGES)
 LABELS = jnp.array([1, 3])
+OF_LAYERS = sorted(name for name, method in METHODS.items() if method.needs_layer)
 
 
 def views(function, images=IMAGES):
@@ -90,7 +91,7 @@ def test_the_sum_of_a_residual_block_is_not_its_branch():
     assert float(jnp.abs(whole - branch).max()) > 1e-4 < float(jnp.abs(whole - shortcut).max())
 
 
-@pytest.mark.parametrize("name", sorted(NEEDS_LAYER))
+@pytest.mark.parametrize("name", OF_LAYERS)
 def test_all_maps_are_the_same_in_every_framework(name):
     maps = [METHODS[name](None, function, IMAGES, LABELS) for function, *_ in FUNCTIONS.values()]
     for other in maps[1:]:
@@ -296,7 +297,7 @@ def test_heads_are_no_map(shape):
         attribution.grad_cam(classifier, images, layer="attentions_1/value")
 
 
-@pytest.mark.parametrize("name", sorted(NEEDS_LAYER))
+@pytest.mark.parametrize("name", OF_LAYERS)
 @pytest.mark.parametrize("place", [(0, 7), (5, 2)])
 def test_evidence_is_drawn_where_it_is(name, place):
     """One bright pixel, in a ViT whose tokens all count alike."""
@@ -368,7 +369,7 @@ def test_tokens_by_reshape():
     classifier = Partial(network.apply, variables)
     expected = attribution.grad_cam(classifier, SMALL, layer="norms_1")
     for reshape in ((8, 8), lambda tokens: tokens[1:].reshape(8, 8, -1)):
-        for name in sorted(NEEDS_LAYER):
+        for name in OF_LAYERS:
             found = METHODS[name](None, classifier, SMALL, layer="norms_1", reshape=reshape)
             assert found.shape == (2, 8, 8)
         found = attribution.grad_cam(classifier, SMALL, layer="norms_1", reshape=reshape)
@@ -505,13 +506,13 @@ def test_called_again_nothing_is_traced_or_compiled():
         return frameworks.LinenResNet().apply(variables, images)
 
     counted = Counted(apply)
-    for name in sorted(NEEDS_LAYER):
+    for name in OF_LAYERS:
         for labels in (None, LABELS):
             METHODS[name](None, Partial(counted, VARIABLES), IMAGES, labels, reshape=None)
     traces, compiled = len(counted.traces), num_compiled()
     other = jax.tree.map(lambda leaf: 2 * leaf, VARIABLES)
     compiled_by_hand = num_compiled() - compiled
-    for name in sorted(NEEDS_LAYER):
+    for name in OF_LAYERS:
         for labels in (None, LABELS):
             METHODS[name](None, Partial(counted, other), IMAGES, labels)
     assert len(counted.traces) == traces and num_compiled() == compiled + compiled_by_hand
@@ -554,7 +555,7 @@ def assert_drawn_there(function, size, places, within, layer=None, names=None):
     """A patch of two by two pixels is where the maps are largest."""
     for row, column in places:
         image = jnp.zeros((1, *size, 3)).at[0, row : row + 2, column : column + 2].set(1.0)
-        for name in names or sorted(NEEDS_LAYER):
+        for name in names or OF_LAYERS:
             heat = METHODS[name](None, function, image, jnp.array([0]), layer=layer)[0]
             peak = np.array(np.unravel_index(np.argmax(heat), size))
             assert float(heat.max()) > 0

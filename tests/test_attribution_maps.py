@@ -11,7 +11,7 @@ from counting import Counted
 from jax.tree_util import Partial
 
 from jaxrobust import attribution
-from jaxrobust.attribution import METHODS, NEEDS_LAYER, SIGNED, class_activation
+from jaxrobust.attribution import METHODS, class_activation
 
 
 def linear(weights, images):
@@ -361,7 +361,7 @@ def test_every_method(name):
     first = len(traces)
     assert maps.shape == (3, 8, 8) and maps.dtype == jnp.float32
     assert bool(jnp.isfinite(maps).all()) and float(jnp.ptp(maps)) > 0
-    assert (float(maps.min()) < 0) == (name in SIGNED)
+    assert (float(maps.min()) < 0) == METHODS[name].is_signed
     others = maps_of(jax.tree.map(lambda leaf: -leaf, variables), PICTURES[::-1])
     assert not np.allclose(others[::-1], maps)
     spoilt = maps_of(variables, PICTURES.at[1, 0, 0, 0].set(1.0))
@@ -381,7 +381,7 @@ def test_wrong_input_to_every_method(name):
         METHODS[name](key, classifier, PICTURES, jnp.full(3, 3))
     with pytest.raises(ValueError, match=r"`labels` must have shape \(3,\)"):
         METHODS[name](key, classifier, PICTURES, jnp.zeros(2, int))
-    if name in NEEDS_LAYER:
+    if METHODS[name].needs_layer:
         with pytest.raises(ValueError, match=r"'conv7' is no layer .* conv \[4, 4, 4\]"):
             METHODS[name](key, classifier, PICTURES, layer="conv7")
         with pytest.raises(ValueError, match="no layer that is a map of one image"):
@@ -433,7 +433,10 @@ def test_noise_does_not_depend_on_the_batch(images):
 def test_the_table_of_methods():
     functions = {name for name in METHODS if callable(getattr(attribution, name))}
     assert functions == set(METHODS) and len(METHODS) == 11
-    assert set(METHODS) >= NEEDS_LAYER | SIGNED
+    for name, method in METHODS.items():
+        assert method.function is getattr(attribution, name)
+        assert method.function.__name__ == name and "Args:" in method.function.__doc__
+        assert "References:" in method.function.__doc__
 
 
 def test_maps_inside_compiled_code(weights, images):

@@ -32,8 +32,8 @@ def measure(study: Study) -> dict[str, Any]:
 def methods(study: Study, name: str) -> list[str]:
     """The methods of attribution that a network allows: an MLP has no layer with pixels."""
     layer = attribution.layers(study.base(name), study.pixels(name)[:1]).default
-    needed = attribution.NEEDS_LAYER if layer is None else ()
-    found = [method for method in attribution.METHODS if method not in needed]
+    given = attribution.METHODS.items()
+    found = [name for name, method in given if not (method.needs_layer and layer is None)]
     return found[::4] if study.config.quick else found
 
 

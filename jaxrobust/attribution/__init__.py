@@ -2,6 +2,7 @@
 
 from jaxrobust.attribution.agreement import map_shift, rank_correlation
 from jaxrobust.attribution.class_activation import (
+    cam_from_gradient,
     eigen_cam,
     grad_cam,
     grad_cam_plus_plus,
@@ -17,16 +18,16 @@ from jaxrobust.attribution.gradients import (
     smooth_grad,
 )
 from jaxrobust.attribution.layers import Layer, Layers, layers
-from jaxrobust.attribution.methods import METHODS, NEEDS_LAYER, SIGNED
+from jaxrobust.attribution.methods import METHODS, Method
 from jaxrobust.attribution.occlusion import occlusion
 from jaxrobust.attribution.randomisation import cascading_randomisation
 
 __all__ = [
     "METHODS",
-    "NEEDS_LAYER",
-    "SIGNED",
     "Layer",
     "Layers",
+    "Method",
+    "cam_from_gradient",
     "cascading_randomisation",
     "deletion_curve",
     "eigen_cam",

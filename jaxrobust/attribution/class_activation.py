@@ -17,10 +17,16 @@ followed.
 All are enlarged bilinearly to the image, each position drawn where it stands, and not negative. Only
 their shape is defined, not their scale: compare maps by rank or cosine, and draw each over its own
 maximum.
+
+Each is a function of what the layer puts out and of the gradient (`cam_from_gradient`), or of more
+(`cam_from_layer`); all else they share.
 """
 
+import functools
+import inspect
+import re
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -36,35 +42,128 @@ from jaxrobust.types import Array, LogitsFn
 Reshape = Callable[[Array], Array] | tuple[int, int] | None
 
 
-def grad_cam(
-    logits_fn: LogitsFn,
-    images: Array,
-    labels: Array | None = None,
-    layer: str | None = None,
-    *,
-    reshape: Reshape = None,
-) -> Array:
-    """Grad-CAM: a layer's channels weighted by their mean gradient, what is positive of their sum.
+class ClassActivation(Protocol):
+    """What every method of this file is called as; `grad_cam` says what the arguments are."""
+
+    def __call__(  # noqa: D102
+        self,
+        logits_fn: LogitsFn,
+        images: Array,
+        labels: Array | None = None,
+        layer: str | None = None,
+        *,
+        reshape: Reshape = None,
+    ) -> Array: ...
+
+
+class Seen(NamedTuple):
+    """One image at a layer, and what a map may ask of the network.
+
+    Attributes:
+      outputs: float32 [H', W', C'], what the layer puts out.
+      gradient: () -> the same shape, the gradient of the class's logit by the outputs.
+      logit: Image [H, W, C] -> the class's logit, a scalar.
+      enlarged: [H', W'] -> [H, W].
+      image: [H, W, C].
+    """
+
+    outputs: Array
+    gradient: Callable[[], Array]
+    logit: Callable[[Array], Array]
+    enlarged: Callable[[Array], Array]
+    image: Array
+
+
+# What every function's docstring says, before its example and its references.
+_ARGUMENTS = """
+
+Args:
+  logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. Any function, in any framework and
+    any floating type.
+  images: float32 [B, H, W, C] in [0, 1].
+  labels: int [B], the classes to explain; None explains the predicted ones.
+  layer: Name of a layer that is a map of one image, as `layers` lists them; None takes the last one
+    that everything goes through and that is read at more than one position.
+  reshape: Where tokens stand, if that is not to be followed through the network: a function
+    [T, C] -> [H', W', C'], or (H', W') of the last H' * W' tokens, row by row.
+
+Returns:
+  float32 [B, H, W], not negative: the map of [H', W'] enlarged bilinearly.
+
+Raises:
+  TypeError: Integer images, fractional labels, a `Stochastic` classifier, a `reshape` that is neither a
+    function nor two integers.
+  ValueError: Shapes that do not fit, images outside [0, 1], labels outside 0 .. K - 1; a layer that
+    does not exist or is no map of one image: the message says why, and which will do. A `reshape` that
+    does not fit the tokens."""
+
+
+def cam_from_layer(heat: Callable[[Seen], Array]) -> ClassActivation:
+    """A method of attribution from what one layer says of an image.
 
     Args:
-      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. Any function, in any
-        framework and any floating type.
-      images: float32 [B, H, W, C] in [0, 1].
-      labels: int [B], the classes to explain; None explains the predicted ones.
-      layer: Name of a layer that is a map of one image, as `layers` lists them; None takes the last
-        one that everything goes through and that is read at more than one position.
-      reshape: Where tokens stand, if that is not to be followed through the network: a function
-        [T, C] -> [H', W', C'], or (H', W') of the last H' * W' tokens, row by row.
+      heat: Seen -> [H', W'], of which the map is what is positive.
 
     Returns:
-      float32 [B, H, W], not negative: the map of [H', W'] enlarged bilinearly.
+      A function like `grad_cam`, of the name and with the docstring of `heat`.
+    """
 
-    Raises:
-      TypeError: Integer images, fractional labels, a `Stochastic` classifier, a `reshape` that is
-        neither a function nor two integers.
-      ValueError: Shapes that do not fit, images outside [0, 1], labels outside 0 .. K - 1; a layer
-        that does not exist or is no map of one image: the message says why, and which will do. A
-        `reshape` that does not fit the tokens.
+    def explain(
+        logits_fn: LogitsFn,
+        images: Array,
+        labels: Array | None = None,
+        layer: str | None = None,
+        *,
+        reshape: Reshape = None,
+    ) -> Array:
+        logits_fn, images, labels = checked(logits_fn, images, labels)
+        if not isinstance(reshape, tuple | list) and not callable(reshape) and reshape is not None:
+            raise TypeError(
+                "`reshape` must be a function [T, C] -> [H', W', C'], (H', W') or None, got "
+                f"{reshape!r}."
+            )
+        program = program_of(logits_fn, images.shape[1:])
+        found = chosen(layers_of(logits_fn, program), layer, as_tokens=reshape is not None)
+        view, function = _reading(found, reshape)
+        arguments = (program, images, labels, function)
+        return programs.call(_maps, *arguments, heat=heat, value=found.value, view=view)
+
+    explain.__name__, explain.__qualname__ = heat.__name__, heat.__qualname__
+    parts = re.split(r"(?=\n\n(?:Example|References):)", inspect.getdoc(heat) or "", maxsplit=1)
+    explain.__doc__ = "".join([parts[0], _ARGUMENTS, *parts[1:]])
+    return explain
+
+
+def cam_from_gradient(combine: Callable[[Array, Array], Array]) -> ClassActivation:
+    """A method of attribution from a layer's outputs and the gradient by them.
+
+    Args:
+      combine: (outputs, gradient), float32 [H', W', C'] of one image -> [H', W'], of which the map is
+        what is positive.
+
+    Returns:
+      As `cam_from_layer`.
+
+    Example:
+      >>> @cam_from_gradient
+      ... def xgrad_cam(outputs, gradient):
+      ...     shares = jnp.sum(outputs * gradient, (0, 1)) / (jnp.sum(outputs, (0, 1)) + 1e-7)
+      ...     return outputs @ shares
+      >>> images = jnp.array([[[[0.5, 0.0], [0.25, 1.0]]]])
+      >>> xgrad_cam(lambda x: jax.nn.relu(x).sum((1, 2)), images, layer="images:relu").tolist()
+      [[[0.0, 1.0]]]
+    """
+
+    @functools.wraps(combine)
+    def heat(seen: Seen) -> Array:
+        return combine(seen.outputs, seen.gradient())
+
+    return cam_from_layer(heat)
+
+
+@cam_from_gradient
+def grad_cam(outputs: Array, gradient: Array) -> Array:
+    """Grad-CAM: a layer's channels weighted by their mean gradient, what is positive of their sum.
 
     Example:
       >>> weights = jnp.array([[1.0, 0.0], [0.0, 2.0]])[None, None]
@@ -81,18 +180,11 @@ def grad_cam(
       Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
       Localization", ICCV 2017, equations 1 and 2, https://arxiv.org/abs/1610.02391
     """
-    arguments = (logits_fn, images, labels, layer, reshape)
-    return _explained(_from_gradient, *arguments, combine=_grad_cam)
+    return _product(outputs, jnp.mean(gradient, axis=(0, 1)))
 
 
-def grad_cam_plus_plus(
-    logits_fn: LogitsFn,
-    images: Array,
-    labels: Array | None = None,
-    layer: str | None = None,
-    *,
-    reshape: Reshape = None,
-) -> Array:
+@cam_from_gradient
+def grad_cam_plus_plus(outputs: Array, gradient: Array) -> Array:
     """Grad-CAM++: a layer's channels weighted by positive gradients, each position by its own alpha.
 
     The score is Y = exp(f) of the logit f. In a piecewise linear network its n-th derivative by an
@@ -104,138 +196,63 @@ def grad_cam_plus_plus(
     alpha count. Where activations are signed it can come close to 0, and one position would drown all
     others: alpha is 0 where the denominator is within 0.001 of 0.
 
-    Args:
-      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. Any function.
-      images: float32 [B, H, W, C] in [0, 1].
-      labels: int [B], the classes to explain; None explains the predicted ones.
-      layer: As in `grad_cam`.
-      reshape: As in `grad_cam`.
-
-    Returns:
-      float32 [B, H, W], not negative: the map of [H', W'] enlarged bilinearly.
-
-    Raises:
-      TypeError: As `grad_cam`.
-      ValueError: As `grad_cam`.
-
     References:
       Chattopadhay et al., "Grad-CAM++: Improved Visual Explanations for Deep Convolutional Networks",
       WACV 2018, section 3.2 (alpha for the exponential score, weights), https://arxiv.org/abs/1710.11063
     """
-    arguments = (logits_fn, images, labels, layer, reshape)
-    return _explained(_from_gradient, *arguments, combine=_grad_cam_plus_plus)
+    denominator = 2 + jnp.sum(outputs, axis=(0, 1)) * gradient
+    vanishing = jnp.abs(denominator) < 1e-3
+    alpha = jnp.where(vanishing, 0.0, 1 / jnp.where(vanishing, 1.0, denominator))
+    return _product(outputs, jnp.sum(alpha * jax.nn.relu(gradient), axis=(0, 1)))
 
 
-def hires_cam(
-    logits_fn: LogitsFn,
-    images: Array,
-    labels: Array | None = None,
-    layer: str | None = None,
-    *,
-    reshape: Reshape = None,
-) -> Array:
+@cam_from_gradient
+def hires_cam(outputs: Array, gradient: Array) -> Array:
     """HiResCAM: activation times gradient at each position; what is positive of the channels' sum.
 
     Unlike Grad-CAM's averaged gradients it points at positions that the logit hangs on. Behind a
     global average followed by a dense layer the two are the same.
 
-    Args:
-      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. Any function.
-      images: float32 [B, H, W, C] in [0, 1].
-      labels: int [B], the classes to explain; None explains the predicted ones.
-      layer: As in `grad_cam`.
-      reshape: As in `grad_cam`.
-
-    Returns:
-      float32 [B, H, W], not negative: the map of [H', W'] enlarged bilinearly.
-
-    Raises:
-      TypeError: As `grad_cam`.
-      ValueError: As `grad_cam`.
-
     References:
       Draelos, Carin, "Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional
       neural networks", 2020, https://arxiv.org/abs/2011.08891
     """
-    arguments = (logits_fn, images, labels, layer, reshape)
-    return _explained(_from_gradient, *arguments, combine=_hires_cam)
+    return jnp.sum(gradient * outputs, axis=-1)
 
 
-def layer_cam(
-    logits_fn: LogitsFn,
-    images: Array,
-    labels: Array | None = None,
-    layer: str | None = None,
-    *,
-    reshape: Reshape = None,
-) -> Array:
+@cam_from_gradient
+def layer_cam(outputs: Array, gradient: Array) -> Array:
     """LayerCAM: activations weighted by the positive gradient of their own position.
 
-    Args:
-      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. Any function.
-      images: float32 [B, H, W, C] in [0, 1].
-      labels: int [B], the classes to explain; None explains the predicted ones.
-      layer: As in `grad_cam`; the method is meant for early, large layers too.
-      reshape: As in `grad_cam`.
-
-    Returns:
-      float32 [B, H, W], not negative: the map of [H', W'] enlarged bilinearly.
-
-    Raises:
-      TypeError: As `grad_cam`.
-      ValueError: As `grad_cam`.
+    It is meant for early, large layers too.
 
     References:
       Jiang et al., "LayerCAM: Exploring Hierarchical Class Activation Maps for Localization", IEEE
       Transactions on Image Processing 2021, equations 6 and 7, https://doi.org/10.1109/TIP.2021.3089943
     """
-    arguments = (logits_fn, images, labels, layer, reshape)
-    return _explained(_from_gradient, *arguments, combine=_layer_cam)
+    return jnp.sum(jax.nn.relu(gradient) * outputs, axis=-1)
 
 
-def eigen_cam(
-    logits_fn: LogitsFn,
-    images: Array,
-    labels: Array | None = None,
-    layer: str | None = None,
-    *,
-    reshape: Reshape = None,
-) -> Array:
+@cam_from_layer
+def eigen_cam(seen: Seen) -> Array:
     """EigenCAM: a layer's output projected onto its first principal component.
 
-    It needs no gradient and knows no class. As in the paper the output is not centred. A singular
-    vector has no sign of its own: the one is taken whose projection sums to at least 0, which makes
-    the map of a layer behind a ReLU positive wherever anything is active.
-
-    Args:
-      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. Any function.
-      images: float32 [B, H, W, C] in [0, 1].
-      labels: int [B]; checked but not used, so that all maps are called alike.
-      layer: As in `grad_cam`.
-      reshape: As in `grad_cam`.
-
-    Returns:
-      float32 [B, H, W], not negative: the map of [H', W'] enlarged bilinearly.
-
-    Raises:
-      TypeError: As `grad_cam`.
-      ValueError: As `grad_cam`.
+    It needs no gradient and knows no class: labels are checked but not used, so that all maps are
+    called alike. As in the paper the output is not centred. A singular vector has no sign of its own:
+    the one is taken whose projection sums to at least 0, which makes the map of a layer behind a ReLU
+    positive wherever anything is active.
 
     References:
       Muhammad, Yeasin, "Eigen-CAM: Class Activation Map using Principal Components", IJCNN 2020,
       section III, https://arxiv.org/abs/2008.00299
     """
-    return _explained(_eigen_cam, logits_fn, images, labels, layer, reshape)
+    projection = _first_projection(seen.outputs.reshape(-1, seen.outputs.shape[-1]))
+    signed = jnp.where(jnp.sum(projection) < 0, -projection, projection)
+    return signed.reshape(seen.outputs.shape[:2])
 
 
-def score_cam(
-    logits_fn: LogitsFn,
-    images: Array,
-    labels: Array | None = None,
-    layer: str | None = None,
-    *,
-    reshape: Reshape = None,
-) -> Array:
+@cam_from_layer
+def score_cam(seen: Seen) -> Array:
     """Score-CAM: a layer's channels weighted by the logit of the image seen through them.
 
     Each channel is enlarged to the image and scaled to [0, 1]; the image times that mask gives a
@@ -244,47 +261,19 @@ def score_cam(
     gradient, but one forward pass per channel: they run one after another, so that memory does not
     grow with their number.
 
-    Args:
-      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. Any function.
-      images: float32 [B, H, W, C] in [0, 1].
-      labels: int [B], the classes to explain; None explains the predicted ones.
-      layer: As in `grad_cam`.
-      reshape: As in `grad_cam`.
-
-    Returns:
-      float32 [B, H, W], not negative: the map of [H', W'] enlarged bilinearly.
-
-    Raises:
-      TypeError: As `grad_cam`.
-      ValueError: As `grad_cam`.
-
     References:
       Wang et al., "Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks",
       CVPR workshops 2020, equations 5 to 8, https://arxiv.org/abs/1910.01279
     """
-    return _explained(_score_cam, logits_fn, images, labels, layer, reshape)
 
+    def score(channel: Array) -> Array:
+        mask = seen.enlarged(channel)
+        low, high = jnp.min(mask), jnp.max(mask)
+        mask = (mask - low) / jnp.where(high == low, 1.0, high - low)
+        return seen.logit(seen.image * mask[..., None])
 
-def _explained(
-    body: Callable[..., Array],
-    logits_fn: LogitsFn,
-    images: Array,
-    labels: Array | None,
-    layer: str | None,
-    reshape: Reshape,
-    **options: Any,
-) -> Array:
-    """The maps that a function makes of one layer's outputs, compiled."""
-    logits_fn, images, labels = checked(logits_fn, images, labels)
-    if not isinstance(reshape, tuple | list) and not callable(reshape) and reshape is not None:
-        raise TypeError(
-            f"`reshape` must be a function [T, C] -> [H', W', C'], (H', W') or None, got {reshape!r}."
-        )
-    program = program_of(logits_fn, images.shape[1:])
-    found = chosen(layers_of(logits_fn, program), layer, as_tokens=reshape is not None)
-    view, function = _reading(found, reshape)
-    arguments = (program, images, labels, function)
-    return programs.call(body, *arguments, value=found.value, view=view, **options)
+    weights = jax.nn.softmax(jax.lax.map(score, jnp.moveaxis(seen.outputs, -1, 0)))
+    return _product(seen.outputs, weights)
 
 
 def _reading(layer: Layer, reshape: Reshape) -> tuple[View, Program | None]:
@@ -317,82 +306,52 @@ def _reading(layer: Layer, reshape: Reshape) -> tuple[View, Program | None]:
     return View(axes, 0, (1, num_tokens)), function
 
 
+def _maps(
+    program: Program,
+    images: Array,
+    labels: Array | None,
+    reshape: Program | None,
+    *,
+    heat: Callable[[Seen], Array],
+    value: Value,
+    view: View,
+) -> Array:
+    """What is positive of the heat of every image at a layer, enlarged: [B, H, W]."""
+    if labels is None:
+        labels = jax.vmap(lambda image: jnp.argmax(program(image[None])[0]))(images)
+
+    def one(image: Array, label: Array) -> Array:
+        outputs, rest = stop_behind(program, value, image[None])
+
+        def of_class(logits: Array) -> Array:
+            return logits[0, label].astype(jnp.float32)
+
+        # By the outputs as they are, in whatever type and order of axes the network has them.
+        def gradient() -> Array:
+            found = jax.grad(lambda instead: of_class(rest(instead)[0]))(outputs)
+            return _as_map(found, view, reshape)
+
+        seen = Seen(
+            _as_map(outputs, view, reshape),
+            gradient,
+            lambda other: of_class(program(other[None])),
+            lambda small: view.enlarged(small, image.shape[:2]),
+            image,
+        )
+        return seen.enlarged(jax.nn.relu(heat(seen)))
+
+    return jax.vmap(one)(images, labels)
+
+
 def _as_map(value: Array, view: View, reshape: Program | None) -> Array:
     """float32 [H', W', C'] of a layer's output for one image, or of a gradient by it."""
     value = value.astype(jnp.float32)
     return view.read(value) if reshape is None else reshape(view.laid(value))
 
 
-def _predicted_if_none(program: Program, images: Array, labels: Array | None) -> Array:
-    if labels is not None:
-        return labels
-    return jax.vmap(lambda image: jnp.argmax(program(image[None])[0]))(images)
-
-
 def _product(one: Array, other: Array) -> Array:
     """A matrix product; GPUs would otherwise multiply with 10 bits of mantissa."""
     return jnp.matmul(one, other, precision=jax.lax.Precision.HIGHEST)
-
-
-def _grad_cam(outputs: Array, gradient: Array) -> Array:
-    return _product(outputs, jnp.mean(gradient, axis=(0, 1)))
-
-
-def _grad_cam_plus_plus(outputs: Array, gradient: Array) -> Array:
-    denominator = 2 + jnp.sum(outputs, axis=(0, 1)) * gradient
-    vanishing = jnp.abs(denominator) < 1e-3
-    alpha = jnp.where(vanishing, 0.0, 1 / jnp.where(vanishing, 1.0, denominator))
-    return _product(outputs, jnp.sum(alpha * jax.nn.relu(gradient), axis=(0, 1)))
-
-
-def _hires_cam(outputs: Array, gradient: Array) -> Array:
-    return jnp.sum(gradient * outputs, axis=-1)
-
-
-def _layer_cam(outputs: Array, gradient: Array) -> Array:
-    return jnp.sum(jax.nn.relu(gradient) * outputs, axis=-1)
-
-
-def _drawn(heat: Array, images: Array, view: View) -> Array:
-    """What is positive of [H', W'], enlarged to [H, W]."""
-    return view.enlarged(jax.nn.relu(heat), images.shape[1:3])
-
-
-def _from_gradient(
-    program: Program,
-    images: Array,
-    labels: Array | None,
-    reshape: Program | None,
-    *,
-    combine: Callable[[Array, Array], Array],
-    value: Value,
-    view: View,
-) -> Array:
-    def one(image: Array, label: Array) -> Array:
-        outputs, rest = stop_behind(program, value, image[None])
-        gradient = jax.grad(lambda instead: rest(instead)[0][0, label].astype(jnp.float32))(outputs)
-        parts = (_as_map(part, view, reshape) for part in (outputs, gradient))
-        return _drawn(combine(*parts), images, view)
-
-    return jax.vmap(one)(images, _predicted_if_none(program, images, labels))
-
-
-def _eigen_cam(
-    program: Program,
-    images: Array,
-    labels: Array | None,
-    reshape: Program | None,
-    *,
-    value: Value,
-    view: View,
-) -> Array:
-    def one(image: Array) -> Array:
-        outputs = _as_map(stop_behind(program, value, image[None])[0], view, reshape)
-        projection = _first_projection(outputs.reshape(-1, outputs.shape[-1]))
-        signed = jnp.where(jnp.sum(projection) < 0, -projection, projection)
-        return _drawn(signed.reshape(outputs.shape[:2]), images, view)
-
-    return jax.vmap(one)(images)
 
 
 def _first_projection(matrix: Array) -> Array:
@@ -406,28 +365,3 @@ def _first_projection(matrix: Array) -> Array:
         return _product(matrix, vectors[:, -1])
     squares, vectors = jnp.linalg.eigh(_product(matrix, matrix.T))
     return jnp.sqrt(jnp.maximum(squares[-1], 0.0)) * vectors[:, -1]
-
-
-def _score_cam(
-    program: Program,
-    images: Array,
-    labels: Array | None,
-    reshape: Program | None,
-    *,
-    value: Value,
-    view: View,
-) -> Array:
-    def one(image: Array, label: Array) -> Array:
-        outputs = _as_map(stop_behind(program, value, image[None])[0], view, reshape)
-
-        def score(channel: Array) -> Array:
-            mask = view.enlarged(channel, image.shape[:2])
-            low, high = jnp.min(mask), jnp.max(mask)
-            mask = (mask - low) / jnp.where(high == low, 1.0, high - low)
-            logits = program((image * mask[..., None])[None])
-            return logits[0, label].astype(jnp.float32)
-
-        weights = jax.nn.softmax(jax.lax.map(score, jnp.moveaxis(outputs, -1, 0)))
-        return _drawn(_product(outputs, weights), images, view)
-
-    return jax.vmap(one)(images, _predicted_if_none(program, images, labels))

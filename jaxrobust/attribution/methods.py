@@ -1,67 +1,71 @@
 """All maps by name, called alike: what a study loops over."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from jaxrobust.attribution.class_activation import (
-    eigen_cam,
-    grad_cam,
-    grad_cam_plus_plus,
-    hires_cam,
-    layer_cam,
-    score_cam,
-)
-from jaxrobust.attribution.gradients import (
-    input_x_gradient,
-    integrated_gradients,
-    saliency,
-    smooth_grad,
-)
+from jaxrobust.attribution import class_activation, gradients
 from jaxrobust.attribution.occlusion import occlusion
 from jaxrobust.types import Array, LogitsFn
 
 
-def _without_key(function: Callable[..., Array]) -> Callable[..., Array]:
-    def method(
-        key: Array,
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A function that draws maps, called as all others are.
+
+    Attributes:
+      function: (logits_fn, images, labels, **options) -> maps float32 [B, H, W].
+      is_signed: Whether its maps have negative values: evidence against the class.
+      needs_layer: Whether it looks at a layer: not for a network whose `layers` have no default.
+      takes_key: Whether it draws random numbers, from the option `key`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> method = METHODS["saliency"]
+      >>> method(None, lambda images: images.mean((1, 2)), jnp.ones((1, 4, 4, 3))).shape
+      (1, 4, 4)
+    """
+
+    function: Callable[..., Array]
+    is_signed: bool = False
+    needs_layer: bool = False
+    takes_key: bool = False
+
+    def __call__(
+        self,
+        key: Array | None,
         logits_fn: LogitsFn,
         images: Array,
         labels: Array | None = None,
-        **options: object,
+        **options: Any,
     ) -> Array:
-        return function(logits_fn, images, labels, **options)
+        """The maps of images.
 
-    return method
+        Args:
+          key: A PRNG key, for a method that takes one.
+          logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K].
+          images: float32 [B, H, W, C] in [0, 1].
+          labels: int [B], the classes to explain; None explains the predicted ones.
+          **options: The function's own.
+
+        Returns:
+          float32 [B, H, W].
+        """
+        if self.takes_key:
+            options["key"] = key
+        return self.function(logits_fn, images, labels, **options)
 
 
-def _smooth_grad(
-    key: Array, logits_fn: LogitsFn, images: Array, labels: Array | None = None, **options: Any
-) -> Array:
-    return smooth_grad(logits_fn, images, labels, key=key, **options)
-
-
-METHODS: dict[str, Callable[..., Array]] = {
-    "saliency": _without_key(saliency),
-    "smooth_grad": _smooth_grad,
-    "input_x_gradient": _without_key(input_x_gradient),
-    "integrated_gradients": _without_key(integrated_gradients),
-    "grad_cam": _without_key(grad_cam),
-    "grad_cam_plus_plus": _without_key(grad_cam_plus_plus),
-    "hires_cam": _without_key(hires_cam),
-    "layer_cam": _without_key(layer_cam),
-    "eigen_cam": _without_key(eigen_cam),
-    "score_cam": _without_key(score_cam),
-    "occlusion": _without_key(occlusion),
+METHODS: dict[str, Method] = {
+    "saliency": Method(gradients.saliency),
+    "smooth_grad": Method(gradients.smooth_grad, takes_key=True),
+    "input_x_gradient": Method(gradients.input_x_gradient, is_signed=True),
+    "integrated_gradients": Method(gradients.integrated_gradients, is_signed=True),
+    "grad_cam": Method(class_activation.grad_cam, needs_layer=True),
+    "grad_cam_plus_plus": Method(class_activation.grad_cam_plus_plus, needs_layer=True),
+    "hires_cam": Method(class_activation.hires_cam, needs_layer=True),
+    "layer_cam": Method(class_activation.layer_cam, needs_layer=True),
+    "eigen_cam": Method(class_activation.eigen_cam, needs_layer=True),
+    "score_cam": Method(class_activation.score_cam, needs_layer=True),
+    "occlusion": Method(occlusion, is_signed=True),
 }
-"""Name -> (key, logits_fn, images, labels=None, **options) -> maps float32 [B, H, W].
-
-The options are the function's own. Only smooth_grad uses the key.
-"""
-
-SIGNED: frozenset[str] = frozenset({"input_x_gradient", "integrated_gradients", "occlusion"})
-"""Methods whose maps have negative values: evidence against the class."""
-
-NEEDS_LAYER: frozenset[str] = frozenset(
-    {"grad_cam", "grad_cam_plus_plus", "hires_cam", "layer_cam", "eigen_cam", "score_cam"}
-)
-"""Methods that look at a layer: not for a network whose `layers` have no default."""
