@@ -150,7 +150,7 @@ def cam_from_gradient(combine: Callable[[Array, Array], Array]) -> ClassActivati
       ...     shares = jnp.sum(outputs * gradient, (0, 1)) / (jnp.sum(outputs, (0, 1)) + 1e-7)
       ...     return outputs @ shares
       >>> images = jnp.array([[[[0.5, 0.0], [0.25, 1.0]]]])
-      >>> xgrad_cam(lambda x: jax.nn.relu(x).sum((1, 2)), images, layer="images:relu").tolist()
+      >>> xgrad_cam(lambda x: jax.nn.relu(x).sum((1, 2)), images, layer="images:relu").round(3).tolist()
       [[[0.0, 1.0]]]
     """
 
