@@ -26,7 +26,7 @@ from jaxrobust import certificates, data, models
 from jaxrobust.attacks import APGD
 from jaxrobust.certificates import certify, crown_bounds, ibp_bounds, margin_bounds
 from jaxrobust.certificates.intervals import Interval, propagate
-from jaxrobust.certificates.program import trace
+from jaxrobust.certificates.reading import operations_of
 from jaxrobust.models import Classifier
 from jaxrobust.types import Stochastic
 
@@ -80,10 +80,10 @@ def test_single_operations_do_not_round_inwards():
     lower = np.stack([low * slope + large, large - high / divisor], axis=1)
     upper = np.stack([high * slope + large, large - low / divisor], axis=1)
     # The intervals themselves: what `ibp_bounds` adds for its sums would hide it.
-    program = trace(
+    operations = operations_of(
         jax.tree_util.Partial(logits_fn), jax.ShapeDtypeStruct(images.shape, images.dtype)
     )
-    found = propagate(program, Interval(*map(jnp.asarray, pixels)))[-1]
+    found = propagate(operations, Interval(*map(jnp.asarray, pixels)))[-1]
     for outward in (lower - np.asarray(found.lower), np.asarray(found.upper) - upper):
         assert outward.dtype == np.float64
         assert (outward >= 0).all() and outward.max() < 5e-4

@@ -3,8 +3,8 @@
     report = certificates.certify(classifier, images, labels, epsilon=1 / 255)
 
 The network is not rewritten: its program is traced, and each operation in it has a rule.
-`defenses.certify` is the other kind of certificate, of a classifier smoothed with noise: in l2, of any
-network, and with a small probability of error.
+`defenses.certify_smoothed` is the other kind of certificate, of a classifier smoothed with noise: in
+l2, of any network, and with a small probability of error.
 """
 
 from jaxrobust.certificates.bounds import (

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import checks, compilation, programs
-from jaxrobust.certificates.linear import METHODS, lower_bounds
-from jaxrobust.certificates.program import trace
+from jaxrobust.certificates.linear import BOUNDS, lower_bounds
+from jaxrobust.certificates.reading import operations_of
 from jaxrobust.types import Array, LogitsFn, Stochastic
 
 Progress = Callable[[int, int], None]
@@ -148,7 +148,7 @@ def margin_bounds(
       TypeError: As `ibp_bounds`; labels that are no integers.
       ValueError: As `ibp_bounds`; an unknown method, labels of another shape or out of range.
     """
-    checks.one_of("method", method, METHODS)
+    checks.one_of("method", method, BOUNDS)
     function, images, radii = _prepare(logits_fn, images, epsilon, num_rows)
     checks.images_and_labels(images, labels)
     num_classes = programs.logits_shape(function, images[:1])[1]
@@ -261,7 +261,7 @@ def _prepare(
     if any(isinstance(node, Stochastic) for node in nodes):
         raise TypeError(
             "`logits_fn` must give an image the same logits every time, got a Stochastic, whose "
-            "answers are random; `defenses.certify` is for a classifier smoothed with noise."
+            "answers are random; `defenses.certify_smoothed` is for a classifier smoothed with noise."
         )
     checks.float_images(images)
     checks.integer("num_rows", num_rows, minimum=1)
@@ -286,12 +286,12 @@ def _logit_bounds(
 def _both_sides(
     function: Any, images: Array, radii: Array, *, method: str, num_rows: int
 ) -> Bounds:
-    program = trace(function, jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype))
-    identity = jnp.eye(program[-1].result.shape[1], dtype=images.dtype)
+    operations = operations_of(function, jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype))
+    identity = jnp.eye(operations[-1].result.shape[1], dtype=images.dtype)
     functionals = jnp.concatenate([identity, -identity])
 
     def bound(image: Array, radius: Array) -> Array:
-        return lower_bounds(program, image[None], radius, functionals, method, num_rows)
+        return lower_bounds(operations, image[None], radius, functionals, method, num_rows)
 
     lower, negative = jnp.split(jax.vmap(bound)(images, radii), 2, axis=1)
     return Bounds(lower, -negative)
@@ -301,12 +301,12 @@ def _both_sides(
 def _margins(
     function: Any, images: Array, labels: Array, radii: Array, *, method: str, num_rows: int
 ) -> Array:
-    program = trace(function, jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype))
-    identity = jnp.eye(program[-1].result.shape[1], dtype=images.dtype)
+    operations = operations_of(function, jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype))
+    identity = jnp.eye(operations[-1].result.shape[1], dtype=images.dtype)
 
     def bound(image: Array, label: Array, radius: Array) -> Array:
         functionals = identity[label] - identity
-        margins = lower_bounds(program, image[None], radius, functionals, method, num_rows)
+        margins = lower_bounds(operations, image[None], radius, functionals, method, num_rows)
         return jnp.where(jnp.arange(len(identity)) == label, jnp.inf, margins)
 
     return jax.vmap(bound)(images, labels, radii)

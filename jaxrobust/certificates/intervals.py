@@ -1,4 +1,4 @@
-"""Interval bounds: every step's values lie between two numbers if those of its operands do.
+"""Interval bounds: every operation's values lie between two numbers if those of its operands do.
 
 Rounding: sums are widened by what their rounding can be at worst, in any order of their terms, here and
 in the network. Single additions, multiplications and divisions are widened by two steps of float32: a
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from jaxrobust.certificates.steps import Operand, Program, Reference, Step
+from jaxrobust.certificates.operations import Operand, Operation, Operations, Reference
 from jaxrobust.types import Array
 
 
@@ -29,26 +29,26 @@ class Interval(NamedTuple):
 
 
 def propagate(
-    program: Program,
+    operations: Operations,
     box: Interval,
     tighten: Callable[[int, list[Interval]], Interval] | None = None,
 ) -> list[Interval]:
-    """Intervals of all steps, from that of the input.
+    """Intervals of all operations, from that of the input.
 
     Args:
-      program: Of one image.
+      operations: Of one image.
       box: Of the input, [1, H, W, C] each.
-      tighten: Called with the position of a step whose interval will decide a relaxation, and the
+      tighten: Called with the position of an operation whose interval will decide a relaxation, and the
         intervals up to its own; returns a better one.
 
     Returns:
-      One for each step.
+      One for each operation.
     """
     intervals = [box]
-    decisive = _decisive(program) if tighten is not None else ()
-    for index, step in enumerate(program[1:], start=1):
-        of_operands = [interval_of(operand, intervals) for operand in step.operands]
-        intervals.append(_RULES[step.kind](step, *of_operands))
+    decisive = _decisive(operations) if tighten is not None else ()
+    for index, operation in enumerate(operations[1:], start=1):
+        of_operands = [interval_of(operand, intervals) for operand in operation.operands]
+        intervals.append(_RULES[operation.kind](operation, *of_operands))
         if tighten is not None and index in decisive:
             better = tighten(index, intervals)
             lower = jnp.maximum(intervals[index].lower, better.lower)
@@ -57,50 +57,50 @@ def propagate(
 
 
 def interval_of(operand: Operand, intervals: list[Interval]) -> Interval:
-    """Of a step, or of a constant, which is its own bounds."""
+    """Of an operation, or of a constant, which is its own bounds."""
     if isinstance(operand, Reference):
         return intervals[operand.position]
     return Interval(operand, operand)
 
 
-def _decisive(program: Program) -> set[int]:
-    """The steps whose intervals are loose and decide relaxations.
+def _decisive(operations: Operations) -> set[int]:
+    """The operations whose intervals are loose and decide relaxations.
 
-    An operation on single elements loses nothing, so behind every relaxed step those are looked for
-    that mix elements. One that mixes the pixels themselves loses nothing either: they are independent.
+    An operation on single elements loses nothing, so behind every relaxed one those are looked for that
+    mix elements. One that mixes the pixels themselves loses nothing either: they are independent.
     """
     found: set[int] = set()
-    pending = [o for step in program if not step.is_affine for o in step.operands]
+    pending = [o for operation in operations if not operation.is_affine for o in operation.operands]
     while pending:
         operand = pending.pop()
         if not isinstance(operand, Reference):
             continue
-        step = program[operand.position]
-        if step.is_affine and step.mixes:
-            if len(step.operands) > 1 or not _is_pixels(program, step.operands[0]):
+        operation = operations[operand.position]
+        if operation.is_affine and operation.mixes:
+            if len(operation.operands) > 1 or not _is_pixels(operations, operation.operands[0]):
                 found.add(operand.position)
-        elif step.is_affine:
-            pending += step.operands
+        elif operation.is_affine:
+            pending += operation.operands
     return found
 
 
-def _is_pixels(program: Program, operand: Operand) -> bool:
+def _is_pixels(operations: Operations, operand: Operand) -> bool:
     """Whether a value's elements are single, independent pixels."""
     assert isinstance(operand, Reference)
-    step = program[operand.position]
-    if step.kind == "input":
+    operation = operations[operand.position]
+    if operation.kind == "input":
         return True
-    if not step.is_affine or step.mixes or len(step.operands) > 1:
+    if not operation.is_affine or operation.mixes or len(operation.operands) > 1:
         return False
     # A broadcast or a gather that makes more of them repeats pixels; padding adds constants.
-    source = step.operands[0]
-    return _is_pixels(program, source) and not _repeats(program, step)
+    source = operation.operands[0]
+    return _is_pixels(operations, source) and not _repeats(operations, operation)
 
 
-def _repeats(program: Program, step: Step) -> bool:
-    (source,) = step.operands
+def _repeats(operations: Operations, operation: Operation) -> bool:
+    (source,) = operation.operands
     assert isinstance(source, Reference)
-    return step.result.size > program[source.position].result.size
+    return operation.result.size > operations[source.position].result.size
 
 
 def _step_of(dtype: jnp.dtype) -> float:
@@ -112,58 +112,60 @@ def _outward(low: Array, high: Array, num_steps: int = 2) -> Interval:
     return Interval(low - slack * jnp.abs(low), high + slack * jnp.abs(high))
 
 
-def _ends(step: Step, *operands: Interval) -> Interval:
+def _ends(operation: Operation, *operands: Interval) -> Interval:
     return Interval(
-        step.function(*(operand.lower for operand in operands)),
-        step.function(*(operand.upper for operand in operands)),
+        operation.function(*(operand.lower for operand in operands)),
+        operation.function(*(operand.upper for operand in operands)),
     )
 
 
-def _increasing(step: Step, *operands: Interval) -> Interval:
-    ends = _ends(step, *operands)
-    return ends if step.num_terms == 1 else _outward(*ends)
+def _increasing(operation: Operation, *operands: Interval) -> Interval:
+    ends = _ends(operation, *operands)
+    return ends if operation.num_terms == 1 else _outward(*ends)
 
 
-def _sum(step: Step, operand: Interval) -> Interval:
-    slack = rounding(step) * step.function(magnitude(operand))
-    return Interval(step.function(operand.lower) - slack, step.function(operand.upper) + slack)
+def _sum(operation: Operation, operand: Interval) -> Interval:
+    slack = rounding(operation) * operation.function(magnitude(operand))
+    return Interval(
+        operation.function(operand.lower) - slack, operation.function(operand.upper) + slack
+    )
 
 
-def _scale(step: Step, operand: Interval) -> Interval:
-    ends = step.function(operand.lower), step.function(operand.upper)
+def _scale(operation: Operation, operand: Interval) -> Interval:
+    ends = operation.function(operand.lower), operation.function(operand.upper)
     return _outward(jnp.minimum(*ends), jnp.maximum(*ends))
 
 
-def _difference(step: Step, first: Interval, second: Interval) -> Interval:
+def _difference(operation: Operation, first: Interval, second: Interval) -> Interval:
     return _outward(
-        step.function(first.lower, second.upper), step.function(first.upper, second.lower)
+        operation.function(first.lower, second.upper), operation.function(first.upper, second.lower)
     )
 
 
-def _contraction(step: Step, operand: Interval) -> Interval:
-    assert step.absolute is not None
+def _contraction(operation: Operation, operand: Interval) -> Interval:
+    assert operation.absolute is not None
     centre = operand.lower / 2 + operand.upper / 2
     radius = jnp.maximum(operand.upper - centre, centre - operand.lower)
     # One product serves for the radius and for the rounding.
-    radius = radius + rounding(step) * (jnp.abs(centre) + radius)
-    middle, reach = step.function(centre), step.absolute(radius)
+    radius = radius + rounding(operation) * (jnp.abs(centre) + radius)
+    middle, reach = operation.function(centre), operation.absolute(radius)
     return Interval(middle - reach, middle + reach)
 
 
-def _product(step: Step, first: Interval, second: Interval) -> Interval:
+def _product(operation: Operation, first: Interval, second: Interval) -> Interval:
     corners = [one * other for one in first for other in second]
     low = jnp.minimum(jnp.minimum(*corners[:2]), jnp.minimum(*corners[2:]))
     return _outward(low, jnp.maximum(jnp.maximum(*corners[:2]), jnp.maximum(*corners[2:])))
 
 
-def _square(step: Step, operand: Interval) -> Interval:
-    ends = step.function(operand.lower), step.function(operand.upper)
+def _square(operation: Operation, operand: Interval) -> Interval:
+    ends = operation.function(operand.lower), operation.function(operand.upper)
     inside = (operand.lower <= 0) & (operand.upper >= 0)
     return _outward(jnp.where(inside, 0, jnp.minimum(*ends)), jnp.maximum(*ends))
 
 
-def _curve(step: Step, operand: Interval) -> Interval:
-    return _outward(*_ends(step, operand), num_steps=4)
+def _curve(operation: Operation, operand: Interval) -> Interval:
+    return _outward(*_ends(operation, operand), num_steps=4)
 
 
 _RULES: dict[str, Callable[..., Interval]] = {
@@ -182,10 +184,10 @@ _RULES: dict[str, Callable[..., Interval]] = {
 }
 
 
-def rounding(step: Step) -> float:
+def rounding(operation: Operation) -> float:
     """What rounding does to a sum, of the sum of the absolute values: by the network and here."""
     # n terms: n half steps for each of the two computations, and a few for what is done with the ends.
-    return (step.num_terms + 4) * _step_of(step.result.dtype)
+    return (operation.num_terms + 4) * _step_of(operation.result.dtype)
 
 
 def magnitude(operand: Interval) -> Array:

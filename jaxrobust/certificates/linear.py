@@ -1,14 +1,15 @@
-"""Linear bounds: a linear function of a step's values is followed back to the pixels.
+"""Linear bounds: a linear function of an operation's values is followed back to the pixels.
 
-An affine step is passed by its transpose, which jax has of any operation; a step that is not affine by
-the line below it where its coefficient is positive and by the one above where it is negative. At the
-pixels the bound is the least that a linear function has in a box.
+An affine operation is passed by its transpose, which jax has of any; one that is not affine by the line
+below it where its coefficient is positive and by the one above where it is negative. At the pixels the
+bound is the least that a linear function has in a box.
 
 Rounding: large coefficients may cancel to small ones whose rounding is that of the large. So at every
-step that is passed a bound is lowered by what the rounding of the coefficients can change, and with it
-that of the step's own value in the network: (terms forwards + terms backwards + 4) steps of float32 of
-|c| (|W| |x|), for any order of the terms. That is (|W|^T |c|) |x|, the absolute coefficient times what
-it meets, without following one back. What a bound then adds up is lowered likewise.
+operation that is passed a bound is lowered by what the rounding of the coefficients can change, and
+with it that of the operation's own value in the network: (terms forwards + terms backwards + 4) steps
+of float32 of |c| (|W| |x|), for any order of the terms. That is (|W|^T |c|) |x|, the absolute
+coefficient times what it meets, without following one back. What a bound then adds up is lowered
+likewise.
 
 References:
   Zhang et al., "Efficient Neural Network Robustness Certification with General Activation Functions",
@@ -26,24 +27,29 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxrobust.certificates.intervals import Interval, interval_of, magnitude, propagate
-from jaxrobust.certificates.relaxations import Line, Lines, relax
-from jaxrobust.certificates.steps import Operand, Program, Reference, Step
+from jaxrobust.certificates.operations import Operand, Operation, Operations, Reference
+from jaxrobust.certificates.relaxations import Affine, Envelope, relax
 from jaxrobust.types import Array
 
-METHODS = ("ibp", "crown-ibp", "crown")
+BOUNDS = ("ibp", "crown-ibp", "crown")
 
 
 def lower_bounds(
-    program: Program, image: Array, epsilon: Array, functionals: Array, method: str, num_rows: int
+    operations: Operations,
+    image: Array,
+    epsilon: Array,
+    functionals: Array,
+    method: str,
+    num_rows: int,
 ) -> Array:
     """What linear functions of the logits of one image are at least, anywhere in its box.
 
     Args:
-      program: Of the classifier.
+      operations: Of the classifier.
       image: [1, H, W, C] in [0, 1].
       epsilon: [], radius of the linf ball, of which the box is what lies in [0, 1].
       functionals: [S, K], coefficients of the logits.
-      method: One of METHODS.
+      method: One of BOUNDS.
       num_rows: How many linear functions are followed back at a time within the network.
 
     Returns:
@@ -52,10 +58,10 @@ def lower_bounds(
     # A pixel's own rounding, half a step of float32 below 1, and that of the radius.
     reach = epsilon + jnp.finfo(image.dtype).eps * (0.5 + epsilon)
     box = Interval(jnp.maximum(image - reach, 0), jnp.minimum(image + reach, 1))
-    backwards = _Backwards(program)
+    backwards = _Backwards(operations)
 
     def tighten(index: int, intervals: list[Interval]) -> Interval:
-        result = program[index].result
+        result = operations[index].result
         backwards.prepare(index, intervals)
 
         def bound(row: Array) -> Array:
@@ -70,8 +76,8 @@ def lower_bounds(
             -bounds[result.size :].reshape(result.shape),
         )
 
-    intervals = propagate(program, box, tighten if method == "crown" else None)
-    last, logits = len(program) - 1, intervals[-1]
+    intervals = propagate(operations, box, tighten if method == "crown" else None)
+    last, logits = len(operations) - 1, intervals[-1]
     # By the logits' own intervals, and then by as much of the network as the method goes through.
     positive, negative = jnp.maximum(functionals, 0), jnp.minimum(functionals, 0)
     terms = jnp.concatenate([positive * logits.lower[0], negative * logits.upper[0]], axis=1)
@@ -85,7 +91,7 @@ def lower_bounds(
 
 
 class _Transpose(NamedTuple):
-    """An affine step backwards.
+    """An affine operation backwards.
 
     Attributes:
       constant: What it is at 0.
@@ -101,63 +107,68 @@ class _Transpose(NamedTuple):
 class _Backwards:
     """Follows linear functions back; what does not depend on them is computed once."""
 
-    def __init__(self, program: Program) -> None:
-        self.program = program
-        self.steps: dict[int, Any] = {}
+    def __init__(self, operations: Operations) -> None:
+        self.operations = operations
+        self.known: dict[int, Any] = {}
 
-    def step(self, index: int, intervals: list[Interval]) -> Any:
-        """The transpose of an affine step, the lines of another."""
-        if index not in self.steps:
-            step = self.program[index]
-            of_operands = [interval_of(operand, intervals) for operand in step.operands]
-            if step.is_affine:
-                shapes = [self.program[o.position].result for o in _references(step.operands)]
+    def of(self, index: int, intervals: list[Interval]) -> Any:
+        """The transpose of an affine operation, the lines of another."""
+        if index not in self.known:
+            operation = self.operations[index]
+            of_operands = [interval_of(operand, intervals) for operand in operation.operands]
+            if operation.is_affine:
+                shapes = [
+                    self.operations[o.position].result for o in _references(operation.operands)
+                ]
                 zeros = [jnp.zeros(shape.shape, shape.dtype) for shape in shapes]
-                constant, pull_back = jax.vjp(step.function, *zeros)
-                error = _error(step, of_operands, constant)
-                self.steps[index] = _Transpose(constant, pull_back, error)
+                constant, pull_back = jax.vjp(operation.function, *zeros)
+                error = _error(operation, of_operands, constant)
+                self.known[index] = _Transpose(constant, pull_back, error)
             else:
-                self.steps[index] = relax(step, of_operands)
-        return self.steps[index]
+                self.known[index] = relax(operation, of_operands)
+        return self.known[index]
 
     def prepare(self, index: int, intervals: list[Interval]) -> None:
-        """Computes the steps up to this one outside of the loop over functions."""
+        """Computes the operations up to this one outside of the loop over functions."""
         for position in range(1, index + 1):
-            self.step(position, intervals)
+            self.of(position, intervals)
 
     def __call__(
         self, index: int, coefficient: Array, intervals: list[Interval], relaxed: bool = True
     ) -> Array:
-        """The least that sum(coefficient * step) can be: [].
+        """The least that sum(coefficient * operation) can be: [].
 
         Args:
-          index: The step's position.
+          index: The operation's position.
           coefficient: Of its shape.
-          intervals: Of all steps before it.
-          relaxed: Go through steps that are not affine; otherwise end at their intervals.
+          intervals: Of all operations before it.
+          relaxed: Go through operations that are not affine; otherwise end at their intervals.
         """
         coefficients: dict[int, Array] = {index: coefficient}
         total = _Total(coefficient.dtype)
         for position in range(index, -1, -1):
             if position not in coefficients:
-                continue
-            here, step = coefficients.pop(position), self.program[position]
-            if position == 0 or not (step.is_affine or relaxed):
+                continue  # nothing that was passed depends on it
+            here, operation = coefficients.pop(position), self.operations[position]
+            if position == 0 or not (operation.is_affine or relaxed):
+                # The end of the way: the pixels, or where intervals are to do.
                 total.add_least(here, intervals[position])
                 continue
-            backwards = self.step(position, intervals)
-            if step.is_affine:
+            backwards = self.of(position, intervals)
+            if operation.is_affine:
                 total.add(here * backwards.constant)
                 if backwards.error is not None:
                     total.widen(here, backwards.error)
                 shares = backwards.pull_back(here)
             else:
                 positive, negative = jnp.maximum(here, 0), jnp.minimum(here, 0)
-                lines: Lines = backwards
+                # By the line below where the coefficient is positive, by the one above elsewhere.
+                lines: Envelope = backwards
                 total.widen(here, lines.error)
                 total.add(positive * lines.lower.offset + negative * lines.upper.offset)
                 shares = _weighted(lines.lower, positive, lines.upper, negative)
-            for operand, share in zip(step.operands, shares, strict=True):
+            # Operands get their shares; two that meet at one operation are added up, and rounded.
+            for operand, share in zip(operation.operands, shares, strict=True):
                 if not isinstance(operand, Reference):
                     total.add(share * operand)
                 elif operand.position in coefficients:
@@ -194,7 +205,7 @@ class _Total:
         self._add(jnp.sum(values), jnp.sum(sizes), num_terms + 4)
 
     def widen(self, coefficient: Array, error: Array) -> None:
-        """An error of each element of a step, times its coefficient."""
+        """An error of each element of an operation, times its coefficient."""
         self.error += jnp.sum(jnp.abs(coefficient) * error)
 
     def _add(self, value: Array, magnitude: Array, num_terms: int) -> None:
@@ -229,27 +240,29 @@ def _shortened(terms: Array) -> tuple[Array, int]:
     return functools.reduce(jnp.add, list(flat)), flat.shape[1] + _ROWS
 
 
-def _error(step: Step, operands: list[Interval], constant: Array) -> Array | None:
-    """What an affine step and its transpose are rounded by at worst, for a coefficient of 1."""
-    if step.is_copy:
+def _error(operation: Operation, operands: list[Interval], constant: Array) -> Array | None:
+    """What an affine operation and its transpose are rounded by at worst, for a coefficient of 1."""
+    if operation.is_copy:
         return None
     sizes = [magnitude(operand) for operand in operands]
-    if step.absolute is not None:
-        total = step.absolute(*sizes)
-    elif step.kind == "difference":
+    if operation.absolute is not None:
+        total = operation.absolute(*sizes)
+    elif operation.kind == "difference":
         total = sizes[0] + sizes[1]
-    elif step.kind == "scale":
-        total = jnp.maximum(*(jnp.abs(step.function(end) - constant) for end in operands[0]))
+    elif operation.kind == "scale":
+        total = jnp.maximum(*(jnp.abs(operation.function(end) - constant) for end in operands[0]))
     else:
-        total = step.function(*sizes) - constant
+        total = operation.function(*sizes) - constant
     # An exact constant meets no other rounding than that of the value that it is part of.
-    return _slack(step.num_terms + step.num_uses, total.dtype) * (total + jnp.abs(constant))
+    return _slack(operation.num_terms + operation.num_uses, total.dtype) * (
+        total + jnp.abs(constant)
+    )
 
 
 def _references(operands: tuple[Operand, ...]) -> list[Reference]:
     return [operand for operand in operands if isinstance(operand, Reference)]
 
 
-def _weighted(lower: Line, positive: Array, upper: Line, negative: Array) -> list[Array]:
+def _weighted(lower: Affine, positive: Array, upper: Affine, negative: Array) -> list[Array]:
     pairs = zip(lower.slopes, upper.slopes, strict=True)
     return [positive * below + negative * above for below, above in pairs]

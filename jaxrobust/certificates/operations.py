@@ -1,4 +1,4 @@
-"""What a program consists of once it has been read: steps."""
+"""What a program consists of once it has been read: operations."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from jaxrobust.types import Array
 
 
 class Reference(NamedTuple):
-    """The value of a step, by the step's position."""
+    """The value of an operation, by the operation's position."""
 
     position: int
 
@@ -19,7 +19,7 @@ Operand = Reference | Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class Operation:
     """One operation.
 
     Attributes:
@@ -28,12 +28,12 @@ class Step:
         of products with constants); "max", "min" and "product" of two operands, "square"; "convex",
         "concave" and "sigmoid", which are increasing functions of each element by itself.
       operands: What it takes. Only "max", "min" and "product" have constants among them.
-      function: Of the operands, which is what the step computes.
+      function: Of the operands, which is what the operation computes.
       result: Shape and type.
       layer: Where it is in the network, for messages.
       absolute: Of "contraction": the same with the absolute values of its constants.
-      num_terms: Of affine steps: how many terms an element is the sum of; 1 of what is only copied.
-      num_uses: Of affine steps: in how many elements of the result an element of an operand is, at
+      num_terms: Of affine ones: how many terms an element is the sum of; 1 of what is only copied.
+      num_uses: Of affine ones: in how many elements of the result an element of an operand is, at
         most, which is what a coefficient is the sum of on the way back.
       mixes: Whether an element of the result depends on several elements of the operands.
     """
@@ -59,5 +59,5 @@ class Step:
         return self.kind == "increasing" and self.num_terms == self.num_uses == 1
 
 
-Program = tuple[Step, ...]
-"""The first step is the input, the last the logits; operands come before the steps that take them."""
+Operations = tuple[Operation, ...]
+"""The first is the input, the last the logits; operands come before the operations that take them."""

@@ -1,8 +1,8 @@
-"""Straight lines below and above a step that is not affine, within its operands' intervals.
+"""Straight lines below and above an operation that is not affine, within its operands' intervals.
 
-Rounding: slopes and offsets are computed in float32, and the network rounds the step itself. Both move
-a line past the step by a few steps of float32 of what the line adds up; `Lines.error` is more than
-that, where functions and their derivatives are computed to within four steps.
+Rounding: slopes and offsets are computed in float32, and the network rounds the operation itself. Both
+move a line past the operation by a few steps of float32 of what the line adds up; `Envelope.error` is
+more than that, where functions and their derivatives are computed to within four steps.
 
 References:
   Zhang et al., "Efficient Neural Network Robustness Certification with General Activation Functions",
@@ -20,15 +20,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust.certificates.intervals import Interval, magnitude
-from jaxrobust.certificates.steps import Step
+from jaxrobust.certificates.operations import Operation
 from jaxrobust.types import Array
 
 # Steps of float32, of which a slope takes 3 and an offset 4 more.
 _NUM_STEPS = 8
 
 
-class Line(NamedTuple):
-    """sum over the operands of slope * operand, plus offset; all of the step's shape.
+class Affine(NamedTuple):
+    """sum over the operands of slope * operand, plus offset; all of the operation's shape.
 
     Attributes:
       slopes: One for each operand.
@@ -39,51 +39,51 @@ class Line(NamedTuple):
     offset: Array
 
 
-class Lines(NamedTuple):
-    """A line that is nowhere above the step, and one that is nowhere below it, but for rounding.
+class Envelope(NamedTuple):
+    """A line that is nowhere above the operation, and one that is nowhere below it, but for rounding.
 
     Attributes:
-      lower: Less `error` it is below the step, as computed by the network too.
+      lower: Less `error` it is below the operation, as computed by the network too.
       upper: Likewise above.
-      error: Of the step's shape.
+      error: Of the operation's shape.
     """
 
-    lower: Line
-    upper: Line
+    lower: Affine
+    upper: Affine
     error: Array
 
 
-def relax(step: Step, operands: list[Interval]) -> Lines:
-    """Lines for a step of one of the kinds that are not affine.
+def relax(operation: Operation, operands: list[Interval]) -> Envelope:
+    """Lines for an operation of one of the kinds that are not affine.
 
     Args:
-      step: It.
+      operation: It.
       operands: Their intervals.
 
     Returns:
-      Lines, which hold between the ends of these intervals.
+      Envelope, which holds between the ends of these intervals.
 
     Example:
-      >>> relu = Step("max", (), jnp.maximum, jax.ShapeDtypeStruct((), jnp.float32))
+      >>> relu = Operation("max", (), jnp.maximum, jax.ShapeDtypeStruct((), jnp.float32))
       >>> zero = jnp.float32(0)
       >>> lines = relax(relu, [Interval(jnp.float32(-1), jnp.float32(3)), Interval(zero, zero)])
       >>> float(lines.lower.slopes[0]), float(lines.upper.slopes[0]), float(lines.upper.offset)
       (1.0, 0.75, 0.75)
     """
-    if step.kind == "max":
+    if operation.kind == "max":
         return _larger(*operands)
-    if step.kind == "min":
+    if operation.kind == "min":
         return _smaller(*operands)
-    if step.kind == "product":
+    if operation.kind == "product":
         return _product(*operands)
     # Elementwise: the derivative at each element.
-    shape = step.result.shape
+    shape = operation.result.shape
     low, high = (jnp.broadcast_to(end, shape) for end in operands[0])
-    if step.kind in ("square", "convex"):
-        return _curve(step, low, high)
-    if step.kind == "concave":
-        return _mirrored(_curve(step, low, high, sign=-1))
-    return _sigmoid(step, low, high)
+    if operation.kind in ("square", "convex"):
+        return _curve(operation, low, high)
+    if operation.kind == "concave":
+        return _mirrored(_curve(operation, low, high, sign=-1))
+    return _sigmoid(operation, low, high)
 
 
 def _ramp(low: Array, high: Array) -> tuple[Array, Array, Array]:
@@ -95,23 +95,23 @@ def _ramp(low: Array, high: Array) -> tuple[Array, Array, Array]:
     return slope, steeper, jnp.where(mixed, -steeper * low, 0)
 
 
-def _larger(first: Interval, second: Interval) -> Lines:
+def _larger(first: Interval, second: Interval) -> Envelope:
     """max(x, y) = y + max(x - y, 0)."""
     low, high = first.lower - second.upper, first.upper - second.lower
     slope, steeper, offset = _ramp(low, high)
-    return Lines(
-        Line((slope, 1 - slope), jnp.zeros_like(offset)),
-        Line((steeper, 1 - steeper), offset),
+    return Envelope(
+        Affine((slope, 1 - slope), jnp.zeros_like(offset)),
+        Affine((steeper, 1 - steeper), offset),
         _ramp_error(offset, first, second),
     )
 
 
-def _smaller(first: Interval, second: Interval) -> Lines:
+def _smaller(first: Interval, second: Interval) -> Envelope:
     """min(x, y) = y - max(y - x, 0)."""
     slope, steeper, offset = _ramp(second.lower - first.upper, second.upper - first.lower)
-    return Lines(
-        Line((steeper, 1 - steeper), -offset),
-        Line((slope, 1 - slope), jnp.zeros_like(offset)),
+    return Envelope(
+        Affine((steeper, 1 - steeper), -offset),
+        Affine((slope, 1 - slope), jnp.zeros_like(offset)),
         _ramp_error(offset, first, second),
     )
 
@@ -122,69 +122,69 @@ def _ramp_error(offset: Array, first: Interval, second: Interval) -> Array:
     return jnp.where(offset > 0, error, 0)
 
 
-def _product(first: Interval, second: Interval) -> Lines:
+def _product(first: Interval, second: Interval) -> Envelope:
     """(x - x_low) (y - y_low) >= 0 and (x - x_low) (y_high - y) >= 0."""
-    below = Line((second.lower, first.lower), -first.lower * second.lower)
-    above = Line((second.upper, first.lower), -first.lower * second.upper)
+    below = Affine((second.lower, first.lower), -first.lower * second.lower)
+    above = Affine((second.upper, first.lower), -first.lower * second.upper)
     # No term of a line, nor the product, is more than this.
     error = 3 * _NUM_STEPS * magnitude(first) * magnitude(second)
-    return Lines(below, above, jnp.finfo(error.dtype).eps * error)
+    return Envelope(below, above, jnp.finfo(error.dtype).eps * error)
 
 
-def _curve(step: Step, low: Array, high: Array, sign: int = 1) -> Lines:
+def _curve(operation: Operation, low: Array, high: Array, sign: int = 1) -> Envelope:
     """Of a convex function a tangent and the chord; sign -1 makes one of a concave function."""
 
     def function(value: Array) -> Array:
-        return sign * step.function(value)
+        return sign * operation.function(value)
 
     def derivative(value: Array) -> Array:
         return jax.grad(lambda x: jnp.sum(function(x)))(value)
 
     middle = low / 2 + high / 2
     tangent = derivative(middle)
-    below = Line((tangent,), function(middle) - tangent * middle)
+    below = Affine((tangent,), function(middle) - tangent * middle)
     at_low, at_high = function(low), function(high)
     wide = high - low > 1e-6 * (jnp.abs(low) + jnp.abs(high)) + 1e-30
     slope = jnp.where(wide, (at_high - at_low) / jnp.where(wide, high - low, 1), tangent)
     # Above both ends is above the function, whatever the slope.
     offset = jnp.maximum(at_low - slope * low, at_high - slope * high)
-    above = Line((slope,), offset)
-    return Lines(below, above, _curve_error(step, low, high, below, above))
+    above = Affine((slope,), offset)
+    return Envelope(below, above, _curve_error(operation, low, high, below, above))
 
 
-def _curve_error(step: Step, low: Array, high: Array, *lines: Line) -> Array:
+def _curve_error(operation: Operation, low: Array, high: Array, *lines: Affine) -> Array:
     """Of what a line adds up and of the function's values."""
     ends = Interval(low, high)
     # The derivatives of sigmoids are differences of numbers of about 1.
-    least = float(step.kind == "sigmoid")
+    least = float(operation.kind == "sigmoid")
     slopes = functools.reduce(jnp.maximum, [jnp.abs(line.slopes[0]) for line in lines])
     offsets = functools.reduce(jnp.maximum, [jnp.abs(line.offset) for line in lines])
-    values = magnitude(Interval(step.function(low), step.function(high)))
+    values = magnitude(Interval(operation.function(low), operation.function(high)))
     total = (slopes + least) * magnitude(ends) + offsets + values
     return 2 * _NUM_STEPS * jnp.finfo(low.dtype).eps * total
 
 
-def _mirrored(lines: Lines) -> Lines:
+def _mirrored(lines: Envelope) -> Envelope:
     """Of minus the function."""
-    lower, upper = (Line((-line.slopes[0],), -line.offset) for line in (lines.lower, lines.upper))
-    return Lines(upper, lower, lines.error)
+    lower, upper = (Affine((-line.slopes[0],), -line.offset) for line in (lines.lower, lines.upper))
+    return Envelope(upper, lower, lines.error)
 
 
-def _sigmoid(step: Step, low: Array, high: Array) -> Lines:
+def _sigmoid(operation: Operation, low: Array, high: Array) -> Envelope:
     """Convex below 0, concave above, steepest at 0.
 
     On one side of 0 as convex and concave functions are. Across 0 no slope is less than the smaller one
     of both ends, so the lines through the ends with that slope hold.
     """
-    gradient = jax.grad(lambda x: jnp.sum(step.function(x)))
+    gradient = jax.grad(lambda x: jnp.sum(operation.function(x)))
     slope = jnp.minimum(gradient(low), gradient(high))
-    below = Line((slope,), step.function(low) - slope * low)
-    above = Line((slope,), step.function(high) - slope * high)
-    across = Lines(below, above, _curve_error(step, low, high, below, above))
-    convex, concave = _curve(step, low, high), _mirrored(_curve(step, low, high, sign=-1))
+    below = Affine((slope,), operation.function(low) - slope * low)
+    above = Affine((slope,), operation.function(high) - slope * high)
+    across = Envelope(below, above, _curve_error(operation, low, high, below, above))
+    convex, concave = _curve(operation, low, high), _mirrored(_curve(operation, low, high, sign=-1))
 
     def chosen(*of_lines: Array) -> Array:
         return jnp.where(high <= 0, of_lines[0], jnp.where(low >= 0, of_lines[1], of_lines[2]))
 
-    lines: Lines = jax.tree.map(chosen, convex, concave, across)
+    lines: Envelope = jax.tree.map(chosen, convex, concave, across)
     return lines

@@ -1,15 +1,13 @@
-"""A classifier's program as a short list of steps that bounds can be computed for.
+"""What each of jax's operations becomes: a table of rules, by the operation's name.
 
-The classifier is traced at one image. Calls are inlined, of operations with a form for each platform
-the plain one is taken, and everything that does not depend on the image is computed: weights are folded
-with their BatchNorm, say. What is left are affine steps and a few that are not. Larger operations are
-taken apart: a maximum over a window is a tournament of maxima of two.
+A rule adds operations for one of the network's; larger ones are taken apart: a maximum over a window is
+a tournament of maxima of two.
 """
 
+import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,63 +15,260 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxrobust import programs
-from jaxrobust.certificates.steps import Operand, Program, Reference, Step
-from jaxrobust.types import Array, LogitsFn
+from jaxrobust.certificates.operations import Operand, Operation, Reference
+from jaxrobust.types import Array
+
+# Less than any value, and finite: times the coefficient 0 that it has in every bound, it is 0.
+_LOWEST = -1e30
+_CONTRACTIONS = ("conv_general_dilated", "dot_general")
 
 
-def trace(logits_fn: LogitsFn, image: jax.ShapeDtypeStruct) -> Program:
-    """The program of a classifier, for one image.
+def appended(operations: list[Operation], operation: Operation) -> Reference:
+    """Adds an operation to those so far; returns where it is."""
+    operations.append(operation)
+    return Reference(len(operations) - 1)
 
-    Args:
-      logits_fn: Images [1, H, W, C] -> logits [1, K]. Its arrays may be traced.
-      image: float32 [1, H, W, C], of which only shape and type matter.
 
-    Returns:
-      Program.
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """An operation of the network, of which an operand at least depends on the image.
 
-    Raises:
-      NotImplementedError: An operation without a rule; the message names it and its layer.
+    Attributes:
+      operations: Those so far, to which a rule adds.
+      equation: Of jax.
+      operands: References to what depends on the image, and arrays.
+      layer: Where it is in the network.
     """
-    program = programs.as_argument(logits_fn, image)
-    builder = _Builder()
-    start = builder.add(Step("input", (), _same, image))
-    (logits,) = builder.run(program.code.steps, iter(program.arrays), [start], "")
-    result = program.results
-    if not isinstance(logits, Reference):
-        constant = jnp.asarray(logits)
-        logits = start
-        function = functools.partial(_constant, constant=constant)
-        builder.add(Step("increasing", (start,), function, result, mixes=True))
-    elif logits.position != len(builder.steps) - 1:
-        builder.add(Step("increasing", (logits,), _same, result))
-    return tuple(builder.steps)
+
+    operations: list[Operation]
+    equation: Any
+    operands: list[Any]
+    layer: str
+
+    @property
+    def known(self) -> list[bool]:
+        """Which operands do not depend on the image."""
+        return [not isinstance(operand, Reference) for operand in self.operands]
+
+    @property
+    def unknown(self) -> tuple[Reference, ...]:
+        """The operands that do."""
+        return tuple(operand for operand in self.operands if isinstance(operand, Reference))
+
+    @property
+    def first_only(self) -> bool:
+        """Whether the first operand alone does."""
+        return len(self.unknown) == 1 and not self.known[0]
+
+    def add(
+        self,
+        kind: str,
+        *,
+        index: int = 0,
+        absolute: Callable[..., Array] | None = None,
+        num_terms: int = 1,
+        num_uses: int = 1,
+        mixes: bool = False,
+    ) -> Reference:
+        """Adds the operation as it is, of which the result at `index` counts."""
+        function = functools.partial(_apply, self.equation, self.operands, index)
+        aval = self.equation.outvars[index].aval
+        result = jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+        counts = (absolute, num_terms, num_uses, mixes)
+        added = Operation(kind, self.unknown, function, result, self.layer, *counts)
+        return appended(self.operations, added)
+
+    def make(self, kind: str, function: Callable[..., Array], *operands: Operand) -> Reference:
+        """Adds another in its place, whose result has the shape that the function gives it."""
+        result = jax.eval_shape(function, *map(self.shape, operands))
+        return appended(self.operations, Operation(kind, operands, function, result, self.layer))
+
+    def shape(self, value: Operand) -> jax.ShapeDtypeStruct:
+        """Shape and type of a value."""
+        if isinstance(value, Reference):
+            return self.operations[value.position].result
+        return jax.ShapeDtypeStruct(jnp.shape(value), jnp.result_type(value))
 
 
-def _same(value: Array) -> Array:
-    return value
+Rule = Callable[[Found], Sequence[Any] | None]
+"""What depends on the image -> its results; None where there are no bounds for such operands."""
 
 
-def _constant(value: Array, constant: Array) -> Array:
-    return constant + 0 * jnp.sum(value)
+def _simply(kind: str) -> Rule:
+    return lambda found: [found.add(kind)]
 
 
-# Their results depend on their operands as they are: no coefficient is negative.
-_INCREASING = (
-    "add",
-    "add_any",
+def _copied(found: Found) -> Sequence[Any]:
+    uses, results = _repetitions(found.equation), range(len(found.equation.outvars))
+    return [found.add("increasing", index=index, num_uses=uses) for index in results]
+
+
+def _selected(found: Found) -> Sequence[Any] | None:
+    return _copied(found) if found.known[0] else None
+
+
+def _indexed(found: Found) -> Sequence[Any]:
+    if found.first_only:
+        return _copied(found)
+    raise unsupported(found.equation, found.layer, "whose indices depend on the image")
+
+
+def _same(found: Found) -> Sequence[Any]:
+    return found.operands
+
+
+def _converted(found: Found) -> Sequence[Any]:
+    dtype = found.equation.params["new_dtype"]
+    if dtype != found.shape(found.operands[0]).dtype:
+        raise unsupported(found.equation, found.layer, f"to {np.dtype(dtype).name}")
+    return found.operands
+
+
+def _added(found: Found) -> Sequence[Any]:
+    return [found.add("increasing", mixes=len(found.unknown) == 2, num_terms=2)]
+
+
+def _subtracted(found: Found) -> Sequence[Any]:
+    if len(found.unknown) == 1:
+        return [found.add("scale")]
+    return [found.add("difference", mixes=True)]
+
+
+def _multiplied(found: Found) -> Sequence[Any]:
+    if len(found.unknown) == 1:
+        return [found.add("scale")]
+    if len({*found.unknown}) == 1:
+        return _squared(found)
+    return [found.make("product", jnp.multiply, *found.operands)]
+
+
+def _divided(found: Found) -> Sequence[Any] | None:
+    return [found.add("scale")] if found.first_only else None
+
+
+def _squared(found: Found) -> Sequence[Any]:
+    return [found.make("square", jnp.square, found.operands[0])]
+
+
+def _powered(found: Found) -> Sequence[Any] | None:
+    def power(operand: Operand, exponent: int) -> Operand:
+        if exponent == 1:
+            return operand
+        if exponent % 2 == 0:
+            return found.make("square", jnp.square, power(operand, exponent // 2))
+        return found.make("product", jnp.multiply, operand, power(operand, exponent - 1))
+
+    exponent = found.equation.params["y"]
+    return [power(found.operands[0], exponent)] if exponent > 0 else None
+
+
+def _summed(found: Found) -> Sequence[Any]:
+    terms, name = _terms(found.equation), found.equation.primitive.name
+    uses = 1 if name == "reduce_sum" else terms
+    return [found.add("sum", num_terms=terms, num_uses=uses, mixes=True)]
+
+
+def _contracted(found: Found) -> Sequence[Any] | None:
+    if len(found.unknown) != 1:
+        return None
+    pairs = zip(found.operands, found.known, strict=True)
+    magnitudes = [jnp.abs(operand) if is_known else operand for operand, is_known in pairs]
+    absolute = functools.partial(_apply, found.equation, magnitudes, 0)
+    terms, uses = _terms(found.equation), _uses(found.equation, found.known.index(False))
+    counts = {"num_terms": terms, "num_uses": uses}
+    return [found.add("contraction", absolute=absolute, mixes=True, **counts)]
+
+
+def _extreme(found: Found, kind: str, function: Callable[..., Array], neutral: float) -> Any:
+    # As softmax guards itself; a line through infinity would be NaN.
+    if any(
+        is_known and not isinstance(operand, jax.core.Tracer) and np.all(operand == neutral)
+        for operand, is_known in zip(found.operands, found.known, strict=True)
+    ):
+        return found.unknown
+    return [found.make(kind, function, *found.operands)]
+
+
+_LARGER = ("max", jnp.maximum, -np.inf)
+_SMALLER = ("min", jnp.minimum, np.inf)
+
+
+def _clamped(found: Found) -> Sequence[Any] | None:
+    if found.known != [True, False, True]:
+        return None
+    low, value, high = found.operands
+    return [found.make("min", jnp.minimum, found.make("max", jnp.maximum, value, low), high)]
+
+
+def _absolute(found: Found) -> Sequence[Any]:
+    (value,) = found.operands
+    return [found.make("max", jnp.maximum, value, found.make("scale", jnp.negative, value))]
+
+
+def _complement_of_erf(found: Found) -> Sequence[Any]:
+    return [found.make("scale", _one_less, found.make("sigmoid", lax.erf, *found.operands))]
+
+
+def _largest(found: Found) -> Sequence[Any]:
+    """The maximum over axes: of both halves of an axis, until one is left."""
+    (value,), axes = found.operands, found.equation.params["axes"]
+
+    def part(value: Operand, axis: int, start: int, stop: int) -> Operand:
+        cut = functools.partial(lax.slice_in_dim, start_index=start, limit_index=stop, axis=axis)
+        return found.make("increasing", cut, value)
+
+    for axis in axes:
+        while (size := found.shape(value).shape[axis]) > 1:
+            half = size // 2
+            halves = (part(value, axis, 0, half), part(value, axis, half, 2 * half))
+            winners = found.make("max", jnp.maximum, *halves)
+            # Of an odd number one has no opponent, and goes on.
+            if size % 2:
+                join = functools.partial(_join, axis=axis)
+                left = part(value, axis, size - 1, size)
+                winners = found.make("increasing", join, winners, left)
+            value = winners
+    squeeze = functools.partial(lax.squeeze, dimensions=tuple(axes))
+    return [found.make("increasing", squeeze, value)]
+
+
+def _largest_of_windows(found: Found) -> Sequence[Any] | None:
+    """The maximum of each window: of the values at the window's first place, its second, ..."""
+    params, shape = found.equation.params, found.equation.outvars[0].aval.shape
+    if set(params["base_dilation"]) != {1}:
+        return None
+    (value,), strides = found.operands, params["window_strides"]
+    padding = [(low, high, 0) for low, high in params["padding"]]
+    if any(low or high for low, high, _ in padding):
+        value = found.make("increasing", functools.partial(_pad, config=padding), value)
+    entries = []
+    for place in np.ndindex(*params["window_dimensions"]):
+        starts = [at * step for at, step in zip(place, params["window_dilation"], strict=True)]
+        stops = [
+            start + (size - 1) * stride + 1
+            for start, size, stride in zip(starts, shape, strides, strict=True)
+        ]
+        ends = {"start_indices": starts, "limit_indices": stops, "strides": strides}
+        entries.append(found.make("increasing", functools.partial(lax.slice, **ends), value))
+    # Then the places meet in pairs, as long as there are two.
+    while len(entries) > 1:
+        pairs = zip(entries[::2], entries[1::2], strict=False)
+        winners = [found.make("max", jnp.maximum, *pair) for pair in pairs]
+        entries = winners + entries[2 * len(winners) :]
+    return entries
+
+
+# Their results are their operands as they are, each perhaps more than once.
+_COPIES = (
     "broadcast_in_dim",
     "concatenate",
     "copy",
     "copy_p",
-    "dynamic_slice",
     "expand_dims",
-    "gather",
     "optimization_barrier",
     "pad",
     "reshape",
     "rev",
-    "select_n",
     "sharding_constraint",
     "slice",
     "split",
@@ -83,238 +278,45 @@ _INCREASING = (
     "transpose",
     "unstack",
 )
-_SUMS = ("cumsum", "reduce_sum", "reduce_window_sum")
-_CONTRACTIONS = ("conv_general_dilated", "dot_general")
-_CURVES = {
-    "exp": "convex",
-    "expm1": "convex",
-    "log": "concave",
-    "log1p": "concave",
-    "sqrt": "concave",
-    "erf": "sigmoid",
-    "logistic": "sigmoid",
-    "tanh": "sigmoid",
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(_COPIES, _copied),
+    **dict.fromkeys(("dynamic_slice", "gather"), _indexed),
+    "select_n": _selected,
+    "stop_gradient": _same,  # bounds are of values
+    "convert_element_type": _converted,
+    **dict.fromkeys(("add", "add_any"), _added),
+    "sub": _subtracted,
+    "neg": _simply("scale"),
+    "mul": _multiplied,
+    "div": _divided,
+    "square": _squared,
+    "integer_pow": _powered,
+    **dict.fromkeys(("cumsum", "reduce_sum", "reduce_window_sum"), _summed),
+    **dict.fromkeys(_CONTRACTIONS, _contracted),
+    "max": lambda found: _extreme(found, *_LARGER),
+    "min": lambda found: _extreme(found, *_SMALLER),
+    "clamp": _clamped,
+    "abs": _absolute,
+    "reduce_max": _largest,
+    "reduce_window_max": _largest_of_windows,
+    **dict.fromkeys(("exp", "expm1"), _simply("convex")),
+    **dict.fromkeys(("log", "log1p", "sqrt"), _simply("concave")),
+    **dict.fromkeys(("erf", "logistic", "tanh"), _simply("sigmoid")),
+    "erfc": _complement_of_erf,
 }
-# Less than any value, and finite: times the coefficient 0 that it has in every bound, it is 0.
-_LOWEST = -1e30
-
-
-class _Builder:
-    """The steps so far."""
-
-    def __init__(self) -> None:
-        self.steps: list[Step] = []
-
-    def add(self, step: Step) -> Reference:
-        self.steps.append(step)
-        return Reference(len(self.steps) - 1)
-
-    def result(self, value: Operand) -> jax.ShapeDtypeStruct:
-        if isinstance(value, Reference):
-            return self.steps[value.position].result
-        return jax.ShapeDtypeStruct(jnp.shape(value), jnp.result_type(value))
-
-    def make(
-        self, kind: str, function: Callable[..., Array], operands: Sequence[Any], layer: str
-    ) -> Reference:
-        """A step whose result has the shape that the function gives it."""
-        result = jax.eval_shape(function, *(self.result(operand) for operand in operands))
-        return self.add(Step(kind, tuple(operands), function, result, layer))
-
-    def run(
-        self, steps: programs.Steps, arrays: Iterator[Any], arguments: Sequence[Any], layer: str
-    ) -> list:
-        """Adds the steps of a traced function; returns its results."""
-
-        def results(step: Any, operands: list[Any]) -> Sequence[Any]:
-            inside = "/".join(name for name in (layer, step.names) if name)
-            return self.results(step.what, arrays, operands, inside)
-
-        return programs.walk(steps, arrays, arguments, results)
-
-    def results(
-        self, what: Any, arrays: Iterator[Any], operands: list[Any], layer: str
-    ) -> Sequence[Any]:
-        """Of a step: what programs stand in it is put in its place."""
-        if isinstance(what, programs.Steps):
-            return self.run(what, arrays, operands, layer)
-        is_known = not any(isinstance(operand, Reference) for operand in operands)
-        if isinstance(what, programs.Nested):
-            chosen = _chosen(what)
-            if chosen is None and not is_known:
-                raise _unsupported(what.equation, layer)
-            parts = [list(islice(arrays, part.num_arrays)) for part in what.parts]
-            if chosen is None:
-                return programs.nested(what, parts, operands)
-            operands = operands[1:] if what.equation.primitive.name == "cond" else operands
-            return self.run(what.parts[chosen], iter(parts[chosen]), operands, layer)
-        if (inside := programs.inside(what)) is not None:
-            # Of a derivative no bound is needed, nor what it closes over.
-            list(islice(arrays, sum(getattr(what, "counts", ()))))
-            steps, closed_over = inside
-            return self.run(steps, iter(closed_over), operands, layer)
-        return _evaluate(what, operands) if is_known else self.rule(what, operands, layer)
-
-    def rule(self, equation: Any, operands: list[Any], layer: str) -> Sequence[Any]:
-        """The steps of one operation, of which an operand depends on the image."""
-        name, params = equation.primitive.name, equation.params
-        known = [not isinstance(operand, Reference) for operand in operands]
-        first_only = known.count(False) == 1 and not known[0]
-        unknown = tuple(operand for operand in operands if isinstance(operand, Reference))
-
-        def step(kind: str, index: int = 0, **more: Any) -> Reference:
-            function = functools.partial(_apply, equation, operands, index)
-            aval = equation.outvars[index].aval
-            result = jax.ShapeDtypeStruct(aval.shape, aval.dtype)
-            return self.add(Step(kind, unknown, function, result, layer, **more))
-
-        def two(kind: str) -> Reference:
-            function = {"max": jnp.maximum, "min": jnp.minimum, "product": jnp.multiply}[kind]
-            return self.make(kind, function, operands, layer)
-
-        if name in _INCREASING and not (name == "select_n" and not known[0]):
-            if name in ("gather", "dynamic_slice") and not first_only:
-                raise _unsupported(equation, layer, "whose indices depend on the image")
-            adds = name in ("add", "add_any")
-            more = {"mixes": adds and len(unknown) == 2, "num_terms": 1 + adds}
-            more["num_uses"] = _repetitions(equation)
-            return [step("increasing", index, **more) for index in range(len(equation.outvars))]
-        if name == "stop_gradient":
-            return operands  # bounds are of values
-        if name == "convert_element_type":
-            if params["new_dtype"] != self.result(operands[0]).dtype:
-                raise _unsupported(equation, layer, f"to {np.dtype(params['new_dtype']).name}")
-            return operands
-        if name in _SUMS:
-            terms = _terms(equation)
-            uses = 1 if name == "reduce_sum" else terms
-            return [step("sum", num_terms=terms, num_uses=uses, mixes=True)]
-        if name in _CONTRACTIONS and len(unknown) == 1:
-            magnitudes = [
-                jnp.abs(o) if is_known else o for o, is_known in zip(operands, known, strict=True)
-            ]
-            absolute = functools.partial(_apply, equation, magnitudes, 0)
-            counts = {
-                "num_terms": _terms(equation),
-                "num_uses": _uses(equation, known.index(False)),
-            }
-            return [step("contraction", absolute=absolute, mixes=True, **counts)]
-        if name == "neg" or (name == "sub" and len(unknown) == 1):
-            return [step("scale")]
-        if name == "sub":
-            return [step("difference", mixes=True)]
-        if name == "div" and first_only:
-            return [step("scale")]
-        if name == "mul":
-            if len(unknown) == 1:
-                return [step("scale")]
-            return [self.square(operands[0], layer) if len({*unknown}) == 1 else two("product")]
-        if name == "square":
-            return [self.square(operands[0], layer)]
-        if name == "integer_pow" and params["y"] > 0:
-            return [self.power(operands[0], params["y"], layer)]
-        if name in ("max", "min"):
-            # As softmax guards itself; a line through infinity would be NaN.
-            neutral = -np.inf if name == "max" else np.inf
-            if any(
-                is_known and not isinstance(operand, jax.core.Tracer) and np.all(operand == neutral)
-                for operand, is_known in zip(operands, known, strict=True)
-            ):
-                return list(unknown)
-            return [two(name)]
-        if name == "clamp" and not known[1] and known[0] and known[2]:
-            above = self.make("max", jnp.maximum, (operands[1], operands[0]), layer)
-            return [self.make("min", jnp.minimum, (above, operands[2]), layer)]
-        if name == "abs":
-            negative = self.make("scale", jnp.negative, operands, layer)
-            return [self.make("max", jnp.maximum, (operands[0], negative), layer)]
-        if name == "reduce_max":
-            return [self.largest(operands[0], params["axes"], layer)]
-        if name == "reduce_window_max" and set(params["base_dilation"]) == {1}:
-            return [self.largest_of_windows(operands[0], params, equation.outvars[0].aval, layer)]
-        if name in _CURVES:
-            return [step(_CURVES[name])]
-        if name == "erfc":
-            inner = self.make("sigmoid", lax.erf, operands, layer)
-            return [self.make("scale", _one_less, (inner,), layer)]
-        raise _unsupported(equation, layer)
-
-    def square(self, operand: Operand, layer: str) -> Reference:
-        return self.make("square", jnp.square, (operand,), layer)
-
-    def power(self, operand: Operand, exponent: int, layer: str) -> Operand:
-        if exponent == 1:
-            return operand
-        if exponent % 2 == 0:
-            return self.square(self.power(operand, exponent // 2, layer), layer)
-        rest = self.power(operand, exponent - 1, layer)
-        return self.make("product", jnp.multiply, (operand, rest), layer)
-
-    def largest(self, value: Operand, axes: Sequence[int], layer: str) -> Operand:
-        """The maximum over axes: of both halves of an axis, until one is left."""
-        for axis in axes:
-            while (size := self.result(value).shape[axis]) > 1:
-                half = size // 2
-
-                def part(
-                    start: int, stop: int, value: Operand = value, axis: int = axis
-                ) -> Operand:
-                    cut = functools.partial(
-                        lax.slice_in_dim, start_index=start, limit_index=stop, axis=axis
-                    )
-                    return self.make("increasing", cut, (value,), layer)
-
-                halves = (part(0, half), part(half, 2 * half))
-                winners = self.make("max", jnp.maximum, halves, layer)
-                if size % 2:
-                    join = functools.partial(_join, axis=axis)
-                    winners = self.make("increasing", join, (winners, part(size - 1, size)), layer)
-                value = winners
-        squeeze = functools.partial(lax.squeeze, dimensions=tuple(axes))
-        return self.make("increasing", squeeze, (value,), layer)
-
-    def largest_of_windows(self, value: Operand, params: Any, result: Any, layer: str) -> Operand:
-        """The maximum of each window: of the values at the window's first place, its second, ..."""
-        padding = [(low, high, 0) for low, high in params["padding"]]
-        if any(low or high for low, high, _ in padding):
-            pad = functools.partial(_pad, config=padding)
-            value = self.make("increasing", pad, (value,), layer)
-        strides = params["window_strides"]
-        entries = []
-        for place in np.ndindex(*params["window_dimensions"]):
-            starts = [at * step for at, step in zip(place, params["window_dilation"], strict=True)]
-            stops = [
-                start + (size - 1) * stride + 1
-                for start, size, stride in zip(starts, result.shape, strides, strict=True)
-            ]
-            cut = functools.partial(
-                lax.slice, start_indices=starts, limit_indices=stops, strides=strides
-            )
-            entries.append(self.make("increasing", cut, (value,), layer))
-        while len(entries) > 1:
-            pairs = zip(entries[::2], entries[1::2], strict=False)
-            winners = [self.make("max", jnp.maximum, pair, layer) for pair in pairs]
-            entries = winners + entries[2 * len(winners) :]
-        return entries[0]
-
-
-def _chosen(nested: programs.Nested) -> int | None:
-    """Which program stands in the place of a checkpoint, or of a choice by the platform."""
-    name, params = nested.equation.primitive.name, nested.equation.params
-    if name == "cond" and params.get("branches_platforms") is not None:
-        plain = [platforms is None for platforms in params["branches_platforms"]]
-        return plain.index(True) if any(plain) else len(plain) - 1
-    return None if name in ("cond", "scan", "while") else 0
+"""By the name of jax's operation."""
 
 
 def _apply(equation: Any, operands: list[Any], index: int, *values: Array) -> Array:
     """One result of an operation, its operands that depend on the image replaced by values."""
     left = iter(values)
     filled = [next(left) if isinstance(operand, Reference) else operand for operand in operands]
-    return _evaluate(equation, filled)[index]
+    return evaluate(equation, filled)[index]
 
 
-def _evaluate(equation: Any, operands: list[Any]) -> Sequence[Any]:
+def evaluate(equation: Any, operands: list[Any]) -> Sequence[Any]:
+    """The results of an operation whose operands are known."""
     params = equation.params
     if equation.primitive.name in _CONTRACTIONS:
         # A GPU's default has 10 bits of 23: not what a bound should be computed with.
@@ -372,7 +374,8 @@ def _repetitions(equation: Any) -> int:
     return 1
 
 
-def _unsupported(equation: Any, layer: str, which: str = "") -> NotImplementedError:
+def unsupported(equation: Any, layer: str, which: str = "") -> NotImplementedError:
+    """The error of an operation that has no bounds."""
     where = f"in {layer}" if layer else "outside any named layer"
     return NotImplementedError(
         f"`logits_fn` has the operation {equation.primitive.name!r}{' ' * bool(which)}{which} {where}, "
