@@ -183,7 +183,7 @@ def test_every_function_takes_every_key(key):
     attribution.smooth_grad(means, images, key=key, num_samples=2)
     attribution.random_maps(key, (2, 4, 4))
     defenses.smoothed_counts(key, means, images, 0.1, 4)
-    defenses.certify(key, means, images, 0.1, num_samples=4, num_selection=4)
+    defenses.certify_smoothed(key, means, images, 0.1, defenses.Sampling(4, 4))
     defenses.Smoothed(means, 0.1, 2, key)(images)
     augmented = augment.Augmentation(flip=0.5, brightness=0.5)(key, jnp.stack([images[0]] * 8))
     assert len(np.unique(np.asarray(augmented).reshape(8, -1), axis=0)) > 2

@@ -12,9 +12,10 @@ from scipy import stats
 from jaxrobust.defenses import (
     ABSTAIN,
     Certificate,
+    Sampling,
     Smoothed,
-    certified_accuracy,
-    certify,
+    certified_within,
+    certify_smoothed,
     lower_confidence_bound,
     predict,
     smoothed_counts,
@@ -103,9 +104,9 @@ def test_other_weights_sigmas_and_counts_compile_nothing_anew():
     def classifier(b):
         return Classifier(apply_fn, {"w": jnp.asarray(W), "b": jnp.float32(b)})
 
-    certify(KEY, classifier(0.0), IMAGES, 0.5, num_selection=5, num_samples=10, batch_size=16)
+    certify_smoothed(KEY, classifier(0.0), IMAGES, 0.5, Sampling(10, 5), batch_size=16)
     first = len(traces)
-    certify(KEY, classifier(1.0), IMAGES, 0.2, num_selection=7, num_samples=90, batch_size=16)
+    certify_smoothed(KEY, classifier(1.0), IMAGES, 0.2, Sampling(90, 7), batch_size=16)
     assert len(traces) == first
     assert {shape[0] for shape in traces} == {5, 16}  # five images are looked at beside others
 
@@ -114,7 +115,7 @@ def test_other_weights_sigmas_and_counts_compile_nothing_anew():
 
 
 def test_radii_of_a_linear_classifier_are_sound_and_close():
-    certificate = certify(KEY, CLASSIFIER, IMAGES, SIGMA, num_samples=5000)
+    certificate = certify_smoothed(KEY, CLASSIFIER, IMAGES, SIGMA, Sampling(num_samples=5000))
     exact = np.abs(DISTANCES)
     certain = np.abs(DISTANCES) >= 0.1
     np.testing.assert_array_equal(certificate.predictions[certain], (DISTANCES > 0)[certain])
@@ -123,7 +124,9 @@ def test_radii_of_a_linear_classifier_are_sound_and_close():
 
 
 def test_radius_is_that_of_the_bound():
-    certificate = certify(KEY, CLASSIFIER, IMAGES[:1], SIGMA, num_samples=500, alpha=0.01)
+    certificate = certify_smoothed(
+        KEY, CLASSIFIER, IMAGES[:1], SIGMA, Sampling(num_samples=500, alpha=0.01)
+    )
     _, estimation = jax.random.split(KEY)
     count = int(smoothed_counts(estimation, CLASSIFIER, IMAGES[:1], SIGMA, 500)[0, 0])
     bound = stats.beta.ppf(0.01, count, 500 - count + 1)
@@ -133,14 +136,14 @@ def test_radius_is_that_of_the_bound():
 
 def test_abstains_on_the_boundary():
     image = at_distances([0.0])
-    certificate = certify(KEY, CLASSIFIER, image, SIGMA)
+    certificate = certify_smoothed(KEY, CLASSIFIER, image, SIGMA)
     assert ABSTAIN == -1
     assert certificate.predictions.tolist() == [ABSTAIN] and certificate.radii.tolist() == [0.0]
     assert predict(KEY, CLASSIFIER, image, SIGMA).tolist() == [-1]
 
 
 def test_predicts_where_it_can():
-    found = predict(KEY, CLASSIFIER, IMAGES, SIGMA, num_samples=400)
+    found = predict(KEY, CLASSIFIER, IMAGES, SIGMA, Sampling(num_samples=400))
     decided = found >= 0
     assert decided[[0, 3, 4]].all()
     np.testing.assert_array_equal(found[decided], (DISTANCES > 0)[decided])
@@ -152,7 +155,7 @@ def test_prediction_is_the_binomial_test():
     p = np.array([stats.binomtest(int(c[1]), int(c.sum()), 0.5).pvalue for c in counts])
     seen = set()
     for alpha in alphas:
-        found = predict(KEY, CLASSIFIER, IMAGES, SIGMA, num_samples=60, alpha=alpha)
+        found = predict(KEY, CLASSIFIER, IMAGES, SIGMA, Sampling(num_samples=60, alpha=alpha))
         expected = (p <= alpha) & (counts[:, 1] > counts[:, 0])
         np.testing.assert_array_equal(found >= 0, expected)
         seen |= set(expected)
@@ -180,7 +183,7 @@ def test_certified_accuracy_counts():
         np.array([1, 0, -1, 2]), np.array([0.5, 0.25, 0.0, 0.9]), np.array([0.8, 0.7, 0.4, 0.95])
     )
     # The last prediction is wrong; an abstention is wrong even for a label of -1.
-    rows = certified_accuracy([1, 0, -1, 0], certificate, [0.0, 0.25, 0.4, 1.0])
+    rows = certified_within([1, 0, -1, 0], certificate, [0.0, 0.25, 0.4, 1.0])
     assert [row["count"] for row in rows] == [2, 2, 1, 0]
     assert {row["n"] for row in rows} == {4} and rows[1]["radius"] == 0.25
 
@@ -198,9 +201,10 @@ def test_certified_accuracy_counts():
     ],
 )
 def test_refuses(change, words):
-    arguments = {"logits_fn": CLASSIFIER, "images": IMAGES, "sigma": SIGMA, "num_samples": 10}
+    given = {"logits_fn": CLASSIFIER, "images": IMAGES, "sigma": SIGMA, "num_samples": 10} | change
+    of_sampling = {name: given.pop(name) for name in ("num_samples", "alpha") if name in given}
     with pytest.raises(ValueError, match=words):
-        certify(KEY, **{**arguments, **change})
+        certify_smoothed(KEY, sampling=Sampling(**of_sampling), **given)
 
 
 def test_fractions_are_refused():

@@ -151,8 +151,9 @@ def _certify(study: Study, name: str, facts: studies.Facts, smoothed: Any) -> No
     """At each radius: what is certified, and what PGD within it leaves right."""
     test, num_samples = study.test(name), copies(study)[2]
     images = jnp.asarray(as_float(test.images))
-    found = defenses.certify(study.key, smoothed.logits_fn, images, SIGMA, num_samples=num_samples)
-    certified = defenses.certified_accuracy(test.labels, found, RADII)
+    sampling = defenses.Sampling(num_samples)
+    found = defenses.certify_smoothed(study.key, smoothed.logits_fn, images, SIGMA, sampling)
+    certified = defenses.certified_within(test.labels, found, RADII)
     right = _right(study, smoothed, test.images, test.labels)
     for radius, entry in zip(RADII, certified, strict=True):
         if radius:

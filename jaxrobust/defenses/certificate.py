@@ -9,6 +9,7 @@ References:
   theorem 1 and the pseudocode of section 3.2, https://arxiv.org/abs/1902.02918
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,8 +23,35 @@ from jaxrobust.types import Array, LogitsFn, as_key
 ABSTAIN = -1
 
 
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How many noisy copies of each image are looked at, and how often what they say may be wrong.
+
+    Attributes:
+      num_samples: Copies on which the statement rests.
+      num_selection: Copies that select the class before; of `certify_smoothed` alone.
+      alpha: The probability of a wrong statement about an image, in (0, 1].
+
+    Raises:
+      TypeError: A number of copies that is no integer.
+      ValueError: Fewer than one copy, an alpha outside (0, 1].
+    """
+
+    num_samples: int = 1000
+    num_selection: int = 100
+    alpha: float = 0.001
+
+    def __post_init__(self) -> None:
+        checks.integer("num_samples", self.num_samples, minimum=1)
+        checks.integer("num_selection", self.num_selection, minimum=1)
+        checks.number("alpha", self.alpha, above=0, maximum=1)
+
+
+_DEFAULT = Sampling()
+
+
 class Certificate(NamedTuple):
-    """What `certify` can say of B images; host arrays.
+    """What `certify_smoothed` can say of B images; host arrays.
 
     Attributes:
       predictions: int [B], -1 where it abstains.
@@ -42,9 +70,8 @@ def predict(
     logits_fn: LogitsFn,
     images: Array,
     sigma: float,
+    sampling: Sampling = _DEFAULT,
     *,
-    num_samples: int = 1000,
-    alpha: float = 0.001,
     batch_size: int = 256,
     indices: Any = None,
 ) -> np.ndarray:
@@ -57,8 +84,7 @@ def predict(
       logits_fn: Images [B, H, W, C] -> logits [B, K].
       images: floating [B, H, W, C] in [0, 1].
       sigma: Standard deviation of the noise in pixel units.
-      num_samples: Noisy copies of each image.
-      alpha: Of the two-sided binomial test between the two most frequent classes, in (0, 1].
+      sampling: Its alpha is that of the two-sided binomial test between the two most frequent classes.
       batch_size: Copies at a time.
       indices: As for `smoothed_counts`.
 
@@ -67,35 +93,29 @@ def predict(
 
     Raises:
       TypeError: As `smoothed_counts`.
-      ValueError: As `smoothed_counts`; an alpha outside (0, 1].
+      ValueError: As `smoothed_counts`.
 
     References:
       Cohen, Rosenfeld, Kolter, 2019, PREDICT in section 3.2, proposition 1.
     """
-    checks.number("alpha", alpha, above=0, maximum=1)
-    counts = np.asarray(
-        smoothed_counts(
-            key, logits_fn, images, sigma, num_samples, batch_size=batch_size, indices=indices
-        )
-    )
+    given = (key, logits_fn, images, sigma, sampling.num_samples)
+    counts = np.asarray(smoothed_counts(*given, batch_size=batch_size, indices=indices))
     from scipy import special
 
     second, first = np.sort(counts, axis=1)[:, -2:].T
     # P(X >= first) for X binomial with as many trials as both have, each of probability 1/2.
     tail = special.betainc(np.maximum(first, 1), second + 1, 0.5)
-    decided = (first > second) & (2 * tail <= alpha)
+    decided = (first > second) & (2 * tail <= sampling.alpha)
     return np.where(decided, counts.argmax(axis=1), ABSTAIN)
 
 
-def certify(
+def certify_smoothed(
     key: Array,
     logits_fn: LogitsFn,
     images: Array,
     sigma: float,
+    sampling: Sampling = _DEFAULT,
     *,
-    num_selection: int = 100,
-    num_samples: int = 1000,
-    alpha: float = 0.001,
     batch_size: int = 256,
     indices: Any = None,
 ) -> Certificate:
@@ -105,14 +125,14 @@ def certify(
     below. The statement about an image is wrong with probability alpha at most. The radius is bounded
     by the number of copies too: sigma * Phi^-1(alpha^(1 / num_samples)), 2.46 sigma by default.
 
+    `certificates.certify` is the other kind of certificate: of the network itself, in linf, by bounds.
+
     Args:
       key: A PRNG key.
       logits_fn: Images [B, H, W, C] -> logits [B, K].
       images: floating [B, H, W, C] in [0, 1].
       sigma: Standard deviation of the noise in pixel units.
-      num_selection: Noisy copies of each image to select the class.
-      num_samples: Noisy copies to bound its probability.
-      alpha: Probability of a wrong statement, in (0, 1).
+      sampling: Copies to select the class and to bound its probability; its alpha below 1.
       batch_size: Copies at a time.
       indices: As for `smoothed_counts`.
 
@@ -121,21 +141,21 @@ def certify(
 
     Raises:
       TypeError: As `smoothed_counts`.
-      ValueError: As `smoothed_counts`; an alpha outside (0, 1).
+      ValueError: As `smoothed_counts`; an alpha of 1.
 
     Example:
       >>> import jax.numpy as jnp
       >>> brighter = lambda x: jnp.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], axis=1)
-      >>> certificate = certify(jax.random.key(0), brighter, jnp.ones((1, 2, 2, 1)), sigma=0.25)
+      >>> images = jnp.ones((1, 2, 2, 1))
+      >>> certificate = certify_smoothed(jax.random.key(0), brighter, images, sigma=0.25)
       >>> certificate.predictions.tolist(), bool(0 < certificate.radii[0] <= 1)
       ([0], True)
 
     References:
       Cohen, Rosenfeld, Kolter, 2019, CERTIFY in section 3.2, proposition 2.
     """
-    _check_alpha(alpha)
-    checks.integer("num_selection", num_selection, minimum=1)
-    checks.integer("num_samples", num_samples, minimum=1)
+    _check_alpha(sampling.alpha)
+    # Two independent samples: the one that chose the class would speak well of it.
     for_selection, for_estimation = jax.random.split(as_key(key))
     selection, estimation = (
         np.asarray(
@@ -143,11 +163,14 @@ def certify(
                 part, logits_fn, images, sigma, count, batch_size=batch_size, indices=indices
             )
         )
-        for part, count in ((for_selection, num_selection), (for_estimation, num_samples))
+        for part, count in (
+            (for_selection, sampling.num_selection),
+            (for_estimation, sampling.num_samples),
+        )
     )
     classes = selection.argmax(axis=1)
     chosen = np.take_along_axis(estimation, classes[:, None], axis=1)[:, 0]
-    lower = lower_confidence_bound(chosen, num_samples, alpha)
+    lower = lower_confidence_bound(chosen, sampling.num_samples, sampling.alpha)
     from scipy import special
 
     certified = lower > 0.5
@@ -194,7 +217,7 @@ def lower_confidence_bound(counts: Any, num_samples: int, alpha: float) -> np.nd
     return np.where(counts == 0, 0.0, bound)
 
 
-def certified_accuracy(
+def certified_within(
     labels: Any, certificate: Certificate, radii: Sequence[float]
 ) -> list[dict[str, float | int]]:
     """How many images are certified to be classified correctly within each radius.
@@ -212,7 +235,7 @@ def certified_accuracy(
 
     Example:
       >>> certificate = Certificate(np.array([3, -1]), np.array([0.5, 0.0]), np.array([0.9, 0.4]))
-      >>> certified_accuracy([3, 1], certificate, [0.0, 1.0])
+      >>> certified_within([3, 1], certificate, [0.0, 1.0])
       [{'radius': 0.0, 'count': 1, 'n': 2}, {'radius': 1.0, 'count': 0, 'n': 2}]
     """
     labels = np.asarray(labels)
