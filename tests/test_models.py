@@ -10,27 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch_zoo
-from small_networks import SMALL
+from small_networks import COUNTS, SMALL
 
 from jaxrobust import compilation, evaluation, models
 from jaxrobust.models import torch_layouts
 
-COUNTS = {
-    "mlp": 1_723_466,
-    "cnn": 141_610,
-    "photo_cnn": 289_002,
-    "simple_cnn": 620_810,
-    "resnet_small": 2_777_674,
-    "resnet18": 11_173_962,
-    "resnet34": 21_282_122,
-    "resnet50": 23_520_842,
-    "preact_resnet18": 11_172_170,
-    "wide_resnet": 36_479_194,
-    "vgg19": 20_040_522,
-    "mobilenet_v1": 3_217_226,
-    "mobilenet_v2": 2_296_922,
-    "densenet121": 6_956_298,
-}
 IMAGES = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
 
 

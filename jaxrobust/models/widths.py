@@ -41,11 +41,12 @@ def resized(network: nn.Module, variables: PyTree) -> nn.Module:
             f"`network` must be a network of jaxrobust.models, got {type(network).__name__}; of your "
             "own module make one whose attributes are the widths of the smaller weights."
         )
-    layers = {name: list(paths) for name, paths in _WIDTHS[type(network)](network).items()}
     found: dict[str, Any] = {}
-    for name, paths in layers.items():
-        widths = tuple(_width(variables, path) for path in paths)
-        found[name] = widths[0] if name.endswith("_width") else widths
+    for name, paths in _WIDTHS[type(network)](network).items():
+        if isinstance(paths, str):
+            found[name] = _width(variables, paths)
+        else:
+            found[name] = tuple(_width(variables, path) for path in paths)
     if isinstance(network, ResNet | PreActResNet):
         # Equal widths would otherwise say that there is no such convolution.
         found["stem_shortcut"] = has_stem_shortcut(network)
@@ -63,7 +64,8 @@ def _width(variables: PyTree, path: str) -> int:
     return int(np.shape(tree)[-1])
 
 
-Layers = Mapping[str, Iterable[str]]
+Layers = Mapping[str, str | Iterable[str]]
+"""Of each field whose layer or layers have its widths."""
 
 
 def _blocks(widths: Iterable[int], layer: str = "conv") -> list[str]:
@@ -84,12 +86,12 @@ def _resnet(network: ResNet | PreActResNet) -> Layers:
     through = 2 if is_plain and network.bottleneck else 1
     end = "/conv" if is_plain else ""
     places = _places(network.stage_sizes)
-    layers: dict[str, Iterable[str]] = {
+    layers: dict[str, str | Iterable[str]] = {
         "widths": [f"{name}/conv_{through}{end}" for block, name in places if block == 0],
         "inner_widths": [f"{name}/conv_{i}/conv" for _, name in places for i in range(through)],
     }
     if has_stem_shortcut(network):
-        layers["stem_width"] = [f"stem{end}"]
+        layers["stem_width"] = f"stem{end}"
     return layers
 
 
@@ -105,7 +107,7 @@ def _mobilenet_v2(network: MobileNetV2) -> Layers:
 def _densenet(network: DenseNet) -> Layers:
     places = _places(network.stage_sizes, "layer")
     return {
-        "stem_width": ["stem"],
+        "stem_width": "stem",
         "widths": [f"{name}/conv_1" for _, name in places],
         "inner_widths": [f"{name}/conv_0/conv" for _, name in places],
         "transition_widths": [
@@ -118,7 +120,7 @@ _WIDTHS: dict[type[nn.Module], Any] = {
     MLP: lambda network: {"widths": _blocks(network.widths, "dense")},
     CNN: lambda network: {"widths": _blocks(network.widths)},
     PhotoCNN: lambda network: {"widths": ["stem/conv", *_blocks(network.widths[1:])]},
-    SimpleCNN: lambda network: {"widths": _blocks(network.widths), "hidden_width": ["hidden"]},
+    SimpleCNN: lambda network: {"widths": _blocks(network.widths), "hidden_width": "hidden"},
     VGG: lambda network: {"widths": _blocks(network.widths)},
     ResNet: _resnet,
     PreActResNet: _resnet,

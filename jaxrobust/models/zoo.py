@@ -1,8 +1,12 @@
-"""The networks by name."""
+"""The networks by name.
+
+A network is its class and a row of `MODELS`: the annotations of its fields say what sizes it has.
+"""
 
 import dataclasses
 import functools
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args
 
 import flax.linen as nn
 import numpy as np
@@ -73,15 +77,15 @@ def create(name: str, num_classes: int = 10, **sizes: Any) -> nn.Module:
     checks.one_of("name", name, tuple(MODELS))
     checks.integer("num_classes", num_classes, minimum=2)
     prototype: Any = MODELS[name]
-    fields = [f.name for f in dataclasses.fields(prototype) if f.name not in _NOT_SIZES]
+    kinds = _kinds(prototype)
     for size in sizes:
-        if size not in fields:
-            raise TypeError(f"`{size}` is no size of {name!r}; it has {', '.join(fields)}.")
-    frozen = {size: _size(size, value, getattr(prototype, size)) for size, value in sizes.items()}
+        if size not in kinds:
+            raise TypeError(f"`{size}` is no size of {name!r}; it has {', '.join(kinds)}.")
+    frozen = {size: _size(size, value, kinds[size]) for size, value in sizes.items()}
     return _create(name, num_classes, tuple(sorted(frozen.items())))
 
 
-def arguments_of(network: nn.Module) -> dict[str, Any] | None:
+def arguments_of(network: Any) -> dict[str, Any] | None:
     """The arguments with which `create` makes this network, as few as there can be.
 
     Returns:
@@ -95,11 +99,10 @@ def arguments_of(network: nn.Module) -> dict[str, Any] | None:
     for name, prototype in MODELS.items():
         if type(network) is not type(prototype):
             continue
-        known = {f.name: getattr(network, f.name) for f in dataclasses.fields(prototype)}
-        known = {f: tuple(size) if isinstance(size, list) else size for f, size in known.items()}
-        sizes = {f: size for f, size in known.items() if f not in _NOT_SIZES}
+        sizes = {size: getattr(network, size) for size in _kinds(prototype)}
+        sizes = {f: tuple(size) if isinstance(size, list) else size for f, size in sizes.items()}
         sizes = {f: size for f, size in sizes.items() if size != getattr(prototype, f)}
-        arguments = {"name": name, "num_classes": known["num_classes"], **sizes}
+        arguments = {"name": name, "num_classes": network.num_classes, **sizes}
         if found is None or len(arguments) < len(found):
             found = arguments
     if found is None:
@@ -111,14 +114,26 @@ def arguments_of(network: nn.Module) -> dict[str, Any] | None:
     return found
 
 
-def _size(name: str, value: Any, default: Any) -> Any:
-    """A size as a static field has it, of the kind of its default."""
-    if value is None and name in _OPTIONAL:
+def _kinds(network: nn.Module) -> dict[str, frozenset[Any]]:
+    """The sizes that a network has, and of which types its class says that they may be."""
+    # A union has its members as arguments; a sequence of integers is one type.
+    return {
+        field.name: frozenset(
+            get_args(field.type) if isinstance(field.type, UnionType) else [field.type]
+        )
+        for field in dataclasses.fields(network)
+        if field.name not in ("num_classes", "parent", "name")
+    }
+
+
+def _size(name: str, value: Any, kinds: frozenset[Any]) -> Any:
+    """A size as a static field has it, of one of these types."""
+    if value is None and NoneType in kinds:
         return None
-    if isinstance(default, bool) or name == "stem_shortcut":
+    if bool in kinds:
         checks.one_of(name, value, (True, False))
         return value
-    if name.endswith("_width"):
+    if int in kinds:
         checks.integer(name, value, minimum=1)
         return int(value)
     if np.ndim(value) == 0:
@@ -126,7 +141,3 @@ def _size(name: str, value: Any, default: Any) -> Any:
     for entry in value:
         checks.integer(name, entry, minimum=1)
     return tuple(int(entry) for entry in value)
-
-
-_OPTIONAL = ("inner_widths", "stem_shortcut", "stem_width", "transition_widths")
-_NOT_SIZES = ("num_classes", "parent", "name")
