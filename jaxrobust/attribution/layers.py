@@ -189,6 +189,7 @@ def chosen(found: Layers, name: str | None, *, as_tokens: bool = False) -> Layer
             "activation maps need one: name a `layer`, with `reshape` for tokens. Its layers are: "
             f"{described or 'none'}."
         )
+    # If the one that is named will not do, the message says why and names those that will.
     by_name = {layer.name: layer for layer in found}
     layer = by_name.get(name)
     if layer is not None and _will_do(layer, as_tokens):

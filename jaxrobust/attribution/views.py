@@ -95,6 +95,7 @@ def view_of(shape: Sequence[int], found: Positions) -> View | str:
     if len(found) > 1:
         return "it sets positions against positions, as attention weights do"
     (one,) = found
+    # Axes along which positions change are rows and columns; what is left must be channels.
     rows, columns = (_changing(part) for part in (one.real, one.imag))
     others = [axis for axis in range(1, len(shape)) if axis not in rows | columns]
     channels = [axis for axis in others if shape[axis] > 1] or others[-1:]
@@ -102,6 +103,7 @@ def view_of(shape: Sequence[int], found: Positions) -> View | str:
         return "it has no axis of channels"
     if len(channels) > 1:
         return "it has other axes besides positions and channels, as attention heads are"
+    # One axis for both are tokens, two are a map if both run in order.
     if len(rows | columns) == 1:
         (axis,) = rows | columns
         return _of_tokens(one.ravel(), (axis, channels[0]))

@@ -139,6 +139,7 @@ def smoothed_counts(
         raise ValueError(
             f"`indices` must be integers of shape {images.shape[:1]}, got shape {places.shape}."
         )
+    # Copies are counted in 32 bits.
     if len(images) * num_samples + batch_size >= 2**31:
         raise ValueError(
             f"`num_samples` must leave less than 2^31 copies of all {len(images)} images, "
@@ -146,6 +147,7 @@ def smoothed_counts(
         )
     if not checks.is_traced(images):
         checks.value_range(images)
+    # The number of copies is traced, so that one program serves them all.
     copies = jax.ShapeDtypeStruct((batch_size, *images.shape[1:]), images.dtype)
     function = programs.as_argument(logits_fn, copies)
     if len(images) and not checks.is_traced(images, function):

@@ -191,6 +191,7 @@ def check_built(model: Any, built: Any, name: str) -> None:
         if unlike:
             raise ValueError(f"`build` {name!r} must return the linen module of `model`: {unlike}.")
         return
+    # Anything else must be of the same kind, with the same function, if it says one.
     if isinstance(built, Classifier) != isinstance(model, Classifier):
         raise ValueError(
             f"`build` {name!r} must return what `model` is, a {type(model).__name__}, got a "
@@ -202,6 +203,7 @@ def check_built(model: Any, built: Any, name: str) -> None:
             raise ValueError(
                 f"`build` {name!r} must return a Classifier of {functions[0]}, got {functions[1]}."
             )
+    # Then all that is no array must be equal, with the model's arrays put in.
     ours, theirs = contents_of(model), contents_of(built)
     filled(theirs, arrays_of(ours), name)
     if _said(ours) != _said(theirs):
@@ -247,7 +249,7 @@ def arrays_of(tree: Any) -> dict[Key, Any]:
       >>> arrays_of(jax.tree_util.Partial(len, [np.int8([1]), {"scale": np.int8([2])}]))
       {0: {0: {0: array([1], dtype=int8), 1: {'scale': array([2], dtype=int8)}}}}
     """
-    return nested((path, leaf) for path, leaf in named_leaves(tree) if _is_array(leaf))
+    return nested((path, leaf) for path, leaf in keyed_leaves(tree) if _is_array(leaf))
 
 
 def nested(leaves: Iterable[tuple[tuple[Key, ...], Any]]) -> dict[Key, Any]:
@@ -276,7 +278,7 @@ def filled(tree: Any, arrays: Mapping[Key, Any], name: str) -> Any:
       ValueError: Its paths are not those of the arrays; the message says the first one.
     """
     stored = {path: leaf for path, leaf in walked(arrays) if leaf is not None}
-    leaves = named_leaves(tree)
+    leaves = keyed_leaves(tree)
     places = {path for path, leaf in leaves if _is_array(leaf)}
     unlike = sorted(stored.keys() ^ places, key=str)
     if unlike:
@@ -314,7 +316,7 @@ def walked(
     return found
 
 
-def named_leaves(tree: Any, whole: bool = True) -> list[tuple[tuple[Key, ...], Any]]:
+def keyed_leaves(tree: Any, whole: bool = True) -> list[tuple[tuple[Key, ...], Any]]:
     """The leaves of a pytree with their paths as the format has them.
 
     Args:
@@ -328,7 +330,7 @@ def named_leaves(tree: Any, whole: bool = True) -> list[tuple[tuple[Key, ...], A
 
 def _numbers_of(tree: Any) -> dict[tuple[Key, ...], Any]:
     """Of the leaves that are no arrays those that can be compared: equal functions need not be."""
-    named = named_leaves(tree)
+    named = keyed_leaves(tree)
     return {
         path: leaf for path, leaf in named if isinstance(leaf, bool | int | float | complex | str)
     }

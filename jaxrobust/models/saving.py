@@ -34,8 +34,8 @@ from jaxrobust.models.building import (
     evaluating,
     filled,
     is_quantized,
+    keyed_leaves,
     module_of,
-    named_leaves,
     nested,
     walked,
 )
@@ -242,7 +242,7 @@ def _checked(masks: Any, model: Any) -> Any:
     """Masks in nested dicts by the paths of the weights that they are of."""
     if masks is None:
         return None
-    given = dict(named_leaves(meta.unbox(masks) if isinstance(masks, Mapping) else masks, False))
+    given = dict(keyed_leaves(meta.unbox(masks) if isinstance(masks, Mapping) else masks, False))
     if () in given:
         raise TypeError("`masks` must have the structure of the weights, got a single leaf.")
     for path, mask in given.items():
@@ -272,7 +272,7 @@ def _misfits(given: Mapping[tuple[Key, ...], Any], weights: Any) -> list[str]:
     shapes = {
         path: np.shape(leaf.values if is_quantized(leaf) else leaf)
         for whole in (False, True)
-        for path, leaf in named_leaves(weights, whole)
+        for path, leaf in keyed_leaves(weights, whole)
     }
     unknown = [
         f"`masks` must have the structure of the weights, which have nothing at {words(path)}."
@@ -294,7 +294,7 @@ def _like_weights(masks: Mapping[Any, Any], model: Any) -> Masks:
         if _misfits(given, weights):
             continue
         for whole in (True, False):
-            leaves = named_leaves(weights, whole)
+            leaves = keyed_leaves(weights, whole)
             missing = {path for path, _ in leaves} - given.keys()
             known = given.keys() <= {path for path, _ in leaves}
             # A module cannot do without the masks that are missing: they keep their weights.

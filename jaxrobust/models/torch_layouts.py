@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from jaxrobust.models.residual import has_stem_shortcut
 
 
-class Layer(NamedTuple):
+class Counterpart(NamedTuple):
     """Where one PyTorch layer goes.
 
     Attributes:
@@ -43,33 +43,33 @@ class Layer(NamedTuple):
         return [kernel, ("bias", "params", "bias")] if self.bias else [kernel]
 
 
-def _sequence(convolutions: list[int]) -> list[Layer]:
+def _sequence(convolutions: list[int]) -> list[Counterpart]:
     """A Sequential of convolutions with bias at these places, BatchNorm right after each."""
     layers = []
     for index, place in enumerate(convolutions):
-        layers.append(Layer(f"features.{place}", f"block_{index}/conv", "conv"))
-        layers.append(Layer(f"features.{place + 1}", f"block_{index}/bn", "bn"))
+        layers.append(Counterpart(f"features.{place}", f"block_{index}/conv", "conv"))
+        layers.append(Counterpart(f"features.{place + 1}", f"block_{index}/bn", "bn"))
     return layers
 
 
-def _mlp() -> list[Layer]:
+def _mlp() -> list[Counterpart]:
     layers = []
     for index in range(3):
         flattened = (3, 32, 32) if index == 0 else None
         place = 3 * index
         layers.append(
-            Layer(f"layers.{place}", f"block_{index}/dense", "dense", flattened=flattened)
+            Counterpart(f"layers.{place}", f"block_{index}/dense", "dense", flattened=flattened)
         )
-        layers.append(Layer(f"layers.{place + 1}", f"block_{index}/bn", "bn"))
-    return [*layers, Layer("layers.9", "head", "dense")]
+        layers.append(Counterpart(f"layers.{place + 1}", f"block_{index}/bn", "bn"))
+    return [*layers, Counterpart("layers.9", "head", "dense")]
 
 
-def _conv(theirs: str, ours: str) -> Layer:
-    return Layer(theirs, ours, "conv", bias=False)
+def _conv(theirs: str, ours: str) -> Counterpart:
+    return Counterpart(theirs, ours, "conv", bias=False)
 
 
-def _conv_bn(conv: str, bn: str, ours: str) -> list[Layer]:
-    return [_conv(conv, f"{ours}/conv"), Layer(bn, f"{ours}/bn", "bn")]
+def _conv_bn(conv: str, bn: str, ours: str) -> list[Counterpart]:
+    return [_conv(conv, f"{ours}/conv"), Counterpart(bn, f"{ours}/bn", "bn")]
 
 
 def _blocks(stage_sizes: tuple[int, ...], theirs: str) -> Iterator[tuple[int, int, str, str]]:
@@ -80,7 +80,7 @@ def _blocks(stage_sizes: tuple[int, ...], theirs: str) -> Iterator[tuple[int, in
             yield stage, block, prefix, f"stage_{stage}_block_{block}"
 
 
-def _resnet(network: Any) -> list[Layer]:
+def _resnet(network: Any) -> list[Counterpart]:
     convolutions = 3 if network.bottleneck else 2
     layers = _conv_bn("conv1", "bn1", "stem")
     for stage, block, theirs, ours in _blocks(network.stage_sizes, "layer{stage}.{block}"):
@@ -89,40 +89,40 @@ def _resnet(network: Any) -> list[Layer]:
             layers += _conv_bn(conv, bn, f"{ours}/conv_{index}")
         if block == 0 and (stage > 0 or has_stem_shortcut(network)):
             layers += _conv_bn(f"{theirs}.shortcut.0", f"{theirs}.shortcut.1", f"{ours}/shortcut")
-    return [*layers, Layer("fc", "head", "dense")]
+    return [*layers, Counterpart("fc", "head", "dense")]
 
 
-def _preact_resnet(network: Any, blocks: str, shortcut: str, final: str) -> list[Layer]:
+def _preact_resnet(network: Any, blocks: str, shortcut: str, final: str) -> list[Counterpart]:
     layers = [_conv("conv1", "stem")]
     for stage, block, theirs, ours in _blocks(network.stage_sizes, blocks):
-        layers.append(Layer(f"{theirs}.bn1", f"{ours}/norm/bn", "bn"))
+        layers.append(Counterpart(f"{theirs}.bn1", f"{ours}/norm/bn", "bn"))
         layers += _conv_bn(f"{theirs}.conv1", f"{theirs}.bn2", f"{ours}/conv_0")
         layers.append(_conv(f"{theirs}.conv2", f"{ours}/conv_1"))
         if block == 0 and (stage > 0 or has_stem_shortcut(network)):
             layers.append(_conv(f"{theirs}.{shortcut}", f"{ours}/shortcut"))
     if network.final_norm:
-        layers.append(Layer(final, "final/bn", "bn"))
-    return [*layers, Layer("fc", "head", "dense")]
+        layers.append(Counterpart(final, "final/bn", "bn"))
+    return [*layers, Counterpart("fc", "head", "dense")]
 
 
-def _vgg(network: Any) -> list[Layer]:
+def _vgg(network: Any) -> list[Counterpart]:
     places, place = [], 0
     for size in network.stage_sizes:
         places += [place + 3 * index for index in range(size)]
         place += 3 * size + 1  # a convolution, BatchNorm and ReLU each, then the pooling
-    return [*_sequence(places), Layer("classifier", "head", "dense")]
+    return [*_sequence(places), Counterpart("classifier", "head", "dense")]
 
 
-def _mobilenet_v1() -> list[Layer]:
+def _mobilenet_v1() -> list[Counterpart]:
     layers = _conv_bn("conv1", "bn1", "stem")
     for index in range(13):
         theirs, ours = f"layers.{index}", f"block_{index}"
         layers += _conv_bn(f"{theirs}.conv1", f"{theirs}.bn1", f"{ours}_depthwise")
         layers += _conv_bn(f"{theirs}.conv2", f"{theirs}.bn2", f"{ours}_pointwise")
-    return [*layers, Layer("linear", "head", "dense")]
+    return [*layers, Counterpart("linear", "head", "dense")]
 
 
-def _mobilenet_v2(stage_sizes: tuple[int, ...], shortcuts: tuple[int, ...]) -> list[Layer]:
+def _mobilenet_v2(stage_sizes: tuple[int, ...], shortcuts: tuple[int, ...]) -> list[Counterpart]:
     """`shortcuts`: the stages whose first block has a convolution for one."""
     layers = _conv_bn("conv1", "bn1", "stem")
     for index, (stage, block, _, ours) in enumerate(_blocks(stage_sizes, "")):
@@ -131,35 +131,38 @@ def _mobilenet_v2(stage_sizes: tuple[int, ...], shortcuts: tuple[int, ...]) -> l
             layers += _conv_bn(f"{theirs}.conv{number}", f"{theirs}.bn{number}", f"{ours}/{name}")
         if block == 0 and stage in shortcuts:
             layers += _conv_bn(f"{theirs}.shortcut.0", f"{theirs}.shortcut.1", f"{ours}/shortcut")
-    return [*layers, *_conv_bn("conv2", "bn2", "last"), Layer("linear", "head", "dense")]
+    return [*layers, *_conv_bn("conv2", "bn2", "last"), Counterpart("linear", "head", "dense")]
 
 
-def _densenet(network: Any) -> list[Layer]:
+def _densenet(network: Any) -> list[Counterpart]:
     layers = [_conv("conv1", "stem")]
     for stage, size in enumerate(network.stage_sizes):
         if stage:
-            layers.append(Layer(f"trans{stage}.bn", f"transition_{stage}_norm/bn", "bn"))
+            layers.append(Counterpart(f"trans{stage}.bn", f"transition_{stage}_norm/bn", "bn"))
             layers.append(_conv(f"trans{stage}.conv", f"transition_{stage}"))
         for index in range(size):
             theirs, ours = f"dense{stage + 1}.{index}", f"stage_{stage}_layer_{index}"
-            layers.append(Layer(f"{theirs}.bn1", f"{ours}/norm/bn", "bn"))
+            layers.append(Counterpart(f"{theirs}.bn1", f"{ours}/norm/bn", "bn"))
             layers += _conv_bn(f"{theirs}.conv1", f"{theirs}.bn2", f"{ours}/conv_0")
             layers.append(_conv(f"{theirs}.conv2", f"{ours}/conv_1"))
-    return [*layers, Layer("bn", "final/bn", "bn"), Layer("linear", "head", "dense")]
+    return [*layers, Counterpart("bn", "final/bn", "bn"), Counterpart("linear", "head", "dense")]
 
 
-def _cnn() -> list[Layer]:
-    head = [Layer("classifier.2", "head_bn", "bn"), Layer("classifier.3", "head", "dense")]
+def _cnn() -> list[Counterpart]:
+    head = [
+        Counterpart("classifier.2", "head_bn", "bn"),
+        Counterpart("classifier.3", "head", "dense"),
+    ]
     return [*_sequence([0, 3, 7, 10, 14]), *head]
 
 
-def _simple_cnn(network: Any) -> list[Layer]:
+def _simple_cnn(network: Any) -> list[Counterpart]:
     # Average pooling leaves 4x4 of an image of 32x32.
-    hidden = Layer("classifier.1", "hidden", "dense", flattened=(network.widths[-1], 4, 4))
-    return [*_sequence([0, 4, 8]), hidden, Layer("classifier.4", "head", "dense")]
+    hidden = Counterpart("classifier.1", "hidden", "dense", flattened=(network.widths[-1], 4, 4))
+    return [*_sequence([0, 4, 8]), hidden, Counterpart("classifier.4", "head", "dense")]
 
 
-_LAYOUTS: dict[str, Callable[[Any], list[Layer]]] = {
+_LAYOUTS: dict[str, Callable[[Any], list[Counterpart]]] = {
     "mlp": lambda network: _mlp(),
     "cnn": lambda network: _cnn(),
     "simple_cnn": _simple_cnn,
@@ -178,7 +181,7 @@ _LAYOUTS: dict[str, Callable[[Any], list[Layer]]] = {
 NAMES = tuple(_LAYOUTS)
 
 
-def layout(name: str, network: Any) -> list[Layer]:
+def layout(name: str, network: Any) -> list[Counterpart]:
     """The layers of a network, the head last.
 
     Args:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import checks
-from jaxrobust.models.torch_layouts import NAMES, Layer, layout
+from jaxrobust.models.torch_layouts import NAMES, Counterpart, layout
 from jaxrobust.models.zoo import create
 from jaxrobust.types import PyTree
 
@@ -49,6 +49,7 @@ def from_torch(name: str, state_dict: Mapping[str, Any], **sizes: Any) -> PyTree
     """
     checks.one_of("name", name, NAMES)
     layers = layout(name, create(name, **sizes))
+    # By the names that the layouts have, without what has no counterpart.
     arrays = {
         _renamed(key, layers[-1].theirs): np.asarray(value)
         for key, value in state_dict.items()
@@ -57,6 +58,7 @@ def from_torch(name: str, state_dict: Mapping[str, Any], **sizes: Any) -> PyTree
     arrays = {key: value for key, value in arrays.items() if not key.startswith(_UNUSED)}
     expected = _expected(name, sizes, arrays.get(f"{layers[-1].theirs}.weight"))
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
+    # All that does not fit is collected, for one message.
     problems, seen = [], set()
     for layer in layers:
         for suffix, collection, leaf in layer.leaves:
@@ -103,7 +105,7 @@ def _expected(
     }
 
 
-def _converted(array: np.ndarray, layer: Layer) -> jnp.ndarray:
+def _converted(array: np.ndarray, layer: Counterpart) -> jnp.ndarray:
     if array.ndim == 4:
         array = array.transpose(2, 3, 1, 0)
     elif array.ndim == 2:

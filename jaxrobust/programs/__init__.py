@@ -12,7 +12,7 @@ from jaxrobust.programs.arguments import (
     is_settled,
     logits_shape,
 )
-from jaxrobust.programs.describing import Description, Layer, describe
+from jaxrobust.programs.describing import DescribedLayer, Description, describe
 from jaxrobust.programs.evaluating import nested, sizes_of_scan, walk
 from jaxrobust.programs.guarding import guard
 from jaxrobust.programs.naming import for_the_cpu, words
@@ -21,8 +21,8 @@ from jaxrobust.programs.tracing import Program, fast, inside, trace
 from jaxrobust.programs.watching import Watch, fingerprint
 
 __all__ = [
+    "DescribedLayer",
     "Description",
-    "Layer",
     "Nested",
     "Program",
     "Step",

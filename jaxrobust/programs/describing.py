@@ -31,7 +31,7 @@ MOVES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Layer:
+class DescribedLayer:
     """A row of the table: all operations of one name.
 
     Attributes:
@@ -62,7 +62,7 @@ class Description:
       unused: Paths of arrays that no layer uses.
     """
 
-    layers: tuple[Layer, ...]
+    layers: tuple[DescribedLayer, ...]
     unused: tuple[str, ...]
 
     @property
@@ -166,7 +166,7 @@ def describe(function: Callable[[Any], Any], images: Any) -> Description:
         counted |= arrays.keys()
         result = operations[-1].result
         layers.append(
-            Layer(
+            DescribedLayer(
                 name,
                 tuple(getattr(result, "shape", ())),
                 str(getattr(result, "dtype", "")),

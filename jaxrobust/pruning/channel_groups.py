@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxrobust import compilation, programs
 from jaxrobust.pruning.label_reader import Reader
-from jaxrobust.pruning.labels import Units, Value, along_axis, fixed_value
+from jaxrobust.pruning.labels import Labelled, Units, along_axis, fixed_value
 from jaxrobust.pruning.masks import Kernel, is_array, named_leaves
 from jaxrobust.types import PyTree
 
@@ -151,11 +151,12 @@ def channel_groups(
             filled[place] = array
         return function(jax.tree.unflatten(structure, filled), images)
 
+    # The program is read on labels: one for each index of each axis of each weight.
     program = programs.explained(programs.trace, of_leaves, given, image)
     units = Units()
     labels = [[units.new(length) for length in leaf.shape] for leaf in given]
     values = [
-        Value(
+        Labelled(
             leaf.shape,
             tuple(along_axis(one, axis, len(axes)) for axis, one in enumerate(axes)),
             sources=frozenset([number]),
@@ -271,10 +272,12 @@ class _Found:
         use = {leaf: place for place, leaf in enumerate(self.roles)}
         found: list[tuple[int, int, ChannelGroup]] = []
         for (on, times, why), units in self._members(read, made).items():
+            # One channel alone cannot go.
             if len(units) == 1:
                 self.refused[int(self.roots[units[0][0]])] = "all of it is one channel"
                 continue
             makers = sorted(made.intersection(on), key=lambda number: use[self.axes[number][0]])
+            # Where each channel is on each axis, in the order of the first kernel that makes them.
             table = np.stack(units)  # labels ascend, and so are in the order of `on`
             columns = np.split(table, np.cumsum(times)[:-1], axis=1)
             order = np.argsort(columns[on.index(makers[0])].min(1), kind="stable")
@@ -290,6 +293,7 @@ class _Found:
             )
             group = ChannelGroup(len(units), places, why)
             found.append((use[self.axes[makers[0]][0]], makers[0], group))
+        # They are called after the layers that make them, in the order in which these are used.
         named: dict[str, ChannelGroup] = {}
         for _, maker, group in sorted(found, key=lambda one: one[:2]):
             layer, number = _layer(self.paths[self.axes[maker][0]]), 1

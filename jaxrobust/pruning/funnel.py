@@ -127,6 +127,7 @@ def _mended(
         less = jnp.append(_as_dense(kept[:-1] - 1, sizes[:-1], kept[1:], sizes[1:]), True)
         return more & (kept < jnp.asarray(sizes)), less & (kept > smallest)
 
+    # Until the total is right, or no weight can come or go.
     def goes_on(kept: Array) -> Array:
         more, less = choices(kept)
         missing = total - jnp.sum(kept)
@@ -134,6 +135,7 @@ def _mended(
 
     def one(kept: Array) -> Array:
         more, less = choices(kept)
+        # The largest that is not kept comes, or the smallest that is kept goes.
         grow = jnp.argmax(jnp.where(more, worth(kept), -1.0))
         shrink = jnp.argmin(jnp.where(less, worth(kept - 1), jnp.inf))
         grows = jnp.sum(kept) < total

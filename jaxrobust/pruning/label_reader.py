@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxrobust import programs
 from jaxrobust.pruning import label_rules
-from jaxrobust.pruning.labels import Along, Units, Value, along_axis, fixed_value
+from jaxrobust.pruning.labels import Along, Labelled, Units, along_axis, fixed_value
 
 
 class Reader:
@@ -21,16 +21,18 @@ class Reader:
         self.known = {id(a): v for a, v in zip(program.arrays, self.arrays, strict=True)}
 
     def run(
-        self, steps: programs.Steps, arrays: Iterator[Value], arguments: Sequence[Value]
-    ) -> list[Value]:
+        self, steps: programs.Steps, arrays: Iterator[Labelled], arguments: Sequence[Labelled]
+    ) -> list[Labelled]:
         """The values of the results of steps."""
 
-        def results(step: programs.Step, operands: list[Any]) -> Sequence[Value]:
+        def results(step: programs.Step, operands: list[Any]) -> Sequence[Labelled]:
             return self.results(step.what, arrays, list(map(_of_array, operands)))
 
         return list(map(_of_array, programs.walk(steps, arrays, arguments, results)))
 
-    def results(self, what: Any, arrays: Iterator[Value], operands: list[Value]) -> Sequence[Value]:
+    def results(
+        self, what: Any, arrays: Iterator[Labelled], operands: list[Labelled]
+    ) -> Sequence[Labelled]:
         """The values of the results of one step."""
         if isinstance(what, programs.Steps):
             return self.run(what, arrays, operands)
@@ -45,14 +47,15 @@ class Reader:
         return label_rules.understood(self.units, what, operands)
 
     def nested(
-        self, what: programs.Nested, parts: list[list[Value]], operands: list[Value]
-    ) -> Sequence[Value]:
+        self, what: programs.Nested, parts: list[list[Labelled]], operands: list[Labelled]
+    ) -> Sequence[Labelled]:
         """The values of the results of a loop, a choice or a checkpoint."""
         params, name = what.equation.params, what.equation.primitive.name
 
-        def inside(index: int, given: Sequence[Value]) -> list[Value]:
+        def inside(index: int, given: Sequence[Labelled]) -> list[Labelled]:
             return self.run(what.parts[index], iter(parts[index]), given)
 
+        # Each branch may be the one that is taken: its results are those of all.
         if name == "cond":
             chosen = programs.for_the_cpu(params)
             branches = range(len(parts)) if chosen is None else (chosen,)
@@ -67,13 +70,14 @@ class Reader:
             carried = self.loop(lambda carry: inside(1, [*constants, *carry]), operands[second:])
             inside(0, [*operands[:first], *carried])
             return carried
+        # Of the rows that a scan goes through one stands for all.
         if name == "scan":
             num_constants, num_carry = programs.sizes_of_scan(params, operands)
             constants, others = operands[:num_constants], operands[num_constants:]
             rows = [self.row(one) for one in others[num_carry:]]
-            found: list[Value] = []
+            found: list[Labelled] = []
 
-            def body(carry: Sequence[Value]) -> list[Value]:
+            def body(carry: Sequence[Labelled]) -> list[Labelled]:
                 found[:] = inside(0, [*constants, *carry, *rows])
                 return found[:num_carry]
 
@@ -82,8 +86,8 @@ class Reader:
         return inside(0, operands)
 
     def loop(
-        self, body: Callable[[Sequence[Value]], list[Value]], carry: Sequence[Value]
-    ) -> list[Value]:
+        self, body: Callable[[Sequence[Labelled]], list[Labelled]], carry: Sequence[Labelled]
+    ) -> list[Labelled]:
         """What goes from round to round: what comes out of one goes into the next."""
         while True:
             before = list(map(self.seen, carry))
@@ -95,13 +99,13 @@ class Reader:
             if list(map(self.seen, carry)) == before:
                 return list(carry)
 
-    def seen(self, value: Value) -> object:
+    def seen(self, value: Labelled) -> object:
         """What of a value may change from round to round."""
         units = [self.units.of(one.array).tolist() for one in value.labels]
         about = [one.axes for one in (*value.labels, *value.fixed)]
         return units, about, value.vanishes, value.has_images
 
-    def row(self, value: Value) -> Value:
+    def row(self, value: Labelled) -> Labelled:
         """What one round of a loop sees: the same labels in every round."""
         for one in value.labels:
             if 0 in one.axes:
@@ -115,7 +119,7 @@ class Reader:
         return value.moved(value.shape[1:], move)
 
 
-def _stacked(value: Value, length: int) -> Value:
+def _stacked(value: Labelled, length: int) -> Labelled:
     """The results of all rounds of a loop."""
 
     def move(one: Along) -> Along:
@@ -126,11 +130,11 @@ def _stacked(value: Value, length: int) -> Value:
     return found._replace(fixed=(*found.fixed, rounds))
 
 
-def _of_array(array: Any) -> Value:
+def _of_array(array: Any) -> Labelled:
     """A literal, or an array that the program closes over."""
-    if isinstance(array, Value):
+    if isinstance(array, Labelled):
         return array
     if np.ndim(array) == 0:
         is_number = not jax.dtypes.issubdtype(getattr(array, "dtype", float), jax.dtypes.extended)
-        return Value((), vanishes=is_number and not np.any(np.asarray(array)))
+        return Labelled((), vanishes=is_number and not np.any(np.asarray(array)))
     return fixed_value(array.shape, "an array that the code holds")._replace(vanishes=False)

@@ -14,12 +14,12 @@ import numpy as np
 from jaxrobust.pruning.labels import (
     Along,
     Axes,
+    Labelled,
     Units,
-    Value,
+    all_fixed,
     along_axis,
     check_together,
     fixed_value,
-    joined,
     merged,
     simplified,
     tied_along,
@@ -27,10 +27,10 @@ from jaxrobust.pruning.labels import (
     whole_steps,
 )
 
-Rule = Callable[[Units, Any, Sequence[Value]], Value]
+Rule = Callable[[Units, Any, Sequence[Labelled]], Labelled]
 
 
-def understood(units: Units, equation: Any, operands: Sequence[Value]) -> list[Value]:
+def understood(units: Units, equation: Any, operands: Sequence[Labelled]) -> list[Labelled]:
     """The values of an equation's results."""
     name = equation.primitive.name
     operands = [simplified(units, operand) for operand in operands]
@@ -42,7 +42,7 @@ def understood(units: Units, equation: Any, operands: Sequence[Value]) -> list[V
     return [one._replace(has_images=has_images, sources=sources) for one in results]
 
 
-def _results(units: Units, equation: Any, operands: Sequence[Value]) -> list[Value]:
+def _results(units: Units, equation: Any, operands: Sequence[Labelled]) -> list[Labelled]:
     name = equation.primitive.name
     if name in PARTS:
         return PARTS[name](units, equation, operands)
@@ -59,7 +59,7 @@ def _results(units: Units, equation: Any, operands: Sequence[Value]) -> list[Val
     return [fixed_value(shape, why) for shape in shapes]
 
 
-def _vanishes(name: str, operands: Sequence[Value]) -> bool:
+def _vanishes(name: str, operands: Sequence[Labelled]) -> bool:
     """Whether a result is 0 where the weights of its labels are."""
     if name in _PRODUCTS:
         return any(operand.vanishes and operand.labels for operand in operands)
@@ -72,7 +72,7 @@ def _vanishes(name: str, operands: Sequence[Value]) -> bool:
     return False
 
 
-def element_by_element(units: Units, operands: Sequence[Value]) -> Value:
+def element_by_element(units: Units, operands: Sequence[Labelled]) -> Labelled:
     """The result has the labels of all operands, those at the same places tied."""
     shape = np.broadcast_shapes(*(operand.shape for operand in operands))
     has_images = any(operand.has_images for operand in operands)
@@ -80,11 +80,11 @@ def element_by_element(units: Units, operands: Sequence[Value]) -> Value:
     operands = [_stretched(operand, shape) for operand in operands if operand.shape]
     operands = _checked(units, operands)
     labels = merged(units, (operand.labels for operand in operands))
-    fixed = joined(operand.fixed for operand in operands)
-    return Value(shape, labels, fixed, has_images, vanishes)
+    fixed = all_fixed(operand.fixed for operand in operands)
+    return Labelled(shape, labels, fixed, has_images, vanishes)
 
 
-def _checked(units: Units, operands: Sequence[Value]) -> list[Value]:
+def _checked(units: Units, operands: Sequence[Labelled]) -> list[Labelled]:
     """The operands without the labels that what is fixed in another one refuses."""
     found = []
     for index, operand in enumerate(operands):
@@ -98,7 +98,7 @@ def _checked(units: Units, operands: Sequence[Value]) -> list[Value]:
     return found
 
 
-def _contraction(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
+def _contraction(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelled:
     """dot_general: what is added up is tied, or refused where images are multiplied with images."""
     contracted, batch = equation.params["dimension_numbers"]
     shape = equation.outvars[0].aval.shape
@@ -123,11 +123,13 @@ def _contraction(units: Units, equation: Any, operands: Sequence[Value]) -> Valu
         parts.append(_placed(operand, places, shape))
         start += len(free)
     labels = merged(units, (part.labels for part in parts))
-    fixed = joined(part.fixed for part in parts)
-    return Value(shape, labels, fixed, vanishes=left.vanishes and right.vanishes)
+    fixed = all_fixed(part.fixed for part in parts)
+    return Labelled(shape, labels, fixed, vanishes=left.vanishes and right.vanishes)
 
 
-def _check_batch(units: Units, one: Value, other: Value, axes: Sequence[Sequence[int]]) -> None:
+def _check_batch(
+    units: Units, one: Labelled, other: Labelled, axes: Sequence[Sequence[int]]
+) -> None:
     """Refuses labels of a batch axis whose length something else in the other operand says."""
     for mine, theirs in zip(*axes, strict=True):
         labels = [part for part in one.labels if mine in part.axes]
@@ -137,11 +139,11 @@ def _check_batch(units: Units, one: Value, other: Value, axes: Sequence[Sequence
                 units.refuse(part.array, why)
 
 
-def _free(operand: Value, contracted: Sequence[int], batch: Sequence[int]) -> list[int]:
+def _free(operand: Labelled, contracted: Sequence[int], batch: Sequence[int]) -> list[int]:
     return [a for a in range(len(operand.shape)) if a not in contracted and a not in batch]
 
 
-def _placed(value: Value, places: dict[int, int], shape: Sequence[int]) -> Value:
+def _placed(value: Labelled, places: dict[int, int], shape: Sequence[int]) -> Labelled:
     """A value with its axes elsewhere; what is about axes that have no place is left out."""
 
     def move(one: Along) -> Along | None:
@@ -161,7 +163,7 @@ def _placed(value: Value, places: dict[int, int], shape: Sequence[int]) -> Value
     return _stretched(value.moved(lengths, move), shape)
 
 
-def _stretched(value: Value, shape: Sequence[int]) -> Value:
+def _stretched(value: Labelled, shape: Sequence[int]) -> Labelled:
     """A value repeated along axes of length 1: its one label there is none of those of the result."""
     longer = {axis for axis, length in enumerate(value.shape) if length != shape[axis]}
 
@@ -172,7 +174,7 @@ def _stretched(value: Value, shape: Sequence[int]) -> Value:
     return value.moved(shape, move) if longer else value
 
 
-def _read(units: Units, operands: Sequence[Value], axes: Sequence[int]) -> None:
+def _read(units: Units, operands: Sequence[Labelled], axes: Sequence[int]) -> None:
     """Ties the labels of two axes that are multiplied and added up."""
     left, right = (
         [vector(units, one, axis) for one in operand.labels if axis in one.axes]
@@ -200,7 +202,9 @@ def _read(units: Units, operands: Sequence[Value], axes: Sequence[int]) -> None:
                 units.refuse(one, why)
 
 
-def _of_images(units: Units, operands: Sequence[Value], contracted: Any, batch: Any) -> list[Value]:
+def _of_images(
+    units: Units, operands: Sequence[Labelled], contracted: Any, batch: Any
+) -> list[Labelled]:
     """Attention, for example: one unit is all of one head, which is an index of the batch axes."""
     by_head = []
     for operand, axes, batched in zip(operands, contracted, batch, strict=True):
@@ -224,7 +228,7 @@ def _of_images(units: Units, operands: Sequence[Value], contracted: Any, batch: 
     return found
 
 
-def _convolution(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
+def _convolution(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelled:
     images, kernel = operands
     params = equation.params
     numbers, groups = params["dimension_numbers"], params["feature_group_count"]
@@ -263,11 +267,11 @@ def _convolution(units: Units, equation: Any, operands: Sequence[Value]) -> Valu
         channels = numbers.out_spec[1]
         why = "channels of a kernel that is no weight"
         spatial.append(along_axis(np.arange(1, shape[channels] + 1), channels, rank, why))
-    return Value(shape, labels, tuple(spatial), vanishes=kernel.vanishes or not kernel.labels)
+    return Labelled(shape, labels, tuple(spatial), vanishes=kernel.vanishes or not kernel.labels)
 
 
 def _of_constant(
-    units: Units, images: Value, kernel: Value, features: int, outputs_axis: int
+    units: Units, images: Labelled, kernel: Labelled, features: int, outputs_axis: int
 ) -> list[np.ndarray]:
     """The labels of the images, if a depthwise kernel without weights is the same for all channels."""
     read = [vector(units, one, features) for one in images.labels if features in one.axes]
@@ -280,8 +284,8 @@ def _of_constant(
 
 def _read_in_groups(
     units: Units,
-    images: Value,
-    kernel: Value,
+    images: Labelled,
+    kernel: Labelled,
     axes: tuple[int, int],
     outputs: Sequence[np.ndarray],
     groups: int,
@@ -292,6 +296,7 @@ def _read_in_groups(
     """
     features, inputs = axes
     read = [vector(units, one, features) for one in images.labels if features in one.axes]
+    # Where no channel comes in, none that is made of it can go.
     if not read:
         why = next(
             (one.why for one in images.fixed if features in one.axes), "channels of an image"
@@ -299,6 +304,7 @@ def _read_in_groups(
         for one in (*outputs, *(one.array for one in kernel.labels if inputs in one.axes)):
             units.refuse(one, why)
         return
+    # What is made, and of others than depthwise ones what is read, goes in steps of all groups.
     is_depthwise = groups == images.shape[features]
     for one in outputs:
         blocks = one.reshape(groups, -1)
@@ -316,7 +322,7 @@ def _read_in_groups(
                     units.tie(blocks, vector(units, part, inputs)[None])
 
 
-def _reduction(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
+def _reduction(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelled:
     """A sum over positions keeps the channels; one over channels couples them, group by group."""
     value, axes = operands[0], frozenset(equation.params["axes"])
     positions: Axes = frozenset().union(*(one.axes for one in value.fixed))
@@ -339,7 +345,7 @@ def _reduction(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
     )
 
 
-def _window(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
+def _window(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelled:
     """Pooling: along the axes of its windows there are new positions."""
     value, shape = operands[0], equation.outvars[0].aval.shape
     params = equation.params
@@ -362,10 +368,10 @@ def _window(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
         for axis in sorted(moved)
         if shape[axis] > 1
     ]
-    return Value(shape, tuple(labels), tuple(fixed), vanishes=value.vanishes)
+    return Labelled(shape, tuple(labels), tuple(fixed), vanishes=value.vanishes)
 
 
-def _reshape(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
+def _reshape(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelled:
     value, shape = operands[0], equation.outvars[0].aval.shape
     blocks = _blocks(value.shape, shape)
 
@@ -393,6 +399,7 @@ def _reshape(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
         return one._replace(axes=one.axes - lost) if one.axes - lost else None
 
     value = value.moved(value.shape, wide)
+    # An axis that is split stays or goes in whole steps, unless this puts together what was split.
     labels = tuple(
         one if _is_undone(one.axes, value.shape, blocks) else whole_steps(units, one)
         for one in value.labels
@@ -431,12 +438,12 @@ def _blocks(
     return pieces
 
 
-def _broadcast(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
+def _broadcast(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelled:
     places = equation.params["broadcast_dimensions"]
     return _placed(operands[0], dict(enumerate(places)), equation.outvars[0].aval.shape)
 
 
-def _transpose(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
+def _transpose(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelled:
     order, value = equation.params["permutation"], operands[0]
     places = {axis: place for place, axis in enumerate(order)}
     labels = tuple(
@@ -448,7 +455,7 @@ def _transpose(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
     return _placed(value._replace(labels=labels), places, equation.outvars[0].aval.shape)
 
 
-def _squeeze(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
+def _squeeze(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelled:
     gone = equation.params["dimensions"]
     value = operands[0]
     kept = [axis for axis in range(len(value.shape)) if axis not in gone]
@@ -456,7 +463,7 @@ def _squeeze(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
     return _placed(value, {axis: place for place, axis in enumerate(kept)}, shape)
 
 
-def _reversed(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
+def _reversed(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelled:
     axes, value = set(equation.params["dimensions"]), operands[0]
 
     def move(one: Along) -> Along:
@@ -466,13 +473,13 @@ def _reversed(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
     return value._replace(labels=labels).moved(value.shape, move)
 
 
-def _concatenation(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
+def _concatenation(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelled:
     return _joined_along(
         units, operands, equation.params["dimension"], equation.outvars[0].aval.shape
     )
 
 
-def _stack(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
+def _stack(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelled:
     """Values one beside the other, along an axis of the code's."""
     axis, shape = equation.params["axis"], equation.outvars[0].aval.shape
     places = {place: place + (place >= axis) for place in range(len(shape) - 1)}
@@ -484,8 +491,8 @@ def _stack(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
 
 
 def _joined_along(
-    units: Units, operands: Sequence[Value], axis: int, shape: Sequence[int]
-) -> Value:
+    units: Units, operands: Sequence[Labelled], axis: int, shape: Sequence[int]
+) -> Labelled:
     lengths = [operand.shape[axis] for operand in operands]
     operands = [
         operand
@@ -512,7 +519,7 @@ def _joined_along(
     fixed = _one_after_the_other([operand.fixed for operand in operands], axis, lengths)
     vanishes = all(operand.vanishes for operand in operands)
     whole = (*across.labels, *labels), (*across.fixed, *fixed)
-    return Value(tuple(shape), *whole, vanishes=vanishes)
+    return Labelled(tuple(shape), *whole, vanishes=vanishes)
 
 
 def _at(shape: Sequence[int], axis: int, length: int) -> tuple[int, ...]:
@@ -540,7 +547,7 @@ def _one_after_the_other(
     return found
 
 
-def _slice(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
+def _slice(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelled:
     """Of channels a share that divides them, at the same place of every share."""
     value, params = operands[0], equation.params
     shape = equation.outvars[0].aval.shape
@@ -568,7 +575,7 @@ def _slice(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
 
     labels = tuple(cut(one, is_label=True) for one in value.labels)
     fixed = tuple(cut(one, is_label=False) for one in value.fixed)
-    return Value(shape, labels, fixed, vanishes=value.vanishes)
+    return Labelled(shape, labels, fixed, vanishes=value.vanishes)
 
 
 def _shares(units: Units, array: np.ndarray, axis: int, size: int) -> np.ndarray:
@@ -582,7 +589,7 @@ def _shares(units: Units, array: np.ndarray, axis: int, size: int) -> np.ndarray
     return array
 
 
-def _split(units: Units, equation: Any, operands: Sequence[Value]) -> list[Value]:
+def _split(units: Units, equation: Any, operands: Sequence[Labelled]) -> list[Labelled]:
     value, axis = operands[0], equation.params["axis"]
     sizes = equation.params["sizes"]
     for one in value.labels:
@@ -604,7 +611,7 @@ def _split(units: Units, equation: Any, operands: Sequence[Value]) -> list[Value
     return parts
 
 
-def _tile(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
+def _tile(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelled:
     """The same numbers again, with the same labels."""
     value, shape = operands[0], equation.outvars[0].aval.shape
     times = [whole // max(size, 1) for whole, size in zip(shape, value.shape, strict=True)]
@@ -619,7 +626,7 @@ def _tile(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
     return longer.moved(shape, move)
 
 
-def _unstack(units: Units, equation: Any, operands: Sequence[Value]) -> list[Value]:
+def _unstack(units: Units, equation: Any, operands: Sequence[Labelled]) -> list[Labelled]:
     """The rows along an axis of the code's, one by one."""
     value, axis = operands[0], equation.params["axis"]
     labels = [tied_along(units, one, {axis}) for one in value.labels]
@@ -630,7 +637,7 @@ def _unstack(units: Units, equation: Any, operands: Sequence[Value]) -> list[Val
     return [_placed(value, places, one.aval.shape) for one in equation.outvars]
 
 
-def _padding(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
+def _padding(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelled:
     """Channels that are added are the code's; positions are positions."""
     value, shape = operands[0], equation.outvars[0].aval.shape
     config = equation.params["padding_config"]
@@ -657,10 +664,10 @@ def _padding(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
             added.append(along_axis(numbers, axis, len(shape), "the code pads its axis"))
     labels = tuple(padded(one) for one in value.labels)
     fixed = tuple(padded(one) for one in value.fixed)
-    return Value(shape, labels, (*fixed, *added), vanishes=value.vanishes)
+    return Labelled(shape, labels, (*fixed, *added), vanishes=value.vanishes)
 
 
-def _gather(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
+def _gather(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelled:
     """Rows of a table: their entries keep their labels, the number of rows is the code's."""
     table, numbers = operands[0], equation.params["dimension_numbers"]
     sizes, shape = equation.params["slice_sizes"], equation.outvars[0].aval.shape
@@ -682,7 +689,7 @@ def _gather(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
     return found._replace(fixed=(*found.fixed, *fixed))
 
 
-def _update(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
+def _update(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelled:
     """Numbers written into an array: along whole axes they have its labels."""
     whole, part = operands[0], operands[1]
     axes = {a for a in range(len(whole.shape)) if whole.shape[a] != part.shape[a]}
@@ -697,10 +704,10 @@ def _update(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
     return element_by_element(units, [whole, inside])
 
 
-def _numbered(units: Units, equation: Any, operands: Sequence[Value]) -> Value:
+def _numbered(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelled:
     axis, shape = equation.params["dimension"], equation.outvars[0].aval.shape
     numbers = np.arange(1, shape[axis] + 1)
-    return Value(shape, (), (along_axis(numbers, axis, len(shape), "the code numbers it"),))
+    return Labelled(shape, (), (along_axis(numbers, axis, len(shape), "the code numbers it"),))
 
 
 RULES: dict[str, Rule] = {
@@ -739,7 +746,7 @@ RULES: dict[str, Rule] = {
 }
 """By the operation's name."""
 
-PARTS: dict[str, Callable[[Units, Any, Sequence[Value]], list[Value]]] = {
+PARTS: dict[str, Callable[[Units, Any, Sequence[Labelled]], list[Labelled]]] = {
     "split": _split,
     "unstack": _unstack,
 }

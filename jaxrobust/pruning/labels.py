@@ -75,7 +75,7 @@ class Units:
         """Something is computed of them together, which changes when some of them go."""
         self.coupled.append((labels[labels != 0], why))
 
-    def used(self, kernel: "Value", inputs: Collection[int], outputs: Collection[int]) -> None:
+    def used(self, kernel: "Labelled", inputs: Collection[int], outputs: Collection[int]) -> None:
         """A value is used as a kernel, which reads along some of its axes and makes others."""
         read, made = (
             [one.array[one.array != 0] for one in kernel.labels if one.axes & set(axes)]
@@ -98,7 +98,7 @@ class Along(NamedTuple):
     why: str = ""
 
 
-class Value(NamedTuple):
+class Labelled(NamedTuple):
     """What stands in the place of an array.
 
     Attributes:
@@ -117,7 +117,7 @@ class Value(NamedTuple):
     vanishes: bool = True
     sources: frozenset[int] = frozenset()
 
-    def moved(self, shape: Sequence[int], move: Callable[[Along], Along | None]) -> "Value":
+    def moved(self, shape: Sequence[int], move: Callable[[Along], Along | None]) -> "Labelled":
         """The value after an operation that moves numbers and computes none."""
         labels = [move(one) for one in self.labels]
         fixed = [move(one) for one in self.fixed]
@@ -135,7 +135,7 @@ def along_axis(array: np.ndarray, axis: int, rank: int, why: str = "") -> Along:
     return Along(array.reshape(shape), frozenset([axis]), why)
 
 
-def fixed_value(shape: Sequence[int], why: str, *, has_images: bool = False) -> Value:
+def fixed_value(shape: Sequence[int], why: str, *, has_images: bool = False) -> Labelled:
     """A value of which every axis is as long as something besides the weights says."""
     rank = len(shape)
     axes = [
@@ -143,7 +143,7 @@ def fixed_value(shape: Sequence[int], why: str, *, has_images: bool = False) -> 
         for axis, length in enumerate(shape)
         if length > 1
     ]
-    return Value(tuple(shape), (), tuple(axes), has_images)
+    return Labelled(tuple(shape), (), tuple(axes), has_images)
 
 
 def tied_along(units: Units, one: Along, axes: Collection[int]) -> Along | None:
@@ -164,7 +164,7 @@ def vector(units: Units, one: Along, axis: int) -> np.ndarray:
     return rest.array.reshape(-1)
 
 
-def simplified(units: Units, value: Value) -> Value:
+def simplified(units: Units, value: Labelled) -> Labelled:
     """The same value, about no axis along which all labels are of one unit, or nothing varies."""
 
     def simple(one: Along, known: Callable[[np.ndarray], np.ndarray]) -> Along:
@@ -202,7 +202,7 @@ def merged(units: Units, lists: Iterable[tuple[Along, ...]]) -> tuple[Along, ...
     return tuple(found)
 
 
-def joined(lists: Iterable[tuple[Along, ...]]) -> tuple[Along, ...]:
+def all_fixed(lists: Iterable[tuple[Along, ...]]) -> tuple[Along, ...]:
     """What is fixed of several values that are computed with element by element."""
     found: dict[Axes, Along] = {}
     for fixed in lists:

@@ -245,6 +245,7 @@ def check_shrinking(
             continue
         count = generator.integers(1, group.size)
         keep = {name: np.sort(generator.choice(group.size, count, replace=False))}
+        # Some of the group's channels, masked and taken out.
         masked = function(apply_masks(weights, filter_masks(weights, groups, keep)), images)
         small = shrink(weights, groups, keep, check=False)
         where = ", ".join(f"axis {place.axis} of {place.path}" for place in group.places)
@@ -255,6 +256,7 @@ def check_shrinking(
                 f"Without some of {name!r} the network fails: {error} If its code has widths of its "
                 f"own, `rebuild` must make it anew; the group is on {where}."
             ) from error
+        # Compared by the largest logit: other scales say nothing of an untrained network.
         largest = jnp.maximum(jnp.abs(masked).max(), 1e-9)
         difference = float(jnp.abs(masked - shrunk).max() / largest)
         if not difference <= tolerance:

@@ -168,15 +168,15 @@ def _clip(optimizer: Any) -> list[optax.GradientTransformation]:
 
 
 def _decay(optimizer: Any) -> optax.GradientTransformation:
-    mask = is_kernel if optimizer.decayed_weights == "kernels" else None
+    mask = kernel_mask if optimizer.decayed_weights == "kernels" else None
     return optax.add_decayed_weights(optimizer.weight_decay, mask)
 
 
-def is_kernel(params: PyTree) -> PyTree:
+def kernel_mask(params: PyTree) -> PyTree:
     """True at the parameters called "kernel", the weights of convolutions and dense layers.
 
     Example:
-      >>> is_kernel({"conv": {"kernel": 1.0, "bias": 2.0}})
+      >>> kernel_mask({"conv": {"kernel": 1.0, "bias": 2.0}})
       {'conv': {'bias': False, 'kernel': True}}
     """
     return jax.tree_util.tree_map_with_path(
