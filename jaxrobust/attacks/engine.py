@@ -26,15 +26,7 @@ from jaxrobust.attacks.conversation import answer_keys, evaluate, per_image, tel
 from jaxrobust.attacks.judging import Best
 from jaxrobust.attacks.lanes import Lanes, turn
 from jaxrobust.programs import company
-from jaxrobust.types import (
-    Array,
-    AttackResult,
-    LogitsFn,
-    PyTree,
-    Stochastic,
-    as_key,
-    fold_keys,
-)
+from jaxrobust.types import Array, AttackResult, LogitsFn, PyTree, Stochastic, as_key, fold_keys
 
 KEEP = ("best", "closest", "last")
 

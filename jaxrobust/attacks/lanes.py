@@ -136,13 +136,9 @@ def turn(
       (the best points, judged and counted; the answer, which nobody has been told yet).
     """
     attack, states = lanes.attack, lanes.states
+    keys = conversation.answer_keys(lanes.keys, step)
     points, evaluation = conversation.evaluate(
-        attack,
-        logits_fn,
-        states,
-        conversation.answer_keys(lanes.keys, step),
-        with_gradient,
-        lanes.finished,
+        attack, logits_fn, states, keys, with_gradient, lanes.finished
     )
     best = judging.judge(
         attack, lanes.progress, lanes.originals, lanes.labels, points, evaluation, states, is_last
