@@ -103,18 +103,10 @@ def _copied(found: Found) -> Sequence[Any]:
     return [found.add("increasing", index=index, num_uses=uses) for index in results]
 
 
-def _selected(found: Found) -> Sequence[Any] | None:
-    return _copied(found) if found.known[0] else None
-
-
 def _indexed(found: Found) -> Sequence[Any]:
     if found.first_only:
         return _copied(found)
     raise unsupported(found.equation, found.layer, "whose indices depend on the image")
-
-
-def _same(found: Found) -> Sequence[Any]:
-    return found.operands
 
 
 def _converted(found: Found) -> Sequence[Any]:
@@ -122,10 +114,6 @@ def _converted(found: Found) -> Sequence[Any]:
     if dtype != found.shape(found.operands[0]).dtype:
         raise unsupported(found.equation, found.layer, f"to {np.dtype(dtype).name}")
     return found.operands
-
-
-def _added(found: Found) -> Sequence[Any]:
-    return [found.add("increasing", mixes=len(found.unknown) == 2, num_terms=2)]
 
 
 def _subtracted(found: Found) -> Sequence[Any]:
@@ -138,16 +126,8 @@ def _multiplied(found: Found) -> Sequence[Any]:
     if len(found.unknown) == 1:
         return [found.add("scale")]
     if len({*found.unknown}) == 1:
-        return _squared(found)
+        return [found.make("square", jnp.square, found.operands[0])]
     return [found.make("product", jnp.multiply, *found.operands)]
-
-
-def _divided(found: Found) -> Sequence[Any] | None:
-    return [found.add("scale")] if found.first_only else None
-
-
-def _squared(found: Found) -> Sequence[Any]:
-    return [found.make("square", jnp.square, found.operands[0])]
 
 
 def _powered(found: Found) -> Sequence[Any] | None:
@@ -282,15 +262,18 @@ _COPIES = (
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_COPIES, _copied),
     **dict.fromkeys(("dynamic_slice", "gather"), _indexed),
-    "select_n": _selected,
-    "stop_gradient": _same,  # bounds are of values
+    "select_n": lambda found: _copied(found) if found.known[0] else None,
+    "stop_gradient": lambda found: found.operands,  # bounds are of values
     "convert_element_type": _converted,
-    **dict.fromkeys(("add", "add_any"), _added),
+    **dict.fromkeys(
+        ("add", "add_any"),
+        lambda found: [found.add("increasing", mixes=len(found.unknown) == 2, num_terms=2)],
+    ),
     "sub": _subtracted,
     "neg": _simply("scale"),
     "mul": _multiplied,
-    "div": _divided,
-    "square": _squared,
+    "div": lambda found: [found.add("scale")] if found.first_only else None,
+    "square": lambda found: [found.make("square", jnp.square, *found.operands)],
     "integer_pow": _powered,
     **dict.fromkeys(("cumsum", "reduce_sum", "reduce_window_sum"), _summed),
     **dict.fromkeys(_CONTRACTIONS, _contracted),
