@@ -18,6 +18,9 @@ PyTree: TypeAlias = Any
 LogitsFn: TypeAlias = Callable[[Array], Array]
 """Images float32 [B, H, W, C] in [0, 1] -> logits float32 [B, K]. Any callable will do."""
 
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""Called with (what is under way, done of it, all of it) as something long goes on. `print` will do."""
+
 Masks: TypeAlias = PyTree
 """The parameters' structure with boolean leaves; True keeps the weight. Never None."""
 

@@ -137,10 +137,10 @@ def num_parameters(node: ast.FunctionDef) -> int:
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in FILES if part(path) == "training"],
+    [path for path in FILES if part(path) in ("evaluation", "training")],
     ids=lambda path: str(path.relative_to(PACKAGE)),
 )
-def test_training_has_neither_long_functions_nor_long_lists_of_fields(path):
+def test_there_are_neither_long_functions_nor_long_lists_of_fields(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef):
             assert own_lines(node) <= 80, node.name

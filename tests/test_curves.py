@@ -7,7 +7,7 @@ import pytest
 
 from jaxrobust import evaluation
 from jaxrobust.attacks import APGD, BIM, FAB, FGSM, PGD, DeepFool
-from jaxrobust.evaluation import curves
+from jaxrobust.evaluation import Execution, Sweep, curves
 from jaxrobust.types import Stochastic
 
 KEY = jax.random.key(0)
@@ -35,17 +35,21 @@ def at_distances(norm_per_unit):
     return (0.5 + scores[:, None, None, None] * WEIGHTS / (WEIGHTS**2).sum()).astype(np.float32)
 
 
+IMAGES = at_distances(LINF)
+
+
 def counts(curve):
     rates = [point["robust_accuracy"] for point in curve["points"]]
     assert all(rate["n"] == 6 and rate["low"] <= rate["rate"] <= rate["high"] for rate in rates)
     return [rate["count"] for rate in rates]
 
 
-def curve(attack=None, function=linear, epsilons=EPSILONS, **options):
+def curve(attack=None, function=linear, epsilons=EPSILONS, *, progress=None, **options):
     attack = BIM(0.1, 0.05, 5) if attack is None else attack
     images = at_distances(LINF if attack.norm == "linf" else L2)
+    sweep, execution = Sweep(epsilons, **options), Execution(progress=progress)
     return evaluation.robustness_curve(
-        attack, function, images, LABELS, epsilons, key=KEY, model="m", **options
+        attack, function, images, LABELS, sweep, key=KEY, model="m", execution=execution
     )
 
 
@@ -72,18 +76,18 @@ def test_stops_after_the_first_point_below_chance():
     assert counts(curve(stop_below=2 / 6)) == [5, 4, 2, 1]  # equal is not below
     assert counts(curve(epsilons=EPSILONS[:2], stop_below=0.5)) == [5, 4]
     told = []
-    curve(stop_below=0.5, progress=lambda done, total: told.append((done, total)))
-    assert told == [(1, 5), (2, 5), (3, 5)]
+    curve(stop_below=0.5, progress=lambda *one: told.append(one))
+    assert told == [("epsilon 0", 1, 5), ("epsilon 0.02", 2, 5), ("epsilon 0.05", 3, 5)]
 
 
 def test_carried_over_images_are_attacked_once(monkeypatch):
-    attacked, search = [], curves.search
+    attacked, beat = [], curves.beat
 
-    def counted(attack, examples, aims, wanted, **options):
+    def counted(attack, prepared, wanted, **options):
         attacked.append(int(wanted.sum()))
-        return search(attack, examples, aims, wanted, **options)
+        return beat(attack, prepared, wanted, **options)
 
-    monkeypatch.setattr(curves, "search", counted)
+    monkeypatch.setattr(curves, "beat", counted)
     assert counts(curve(carry_over=True)) == STANDING
     assert attacked == [5, 4, 2, 1]
 
@@ -103,7 +107,7 @@ def test_only_carrying_over_makes_a_curve_fall():
 
     def found(**options):
         points = evaluation.robustness_curve(
-            FGSM(0.1), hole, images, labels, [0.05, 0.1], key=KEY, model="m", **options
+            FGSM(0.1), hole, images, labels, Sweep([0.05, 0.1], **options), key=KEY, model="m"
         )["points"]
         return [point["robust_accuracy"]["count"] for point in points]
 
@@ -130,6 +134,28 @@ def test_one_run_of_a_minimal_norm_attack_gives_the_whole_curve(attack):
     assert counts(steps) == [2, 1]
 
 
+REFUSING = {
+    "robustness_curve": lambda **o: evaluation.robustness_curve(
+        FGSM(), linear, IMAGES, LABELS, Sweep([0.1]), key=KEY, model="m", **o
+    ),
+    "transfer_curves": lambda **o: evaluation.transfer_curves(
+        FGSM(), {"m": linear}, "m", IMAGES, LABELS, [0.1], key=KEY, **o
+    ),
+    "epsilon_for_success": lambda **o: evaluation.epsilon_for_success(
+        FGSM(), linear, IMAGES, LABELS, key=KEY, **o
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSING)
+def test_what_keeps_no_state_refuses_a_path_before_anything_runs(name, tmp_path):
+    told = []
+    execution = Execution(path=tmp_path / "a", progress=lambda *one: told.append(one))
+    with pytest.raises(ValueError, match=f"`execution.path` must be None for `{name}`.*a stage"):
+        REFUSING[name](execution=execution)
+    assert not told and not list(tmp_path.iterdir())
+
+
 def test_wrong_input():
     with pytest.raises(ValueError, match="`epsilons` must rise"):
         curve(epsilons=[0.1, 0.05], stop_below=0.5)
@@ -137,6 +163,8 @@ def test_wrong_input():
         curve(epsilons=[0.1, 0.1], carry_over=True)
     with pytest.raises(ValueError, match="`stop_below` must be .* above 0 and at most 1, got 10"):
         curve(stop_below=10)
+    with pytest.raises(ValueError, match="`epsilons` must be .* at least 0, got -0.1"):
+        curve(epsilons=[0.1, -0.1])
     with pytest.raises(ValueError, match="`attack` must be untargeted"):
         curve(BIM(0.1, 0.05, 5, targeted=True))
     images = at_distances(LINF)

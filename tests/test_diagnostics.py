@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxrobust import evaluation
-from jaxrobust.evaluation import diagnostics, gradient_checks
+from jaxrobust.evaluation import Execution, diagnostics, gradient_checks
 from jaxrobust.types import Stochastic
 
 SIZE, CLASSES = 6, 4
@@ -76,7 +76,7 @@ def verdict():
             scale = jnp.float32(1e6 if kind == "saturated" else 1)
             function = jax.tree_util.Partial(choose, number, WEIGHTS, scale)
             found[kind] = evaluation.sanity(
-                function, IMAGES, LABELS, 0.12, key=jax.random.key(0), num_lanes=40
+                function, IMAGES, LABELS, 0.12, key=jax.random.key(0), execution=Execution(40)
             )
         return found[kind]
 
@@ -145,15 +145,15 @@ def test_nothing_to_attack():
 def scripted(monkeypatch, fooled, norm="linf", epsilon=0.1, shape=(6, 6, 1)):
     """The attack checks with attacks that fool the first of 10 images, as many as told."""
 
-    def search(attack, examples, aims, wanted, **options):
+    def search(attack, prepared, aims, wanted, **options):
         loss, steps = getattr(attack, "loss", None), attack.num_steps
         name = type(attack).__name__ + (f" {loss} {steps}" if loss else "")
         rows = np.arange(10) < fooled.get((name, round(attack.epsilon, 3)), 0)
-        images = np.where((rows & wanted)[:, None, None, None], 1.0, examples.images)
+        images = np.where((rows & wanted)[:, None, None, None], 1.0, prepared.images)
         found = {"images": images.astype(np.float32), "restart": np.zeros(10, int)}
         return type("Found", (), found)
 
-    monkeypatch.setattr(diagnostics, "search", search)
+    monkeypatch.setattr(evaluation.search, "search", search)
     monkeypatch.setattr(diagnostics, "gradient_checks", lambda *arguments: [])
     images = np.full((10, *shape), 0.25, np.float32)
     result = diagnostics.sanity(
@@ -215,15 +215,15 @@ def test_a_declared_stochastic_classifier_is_not_blamed(monkeypatch):
         noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(keys)
         return brightness(images + 0.05 * noise)
 
-    def search(attack, examples, aims, wanted, **options):
-        images = np.where(wanted[:, None, None, None], 1.0, examples.images)
+    def search(attack, prepared, aims, wanted, **options):
+        images = np.where(wanted[:, None, None, None], 1.0, prepared.images)
         found = {"images": images.astype(np.float32), "restart": np.zeros(len(wanted), int)}
         return type("Found", (), found)
 
-    monkeypatch.setattr(diagnostics, "search", search)
+    monkeypatch.setattr(evaluation.search, "search", search)
     images = np.full((10, 6, 6, 1), 0.25, np.float32)
     function = Stochastic(jax.tree_util.Partial(noisy), 4)
-    options = {"key": jax.random.key(0), "num_images": 6, "num_lanes": 8}
+    options = {"key": jax.random.key(0), "num_images": 6, "execution": Execution(8)}
     result = evaluation.sanity(function, images, np.zeros(10, int), 0.1, **options)
     assert result["verdict"] == "sound" and result["n"] == 6
     checks = by_name(result)
@@ -234,12 +234,12 @@ def test_a_declared_stochastic_classifier_is_not_blamed(monkeypatch):
 def test_progress_is_told(monkeypatch):
     told = []
 
-    def search(attack, examples, *_, options, **others):
-        options.progress(1, 2)
-        found = {"images": examples.images, "restart": np.zeros(2, int)}
+    def search(attack, prepared, *_, execution, **others):
+        execution.progress("", 1, 2)
+        found = {"images": prepared.images, "restart": np.zeros(2, int)}
         return type("Found", (), found)
 
-    monkeypatch.setattr(diagnostics, "search", search)
+    monkeypatch.setattr(evaluation.search, "search", search)
     images = np.full((2, 6, 6, 1), 0.25, np.float32)
     evaluation.sanity(
         brightness,
@@ -247,12 +247,16 @@ def test_progress_is_told(monkeypatch):
         np.zeros(2, int),
         0.1,
         key=jax.random.key(0),
-        progress=lambda done, total: told.append((done, total)),
+        execution=Execution(progress=lambda *one: told.append(one)),
     )
-    done, total = zip(*told, strict=True)
+    names, done, total = zip(*told, strict=True)
     # Of each of two images: 2 looks, 4 gradients, 32 differences; 5 times 101 questions of APGD and
     # once 11, 50 of noise and 301 of Square.
     assert set(total) == {2 * 905} and done[-1] == 2 * 905
+    assert list(dict.fromkeys(names)) == [
+        *("same answer twice", "gradients", "white box", "more steps", "larger epsilon"),
+        *("unbounded attack", "random noise", "black box"),
+    ]
     assert list(done) == sorted(done) and len(set(done)) > 20
     assert max(np.diff(done)) == 301  # Square, told of half way
 
@@ -265,6 +269,11 @@ def test_progress_is_told(monkeypatch):
         ({"norm": "l3"}, "`norm` must be one of"),
         ({"num_images": 0}, "`num_images` must be at least 1"),
         ({"labels": np.array([7])}, "`labels` must lie in 0 .. 1"),
+        ({"execution": Execution(path="a")}, "`execution.path` must be None for `sanity`, got 'a'"),
+        (
+            {"execution": Execution(search_type="bfloat16")},
+            "`execution.search_type` must be 'float32' for `sanity`.*checks are of the classifier in",
+        ),
     ],
 )
 def test_wrong_input(options, message):

@@ -21,7 +21,7 @@ from experiments.evaluate import __main__ as evaluate
 from jaxrobust import data, evaluation, models, pruning, studies, training
 from jaxrobust.evaluation.classification import predictions
 from jaxrobust.reports import markdown
-from jaxrobust.studies import suite_run, suites, words
+from jaxrobust.studies import suite_names, suite_run, words
 from jaxrobust.types import Stochastic
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -129,7 +129,7 @@ def checked(monkeypatch):
     """Sanity checks that cost nothing, and the arguments that they were called with."""
     calls = []
 
-    def sanity(logits_fn, images, labels, epsilon, *, key, norm, num_lanes, progress):
+    def sanity(logits_fn, images, labels, epsilon, *, key, norm, execution):
         calls.append((len(images), epsilon, norm))
         checks = [
             {"name": "unbounded attack", "passed": False, "detail": "12 % stand."},
@@ -268,7 +268,7 @@ def test_a_run_of_an_earlier_release_is_drawn_without_attacking(tmp_path, checke
     curve = "curve over epsilon at 1/20, 1/10"
     assert stages.keys() == {"suite", "2 adversarial images", "sanity checks", curve}
     stages["2 adversarial images"].unlink()  # it kept a grid of pictures, under another name
-    monkeypatch.setattr(evaluation.queue.lanes, "compiled_advance", None)
+    monkeypatch.setattr(evaluation.seats.lanes, "compiled_advance", None)
     evaluate.main(settings)
     assert result_of(tmp_path)["blocks"] == first["blocks"] and len(checked) == 1
 
@@ -495,20 +495,20 @@ def test_suites_that_are_none(text, message, tmp_path):
     path = tmp_path / "suite.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
-        suites.make_suite(str(path), 0.1, "linf", 10)
+        suite_names.make_suite(str(path), 0.1, "linf", 10)
 
 
 def test_suites_by_name():
-    assert suites.make_suite("rand", 0.1, "l2", 3) == evaluation.auto_attack_suite(
+    assert suite_names.make_suite("rand", 0.1, "l2", 3) == evaluation.auto_attack_suite(
         0.1, "l2", "rand", 3
     )
-    (pgd,) = suites.make_suite("pgd", 0.4, "l1", 3).values()
+    (pgd,) = suite_names.make_suite("pgd", 0.4, "l1", 3).values()
     assert (pgd.epsilon, pgd.norm) == (0.4, "l1") and pgd.step_size == pytest.approx(0.1)
     path = Path("step.json")
     path.write_text(json.dumps({"a": {"name": "PGD", "step_size": "2/255", "epsilon": 0.0313725}}))
-    (pgd,) = suites.make_suite(str(path), 8 / 255, "linf", 3).values()
+    (pgd,) = suite_names.make_suite(str(path), 8 / 255, "linf", 3).values()
     assert (pgd.epsilon, pgd.step_size) == (8 / 255, 2 / 255)
-    short = suites.shortened(suites.make_suite("standard", 0.1, "linf", 3), 7)
+    short = suite_names.shortened(suite_names.make_suite("standard", 0.1, "linf", 3), 7)
     assert [attack.num_steps for attack in short.values()] == [7, 8, 14, 7]
     assert short["FAB-T"].num_iterations == 7
 
@@ -582,7 +582,7 @@ def test_what_changes_no_verdict_may_be_asked_for_later(tmp_path, checked, monke
     assert "No sanity checks were made." in result_of(tmp_path)["summary"]
     first = record_of(tmp_path)
     searched = []
-    monkeypatch.setattr(evaluation.queue.lanes, "compiled_advance", searched.append)
+    monkeypatch.setattr(evaluation.seats.lanes, "compiled_advance", searched.append)
     more = {"save_images": True, "num_shown": 1, "num_lanes": 8, "diagnostics": True}
     evaluate.main(settings_of(tmp_path, **settings, **more))
     again = result_of(tmp_path)
@@ -591,6 +591,15 @@ def test_what_changes_no_verdict_may_be_asked_for_later(tmp_path, checked, monke
     assert record_of(tmp_path) == first
     kept = np.load(tmp_path / "evaluate" / "default" / "adversarial" / "suite.npz")
     assert kept["fooled_by"].tolist() == first["fooled_by"]
+
+
+def test_a_suite_of_a_run_needs_a_folder():
+    given = ({}, _bright, np.zeros((1, 4, 4, 1)), np.zeros(1, int))
+    with pytest.raises(ValueError, match="`execution.path` must be the folder"):
+        suite_run.run_suite(*given, key=jax.random.key(0), execution=evaluation.Execution())
+    told = evaluation.Execution(path="suite", progress=print)
+    with pytest.raises(ValueError, match="`execution.progress` must be None for `run_suite`"):
+        suite_run.run_suite(*given, key=jax.random.key(0), execution=told)
 
 
 def test_images_of_two_channels_are_attacked_and_not_shown(tmp_path):

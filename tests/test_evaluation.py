@@ -86,10 +86,10 @@ IMAGES = grey(0.1, 0.29, 0.325, 0.5, 0.69, 0.75, 0.9)
 LABELS = np.array([0, 0, 1, 1, 1, 1, 2])  # the classifier takes .75 for bright: one is wrong
 
 
-def attacked(attack, **options):
-    return evaluation.attack_dataset(
-        attack, CLASSIFIER, IMAGES, LABELS, key=jax.random.key(0), **options
-    )
+def attacked(attack, *, targets=None, until_fooled=False, **execution):
+    options = {"key": jax.random.key(0), "targets": targets, "until_fooled": until_fooled}
+    options |= {"execution": evaluation.Execution(**execution)}
+    return evaluation.attack_dataset(attack, CLASSIFIER, IMAGES, LABELS, **options)
 
 
 def test_attack_report_by_hand():
@@ -147,9 +147,8 @@ def test_sweeps_compile_once():
 
     def sweep(epsilon, scale):
         classifier = Classifier(counted, jnp.float32(scale))
-        evaluation.attack_dataset(
-            PGD(epsilon, 0.01, 3), classifier, IMAGES, LABELS, key=jax.random.key(0), num_lanes=3
-        )
+        options = {"key": jax.random.key(0), "execution": evaluation.Execution(num_lanes=3)}
+        evaluation.attack_dataset(PGD(epsilon, 0.01, 3), classifier, IMAGES, LABELS, **options)
 
     sweep(0.1, 10)
     first = len(traces)
@@ -160,8 +159,9 @@ def test_sweeps_compile_once():
 
 def test_progress_is_told():
     told = []
-    attacked(FGSM(0.05), num_lanes=3, progress=lambda done, total: told.append((done, total)))
-    assert told[-1] == (14, 14) and told == sorted(told)  # two questions for each of 7 images
+    attacked(FGSM(0.05), num_lanes=3, progress=lambda *one: told.append(one))
+    assert {name for name, *_ in told} == {"FGSM, linf 0.05"}
+    assert told[-1][1:] == (14, 14) and told == sorted(told)  # two questions for each of 7 images
 
 
 @pytest.mark.parametrize(
@@ -176,6 +176,7 @@ def test_progress_is_told():
             r"`targets` must be one class or of shape \(7,\)",
         ),
         (FGSM(), {"num_lanes": 0}, "`num_lanes` must be at least 1"),
+        (FGSM(), {"search_type": "int8"}, "`search_type` must be one of"),
     ],
 )
 def test_attack_dataset_errors(attack, options, message):
@@ -232,7 +233,7 @@ def test_curve_keeps_the_step_in_proportion_and_ends_at_the_clean_accuracy():
         CLASSIFIER,
         IMAGES,
         LABELS,
-        [0.0, 0.05, 0.5],
+        evaluation.Sweep([0.0, 0.05, 0.5]),
         key=jax.random.key(0),
         model="m",
     )
@@ -240,9 +241,8 @@ def test_curve_keeps_the_step_in_proportion_and_ends_at_the_clean_accuracy():
     assert counts == [6, 3, 0]
     assert curve["label"] == "PGD, 40 steps"
     with pytest.raises(ValueError, match="`attack.epsilon` must be a finite number above 0"):
-        evaluation.robustness_curve(
-            FGSM(0.0), CLASSIFIER, IMAGES, LABELS, [0.1], key=jax.random.key(0), model="m"
-        )
+        sweep, options = evaluation.Sweep([0.1]), {"key": jax.random.key(0), "model": "m"}
+        evaluation.robustness_curve(FGSM(0.0), CLASSIFIER, IMAGES, LABELS, sweep, **options)
 
 
 def test_nan_logits_are_neither_right_nor_a_success():

@@ -44,13 +44,14 @@ class Clock:
 def test_every_round_runs_each_once_in_an_order_of_its_own():
     clock = Clock()
     calls = [clock.program(name, 1.0) for name in "abc"]
-    samples = interleaved(calls, warmup=3, runs=40, clock=clock)
+    samples = interleaved(lambda _: calls, warmup=3, runs=40, clock=clock)
     assert [len(times) for times in samples] == [40] * 3
     rounds = ["".join(clock.order[i : i + 3]) for i in range(0, 3 * 43, 3)]
     assert all(sorted(order) == list("abc") for order in rounds)
     assert len(set(rounds)) == 6
     again = Clock()
-    interleaved([again.program(name, 1.0) for name in "abc"], 3, 40, clock=again)
+    repeated = [again.program(name, 1.0) for name in "abc"]
+    interleaved(lambda _: repeated, 3, 40, clock=again)
     assert again.order == clock.order
 
 
@@ -61,7 +62,7 @@ def test_times_are_milliseconds_of_the_runs_that_count():
     def call():
         clock.now += next(durations) * 1_000_000
 
-    assert interleaved([call], warmup=2, runs=2, clock=clock) == [[3.0, 4.0]]
+    assert interleaved(lambda _: [call], warmup=2, runs=2, clock=clock) == [[3.0, 4.0]]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -70,7 +71,7 @@ def test_three_times_the_work_is_different(seed):
     clock = Clock(seed)
     work = {"reference": 1.0, "control": 1.0, "heavy": 3.0, "light": 0.5, "twin": 1.0}
     calls = [clock.program(name, time) for name, time in work.items()]
-    samples = dict(zip(work, interleaved(calls, 0, 40, clock), strict=True))
+    samples = dict(zip(work, interleaved(lambda _: calls, 0, 40, clock), strict=True))
     floor = noise_floor([samples["reference"], samples["control"]])
     found = {name: time_difference(samples[name], samples["reference"], floor) for name in work}
     assert found["heavy"]["different"] and found["heavy"]["median_ms"] > 0

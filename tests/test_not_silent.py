@@ -80,7 +80,7 @@ CALLS = {
         {"fgsm": attacks.FGSM(0.1)}, f, IMAGES, LABELS, key=KEY
     ),
     "curve": lambda f: evaluation.robustness_curve(
-        attacks.FGSM(0.1), f, IMAGES, LABELS, [0.1], key=KEY, model="m"
+        attacks.FGSM(0.1), f, IMAGES, LABELS, evaluation.Sweep([0.1]), key=KEY, model="m"
     ),
     "transfer": lambda f: evaluation.transfer_rates(
         evaluation.attack_dataset(attacks.FGSM(0.1), means, IMAGES, LABELS, key=KEY), f
@@ -92,7 +92,7 @@ CALLS = {
     "attack": lambda f: attacks.FGSM(0.1)(KEY, f, IMAGES, LABELS),
     "smoothed": lambda f: defenses.smoothed_counts(KEY, f, IMAGES, 0.1, 4),
     "universal": lambda f: evaluation.universal_perturbation(
-        f, IMAGES, key=KEY, epsilon=0.1, max_passes=1
+        evaluation.UniversalPerturbation(0.1, max_passes=1), f, IMAGES, key=KEY
     ),
 }
 
@@ -160,7 +160,12 @@ def test_verdicts_do_not_depend_on_lanes_with_any_key(impl):
     key = jax.random.key(0, impl=impl)
     found = [
         evaluation.attack_dataset(
-            attacks.Square(0.1, num_steps=20), means, IMAGES, LABELS, key=key, num_lanes=lanes
+            attacks.Square(0.1, num_steps=20),
+            means,
+            IMAGES,
+            LABELS,
+            key=key,
+            execution=evaluation.Execution(lanes),
         ).success
         for lanes in (4, 24)
     ]
@@ -178,7 +183,8 @@ def test_every_function_takes_every_key(key):
             call(means)
     evaluation.attack_dataset(attacks.PGD(0.1), means, IMAGES, LABELS, key=key)
     evaluation.attack_suite({"pgd": attacks.PGD(0.1)}, means, IMAGES, LABELS, key=key)
-    evaluation.universal_perturbation(means, IMAGES, key=key, epsilon=0.1, max_passes=1)
+    universal = evaluation.UniversalPerturbation(0.1, max_passes=1)
+    evaluation.universal_perturbation(universal, means, IMAGES, key=key)
     evaluation.sanity(means, IMAGES, LABELS, 0.1, key=key, num_images=4)
     attribution.smooth_grad(means, images, key=key, num_samples=2)
     attribution.random_maps(key, (2, 4, 4))
@@ -214,9 +220,10 @@ def test_images_of_bfloat16_are_images(tmp_path):
     narrow = jnp.asarray(IMAGES, jnp.bfloat16)
     wide = np.asarray(narrow, np.float32)
     attack = attacks.PGD(0.1, 0.05, 3)
+    execution = evaluation.Execution(path=tmp_path / "state")
     for images in (narrow, np.asarray(narrow)):
         report = evaluation.attack_dataset(
-            attack, means, images, LABELS, key=KEY, path=tmp_path / "state"
+            attack, means, images, LABELS, key=KEY, execution=execution
         )
         again = evaluation.attack_dataset(attack, means, wide, LABELS, key=KEY)
         np.testing.assert_array_equal(report.images, again.images)
@@ -231,8 +238,9 @@ def test_a_state_of_a_narrow_classifier_is_read_again(tmp_path):
         return means(x).astype(jnp.bfloat16)
 
     def run():
+        execution = evaluation.Execution(path=tmp_path / "state")
         return evaluation.attack_dataset(
-            attacks.PGD(0.1), narrow, IMAGES, LABELS, key=KEY, path=tmp_path / "state"
+            attacks.PGD(0.1), narrow, IMAGES, LABELS, key=KEY, execution=execution
         )
 
     np.testing.assert_array_equal(run().images, run().images)
@@ -385,9 +393,8 @@ def test_nothing_larger_than_a_batch_goes_to_the_device(monkeypatch):
     monkeypatch.setattr(jax, "device_put", watched)
     images = RNG.random((300, 4, 4, 2)).astype(np.float32)
     evaluation.evaluate(means, images, means(images).argmax(1), batch_size=8)
-    evaluation.attack_dataset(
-        attacks.FGSM(0.1), means, images, means(images).argmax(1), key=KEY, num_lanes=8
-    )
+    options = {"key": KEY, "execution": evaluation.Execution(num_lanes=8)}
+    evaluation.attack_dataset(attacks.FGSM(0.1), means, images, means(images).argmax(1), **options)
     assert 0 < largest[0] <= 128  # clean images are looked at in batches of 128
     largest[0] = 0
     evaluation.logits(means, images, 16)
@@ -463,7 +470,7 @@ def test_auto_attack_on_images_too_small_for_square_fails_first():
     with pytest.raises(ValueError, match="Square in l2 needs at least 5 x 5 pixels, got 1 x 30"):
         evaluation.auto_attack(
             logits_fn, images, np.zeros(4, int), 0.5, key=KEY, norm="l2",
-            progress=lambda *told: asked.append(told),
+            execution=evaluation.Execution(progress=lambda *told: asked.append(told)),
         )  # fmt: skip
     assert not asked
 

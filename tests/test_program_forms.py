@@ -394,7 +394,12 @@ def test_a_wrong_form_is_noticed_and_not_used(monkeypatch):
     try:
         with pytest.warns(UserWarning, match="fast forms .* evaluated as it stands"):
             report = evaluation.attack_dataset(
-                attacks.FGSM(0.01), function, IMAGES, labels, key=KEY, num_lanes=4
+                attacks.FGSM(0.01),
+                function,
+                IMAGES,
+                labels,
+                key=KEY,
+                execution=evaluation.Execution(num_lanes=4),
             )
         np.testing.assert_allclose(report.clean_logits, expected, atol=1e-5)
         assert "as it stands" in report.warnings[0]

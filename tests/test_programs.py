@@ -13,6 +13,7 @@ from counting import Counted, num_compiled
 from flax import linen, nnx
 
 from jaxrobust import attacks, attribution, defenses, evaluation, export, programs
+from jaxrobust.evaluation import Execution
 from jaxrobust.models import Classifier
 from jaxrobust.types import Stochastic
 
@@ -563,10 +564,15 @@ def test_a_change_of_weights_ends_a_run_and_keeps_what_was_found(tmp_path):
 
     def run(progress=None):
         return evaluation.attack_dataset(
-            attack, logits_fn, IMAGES, labels, key=KEY, num_lanes=4, path=path, progress=progress
+            attack,
+            logits_fn,
+            IMAGES,
+            labels,
+            key=KEY,
+            execution=Execution(4, "float32", path, progress),
         )
 
-    def changes(done, total):
+    def changes(what, done, total):
         if done > total // 2:
             box["w"] = 3 * box["w"]
 
@@ -587,12 +593,17 @@ def test_weights_of_numpy_in_a_pytree_are_watched_too():
     weights = np.eye(2, dtype=np.float32)
     logits_fn = jax.tree_util.Partial(apply, weights)
 
-    def changes(done, total):
+    def changes(what, done, total):
         weights[...] = 2.0
 
     with pytest.raises(ValueError, match="has changed"):
         evaluation.attack_dataset(
-            attacks.PGD(0.1), logits_fn, IMAGES, np.zeros(8, int), key=KEY, progress=changes
+            attacks.PGD(0.1),
+            logits_fn,
+            IMAGES,
+            np.zeros(8, int),
+            key=KEY,
+            execution=Execution(progress=changes),
         )
 
 
@@ -605,12 +616,17 @@ def test_a_state_is_never_of_weights_that_were_changed(tmp_path):
 
     def run(path, progress=None):
         return evaluation.attack_dataset(
-            attack, logits_fn, IMAGES, labels, key=KEY, num_lanes=4, path=path, progress=progress
+            attack,
+            logits_fn,
+            IMAGES,
+            labels,
+            key=KEY,
+            execution=Execution(4, "float32", path, progress),
         )
 
     whole = run(tmp_path / "undisturbed")
 
-    def changes(done, total):
+    def changes(what, done, total):
         weights["w"][...] = np.eye(2)[::-1]
 
     with pytest.raises(ValueError, match="has changed"):

@@ -62,7 +62,18 @@ def test_attacks_are_those_of_table_7():
     assert all(honest[n].epsilon == 8 / 255 for n in ("FGSM", "BiM", "PGD", "APGD", "UP"))
     assert threats.shortened(source["CW"], 2).num_steps == 4
     assert threats.shortened(honest["UP"], 2).max_passes == 2
-    assert [n for n, attack in source.items() if attack.keep == "closest"] == ["CW", "DF"]
+    assert [n for n in source if threats.looks_for_the_smallest(source[n])] == ["CW", "DF"]
+
+
+def test_finished_runs_find_their_universal_perturbation():
+    """As the settings of runs have it that were made when it was a class of the study's own."""
+    kept = {"type": "experiments.pruned_benchmark.threats.Universal", "epsilon": 1.0}
+    kept |= {"max_passes": 1, "num_steps": 10, "overshoot": 0.02, "on_test": True}
+    assert threats.described(pruned.ATTACKS["source"]["UP"], "source") == kept
+    short = threats.shortened(pruned.ATTACKS["8/255"]["UP"], 2)
+    kept |= {"epsilon": 8 / 255, "max_passes": 2, "num_steps": 2, "on_test": False}
+    assert threats.described(short, "8/255") == kept
+    assert short.inner.num_candidates == 9  # not DeepFool's own, of which the settings say nothing
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from verdicts import ATTACKS, SEED, attack, classifier, examples, network, verdi
 
 from jaxrobust import compilation, evaluation
 from jaxrobust.attacks import APGD, BIM, FAB, PGD, CarliniWagner, DeepFool, Square
-from jaxrobust.evaluation import queue
+from jaxrobust.evaluation import Execution, seats
 from jaxrobust.types import Stochastic, fold_keys
 
 KEY = jax.random.key(SEED)
@@ -98,7 +98,7 @@ def test_nothing_is_retraced_for_other_numbers_of_images_epsilons_and_weights():
         images, labels = examples(size)
         counting = dataclasses.replace(classifier(seed), apply_fn=counted)
         swept = {k: dataclasses.replace(a, epsilon=epsilon) for k, a in suite.items()}
-        evaluation.attack_suite(swept, counting, images, labels, key=KEY, num_lanes=16)
+        evaluation.attack_suite(swept, counting, images, labels, key=KEY, execution=Execution(16))
 
     run(20, 0.01, 0)
     first = len(traces)
@@ -156,9 +156,9 @@ def test_bfloat16_search_is_verified_in_float32():
     suite = {"pgd": PGD(0.03, 0.01, 10)}
     exact, rounded = (
         evaluation.attack_suite(
-            suite, classifier(), images, labels, key=KEY, search_type=search_type
+            suite, classifier(), images, labels, key=KEY, execution=Execution(search_type=kind)
         )
-        for search_type in ("float32", "bfloat16")
+        for kind in ("float32", "bfloat16")
     )
     # Each success is one in float32; few are missed.
     predicted = np.asarray(jnp.argmax(classifier()(rounded.images), axis=1))
@@ -171,9 +171,9 @@ def test_bfloat16_search_is_verified_in_float32():
         score = images.astype(jnp.float32).mean((1, 2, 3))
         return jnp.stack([1 + 0 * score, fooled + 0 * score], axis=1)
 
-    images = examples()[0][:3]
+    images, rounded = examples()[0][:3], Execution(search_type="bfloat16")
     report = evaluation.attack_dataset(
-        BIM(0.1, 0.1, 2), only_rounded, images, np.zeros(3, int), key=KEY, search_type="bfloat16"
+        BIM(0.1, 0.1, 2), only_rounded, images, np.zeros(3, int), key=KEY, execution=rounded
     )
     assert not report.success.any()
     np.testing.assert_array_equal(report.num_queries, 6)  # attacked once more
@@ -187,7 +187,7 @@ def test_bfloat16_search_is_verified_in_float32():
 
     images, start = np.full((3, 6, 6, 2), 0.5, np.float32), 0.5
     report = evaluation.attack_dataset(
-        BIM(0.1, 0.1, 2), nan_in_float32, images, np.ones(3, int), key=KEY, search_type="bfloat16"
+        BIM(0.1, 0.1, 2), nan_in_float32, images, np.ones(3, int), key=KEY, execution=rounded
     )
     assert not report.success.any() and report.saw_nan.all()
 
@@ -204,7 +204,7 @@ def test_a_stochastic_classifier_is_attacked_in_expectation():
     shown = Stochastic(function, num_samples=8)
     reports = [
         evaluation.attack_dataset(
-            BIM(0.1, 0.02, 8), shown, images, labels, key=KEY, num_lanes=lanes
+            BIM(0.1, 0.02, 8), shown, images, labels, key=KEY, execution=Execution(lanes)
         )
         for lanes in (12, 5)
     ]
@@ -236,7 +236,9 @@ def test_samples_of_a_classifier_that_does_not_answer_at_random_change_nothing()
     plain = jax.tree_util.Partial(network, variables())
     attack = FAB(0.05, num_iterations=6)
     one, other = (
-        evaluation.attack_dataset(attack, function, images, labels, key=KEY, num_lanes=6)
+        evaluation.attack_dataset(
+            attack, function, images, labels, key=KEY, execution=Execution(num_lanes=6)
+        )
         for function in (Stochastic(steady, num_samples=3), plain)
     )
     assert one.success.sum() > 0 and (one.success == other.success).all()
@@ -293,20 +295,20 @@ def test_targets_that_are_the_labels():
 )
 def test_groups_leave_few_lanes_idle(asked, jobs, devices, steps, expected, monkeypatch):
     monkeypatch.setattr(compilation, "group_sizes", lambda: (4, 5, 6, 7))
-    assert queue.lane_count(asked, jobs, devices, steps) == expected
+    assert seats.lane_count(asked, jobs, devices, steps) == expected
 
 
 def test_few_lanes_go_to_few_devices(monkeypatch):
     monkeypatch.setattr(jax, "local_device_count", lambda: 64)
     monkeypatch.setattr(compilation, "group_sizes", lambda: (4,))
-    assert [queue.device_count(lanes) for lanes in (1, 9, 128, 1000)] == [1, 3, 32, 64]
+    assert [seats.device_count(lanes) for lanes in (1, 9, 128, 1000)] == [1, 3, 32, 64]
     monkeypatch.setattr(compilation, "group_sizes", lambda: None)
-    assert queue.device_count(8) == 8
+    assert seats.device_count(8) == 8
 
 
 def test_busy_lanes_are_dealt_to_the_devices_in_turn():
-    np.testing.assert_array_equal(queue._in_turn(8, 2), [0, 4, 1, 5, 2, 6, 3, 7])
-    np.testing.assert_array_equal(queue._in_turn(3, 1), [0, 1, 2])
+    np.testing.assert_array_equal(seats._in_turn(8, 2), [0, 4, 1, 5, 2, 6, 3, 7])
+    np.testing.assert_array_equal(seats._in_turn(3, 1), [0, 1, 2])
 
 
 @pytest.mark.slow

@@ -210,14 +210,16 @@ SURE, BEHIND, NOISE = (0.1, 0.101, 0.102), (-0.1, -0.101, -0.102), (0.1, -0.2, 0
     ],
 )
 def test_who_is_ahead(gaps, answer):
-    facts = studies.comparison.holm([gap(*values, other=name) for name, values in gaps.items()])
+    facts = studies.comparison.corrected(
+        [gap(*values, other=name) for name, values in gaps.items()]
+    )
     assert macro("ahead", facts, METHOD_WORDS) == answer
 
 
 def test_a_correction_can_take_an_answer_away():
     alone = gap(0.1, 0.101, 0.102, p=0.03)
     assert macro("ahead", [alone], METHOD_WORDS) == "ahead, beyond chance"
-    both = studies.comparison.holm([alone, gap(0.1, -0.2, 0.3, other="rigl")])
+    both = studies.comparison.corrected([alone, gap(0.1, -0.2, 0.3, other="rigl")])
     assert macro("ahead", both, METHOD_WORDS).endswith("no difference beyond chance")
 
 

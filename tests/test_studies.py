@@ -22,7 +22,7 @@ def test_a_finished_stage_is_not_computed_again(tmp_path):
 
     def compute(progress):
         calls.append(1)
-        progress(1, 2)
+        progress("half", 1, 2)
         return {"pair": (1, 2), "nan": float("nan")}
 
     first = studies.Stages(tmp_path)

@@ -27,7 +27,7 @@ def test_a_stage_of_facts_reads_back_what_it_measured(tmp_path):
         facts.add("right", network="mlp", seed=0, outcomes=np.array([True, False, True]))
         facts.add("norm", network="mlp", targeted=False, epsilon=0.03, value=None)
         facts.add("time", network="mlp", value=2.5, deviation=0.5, outcomes=np.array([1.5, np.inf]))
-        progress(1, 1)
+        progress("all", 1, 1)
 
     def facts_of():
         run = studies.Run("any", None, tmp_path, studies.Stages(tmp_path))

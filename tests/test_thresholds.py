@@ -11,6 +11,7 @@ from counting import Counted
 
 from jaxrobust import evaluation
 from jaxrobust.attacks import APGD, BIM, FAB, FGSM, PGD, DeepFool
+from jaxrobust.evaluation import Crossing, Execution
 from jaxrobust.models import Classifier
 
 KEY = jax.random.key(0)
@@ -32,8 +33,9 @@ def closed_form():
     return np.sort(np.abs(IMAGES.reshape(40, -1) @ difference) / np.abs(difference).sum())
 
 
-def find(attack, **options):
-    options = {"key": KEY, "tolerance": 1e-4, "num_lanes": 40} | options
+def find(attack, *, targets=None, **crossing):
+    crossing = Crossing(**{"tolerance": 1e-4} | crossing)
+    options = {"key": KEY, "targets": targets, "crossing": crossing, "execution": Execution(40)}
     return evaluation.epsilon_for_success(attack, CLASSIFIER, IMAGES, LABELS, **options)
 
 
@@ -64,7 +66,7 @@ def test_epsilon_out_of_reach_is_none():
     found = find(FGSM(0.1), maximum=float(closed_form()[17]) * 1.001, rate=0.9)
     assert found["epsilon"] is None and found["low"] is None and found["high"] is None
     nothing_right = evaluation.epsilon_for_success(
-        FGSM(0.1), CLASSIFIER, IMAGES, 1 - LABELS, key=KEY, num_lanes=40
+        FGSM(0.1), CLASSIFIER, IMAGES, 1 - LABELS, key=KEY, execution=Execution(40)
     )
     assert nothing_right["epsilon"] is None and nothing_right["low"] is None
     assert nothing_right["evaluations"][-1]["success"]["n"] == 0
@@ -93,7 +95,7 @@ def test_bisection_compiles_once():
     def search(scale):
         classifier = Classifier(counted, scale * WEIGHTS[:, :2])
         return evaluation.epsilon_for_success(
-            BIM(0.1, 0.05, 2), classifier, IMAGES, LABELS, key=KEY, num_lanes=40
+            BIM(0.1, 0.05, 2), classifier, IMAGES, LABELS, key=KEY, execution=Execution(40)
         )
 
     evaluation.attack_dataset(
@@ -102,13 +104,23 @@ def test_bisection_compiles_once():
         IMAGES,
         LABELS,
         key=KEY,
-        num_lanes=40,
+        execution=Execution(40),
     )
     evaluation.logits(Classifier(counted, WEIGHTS[:, :2]), IMAGES)
     once = len(traces)
     found = search(1)
     search(2)
     assert len(found["evaluations"]) > 9 and len(traces) == once
+
+
+def test_bisection_says_which_epsilon_is_tried():
+    told = []
+    evaluation.epsilon_for_success(
+        FGSM(0.1), CLASSIFIER, IMAGES, LABELS, key=KEY, crossing=Crossing(tolerance=0.2),
+        execution=Execution(progress=lambda *one: told.append(one)),
+    )  # fmt: skip
+    assert told[0][0] == "epsilon 0.3" and told[0][2] == 80  # two questions for each of 40 images
+    assert list(dict.fromkeys(name for name, *_ in told)) == ["epsilon 0.3", "epsilon 0.15"]
 
 
 def test_step_size_keeps_its_proportion():

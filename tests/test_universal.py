@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrobust.evaluation.universal import universal_perturbation
+from jaxrobust.attacks import BIM, DeepFool
+from jaxrobust.evaluation import UniversalPerturbation, universal_perturbation
 
 SHAPE = (3, 4, 2)
 SIZE = 24
@@ -39,14 +40,12 @@ def test_universal_perturbation_fools_a_linear_classifier_everywhere(norm, batch
     radius = {"linf": 0.1, "l2": 1.2 * wanted.max() / np.linalg.norm(normal)}[norm]
     told = []
     result = universal_perturbation(
+        UniversalPerturbation(radius, norm, target_rate=1.0),
         logits_fn,
         images,
         key=jax.random.key(0),
-        epsilon=radius,
-        norm=norm,
-        target_rate=1.0,
         batch_size=batch_size,
-        progress=lambda done, total: told.append((done, total)),
+        progress=lambda *one: told.append(one),
     )
     assert result.converged and result.fooling_rate["count"] == len(images)
     assert length(result.perturbation[None], norm)[0] <= radius * (1 + 1e-6)
@@ -54,8 +53,8 @@ def test_universal_perturbation_fools_a_linear_classifier_everywhere(norm, batch
     # DeepFool only ever moves along the normal, and no farther than the last image needs.
     direction = result.perturbation.ravel() / np.linalg.norm(result.perturbation)
     assert direction @ normal / np.linalg.norm(normal) < -0.95
-    assert [done for done, _ in told] == [40 * (i + 1) for i in range(len(result.fooling_rates))]
-    assert {total for _, total in told} == {400}
+    passes = range(1, len(result.fooling_rates) + 1)
+    assert told == [(f"pass {index}", 40 * index, 400) for index in passes]
 
 
 def test_universal_perturbation_is_as_small_as_it_must_be():
@@ -64,24 +63,34 @@ def test_universal_perturbation_is_as_small_as_it_must_be():
     radius = 0.04
     reachable = (wanted < radius * np.abs(normal).sum()).mean()
     result = universal_perturbation(
-        logits_fn, images, key=jax.random.key(1), epsilon=radius, target_rate=1.0, max_passes=4
+        UniversalPerturbation(radius, target_rate=1.0, max_passes=4),
+        logits_fn,
+        images,
+        key=jax.random.key(1),
     )
     assert not result.converged and len(result.fooling_rates) == 4
     assert 0.2 < result.fooling_rate["rate"] <= reachable
     nothing = universal_perturbation(
-        logits_fn, images, key=jax.random.key(1), epsilon=0.0, max_passes=1
+        UniversalPerturbation(0.0, max_passes=1), logits_fn, images, key=jax.random.key(1)
     )
     assert nothing.fooling_rate["count"] == 0 and not nothing.perturbation.any()
 
 
 def test_universal_perturbation_leaves_labels_that_are_given_and_says_what_is_wrong():
     logits_fn, images, _, _ = one_sided()
-    key = jax.random.key(0)
-    result = universal_perturbation(logits_fn, images, np.ones(40, int), key=key, epsilon=0.1)
+    key, attack = jax.random.key(0), UniversalPerturbation(0.1)
+    result = universal_perturbation(attack, logits_fn, images, np.ones(40, int), key=key)
     assert result.converged and not result.perturbation.any()  # none was right to begin with
     with pytest.raises(ValueError, match="labels"):
-        universal_perturbation(logits_fn, images, np.full(40, 2), key=key, epsilon=0.1)
+        universal_perturbation(attack, logits_fn, images, np.full(40, 2), key=key)
     with pytest.raises(ValueError, match="target_rate"):
-        universal_perturbation(logits_fn, images, key=key, epsilon=0.1, target_rate=1.5)
+        UniversalPerturbation(0.1, target_rate=1.5)
     with pytest.raises(ValueError, match="norm"):
-        universal_perturbation(logits_fn, images, key=key, epsilon=0.1, norm="l1")
+        UniversalPerturbation(0.1, norm="l1")
+    with pytest.raises(TypeError, match="`inner` must be a DeepFool, got BIM"):
+        UniversalPerturbation(0.1, inner=BIM())
+
+
+def test_the_inner_attack_is_the_authors():
+    """Ten steps and nine other classes, where DeepFool by itself takes fifty and ten."""
+    assert UniversalPerturbation(0.1).inner == DeepFool(0.02, 10, "l2", 9)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxrobust import evaluation
-from jaxrobust.evaluation.timing import interleaved_over
+from jaxrobust.evaluation.timing import interleaved
 from jaxrobust.models import Classifier
 
 PARAMS = {
@@ -125,7 +125,7 @@ def test_rounds_have_calls_of_their_own():
 
         return [lambda: call("a", 1 + number), lambda: call("b", 10)]
 
-    samples = interleaved_over(calls_of, 3, 2, clock=lambda: now[0])
+    samples = interleaved(calls_of, 2, 3, clock=lambda: now[0])
     assert samples == [[1.0, 2.0, 3.0], [10.0, 10.0, 10.0]]
     assert sorted(number for name, number in seen if name == "a") == [0, 0, 1, 1, 2]
 
@@ -141,17 +141,17 @@ IMAGES = np.arange(7 * 12, dtype=np.uint8).reshape(7, 2, 2, 3)
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_every_batch_of_the_data_set_is_run(monkeypatch, in_memory):
     """The images that do not fill a batch are left out; each batch is what the programs get."""
-    module = sys.modules["jaxrobust.evaluation.dataset_latency"]
+    module = sys.modules["jaxrobust.evaluation.latency"]
     got = []
 
-    def fake(calls_of, runs, warmup):
+    def fake(calls_of, warmup, runs):
         for number in range(runs):
             outputs = [np.asarray(call()) for call in calls_of(number)]
             assert all(np.array_equal(output, outputs[0]) for output in outputs)
             got.append(outputs[0])
         return [[1.0, 1.1] * 3, [2.0, 2.1] * 3, [1.05, 1.0] * 3]
 
-    monkeypatch.setattr(module, "interleaved_over", fake)
+    monkeypatch.setattr(module, "interleaved", fake)
     fns = {"dense": CLASSIFIER, "twin": CLASSIFIER}
     found = evaluation.dataset_latency(fns, IMAGES, 3, in_memory=in_memory, controls=1)
     assert found["batches"] == 2 == len(got)

@@ -44,11 +44,11 @@ def examples(size: int = 45) -> tuple[np.ndarray, np.ndarray]:
     return images, np.asarray(jnp.argmax(classifier()(images), axis=1))
 
 
-def attack(settings, **options) -> evaluation.AttackReport:
+def attack(settings, *, until_fooled=False, **execution) -> evaluation.AttackReport:
     images, labels = examples()
-    return evaluation.attack_dataset(
-        settings, classifier(), images, labels, key=jax.random.key(SEED), **options
-    )
+    options = {"key": jax.random.key(SEED), "until_fooled": until_fooled}
+    options |= {"execution": evaluation.Execution(**execution)}
+    return evaluation.attack_dataset(settings, classifier(), images, labels, **options)
 
 
 def verdicts(**options) -> dict[str, list]:

@@ -233,8 +233,8 @@ def _auto_attack(config: Config, case: Case, ask: harness.Ask) -> harness.Row:
         path = Path(folder) / "network.npz"
         network_files.save(path, case.name, exact, images, labels)
         network_files.load(ask, path, precision=config.precision)
-    lanes: Any = {"num_lanes": num_images, "search_type": work.precision}
-    runs, _ = auto_attack.race(ask, (exact, images, labels), effort, EPSILON, 0, **lanes)
+    execution = evaluation.Execution(num_images, search_type=work.precision)
+    runs, _ = auto_attack.race(ask, (exact, images, labels), effort, EPSILON, 0, execution)
     pair = {"jaxrobust": runs["jaxrobust"], "torch": runs["torchattacks"]}
     trained_on = "noise" if config.data_dir is None else "cifar10_jpeg"
     return {"images": num_images, "trained_on": trained_on} | harness.compared(pair)

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from experiments.benchmarks import attack_throughput, harness, network_files
 from experiments.benchmarks.parity import matrix, networks
 from jaxrobust import compilation, evaluation, studies
+from jaxrobust.evaluation import Execution
 
 _NETWORKS = ("reference", "cifar_robust")
 _SIDES = {"cpu": 2048, "cuda": 8192}  # of the matrices of which the product is timed
@@ -75,19 +76,20 @@ def race(
     effort: matrix.Effort,
     epsilon: float,
     rounds: int,
-    **settings: Any,
+    execution: Execution,
 ) -> tuple[dict[str, list[harness.Row]], list[evaluation.SuiteReport]]:
     """Lets both sides make AutoAttack on (classifier, images, labels), and a matrix product, in turns.
 
     Without rounds each makes it once; else the peer's first call has few steps. Returns what
-    `harness.turns` does, and our reports of all calls. `settings` are those of `attack_suite`.
+    `harness.turns` does, and our reports of all calls.
     """
     suite = matrix.suite(effort, "linf", epsilon)
     reports: list[evaluation.SuiteReport] = []
 
     def ours() -> harness.Row:
-        call = functools.partial(evaluation.attack_suite, suite, *batch, key=jax.random.key(0))
-        run = harness.clocked(lambda: reports.append(call(**settings)))
+        options: Any = {"key": jax.random.key(0), "execution": execution}
+        call = functools.partial(evaluation.attack_suite, suite, *batch, **options)
+        run = harness.clocked(lambda: reports.append(call()))
         right = reports[-1].clean_logits.argmax(1) == reports[-1].labels
         return run | {"robust": int(reports[-1].robust.sum()), "clean": int(right.sum())}
 
@@ -109,14 +111,15 @@ def compare(
 ) -> Iterator[harness.Row]:
     """Times both sides on one network: a row for the suite, and for what ours does in each part."""
     effort, rounds, batch = matrix.Effort(), config.rounds, network.target
+    execution = Execution(config.num_lanes)
     if config.quick:
         effort, rounds, batch = matrix.QUICK, 1, network.first(8).target
     with harness.peer(config.peer_python) as ask:
         hello = network_files.load(ask, network.path, num_threads=config.num_threads)
-        runs, reports = race(ask, batch, effort, epsilon, rounds, num_lanes=config.num_lanes)
+        runs, reports = race(ask, batch, effort, epsilon, rounds, execution)
     rate = 1 / statistics.median(run["seconds"] for run in runs.pop("matrix"))
     whole = harness.compared(runs)
-    operations = _operations(batch, reports[1], config.num_lanes)
+    operations = _operations(batch, reports[1], execution)
     named = {"network": network.name, "num_images": len(batch[1]), "epsilon": epsilon}
 
     def row(attack: str, seconds: float, operations: float) -> harness.Row:
@@ -152,7 +155,7 @@ def matrix_rate(kind: Any = jnp.float32) -> float:
 
 
 def _operations(
-    batch: tuple[Any, Any, Any], report: evaluation.SuiteReport, num_lanes: int
+    batch: tuple[Any, Any, Any], report: evaluation.SuiteReport, execution: Execution
 ) -> dict[str, float]:
     """{attack: operations of the network alone}: each attack once more, on what was left to it.
 
@@ -171,8 +174,7 @@ def _operations(
         operations[name] = 0.0
         if left.any():
             arguments = {name: attack}, classifier, images[left], labels[left]
-            settings: Any = {"key": jax.random.key(0), "num_lanes": num_lanes}
-            alone = evaluation.attack_suite(*arguments, **settings)
+            alone = evaluation.attack_suite(*arguments, key=jax.random.key(0), execution=execution)
             operations[name] = forward * float(alone.num_queries.sum() + alone.num_gradients.sum())
     return operations
 

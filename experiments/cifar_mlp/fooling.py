@@ -19,6 +19,7 @@ import numpy as np
 from experiments.cifar_mlp import pictures
 from jaxrobust import compilation, data, evaluation, models, studies
 from jaxrobust.attacks import FAB, FGSM, PGD, Attack, CarliniWagner, RandomNoise
+from jaxrobust.evaluation import Execution
 from jaxrobust.evaluation.answers import as_float
 from jaxrobust.reports.pictures import encode_array
 from jaxrobust.studies import Facts, Run, records
@@ -97,7 +98,9 @@ def measure(run: Run, dataset: data.Dataset, classifier: models.Classifier) -> d
             records.add_curve(facts, found[-1]["curve"], of)
     given: Any = (classifier, test.images[rows], test.labels[rows], EPSILON)
     check = functools.partial(evaluation.sanity, *given, key=run.key, norm="l2", num_images=50)
-    sanity = remember("sanity checks", lambda show: check(progress=show))
+    sanity = remember(
+        "sanity checks", lambda progress: check(execution=Execution(progress=progress))
+    )
     ascent = functools.partial(ascents_of, classifier, test, pair, run.settings.num_shown)
     ascents = remember("ascents to the target", lambda _: ascent())
     for name, record in ascents.items():
@@ -119,11 +122,12 @@ def _attacked(
     rows: Any,
     goal: int,
     attack: Attack,
-    show: Any,
+    progress: Any,
 ) -> dict[str, Any]:
     """What an attack makes of images, and the median norm; of FAB a curve besides, of PGD pictures."""
     images, labels = dataset.test.images[rows], dataset.test.labels[rows]
-    options = {"key": run.key, "targets": goal if attack.targeted else None, "progress": show}
+    options: Any = {"key": run.key, "targets": goal if attack.targeted else None}
+    options["execution"] = Execution(progress=progress)
     report = evaluation.attack_dataset(attack, classifier, images, labels, **options)
     moved = report.fools & report.attacked  # at any norm: some attacks look for the smallest
     if report.targets is not None:  # what is taken for the target already needs no change

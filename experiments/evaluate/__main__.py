@@ -35,7 +35,8 @@ import jax
 import numpy as np
 
 from jaxrobust import checks, evaluation, files, programs, studies, training
-from jaxrobust.studies import records, suite_run, suites
+from jaxrobust.evaluation import Execution, Sweep
+from jaxrobust.studies import records, suite_names, suite_run
 from jaxrobust.types import LogitsFn, Stochastic
 
 # Settings that change no verdict: a run goes on, or is drawn anew, with others.
@@ -96,12 +97,12 @@ class Settings:
     @property
     def radius(self) -> float:
         """Epsilon as a number."""
-        return suites.number("epsilon", self.epsilon)
+        return suite_names.number("epsilon", self.epsilon)
 
     @property
     def epsilons(self) -> list[float]:
         """Those of the curve."""
-        return [suites.number("curve", text) for text in self.curve]
+        return [suite_names.number("curve", text) for text in self.curve]
 
 
 PRESETS = {"quick": {"num_images": 20}}
@@ -149,7 +150,7 @@ def _check(settings: Settings) -> None:
         ("epsilon", settings.epsilon),
         *(("curve", text) for text in settings.curve),
     ):
-        epsilon = suites.number(name, text)
+        epsilon = suite_names.number(name, text)
         if 1 < epsilon <= 255 and largest == 1:
             raise ValueError(
                 f"`{name}` must be at most 1 (1 is black to white), got {text}; did you mean "
@@ -199,7 +200,7 @@ def _opened(
     """
     classifier, examples, num_classes = _loaded(settings)
     examples.check_labels(num_classes)
-    suite, label = suites.labelled(
+    suite, label = suite_names.labelled(
         *(settings.suite, settings.radius, settings.norm, num_classes),
         max_steps=20 if settings.quick else None,
     )
@@ -220,9 +221,7 @@ def _opened(
         Path(settings.model).name,
         target,
         examples.indices,
-        run.folder / "suite",
-        settings.num_lanes,
-        settings.search_type,
+        Execution(settings.num_lanes, settings.search_type, run.folder / "suite"),
     )
     return run, attacked, examples, examples.names(num_classes)
 
@@ -252,11 +251,10 @@ def _curve(run: studies.Run, attacked: suite_run.SuiteRun, suite: dict[str, Any]
         lambda progress: evaluation.robustness_curve(
             attack,
             *attacked.target,
-            run.settings.epsilons,
+            Sweep(run.settings.epsilons),
             key=jax.random.fold_in(run.key, 2),
             model=attacked.model,
-            num_lanes=attacked.num_lanes,
-            progress=progress,
+            execution=Execution(attacked.execution.num_lanes, progress=progress),
         ),
     )
     records.add_curve(run.facts, curve, model=attacked.model, attack=name)

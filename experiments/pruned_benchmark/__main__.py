@@ -27,9 +27,9 @@ import numpy as np
 
 from experiments.pruned_benchmark import comparisons, networks, threats
 from experiments.pruned_benchmark.networks import Criterion, Network
-from experiments.pruned_benchmark.threats import Universal
 from jaxrobust import checks, data, evaluation, models, studies, training
 from jaxrobust.attacks import APGD, BIM, FGSM, PGD, CarliniWagner, DeepFool, RandomNoise
+from jaxrobust.evaluation import UniversalPerturbation
 from jaxrobust.reports import blocks
 from jaxrobust.studies.outcomes import pack, right_ones, unpack
 
@@ -111,7 +111,7 @@ ATTACKS: dict[str, dict[str, Any]] = {
         "BiM": BIM(1.0, 0.1, 100, keep="last"),
         "PGD": PGD(0.3, 0.1, 100, random_start=False, keep="last"),
         "APGD": APGD(0.3, num_iterations=100),
-        "UP": Universal(1.0, max_passes=1, on_test=True),
+        "UP": UniversalPerturbation(1.0, max_passes=1),
         "noise": RandomNoise(0.3),
     },
     "8/255": {
@@ -121,7 +121,7 @@ ATTACKS: dict[str, dict[str, Any]] = {
         "BiM": BIM(EPSILON, 2 / 255, 10),
         "PGD": PGD(EPSILON, 2 / 255, 20),
         "APGD": APGD(EPSILON, num_iterations=100),
-        "UP": Universal(EPSILON, max_passes=5),
+        "UP": UniversalPerturbation(EPSILON, max_passes=5),
         "noise": RandomNoise(EPSILON),
     },
 }
@@ -262,7 +262,10 @@ class Study:
         self.white_box = {name: cut(attack) for name, attack in WHITE_BOX.items()}
         self.smallest = cut(SMALLEST)
         constants = {  # what decides about results besides the settings
-            "attacks": self.attacks,
+            "attacks": {
+                setting: {name: threats.described(attack, setting) for name, attack in of.items()}
+                for setting, of in self.attacks.items()
+            },
             "white box": self.white_box | {"DeepFool": self.smallest},
             "networks": [NETWORKS[name] for name in settings.networks],
             "training": networks.CONSTANTS,
@@ -408,7 +411,7 @@ def show(study: Study) -> None:
                 # Of these images alone: CW and DeepFool leave as they are what the base has wrong.
                 if victim.network == surrogate:
                     facts.add("still right", victim, outcomes=found[right], **keys)
-            if attack.keep == "closest":  # it looks for the smallest perturbation
+            if threats.looks_for_the_smallest(attack):
                 report = evaluation.load_attack(study.crafted(surrogate, setting, name))
                 lengths, of = threats.norms(report)[report.attacked], {"network": surrogate} | keys
                 facts.add("fooled", of, outcomes=np.isfinite(lengths))
@@ -423,7 +426,8 @@ def _craft_and_show(
     attack, attacked = study.attacks[setting][name], study.attacked
     path = study.crafted(surrogate, setting, name)
     base, train = study.classifier(Variant(surrogate)), study.train.spread(len(attacked))
-    threats.craft(attack, base, attacked, train, path, study.run.key, progress)
+    made_on = attacked if threats.is_made_on_test(setting) else train
+    threats.craft(attack, base, attacked, made_on, path, study.run.key, progress)
     images = threats.images_of(attack, path, attacked.images)
     return {v.name: pack(right_ones(study.classifier(v), images, attacked.labels)) for v in victims}
 
@@ -478,7 +482,9 @@ def _times(study: Study, progress: Any) -> list[dict[str, Any]]:
         )
         times = {"floor": compared["noise_floor_ms"], "variants": compared["variants"]}
         found.append({"network": network, "batch": batch, **times})
-        progress(len(found), len(settings.networks) * len(BATCH_SIZES))
+        progress(
+            f"{network}, {batch} at a time", len(found), len(settings.networks) * len(BATCH_SIZES)
+        )
     return found
 
 

@@ -8,7 +8,15 @@ import numpy as np
 
 from experiments.pruned_benchmark import networks
 from jaxrobust.studies import ANY, Fact, Facts
-from jaxrobust.studies.comparison import holm, less, means, one_more, over_images, value, without
+from jaxrobust.studies.comparison import (
+    corrected,
+    less,
+    means,
+    one_more,
+    over_images,
+    value,
+    without,
+)
 
 FEWEST = 3  # networks for an interval over them: with fewer, Student's t says nothing
 FLOOR = 0.02  # of the images: where the controls have so few left, nothing can be seen
@@ -62,7 +70,7 @@ def compare(facts: Facts, attacks: Any, white_box: Any, compared: str, sparsitie
 
     name = "white-box accuracy to control"
     found = over_images(facts, attacked, _to_control, name, among=right, correct=False)
-    facts.extend(holm([fact for fact in found if fact.n]))
+    facts.extend(corrected([fact for fact in found if fact.n]))
     against_controls(facts, "white-box norm", relative=True)
     for attack in white_box:
         against_controls(facts, "white-box accuracy", attack=attack)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxrobust import models, pruning, training
+from jaxrobust.types import Progress
 
 # The source's way: SGD with learning rate 0.1, momentum 0.9 (Nesterov) and batches of 128, the rate a
 # tenth after each milestone; pruning by NNCF's exponential schedule, from 10 % in the first epoch of
@@ -96,7 +97,7 @@ def fine_tune(
     variables: Any,
     variant: Any,
     criterion: Criterion | None,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> Trained:
     """Trains a base network on, from `variables`, and prunes it; without criterion it is a control."""
     num_epochs, sparsities = settings.fine_tuning_epochs, [0.0] * settings.fine_tuning_epochs
@@ -127,7 +128,7 @@ def fine_tune(
         fitted = training.fit(network, images, way, run_dir=folder / f"epoch-{epoch}", **more)
         variables = fitted.variables
         history.append(dict(fitted.history[0]) | {"epoch": epoch + 1, "sparsity": sparsity})
-        progress(epoch + 1, num_epochs)
+        progress(f"epoch {epoch + 1}", epoch + 1, num_epochs)
     assert keep is not None  # there is at least one epoch
     small = pruning.shrink(variables, groups, keep)
     # The weights before filters were taken out, and the share of the channels that is left, coupled

@@ -2,74 +2,91 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import numpy as np
 
-from jaxrobust import data, evaluation, files
+from jaxrobust import data, evaluation, files, training
+from jaxrobust.evaluation import Execution, UniversalPerturbation
 from jaxrobust.evaluation.answers import as_float
 from jaxrobust.studies.outcomes import pack
-from jaxrobust.types import LogitsFn
+from jaxrobust.types import LogitsFn, Progress
 
 UNIVERSAL_BATCH = 4  # DeepFool on so many images together; 1 is the paper's, and slower
-
-
-@dataclasses.dataclass(frozen=True)
-class Universal:
-    """Arguments of `evaluation.universal_perturbation`: one perturbation for all images, in linf."""
-
-    epsilon: float
-    max_passes: int
-    num_steps: int = 10
-    overshoot: float = 0.02
-    # Whether it is made on the images that it is then shown with, as in the source; else on as many
-    # training images, as "universal" promises.
-    on_test: bool = False
-    keep: ClassVar[str] = (
-        "best"  # as attacks say that they do not look for the smallest perturbation
-    )
 
 
 def shortened(attack: Any, max_steps: int | None) -> Any:
     """An attack with at most so many steps, where a number is given."""
     if max_steps is None:
         return attack
+    if isinstance(attack, UniversalPerturbation):
+        attack = dataclasses.replace(attack, inner=shortened(attack.inner, max_steps))
     steps = {"num_steps", "num_iterations", "num_searches", "max_passes"}
     fields = steps & {field.name for field in dataclasses.fields(attack)}
     fewer = {name: min(getattr(attack, name), max_steps) for name in fields}
     return dataclasses.replace(attack, **fewer)
 
 
+def is_made_on_test(setting: str) -> bool:
+    """Whether a universal perturbation is made on the images that it is then shown with.
+
+    So it is in the source; else it is on as many training images, as "universal" promises.
+    """
+    return setting == "source"
+
+
+def described(attack: Any, setting: str) -> Any:
+    """An attack as a run's settings have it, in JSON."""
+    if not isinstance(attack, UniversalPerturbation):
+        return training.describe(attack)
+    return {  # as finished runs have it
+        "type": "experiments.pruned_benchmark.threats.Universal",
+        "epsilon": attack.epsilon,
+        "max_passes": attack.max_passes,
+        "num_steps": attack.inner.num_steps,
+        "overshoot": attack.inner.overshoot,
+        "on_test": is_made_on_test(setting),
+    }
+
+
+def looks_for_the_smallest(attack: Any) -> bool:
+    """Whether an attack has no epsilon to keep to."""
+    return not isinstance(attack, UniversalPerturbation) and attack.keep == "closest"
+
+
 def craft(
     attack: Any,
     classifier: LogitsFn,
     attacked: data.Split,
-    train: data.Split,
+    made_on: data.Split,
     path: Path,
     key: jax.Array,
-    progress: Any,
+    progress: Progress,
 ) -> None:
-    """Makes the images of an attack on test images and keeps them in a file, unless it is there."""
+    """Makes the images of an attack on test images and keeps them in a file, unless it is there.
+
+    A universal perturbation is made on other images, and is what its file keeps.
+    """
     if path.exists():
         return
-    if isinstance(attack, Universal):
-        arguments = dataclasses.asdict(attack)
-        made_on = attacked if arguments.pop("on_test") else train
-        arguments |= {"key": key, "batch_size": UNIVERSAL_BATCH, "progress": progress}
-        found = evaluation.universal_perturbation(classifier, made_on.images, **arguments)
+    if isinstance(attack, UniversalPerturbation):
+        of: Any = classifier, made_on.images
+        found = evaluation.universal_perturbation(
+            attack, *of, key=key, batch_size=UNIVERSAL_BATCH, progress=progress
+        )
         with files.replace(path) as partial:
             np.savez_compressed(partial, perturbation=found.perturbation)
         return
     under_way, images = path.with_suffix(".state.npz"), (attacked.images, attacked.labels)
-    options = {"key": key, "path": under_way, "progress": progress}
+    options: Any = {"key": key, "execution": Execution(path=under_way, progress=progress)}
     evaluation.save_attack(path, evaluation.attack_dataset(attack, classifier, *images, **options))
     under_way.unlink(missing_ok=True)
 
 
 def images_of(attack: Any, path: Path, clean: np.ndarray) -> np.ndarray:
     """The images that `craft` made, float32 [N, H, W, C]; `clean` are those that it started from."""
-    if isinstance(attack, Universal):
+    if isinstance(attack, UniversalPerturbation):
         with np.load(path, allow_pickle=False) as archive:
             return np.clip(as_float(clean) + archive["perturbation"], 0.0, 1.0)
     return evaluation.load_attack(path).images
@@ -86,11 +103,11 @@ def white_box(
     classifier: LogitsFn,
     attacked: data.Split,
     key: jax.Array,
-    progress: Any,
+    progress: Progress,
 ) -> dict[str, Any]:
     """What a network still has right under attacks, packed, and the norms that `smallest` takes."""
-    images, options = (attacked.images, attacked.labels), {"key": key, "progress": progress}
-    right = {}
+    images, right = (attacked.images, attacked.labels), {}
+    options: Any = {"key": key, "execution": Execution(progress=progress)}
     for name, attack in attacks.items():  # only who is fooled is asked
         report = evaluation.attack_dataset(
             attack, classifier, *images, until_fooled=True, **options

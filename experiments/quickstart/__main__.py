@@ -125,7 +125,8 @@ def _attacked(
         records.add_attack(run.facts, summary, network=name, attack=type(attack).__name__)
         found["attacks"].append(summary)
     with run.stages(f"sanity checks of {name}") as progress:
-        options: Any = {"num_images": run.settings.num_checked, "progress": progress}
+        execution = evaluation.Execution(progress=progress)
+        options: Any = {"num_images": run.settings.num_checked, "execution": execution}
         sanity = evaluation.sanity(*given, pgd.epsilon, key=run.key, **options)
         found["sanity"] = [{"model": name} | sanity]
     with run.stages(f"explain {name}"):
@@ -133,8 +134,9 @@ def _attacked(
         found["gallery"] = studies.gallery(classifier, report, shown, model=name)
     epsilons = np.linspace(0, 2 * pgd.epsilon, 7).tolist()
     with run.stages(f"curve over epsilon, {name}") as progress:
-        options = {"key": run.key, "model": name, "progress": progress}
-        curve = evaluation.robustness_curve(pgd, *given, epsilons, **options)
+        execution = evaluation.Execution(progress=progress)
+        options = {"key": run.key, "model": name, "execution": execution}
+        curve = evaluation.robustness_curve(pgd, *given, evaluation.Sweep(epsilons), **options)
         records.add_curve(run.facts, curve, network=name, attack="PGD")
         found["curves"] = [curve]
     return report, found

@@ -9,6 +9,7 @@ from experiments.robust_compression.networks import EPSILON, Study, Variant
 from jaxrobust import evaluation, studies
 from jaxrobust.attacks import FGSM, PGD, Attack, CarliniWagnerLinf
 from jaxrobust.defenses import Ensemble
+from jaxrobust.evaluation import Execution, Sweep
 from jaxrobust.evaluation.attack_report import epsilon_label
 from jaxrobust.reports import blocks
 from jaxrobust.reports.pictures import decode_array, encode_array
@@ -33,7 +34,7 @@ def auto_attack(study: Study, num_attacks: int | None = None) -> dict[str, Attac
     suite = evaluation.auto_attack_suite(EPSILON, num_classes=study.dataset.num_classes)
     suite = dict(itertools.islice(suite.items(), num_attacks))
     steps = study.settings.suite_steps
-    return suite if steps is None else studies.suites.shortened(suite, steps)
+    return suite if steps is None else studies.suite_names.shortened(suite, steps)
 
 
 def run_suites(study: Study) -> None:
@@ -47,7 +48,7 @@ def run_suites(study: Study) -> None:
             variant.name,
             study.target(variant),
             study.attacked_rows(variant.seed),
-            study.run.folder / "suite" / variant.stem,
+            Execution(path=study.run.folder / "suite" / variant.stem),
         )
         records.add_suite(study.run.facts, attacked.record(f"attack {variant.name}"), variant)
 
@@ -61,11 +62,10 @@ def curves(study: Study) -> None:
             lambda progress, variant=variant: evaluation.robustness_curve(
                 pgd(EPSILON, settings.curve_steps),
                 *study.target(variant),
-                settings.curve_epsilons,
+                Sweep(settings.curve_epsilons, stop_below=1 / study.dataset.num_classes),
                 key=study.run.key,
                 model=variant.name,
-                stop_below=1 / study.dataset.num_classes,
-                progress=progress,
+                execution=Execution(progress=progress),
             ),
         )
         records.add_curve(study.run.facts, curve, variant, attack="PGD")
@@ -94,7 +94,7 @@ def transfer(study: Study, radius: float, after: str) -> dict[str, Any]:
                 *study.attacked(source.seed),
                 settings.curve_epsilons,
                 key=study.run.key,
-                progress=progress,
+                execution=Execution(progress=progress),
             ),
         )
         for target, curve in zip(targets, found, strict=True):
@@ -187,7 +187,7 @@ def _combined(
                 keep("combined", right_ones(whole, report.images, labels), "PGD", epsilon, member)
             beaten = smallest.success & (smallest.linf <= epsilon)
             keep(member, smallest.attacked & ~beaten, "CW", epsilon)
-        progress(done, len(MEMBERS) + 1)
+        progress(member, done, len(MEMBERS) + 1)
     suite = auto_attack(study, 2)
     strong = evaluation.attack_suite(suite, whole, images, labels, key=study.run.key)
     keep("robust", known, "APGD", EPSILON)

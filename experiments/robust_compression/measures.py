@@ -161,7 +161,7 @@ def _times(study: Study, progress: Any) -> list[dict[str, Any]]:
             controls=1 if settings.quick else 3,
         )
         found.append({"network": network, "batch": size, "variants": timed["variants"]})
-        progress(done, len(cases))
+        progress(f"{network}, {size} at a time", done, len(cases))
     return found
 
 

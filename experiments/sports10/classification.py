@@ -103,7 +103,7 @@ def _folds(study: Study) -> None:
         compared.append(comparison.paired(held_out[b], held_out[a], "held-out difference", keys))
         facts.add("only this right", keys, value=int((right[b] & ~right[a]).sum()))
         facts.add("only other right", keys, value=int((right[a] & ~right[b]).sum()))
-    facts.extend(comparison.holm(compared))
+    facts.extend(comparison.corrected(compared))
 
 
 def _ensembles(study: Study) -> None:
@@ -153,7 +153,7 @@ def _maps(study: Study, progress: Any) -> dict[str, Any]:
         maps = np.asarray(explain(study.key, classifier, images, jnp.asarray(predicted)))
         found["maps"][method] = encode_array(maps[chosen].astype(np.float32))
         judge(method, maps)
-        progress(done, len(allowed) + 2)
+        progress(method, done, len(allowed) + 2)
     judge("random", attribution.random_maps(study.key, images.shape[:3]))
     cascaded = [method for method in CASCADED if method in allowed]
     for method in cascaded[:1] if quick else cascaded:

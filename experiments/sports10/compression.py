@@ -84,7 +84,7 @@ def _accuracy_and_size(study: Study, name: str, facts: studies.Facts, progress: 
             facts.add(f"{kind} file", variant, value=size)
         whole = facts.of("dense file", Variant(name)).value or 0.0
         facts.add("times smaller", variant, value=whole / sizes["sparse"])
-        progress(done, len(judged))
+        progress(variant.label, done, len(judged))
 
 
 def _file_size(study: Study, variant: Variant, stored: Any, kind: str) -> float:
@@ -130,7 +130,7 @@ def _compare_folds(study: Study) -> None:
     )
     facts.extend(gaps)
     # As the verdict has them: corrected, and without those of no image.
-    cases = comparison.holm([gap for gap in gaps if gap.n])
+    cases = comparison.corrected([gap for gap in gaps if gap.n])
     facts.extend(dataclasses.replace(case, measure="robust gain, corrected") for case in cases)
 
 
@@ -215,7 +215,7 @@ def _tickets(study: Study, name: str, facts: studies.Facts, progress: Any) -> No
         facts.add("ticket accuracy", method=method, outcomes=outcomes)
         facts.add("ticket epochs", method=method, value=used.num_epochs)
         facts.add("ticket rounds", method=method, value=rounds)
-        progress(len(facts), 21)
+        progress(method, len(facts), 21)
 
     def retrain(words: str, start: Any, masks: Any, used: training.Recipe) -> Any:
         run, start = f"{name} {words}", masked(start, masks)
@@ -249,7 +249,7 @@ def _compare_tickets(study: Study) -> None:
     facts.extend(gaps)
     ticket = facts.of("ticket accuracy", method="ticket")
     gaps = [comparison.paired(ticket, o, "ticket advantage", o.keys) for o in found[-3:]]
-    facts.extend(comparison.holm(gaps))
+    facts.extend(comparison.corrected(gaps))
 
 
 def _choice(study: Study) -> dict[str, Any]:

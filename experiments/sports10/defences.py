@@ -143,7 +143,7 @@ def _answers(study: Study, name: str, facts: studies.Facts, progress: Any) -> No
             for attacker, right in (("unknowing", unknown), ("adaptive", known)):
                 keys |= {"attacker": attacker, "epsilon": epsilon}
                 facts.add("defended accuracy", keys, outcomes=right)
-        progress(done, len(defended) + 1)
+        progress(key, done, len(defended) + 1)
     _certify(study, name, facts, defended["smoothing"])
 
 

@@ -109,7 +109,7 @@ def _judge(study: Study, name: str, progress: Any) -> dict[str, dict[str, list[i
             if len(judged) > 1:
                 report = evaluation.attack_dataset(attack, *given, key=study.key)
                 robust[number, held_out] = report.attacked & ~report.success
-        progress(fold + 1, study.config.num_folds)
+        progress(f"fold {fold + 1}", fold + 1, study.config.num_folds)
     labels = [variant.label for variant in judged]
     both = {"right": right, "robust": robust}
     return {kind: dict(zip(labels, rows.tolist(), strict=True)) for kind, rows in both.items()}

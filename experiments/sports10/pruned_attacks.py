@@ -80,7 +80,7 @@ def _attacks(study: Study, name: str, facts: studies.Facts, progress: Any) -> No
             facts.add_rate("fools dense", row, back["of_successes"])
             facts.add_rate("fools dense of right", row, back["of_right"])
         add_attack(facts, made, **vars(row))
-        progress(done, len(rows))
+        progress(f"{row.attack} at {row.label}", done, len(rows))
 
 
 def _half(study: Study, name: str, facts: studies.Facts, progress: Any) -> None:
@@ -88,13 +88,12 @@ def _half(study: Study, name: str, facts: studies.Facts, progress: Any) -> None:
     test, judged, slow = study.test(name), variants(study, name), SUBJECTS[name].slow
     tolerance = 1e-3 if study.config.quick or slow else 2e-4
     facts.add("tolerance", network=name, value=tolerance)
-    search = functools.partial(
-        evaluation.epsilon_for_success, maximum=0.05, tolerance=tolerance, interval=not slow
-    )
+    crossing = evaluation.Crossing(maximum=0.05, tolerance=tolerance, interval=not slow)
+    search = functools.partial(evaluation.epsilon_for_success, key=study.key, crossing=crossing)
     for done, variant in enumerate(judged, start=1):
         classifier = _classifier(study, variant)
         for attack in (FGSM(0.03), PGD(0.03, 0.03 / 4, _half_steps(study))):
-            found = search(attack, classifier, test.images, test.labels, key=study.key)
+            found = search(attack, classifier, test.images, test.labels)
             figures = {"value": found["epsilon"], "low": found["low"], "high": found["high"]}
             facts.add("epsilon for half", variant, attack=type(attack).__name__, **figures)
         # At an epsilon small enough for the steps to be worth counting.
@@ -102,7 +101,7 @@ def _half(study: Study, name: str, facts: studies.Facts, progress: Any) -> None:
         report = study.attack(fine, name, classifier, f" at {variant.label}, small steps")
         facts.add("small steps for half", variant, value=evaluation.steps_for_success(report))
         facts.add_rate("success of small steps", variant, evaluation.success_rate(report))
-        progress(done, len(judged))
+        progress(variant.label, done, len(judged))
 
 
 def _half_steps(study: Study) -> int:

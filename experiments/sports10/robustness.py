@@ -91,7 +91,7 @@ def _same_size(study: Study) -> list[list[str]]:
 
 def _curves(study: Study, name: str, _: Any) -> list[dict[str, Any]]:
     test, step = study.test(name), 2 if study.config.quick or SUBJECTS[name].slow else 1
-    given: Any = (study.base(name), test.images, test.labels, CURVE[::step])
+    given: Any = (study.base(name), test.images, test.labels, evaluation.Sweep(CURVE[::step]))
     return [
         evaluation.robustness_curve(study.make(kind), *given, key=study.key, model=name)
         for kind in ("FGSM", "PGD")
@@ -101,7 +101,8 @@ def _curves(study: Study, name: str, _: Any) -> list[dict[str, Any]]:
 def _sanity(study: Study, name: str, progress: Any) -> dict[str, Any]:
     test, num_images = study.test(name), 2 if study.config.quick else 50
     given: Any = (study.base(name), test.images, test.labels, study.config.epsilon)
-    return evaluation.sanity(*given, key=study.key, num_images=num_images, progress=progress)
+    execution = evaluation.Execution(progress=progress)
+    return evaluation.sanity(*given, key=study.key, num_images=num_images, execution=execution)
 
 
 def _transfer(study: Study) -> None:

@@ -39,7 +39,8 @@ from experiments.train.methods import check, recipe
 from experiments.train.settings import PRESETS, Settings
 from jaxrobust import data, models, studies, training
 from jaxrobust.data.augment import Augmentation
-from jaxrobust.studies import records, suite_run, suites
+from jaxrobust.evaluation import Execution
+from jaxrobust.studies import records, suite_names, suite_run
 
 # Photographs are mirrored and moved by up to an eighth, the usual for CIFAR; digits are neither.
 _PHOTOGRAPHS = Augmentation(flip=0.5, translate=0.125)
@@ -77,7 +78,7 @@ def main(settings: Settings) -> Path:
     suite: dict[str, Any] = {}
     label = ""
     if settings.suite != "none":
-        suite, label = suites.labelled(
+        suite, label = suite_names.labelled(
             *(settings.suite, settings.radius, settings.norm, dataset.num_classes),
             max_steps=20 if settings.quick else None,
         )
@@ -93,8 +94,9 @@ def main(settings: Settings) -> Path:
     outcomes = []
     for variant in variants:
         classifier, entry = _trained(run, dataset, splits, variant, recipes[variant.name])
-        target, folder = (classifier, images, labels), run.folder / "suite" / variant.stem
-        attacked = suite_run.SuiteRun(run, suite, label, variant.name, target, rows, folder)
+        target = classifier, images, labels
+        execution = Execution(path=run.folder / "suite" / variant.stem)
+        attacked = suite_run.SuiteRun(run, suite, label, variant.name, target, rows, execution)
         outcomes.append((variant, entry, _attacked(attacked, variant) if suite else None))
     return run.finish(
         f"Training on {dataset.name}",

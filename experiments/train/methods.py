@@ -7,7 +7,7 @@ from typing import Any, get_args
 from experiments.train.settings import Method, Options, Settings
 from jaxrobust import checks, models, studies, training
 from jaxrobust.attacks import PGD
-from jaxrobust.studies import suites
+from jaxrobust.studies import suite_names
 from jaxrobust.training import NFGSM, AttackSchedule, FreeReplays, KLAscent, Recipe
 
 STAGED = ("pgd", "trades", "mart")
@@ -58,7 +58,7 @@ def _staged(settings: Settings, attack: type[PGD] | type[KLAscent]) -> Any:
     starts = [1, *(milestone + 1 for milestone in settings.attack_milestones)]
     epsilons = settings.attack_epsilons or (settings.epsilon,) * len(starts)
     numbers = settings.attack_steps or (settings.train_steps,) * len(starts)
-    radii = [suites.number("attack_epsilons", epsilon) for epsilon in epsilons]
+    radii = [suite_names.number("attack_epsilons", epsilon) for epsilon in epsilons]
     stages = tuple(
         (start, attack(radius, 2.5 * radius / steps, steps, settings.norm))
         for start, radius, steps in zip(starts, radii, numbers, strict=True)
@@ -175,7 +175,7 @@ def _check_stages(settings: Settings, largest: float) -> None:
                 f"got {given}."
             )
     for epsilon in settings.attack_epsilons:
-        value = suites.number("attack_epsilons", epsilon)
+        value = suite_names.number("attack_epsilons", epsilon)
         checks.number("attack_epsilons", value, above=0.0, maximum=largest)
     for steps in settings.attack_steps:
         checks.integer("attack_steps", steps, minimum=1)

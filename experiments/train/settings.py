@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from jaxrobust.studies import suites
+from jaxrobust.studies import suite_names
 
 Method = Literal["standard", "pgd", "trades", "mart", "fgsm_rs", "n_fgsm", "free"]
 
@@ -130,7 +130,7 @@ class Settings:
     @property
     def radius(self) -> float:
         """Epsilon as a number."""
-        return suites.number("epsilon", self.epsilon)
+        return suite_names.number("epsilon", self.epsilon)
 
 
 PRESETS = {

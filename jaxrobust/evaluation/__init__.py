@@ -14,10 +14,15 @@ from jaxrobust.evaluation.auto_attack import auto_attack, auto_attack_suite
 from jaxrobust.evaluation.certification import certified_accuracy
 from jaxrobust.evaluation.classification import evaluate, logits, mistakes
 from jaxrobust.evaluation.collapse import loss_alarm
-from jaxrobust.evaluation.curves import curve_from_norms, robustness_curve
-from jaxrobust.evaluation.dataset_latency import dataset_latency
+from jaxrobust.evaluation.curves import Sweep, curve_from_norms, robustness_curve
 from jaxrobust.evaluation.diagnostics import sanity
-from jaxrobust.evaluation.latency import compare_latency, disk_latency, latency
+from jaxrobust.evaluation.execution import Execution
+from jaxrobust.evaluation.latency import (
+    compare_latency,
+    dataset_latency,
+    disk_latency,
+    latency,
+)
 from jaxrobust.evaluation.rates import Rate, rate
 from jaxrobust.evaluation.robustness import attack_dataset
 from jaxrobust.evaluation.statistics import (
@@ -30,19 +35,28 @@ from jaxrobust.evaluation.statistics import (
 )
 from jaxrobust.evaluation.suite import SuiteReport, attack_suite, summarise_suite
 from jaxrobust.evaluation.thresholds import (
+    Crossing,
     at_epsilon,
     confidences,
     epsilon_for_success,
     steps_for_success,
 )
 from jaxrobust.evaluation.transfer import transfer_curves, transfer_matrix, transfer_rates
-from jaxrobust.evaluation.universal import UniversalResult, universal_perturbation
+from jaxrobust.evaluation.universal import (
+    UniversalPerturbation,
+    UniversalResult,
+    universal_perturbation,
+)
 from jaxrobust.evaluation.weights import weight_histogram
 
 __all__ = [
     "AttackReport",
+    "Crossing",
+    "Execution",
     "Rate",
     "SuiteReport",
+    "Sweep",
+    "UniversalPerturbation",
     "UniversalResult",
     "at_epsilon",
     "attack_dataset",

@@ -84,7 +84,8 @@ class AttackReport:
 
         Of an attack that looks for the smallest perturbation and has an epsilon (FAB), within it.
         """
-        return self.fools & self.within(getattr(self.attack, "epsilon", np.inf))
+        epsilon = epsilon_of(self.attack)
+        return self.fools & self.within(np.inf if epsilon is None else epsilon)
 
     @functools.cached_property
     def fools(self) -> np.ndarray:
@@ -106,9 +107,8 @@ class AttackReport:
     @property
     def norms(self) -> np.ndarray:
         """Float [N], norms of the perturbations in the attack's norm, in pixel units."""
-        norm: str = getattr(self.attack, "norm", "linf")
-        checks.one_of("norm", norm, norms.NORMS)
-        return np.asarray(getattr(self, norm))
+        checks.one_of("norm", self.attack.norm, norms.NORMS)
+        return np.asarray(getattr(self, self.attack.norm))
 
     @functools.cached_property
     def l1(self) -> np.ndarray:
@@ -190,7 +190,7 @@ def median_norm(report: AttackReport) -> MedianNorm:
     norms = np.where(report.fools, report.norms, np.inf)[attacked]
     median = float(np.median(norms)) if len(norms) else math.inf
     return {
-        "norm": getattr(report.attack, "norm", "linf"),
+        "norm": report.attack.norm,
         "median": median if math.isfinite(median) else None,
         "n": int(attacked.sum()),
         "failures": int(np.isinf(norms).sum()),
@@ -290,6 +290,11 @@ def attack_label(attack: Attack, *, epsilon: bool = True) -> str:
     if attack.num_restarts > 1:
         words.append(f"{attack.num_restarts} restarts")
     return ", ".join(words)
+
+
+def epsilon_of(attack: Attack) -> Any:
+    """An attack's epsilon, a number or [N]; None of one that looks for a perturbation of any size."""
+    return getattr(attack, "epsilon", None)
 
 
 def _span(epsilon: Any) -> str:

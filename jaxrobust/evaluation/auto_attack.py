@@ -12,7 +12,6 @@ References:
   attacks", ICML 2020, section 6, https://arxiv.org/abs/2003.01690
 """
 
-import os
 from typing import Any
 
 import jax
@@ -20,7 +19,8 @@ import numpy as np
 
 from jaxrobust import checks, programs
 from jaxrobust.attacks import APGD, FAB, Attack, Square
-from jaxrobust.evaluation.suite import SuiteProgress, SuiteReport, attack_suite
+from jaxrobust.evaluation.execution import Execution
+from jaxrobust.evaluation.suite import SuiteReport, attack_suite
 from jaxrobust.types import LogitsFn
 
 VERSIONS = ("standard", "plus", "rand")
@@ -35,10 +35,7 @@ def auto_attack(
     key: jax.Array,
     norm: str = "linf",
     version: str = "standard",
-    num_lanes: int = 128,
-    search_type: str = "float32",
-    folder: str | os.PathLike[str] | None = None,
-    progress: SuiteProgress | None = None,
+    execution: Execution = Execution(),
 ) -> SuiteReport:
     """Robust accuracy under AutoAttack.
 
@@ -51,10 +48,7 @@ def auto_attack(
       key: A PRNG key.
       norm: "linf", "l2" or "l1"; in l1 there is no Square.
       version: "standard", "plus" or "rand".
-      num_lanes: As in `attack_dataset`, like `search_type`.
-      search_type: "float32" or "bfloat16".
-      folder: That keeps the state: a killed run goes on from it.
-      progress: Called with (attack's name, questions done, questions in all).
+      execution: As in `attack_suite`.
 
     Returns:
       SuiteReport.
@@ -72,10 +66,7 @@ def auto_attack(
         images,
         labels,
         key=key,
-        num_lanes=num_lanes,
-        search_type=search_type,
-        folder=folder,
-        progress=progress,
+        execution=execution,
     )
 
 

@@ -1,7 +1,7 @@
 """How well a classifier does on clean images: logits, accuracy, per-class figures."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,6 @@ from jaxrobust.evaluation.answers import answers, check_company, check_images
 from jaxrobust.evaluation.rates import rate
 from jaxrobust.programs.company import unusual
 from jaxrobust.types import LogitsFn
-
-Progress = Callable[[int, int], None]
-"""Called with (images done, images in all) as a long evaluation goes on."""
 
 
 def logits(logits_fn: LogitsFn, images: Any, batch_size: int = 256, draw: int = 0) -> np.ndarray:
@@ -135,17 +132,15 @@ def evaluate(
         raise ValueError(f"`class_names` must have {num_classes} names, got {len(names)}.")
     predicted = predictions(values)
     classes = np.arange(num_classes)
-    precision, recall, f1, support = metrics.precision_recall_fscore_support(
+    # An image without a prediction is of no column of the matrix, and counts as wrong everywhere.
+    *found, support = metrics.precision_recall_fscore_support(
         labels, predicted, labels=classes, zero_division=0.0
     )
+    figures = dict(zip(("precision", "recall", "f1"), found, strict=True))
     per_class = [
-        {
-            "class": names[k],
-            "precision": float(precision[k]),
-            "recall": float(recall[k]),
-            "f1": float(f1[k]),
-            "support": int(support[k]),
-        }
+        {"class": names[k]}
+        | {name: float(of[k]) for name, of in figures.items()}
+        | {"support": int(support[k])}
         for k in classes
     ]
     result = {
@@ -153,11 +148,7 @@ def evaluate(
         "loss": float(cross_entropies(values, labels).mean()),
         "confusion_matrix": metrics.confusion_matrix(labels, predicted, labels=classes).tolist(),
         "per_class": per_class,
-        "macro": {
-            "precision": float(precision.mean()),
-            "recall": float(recall.mean()),
-            "f1": float(f1.mean()),
-        },
+        "macro": {name: float(of.mean()) for name, of in figures.items()},
     }
     noticed = list(unusual(values))
     return result | {"warnings": noticed} if noticed else result

@@ -71,8 +71,8 @@ def loss_alarm(
             raise ValueError(f"`resets` must be at most the {len(losses)} epochs, got {epoch}.")
     values = [math.inf if loss is None or not math.isfinite(loss) else loss for loss in losses]
     chance = math.log(num_classes)
-    lowest, lowest_epoch = math.inf, None
-    explosion = None
+    # An explosion is above the smallest loss under the attack of the time.
+    lowest, lowest_epoch, explosion = math.inf, None, None
     for epoch, value in enumerate(values, start=1):
         if epoch in set(resets):
             lowest, lowest_epoch = math.inf, None
@@ -81,6 +81,7 @@ def loss_alarm(
             explosion = epoch
         if value < lowest:
             lowest, lowest_epoch = value, epoch
+    # A collapse lasts to the end: what recovers was none.
     collapsed = values[-1] >= chance
     below = [epoch for epoch, value in enumerate(values, start=1) if value < chance]
     known = math.isfinite(values[-1]) and 0 < lowest < math.inf

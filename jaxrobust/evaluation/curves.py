@@ -1,5 +1,6 @@
 """Robust accuracy over the size of the perturbation."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,13 +10,53 @@ import numpy as np
 from jaxrobust import checks
 from jaxrobust.attacks import Attack
 from jaxrobust.evaluation.answers import answers
-from jaxrobust.evaluation.attack_report import AttackReport, attack_label, robust_accuracy
-from jaxrobust.evaluation.classification import Progress, predictions
+from jaxrobust.evaluation.attack_report import (
+    AttackReport,
+    attack_label,
+    epsilon_label,
+    robust_accuracy,
+)
+from jaxrobust.evaluation.classification import predictions
+from jaxrobust.evaluation.execution import KEEP_IT, Execution
 from jaxrobust.evaluation.rates import rate
-from jaxrobust.evaluation.search import Examples, Options, fooled, prepare, search
+from jaxrobust.evaluation.search import Prepared, beat, prepare
 from jaxrobust.evaluation.thresholds import at_epsilon
 from jaxrobust.programs.company import unusual
 from jaxrobust.types import LogitsFn
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """At which epsilons an attack is made, and on which images.
+
+    Attributes:
+      epsilons: In pixel units, not negative; 0 is the accuracy on clean images.
+      stop_below: The first point whose robust accuracy is below this, in (0, 1], is the last one; 1 / K
+        is chance. The epsilons must rise then. None computes all points.
+      carry_over: Whether an image that was fooled at a smaller epsilon counts as fooled without being
+        attacked again: it is, by what was found there. Sooner done, but then the curve falls by
+        construction, and no longer shows an attack that does worse in a larger ball. The epsilons must
+        rise.
+
+    Raises:
+      TypeError: A number that is none.
+      ValueError: A number out of range, or epsilons that do not rise where they must.
+    """
+
+    epsilons: Sequence[float]
+    stop_below: float | None = None
+    carry_over: bool = False
+
+    def __post_init__(self) -> None:
+        for epsilon in self.epsilons:
+            checks.number("epsilons", epsilon, minimum=0.0)
+        if self.stop_below is not None:
+            checks.number("stop_below", self.stop_below, above=0.0, maximum=1.0)
+        must_rise = self.stop_below is not None or self.carry_over
+        if must_rise and np.any(np.diff(self.epsilons) <= 0):
+            raise ValueError(
+                f"`epsilons` must rise with `stop_below` or `carry_over`, got {list(self.epsilons)}."
+            )
 
 
 def robustness_curve(
@@ -23,14 +64,11 @@ def robustness_curve(
     logits_fn: LogitsFn,
     images: Any,
     labels: Any,
-    epsilons: Sequence[float],
+    sweep: Sweep,
     *,
     key: jax.Array,
     model: str,
-    stop_below: float | None = None,
-    carry_over: bool = False,
-    num_lanes: int = 128,
-    progress: Progress | None = None,
+    execution: Execution = Execution(),
 ) -> dict[str, Any]:
     """Robust accuracy at several epsilons (docs/result_format.md, CURVE); compiles nothing anew.
 
@@ -38,7 +76,7 @@ def robustness_curve(
     right when clean are attacked, and each is left at its first success where that changes no figure:
     not with `keep="last"`, which may lose what it has found, nor for a `Stochastic` classifier.
 
-    With `stop_below` it is the test against an increasingly strong adversary: from small to large
+    With `Sweep.stop_below` it is the test against an increasingly strong adversary: from small to large
     epsilons, until the accuracy is below chance.
 
     Args:
@@ -46,47 +84,38 @@ def robustness_curve(
       logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K].
       images: uint8, or floating in [0, 1], [N, H, W, C].
       labels: int [N].
-      epsilons: In pixel units, not negative; 0 is the accuracy on clean images.
+      sweep: The epsilons.
       key: A PRNG key, the same for every epsilon.
       model: The model's name.
-      stop_below: The first point whose robust accuracy is below this, in (0, 1], is the last one; 1 / K
-        is chance. The epsilons must rise then. None computes all points.
-      carry_over: Whether an image that was fooled at a smaller epsilon counts as fooled without being
-        attacked again: it is, by what was found there. Sooner done, but then the curve falls by
-        construction, and no longer shows an attack that does worse in a larger ball. The epsilons must
-        rise.
-      num_lanes: Images at a time.
-      progress: Called with (epsilons done, how many there are).
+      execution: As in `attack_dataset`, without a `path`; `progress` is called with the epsilon that is
+        done, as in "epsilon 8/255", how many are and how many there are.
 
     Returns:
       {"model", "label", "points": [{"epsilon", "robust_accuracy": a rate}]}.
 
     Raises:
-      ValueError: A targeted attack or one without an epsilon above 0, epsilons that do not rise where
-        they must, or anything that `attack_dataset` refuses.
+      ValueError: A targeted attack or one without an epsilon above 0, or anything that `attack_dataset`
+        refuses.
     """
+    execution.refuse("path", "robustness_curve", KEEP_IT)
     if attack.targeted:
         raise ValueError("`attack` must be untargeted: robust accuracy is defined for no other.")
-    if stop_below is not None:
-        checks.number("stop_below", stop_below, above=0.0, maximum=1.0)
-    if (stop_below is not None or carry_over) and np.any(np.diff(epsilons) <= 0):
-        raise ValueError(
-            f"`epsilons` must rise with `stop_below` or `carry_over`, got {list(epsilons)}."
-        )
-    sweep = [at_epsilon(attack, epsilon) for epsilon in epsilons]
-    examples = prepare(logits_fn, images, labels, num_lanes)
-    right = standing = predictions(examples.clean_logits) == examples.labels
+    # All attacks are made before the first one runs, so that a wrong epsilon costs no time.
+    attacks = [at_epsilon(attack, epsilon) for epsilon in sweep.epsilons]
+    prepared = prepare(logits_fn, images, labels, execution.num_lanes)
+    right = standing = predictions(prepared.clean_logits) == prepared.labels
     points = []
-    for done, (epsilon, swept) in enumerate(zip(epsilons, sweep, strict=True), start=1):
-        wanted = standing if carry_over else right
-        standing = _standing(swept, float(epsilon), examples, wanted, key, num_lanes)
+    for done, (epsilon, swept) in enumerate(zip(sweep.epsilons, attacks, strict=True), start=1):
+        wanted = standing if sweep.carry_over else right
+        standing = wanted
+        if epsilon > 0 and wanted.any():
+            standing = _standing(swept, prepared, wanted, key, execution)
         accuracy = rate(int(standing.sum()), len(standing))
         points.append({"epsilon": float(epsilon), "robust_accuracy": accuracy})
-        if progress is not None:
-            progress(done, len(epsilons))
-        if stop_below is not None and standing.mean() < stop_below:
+        execution.tell(f"epsilon {epsilon_label(epsilon)}", done, len(attacks))
+        if sweep.stop_below is not None and standing.mean() < sweep.stop_below:
             break
-    return _curve(model, attack, points, unusual(examples.clean_logits))
+    return _curve(model, attack, points, unusual(prepared.clean_logits))
 
 
 def _curve(
@@ -98,19 +127,15 @@ def _curve(
 
 def _standing(
     attack: Attack,
-    epsilon: float,
-    examples: Examples,
+    prepared: Prepared,
     wanted: np.ndarray,
     key: jax.Array,
-    num_lanes: int,
+    execution: Execution,
 ) -> np.ndarray:
     """Which of the wanted images, bool [N], all of them right when clean, withstand the attack."""
-    if epsilon == 0 or not wanted.any():
-        return wanted
-    options = Options(num_lanes, until_fooled=True)
-    found = search(attack, examples, examples.labels, wanted, key=key, options=options)
-    beaten = fooled(attack, examples, examples.labels, found, options)
-    predicted = predictions(answers(examples.function, found.images, num_lanes))
+    untold = dataclasses.replace(execution, progress=None)  # the curve counts epsilons
+    found, beaten = beat(attack, prepared, wanted, key=key, execution=untold)
+    predicted = predictions(answers(prepared.function, found.images, execution.num_lanes))
     # What answers with NaN is not right.
     standing: np.ndarray = wanted & ~beaten & (predicted >= 0)
     return standing

@@ -22,13 +22,13 @@ import numpy as np
 from jaxrobust import checks, norms
 from jaxrobust.attacks import APGD, Attack, RandomNoise, Square
 from jaxrobust.evaluation.attack_report import epsilon_label
-from jaxrobust.evaluation.classification import Progress, predictions
+from jaxrobust.evaluation.classification import predictions
+from jaxrobust.evaluation.execution import KEEP_IT, Execution
 from jaxrobust.evaluation.gradient_checks import QUESTIONS, check, gradient_checks, many
-from jaxrobust.evaluation.search import Examples, Options, prepare, search
-from jaxrobust.evaluation.search import fooled as fooled_by_search
+from jaxrobust.evaluation.search import Prepared, beat, prepare
 from jaxrobust.programs import company
 from jaxrobust.programs.company import unusual
-from jaxrobust.types import LogitsFn, Stochastic, as_key
+from jaxrobust.types import LogitsFn, Progress, Stochastic, as_key
 
 _STEPS, _FEW_STEPS, _QUERIES, _DRAWS = 100, 10, 300, 50
 
@@ -48,8 +48,7 @@ def sanity(
     key: jax.Array,
     norm: str = "linf",
     num_images: int = 100,
-    num_lanes: int = 128,
-    progress: Progress | None = None,
+    execution: Execution = Execution(),
 ) -> dict[str, Any]:
     """Checks that a classifier withstands attacks for the right reason.
 
@@ -87,9 +86,10 @@ def sanity(
       key: A PRNG key.
       norm: "linf", "l2" or "l1".
       num_images: How many are looked at: the first of those that are right.
-      num_lanes: Images at a time.
-      progress: Called with (questions done, questions in all). In all are those that would be asked if
-        every image withstood everything: what need not be asked counts as done.
+      execution: How many images at a time, and who is told: `progress` is called with (what is checked,
+        questions done, questions in all). In all are those that would be asked if every image
+        withstood everything: what need not be asked counts as done. `search_type` and `path` stay as
+        they are by default: a search in another type would not show what float32 does.
 
     Returns:
       {"norm", "epsilon", "n": images looked at, "checks": [{"name", "passed": bool, or None where it
@@ -99,54 +99,57 @@ def sanity(
       TypeError: As `attack_dataset`.
       ValueError: As `attack_dataset`; an epsilon, a norm or a number out of range.
     """
+    execution.refuse("path", "sanity", KEEP_IT)
+    execution.refuse("search_type", "sanity", "Its checks are of the classifier in float32.")
     checks.one_of("norm", norm, norms.NORMS)
     largest = 1.0 if norm == "linf" else math.inf
     checks.number("epsilon", epsilon, above=0.0, maximum=largest)
     checks.integer("num_images", num_images, minimum=1)
-    epsilon = float(epsilon)
-    prepared = prepare(logits_fn, images, labels, num_lanes, any_rows=True)
-    examples, key = _right_ones(prepared, num_images), as_key(key)
-    result = {"norm": norm, "epsilon": epsilon, "n": len(examples.labels)}
-    if not result["n"]:
+    epsilon, num_lanes = float(epsilon), execution.num_lanes
+    prepared, key = prepare(logits_fn, images, labels, num_lanes, any_rows=True), as_key(key)
+    prepared = _right_ones(prepared, num_images)
+    n = len(prepared.labels)
+    result = {"norm": norm, "epsilon": epsilon, "n": n}
+    if not n:
         reason = "No image is classified right, so there is nothing to attack."
         return result | {"checks": [], "verdict": "suspicious", "reason": reason}
-    n = len(examples.labels)
-    asked = _Asked(progress, n * (2 + QUESTIONS + _ASKED_BY_ATTACKS))
-    with asked.part(2 * n):
-        found = [_same_answer(examples, num_lanes), _logits(examples)]
+    # What the classifier says, then its gradients, then what attacks make of them.
+    asked = _Asked(execution, n * (2 + QUESTIONS + _ASKED_BY_ATTACKS))
+    with asked.part("same answer twice", 2 * n):
+        found = [_same_answer(prepared, num_lanes), _logits(prepared)]
     is_random = found[0]["passed"] is False
-    with asked.part(QUESTIONS * n) as told:
-        found += gradient_checks(examples, epsilon, norm, key, num_lanes, is_random, told)
-    found += _attack_checks(examples, epsilon, norm, key, num_lanes, asked)
-    return result | {"checks": found} | _verdict(found, len(examples.labels))
+    with asked.part("gradients", QUESTIONS * n) as told:
+        found += gradient_checks(prepared, epsilon, norm, key, num_lanes, is_random, told)
+    found += _attack_checks(prepared, epsilon, norm, key, asked)
+    return result | {"checks": found} | _verdict(found, n)
 
 
 class _Asked:
     """How many of the questions have been asked, told part by part."""
 
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self._progress, self._total, self._done = progress, total, 0
+    def __init__(self, execution: Execution, total: int) -> None:
+        self.execution, self._total, self._done = execution, total, 0
 
     @contextlib.contextmanager
-    def part(self, size: int) -> Iterator[Progress]:
+    def part(self, name: str, size: int) -> Iterator[Progress]:
         """Counts for so many questions, however many what runs inside says that it has."""
 
-        def told(done: int, total: int) -> None:
-            if self._progress is not None:
-                self._progress(self._done + size * done // max(total, 1), self._total)
+        def told(_: str, done: int, total: int) -> None:
+            asked = self._done + size * done // max(total, 1)
+            self.execution.tell(name, asked, self._total)
 
         yield told
-        told(1, 1)
+        told(name, 1, 1)
         self._done += size
 
 
-def _right_ones(examples: Examples, num_images: int) -> Examples:
-    right = np.flatnonzero(predictions(examples.clean_logits) == examples.labels)[:num_images]
+def _right_ones(prepared: Prepared, num_images: int) -> Prepared:
+    right = np.flatnonzero(predictions(prepared.clean_logits) == prepared.labels)[:num_images]
     return dataclasses.replace(
-        examples,
-        images=examples.images[right],
-        labels=examples.labels[right],
-        clean_logits=examples.clean_logits[right],
+        prepared,
+        images=prepared.images[right],
+        labels=prepared.labels[right],
+        clean_logits=prepared.clean_logits[right],
     )
 
 
@@ -167,63 +170,58 @@ def _verdict(found: list[dict[str, Any]], n: int) -> dict[str, str]:
     }
 
 
-def _same_answer(examples: Examples, num_lanes: int) -> dict[str, Any]:
-    name, n = "same answer twice", len(examples.labels)
-    if isinstance(examples.function, Stochastic):
-        samples = examples.function.num_samples
+def _same_answer(prepared: Prepared, num_lanes: int) -> dict[str, Any]:
+    name, n = "same answer twice", len(prepared.labels)
+    if isinstance(prepared.function, Stochastic):
+        samples = prepared.function.num_samples
         return check(
             name, None, f"Declared to be random: attacked through the mean of {samples} answers."
         )
-    images = examples.images[:num_lanes]
-    found = company.dependence(examples.function, images, thorough=True)
+    images = prepared.images[:num_lanes]
+    found = company.dependence(prepared.function, images, thorough=True)
     if found is not None:
         return check(name, False, str(found))
     return check(name, True, f"The logits of all {n} images are the same at a second look.")
 
 
-def _logits(examples: Examples) -> dict[str, Any]:
+def _logits(prepared: Prepared) -> dict[str, Any]:
     """Whether what the classifier returns are logits."""
-    noticed = unusual(examples.clean_logits)
+    noticed = unusual(prepared.clean_logits)
     sentence = " ".join(noticed) or "The classifier returns logits, not probabilities."
     return check("logits", not noticed, sentence)
 
 
 def _attack_checks(
-    examples: Examples,
-    epsilon: float,
-    norm: str,
-    key: jax.Array,
-    num_lanes: int,
-    asked: _Asked,
+    prepared: Prepared, epsilon: float, norm: str, key: jax.Array, asked: _Asked
 ) -> list[dict[str, Any]]:
     """Steps, epsilon, unbounded attack, black box, noise."""
-    n, shape = len(examples.labels), examples.images.shape[1:]
-    options = Options(num_lanes, until_fooled=True)
+    n, shape = len(prepared.labels), prepared.images.shape[1:]
 
-    def fools(attack: Attack, wanted: np.ndarray) -> np.ndarray:
+    def fools(name: str, attack: Attack, wanted: np.ndarray) -> np.ndarray:
         """Which of the wanted images, bool [n]; one key for all attacks, so that starts are paired."""
-        with asked.part(n * (attack.num_steps + 1)) as told:
+        with asked.part(name, n * (attack.num_steps + 1)) as told:
             if not wanted.any():
                 return wanted
-            shown = dataclasses.replace(options, progress=told)
-            seen = search(attack, examples, examples.labels, wanted, key=key, options=shown)
-            return wanted & fooled_by_search(attack, examples, examples.labels, seen, options)
+            execution = dataclasses.replace(asked.execution, progress=told)
+            return beat(attack, prepared, wanted, key=key, execution=execution)[1]
 
     def apgd(epsilon: float, loss: str, num_steps: int = _STEPS) -> Attack:
         return APGD(epsilon, loss, num_iterations=num_steps, norm=norm)
 
     everything = np.ones(n, bool)
-    by_entropy = fools(apgd(epsilon, "ce"), everything)
-    fooled = by_entropy | fools(apgd(epsilon, "dlr"), ~by_entropy)
+    by_entropy = fools("white box", apgd(epsilon, "ce"), everything)
+    by_white_box = by_entropy | fools("white box", apgd(epsilon, "dlr"), ~by_entropy)
     # Only what the longer or larger attack left, or found, can speak against it.
-    by_few = fools(apgd(epsilon, "ce", _FEW_STEPS), ~by_entropy)
+    by_few = fools("more steps", apgd(epsilon, "ce", _FEW_STEPS), ~by_entropy)
     twice = min(2 * epsilon, _whole_box(norm, shape))
-    lost = by_entropy & ~fools(apgd(twice, "ce"), by_entropy)
-    standing = ~(fooled | by_few)
+    lost = by_entropy & ~fools("larger epsilon", apgd(twice, "ce"), by_entropy)
+    # What follows is asked of what withstands the white box, however few its steps.
+    standing = ~(by_white_box | by_few)
     unbounded = _whole_box(norm, shape)
-    left = standing & ~fools(apgd(unbounded, "ce"), standing)
-    left &= ~fools(apgd(unbounded, "dlr"), left)
-    by_noise = fools(RandomNoise(epsilon, num_steps=_DRAWS - 1, norm=norm), standing)
+    left = standing & ~fools("unbounded attack", apgd(unbounded, "ce"), standing)
+    left &= ~fools("unbounded attack", apgd(unbounded, "dlr"), left)
+    noise = RandomNoise(epsilon, num_steps=_DRAWS - 1, norm=norm)
+    by_noise = fools("random noise", noise, standing)
     total, withstand = f"Of {n} images", int((~by_entropy).sum())
     found = [
         check(
@@ -246,13 +244,14 @@ def _attack_checks(
     ]
     stands = f"{total} {int(standing.sum())} withstand the white box"
     if norm == "l1" or (norm == "l2" and min(shape[:2]) < 5):
-        with asked.part(n * (_QUERIES + 1)):
+        with asked.part("black box", n * (_QUERIES + 1)):
             pass
         found.append(
             check("black box", None, f"Square does not know {norm} for images of {shape}.")
         )
     else:
-        by_square = fools(Square(epsilon, num_steps=_QUERIES, norm=norm), standing)
+        square = Square(epsilon, num_steps=_QUERIES, norm=norm)
+        by_square = fools("black box", square, standing)
         sentence = f"{stands}; {_QUERIES} queries of Square fool {int(by_square.sum())} of these."
         found.append(check("black box", not many(by_square.sum(), n), sentence))
     sentence = f"{stands}; {_DRAWS} draws of noise fool {int(by_noise.sum())} of these."

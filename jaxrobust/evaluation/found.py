@@ -1,6 +1,8 @@
 """What an attack on many images has found so far, image by image."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +55,18 @@ class Found:
             finished=np.tile(~wanted, (num_restarts, 1)),
         )
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What a file keeps of it: of `images` those that an attack has moved, with their `rows`."""
+        rows = np.flatnonzero(self.restart < len(self.finished))
+        return vars(self) | {"images": self.images[rows], "rows": rows}
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Takes over what `arrays` returned; of an empty mapping nothing."""
+        if arrays:
+            self.images[arrays["rows"]] = arrays["images"]
+        for name in (vars(self).keys() & arrays.keys()) - {"images"}:
+            setattr(self, name, arrays[name])
+
     @property
     def steps_to_success(self) -> np.ndarray:
         """Int [N], steps before the first point that fooled, through the restarts in their order.
@@ -65,10 +79,9 @@ class Found:
         found: np.ndarray = before[rows, which] + self.first[rows, which]
         return np.where(fooled.any(axis=1), found, self.steps.sum(axis=1))
 
-    def is_better(self, row: int, restart: int, success: bool, rank: float) -> bool:
-        """Whether a job's point is better than what its image has; of equals the earlier restart's."""
-        kept = (self.success[row], self.rank[row], -self.restart[row])
-        return bool((success, rank, -restart) > kept)
+    def standing(self, row: int) -> tuple[Any, ...]:
+        """What an image's best points are compared by: the larger is better, of equals the earlier."""
+        return self.success[row], self.rank[row], -self.restart[row]
 
     def replaced(self, which: np.ndarray, other: "Found") -> "Found":
         """With the rows of another search in the place of these, bool [N]; what they took adds up."""

@@ -5,7 +5,7 @@ gradient does not vanish because the classifier is sure.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,8 @@ import numpy as np
 
 from jaxrobust import compilation, losses, norms, programs
 from jaxrobust.evaluation.answers import answers, padded_batches
-from jaxrobust.evaluation.classification import Progress
-from jaxrobust.evaluation.search import Examples
-from jaxrobust.types import Array, LogitsFn, Stochastic, fold_keys
+from jaxrobust.evaluation.search import Prepared
+from jaxrobust.types import Array, LogitsFn, Progress, Stochastic, fold_keys
 
 _SHARE = 0.02  # of the images: what chance may do to an attack that starts at random
 # Of a gradient: values below this are lost to float32 on their way.
@@ -38,8 +37,24 @@ def many(count: Any, n: int) -> bool:
     return bool(count >= 2 and count > _SHARE * n)
 
 
+class Slopes(NamedTuple):
+    """What the classifier says at a point beside each of n images, and which way it changes there.
+
+    Attributes:
+      points: float32 [n, H, W, C].
+      margin: Gradients of the margin, [n, H, W, C].
+      entropy: Gradients of the cross-entropy, [n, H, W, C].
+      logits: [n, K].
+    """
+
+    points: np.ndarray
+    margin: np.ndarray
+    entropy: np.ndarray
+    logits: np.ndarray
+
+
 def gradient_checks(
-    examples: Examples,
+    prepared: Prepared,
     epsilon: float,
     norm: str,
     key: jax.Array,
@@ -50,33 +65,33 @@ def gradient_checks(
     """Gradients, saturation, finite differences (`sanity` says what they are).
 
     Args:
-      examples: n images that are right.
+      prepared: n images that are right.
       epsilon: In pixel units, above 0.
       norm: One of NORMS.
       key: A PRNG key.
       num_lanes: Images at a time.
       is_random: Whether the classifier answers at random without being `Stochastic`.
-      progress: Called with (QUESTIONS done, QUESTIONS in all).
+      progress: Called with (the check, QUESTIONS done, QUESTIONS in all).
 
     Returns:
       What `check` gives, for each.
     """
     noise_key, key = jax.random.split(key)
-    n, shape = len(examples.labels), examples.images.shape[1:]
+    n, shape = len(prepared.labels), prepared.images.shape[1:]
     noise = np.asarray(_noise(noise_key, (n, *shape), norm))
-    points = np.clip(examples.images + epsilon * noise, 0, 1)
-    at_image, entropy_at_image, _ = _gradients_of(examples, examples.images, num_lanes)
-    progress(2, QUESTIONS)
-    at_point, entropy_at_point, values = _gradients_of(examples, points, num_lanes)
-    progress(4, QUESTIONS)
-    places = ((at_image, entropy_at_image), (at_point, entropy_at_point))
+    points = np.clip(prepared.images + epsilon * noise, 0, 1)
+    at_image = _slopes(prepared, prepared.images, num_lanes)
+    progress("gradients", 2, QUESTIONS)
+    at_point = _slopes(prepared, points, num_lanes)
+    progress("gradients", 4, QUESTIONS)
+    places = (at_image, at_point)
     # Where there are more of them: at the images or at the points.
     zero, infinite, useless = (
-        max(int(kind(margin).sum()) for margin, _ in places)
+        max(int(kind(slopes.margin).sum()) for slopes in places)
         for kind in (_is_zero, _not_finite, _useless)
     )
     saturated = max(
-        int((_useless(entropy) & ~_useless(margin)).sum()) for margin, entropy in places
+        int((_useless(slopes.entropy) & ~_useless(slopes.margin)).sum()) for slopes in places
     )
     found = [
         check(
@@ -88,15 +103,16 @@ def gradient_checks(
             "saturation",
             not many(saturated, n),
             f"The cross-entropy has no gradient in float32 for {saturated} of {n} images whose margin "
-            f"has one (median gap of the logits {_median_gap(examples):.3g})"
+            f"has one (median gap of the logits {_median_gap(prepared):.3g})"
             + ("; attacks on the cross-entropy alone prove nothing." if saturated else "."),
         ),
     ]
     name = "finite differences"
     if is_random:
         return [*found, check(name, None, "Not for a classifier that answers at random.")]
-    usable = ~_not_finite(at_point)
-    cosines = _cosines(examples, points, at_point, values, epsilon, norm, key, num_lanes, progress)
+    # How well a gradient foretells is asked only of those that are numbers.
+    usable = ~_not_finite(at_point.margin)
+    cosines = _cosines(prepared, at_point, epsilon, norm, key, num_lanes, progress)
     cosines = cosines[usable & ~np.isnan(cosines)]
     if not len(cosines):
         return [*found, check(name, None, f"None of {n} images has differences to compare with.")]
@@ -109,9 +125,9 @@ def gradient_checks(
     return [*found, check(name, not disagree, sentence)]
 
 
-def _median_gap(examples: Examples) -> float:
+def _median_gap(prepared: Prepared) -> float:
     """Between the label's logit, which is the largest, and the second."""
-    ordered = np.sort(examples.clean_logits, axis=1)
+    ordered = np.sort(prepared.clean_logits, axis=1)
     return float(np.median(ordered[:, -1] - ordered[:, -2]))
 
 
@@ -127,22 +143,18 @@ def _useless(gradients: np.ndarray) -> np.ndarray:
     return _not_finite(gradients) | _is_zero(gradients)
 
 
-def _gradients_of(
-    examples: Examples, points: np.ndarray, num_lanes: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gradients [n, H, W, C] of margin and cross-entropy, and the logits [n, K], at the points."""
+def _slopes(prepared: Prepared, points: np.ndarray, num_lanes: int) -> Slopes:
     # The samples of a stochastic classifier are all kept for the way back.
-    function = examples.function
+    function = prepared.function
     samples = function.num_samples if isinstance(function, Stochastic) else 1
     parts, size = [], min(max(num_lanes // samples, 1), len(points))
     batch = jax.ShapeDtypeStruct((size, *points.shape[1:]), np.float32)
     function = programs.as_argument(function, batch)
     for indices, count in padded_batches(len(points), max(num_lanes // samples, 1)):
-        at, labels = jnp.asarray(points[indices]), jnp.asarray(examples.labels[indices])
+        at, labels = jnp.asarray(points[indices]), jnp.asarray(prepared.labels[indices])
         found = _gradients(function, at, labels, jnp.asarray(indices))
         parts.append([np.asarray(leaf)[:count] for leaf in found])
-    margins, entropies, values = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return margins, entropies, values
+    return Slopes(points, *(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
 @compilation.jit
@@ -180,10 +192,8 @@ def _directions(key: Array, shape: tuple[int, ...], norm: str) -> Array:
 
 
 def _cosines(
-    examples: Examples,
-    points: np.ndarray,
-    gradients: np.ndarray,
-    values: np.ndarray,
+    prepared: Prepared,
+    slopes: Slopes,
     epsilon: float,
     norm: str,
     key: jax.Array,
@@ -194,23 +204,23 @@ def _cosines(
 
     Zero where the gradient is but the changes are not; NaN where nothing changes.
     """
-    rows = np.arange(len(points))
-    others = values.copy()
-    others[rows, examples.labels] = -np.inf
+    points, gradients = slopes.points, slopes.margin.astype(np.float64)
+    rows, others = np.arange(len(points)), slopes.logits.copy()
+    others[rows, prepared.labels] = -np.inf
     rivals = others.argmax(axis=1)  # at the point: a margin between two classes has no kinks
 
     def margins(at: np.ndarray) -> np.ndarray:
-        found = answers(examples.function, at, num_lanes).astype(np.float64)
-        return found[rows, rivals] - found[rows, examples.labels]
+        found = answers(prepared.function, at, num_lanes).astype(np.float64)
+        return found[rows, rivals] - found[rows, prepared.labels]
 
     foretold, true = [], []
     for number in range(_DIRECTIONS):
         direction = np.asarray(_directions(jax.random.fold_in(key, number), points.shape, norm))
         # Inside [0, 1], where alone the classifier is defined.
         up, down = (np.clip(points + s * _STEP * epsilon * direction, 0, 1) for s in (1, -1))
-        foretold.append((gradients.astype(np.float64) * (up - down)).sum(axis=(1, 2, 3)))
+        foretold.append((gradients * (up - down)).sum(axis=(1, 2, 3)))
         true.append(margins(up) - margins(down))
-        progress(4 + 2 * (number + 1), QUESTIONS)
+        progress("finite differences", 4 + 2 * (number + 1), QUESTIONS)
     a, b = np.stack(foretold), np.stack(true)
     lengths = np.sqrt((a**2).sum(axis=0)), np.sqrt((b**2).sum(axis=0))
     product = lengths[0] * lengths[1]

@@ -13,13 +13,14 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import checks, compilation, programs
+from jaxrobust.evaluation.answers import as_float
 from jaxrobust.evaluation.timing import (
     interleaved,
     noise_floor,
@@ -27,6 +28,9 @@ from jaxrobust.evaluation.timing import (
     time_difference,
     time_interval,
 )
+
+Program: TypeAlias = Callable[[Any], Any]
+"""A compiled function of a batch."""
 
 
 def latency(
@@ -63,8 +67,8 @@ def latency(
     """
     _check_counts(warmup, runs)
     example = _on_device(example)
-    program, facts = _compiled(_argument("fn", fn), example)
-    (samples,) = interleaved([functools.partial(program, example)], warmup, runs)
+    program, facts = _compiled("fn", fn, example)
+    (samples,) = interleaved(lambda _: [functools.partial(program, example)], warmup, runs)
     return {**_header(example, warmup, runs), **summary(samples), **facts}
 
 
@@ -109,37 +113,92 @@ def compare_latency(
         out of range.
     """
     _check_counts(warmup, runs)
-    checks.integer("controls", controls, minimum=1)
-    if not fns:
-        raise ValueError("`fns` must hold at least one function, got none.")
-    reference = next(iter(fns)) if reference is None else reference
-    checks.one_of("reference", reference, list(fns))
     example = _on_device(example)
-    compiled = {
-        name: _compiled(_argument(f"fns[{name!r}]", fn), example) for name, fn in fns.items()
-    }
-    programs = [program for program, _ in compiled.values()]
-    for _ in range(controls):
-        programs.append(_compiled(_argument("reference", fns[reference]), example)[0])
-    samples = interleaved([functools.partial(p, example) for p in programs], warmup, runs)
-    own = dict(zip(fns, samples[: len(fns)], strict=True))
-    twins = samples[len(fns) :]
-    floor = noise_floor([own[reference], *twins])
     header = _header(example, warmup, runs)
-    variants = {}
-    for name, times in own.items():
-        difference = None
-        if name != reference:
-            difference = time_difference(times, own[reference], floor)
-        variants[name] = {**header, **summary(times), **compiled[name][1]}
-        variants[name]["difference"] = difference
-    return {
-        "reference": reference,
-        **header,
-        "noise_floor_ms": floor,
-        "controls": [time_interval(times, own[reference]) for times in twins],
-        "variants": variants,
-    }
+
+    def calls_of(programs: Sequence[Program], _: int) -> list[Callable[[], Any]]:
+        return [functools.partial(program, example) for program in programs]
+
+    found = _compared(fns, example, calls_of, reference, controls, (warmup, runs))
+    variants = {name: header | variant for name, variant in found["variants"].items()}
+    return {"reference": found["reference"], **header, **found, "variants": variants}
+
+
+def dataset_latency(
+    fns: Mapping[str, Callable[[Any], Any]],
+    images: Any,
+    batch_size: int = 1,
+    *,
+    in_memory: bool = True,
+    warmup: int = 5,
+    max_batches: int | None = None,
+    reference: str | None = None,
+    controls: int = 3,
+) -> dict[str, Any]:
+    """Times networks over the batches of a data set, each batch once by every network.
+
+    With `in_memory` the clock starts when a batch is on the device in the form that networks take:
+    algorithm 4 of source 004 with one image, "already in memory". Without, it starts at the data set in
+    the host's memory: choosing the images, making floats of bytes and bringing them to the device are
+    in the time, which is algorithm 5, for n images "regardless of if they persist in memory".
+
+    The source times one network after the other. Here the networks take turns at each batch, in an
+    order shuffled anew, and the reference takes part several times, as in `compare_latency`: what its
+    twins differ by is the noise floor.
+
+    Args:
+      fns: {name: function of a batch float32 [n, H, W, C]}, at least one; as for `latency`.
+      images: uint8, or floating in [0, 1], [N, H, W, C].
+      batch_size: n, at most N. Images that do not fill a last batch are left out, as in the source.
+      in_memory: Whether loading is left out of the time.
+      warmup: Batches before those that count, the first ones of the data set.
+      max_batches: At most so many batches; None: all.
+      reference: The name that the others are compared with; the first by default.
+      controls: How many twins of the reference run along, at least 1.
+
+    Returns:
+      {"reference", "batch_size", "in_memory", "batches", "device", "noise_floor_ms", "controls",
+      "variants"}: as `compare_latency`; "mean_ms" of a variant is the source's average.
+
+    Raises:
+      TypeError: A function that cannot be called, counts that are no integers.
+      ValueError: No functions, a reference that is none of them, counts out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> images = np.zeros((10, 4, 4, 3), np.uint8)
+      >>> timed = dataset_latency({"mean": lambda x: x.mean((1, 2))}, images, 3, warmup=1)
+      >>> timed["batches"], len(timed["variants"]["mean"]["samples_ms"])
+      (3, 3)
+    """
+    images = np.asarray(images)
+    checks.integer("batch_size", batch_size, minimum=1)
+    checks.integer("warmup", warmup, minimum=0)
+    if max_batches is not None:
+        checks.integer("max_batches", max_batches, minimum=1)
+    if batch_size > len(images):
+        raise ValueError(
+            f"`batch_size` must be at most the {len(images)} images, got {batch_size}."
+        )
+    batches = len(images) // batch_size
+    batches = batches if max_batches is None else min(batches, max_batches)
+
+    def load(index: int) -> jax.Array:
+        chosen = images[index * batch_size : (index + 1) * batch_size]
+        return jax.device_put(as_float(chosen))
+
+    example = load(0)
+
+    def calls_of(programs: Sequence[Program], index: int) -> list[Callable[[], Any]]:
+        if in_memory:
+            batch = jax.block_until_ready(load(index))
+            return [functools.partial(program, batch) for program in programs]
+        # Each loads for itself: that is what is timed.
+        return [functools.partial(lambda run: run(load(index)), program) for program in programs]
+
+    found = _compared(fns, example, calls_of, reference, controls, (warmup, batches))
+    header = {"batch_size": batch_size, "in_memory": in_memory, "batches": batches}
+    return {"reference": found["reference"], **header, "device": _device(example), **found}
 
 
 def disk_latency(
@@ -172,11 +231,10 @@ def disk_latency(
     """
     _check_counts(warmup, runs)
     checks.integer("batch_size", batch_size, minimum=1)
-    if not callable(load):
-        raise TypeError(f"`load` must be callable, got {type(load).__name__}.")
+    _check_callable("load", load)
     if not len(paths):
         raise ValueError("`paths` must hold at least one path, got none.")
-    argument = _argument("fn", fn)
+    _check_callable("fn", fn)
     endless = itertools.cycle(paths)
 
     def batch(*earlier: tuple[int, ...]) -> jax.Array:
@@ -188,22 +246,60 @@ def disk_latency(
 
     example = batch()
     shape = example.shape[1:]
-    program, facts = _compiled(argument, example)
-    (samples,) = interleaved([lambda: program(batch(shape))], warmup, runs)
+    program, facts = _compiled("fn", fn, example)
+    (samples,) = interleaved(lambda _: [lambda: program(batch(shape))], warmup, runs)
     return {**_header(example, warmup, runs), **summary(samples), **facts}
 
 
-def program_of(
-    name: str, fn: Any, example: jax.Array
-) -> tuple[Callable[[Any], Any], dict[str, Any]]:
-    """A function compiled for an example, with copies of its arrays, and what XLA knows about it."""
-    return _compiled(_argument(name, fn), example)
+def _compared(
+    fns: Mapping[str, Any],
+    example: jax.Array,
+    calls_of: Callable[[Sequence[Program], int], list[Callable[[], Any]]],
+    reference: str | None,
+    controls: int,
+    rounds: tuple[int, int],
+) -> dict[str, Any]:
+    """Compiles functions and twins of the reference, times them, and says which differ.
+
+    Args:
+      fns: {name: function}, at least one.
+      example: What all are compiled for.
+      calls_of: Programs and the number of a round -> what is timed of each.
+      reference: The name that the others are compared with; None: the first.
+      controls: How many twins of the reference run along.
+      rounds: How many are not timed, and how many are.
+
+    Returns:
+      {"reference", "noise_floor_ms", "controls", "variants": {name: `summary`, what the compiler knows,
+      "difference"}}.
+    """
+    checks.integer("controls", controls, minimum=1)
+    if not fns:
+        raise ValueError("`fns` must hold at least one function, got none.")
+    reference = next(iter(fns)) if reference is None else reference
+    checks.one_of("reference", reference, list(fns))
+    compiled = {name: _compiled(f"fns[{name!r}]", fn, example) for name, fn in fns.items()}
+    twins = [_compiled("reference", fns[reference], example) for _ in range(controls)]
+    programs = [program for program, _ in (*compiled.values(), *twins)]
+    samples = interleaved(functools.partial(calls_of, programs), *rounds)
+    # What equals differ by is noise, and no smaller difference is one.
+    own, equals = dict(zip(fns, samples, strict=False)), samples[len(fns) :]
+    floor = noise_floor([own[reference], *equals])
+    variants = {}
+    for name, times in own.items():
+        is_other = name != reference
+        difference = time_difference(times, own[reference], floor) if is_other else None
+        variants[name] = {**summary(times), **compiled[name][1], "difference": difference}
+    return {
+        "reference": reference,
+        "noise_floor_ms": floor,
+        "controls": [time_interval(times, own[reference]) for times in equals],
+        "variants": variants,
+    }
 
 
-def _argument(name: str, fn: Any) -> Any:
+def _argument(fn: Any) -> Any:
     """The function as an argument of a program, with copies of its arrays on the device."""
-    if not callable(fn):
-        raise TypeError(f"`{name}` must be callable, got {type(fn).__name__}.")
     if not programs.is_settled(fn):  # its arrays are constants of the program, which is made anew
         return jax.tree_util.Partial(lambda example: programs.explained(fn, example))
     # Weights of the host would be sent over in every run; and where weights lie in memory should not
@@ -211,8 +307,10 @@ def _argument(name: str, fn: Any) -> Any:
     return jax.tree.map(jnp.copy, jax.device_put(fn))
 
 
-def _compiled(function: Any, example: jax.Array) -> tuple[Callable[[Any], Any], dict[str, Any]]:
+def _compiled(name: str, fn: Any, example: jax.Array) -> tuple[Program, dict[str, Any]]:
     """(example -> result, what the compiler knows about it)."""
+    _check_callable(name, fn)
+    function = _argument(fn)
 
     # A function of its own each time: jax would hand out the program that it has compiled for a
     # variant of the same shapes, in no time, and the control would share the reference's.
@@ -262,16 +360,25 @@ def _on_device(example: Any) -> jax.Array:
     return example
 
 
+def _check_callable(name: str, fn: Any) -> None:
+    if not callable(fn):
+        raise TypeError(f"`{name}` must be callable, got {type(fn).__name__}.")
+
+
 def _check_counts(warmup: int, runs: int) -> None:
     checks.integer("warmup", warmup, minimum=0)
     checks.integer("runs", runs, minimum=1)
 
 
 def _header(example: jax.Array, warmup: int, runs: int) -> dict[str, Any]:
-    device = next(iter(example.devices()))
     return {
         "batch_size": example.shape[0],
         "warmup": warmup,
         "runs": runs,
-        "device": " ".join(dict.fromkeys([device.platform, device.device_kind])),
+        "device": _device(example),
     }
+
+
+def _device(example: jax.Array) -> str:
+    device = next(iter(example.devices()))
+    return " ".join(dict.fromkeys([device.platform, device.device_kind]))

@@ -1,6 +1,5 @@
 """How a classifier stands up to an attack, over a whole data set."""
 
-import os
 from typing import Any
 
 import jax
@@ -10,7 +9,8 @@ from jaxrobust import checks
 from jaxrobust.attacks import Attack
 from jaxrobust.evaluation.answers import answers
 from jaxrobust.evaluation.attack_report import AttackReport
-from jaxrobust.evaluation.search import Options, Progress, prepare, search
+from jaxrobust.evaluation.execution import Execution
+from jaxrobust.evaluation.search import prepare, search
 from jaxrobust.types import LogitsFn
 
 
@@ -22,11 +22,8 @@ def attack_dataset(
     *,
     key: jax.Array,
     targets: Any = None,
-    num_lanes: int = 128,
     until_fooled: bool = False,
-    search_type: str = "float32",
-    path: str | os.PathLike[str] | None = None,
-    progress: Progress | None = None,
+    execution: Execution = Execution(),
 ) -> AttackReport:
     """Attacks every image, a fixed number at a time: one that is finished makes room for the next.
 
@@ -46,22 +43,13 @@ def attack_dataset(
       key: A PRNG key.
       targets: For a targeted attack the class to reach, one for all or [N]. With one for all, images
         that are of that class themselves are not counted.
-      num_lanes: How many images, or restarts of images, at a time; on the CPU rounded up to groups of 4
-        to 7 on each device.
       until_fooled: Whether an image is left at its first success, with all the restarts that are still
         to come. The verdicts are the same, far sooner; the adversarial images are then the first found
         and not the best. An attack that looks for the smallest perturbation is left at the first that
         lies within its epsilon. Not obeyed where the first success may be lost again: with
         `keep="last"`, and by a `Stochastic` classifier.
-      search_type: "float32", or "bfloat16" to search in that type, where a device is faster in it.
-        Every success is verified in float32, and what fails that is attacked once more in float32. The
-        search takes other ways then: it may miss what float32 finds, or find more. Of a function that
-        is no pytree only the images are cast, not the weights inside it.
-      path: Of a file (.npz) that keeps what was found and the lanes as they stand, every 30 seconds: a
-        killed attack goes on from it. With another number of lanes, or of devices that
-        cannot share these, it starts what was under way anew.
-      progress: Called with (questions done, questions in all) to the classifier: num_steps + 1 for each
-        restart of each image, whether it needs all of them or not.
+      execution: How many at a time, in which type, from which file a killed attack goes on, and who is
+        told: `progress` is called with the attack's label.
 
     Returns:
       AttackReport.
@@ -73,34 +61,43 @@ def attack_dataset(
         for all clean images; a classifier whose answer to an image depends on the images beside it;
         images that the attack cannot work on; a file that holds another attack. All before anything
         is attacked. Later only weights that change while the attack goes on, which ends it; what was
-        found is kept at `path`.
+        found is kept at `execution.path`.
     """
-    examples = prepare(logits_fn, images, labels)
+    prepared = prepare(logits_fn, images, labels)
     if attack.targeted != (targets is not None):
         raise ValueError(
             "`targets` must be given for a targeted attack and for no other, got "
             f"{'targets' if targets is not None else 'none'} with targeted={attack.targeted}."
         )
-    aims = examples.labels
+    # What an untargeted attack leaves is the label, what a targeted one reaches the target.
+    aims = prepared.labels
     if targets is not None:
-        targets = aims = _targets(targets, examples.labels, examples.clean_logits.shape[1])
-    options = Options(num_lanes, until_fooled, search_type, path, progress)
-    found = search(attack, examples, aims, np.ones(len(aims), bool), key=key, options=options)
-    shown = answers(logits_fn, found.images, num_lanes, options.draw)
-    examples.watch.check()
+        targets = aims = _targets(targets, prepared.labels, prepared.clean_logits.shape[1])
+    found = search(
+        attack,
+        prepared,
+        aims,
+        np.ones(len(aims), bool),
+        key=key,
+        until_fooled=until_fooled,
+        execution=execution,
+    )
+    # Every figure is made of what the classifier says of these images in the end.
+    shown = answers(logits_fn, found.images, execution.num_lanes, draw=1)
+    prepared.watch.check()
     return AttackReport(
         attack=attack,
-        labels=examples.labels,
+        labels=prepared.labels,
         targets=targets,
-        clean_images=examples.images,
+        clean_images=prepared.images,
         images=found.images,
-        clean_logits=examples.clean_logits,
+        clean_logits=prepared.clean_logits,
         logits=shown,
         num_steps=found.steps_to_success,
         num_queries=found.num_queries,
         num_gradients=found.num_gradients,
-        saw_nan=found.saw_nan | np.isnan(examples.clean_logits).any(axis=1),
-        remarks=examples.remarks,
+        saw_nan=found.saw_nan | np.isnan(prepared.clean_logits).any(axis=1),
+        remarks=prepared.remarks,
     )
 
 

@@ -1,9 +1,9 @@
 """The jobs of one attack on many images: what is asked for, and who does which share of it."""
 
 import dataclasses
+import functools
 import os
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,42 +12,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import checks, programs
-from jaxrobust.attacks import Attack, conversation, engine, judging
-from jaxrobust.evaluation import queue
+from jaxrobust.attacks import Attack, conversation, engine, judging, lanes
 from jaxrobust.evaluation.answers import answers, as_float, check_company
+from jaxrobust.evaluation.attack_report import attack_label, epsilon_of
 from jaxrobust.evaluation.classification import predictions
+from jaxrobust.evaluation.execution import Execution
 from jaxrobust.evaluation.found import Found
-from jaxrobust.evaluation.state import State, description
+from jaxrobust.evaluation.queue import Oracle, Queue, Task
+from jaxrobust.evaluation.seats import Seats
+from jaxrobust.evaluation.state_file import StateFile, description
 from jaxrobust.programs.company import unusual
 from jaxrobust.types import Array, LogitsFn, Stochastic, as_key, fold_keys
 
-SEARCH_TYPES = ("float32", "bfloat16")
 # Images, and how far their pixels are moved at most, to see what the classifier makes of such.
 _ASKED, _MOVED = 32, 4 / 255
 
-Progress = Callable[[int, int], None]
-"""Called with (questions done, questions in all) as an attack goes on."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """How an attack is run; the arguments of `attack_dataset`, which explains them."""
-
-    num_lanes: int = 128
-    until_fooled: bool = False
-    search_type: str = "float32"
-    path: str | os.PathLike[str] | None = None
-    progress: Progress | None = None
-    draw: int = 1  # which answers of a `Stochastic` classifier judge; 0 are those to clean images
-
-    def __post_init__(self) -> None:
-        checks.integer("num_lanes", self.num_lanes, minimum=1)
-        checks.one_of("search_type", self.search_type, SEARCH_TYPES)
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Examples:
-    """A classifier and checked images.
+class Prepared:
+    """A classifier and images that have been checked against it.
 
     Attributes:
       function: The classifier, as it was given.
@@ -78,7 +61,7 @@ def prepare(
     batch_size: int = 128,
     *,
     any_rows: bool = False,
-) -> Examples:
+) -> Prepared:
     """Checks images and labels against the classifier; the errors are those of `attack_dataset`.
 
     Args:
@@ -108,71 +91,101 @@ def prepare(
     for sentence in unusual(clean_logits):
         warnings.warn(sentence, stacklevel=3)
     remarks = () if remark is None else (remark,)
-    return Examples(logits_fn, clean, labels, clean_logits, watch, remarks)
+    return Prepared(logits_fn, clean, labels, clean_logits, watch, remarks)
 
 
 def search(
     attack: Attack,
-    examples: Examples,
+    prepared: Prepared,
     aims: np.ndarray,
     wanted: np.ndarray,
     *,
     key: jax.Array,
-    options: Options,
+    until_fooled: bool,
+    execution: Execution,
+    draw: int = 1,
 ) -> Found:
     """Runs an attack's jobs on the wanted images.
 
     Args:
       attack: What to run.
-      examples: N images.
+      prepared: N images.
       aims: int [N], the classes to leave or, targeted, to reach.
       wanted: bool [N].
-      key: As in `attack_dataset`.
-      options: How.
+      key: As in `attack_dataset`, like `until_fooled`.
+      until_fooled: Whether an image is left at its first success.
+      execution: How; its `path` is a file.
+      draw: Which answers of a `Stochastic` classifier judge; 0 are those to clean images.
 
     Returns:
       What was found, of all N images.
     """
     engine.check_attack(attack)
-    engine.check_image(attack, examples.images.shape[1:])
-    random = isinstance(examples.function, Stochastic)
-    if options.until_fooled and (attack.keep == "last" or random):
+    engine.check_image(attack, prepared.images.shape[1:])
+    if attack.keep == "last" or isinstance(prepared.function, Stochastic):
         # The point that is returned may be another one than the first that fooled.
-        options = dataclasses.replace(options, until_fooled=False)
-    if options.until_fooled and attack.keep == "closest" and not hasattr(attack, "epsilon"):
+        until_fooled = False
+    if until_fooled and attack.keep == "closest" and epsilon_of(attack) is None:
         raise ValueError(
             f"`until_fooled` needs an epsilon for an attack that looks for the smallest perturbation; "
             f"{type(attack).__name__} has none."
         )
-    if options.search_type == "float32":
-        return _run(attack, examples, aims, wanted, key, options)
-    lower = dataclasses.replace(examples, function=_rounded(examples.function))
-    path = None if options.path is None else f"{os.fspath(options.path)}.bfloat16"
-    first = _run(attack, lower, aims, wanted, key, dataclasses.replace(options, path=path))
-    again = wanted & first.success & ~_fools(attack, examples, aims, first, options)
+    run = functools.partial(_run, attack, aims=aims, key=key, until_fooled=until_fooled)
+    if execution.search_type == "float32":
+        return run(prepared, wanted=wanted, execution=execution)
+    # What was found in bfloat16 is shown in float32; what does not hold there is attacked once more.
+    lower = dataclasses.replace(prepared, function=_rounded(prepared.function))
+    path = None if execution.path is None else f"{os.fspath(execution.path)}.bfloat16"
+    first = run(lower, wanted=wanted, execution=dataclasses.replace(execution, path=path))
+    holds = _fools(attack, prepared, aims, first, execution.num_lanes, draw)
+    again = wanted & first.success & ~holds
     if not again.any():
         return first
-    return first.replaced(again, _run(attack, examples, aims, again, key, options))
+    return first.replaced(again, run(prepared, wanted=again, execution=execution))
 
 
-def fooled(
-    attack: Attack, examples: Examples, aims: np.ndarray, found: Found, options: Options
-) -> np.ndarray:
-    """Bool [N]: what was found fools when it is shown again, within epsilon.
+def beat(
+    attack: Attack,
+    prepared: Prepared,
+    wanted: np.ndarray,
+    *,
+    key: jax.Array,
+    execution: Execution,
+    draw: int = 1,
+) -> tuple[Found, np.ndarray]:
+    """Searches for what fools the wanted images, each of which is left at its first success.
 
-    Shown again, because what a random classifier took it for once need not be what it takes it for.
+    Args:
+      attack: Untargeted.
+      prepared: N images.
+      wanted: bool [N], at least one of them.
+      key: As `search`, like what follows.
+      execution: How; its `path` is a file.
+      draw: Which answers of a `Stochastic` classifier judge.
+
+    Returns:
+      (what was found, bool [N]: the wanted images that it fools, within epsilon). It is shown again,
+      because what a random classifier took it for once need not be what it takes it for.
     """
-    holds = _fools(attack, examples, aims, found, options)
-    if attack.keep == "closest" and hasattr(attack, "epsilon"):
-        holds &= judging.is_within(-found.rank, queue.radius(attack))
-    return holds
+    of = prepared, prepared.labels
+    found = search(attack, *of, wanted, key=key, until_fooled=True, execution=execution, draw=draw)
+    beaten = wanted & _fools(attack, *of, found, execution.num_lanes, draw)
+    epsilon = epsilon_of(attack)
+    if attack.keep == "closest" and epsilon is not None:
+        beaten &= judging.is_within(-found.rank, np.asarray(epsilon))
+    return found, beaten
 
 
 def _fools(
-    attack: Attack, examples: Examples, aims: np.ndarray, found: Found, options: Options
+    attack: Attack,
+    prepared: Prepared,
+    aims: np.ndarray,
+    found: Found,
+    batch_size: int,
+    draw: int,
 ) -> np.ndarray:
-    shown = answers(examples.function, found.images, options.num_lanes, options.draw)
-    predicted = predictions(shown)
+    """Bool [N]: what was found fools when it is shown again."""
+    predicted = predictions(answers(prepared.function, found.images, batch_size, draw))
     holds: np.ndarray = (predicted == aims) if attack.targeted else (predicted != aims)
     return holds & (predicted >= 0) & (found.restart < attack.num_restarts)
 
@@ -206,54 +219,55 @@ def _rounded(function: Any) -> Any:
 
 def _run(
     attack: Attack,
-    examples: Examples,
+    prepared: Prepared,
+    *,
     aims: np.ndarray,
     wanted: np.ndarray,
     key: jax.Array,
-    options: Options,
+    until_fooled: bool,
+    execution: Execution,
 ) -> Found:
     """This process's share of the jobs, and what all processes found."""
-    images, labels, key = examples.images, aims.astype(np.int32), as_key(key)
+    images, labels, key = prepared.images, aims.astype(np.int32), as_key(key)
     mine = np.zeros(len(labels), bool)
     rank, processes = jax.process_index(), jax.process_count()
     # Of those wanted, so that every process has as many to attack.
     mine[np.flatnonzero(wanted)[rank::processes]] = True
     arrays = jax.tree.map(np.asarray, conversation.per_image(attack, len(labels)))
-    found, state = Found.nothing(images, mine, attack.num_restarts), None
-    if options.path is not None:
-        path = Path(os.fspath(options.path) + (f".{rank}" if processes > 1 else ""))
-        words = description(attack, images, labels, mine, key, options.until_fooled)
-        state = State(path, words, identity(examples, options.num_lanes))
-        state.restore(found)
-    queue.Queue(
-        attack=arrays,
-        logits_fn=examples.function,
-        watch=examples.watch,
-        images=images,
-        labels=labels,
-        keys=fold_keys(key, jnp.arange(len(labels))),
-        found=found,
-        num_lanes=options.num_lanes,
-        num_devices=queue.device_count(options.num_lanes),
-        until_fooled=options.until_fooled,
-        progress=options.progress,
-        state=state,
-    ).run()
+    found, file, saved = Found.nothing(images, mine, attack.num_restarts), None, {}
+    if execution.path is not None:
+        path = Path(os.fspath(execution.path) + (f".{rank}" if processes > 1 else ""))
+        words = description(attack, images, labels, mine, key, until_fooled)
+        file = StateFile(path, words, identity(prepared, execution.num_lanes))
+        saved = file.load()
+        found.restore(saved)
+    # How many lanes there are depends on how many jobs are left, so they come after what was found.
+    num_jobs = int((~found.finished).sum())
+    seats = Seats.free(execution.num_lanes, num_jobs, attack.num_steps)
+    keys = fold_keys(key, jnp.arange(len(labels)))
+    if seats.num_devices > 1:  # whatever device they were on
+        keys = jax.device_put(keys, lanes.everywhere(seats.num_devices))
+    task = Task(arrays, images, labels, keys, until_fooled)
+    seats.restore(saved, task.start)
+    oracle = Oracle(prepared.function, prepared.watch, seats.num_devices)
+    told = execution.progress
+    told = None if told is None else functools.partial(told, attack_label(attack))
+    Queue(task, oracle, found, seats, told, file).run()
     return found if processes == 1 else _gathered(found, wanted)
 
 
-def identity(examples: Examples, batch_size: int) -> dict[str, Any]:
+def identity(prepared: Prepared, batch_size: int) -> dict[str, Any]:
     """What tells a classifier from others: its program, its weights, and answers to images.
 
     Answers to clean images alone would not do: a classifier that rounds its images gives the same ones
     to images of 8 bits. So a few are moved off these levels.
     """
-    few = examples.images[:_ASKED]
+    few = prepared.images[:_ASKED]
     noise = np.random.default_rng(0).uniform(-_MOVED, _MOVED, few.shape).astype(np.float32)
     moved = np.clip(few + noise, 0.0, 1.0)
-    return programs.fingerprint(examples.function, examples.one_image) | {
-        "clean_logits": examples.clean_logits,
-        "moved_logits": answers(examples.function, moved, batch_size),
+    return programs.fingerprint(prepared.function, prepared.one_image) | {
+        "clean_logits": prepared.clean_logits,
+        "moved_logits": answers(prepared.function, moved, batch_size),
     }
 
 

@@ -2,10 +2,8 @@
 
 import dataclasses
 import functools
-import os
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,16 +12,13 @@ import numpy as np
 from jaxrobust import attacks
 from jaxrobust.attacks import Attack, engine
 from jaxrobust.evaluation.answers import answers
-from jaxrobust.evaluation.attack_report import attack_label
+from jaxrobust.evaluation.attack_report import attack_label, epsilon_of
 from jaxrobust.evaluation.classification import predictions
+from jaxrobust.evaluation.execution import Execution
 from jaxrobust.evaluation.rates import Rate, rate
-from jaxrobust.evaluation.search import Options, prepare, search
-from jaxrobust.evaluation.search import fooled as search_fooled
+from jaxrobust.evaluation.search import beat, prepare
 from jaxrobust.programs.company import unusual
 from jaxrobust.types import LogitsFn, as_key
-
-SuiteProgress = Callable[[str, int, int], None]
-"""Called with (attack's name, questions done, questions in all) as a suite goes on."""
 
 WITHSTOOD, WRONG = -1, -2
 
@@ -98,10 +93,7 @@ def attack_suite(
     labels: Any,
     *,
     key: jax.Array,
-    num_lanes: int = 128,
-    search_type: str = "float32",
-    folder: str | os.PathLike[str] | None = None,
-    progress: SuiteProgress | None = None,
+    execution: Execution = Execution(),
 ) -> SuiteReport:
     """Makes each attack on the images that are right and that none before it has fooled.
 
@@ -114,10 +106,8 @@ def attack_suite(
       images: uint8, or floating in [0, 1], [N, H, W, C], N of at least 1.
       labels: int [N].
       key: A PRNG key; attack j on image i uses it folded with j and then with i.
-      num_lanes: As in `attack_dataset`, like `search_type`.
-      search_type: "float32" or "bfloat16".
-      folder: That keeps the state: a killed run goes on from it.
-      progress: Called with (attack's name, questions done, questions in all).
+      execution: As in `attack_dataset`, but that `path` is a folder, which has a file for each attack,
+        and `progress` is told the attack's name.
 
     Returns:
       SuiteReport.
@@ -129,55 +119,51 @@ def attack_suite(
     if not suite:
         raise ValueError("`suite` must hold at least one attack, got none.")
     for name, attack in suite.items():
-        if attack.targeted or not hasattr(attack, "epsilon"):
+        if attack.targeted or epsilon_of(attack) is None:
             raise ValueError(
                 f"`suite` must be of untargeted attacks with an epsilon; {name!r} is not."
             )
-    examples, key = prepare(logits_fn, images, labels), as_key(key)
+    prepared, key = prepare(logits_fn, images, labels), as_key(key)
+    # Before the first attack, which may take hours: no later one will fail for the images' shape.
     for attack in suite.values():
-        engine.check_image(attack, examples.images.shape[1:])
-    right = predictions(examples.clean_logits) == examples.labels
+        engine.check_image(attack, prepared.images.shape[1:])
+    right = predictions(prepared.clean_logits) == prepared.labels
     fooled_by = np.where(right, WITHSTOOD, WRONG)
-    found_images = examples.images.copy()
+    found_images = prepared.images.copy()
     queries, gradients = np.zeros((2, len(right)), np.int64)
-    saw_nan = np.isnan(examples.clean_logits).any(axis=1)
+    saw_nan = np.isnan(prepared.clean_logits).any(axis=1)
     seconds = {}
     for number, (name, attack) in enumerate(suite.items()):
         start = time.perf_counter()
         standing = fooled_by == WITHSTOOD
         if standing.any():
-            path = None if folder is None else Path(folder) / f"{number}_{_plain(name)}.npz"
-            told = None if progress is None else functools.partial(progress, name)
-            options = Options(num_lanes, True, search_type, path, told, draw=number + 1)
-            found = search(
-                attack,
-                examples,
-                examples.labels,
-                standing,
-                key=jax.random.fold_in(key, number),
-                options=options,
+            part = execution.part(name, file=f"{number}_{_plain(name)}")
+            # Each attack has starts of its own, and a classifier that answers at random other draws.
+            own = jax.random.fold_in(key, number)
+            found, beaten = beat(
+                attack, prepared, standing, key=own, execution=part, draw=number + 1
             )
-            fooled = standing & search_fooled(attack, examples, examples.labels, found, options)
-            fooled_by[fooled] = number
-            found_images[fooled] = found.images[fooled]
+            fooled_by[beaten] = number
+            found_images[beaten] = found.images[beaten]
             queries, gradients = queries + found.num_queries, gradients + found.num_gradients
             saw_nan |= found.saw_nan
         seconds[name] = time.perf_counter() - start
+    # What users see of an image in the end is one answer, the same whichever attack fooled it.
     shown = answers(logits_fn, found_images, 256)
-    examples.watch.check()
+    prepared.watch.check()
     return SuiteReport(
         suite=dict(suite),
-        labels=examples.labels,
-        clean_images=examples.images,
+        labels=prepared.labels,
+        clean_images=prepared.images,
         images=found_images,
-        clean_logits=examples.clean_logits,
+        clean_logits=prepared.clean_logits,
         logits=shown,
         fooled_by=fooled_by,
         num_queries=queries,
         num_gradients=gradients,
         saw_nan=saw_nan,
         seconds=seconds,
-        remarks=examples.remarks,
+        remarks=prepared.remarks,
     )
 
 
@@ -188,18 +174,17 @@ def summarise_suite(report: SuiteReport, model: str) -> dict[str, Any]:
       report: Of one suite on one model.
       model: The model's name.
     """
-    rows = []
-    for number, (name, attack) in enumerate(report.suite.items()):
-        rows.append(
-            {
-                "name": name,
-                "label": attack_label(attack),
-                "parameters": attacks.to_dict(attack),
-                "fooled": int((report.fooled_by == number).sum()),
-                "robust_accuracy": report.after(name),
-                "seconds": report.seconds[name],
-            }
-        )
+    rows = [
+        {
+            "name": name,
+            "label": attack_label(attack),
+            "parameters": attacks.to_dict(attack),
+            "fooled": int((report.fooled_by == number).sum()),
+            "robust_accuracy": report.after(name),
+            "seconds": report.seconds[name],
+        }
+        for number, (name, attack) in enumerate(report.suite.items())
+    ]
     summary = {
         "model": model,
         "clean_accuracy": report.clean_accuracy,

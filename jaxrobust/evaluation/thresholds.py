@@ -9,8 +9,9 @@ import numpy as np
 
 from jaxrobust import checks
 from jaxrobust.attacks import Attack
-from jaxrobust.evaluation.attack_report import AttackReport, success_rate
+from jaxrobust.evaluation.attack_report import AttackReport, epsilon_label, epsilon_of, success_rate
 from jaxrobust.evaluation.classification import softmax
+from jaxrobust.evaluation.execution import KEEP_IT, Execution
 from jaxrobust.evaluation.rates import Rate
 from jaxrobust.evaluation.robustness import attack_dataset
 from jaxrobust.types import LogitsFn
@@ -32,14 +33,41 @@ def at_epsilon(attack: Attack, epsilon: float) -> Attack:
       >>> swept.epsilon, swept.step_size
       (0.05, 0.01)
     """
-    if np.ndim(getattr(attack, "epsilon", 0.0)):
+    own = epsilon_of(attack)
+    if np.ndim(own):
         raise ValueError("`attack.epsilon` must be one number to be swept, got one for each image.")
-    base = float(getattr(attack, "epsilon", 0.0))
+    base = 0.0 if own is None else float(own)
     checks.number("attack.epsilon", base, above=0.0)
     changes = {"epsilon": float(epsilon)}
     if hasattr(attack, "step_size"):
         changes["step_size"] = float(attack.step_size * epsilon / base)
     return dataclasses.replace(attack, **changes)  # type: ignore[type-var]
+
+
+@dataclasses.dataclass(frozen=True)
+class Crossing:
+    """Which share of the images is to be fooled, and how closely the epsilon for it is looked for.
+
+    Attributes:
+      rate: The share, in (0, 1].
+      maximum: The largest epsilon to try, in pixel units (linf: at most 1).
+      tolerance: How far from a smaller epsilon that fails the result may be, in pixel units.
+      interval: Whether to find its ends too, which takes about twice as many attacks again.
+
+    Raises:
+      TypeError: A number that is none.
+      ValueError: A number out of range.
+    """
+
+    rate: float = 0.5
+    maximum: float = 0.3
+    tolerance: float = 1e-3
+    interval: bool = True
+
+    def __post_init__(self) -> None:
+        checks.number("rate", self.rate, above=0.0, maximum=1.0)
+        checks.number("maximum", self.maximum, above=0.0)
+        checks.number("tolerance", self.tolerance, above=0.0)
 
 
 def epsilon_for_success(
@@ -49,16 +77,13 @@ def epsilon_for_success(
     labels: Any,
     *,
     key: jax.Array,
-    rate: float = 0.5,
-    maximum: float = 0.3,
-    tolerance: float = 1e-3,
     targets: Any = None,
-    interval: bool = True,
-    num_lanes: int = 128,
+    crossing: Crossing = Crossing(),
+    execution: Execution = Execution(),
 ) -> dict[str, Any]:
     """The smallest epsilon at which an attack succeeds on a share of the images it attacks.
 
-    Found by bisection between 0 and `maximum`; only the attack's epsilon changes, so nothing is
+    Found by bisection between 0 and the maximum; only the attack's epsilon changes, so nothing is
     compiled anew. An attack need not do better in a larger ball: FGSM overshoots, PGD is led elsewhere.
     So this is a crossing of the rate, the first among the epsilons tried; an attack that succeeds
     below it, or in between only, may be missed. Each epsilon tried is in the result.
@@ -69,28 +94,23 @@ def epsilon_for_success(
       images: uint8, or floating in [0, 1], [N, H, W, C].
       labels: int [N], true classes.
       key: A PRNG key, the same for every epsilon.
-      rate: The share, in (0, 1].
-      maximum: The largest epsilon to try, in pixel units (linf: at most 1).
-      tolerance: How far from a smaller epsilon that fails the result may be, in pixel units.
       targets: For a targeted attack the class to reach, one for all or [N].
-      interval: Whether to find its ends too, which takes about twice as many attacks again.
-      num_lanes: Images at a time.
+      crossing: The share, and where the epsilon is looked for.
+      execution: As in `attack_dataset`, without a `path`; `progress` is called with the epsilon that is
+        tried, as in "epsilon 8/255", and the questions to the classifier at that epsilon.
 
     Returns:
       {"rate", "epsilon", "low", "high", "evaluations": [{"epsilon", "success": a rate}, ...]}. epsilon
       is None where the rate was not reached (which includes that there was no image to attack), and 0
       where a targeted attack finds that many images taken for their targets already. low and high are
       the first epsilons at which the 95 % Wilson interval of the success reaches up to the rate, and
-      lies above it: a 95 % interval for epsilon over images like these. Each is None where `maximum`
+      lies above it: a 95 % interval for epsilon over images like these. Each is None where the maximum
       is not enough; with few images even success on all of them leaves high open.
 
     Raises:
-      ValueError: A number out of range, an attack without an epsilon above 0, or anything that
-        `attack_dataset` refuses.
+      ValueError: An attack without an epsilon above 0, or anything that `attack_dataset` refuses.
     """
-    checks.number("rate", rate, above=0.0, maximum=1.0)
-    checks.number("maximum", maximum, above=0.0)
-    checks.number("tolerance", tolerance, above=0.0)
+    execution.refuse("path", "epsilon_for_success", KEEP_IT)
 
     def run(epsilon: float) -> AttackReport:
         return attack_dataset(
@@ -100,12 +120,14 @@ def epsilon_for_success(
             labels,
             key=key,
             targets=targets,
-            num_lanes=num_lanes,
+            execution=execution.part(f"epsilon {epsilon_label(epsilon)}"),
         )
 
-    report = run(float(maximum))
+    # The clean images are epsilon 0, which needs no attack.
+    maximum = float(crossing.maximum)
+    report = run(maximum)
     clean = dataclasses.replace(report, images=report.clean_images, logits=report.clean_logits)
-    tried = {0.0: success_rate(clean), float(maximum): success_rate(report)}
+    tried = {0.0: success_rate(clean), maximum: success_rate(report)}
 
     def first(reached: Callable[[Rate], bool]) -> float | None:
         """Bisects to the first epsilon where this holds, starting from all that is known."""
@@ -116,18 +138,20 @@ def epsilon_for_success(
             high = min(holds)
             low = max(epsilon for epsilon in tried if epsilon < high)
             middle = (low + high) / 2
-            if high - low <= tolerance or not low < middle < high:
+            if high - low <= crossing.tolerance or not low < middle < high:
                 return high
             tried[middle] = success_rate(run(middle))
 
     def at_least(bound: str) -> Callable[[Rate], bool]:
-        return lambda success: success["n"] > 0 and success[bound] >= rate  # type: ignore[literal-required]
+        return lambda success: success["n"] > 0 and success[bound] >= crossing.rate  # type: ignore[literal-required]
 
     # The ends first: the epsilon between them is then the first of all that were tried.
-    low, high = (first(at_least("high")), first(at_least("low"))) if interval else (None, None)
+    low, high = (
+        (first(at_least("high")), first(at_least("low"))) if crossing.interval else (None, None)
+    )
     epsilon = first(at_least("rate"))
     return {
-        "rate": float(rate),
+        "rate": float(crossing.rate),
         "epsilon": epsilon,
         "low": low,
         "high": high,

@@ -34,7 +34,7 @@ class TimeDifference(TimeInterval):
 
 
 def interleaved(
-    calls: Sequence[Callable[[], Any]],
+    calls_of: Callable[[int], Sequence[Callable[[], Any]]],
     warmup: int,
     runs: int,
     clock: Callable[[], int] = time.perf_counter_ns,
@@ -42,30 +42,11 @@ def interleaved(
     """Times calls in rounds: each once in every round, in an order that is shuffled anew.
 
     Args:
-      calls: Each returns a pytree of arrays, which is waited for.
+      calls_of: The number of a round, from 0 -> its calls, as many in each; each returns a pytree of
+        arrays, which is waited for. What `calls_of` does itself is not in the time. Warm-up rounds have
+        the numbers of the first ones.
       warmup: Rounds that are not timed.
-      runs: Rounds that are.
-      clock: In nanoseconds.
-
-    Returns:
-      For each call its times in ms, one for each round.
-    """
-    return interleaved_over(lambda _: calls, runs, warmup, clock)
-
-
-def interleaved_over(
-    calls_of: Callable[[int], Sequence[Callable[[], Any]]],
-    runs: int,
-    warmup: int,
-    clock: Callable[[], int] = time.perf_counter_ns,
-) -> list[list[float]]:
-    """`interleaved` with other calls in each round: of another batch, say.
-
-    Args:
-      calls_of: The number of a round, from 0 -> its calls, as many in each. What it does itself is not
-        in the time. Warm-up rounds have the numbers of the first ones.
-      runs: Rounds that are timed, at least 1.
-      warmup: Rounds before those.
+      runs: Rounds that are, at least 1.
       clock: In nanoseconds.
 
     Returns:

@@ -9,8 +9,9 @@ import numpy as np
 
 from jaxrobust import attacks, checks
 from jaxrobust.attacks import Attack
-from jaxrobust.evaluation.attack_report import AttackReport, attack_label
-from jaxrobust.evaluation.classification import Progress, logits, predictions
+from jaxrobust.evaluation.attack_report import AttackReport, attack_label, epsilon_label
+from jaxrobust.evaluation.classification import logits, predictions
+from jaxrobust.evaluation.execution import KEEP_IT, Execution
 from jaxrobust.evaluation.rates import Rate, rate
 from jaxrobust.evaluation.robustness import attack_dataset
 from jaxrobust.evaluation.thresholds import at_epsilon
@@ -111,8 +112,7 @@ def transfer_curves(
     epsilons: Sequence[float],
     *,
     key: jax.Array,
-    num_lanes: int = 128,
-    progress: Progress | None = None,
+    execution: Execution = Execution(),
 ) -> list[dict[str, Any]]:
     """Accuracy of every model over epsilon, on images made on one (docs/result_format.md, CURVE).
 
@@ -129,8 +129,7 @@ def transfer_curves(
       labels: int [N].
       epsilons: In pixel units, not negative; 0 is the accuracy on clean images.
       key: A PRNG key, the same for every epsilon.
-      num_lanes: Images at a time.
-      progress: Called with (epsilons done, how many there are).
+      execution: As in `robustness_curve`.
 
     Returns:
       [{"model", "label", "points": [{"epsilon", "robust_accuracy": a rate}]}], one for each model in
@@ -140,6 +139,7 @@ def transfer_curves(
       ValueError: A source that is no model, a targeted attack, one without an epsilon above 0 or one
         that does not keep to it, or anything that `attack_dataset` refuses.
     """
+    execution.refuse("path", "transfer_curves", KEEP_IT)
     checks.one_of("source", source, tuple(logits_fns))
     if attack.targeted or attack.keep == "closest":
         raise ValueError(
@@ -147,19 +147,20 @@ def transfer_curves(
             f"{attack_label(attack)}, targeted={attack.targeted}, keep={attack.keep!r}."
         )
     points: dict[str, list[dict[str, Any]]] = {name: [] for name in logits_fns}
+    untold = dataclasses.replace(execution, progress=None)  # the curves count epsilons
+    # Made once at each epsilon, on the source, and shown to all.
     for done, epsilon in enumerate(epsilons, start=1):
-        swept = at_epsilon(attack, epsilon)
-        report = attack_dataset(
-            swept, logits_fns[source], images, labels, key=key, num_lanes=num_lanes
-        )
+        swept, attacked = at_epsilon(attack, epsilon), (logits_fns[source], images, labels)
+        report = attack_dataset(swept, *attacked, key=key, execution=untold)
         for name, logits_fn in logits_fns.items():
-            own = report.logits if name == source else logits(logits_fn, report.images, num_lanes)
+            own = report.logits
+            if name != source:
+                own = logits(logits_fn, report.images, execution.num_lanes)
             _check_classes(report, own, f"logits_fns[{name!r}]")
             count = int((predictions(own) == report.labels).sum())
             accuracy = rate(count, len(report.labels))
             points[name].append({"epsilon": float(epsilon), "robust_accuracy": accuracy})
-        if progress is not None:
-            progress(done, len(epsilons))
+        execution.tell(f"epsilon {epsilon_label(epsilon)}", done, len(epsilons))
     label = f"{attack_label(attack, epsilon=False)}, made on {source}"
     return [{"model": name, "label": label, "points": points[name]} for name in logits_fns]
 

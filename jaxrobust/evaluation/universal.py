@@ -20,12 +20,46 @@ import numpy as np
 from jaxrobust import checks, compilation, programs
 from jaxrobust.attacks import DeepFool, conversation
 from jaxrobust.evaluation.answers import as_float
-from jaxrobust.evaluation.classification import Progress, logits, predictions
+from jaxrobust.evaluation.classification import logits, predictions
 from jaxrobust.evaluation.rates import Rate, rate
-from jaxrobust.types import Array, LogitsFn, as_key, fold_keys
+from jaxrobust.types import Array, LogitsFn, Progress, as_key, fold_keys
 
 NORMS = ("linf", "l2")
 _CHUNK = 256  # images in one call of compiled code, after which progress is told
+
+
+@dataclasses.dataclass(frozen=True)
+class UniversalPerturbation:
+    """How one perturbation for all images is looked for.
+
+    Attributes:
+      epsilon: Radius of the ball in pixel units, not negative; for linf at most 1.
+      norm: "linf" or "l2".
+      target_rate: The share of fooled images at which to stop, above 0 and at most 1; the paper's
+        1 - delta = 0.8.
+      max_passes: Over the images, at least 1.
+      inner: What looks for the change of one image; of its steps the authors take 10. The paper's is in
+        l2 for both balls.
+
+    Raises:
+      TypeError: A number that is none, or another inner attack.
+      ValueError: Values out of range.
+    """
+
+    epsilon: float
+    norm: str = "linf"
+    target_rate: float = 0.8
+    max_passes: int = 10
+    inner: DeepFool = DeepFool(num_steps=10, num_candidates=9)
+
+    def __post_init__(self) -> None:
+        checks.one_of("norm", self.norm, NORMS)
+        largest = 1.0 if self.norm == "linf" else float("inf")
+        checks.number("epsilon", self.epsilon, minimum=0.0, maximum=largest)
+        checks.number("target_rate", self.target_rate, above=0.0, maximum=1.0)
+        checks.integer("max_passes", self.max_passes, minimum=1)
+        if not isinstance(self.inner, DeepFool):
+            raise TypeError(f"`inner` must be a DeepFool, got {type(self.inner).__name__}.")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,44 +95,31 @@ class UniversalResult:
 
 
 def universal_perturbation(
+    attack: UniversalPerturbation,
     logits_fn: LogitsFn,
     images: Any,
     labels: Any = None,
     *,
     key: jax.Array,
-    epsilon: float,
-    norm: str = "linf",
-    target_rate: float = 0.8,
-    max_passes: int = 10,
-    overshoot: float = 0.02,
-    num_steps: int = 10,
-    num_candidates: int | None = 9,
     batch_size: int = 1,
     progress: Progress | None = None,
 ) -> UniversalResult:
     """Looks for one perturbation that fools the classifier on most images.
 
-    Clipping to [0, 1], of which the paper says nothing, is part of what is fooled here. DeepFool's norm
-    is l2 for both balls, as in the paper. A change that did not make its image fool is not taken.
+    Clipping to [0, 1], of which the paper says nothing, is part of what is fooled here. A change that
+    did not make its image fool is not taken.
 
     Args:
+      attack: How it is looked for.
       logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]; a Classifier's weights are
         arguments of the compiled code.
       images: uint8, or floating in [0, 1], [N, H, W, C], N of at least 1.
       labels: int [N], the classes to leave; None: what the classifier takes the clean images for, as in
         the paper.
       key: A PRNG key, for the order of the images.
-      epsilon: Radius of the ball in pixel units, not negative; for linf at most 1.
-      norm: "linf" or "l2".
-      target_rate: The share of fooled images at which to stop, above 0 and at most 1; the paper's
-        1 - delta = 0.8.
-      max_passes: Over the images, at least 1.
-      overshoot: Of DeepFool, not negative.
-      num_steps: Of DeepFool for each image, at least 1; the authors' 10.
-      num_candidates: Of DeepFool: how many other classes it considers; None: all.
       batch_size: Images that DeepFool works on together. 1 is the paper's; of more, v moves by the mean
         of their changes: fewer and smaller moves, but faster passes.
-      progress: Called with (images done, images in all passes) as the passes go on.
+      progress: Called with (the pass, as in "pass 1", images done, images in all passes).
 
     Returns:
       UniversalResult.
@@ -107,14 +128,8 @@ def universal_perturbation(
       TypeError: Images or labels of another type.
       ValueError: Shapes that do not fit, values out of range.
     """
-    checks.one_of("norm", norm, NORMS)
-    largest = 1.0 if norm == "linf" else float("inf")
-    checks.number("epsilon", epsilon, minimum=0.0, maximum=largest)
-    checks.number("target_rate", target_rate, above=0.0, maximum=1.0)
-    checks.integer("max_passes", max_passes, minimum=1)
     checks.integer("batch_size", batch_size, minimum=1)
     key = as_key(key)
-    attack = DeepFool(overshoot, num_steps, num_candidates=num_candidates)
     clean = as_float(images)
     checks.float_images(clean)
     if len(clean) == 0:
@@ -132,28 +147,29 @@ def universal_perturbation(
     batch_size = min(batch_size, size)
     batch = jax.ShapeDtypeStruct((batch_size, *clean.shape[1:]), np.float32)
     function, watch = programs.as_argument(logits_fn, batch), programs.Watch(logits_fn, clean)
-    arrays = conversation.per_image(attack, batch_size)
+    inner = conversation.per_image(attack.inner, batch_size)
     v = jnp.zeros(clean.shape[1:], jnp.float32)
     best, rates = np.zeros(clean.shape[1:], np.float32), []
-    for index in range(max_passes):
+    # Each pass goes on with v as the last one has left it; the best of them is returned.
+    for index in range(attack.max_passes):
         order = np.asarray(jax.random.permutation(jax.random.fold_in(key, index), size))
         for indices, valid in _chunks(order, batch_size):
             watch.check(always=False)
             shape = (-1, batch_size)
             v = _pass(
                 function,
-                arrays,
+                inner,
                 v,
                 jnp.asarray(clean[indices]).reshape(*shape, *clean.shape[1:]),
                 jnp.asarray(aims[indices], jnp.int32).reshape(shape),
                 jnp.asarray(valid).reshape(shape),
-                jnp.float32(epsilon),
-                norm=norm,
+                jnp.float32(attack.epsilon),
+                norm=attack.norm,
             )
             if progress is not None:
                 v.block_until_ready()
                 done = index * size + int(np.flatnonzero(order == indices[valid][-1])[0]) + 1
-                progress(done, max_passes * size)
+                progress(f"pass {index + 1}", done, attack.max_passes * size)
         watch.check()
         found = np.asarray(v)
         shown = predictions(logits(logits_fn, np.clip(clean + found, 0.0, 1.0)))
@@ -162,7 +178,7 @@ def universal_perturbation(
         rates.append(rate(int(fooled.sum()), size))
         if rates[-1]["count"] > max((r["count"] for r in rates[:-1]), default=-1):
             best = found
-        if rates[-1]["count"] >= target_rate * size:
+        if rates[-1]["count"] >= attack.target_rate * size:
             return UniversalResult(best, tuple(rates), True)
     return UniversalResult(best, tuple(rates), False)
 

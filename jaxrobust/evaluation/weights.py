@@ -62,6 +62,7 @@ def weight_histogram(
     weights = np.concatenate([kernel.ravel() for kernel in kernels])
     if not np.isfinite(weights).all():
         raise ValueError("`params` must be finite.")
+    # Zeros are counted apart: pruned weights would stand above all others.
     kept = weights[weights != 0]
     largest = float(np.abs(kept).max()) if len(kept) else 0.0
     scaled = kept / largest if normalise and largest else kept

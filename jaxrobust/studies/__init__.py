@@ -1,6 +1,6 @@
 """What the experiment scripts share: a command line, timed stages, result.json and its pictures."""
 
-from jaxrobust.studies import comparison, records, suite_run, suites
+from jaxrobust.studies import comparison, records, suite_names, suite_run
 from jaxrobust.studies.classifiers import (
     check_classifier,
     describe_inputs,
@@ -56,6 +56,6 @@ __all__ = [
     "run_script",
     "spread",
     "start",
+    "suite_names",
     "suite_run",
-    "suites",
 ]

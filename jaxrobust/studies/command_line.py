@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from jaxrobust import checks, compilation
-from jaxrobust.studies import interrupt
+from jaxrobust.studies import ctrl_c
 
 Settings = TypeVar("Settings")
 Presets = Mapping[str, Mapping[str, Any]]
@@ -51,7 +51,7 @@ def run_script(
             description=module.__doc__,
             default=settings_type(**{**needed, **chosen}),
         )
-        with interrupt.remembered():
+        with ctrl_c.remembered():
             main(settings)
     except KeyboardInterrupt as pressed:
         words = str(pressed) or "Interrupted. To go on, run the same command again."

@@ -62,7 +62,7 @@ def over_images(
     for fact, other in _pairs(facts, measured, control):
         counted = None if among is None else among(fact.keys) & among(other.keys)
         found.append(paired(fact, other, name, fact.keys, counted))
-    return holm(found) if correct else found
+    return corrected(found) if correct else found
 
 
 def paired(
@@ -105,7 +105,7 @@ def paired(
     )
 
 
-def holm(facts: Sequence[Fact]) -> list[Fact]:
+def corrected(facts: Sequence[Fact]) -> list[Fact]:
     """The facts with Holm's correction of their p-values; one without a p counts as a comparison."""
     adjusted = evaluation.holm([1.0 if fact.p is None else fact.p for fact in facts])
     return [
@@ -131,8 +131,8 @@ def over_seeds(
       control: From a fact's keys to those of what it is compared with, or None: it is not.
       name: The measure of what is returned.
       over: The key that pairs them.
-      correct: Whether p has Holm's correction over all that this call returns; `holm` corrects those of
-        several calls together.
+      correct: Whether p has Holm's correction over all that this call returns; `corrected` corrects
+        those of several calls together.
 
     Returns:
       Keys without `over`: value, the mean difference; its Student interval and p, of the paired t-test,
@@ -143,7 +143,7 @@ def over_seeds(
         values = [[value(fact) for fact in side] for side in zip(*group, strict=True)]
         gap = evaluation.paired_mean_difference(*values)
         found.append(_mean(name, keys, gap, gap["p_value"]))
-    return holm(found) if correct else found
+    return corrected(found) if correct else found
 
 
 def over_seeds_or_images(
@@ -169,7 +169,7 @@ def over_seeds_or_images(
         if len(own) == 1:
             pairs = over_images(facts, own, control, name, correct=False)
         found += [dataclasses.replace(gap, keys=without(gap.keys, over)) for gap in pairs]
-    return holm(found)
+    return corrected(found)
 
 
 def less(facts: Facts, measured: Iterable[Fact], control: Control, name: str) -> list[Fact]:

@@ -17,7 +17,8 @@ from jaxrobust.reports.reading import check_result
 from jaxrobust.studies import terminal, words
 from jaxrobust.studies.facts import Facts
 from jaxrobust.studies.results import commit, configuration, environment, result_header
-from jaxrobust.studies.stages import Progress, Stages, plain
+from jaxrobust.studies.stages import Stages, plain
+from jaxrobust.types import Progress
 
 _ANOTHER = "--run NAME"
 
@@ -210,7 +211,7 @@ class Run:
                 labels,
                 key=self.key,
                 targets=targets,
-                progress=progress,
+                execution=evaluation.Execution(progress=progress),
             )
         evaluation.save_attack(path, report)
         seconds = self.stages.seconds[stage]
@@ -222,7 +223,7 @@ class Run:
 
         Args:
           stage: What the stage is called.
-          compute: Takes the facts to add to, and a progress callback (done, total).
+          compute: Takes the facts to add to, and a progress callback (what is under way, done, total).
 
         Raises:
           ValueError: As `Stages.remember`; facts that are there already.

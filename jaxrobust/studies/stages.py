@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxrobust import files
-from jaxrobust.studies import interrupt, progress
+from jaxrobust.studies import ctrl_c
+from jaxrobust.studies.display import Display
 from jaxrobust.studies.results import commit
-
-Progress = Callable[[int, int], None]
+from jaxrobust.types import Progress
 
 
 class Stages:
@@ -55,8 +55,8 @@ class Stages:
 
         Args:
           name: Of the stage, different from all others of the run.
-          compute: Takes a progress callback (done, total) and returns JSON values, or objects that
-            hold them; NaN and infinities become None.
+          compute: Takes a progress callback (what is under way, done, total) and returns JSON values,
+            or objects that hold them; NaN and infinities become None.
 
         Returns:
           The result as JSON has it: tuples are lists, keys are strings, whether computed or read.
@@ -101,9 +101,9 @@ class Stages:
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[Progress]:
         """Announces a stage and times what runs inside; yields a progress callback for it."""
-        interrupt.check()
+        ctrl_c.check()
         print(f"{name} ...", file=sys.stderr, flush=True)
-        display = progress.Progress(name)
+        display = Display(name)
         before, start = self._spent, time.perf_counter()
         yield display
         # Without the stages inside of it, so that the seconds of all stages add up.

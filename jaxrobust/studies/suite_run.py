@@ -13,13 +13,13 @@ import numpy as np
 
 from jaxrobust import evaluation, files
 from jaxrobust.attacks import Attack
-from jaxrobust.evaluation import SuiteReport
+from jaxrobust.evaluation import Execution, SuiteReport
 from jaxrobust.evaluation.classification import softmax
 from jaxrobust.reports import blocks, formatting
 from jaxrobust.reports.blocks import Block
 from jaxrobust.reports.pictures import decode_array, encode_array
+from jaxrobust.studies.display import Display
 from jaxrobust.studies.galleries import spread
-from jaxrobust.studies.progress import Progress
 from jaxrobust.studies.run import Run
 from jaxrobust.types import LogitsFn
 
@@ -33,9 +33,7 @@ def run_suite(
     labels: Any,
     *,
     key: jax.Array,
-    folder: Path,
-    num_lanes: int = 128,
-    search_type: str = "float32",
+    execution: Execution,
 ) -> tuple[SuiteReport, dict[str, float]]:
     """Runs a suite, from where an earlier process was killed, and says on stderr how far it is.
 
@@ -45,14 +43,15 @@ def run_suite(
       images: [N, H, W, C].
       labels: int [N].
       key: A PRNG key.
-      folder: That keeps the state.
-      num_lanes: Images at a time.
-      search_type: "float32" or "bfloat16".
+      execution: With the folder that keeps the state as `path`, and without `progress`.
 
     Returns:
       (report, seconds that each attack took in all processes together).
     """
-    clock = _Clock(folder / "seconds.json")
+    execution.refuse("progress", "run_suite", "It shows how far it is by itself.")
+    if execution.path is None:
+        raise ValueError("`execution.path` must be the folder that keeps the state, got None.")
+    clock = _Clock(Path(execution.path) / "seconds.json")
     try:
         report = evaluation.attack_suite(
             suite,
@@ -60,10 +59,7 @@ def run_suite(
             images,
             labels,
             key=key,
-            num_lanes=num_lanes,
-            search_type=search_type,
-            folder=folder,
-            progress=clock,
+            execution=dataclasses.replace(execution, progress=clock),
         )
     except BaseException:
         clock.stop("interrupted after ")
@@ -84,9 +80,7 @@ class SuiteRun:
       model: The classifier's name.
       target: The classifier, images [N, H, W, C] and labels int [N].
       indices: int [N], the images' places in the data set.
-      folder: That keeps the state of the attacks.
-      num_lanes: Images at a time.
-      search_type: "float32" or "bfloat16".
+      execution: How the suite is run; its `path` is the folder that keeps the state of the attacks.
     """
 
     run: Run
@@ -95,21 +89,12 @@ class SuiteRun:
     model: str
     target: tuple[LogitsFn, np.ndarray, np.ndarray]
     indices: np.ndarray
-    folder: Path
-    num_lanes: int = 128
-    search_type: str = "float32"
+    execution: Execution
 
     @functools.cached_property
     def outcome(self) -> tuple[SuiteReport, dict[str, float]]:
         """What `run_suite` returns; of a suite that was finished before it is read from the folder."""
-        return run_suite(
-            self.suite,
-            *self.target,
-            key=self.run.key,
-            folder=self.folder,
-            num_lanes=self.num_lanes,
-            search_type=self.search_type,
-        )
+        return run_suite(self.suite, *self.target, key=self.run.key, execution=self.execution)
 
     def record(self, stage: str) -> dict[str, Any]:
         """The suite's record: that of `evaluation.summarise_suite`, its label, the images' indices.
@@ -143,8 +128,7 @@ class SuiteRun:
                 first.epsilon,
                 key=jax.random.fold_in(self.run.key, 1),
                 norm=first.norm,
-                num_lanes=self.num_lanes,
-                progress=progress,
+                execution=Execution(self.execution.num_lanes, progress=progress),
             )
 
         found: dict[str, Any] = self.run.stages.remember(stage, check)
@@ -216,7 +200,7 @@ class _Clock:
     def __init__(self, path: Path) -> None:
         self._path, self._spent = path, dict[str, float]()
         self._last = self._saved = time.monotonic()
-        self._name, self._display = "", Progress("")
+        self._name, self._display = "", Display("")
         try:
             self.earlier = {k: float(v) for k, v in json.loads(path.read_text("utf-8")).items()}
         except (OSError, ValueError, AttributeError):
@@ -226,12 +210,12 @@ class _Clock:
         now = time.monotonic()
         if name != self._name:
             self.stop()
-            self._name, self._display = name, Progress(f"  {name}")
+            self._name, self._display = name, Display(f"  {name}")
         self._spent[name] = self._spent.get(name, 0.0) + now - self._last
         self._last = now
         if now - self._saved > _SAVE_EVERY:
             self._save()
-        self._display(done, total)
+        self._display(name, done, total)
 
     def stop(self, how: str = "") -> None:
         """Says that the attack under way has come to its end, or how else it stopped."""

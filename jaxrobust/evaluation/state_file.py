@@ -3,18 +3,15 @@
 import dataclasses
 import json
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import attacks, files
 from jaxrobust.attacks import Attack
-from jaxrobust.evaluation.found import Found
-from jaxrobust.evaluation.queue import Queue
-from jaxrobust.types import PyTree
 
 
 def description(
@@ -41,9 +38,9 @@ def description(
     )
 
 
-@dataclasses.dataclass(eq=False)
-class State:
-    """The file of one search: what was found, and the lanes as they stand.
+@dataclasses.dataclass(frozen=True, eq=False)
+class StateFile:
+    """The file of one search: arrays by name, and what they are of.
 
     Attributes:
       path: Of the file.
@@ -51,39 +48,29 @@ class State:
       identity: What tells the classifier from others: {"program", "weights": digests, "clean_logits",
         "moved_logits": float32 [_, K]}. Digests are compared to the letter, logits not to the last
         digit, because another machine rounds in another way.
-      kept: The lanes that were read, until they are restored.
     """
 
     path: Path
     description: str
     identity: dict[str, Any]
-    kept: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
-    def save(self, queue: Queue) -> None:
-        """All or nothing."""
-        found = queue.found
-        rows = np.flatnonzero(found.restart < len(found.finished))
-        arrays = vars(found) | {"images": found.images[rows], "rows": rows}
-        if queue.running is not None:
-            arrays |= {f"lane{name}": leaf for name, leaf in _named(queue.running).items()}
-            arrays |= {"lane/asked": _asked(queue), "lane/group": np.array(queue.group or 0)}
-            arrays |= {"lane/row": queue.row}
-            arrays |= {"lane/restart": queue.restart, "lane/steps": queue.steps}
+    def save(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Writes the arrays, all or nothing."""
         with files.replace(self.path) as partial:
-            np.savez(partial, description=self.description, **self.identity, **arrays)
+            facts: Any = {"description": self.description, **self.identity, **arrays}
+            np.savez(partial, **facts)
 
-    def restore(self, found: Found) -> None:
-        """What `save` saved of `found`, if there is a file.
+    def load(self) -> dict[str, np.ndarray]:
+        """The arrays that were saved; none where there is no file.
 
         Raises:
           ValueError: A file of another attack, or of none.
         """
         if not self.path.exists():
-            return
+            return {}
         try:
             with np.load(self.path, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive}
-            rows, images = arrays.pop("rows"), arrays.pop("images")
             saved = str(arrays.pop("description"))
             before = {name: arrays.pop(name, None) for name in self.identity}
         except Exception as error:  # zip and numpy have errors of many classes
@@ -94,35 +81,7 @@ class State:
                 f"{self.path} holds another attack: {'; '.join(changed)}. Name another file, or delete "
                 "this one to start anew."
             )
-        self.kept = {name: arrays.pop(name) for name in [*arrays] if name.startswith("lane")}
-        found.images[rows] = images
-        for name, values in arrays.items():
-            setattr(found, name, values)
-
-    def restore_lanes(self, queue: Queue) -> None:
-        """Puts back the lanes that were read, if as many were asked for and the devices can share them.
-
-        Where not, their jobs start anew.
-        """
-        kept, self.kept = self.kept, {}
-        if not kept or not np.array_equal(kept["lane/asked"], _asked(queue)):
-            return
-        if len(kept["lane/row"]) % (max(int(kept["lane/group"]), 1) * queue.num_devices):
-            return
-        free = queue.group, queue.row, queue.restart, queue.steps
-        queue.group = int(kept["lane/group"]) or None
-        queue.row, queue.restart = kept["lane/row"], kept["lane/restart"]
-        queue.steps = kept["lane/steps"]
-        template = queue.start(np.arange(len(queue.row)))
-        if any(
-            f"lane{name}" not in kept or kept[f"lane{name}"].shape != leaf.shape
-            for name, leaf in _named(template).items()
-        ):
-            queue.group, queue.row, queue.restart, queue.steps = free
-            return
-        queue.running = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: _like(kept[f"lane{jax.tree_util.keystr(path)}"], leaf), template
-        )
+        return arrays
 
 
 def _differences(saved: str, current: str) -> list[str]:
@@ -166,28 +125,3 @@ def _alike(before: np.ndarray | None, now: np.ndarray) -> bool:
     if before is None or before.shape != now.shape:
         return False
     return bool(np.allclose(before, now, 1e-3, 1e-3, equal_nan=True))
-
-
-def _asked(queue: Queue) -> np.ndarray:
-    """What the number of lanes was made of; it may have shrunk since."""
-    return np.array([queue.num_lanes, queue.group is not None])
-
-
-def _named(tree: PyTree) -> dict[str, np.ndarray]:
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path): _plain(leaf) for path, leaf in leaves}
-
-
-def _plain(leaf: jax.Array) -> np.ndarray:
-    """The array for the disk, which knows no keys."""
-    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
-
-
-def _like(array: np.ndarray, leaf: jax.Array) -> Any:
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.device_put(
-            jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf)),
-            leaf.sharding,
-        )
-    return jax.device_put(array.astype(leaf.dtype), leaf.sharding)

@@ -3,13 +3,13 @@
 import sys
 import time
 
-from jaxrobust.studies import interrupt
+from jaxrobust.studies import ctrl_c
 
 _TERMINAL_PAUSE, _LOG_PAUSE = 0.1, 30.0  # seconds between two lines
 
 
-class Progress:
-    """A progress callback that says how fast it goes and how long it will take.
+class Display:
+    """A `jaxrobust.types.Progress` that says how fast it goes and how long it will take.
 
     On a terminal one line is written over and over; otherwise there is one at most every 30 seconds.
 
@@ -22,13 +22,18 @@ class Progress:
         self._started = self._said = time.monotonic()
         self._first: tuple[int, float] | None = None
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, what: str, done: int, total: int) -> None:
         """Says it, unless it has just been said or all is done.
+
+        Args:
+          what: What is under way, said where the name does not say it.
+          done: Of it.
+          total: All of it.
 
         Raises:
           KeyboardInterrupt: Ctrl-C was pressed and got lost.
         """
-        interrupt.check()
+        ctrl_c.check()
         now = time.monotonic()
         if self._first is None or done < self._first[0]:
             self._first = done, now
@@ -38,7 +43,8 @@ class Progress:
         self._said = now
         # The first report comes after compiling, which says nothing about the speed.
         before, since = self._first if self._first[0] < done else (0, self._started)
-        line = f"{self._name}: {describe(done, total, done - before, now - since)}"
+        name = self._name if what in self._name else f"{self._name}, {what}"
+        line = f"{name}: {describe(done, total, done - before, now - since)}"
         if self._on_terminal:
             print(f"\r\033[K{line}", file=sys.stderr, end="", flush=True)
         else:
