@@ -123,15 +123,3 @@ def test_files_that_the_readme_names_exist():
     for module in re.findall(r"python -m (experiments[\w.]+)", README):
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
-
-
-def test_attack_of_the_architecture_document_runs_as_written():
-    text = (ROOT / "docs" / "architecture.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.S)
-    scope = {"__name__": "example"}
-    exec(code, scope)
-    logits_fn = lambda x: jnp.stack([x.sum((1, 2, 3)), jnp.full(len(x), 8.0)], axis=1)  # noqa: E731
-    images = jnp.full((2, 4, 4, 1), 0.52)
-    result = scope["Momentum"]()(jax.random.key(0), logits_fn, images, jnp.array([0, 0]))
-    assert result.success.all()
-    assert float(abs(result.images - images).max()) <= 8 / 255 + 1e-6
