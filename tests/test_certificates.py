@@ -26,7 +26,7 @@ from jaxrobust import certificates, data, models
 from jaxrobust.attacks import APGD
 from jaxrobust.certificates import certify, crown_bounds, ibp_bounds, margin_bounds
 from jaxrobust.certificates.intervals import Interval, propagate
-from jaxrobust.certificates.reading import operations_of
+from jaxrobust.certificates.tracing import operations_of
 from jaxrobust.models import Classifier
 from jaxrobust.types import Stochastic
 

@@ -85,10 +85,13 @@ def before_call(owner, name, count, act):
 def arm(moment):
     kind, *numbers = moment.split(":")
     if kind == "step":
-        before_call(logs.Display, "advance", int(numbers[0]), lambda *_: kill())
+        before_call(logs.ProgressBar, "advance", int(numbers[0]), lambda *_: kill())
     elif kind == "interrupt":
         before_call(
-            logs.Display, "advance", int(numbers[0]), lambda *_: os.kill(os.getpid(), signal.SIGINT)
+            logs.ProgressBar,
+            "advance",
+            int(numbers[0]),
+            lambda *_: os.kill(os.getpid(), signal.SIGINT),
         )
     elif kind == "save":
         timer = threading.Timer(float(numbers[1]), kill)

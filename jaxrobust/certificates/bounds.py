@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxrobust import checks, compilation, programs
 from jaxrobust.certificates.linear import BOUNDS, lower_bounds
-from jaxrobust.certificates.reading import operations_of
+from jaxrobust.certificates.tracing import operations_of
 from jaxrobust.types import Array, LogitsFn, Stochastic
 
 Progress = Callable[[int, int], None]

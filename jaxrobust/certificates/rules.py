@@ -30,7 +30,7 @@ def appended(operations: list[Operation], operation: Operation) -> Reference:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Reading:
     """An operation of the network, of which an operand at least depends on the image.
 
     Attributes:
@@ -90,7 +90,7 @@ class Found:
         return jax.ShapeDtypeStruct(jnp.shape(value), jnp.result_type(value))
 
 
-Rule = Callable[[Found], Sequence[Any] | None]
+Rule = Callable[[Reading], Sequence[Any] | None]
 """What depends on the image -> its results; None where there are no bounds for such operands."""
 
 
@@ -98,31 +98,31 @@ def _simply(kind: str) -> Rule:
     return lambda found: [found.add(kind)]
 
 
-def _copied(found: Found) -> Sequence[Any]:
+def _copied(found: Reading) -> Sequence[Any]:
     uses, results = _repetitions(found.equation), range(len(found.equation.outvars))
     return [found.add("increasing", index=index, num_uses=uses) for index in results]
 
 
-def _indexed(found: Found) -> Sequence[Any]:
+def _indexed(found: Reading) -> Sequence[Any]:
     if found.first_only:
         return _copied(found)
     raise unsupported(found.equation, found.layer, "whose indices depend on the image")
 
 
-def _converted(found: Found) -> Sequence[Any]:
+def _converted(found: Reading) -> Sequence[Any]:
     dtype = found.equation.params["new_dtype"]
     if dtype != found.shape(found.operands[0]).dtype:
         raise unsupported(found.equation, found.layer, f"to {np.dtype(dtype).name}")
     return found.operands
 
 
-def _subtracted(found: Found) -> Sequence[Any]:
+def _subtracted(found: Reading) -> Sequence[Any]:
     if len(found.unknown) == 1:
         return [found.add("scale")]
     return [found.add("difference", mixes=True)]
 
 
-def _multiplied(found: Found) -> Sequence[Any]:
+def _multiplied(found: Reading) -> Sequence[Any]:
     if len(found.unknown) == 1:
         return [found.add("scale")]
     if len({*found.unknown}) == 1:
@@ -130,7 +130,7 @@ def _multiplied(found: Found) -> Sequence[Any]:
     return [found.make("product", jnp.multiply, *found.operands)]
 
 
-def _powered(found: Found) -> Sequence[Any] | None:
+def _powered(found: Reading) -> Sequence[Any] | None:
     def power(operand: Operand, exponent: int) -> Operand:
         if exponent == 1:
             return operand
@@ -142,13 +142,13 @@ def _powered(found: Found) -> Sequence[Any] | None:
     return [power(found.operands[0], exponent)] if exponent > 0 else None
 
 
-def _summed(found: Found) -> Sequence[Any]:
+def _summed(found: Reading) -> Sequence[Any]:
     terms, name = _terms(found.equation), found.equation.primitive.name
     uses = 1 if name == "reduce_sum" else terms
     return [found.add("sum", num_terms=terms, num_uses=uses, mixes=True)]
 
 
-def _contracted(found: Found) -> Sequence[Any] | None:
+def _contracted(found: Reading) -> Sequence[Any] | None:
     if len(found.unknown) != 1:
         return None
     pairs = zip(found.operands, found.known, strict=True)
@@ -159,7 +159,7 @@ def _contracted(found: Found) -> Sequence[Any] | None:
     return [found.add("contraction", absolute=absolute, mixes=True, **counts)]
 
 
-def _extreme(found: Found, kind: str, function: Callable[..., Array], neutral: float) -> Any:
+def _extreme(found: Reading, kind: str, function: Callable[..., Array], neutral: float) -> Any:
     # As softmax guards itself; a line through infinity would be NaN.
     if any(
         is_known and not isinstance(operand, jax.core.Tracer) and np.all(operand == neutral)
@@ -173,23 +173,23 @@ _LARGER = ("max", jnp.maximum, -np.inf)
 _SMALLER = ("min", jnp.minimum, np.inf)
 
 
-def _clamped(found: Found) -> Sequence[Any] | None:
+def _clamped(found: Reading) -> Sequence[Any] | None:
     if found.known != [True, False, True]:
         return None
     low, value, high = found.operands
     return [found.make("min", jnp.minimum, found.make("max", jnp.maximum, value, low), high)]
 
 
-def _absolute(found: Found) -> Sequence[Any]:
+def _absolute(found: Reading) -> Sequence[Any]:
     (value,) = found.operands
     return [found.make("max", jnp.maximum, value, found.make("scale", jnp.negative, value))]
 
 
-def _complement_of_erf(found: Found) -> Sequence[Any]:
+def _complement_of_erf(found: Reading) -> Sequence[Any]:
     return [found.make("scale", _one_less, found.make("sigmoid", lax.erf, *found.operands))]
 
 
-def _largest(found: Found) -> Sequence[Any]:
+def _largest(found: Reading) -> Sequence[Any]:
     """The maximum over axes: of both halves of an axis, until one is left."""
     (value,), axes = found.operands, found.equation.params["axes"]
 
@@ -212,7 +212,7 @@ def _largest(found: Found) -> Sequence[Any]:
     return [found.make("increasing", squeeze, value)]
 
 
-def _largest_of_windows(found: Found) -> Sequence[Any] | None:
+def _largest_of_windows(found: Reading) -> Sequence[Any] | None:
     """The maximum of each window: of the values at the window's first place, its second, ..."""
     params, shape = found.equation.params, found.equation.outvars[0].aval.shape
     if set(params["base_dilation"]) != {1}:

@@ -16,7 +16,7 @@ from jaxrobust.programs.describing import DescribedLayer, Description, describe
 from jaxrobust.programs.evaluating import nested, sizes_of_scan, walk
 from jaxrobust.programs.guarding import guard
 from jaxrobust.programs.naming import for_the_cpu, words
-from jaxrobust.programs.steps import Nested, Step, Steps
+from jaxrobust.programs.steps import Nested, Step, StepList
 from jaxrobust.programs.tracing import Program, fast, inside, trace
 from jaxrobust.programs.watching import Watch, fingerprint
 
@@ -26,7 +26,7 @@ __all__ = [
     "Nested",
     "Program",
     "Step",
-    "Steps",
+    "StepList",
     "Watch",
     "as_argument",
     "call",

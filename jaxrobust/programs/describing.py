@@ -151,7 +151,7 @@ def describe(function: Callable[[Any], Any], images: Any) -> Description:
     program = explained(trace, function, images)
     # Operations of one layer are one row, wherever in the program they are.
     paths, idle = naming.weight_paths(function, program)
-    found: dict[str, list[naming.Operation]] = {}
+    found: dict[str, list[naming.NamedOperation]] = {}
     for operation in naming.operations(program, paths):
         found.setdefault(operation.name, []).append(operation)
     used: set[int] = set()

@@ -11,13 +11,13 @@ from jax.extend import core
 
 from jaxrobust import compilation
 from jaxrobust.programs import derivatives, forms
-from jaxrobust.programs.steps import Nested, Step, Steps
+from jaxrobust.programs.steps import Nested, Step, StepList
 
 Results = Callable[[Step, list[Any]], Sequence[Any]]
 
 
 def evaluate(
-    steps: Steps, arrays: Iterator[Any], arguments: Sequence[Any], *, plain: bool = False
+    steps: StepList, arrays: Iterator[Any], arguments: Sequence[Any], *, plain: bool = False
 ) -> list[Any]:
     """The results of steps.
 
@@ -31,7 +31,7 @@ def evaluate(
 
 
 def walk(
-    steps: Steps, arrays: Iterator[Any], arguments: Sequence[Any], results: Results
+    steps: StepList, arrays: Iterator[Any], arguments: Sequence[Any], results: Results
 ) -> list[Any]:
     """Goes through steps in their order, with values of any kind.
 
@@ -65,10 +65,10 @@ def walk(
 
 
 def _evaluate(
-    steps: Steps, arrays: Iterator[Any], arguments: Sequence[Any], fast: bool
+    steps: StepList, arrays: Iterator[Any], arguments: Sequence[Any], fast: bool
 ) -> list[Any]:
     def results(step: Step, operands: Sequence[Any]) -> Sequence[Any]:
-        if isinstance(step.what, Steps):
+        if isinstance(step.what, StepList):
             return walk(step.what, arrays, operands, results)
         return apply(step.what, arrays, operands, fast=fast)
 
@@ -173,5 +173,5 @@ def sizes_of_scan(params: Any, operands: Sequence[Any]) -> tuple[int, int]:
     return len(list(constants)), len(list(carry))
 
 
-def _function(steps: Steps, arrays: list[Any], fast: bool) -> Callable[..., list[Any]]:
+def _function(steps: StepList, arrays: list[Any], fast: bool) -> Callable[..., list[Any]]:
     return lambda *arguments: _evaluate(steps, iter(arrays), arguments, fast)

@@ -16,7 +16,7 @@ import jax
 
 from jaxrobust import compilation
 from jaxrobust.programs import evaluating, forms, tracing
-from jaxrobust.programs.steps import Nested, Step, Steps
+from jaxrobust.programs.steps import Nested, Step, StepList
 from jaxrobust.programs.tracing import Code, Program
 
 
@@ -169,7 +169,7 @@ class _Writer:
 
     def run(
         self,
-        steps: Steps,
+        steps: StepList,
         arrays: Iterator[Any],
         arguments: Sequence[Any],
         names: str,
@@ -180,7 +180,7 @@ class _Writer:
         def results(step: Step, operands: list[Any]) -> Sequence[Any]:
             inside = "/".join(name for name in (names, step.names) if name)
             what = step.what
-            if isinstance(what, Steps):
+            if isinstance(what, StepList):
                 # A call is put in its place among the calls before the lines inside refer to it.
                 place = len(self.calls)
                 self.calls.append(Call(what.name, ()))

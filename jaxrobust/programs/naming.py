@@ -20,11 +20,11 @@ import numpy as np
 
 from jaxrobust.programs import comparing, evaluating, tracing
 from jaxrobust.programs.arguments import LIBRARIES, is_of_library, names_of
-from jaxrobust.programs.steps import Nested, Step, Steps
+from jaxrobust.programs.steps import Nested, Step, StepList
 from jaxrobust.programs.tracing import Program
 
 
-class Operation(NamedTuple):
+class NamedOperation(NamedTuple):
     """An operation whose result depends on what the program is called with.
 
     Attributes:
@@ -162,7 +162,7 @@ def _is_of_user(value: Any) -> bool:
     return not isinstance(value, python_types.ModuleType) and not is_of_library(module)
 
 
-def operations(program: Program, paths: Sequence[str]) -> list[Operation]:
+def operations(program: Program, paths: Sequence[str]) -> list[NamedOperation]:
     """The operations of a program whose results depend on what it is called with, in their order.
 
     Calls and the bodies of loops are inlined. Of branches for platforms the one for the CPU is taken,
@@ -188,11 +188,11 @@ class _Reader:
     """Reads programs; values are what they depend on."""
 
     def __init__(self, paths: Sequence[str], indices: Mapping[int, int]) -> None:
-        self.paths, self.indices, self.found = paths, indices, list[Operation]()
+        self.paths, self.indices, self.found = paths, indices, list[NamedOperation]()
 
     def run(
         self,
-        steps: Steps,
+        steps: StepList,
         arrays: Iterator[_Source],
         arguments: Sequence[_Source],
         layer: str,
@@ -209,7 +209,7 @@ class _Reader:
         self, step: Step, arrays: Iterator[_Source], sources: list[_Source], layer: str, times: int
     ) -> Sequence[_Source]:
         what = step.what
-        if isinstance(what, Steps):
+        if isinstance(what, StepList):
             return self.run(what, arrays, sources, layer, times)
         if isinstance(what, Nested):
             return self.nested(step, arrays, sources, layer, times)
@@ -236,7 +236,7 @@ class _Reader:
         indices = tuple(sorted(weights))
         name = layer or layer_of([self.paths[index] for index in indices])
         result = step.outputs[0].aval
-        self.found.append(Operation(name, equation, result, indices, times))
+        self.found.append(NamedOperation(name, equation, result, indices, times))
 
     def add_rest(
         self, step: Step, before: int, weights: frozenset[int], layer: str, times: int
@@ -308,7 +308,7 @@ def _union(sources: Sequence[_Source]) -> frozenset[int]:
     return _NONE.union(*(source for source in sources if source is not None))
 
 
-def _num_weights(operations: Iterable[Operation]) -> int:
+def _num_weights(operations: Iterable[NamedOperation]) -> int:
     return len({index for operation in operations for index in operation.weights})
 
 

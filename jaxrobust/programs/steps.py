@@ -27,14 +27,14 @@ class Step(NamedTuple):
       context: jax' settings when it was traced.
     """
 
-    what: "Any | Steps | Nested | derivatives.Rule"
+    what: "Any | StepList | Nested | derivatives.Rule"
     inputs: Sequence[Any]
     outputs: Sequence[Any]
     names: str
     context: Any
 
 
-class Steps(NamedTuple):
+class StepList(NamedTuple):
     """A traced function, without the arrays that it closes over.
 
     Attributes:
@@ -65,4 +65,4 @@ class Nested(NamedTuple):
     """
 
     equation: Any
-    parts: tuple[Steps, ...]
+    parts: tuple[StepList, ...]

@@ -14,7 +14,7 @@ from jax.extend import core
 
 from jaxrobust import compilation
 from jaxrobust.programs import comparing, derivatives, evaluating
-from jaxrobust.programs.steps import PARTS, Nested, Step, Steps
+from jaxrobust.programs.steps import PARTS, Nested, Step, StepList
 
 # Calls that are put in their place.
 _CALLS = ("closed_call", "core_call", "jit", "pjit")
@@ -34,7 +34,7 @@ class Code:
       is_plain: Whether it is evaluated as it stands, whatever has a fast form.
     """
 
-    def __init__(self, steps: Steps, arguments: tuple, structure: Any, text: str) -> None:
+    def __init__(self, steps: StepList, arguments: tuple, structure: Any, text: str) -> None:
         self.steps, self.arguments, self.structure, self.text = steps, arguments, structure, text
         equations = list(equations_of(steps))
         self.has_forms = any(one.primitive.name in _FORMS for one in equations)
@@ -62,10 +62,10 @@ _FORMS = ("conv_general_dilated", "reduce_window_max", "reduce_window_sum")
 _distrusted: set[str] = set()
 
 
-def equations_of(steps: Steps) -> Iterator[Any]:
+def equations_of(steps: StepList) -> Iterator[Any]:
     """All equations of steps, those inside too."""
     for step in steps.steps:
-        if isinstance(step.what, Steps):
+        if isinstance(step.what, StepList):
             yield from equations_of(step.what)
         elif isinstance(step.what, Nested):
             yield step.what.equation
@@ -231,7 +231,7 @@ def _code(closed: Any, num_leaves: int, structure: Any) -> tuple[Code, list[Any]
 
 def read(
     jaxpr: Any, constants: Sequence[Any], arrays: list[Any], num_leaves: int = 0
-) -> tuple[Steps, tuple]:
+) -> tuple[StepList, tuple]:
     """The steps of a jaxpr and their key; its arrays go to the end of the list.
 
     The first arguments may be arrays too, before its own.
@@ -252,7 +252,7 @@ def read(
         key = (key, scope, comparing.context(equation))
         keys.append((numbers.of(equation.invars), key, numbers.of(equation.outvars)))
     num_arrays = len(arrays) - before
-    read = Steps(variables, inputs, steps, jaxpr.outvars, dict(uses), num_arrays)
+    read = StepList(variables, inputs, steps, jaxpr.outvars, dict(uses), num_arrays)
     return read, (start, tuple(keys), numbers.of(jaxpr.outvars))
 
 
@@ -305,7 +305,7 @@ def held(array: Any) -> Any:
     return jnp.array(np.asarray(array))
 
 
-def inside(what: Any) -> tuple[Steps, list[Any]] | None:
+def inside(what: Any) -> tuple[StepList, list[Any]] | None:
     """Of a custom call what it computes, without its derivative: steps and their arrays; else None."""
     if isinstance(what, derivatives.Rule):
         closed = what.primal

@@ -21,7 +21,7 @@ class Reader:
         self.known = {id(a): v for a, v in zip(program.arrays, self.arrays, strict=True)}
 
     def run(
-        self, steps: programs.Steps, arrays: Iterator[Labelled], arguments: Sequence[Labelled]
+        self, steps: programs.StepList, arrays: Iterator[Labelled], arguments: Sequence[Labelled]
     ) -> list[Labelled]:
         """The values of the results of steps."""
 
@@ -34,7 +34,7 @@ class Reader:
         self, what: Any, arrays: Iterator[Labelled], operands: list[Labelled]
     ) -> Sequence[Labelled]:
         """The values of the results of one step."""
-        if isinstance(what, programs.Steps):
+        if isinstance(what, programs.StepList):
             return self.run(what, arrays, operands)
         if isinstance(what, programs.Nested):
             parts = [list(islice(arrays, part.num_arrays)) for part in what.parts]

@@ -23,7 +23,7 @@ from jaxrobust.training.run.epoch_decisions import (
     is_finished,
 )
 from jaxrobust.training.run.interrupt import catch_interrupt
-from jaxrobust.training.run.logs import Display, RunLog
+from jaxrobust.training.run.logs import ProgressBar, RunLog
 from jaxrobust.training.run.loop import Desk, Position
 from jaxrobust.training.run.run_folder import CHECKPOINTS, claim
 from jaxrobust.training.step.network import with_variables
@@ -204,7 +204,7 @@ def fit(
             RunLog(directory, position.history, tensorboard=tensorboard, writes=writes)
         )
         display = stack.enter_context(
-            Display(progress and writes, recipe.num_epochs, job.steps_per_epoch)
+            ProgressBar(progress and writes, recipe.num_epochs, job.steps_per_epoch)
         )
         if not unfinished:
             display.say(f"Trained before: the result is that of {directory}.")

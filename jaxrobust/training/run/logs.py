@@ -105,7 +105,7 @@ class RunLog:
             self._writer.flush()
 
 
-class Display:
+class ProgressBar:
     """A progress bar over the steps of an epoch and a line after each; a context manager.
 
     The bar is drawn on a terminal only; elsewhere (a file, a job's output) there are the lines
@@ -136,7 +136,7 @@ class Display:
         )
         self._task = self._progress.add_task("", total=steps_per_epoch)
 
-    def __enter__(self) -> "Display":
+    def __enter__(self) -> "ProgressBar":
         self._progress.start()
         return self
 

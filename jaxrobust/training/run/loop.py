@@ -20,7 +20,7 @@ from jaxrobust.training.run.checkpoints import RunCheckpoints
 from jaxrobust.training.run.compiled_steps import Programs, zero_totals
 from jaxrobust.training.run.epoch_decisions import Row
 from jaxrobust.training.run.interrupt import Interrupt
-from jaxrobust.training.run.logs import Display, RunLog
+from jaxrobust.training.run.logs import ProgressBar, RunLog
 from jaxrobust.training.step.adversaries import Metrics
 from jaxrobust.training.step.recipe import Recipe
 from jaxrobust.training.step.state import TrainState
@@ -54,7 +54,7 @@ class Desk(NamedTuple):
     checkpoints: RunCheckpoints
     checkpoint_every: int
     log: RunLog
-    display: Display
+    display: ProgressBar
     interrupt: Interrupt
 
 

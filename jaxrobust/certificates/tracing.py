@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxrobust import programs
 from jaxrobust.certificates.operations import Operation, Operations, Reference
-from jaxrobust.certificates.rules import RULES, Found, appended, evaluate, unsupported
+from jaxrobust.certificates.rules import RULES, Reading, appended, evaluate, unsupported
 from jaxrobust.types import Array, LogitsFn
 
 
@@ -56,7 +56,7 @@ def _constant(value: Array, constant: Array) -> Array:
 
 def _run(
     found: list[Operation],
-    steps: programs.Steps,
+    steps: programs.StepList,
     arrays: Iterator[Any],
     arguments: Sequence[Any],
     layer: str,
@@ -74,7 +74,7 @@ def _results(
     found: list[Operation], what: Any, arrays: Iterator[Any], operands: list[Any], layer: str
 ) -> Sequence[Any]:
     """Of a step of a program: what programs stand in it is put in its place."""
-    if isinstance(what, programs.Steps):
+    if isinstance(what, programs.StepList):
         return _run(found, what, arrays, operands, layer)
     is_known = not any(isinstance(operand, Reference) for operand in operands)
     if isinstance(what, programs.Nested):
@@ -94,7 +94,7 @@ def _results(
     if is_known:
         return evaluate(what, operands)
     rule = RULES.get(what.primitive.name)
-    results = None if rule is None else rule(Found(found, what, operands, layer))
+    results = None if rule is None else rule(Reading(found, what, operands, layer))
     if results is None:
         raise unsupported(what, layer)
     return results
