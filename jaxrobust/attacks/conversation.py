@@ -59,12 +59,12 @@ def start(attack: Attack, keys: Array, images: Array, labels: Array, restart: Ar
     """
     images, labels = images.astype(jnp.float32), labels.astype(jnp.int32)
     restarts = jnp.broadcast_to(restart, labels.shape)
-    return jax.vmap(type(attack).init)(attack, keys, images, labels, restarts)
+    return jax.vmap(lambda one, *row: one.init(*row))(attack, keys, images, labels, restarts)
 
 
 def ask(attack: Attack, states: PyTree) -> Array:
     """The points asked about, held inside [0, 1] whatever the attack does."""
-    return jnp.clip(jax.vmap(type(attack).ask)(attack, states), 0.0, 1.0)
+    return jnp.clip(jax.vmap(lambda one, *row: one.ask(*row))(attack, states), 0.0, 1.0)
 
 
 def evaluate(
@@ -95,7 +95,7 @@ def evaluate(
     def objectives(points: Array, answer: LogitsFn) -> tuple[Array, Array]:
         # float32 whatever the classifier computes in: a state keeps the types that it began with.
         logits = answer(points).astype(jnp.float32)
-        return jax.vmap(type(attack).objective)(attack, logits, states), logits
+        return jax.vmap(lambda one, *row: one.objective(*row))(attack, logits, states), logits
 
     def of(answer: LogitsFn) -> Evaluation:
         if not (with_gradient and attack.uses_gradient):
@@ -162,12 +162,12 @@ def cost(
 
 
 def _wants_gradient(attack: Attack, states: PyTree) -> Array:
-    return jax.vmap(type(attack).wants_gradient)(attack, states)
+    return jax.vmap(lambda one, *row: one.wants_gradient(*row))(attack, states)
 
 
 def done(attack: Attack, states: PyTree) -> Array:
     """Which of the states have nothing more to ask, bool [B]."""
-    return jax.vmap(type(attack).done)(attack, states)
+    return jax.vmap(lambda one, *row: one.done(*row))(attack, states)
 
 
 def tell(attack: Attack, states: PyTree, evaluation: Evaluation) -> PyTree:
@@ -176,7 +176,7 @@ def tell(attack: Attack, states: PyTree, evaluation: Evaluation) -> PyTree:
     def same_type(new: Array, old: Array) -> Array:
         return new if new.dtype == old.dtype else new.astype(old.dtype)
 
-    following = jax.vmap(type(attack).tell)(attack, states, evaluation)
+    following = jax.vmap(lambda one, *row: one.tell(*row))(attack, states, evaluation)
     return jax.tree.map(same_type, following, states)
 
 

@@ -104,7 +104,7 @@ def judge(
         (fooling == best.success) & (value > best.rank) & ~no_answer
     )
     if overrides(attack, Attack.eligible):
-        eligible = jax.vmap(type(attack).eligible)(attack, states)
+        eligible = jax.vmap(lambda one, *row: one.eligible(*row))(attack, states)
         fooling, better = fooling & eligible, better & eligible
     if attack.keep == "last":
         better &= is_last
