@@ -19,6 +19,12 @@ def one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
         raise ValueError(f"`{name}` must be one of {tuple(allowed)}, got {value!r}.")
 
 
+def instance(name: str, value: Any, kind: type, such_as: str) -> None:
+    """Raises TypeError unless `value` is of a class; `such_as` shows how one is written."""
+    if not isinstance(value, kind):
+        raise TypeError(f"`{name}` must be {such_as}, got {type(value).__name__}.")
+
+
 def number(
     name: str,
     value: Any,

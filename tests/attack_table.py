@@ -30,6 +30,7 @@ TABLE = {
     "apgd-dlr": attacks.APGD(0.1, "dlr", num_iterations=12),
     "apgd-l2": attacks.APGD(0.5, num_iterations=12, norm="l2"),
     "apgd-l1": attacks.APGD(2.0, num_iterations=20, norm="l1"),
+    "apgd-dlr-l2": attacks.APGD(0.5, "dlr", num_iterations=12, norm="l2"),
     "apgd-targeted": attacks.APGD(0.1, num_iterations=12, targeted=True),
     "square": attacks.Square(0.1, num_steps=30),
     "square-l2": attacks.Square(0.5, num_steps=30, norm="l2"),
@@ -40,6 +41,7 @@ TABLE = {
     "fab-l2": attacks.FAB(0.1, num_iterations=8, norm="l2"),
     "fab-l1": attacks.FAB(0.1, num_iterations=8, norm="l1", num_restarts=2),
     "fab-t": attacks.FAB(0.1, num_iterations=8, aim="one", num_restarts=2, num_targets=2),
+    "fab-t-l2": attacks.FAB(0.1, num_iterations=8, norm="l2", aim="one", num_targets=2),
     "cw": attacks.CarliniWagner(
         learning_rate=0.05, initial_constant=1.0, num_iterations=12, num_searches=4
     ),

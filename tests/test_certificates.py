@@ -26,7 +26,7 @@ from jaxrobust import certificates, data, models
 from jaxrobust.attacks import APGD
 from jaxrobust.certificates import certify, crown_bounds, ibp_bounds, margin_bounds
 from jaxrobust.certificates.intervals import Interval, propagate
-from jaxrobust.certificates.tracing import operations_of
+from jaxrobust.certificates.reader import operations_of
 from jaxrobust.models import Classifier
 from jaxrobust.types import Stochastic
 
@@ -225,7 +225,7 @@ def test_certify_goes_through_batches_and_counts_only_the_proved():
         epsilon=1e-4,
         method="crown-ibp",
         batch_size=2,
-        progress=lambda done, of: seen.append((done, of)),
+        progress=lambda what, done, of: seen.append((done, of)),
     )
     assert report.certified.tolist() == [True, True, False]
     assert seen == [(2, 3), (3, 3)] and report.epsilon.tolist() == [1e-4] * 3

@@ -16,6 +16,7 @@ from experiments.pruned_benchmark import __main__ as pruned
 from experiments.pruned_benchmark import comparisons, networks, threats
 from experiments.pruned_benchmark.__main__ import NETWORKS, PRESETS, Settings, Variant, checked
 from jaxrobust import data, evaluation, models, pruning, studies
+from jaxrobust.attacks import DeepFool
 from jaxrobust.reports import blocks, evaluations
 from jaxrobust.studies import Facts, words
 from jaxrobust.studies.outcomes import pack
@@ -73,6 +74,9 @@ def test_finished_runs_find_their_universal_perturbation():
     short = threats.shortened(pruned.ATTACKS["8/255"]["UP"], 2)
     kept |= {"epsilon": 8 / 255, "max_passes": 2, "num_steps": 2, "on_test": False}
     assert threats.described(short, "8/255") == kept
+    for changes in ({"target_rate": 0.5}, {"norm": "l2"}, {"inner": DeepFool(num_steps=2)}):
+        changed = threats.described(dataclasses.replace(short, **changes), "8/255")
+        assert changed.items() > kept.items()
     assert short.inner.num_candidates == 9  # not DeepFool's own, of which the settings say nothing
 
 
@@ -464,7 +468,7 @@ def test_one_more_of_everything_takes_a_line_each(made, monkeypatch):
     """A network, a criterion, an attack and a measure are rows of tables in __main__.py."""
     monkeypatch.setitem(NETWORKS, "resnet18", networks.Network("resnet18"))
     score = pruning.summed(lambda filters: np.square(filters.weights).sum(1))
-    squares = networks.Criterion("squares", pruning.Criterion(score))
+    squares = networks.Labelled("squares", pruning.Criterion(score))
     monkeypatch.setitem(pruned.CRITERIA, "squares", squares)
     for setting in pruned.ATTACKS.values():
         monkeypatch.setitem(setting, "MIM", setting["PGD"])

@@ -547,7 +547,7 @@ def test_errors_of_criteria_and_budgets():
     with pytest.raises(ValueError, match="`criterion` 'l1' takes no `key`"):
         scores("l1", key=jax.random.key(0))
     one = pruning.Criterion(lambda makers: np.ones(1), needs="key")
-    with pytest.raises(ValueError, match="`criterion` given needs `key`"):
+    with pytest.raises(ValueError, match="`criterion` of your own needs `key`"):
         scores(one)
     with pytest.raises(ValueError, match=r"one score for each of the 4 channels of 'a', got .*1,"):
         scores(one, key=jax.random.key(0))
@@ -557,7 +557,7 @@ def test_errors_of_criteria_and_budgets():
         pruning.Criterion(one.score, needs="images")
     with pytest.raises(ValueError, match="`gradients` must have the structure and shapes"):
         scores("taylor", gradients={"a": {"kernel": jnp.ones(4)}})
-    with pytest.raises(ValueError, match="kernels of 'a' or their `gradients` have NaN"):
+    with pytest.raises(ValueError, match="kernels or their `gradients` have NaN for 'a'"):
         pruning.filter_scores(weights | {"a": {"kernel": jnp.full((2, 4), jnp.nan)}}, groups)
     keep = functools.partial(pruning.keep_filters, {"width": np.arange(4.0)}, min_filters=1)
     with pytest.raises(ValueError, match=r"`sparsity` must be in \[0, 1\), got 1"):
@@ -576,7 +576,7 @@ def test_errors_of_criteria_and_budgets():
 
 def test_networks_that_are_not_resized():
     variables = random_variables("resnet18")
-    with pytest.raises(TypeError, match="got Dense; of your own module make one whose attributes"):
+    with pytest.raises(TypeError, match="got Dense: of your own module make one whose attributes"):
         models.resized(nn.Dense(3), variables)
     with pytest.raises(ValueError, match="have no layer 'block_0/conv': they are of another"):
         models.resized(NETWORKS["cnn"], variables)

@@ -6,7 +6,7 @@ import pytest
 from verdicts import ATTACKS, SEED, attack, classifier, examples
 
 from jaxrobust import compilation, evaluation
-from jaxrobust.attacks import APGD, BIM, FAB, PGD, conversation, lanes
+from jaxrobust.attacks import APGD, BIM, FAB, PGD, auto_pgd, conversation, lanes
 from jaxrobust.evaluation import Execution, queue, state_file
 from jaxrobust.evaluation.seats import Seats
 from jaxrobust.types import fold_keys
@@ -44,6 +44,13 @@ def test_the_names_in_a_file_are_those_of_files_that_are_there(tmp_path):
     names |= {f"lane/{name}" for name in ("asked", "group", "row", "restart", "steps")}
     with np.load(path) as file:
         assert {name for name in file if not name.startswith("lane.states")} == names
+
+
+def test_the_names_of_apgds_state_are_those_of_files_that_are_there():
+    """Its fields stay flat for them; a file without one of these would lose what is under way."""
+    names = "original label target start point previous best best_loss best_gradient last_loss"
+    names += " step_size step stage window since_check increases halved loss_at_check share support"
+    assert set(auto_pgd.State._fields) == set(names.split())
 
 
 @pytest.mark.parametrize("calls", [0, 2, 10])

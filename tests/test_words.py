@@ -165,6 +165,30 @@ def test_intervals_bars_and_heat(render):
     assert heat["percent"] and "percent" not in intervals
 
 
+@pytest.mark.parametrize(
+    "call, match",
+    [
+        ("heat(column('T', 'gap', scale=100), [dense], [pruned], titles=('r', 'c'))", "`scale`"),
+        ("heat(column('T', 'gap', unit='points'), [dense], [pruned], titles=('r', 'c'))", "unit"),
+        (
+            "bars(column('T', 'gap', decimals=1), [dense], group='words', name='network')",
+            "`decimals`",
+        ),
+    ],
+)
+def test_what_a_drawing_has_no_place_for_is_refused(render, call, match):
+    with pytest.raises(ValueError, match=f"The column 'T' is drawn without its {match}"):
+        render(f"S.\n{{{{ {call} }}}}")
+
+
+def test_titles_of_axes_that_a_macro_wrote_are_text(render):
+    (chart,) = render(
+        "{% macro name() %}snake_case{% endmacro %}S.\n{{ chart('t', axis(name(), log=true), 'y', "
+        "[line('raw', x=[1], y=[0.5])]) }}"
+    )[1]
+    assert chart["x"]["title"] == "snake_case"
+
+
 def test_verdicts_and_notices(render):
     verdict, notice = render(
         "S.\n{% call verdict('Is it?', see={'the section': 's'}) %}\nYes.\n\n**How sure:** "

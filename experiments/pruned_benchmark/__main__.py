@@ -14,7 +14,6 @@ Source: 003, "Benchmarking Adversarial Robustness of Compressed Deep Learning Mo
 
 import dataclasses
 import functools
-import inspect
 import itertools
 import shutil
 import sys
@@ -26,8 +25,8 @@ import jax
 import numpy as np
 
 from experiments.pruned_benchmark import comparisons, networks, threats
-from experiments.pruned_benchmark.networks import Criterion, Network
-from jaxrobust import checks, data, evaluation, models, studies, training
+from experiments.pruned_benchmark.networks import Labelled, Network
+from jaxrobust import checks, data, evaluation, models, pruning, studies, training
 from jaxrobust.attacks import APGD, BIM, FGSM, PGD, CarliniWagner, DeepFool, RandomNoise
 from jaxrobust.evaluation import UniversalPerturbation
 from jaxrobust.reports import blocks
@@ -78,10 +77,10 @@ NETWORKS = {
 # By what filters are removed: what readers know it as, and, where `pruning.CRITERIA` does not have it,
 # a `pruning.Criterion`.
 CRITERIA = {
-    "l1": Criterion("L1"),
-    "l2": Criterion("L2"),
-    "geometric_median": Criterion("GM"),
-    "random": Criterion("random"),  # the one to beat
+    "l1": Labelled("L1"),
+    "l2": Labelled("L2"),
+    "geometric_median": Labelled("GM"),
+    "random": Labelled("random"),  # the one to beat
 }
 
 EPSILON = 8 / 255
@@ -273,11 +272,7 @@ class Study:
         }
         own = {name: CRITERIA[name].own for name in settings.criteria}
         if any(own.values()):
-            constants["criteria"] = {
-                name: inspect.getsource(of.score) if inspect.isfunction(of.score) else of
-                for name, of in own.items()
-                if of
-            }
+            constants["criteria"] = {name: networks.described(of) for name, of in own.items() if of}
         described, no_matter = training.describe(constants), ("download", "preset", "quick")
         self.run = studies.start(
             "pruned_benchmark", settings, ignored=no_matter, also={"constants": described}
@@ -535,6 +530,13 @@ def checked(settings: Settings) -> Settings:
     labels = [CRITERIA[name].label for name in settings.criteria]
     if len(set(labels)) < len(labels) or any("/" in label for label in labels):
         raise ValueError(f"Labels of criteria name files: none twice, none with /, got {labels}.")
+    for name in settings.criteria:
+        one = CRITERIA[name].own or pruning.CRITERIA.get(name)
+        if one is None or one.needs == "gradients":
+            raise ValueError(
+                f"The criterion {name!r} must be one of pruning.CRITERIA or have its own, and need no "
+                "gradients."
+            )
     checks.number("learning_rate", settings.learning_rate, above=0.0)
     for sparsity in settings.sparsities:
         checks.number("sparsities", sparsity, minimum=networks.INITIAL, maximum=0.95)

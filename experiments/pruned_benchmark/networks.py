@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,15 +37,23 @@ class Network:
         return models.create(self.family, num_classes, **self.sizes)
 
 
-class Criterion(NamedTuple):
+class Labelled(NamedTuple):
     """By what filters are removed: what readers know it as, and one that the library does not have."""
 
     label: str
     own: pruning.Criterion | None = None
 
 
+def described(own: pruning.Criterion) -> Any:
+    """A criterion of one's own as a run's settings have it: its source, and what is not usual of it."""
+    scores = inspect.getsource(own.score) if inspect.isfunction(own.score) else own.score
+    if own == pruning.Criterion(own.score):
+        return scores
+    return {"score": scores, "needs": own.needs, "normalises": own.normalises}
+
+
 # (network without the filters that pruning took out, its variables, what is kept of its training)
-Trained = tuple[nn.Module, Any, dict[str, Any]]
+TrainedNetwork = tuple[nn.Module, Any, dict[str, Any]]
 
 
 def shapes(network: nn.Module, image: Any) -> Any:
@@ -79,7 +88,7 @@ def schedule(sparsity: float, num_epochs: int, pruning_epochs: int) -> list[floa
     return [*rising, *[sparsity] * (num_epochs - pruning_epochs)]
 
 
-def train(settings: Any, images: training.Data, network: nn.Module, folder: Path) -> Trained:
+def train(settings: Any, images: training.Data, network: nn.Module, folder: Path) -> TrainedNetwork:
     """Trains a base network; checkpoints go into `folder` while it is under way."""
     milestones = settings.milestones or (settings.num_epochs,)  # at the end the rate falls no more
     rate = training.Steps(settings.learning_rate, milestones, FACTOR)
@@ -96,9 +105,9 @@ def fine_tune(
     folder: Path,
     variables: Any,
     variant: Any,
-    criterion: Criterion | None,
+    criterion: Labelled | None,
     progress: Progress,
-) -> Trained:
+) -> TrainedNetwork:
     """Trains a base network on, from `variables`, and prunes it; without criterion it is a control."""
     num_epochs, sparsities = settings.fine_tuning_epochs, [0.0] * settings.fine_tuning_epochs
     if criterion is not None:  # a control keeps all filters, whatever they score

@@ -13,6 +13,7 @@ from jaxrobust.evaluation.answers import as_float
 from jaxrobust.studies.outcomes import pack
 from jaxrobust.types import LogitsFn, Progress
 
+_DESCRIBED = ("epsilon", "max_passes", "inner", "num_steps", "overshoot")
 UNIVERSAL_BATCH = 4  # DeepFool on so many images together; 1 is the paper's, and slower
 
 
@@ -40,14 +41,23 @@ def described(attack: Any, setting: str) -> Any:
     """An attack as a run's settings have it, in JSON."""
     if not isinstance(attack, UniversalPerturbation):
         return training.describe(attack)
-    return {  # as finished runs have it
+    # As finished runs have it, from when it was a class of this module; what has no place in that is
+    # said where it is not the default.
+    usual = UniversalPerturbation(attack.epsilon)
+    others: dict[str, Any] = {}
+    for prefix, one, default in (("", attack, usual), ("inner.", attack.inner, usual.inner)):
+        for field in dataclasses.fields(one):
+            value = getattr(one, field.name)
+            if field.name not in _DESCRIBED and value != getattr(default, field.name):
+                others[prefix + field.name] = training.describe(value)
+    return {
         "type": "experiments.pruned_benchmark.threats.Universal",
         "epsilon": attack.epsilon,
         "max_passes": attack.max_passes,
         "num_steps": attack.inner.num_steps,
         "overshoot": attack.inner.overshoot,
         "on_test": is_made_on_test(setting),
-    }
+    } | others
 
 
 def looks_for_the_smallest(attack: Any) -> bool:

@@ -129,3 +129,8 @@ def overrides(attack: Attack, default: Callable[..., Any]) -> bool:
       default: Of the base class, such as `Attack.done`.
     """
     return getattr(type(attack), default.__name__) is not default
+
+
+def epsilon_of(attack: Attack) -> Any:
+    """An attack's epsilon, a number or [B]; None of one that looks for a perturbation of any size."""
+    return getattr(attack, "epsilon", None)

@@ -71,9 +71,7 @@ def check_attack(attack: Attack) -> None:
     missing = [fact for fact in _FACTS if not hasattr(attack, fact)]
     missing += [method.__name__ for method in _METHODS if not overrides(attack, method)]
     if missing:
-        raise TypeError(
-            f"{name} is no attack: it lacks {', '.join(missing)} (docs/architecture.md)."
-        )
+        raise TypeError(f"{name} is no attack: it lacks {', '.join(missing)} (docs/extending.md).")
     if jax.tree_util.all_leaves([attack]):
         raise TypeError(
             f"{name} must be a pytree: put @jax.tree_util.register_dataclass above its @dataclass."

@@ -7,14 +7,13 @@ queue.
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxrobust import compilation
 from jaxrobust.attacks import conversation, judging
-from jaxrobust.attacks.attack import Attack, overrides
+from jaxrobust.attacks.attack import Attack, epsilon_of, overrides
 from jaxrobust.types import Array, Evaluation, LogitsFn, PyTree
 
 
@@ -150,13 +149,9 @@ def turn(
     return best.counted(taken, queries, taken * gradients), evaluation
 
 
-def _radius(attack: Any) -> Array:
-    return attack.epsilon
-
-
 def _is_close(attack: Attack, best: judging.Best) -> Array:
     """Whether the closest point that fooled lies within epsilon, bool [L]."""
-    return best.success & judging.is_within(-best.rank, _radius(attack))
+    return best.success & judging.is_within(-best.rank, epsilon_of(attack))
 
 
 def advance_in_groups(

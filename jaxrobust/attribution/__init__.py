@@ -2,7 +2,9 @@
 
 from jaxrobust.attribution.agreement import map_shift, rank_correlation
 from jaxrobust.attribution.class_activation import (
+    Seen,
     cam_from_gradient,
+    cam_from_layer,
     eigen_cam,
     grad_cam,
     grad_cam_plus_plus,
@@ -27,7 +29,9 @@ __all__ = [
     "Layer",
     "Layers",
     "Method",
+    "Seen",
     "cam_from_gradient",
+    "cam_from_layer",
     "cascading_randomisation",
     "deletion_curve",
     "eigen_cam",

@@ -128,7 +128,8 @@ def cam_from_layer(heat: Callable[[Seen], Array]) -> ClassActivation:
         arguments = (program, images, labels, function)
         return programs.call(_maps, *arguments, heat=heat, value=found.value, view=view)
 
-    explain.__name__, explain.__qualname__ = heat.__name__, heat.__qualname__
+    for name in ("__module__", "__name__", "__qualname__"):  # found by pickle where `heat` is
+        setattr(explain, name, getattr(heat, name))
     parts = re.split(r"(?=\n\n(?:Example|References):)", inspect.getdoc(heat) or "", maxsplit=1)
     explain.__doc__ = "".join([parts[0], _ARGUMENTS, *parts[1:]])
     return explain

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -11,10 +11,9 @@ import numpy as np
 
 from jaxrobust import checks, compilation, programs
 from jaxrobust.certificates.linear import BOUNDS, lower_bounds
-from jaxrobust.certificates.tracing import operations_of
-from jaxrobust.types import Array, LogitsFn, Stochastic
+from jaxrobust.certificates.reader import operations_of
+from jaxrobust.types import Array, LogitsFn, Progress, Stochastic
 
-Progress = Callable[[int, int], None]
 """Called with (images done, images in all)."""
 
 
@@ -185,7 +184,7 @@ def certify(
       method: As for `margin_bounds`.
       batch_size: Images at a time.
       num_rows: As for `crown_bounds`.
-      progress: Called with (images done, images in all).
+      progress: Called with ("images", done, in all).
 
     Returns:
       Certified.
@@ -225,7 +224,7 @@ def certify(
         function = programs.as_argument(logits_fn, batch)
         answers.append(np.asarray(_answers(function, batch))[:count])
         if progress is not None:
-            progress(int(indices[count - 1]) + 1, len(images))
+            progress("images", int(indices[count - 1]) + 1, len(images))
     margins = np.concatenate(rows)
     # A NaN is not above 0, so it certifies nothing.
     certified = np.all(margins > 0, axis=1) & (np.concatenate(answers) == labels)

@@ -98,6 +98,7 @@ def predict(
     References:
       Cohen, Rosenfeld, Kolter, 2019, PREDICT in section 3.2, proposition 1.
     """
+    checks.instance("sampling", sampling, Sampling, "a defenses.Sampling, such as Sampling(1000)")
     given = (key, logits_fn, images, sigma, sampling.num_samples)
     counts = np.asarray(smoothed_counts(*given, batch_size=batch_size, indices=indices))
     from scipy import special
@@ -154,6 +155,7 @@ def certify_smoothed(
     References:
       Cohen, Rosenfeld, Kolter, 2019, CERTIFY in section 3.2, proposition 2.
     """
+    checks.instance("sampling", sampling, Sampling, "a defenses.Sampling, such as Sampling(1000)")
     _check_alpha(sampling.alpha)
     # Two independent samples: the one that chose the class would speak well of it.
     for_selection, for_estimation = jax.random.split(as_key(key))

@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from jaxrobust import attacks, checks, norms
-from jaxrobust.attacks import Attack
+from jaxrobust.attacks.attack import Attack, epsilon_of
 from jaxrobust.attacks.judging import is_within
 from jaxrobust.evaluation.classification import predictions, softmax
 from jaxrobust.evaluation.rates import Rate, rate
@@ -283,18 +283,13 @@ def attack_label(attack: Attack, *, epsilon: bool = True) -> str:
       epsilon: Whether to name the norm and its epsilon; not for a sweep over it.
     """
     words = [type(attack).__name__]
-    size = getattr(attack, "epsilon", None)
+    size = epsilon_of(attack)
     if epsilon:
         words.append(attack.norm if size is None else f"{attack.norm} {_span(size)}")
     words += [attack.duration()] if attack.duration() else []
     if attack.num_restarts > 1:
         words.append(f"{attack.num_restarts} restarts")
     return ", ".join(words)
-
-
-def epsilon_of(attack: Attack) -> Any:
-    """An attack's epsilon, a number or [N]; None of one that looks for a perturbation of any size."""
-    return getattr(attack, "epsilon", None)
 
 
 def _span(epsilon: Any) -> str:

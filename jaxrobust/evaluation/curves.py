@@ -17,7 +17,7 @@ from jaxrobust.evaluation.attack_report import (
     robust_accuracy,
 )
 from jaxrobust.evaluation.classification import predictions
-from jaxrobust.evaluation.execution import KEEP_IT, Execution
+from jaxrobust.evaluation.execution import KEEP_IT, Execution, check_execution
 from jaxrobust.evaluation.rates import rate
 from jaxrobust.evaluation.search import Prepared, beat, prepare
 from jaxrobust.evaluation.thresholds import at_epsilon
@@ -48,6 +48,10 @@ class Sweep:
     carry_over: bool = False
 
     def __post_init__(self) -> None:
+        if not np.ndim(self.epsilons) or not len(self.epsilons):
+            raise TypeError(
+                f"`epsilons` must be a sequence of at least one number, got {self.epsilons!r}."
+            )
         for epsilon in self.epsilons:
             checks.number("epsilons", epsilon, minimum=0.0)
         if self.stop_below is not None:
@@ -97,6 +101,8 @@ def robustness_curve(
       ValueError: A targeted attack or one without an epsilon above 0, or anything that `attack_dataset`
         refuses.
     """
+    checks.instance("sweep", sweep, Sweep, "an evaluation.Sweep, such as Sweep([0.0, 4 / 255])")
+    check_execution(execution)
     execution.refuse("path", "robustness_curve", KEEP_IT)
     if attack.targeted:
         raise ValueError("`attack` must be untargeted: robust accuracy is defined for no other.")

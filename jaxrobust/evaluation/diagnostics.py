@@ -23,7 +23,7 @@ from jaxrobust import checks, norms
 from jaxrobust.attacks import APGD, Attack, RandomNoise, Square
 from jaxrobust.evaluation.attack_report import epsilon_label
 from jaxrobust.evaluation.classification import predictions
-from jaxrobust.evaluation.execution import KEEP_IT, Execution
+from jaxrobust.evaluation.execution import KEEP_IT, Execution, check_execution
 from jaxrobust.evaluation.gradient_checks import QUESTIONS, check, gradient_checks, many
 from jaxrobust.evaluation.search import Prepared, beat, prepare
 from jaxrobust.programs import company
@@ -99,6 +99,7 @@ def sanity(
       TypeError: As `attack_dataset`.
       ValueError: As `attack_dataset`; an epsilon, a norm or a number out of range.
     """
+    check_execution(execution)
     execution.refuse("path", "sanity", KEEP_IT)
     execution.refuse("search_type", "sanity", "Its checks are of the classifier in float32.")
     checks.one_of("norm", norm, norms.NORMS)

@@ -77,6 +77,12 @@ class Execution:
             )
 
 
+def check_execution(execution: Execution) -> None:
+    """Raises TypeError unless this is an `Execution`: four arguments of before are one value now."""
+    such_as = "an evaluation.Execution, such as Execution(num_lanes=64, progress=print)"
+    checks.instance("execution", execution, Execution, such_as)
+
+
 KEEP_IT = (
     "It keeps no state: run it as a stage (`jaxrobust.studies.Stages.remember`), which keeps the "
     "result, or attack with `attack_dataset`, which keeps its own."

@@ -29,7 +29,7 @@ from jaxrobust.evaluation.timing import (
     time_interval,
 )
 
-Program: TypeAlias = Callable[[Any], Any]
+Timed: TypeAlias = Callable[[Any], Any]
 """A compiled function of a batch."""
 
 
@@ -116,7 +116,7 @@ def compare_latency(
     example = _on_device(example)
     header = _header(example, warmup, runs)
 
-    def calls_of(programs: Sequence[Program], _: int) -> list[Callable[[], Any]]:
+    def calls_of(programs: Sequence[Timed], _: int) -> list[Callable[[], Any]]:
         return [functools.partial(program, example) for program in programs]
 
     found = _compared(fns, example, calls_of, reference, controls, (warmup, runs))
@@ -189,7 +189,7 @@ def dataset_latency(
 
     example = load(0)
 
-    def calls_of(programs: Sequence[Program], index: int) -> list[Callable[[], Any]]:
+    def calls_of(programs: Sequence[Timed], index: int) -> list[Callable[[], Any]]:
         if in_memory:
             batch = jax.block_until_ready(load(index))
             return [functools.partial(program, batch) for program in programs]
@@ -254,7 +254,7 @@ def disk_latency(
 def _compared(
     fns: Mapping[str, Any],
     example: jax.Array,
-    calls_of: Callable[[Sequence[Program], int], list[Callable[[], Any]]],
+    calls_of: Callable[[Sequence[Timed], int], list[Callable[[], Any]]],
     reference: str | None,
     controls: int,
     rounds: tuple[int, int],
@@ -307,7 +307,7 @@ def _argument(fn: Any) -> Any:
     return jax.tree.map(jnp.copy, jax.device_put(fn))
 
 
-def _compiled(name: str, fn: Any, example: jax.Array) -> tuple[Program, dict[str, Any]]:
+def _compiled(name: str, fn: Any, example: jax.Array) -> tuple[Timed, dict[str, Any]]:
     """(example -> result, what the compiler knows about it)."""
     _check_callable(name, fn)
     function = _argument(fn)

@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxrobust import programs
 from jaxrobust.attacks import judging, lanes
+from jaxrobust.attacks.attack import Attack, epsilon_of
 from jaxrobust.evaluation.found import NEVER, Found
 from jaxrobust.evaluation.seats import Seats
 from jaxrobust.evaluation.state_file import StateFile
@@ -38,7 +39,7 @@ class Task:
       until_fooled: Whether an image's first success ends its jobs.
     """
 
-    attack: Any  # an Attack, which need not have an epsilon
+    attack: Attack
     images: np.ndarray
     labels: np.ndarray
     keys: jax.Array
@@ -47,7 +48,7 @@ class Task:
     @property
     def radius(self) -> np.ndarray:
         """Float [N], within which the closest point leaves its image."""
-        return np.asarray(self.attack.epsilon)
+        return np.asarray(epsilon_of(self.attack))
 
     def start(self, row: np.ndarray, restart: np.ndarray) -> lanes.Lanes:
         """Lanes before their first step, of jobs int [L]; with an image of -1 a lane is idle."""

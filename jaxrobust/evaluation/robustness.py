@@ -9,7 +9,7 @@ from jaxrobust import checks
 from jaxrobust.attacks import Attack
 from jaxrobust.evaluation.answers import answers
 from jaxrobust.evaluation.attack_report import AttackReport
-from jaxrobust.evaluation.execution import Execution
+from jaxrobust.evaluation.execution import Execution, check_execution
 from jaxrobust.evaluation.search import prepare, search
 from jaxrobust.types import LogitsFn
 
@@ -63,6 +63,7 @@ def attack_dataset(
         is attacked. Later only weights that change while the attack goes on, which ends it; what was
         found is kept at `execution.path`.
     """
+    check_execution(execution)
     prepared = prepare(logits_fn, images, labels)
     if attack.targeted != (targets is not None):
         raise ValueError(

@@ -13,8 +13,9 @@ import numpy as np
 
 from jaxrobust import checks, programs
 from jaxrobust.attacks import Attack, conversation, engine, judging, lanes
+from jaxrobust.attacks.attack import epsilon_of
 from jaxrobust.evaluation.answers import answers, as_float, check_company
-from jaxrobust.evaluation.attack_report import attack_label, epsilon_of
+from jaxrobust.evaluation.attack_report import attack_label
 from jaxrobust.evaluation.classification import predictions
 from jaxrobust.evaluation.execution import Execution
 from jaxrobust.evaluation.found import Found

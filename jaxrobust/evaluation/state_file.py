@@ -66,11 +66,18 @@ class StateFile:
         Raises:
           ValueError: A file of another attack, or of none.
         """
+        if self.path.is_dir():
+            raise ValueError(
+                f"`execution.path` must be a file for one attack, got the folder {self.path}: name a "
+                "file in it."
+            )
         if not self.path.exists():
             return {}
         try:
             with np.load(self.path, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive}
+            if not {"rows", "images"} <= arrays.keys():
+                raise ValueError("it has no images")
             saved = str(arrays.pop("description"))
             before = {name: arrays.pop(name, None) for name in self.identity}
         except Exception as error:  # zip and numpy have errors of many classes

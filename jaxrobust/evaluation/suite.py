@@ -2,19 +2,22 @@
 
 import dataclasses
 import functools
+import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxrobust import attacks
-from jaxrobust.attacks import Attack, engine
+from jaxrobust.attacks import engine
+from jaxrobust.attacks.attack import Attack, epsilon_of
 from jaxrobust.evaluation.answers import answers
-from jaxrobust.evaluation.attack_report import attack_label, epsilon_of
+from jaxrobust.evaluation.attack_report import attack_label
 from jaxrobust.evaluation.classification import predictions
-from jaxrobust.evaluation.execution import Execution
+from jaxrobust.evaluation.execution import Execution, check_execution
 from jaxrobust.evaluation.rates import Rate, rate
 from jaxrobust.evaluation.search import beat, prepare
 from jaxrobust.programs.company import unusual
@@ -123,6 +126,11 @@ def attack_suite(
             raise ValueError(
                 f"`suite` must be of untargeted attacks with an epsilon; {name!r} is not."
             )
+    check_execution(execution)
+    if execution.path is not None and Path(execution.path).is_file():
+        raise ValueError(
+            f"`execution.path` must be a folder for a suite, got the file {os.fspath(execution.path)}."
+        )
     prepared, key = prepare(logits_fn, images, labels), as_key(key)
     # Before the first attack, which may take hours: no later one will fail for the images' shape.
     for attack in suite.values():

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 
 from jaxrobust import checks
-from jaxrobust.attacks import Attack
-from jaxrobust.evaluation.attack_report import AttackReport, epsilon_label, epsilon_of, success_rate
+from jaxrobust.attacks.attack import Attack, epsilon_of
+from jaxrobust.evaluation.attack_report import AttackReport, epsilon_label, success_rate
 from jaxrobust.evaluation.classification import softmax
-from jaxrobust.evaluation.execution import KEEP_IT, Execution
+from jaxrobust.evaluation.execution import KEEP_IT, Execution, check_execution
 from jaxrobust.evaluation.rates import Rate
 from jaxrobust.evaluation.robustness import attack_dataset
 from jaxrobust.types import LogitsFn
@@ -110,6 +110,8 @@ def epsilon_for_success(
     Raises:
       ValueError: An attack without an epsilon above 0, or anything that `attack_dataset` refuses.
     """
+    checks.instance("crossing", crossing, Crossing, "an evaluation.Crossing, such as Crossing(0.5)")
+    check_execution(execution)
     execution.refuse("path", "epsilon_for_success", KEEP_IT)
 
     def run(epsilon: float) -> AttackReport:

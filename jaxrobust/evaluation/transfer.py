@@ -11,7 +11,7 @@ from jaxrobust import attacks, checks
 from jaxrobust.attacks import Attack
 from jaxrobust.evaluation.attack_report import AttackReport, attack_label, epsilon_label
 from jaxrobust.evaluation.classification import logits, predictions
-from jaxrobust.evaluation.execution import KEEP_IT, Execution
+from jaxrobust.evaluation.execution import KEEP_IT, Execution, check_execution
 from jaxrobust.evaluation.rates import Rate, rate
 from jaxrobust.evaluation.robustness import attack_dataset
 from jaxrobust.evaluation.thresholds import at_epsilon
@@ -139,6 +139,7 @@ def transfer_curves(
       ValueError: A source that is no model, a targeted attack, one without an epsilon above 0 or one
         that does not keep to it, or anything that `attack_dataset` refuses.
     """
+    check_execution(execution)
     execution.refuse("path", "transfer_curves", KEEP_IT)
     checks.one_of("source", source, tuple(logits_fns))
     if attack.targeted or attack.keep == "closest":

@@ -128,6 +128,8 @@ def universal_perturbation(
       TypeError: Images or labels of another type.
       ValueError: Shapes that do not fit, values out of range.
     """
+    such_as = "an evaluation.UniversalPerturbation, such as UniversalPerturbation(epsilon=8 / 255)"
+    checks.instance("attack", attack, UniversalPerturbation, such_as)
     checks.integer("batch_size", batch_size, minimum=1)
     key = as_key(key)
     clean = as_float(images)

@@ -38,8 +38,9 @@ def resized(network: nn.Module, variables: PyTree) -> nn.Module:
     """
     if type(network) not in _WIDTHS:
         raise TypeError(
-            f"`network` must be a network of jaxrobust.models, got {type(network).__name__}; of your "
-            "own module make one whose attributes are the widths of the smaller weights."
+            f"`network` must be one whose widths are known here, got {type(network).__name__}: of your "
+            "own module make one whose attributes are the widths of the smaller weights, and of one of "
+            "the library say in jaxrobust/models/widths.py where its weights have them."
         )
     found: dict[str, Any] = {}
     for name, paths in _WIDTHS[type(network)](network).items():

@@ -6,7 +6,7 @@ A network is its class and a row of `MODELS`: the annotations of its fields say 
 import dataclasses
 import functools
 from types import NoneType, UnionType
-from typing import Any, get_args
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import flax.linen as nn
 import numpy as np
@@ -117,9 +117,12 @@ def arguments_of(network: Any) -> dict[str, Any] | None:
 def _kinds(network: nn.Module) -> dict[str, frozenset[Any]]:
     """The sizes that a network has, and of which types its class says that they may be."""
     # A union has its members as arguments; a sequence of integers is one type.
+    kinds = get_type_hints(type(network))
     return {
         field.name: frozenset(
-            get_args(field.type) if isinstance(field.type, UnionType) else [field.type]
+            get_args(kinds[field.name])
+            if get_origin(kinds[field.name]) in (Union, UnionType)
+            else [kinds[field.name]]
         )
         for field in dataclasses.fields(network)
         if field.name not in ("num_classes", "parent", "name")

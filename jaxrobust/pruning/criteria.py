@@ -68,6 +68,8 @@ class Criterion:
     normalises: bool = True
 
     def __post_init__(self) -> None:
+        if not callable(self.score):
+            raise TypeError(f"`score` must be a function of Makers, got {self.score!r}.")
         checks.one_of("needs", self.needs, (None, "gradients", "key"))
 
 
@@ -188,13 +190,13 @@ def filter_scores(
       >>> filter_scores(weights, groups)["a"].tolist()
       [3.0, 3.0]
     """
-    chosen = _chosen(criterion)
-    said = repr(criterion) if isinstance(criterion, str) else "given"
+    rule = chosen(criterion)
+    said = repr(criterion) if isinstance(criterion, str) else "of your own"
     for name, value in (("gradients", gradients), ("key", key)):
-        if (value is None) == (chosen.needs == name):
+        if (value is None) == (rule.needs == name):
             which = "needs" if value is None else "takes no"
             raise ValueError(f"`criterion` {said} {which} `{name}`.")
-    if normalise and not chosen.normalises:
+    if normalise and not rule.normalises:
         raise ValueError(f"`normalise` goes without the criterion {said}.")
     where = located(groups, weights)
     # What was removed scores 0, whatever its weights are.
@@ -207,7 +209,7 @@ def filter_scores(
     scores = {}
     for index, (group, size) in enumerate(groups.sizes.items()):
         own = None if key is None else jax.random.fold_in(key, index)
-        found = np.asarray(chosen.score(Makers(size, tuple(kernels[group]), own)), np.float32)
+        found = np.asarray(rule.score(Makers(size, tuple(kernels[group]), own)), np.float32)
         if found.shape != (size,):
             raise ValueError(
                 f"`criterion` must give one score for each of the {size} channels of {group!r}, got "
@@ -215,11 +217,19 @@ def filter_scores(
             )
         scores[group] = np.where(there[group], found, np.float32(0))
         if np.isnan(scores[group]).any():
-            raise ValueError(f"The kernels of {group!r} or their `gradients` have NaN.")
+            read = [
+                part for f in kernels[group] for part in (f.weights, f.slopes) if part is not None
+            ]
+            of_weights = any(np.isnan(part).any() for part in read)
+            whose = (
+                "kernels or their `gradients`" if of_weights else f"scores of the criterion {said}"
+            )
+            raise ValueError(f"The {whose} have NaN for {group!r}.")
     return scores
 
 
-def _chosen(criterion: str | Criterion) -> Criterion:
+def chosen(criterion: str | Criterion) -> Criterion:
+    """The criterion of a name, or the one that is given."""
     if isinstance(criterion, Criterion):
         return criterion
     if not isinstance(criterion, str):

@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxrobust import checks
 from jaxrobust.pruning.channel_groups import ChannelGroups
-from jaxrobust.pruning.criteria import Criterion, filter_scores
+from jaxrobust.pruning.criteria import Criterion, chosen, filter_scores
 from jaxrobust.pruning.masks import check_sparsity
 from jaxrobust.pruning.placing import Keep
 from jaxrobust.pruning.shrinking import filter_masks, kept_filters
@@ -141,6 +141,11 @@ def prune_filters(
     Raises:
       TypeError, ValueError: As `filter_scores` and `keep_filters`.
     """
+    if (needs := chosen(criterion).needs) is not None:
+        raise ValueError(
+            f"`criterion` must need nothing besides the weights, got one that needs `{needs}`: call "
+            f"filter_scores(..., {needs}=...), keep_filters and filter_masks one after the other."
+        )
     previous = None if masks is None else kept_filters(masks, groups)
     scores = filter_scores(weights, groups, criterion, keep=previous)
     keep = keep_filters(

@@ -5,7 +5,7 @@ from typing import Any, TypedDict
 
 from jaxrobust.pruning.magnitude import layerwise_magnitude
 from jaxrobust.pruning.masks import Kernels, apply_masks, check_sparsity, kernel_paths
-from jaxrobust.types import Masks, PyTree
+from jaxrobust.types import Masks, Progress, PyTree
 
 
 class SensitivityRow(TypedDict):
@@ -22,7 +22,7 @@ def sensitivity(
     score: Callable[[PyTree], Any],
     *,
     prune: Callable[..., Masks] = layerwise_magnitude,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     kernels: Kernels = None,
 ) -> list[SensitivityRow]:
     """Prunes one layer at a time to each sparsity, and scores every network that results.
@@ -34,7 +34,7 @@ def sensitivity(
         a compiled function with the parameters as arguments is compiled once.
       prune: (params, {path: sparsity}) -> masks; for random weights
         `functools.partial(random, key, scope="layer")`.
-      progress: Called with (networks scored, all networks) after each.
+      progress: Called with (the layer, networks scored, all networks) after each.
       kernels: Which weights are kernels: None by their names, a function of (path, array), or kernels
         as `channel_groups` finds them. If given, `prune` is given them too, as `kernels=`.
 
@@ -69,5 +69,5 @@ def sensitivity(
             pruned = apply_masks(params, prune(params, {layer: sparsity}, **options))
             rows.append({"layer": layer, "sparsity": sparsity, "score": score(pruned)})
             if progress is not None:
-                progress(len(rows), len(paths) * len(targets))
+                progress(layer, len(rows), len(paths) * len(targets))
     return rows

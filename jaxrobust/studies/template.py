@@ -193,8 +193,8 @@ class Page:
         if lines and not any(one.pop("given", True) for one in map(dict, lines)):
             raise ValueError(f"The chart {title!r} has no point: no line has a fact to draw.")
         drawn = [{name: part for name, part in one.items() if name != "given"} for one in lines]
-        titles = (_plain(title), _plain(x), _plain(y))
-        return self._place(blocks.chart(*titles, drawn, _body(caller), folded=folded))
+        block = blocks.chart(_plain(title), _axis(x), _axis(y), drawn, _body(caller), folded=folded)
+        return self._place(block)
 
     def intervals(
         self,
@@ -210,6 +210,7 @@ class Page:
 
         By what `group` and `name` show of a row; the column's title is the chart's.
         """
+        _refuse(values, "group", "optional", "decimals")
         rows, groups = list(rows), dict[str, dict[str, Any]]()
         for row in rows:
             value = values.cell(self._facts, row)
@@ -245,6 +246,7 @@ class Page:
 
         The title is that of `values`; `titles` say what the rows and what the columns are.
         """
+        _refuse(values, "group", "optional", "scale", "show", "of")
         rows, columns = list(rows), list(columns)
         found = [
             [values.fact(self._facts, _joined(row, column)) for column in columns] for row in rows
@@ -377,6 +379,24 @@ def cell_of(item: Any) -> Any:
 def _heat_cell(fact: Fact | None) -> Any:
     """A rate or a number: a cell of a heat table has no place for another interval."""
     return None if fact is None else fact.cell if fact.count is not None else fact.value
+
+
+def _axis(given: str | Block) -> str | Block:
+    """An axis, whose title a macro may have written as Markdown."""
+    return given | {"title": _plain(given["title"])} if isinstance(given, dict) else _plain(given)
+
+
+def _refuse(values: Column, *fields: str) -> None:
+    """Raises ValueError where a column says what a chart or heat table has no place for."""
+    for name in fields:
+        if getattr(values, name) != getattr(Column(""), name):
+            raise ValueError(
+                f"The column {values.title!r} is drawn without its `{name}`: leave it out."
+            )
+    if values.unit not in (None, "%") and values.measure is not None:
+        raise ValueError(
+            f"The column {values.title!r} is drawn without its unit: say {values.unit!r} in its title."
+        )
 
 
 def _plain(title: Any) -> Any:
