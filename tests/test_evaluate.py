@@ -508,7 +508,7 @@ def test_suites_by_name():
     path.write_text(json.dumps({"a": {"name": "PGD", "step_size": "2/255", "epsilon": 0.0313725}}))
     (pgd,) = suite_names.make_suite(str(path), 8 / 255, "linf", 3).values()
     assert (pgd.epsilon, pgd.step_size) == (8 / 255, 2 / 255)
-    short = suite_names.shortened(suite_names.make_suite("standard", 0.1, "linf", 3), 7)
+    short, _ = suite_names.labelled("standard", 0.1, "linf", 3, 7)
     assert [attack.num_steps for attack in short.values()] == [7, 8, 14, 7]
     assert short["FAB-T"].num_iterations == 7
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -294,30 +295,32 @@ def test_write_json_replaces_nan_and_leaves_no_partial_file(tmp_path):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
+    results_dir: Path
     epsilon: float = 0.1
     names: tuple[str, ...] = ("a",)
+    run: str = "run"
 
 
 def test_a_run_is_not_overwritten_by_another_configuration(tmp_path):
-    folder = studies.open_run(tmp_path, "experiment", "run", Settings())
+    folder = studies.start("experiment", Settings(tmp_path)).folder
     # Nothing was computed yet: a corrected configuration may take the folder over.
-    studies.open_run(tmp_path, "experiment", "run", Settings(epsilon=0.3))
-    studies.open_run(tmp_path, "experiment", "run", Settings())
+    studies.start("experiment", Settings(tmp_path, epsilon=0.3))
+    studies.start("experiment", Settings(tmp_path))
     files.write_json(folder / "result.json", {})
     (folder / ".result.json.1.partial").write_text("{")
-    studies.open_run(tmp_path, "experiment", "run", Settings())
+    studies.start("experiment", Settings(tmp_path))
     assert not (folder / ".result.json.1.partial").exists()
     with pytest.raises(ValueError, match="run of other settings: epsilon was 0.1, is now 0.2"):
-        studies.open_run(tmp_path, "experiment", "run", Settings(epsilon=0.2))
+        studies.start("experiment", Settings(tmp_path, epsilon=0.2))
     assert json.loads((folder / "settings.json").read_text())["epsilon"] == 0.1
     (folder / "settings.json").unlink()
     with pytest.raises(ValueError, match="holds results but no settings.json"):
-        studies.open_run(tmp_path, "experiment", "run", Settings())
+        studies.start("experiment", Settings(tmp_path))
 
 
 def test_run_names_stay_inside_the_results_folder(tmp_path):
     with pytest.raises(ValueError, match="`run` must be a plain name"):
-        studies.open_run(tmp_path, "quickstart", "../other", Settings())
+        studies.start("quickstart", Settings(tmp_path, run="../other"))
 
 
 def test_commit_is_none_outside_of_a_checkout(monkeypatch, tmp_path):
@@ -328,7 +331,7 @@ def test_commit_is_none_outside_of_a_checkout(monkeypatch, tmp_path):
 
 def test_the_commit_is_that_of_the_start_of_a_run(monkeypatch, tmp_path):
     results.commit.cache_clear()
-    studies.open_run(tmp_path, "experiment", "run", Settings())
+    studies.start("experiment", Settings(tmp_path))
     before = studies.environment()["commit"]
     monkeypatch.setattr(
         results, "__file__", str(tmp_path / "a" / "b" / "c.py")

@@ -18,7 +18,7 @@ from experiments.pruned_benchmark.__main__ import NETWORKS, PRESETS, Settings, V
 from jaxrobust import data, evaluation, models, pruning, studies
 from jaxrobust.attacks import DeepFool
 from jaxrobust.reports import blocks, evaluations
-from jaxrobust.studies import Facts, words
+from jaxrobust.studies import Facts, suite_names, words
 from jaxrobust.studies.outcomes import pack
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,8 +61,8 @@ def test_attacks_are_those_of_table_7():
     assert source["FGSM"].epsilon == 0.2 and not source["PGD"].random_start
     assert source["CW"].num_iterations == 10 and source["DF"].num_steps == 5
     assert all(honest[n].epsilon == 8 / 255 for n in ("FGSM", "BiM", "PGD", "APGD", "UP"))
-    assert threats.shortened(source["CW"], 2).num_steps == 4
-    assert threats.shortened(honest["UP"], 2).max_passes == 2
+    assert suite_names.shortened(source["CW"], 2).num_steps == 4
+    assert suite_names.shortened(honest["UP"], 2).max_passes == 2
     assert [n for n in source if threats.looks_for_the_smallest(source[n])] == ["CW", "DF"]
 
 
@@ -71,7 +71,7 @@ def test_finished_runs_find_their_universal_perturbation():
     kept = {"type": "experiments.pruned_benchmark.threats.Universal", "epsilon": 1.0}
     kept |= {"max_passes": 1, "num_steps": 10, "overshoot": 0.02, "on_test": True}
     assert threats.described(pruned.ATTACKS["source"]["UP"], "source") == kept
-    short = threats.shortened(pruned.ATTACKS["8/255"]["UP"], 2)
+    short = suite_names.shortened(pruned.ATTACKS["8/255"]["UP"], 2)
     kept |= {"epsilon": 8 / 255, "max_passes": 2, "num_steps": 2, "on_test": False}
     assert threats.described(short, "8/255") == kept
     for changes in ({"target_rate": 0.5}, {"norm": "l2"}, {"inner": DeepFool(num_steps=2)}):

@@ -30,6 +30,7 @@ from jaxrobust import checks, data, evaluation, models, pruning, studies, traini
 from jaxrobust.attacks import APGD, BIM, FGSM, PGD, CarliniWagner, DeepFool, RandomNoise
 from jaxrobust.evaluation import UniversalPerturbation
 from jaxrobust.reports import blocks
+from jaxrobust.studies import suite_names
 from jaxrobust.studies.outcomes import pack, right_ones, unpack
 
 # The study is these tables. One more network, criterion or attack is one more row; one more column is a
@@ -256,7 +257,7 @@ class Study:
     """One run: its settings, images, trained networks and facts."""
 
     def __init__(self, settings: Settings, dataset: data.Dataset) -> None:
-        cut = functools.partial(threats.shortened, max_steps=settings.max_steps)
+        cut = functools.partial(suite_names.shortened, max_steps=settings.max_steps)
         self.attacks = {s: {n: cut(a) for n, a in of.items()} for s, of in ATTACKS.items()}
         self.white_box = {name: cut(attack) for name, attack in WHITE_BOX.items()}
         self.smallest = cut(SMALLEST)

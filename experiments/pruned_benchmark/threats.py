@@ -17,18 +17,6 @@ _DESCRIBED = ("epsilon", "max_passes", "inner", "num_steps", "overshoot")
 UNIVERSAL_BATCH = 4  # DeepFool on so many images together; 1 is the paper's, and slower
 
 
-def shortened(attack: Any, max_steps: int | None) -> Any:
-    """An attack with at most so many steps, where a number is given."""
-    if max_steps is None:
-        return attack
-    if isinstance(attack, UniversalPerturbation):
-        attack = dataclasses.replace(attack, inner=shortened(attack.inner, max_steps))
-    steps = {"num_steps", "num_iterations", "num_searches", "max_passes"}
-    fields = steps & {field.name for field in dataclasses.fields(attack)}
-    fewer = {name: min(getattr(attack, name), max_steps) for name in fields}
-    return dataclasses.replace(attack, **fewer)
-
-
 def is_made_on_test(setting: str) -> bool:
     """Whether a universal perturbation is made on the images that it is then shown with.
 

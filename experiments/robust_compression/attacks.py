@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 
 from experiments.robust_compression.networks import EPSILON, Study, Variant
-from jaxrobust import evaluation, studies
+from jaxrobust import evaluation
 from jaxrobust.attacks import FGSM, PGD, Attack, CarliniWagnerLinf
 from jaxrobust.defenses import Ensemble
 from jaxrobust.evaluation import Execution, Sweep
 from jaxrobust.evaluation.attack_report import epsilon_label
 from jaxrobust.reports import blocks
 from jaxrobust.reports.pictures import decode_array, encode_array
-from jaxrobust.studies import ANY, comparison, records, suite_run
+from jaxrobust.studies import ANY, comparison, records, suite_names, suite_run
 from jaxrobust.studies.outcomes import pack, rate_of, right_ones, unpack
 from jaxrobust.training.compression.budget_schedules import LONGEST_STEP
 
@@ -32,9 +32,8 @@ def pgd(epsilon: float, num_steps: int) -> PGD:
 def auto_attack(study: Study, num_attacks: int | None = None) -> dict[str, Attack]:
     """All of AutoAttack, or as many of its attacks as are asked for."""
     suite = evaluation.auto_attack_suite(EPSILON, num_classes=study.dataset.num_classes)
-    suite = dict(itertools.islice(suite.items(), num_attacks))
-    steps = study.settings.suite_steps
-    return suite if steps is None else studies.suite_names.shortened(suite, steps)
+    few, steps = itertools.islice(suite.items(), num_attacks), study.settings.suite_steps
+    return {name: suite_names.shortened(attack, steps) for name, attack in few}
 
 
 def run_suites(study: Study) -> None:

@@ -20,7 +20,7 @@ from jaxrobust.studies.results import (
     model_entry,
     result_header,
 )
-from jaxrobust.studies.run import Run, open_run, start
+from jaxrobust.studies.run import Run, start
 from jaxrobust.studies.stages import Stages, plain
 
 __all__ = [
@@ -47,7 +47,6 @@ __all__ = [
     "load_outcomes",
     "model_entry",
     "num_parameters",
-    "open_run",
     "plain",
     "preset",
     "records",

@@ -81,7 +81,7 @@ def check_classifier(logits_fn: LogitsFn, name: str, image_shape: tuple[int, ...
 def describe_inputs(
     logits_fn: LogitsFn, images: np.ndarray, labels: np.ndarray
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """What a run is of: fingerprints for `open_run`, and the logits float32 [N, K] of the images.
+    """What a run is of: fingerprints for `start`, and the logits float32 [N, K] of the images.
 
     Args:
       logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K].

@@ -50,7 +50,7 @@ def _version(package: str) -> str | None:
 def commit() -> str | None:
     """The commit of the source tree, marked where files differ from it; None outside of one.
 
-    Remembered from the first call, which `open_run` makes: at the end of a long run the tree may
+    Remembered from the first call, which `start` makes: at the end of a long run the tree may
     have moved on from the code that is running.
     """
     folder = Path(__file__).resolve().parents[2]

@@ -29,67 +29,6 @@ _KEPT = (
 )
 
 
-def open_run(
-    results_dir: Path,
-    experiment: str,
-    run: str,
-    settings: Any,
-    *,
-    inputs: Mapping[str, Any] | None = None,
-    clean_logits: np.ndarray | None = None,
-    ignored: Sequence[str] = (),
-    also: Mapping[str, Any] | None = None,
-) -> Path:
-    """The folder results/<experiment>/<run>, claimed for these settings.
-
-    Args:
-      results_dir: Where results go.
-      experiment: Its name.
-      run: A plain name.
-      settings: A dataclass.
-      inputs: Fingerprints of what the run is of, by name. Where they differ, the names are said.
-      clean_logits: float32 [N, K], what the run's model answers. They are kept, and tell models apart
-        of which nothing else is seen; not to the last digit, because machines round differently.
-      ignored: Names of settings that change nothing that is computed and kept.
-      also: What else decides about the results, by name, as JSON values.
-
-    Returns:
-      The folder, which exists.
-
-    Raises:
-      ValueError: A run's name that would lead elsewhere, a folder in which another process is at work,
-        or one that holds results of other settings, other inputs or another model.
-    """
-    if not run or Path(run).name != run:
-        raise ValueError(f"`run` must be a plain name, got {run!r}.")
-    folder = results_dir / experiment / run
-    files.hold(folder)
-    environment()  # reads the commit now, before the tree can change under the run
-    # A folder is in use once anything in it was computed from its settings.
-    in_use = (folder / "result.json").exists() or any(
-        next(folder.glob(kept), None) for kept in _KEPT
-    )
-    described = {k: v for k, v in configuration(settings).items() if k not in ignored}
-    described |= also or {}
-    path = folder / "inputs.npz"
-    fingerprints = json.dumps(dict(inputs or {}), sort_keys=True)
-    # What was given besides the settings must be what the run began with.
-    if in_use:
-        _compare_inputs(path, fingerprints, clean_logits)
-    try:
-        files.claim(folder, described, in_use=in_use, ignored=ignored)
-    except ValueError as error:
-        raise ValueError(f"{error} On the command line: {_ANOTHER}.") from None
-    # Kept for the comparison, once the settings have been claimed.
-    if not in_use and (inputs is not None or clean_logits is not None):
-        arrays: dict[str, Any] = {"fingerprints": fingerprints}
-        if clean_logits is not None:
-            arrays["clean_logits"] = clean_logits
-        with files.replace(path) as partial:
-            np.savez(partial, **arrays)
-    return folder
-
-
 def _compare_inputs(path: Path, fingerprints: str, clean_logits: np.ndarray | None) -> None:
     if not path.exists():
         return
@@ -309,27 +248,46 @@ def start(
     ignored: Sequence[str] = (),
     also: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Opens the folder of a run, and goes on with what is in it.
+    """Claims the folder of a run for its settings, and goes on with what is in it.
 
     Args:
       experiment: Its name.
-      settings: As `Run`.
-      inputs: As `open_run`, like what follows.
-      clean_logits: float32 [N, K].
+      settings: A dataclass with the fields `seed`, `run`, a plain name, and `results_dir`.
+      inputs: Fingerprints of what the run is of, by name. Where they differ, the names are said.
+      clean_logits: float32 [N, K], what the run's model answers. They are kept, and tell models apart
+        of which nothing else is seen; not to the last digit, because machines round differently.
       ignored: Names of settings that change nothing that is computed and kept.
       also: What else decides about the results, by name, as JSON values.
 
     Raises:
-      ValueError: As `open_run`.
+      ValueError: A run's name that would lead elsewhere, a folder in which another process is at work,
+        or one that holds results of other settings, other inputs or another model.
     """
-    folder = open_run(
-        settings.results_dir,
-        experiment,
-        settings.run,
-        settings,
-        inputs=inputs,
-        clean_logits=clean_logits,
-        ignored=ignored,
-        also=also,
+    if not settings.run or Path(settings.run).name != settings.run:
+        raise ValueError(f"`run` must be a plain name, got {settings.run!r}.")
+    folder = settings.results_dir / experiment / settings.run
+    files.hold(folder)
+    environment()  # reads the commit now, before the tree can change under the run
+    # A folder is in use once anything in it was computed from its settings.
+    in_use = (folder / "result.json").exists() or any(
+        next(folder.glob(kept), None) for kept in _KEPT
     )
+    described = {k: v for k, v in configuration(settings).items() if k not in ignored}
+    described |= also or {}
+    path = folder / "inputs.npz"
+    fingerprints = json.dumps(dict(inputs or {}), sort_keys=True)
+    # What was given besides the settings must be what the run began with.
+    if in_use:
+        _compare_inputs(path, fingerprints, clean_logits)
+    try:
+        files.claim(folder, described, in_use=in_use, ignored=ignored)
+    except ValueError as error:
+        raise ValueError(f"{error} On the command line: {_ANOTHER}.") from None
+    # Kept for the comparison, once the settings have been claimed.
+    if not in_use and (inputs is not None or clean_logits is not None):
+        arrays: dict[str, Any] = {"fingerprints": fingerprints}
+        if clean_logits is not None:
+            arrays["clean_logits"] = clean_logits
+        with files.replace(path) as partial:
+            np.savez(partial, **arrays)
     return Run(experiment, settings, folder, Stages(folder))

@@ -95,23 +95,6 @@ def make_suite(name: str, epsilon: float, norm: str, num_classes: int) -> dict[s
     return suite
 
 
-def label(name: str, epsilon: float, norm: str, *, shortened: bool = False) -> str:
-    """What a suite of `make_suite` is called in tables.
-
-    Args:
-      name: As there.
-      epsilon: Radius in pixel units.
-      norm: "linf", "l2" or "l1".
-      shortened: Whether its attacks take fewer steps than they should.
-
-    Example:
-      >>> label("standard", 8 / 255, "linf"), label("pgd", 0.5, "l2", shortened=True)
-      ('AutoAttack (standard), linf 8/255', 'PGD, l2 0.5, shortened')
-    """
-    known = f"AutoAttack ({name})" if name in VERSIONS else SINGLE.get(name) or Path(name).name
-    return f"{known}, {norm} {epsilon_label(epsilon)}" + ", shortened" * shortened
-
-
 def labelled(
     name: str, epsilon: float, norm: str, num_classes: int, max_steps: int | None = None
 ) -> tuple[dict[str, Attack], str]:
@@ -122,23 +105,28 @@ def labelled(
       epsilon: Radius in pixel units.
       norm: "linf", "l2" or "l1".
       num_classes: K.
-      max_steps: Of each start of an attack; None: as many as it has.
+      max_steps: As `shortened`; a suite that it changes is called so.
+
+    Example:
+      >>> labelled("standard", 8 / 255, "linf", 10)[1], labelled("pgd", 0.5, "l2", 10, 2)[1]
+      ('AutoAttack (standard), linf 8/255', 'PGD, l2 0.5, shortened')
     """
-    suite = whole = make_suite(name, epsilon, norm, num_classes)
-    if max_steps is not None:
-        suite = shortened(whole, max_steps)
-    return suite, label(name, epsilon, norm, shortened=suite != whole)
+    whole = make_suite(name, epsilon, norm, num_classes)
+    suite = {title: shortened(attack, max_steps) for title, attack in whole.items()}
+    known = f"AutoAttack ({name})" if name in VERSIONS else SINGLE.get(name) or Path(name).name
+    return suite, f"{known}, {norm} {epsilon_label(epsilon)}" + ", shortened" * (suite != whole)
 
 
-def shortened(suite: dict[str, Attack], num_steps: int) -> dict[str, Attack]:
-    """The suite with at most so many steps for each start of an attack."""
-
-    def cut(attack: Any) -> Any:
-        steps = {"num_steps", "num_iterations"} & {f.name for f in dataclasses.fields(attack)}
-        fewer = {name: min(getattr(attack, name), num_steps) for name in steps}
-        return dataclasses.replace(attack, **fewer)
-
-    return {name: cut(attack) for name, attack in suite.items()}
+def shortened(attack: Any, max_steps: int | None) -> Any:
+    """An attack, or a universal perturbation, with at most so many steps for each start; None: all."""
+    if max_steps is None:
+        return attack
+    if isinstance(attack, evaluation.UniversalPerturbation):
+        attack = dataclasses.replace(attack, inner=shortened(attack.inner, max_steps))
+    steps = {"num_steps", "num_iterations", "num_searches", "max_passes"}
+    fields = steps & {field.name for field in dataclasses.fields(attack)}
+    fewer = {name: min(getattr(attack, name), max_steps) for name in fields}
+    return dataclasses.replace(attack, **fewer)
 
 
 def _attack(entry: Any, epsilon: float, norm: str) -> Attack:
