@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxrobust.attribution.positions import ELEMENTWISE, REDUCTIONS, carried, name_of
+from jaxrobust.attribution.positions import ENTRYWISE, carried, name_of
 from jaxrobust.programs.lines import Line, Lines, Value
+from jaxrobust.programs.operations import REDUCTIONS
 
 Masks = list[np.ndarray]  # for each axis of a value which of its entries are read
 
@@ -108,7 +109,7 @@ def _with_ends(lines: Sequence[Line]) -> list[Line]:
 def _taken(line: Line, place: int, every: Masks, masks: Masks, shape: Any) -> Masks | None:
     """Which entries of an operand those of the result are computed from; None: all."""
     name, params = name_of(line), getattr(line.what, "params", {})
-    if name in ELEMENTWISE or name == "joined":
+    if name in ENTRYWISE or name == "joined":
         if len(every) != len(masks):
             return None
         pairs = zip(every, masks, strict=True)  # an axis of length 1 is repeated

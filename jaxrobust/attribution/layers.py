@@ -23,7 +23,7 @@ import numpy as np
 from jaxrobust import compilation, programs
 from jaxrobust.attribution import cuts, positions
 from jaxrobust.attribution.views import View, view_of
-from jaxrobust.programs import describing, naming
+from jaxrobust.programs import naming, operations
 from jaxrobust.programs.lines import Line, Lines, Value, lines_of
 from jaxrobust.programs.tracing import Code, Program
 from jaxrobust.types import LogitsFn, Stochastic
@@ -412,7 +412,7 @@ def _unnamed(
         if closed and value not in closed[0].results:
             continue
         name = closed[0].name if closed else _function(line)
-        if value in named or (not closed and name in describing.MOVES | positions.REDUCTIONS):
+        if value in named or (not closed and name in operations.MOVES | operations.REDUCTIONS):
             continue
         label = f"{last}:{name.strip('_')}"
         counts[label] = counts.get(label, 0) + 1

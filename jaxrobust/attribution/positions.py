@@ -18,31 +18,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrobust.programs import derivatives
+from jaxrobust.programs import derivatives, operations
 from jaxrobust.programs.lines import Line, Lines, Value
 
 Positions = tuple[np.ndarray, ...] | None
 _MOST = 3  # arrays of one value
 NEAR = 1e-3  # of a pixel
 
-# Entry by entry.
-ELEMENTWISE = {
-    *("abs", "acos", "acosh", "add", "add_any", "and", "asin"),
-    *("asinh", "atan", "atan2", "atanh", "cbrt", "ceil", "clamp"),
-    *("convert_element_type", "copied", "copy", "copy_p", "cos", "cosh", "div"),
-    *("eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1"),
-    *("floor", "ge", "gt", "integer_pow", "is_finite", "le", "log"),
-    *("log1p", "logistic", "lt", "max", "min", "mul", "ne"),
-    *("neg", "nextafter", "not", "optimization_barrier", "or", "pow", "real"),
-    *("reduce_precision", "rem", "round", "rsqrt", "select_n", "sharding_constraint", "sign"),
-    *("sin", "sinh", "sqrt", "square", "stop_gradient", "sub", "tan"),
-    *("tanh", "xor"),
-}
+# Entry by entry, a barrier and the copies of lines too.
+ENTRYWISE = operations.ELEMENTWISE | {"copied", "optimization_barrier"}
 _WINDOWS = ("reduce_window", "reduce_window_max", "reduce_window_min", "reduce_window_sum")
-REDUCTIONS = {
-    *("argmax", "argmin", "reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod"),
-    *("reduce_sum",),
-}
 
 
 def carried(line: Line) -> list[tuple[Any, Value, Any]]:
@@ -175,9 +160,9 @@ def name_of(line: Line) -> str:
 
 def _rule_of(line: Line) -> _Rule | None:
     name = name_of(line)
-    if name in ELEMENTWISE:
+    if name in ENTRYWISE:
         return _elementwise
-    if name in REDUCTIONS:
+    if name in operations.REDUCTIONS:
         return _reduced
     return _windowed if name in _WINDOWS else _RULES.get(name)
 

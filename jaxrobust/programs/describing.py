@@ -12,22 +12,8 @@ import numpy as np
 from jaxrobust import compilation
 from jaxrobust.programs import naming
 from jaxrobust.programs.arguments import explained
+from jaxrobust.programs.operations import MOVES
 from jaxrobust.programs.tracing import trace
-
-# They move numbers, or choose among them, and compute none.
-MOVES = {
-    *("broadcast_in_dim", "concatenate", "convert_element_type", "copy", "dynamic_slice", "gather"),
-    *(
-        "dynamic_update_slice",
-        "expand_dims",
-        "iota",
-        "optimization_barrier",
-        "pad",
-        "reshape",
-        "rev",
-    ),
-    *("scatter", "select_n", "slice", "sort", "split", "squeeze", "stop_gradient", "transpose"),
-}
 
 
 @dataclasses.dataclass(frozen=True)

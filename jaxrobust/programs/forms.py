@@ -396,21 +396,10 @@ def _concatenated(equation: Any, operands: Sequence[Any]) -> Sequence[Any] | Non
 
 
 _ELEMENTWISE = (
-    *(
-        "abs",
-        "ceil",
-        "clamp",
-        "convert_element_type",
-        "erf",
-        "erfc",
-        "exp",
-        "exp2",
-        "expm1",
-        "floor",
-    ),
-    *("integer_pow", "log", "log1p", "logistic", "max", "min", "neg", "pow", "round", "rsqrt"),
-    *("select_n", "sign", "sqrt", "square", "stop_gradient", "tanh"),
-    *("eq", "ge", "gt", "le", "lt", "ne", "and", "not", "or"),
+    *("abs", "and", "ceil", "clamp", "convert_element_type", "eq", "erf", "erfc", "exp", "exp2"),
+    *("expm1", "floor", "ge", "gt", "integer_pow", "le", "log", "log1p", "logistic", "lt", "max"),
+    *("min", "ne", "neg", "not", "or", "pow", "round", "rsqrt", "select_n", "sign", "sqrt"),
+    *("square", "stop_gradient", "tanh"),
 )
 FORMS: Mapping[str, Form] = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise),

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxrobust import programs
 from jaxrobust.pruning import label_rules
-from jaxrobust.pruning.labels import Along, Labelled, Units, along_axis, fixed_value
+from jaxrobust.pruning.labels import Along, Labelled, Units, fixed_value, numbered
 
 
 class Reader:
@@ -126,8 +126,7 @@ def _stacked(value: Labelled, length: int) -> Labelled:
         return Along(one.array[None], frozenset(axis + 1 for axis in one.axes), one.why)
 
     found = value.moved((length, *value.shape), move)
-    rounds = along_axis(np.arange(1, length + 1), 0, len(found.shape), "the rounds of a loop")
-    return found._replace(fixed=(*found.fixed, rounds))
+    return found._replace(fixed=(*found.fixed, numbered(found.shape, 0, "the rounds of a loop")))
 
 
 def _of_array(array: Any) -> Labelled:

@@ -6,11 +6,12 @@ them: what it reads cannot be pruned.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 
+from jaxrobust.programs.operations import ELEMENTWISE, REDUCTIONS
 from jaxrobust.pruning.labels import (
     Along,
     Axes,
@@ -21,6 +22,7 @@ from jaxrobust.pruning.labels import (
     check_together,
     fixed_value,
     merged,
+    numbered,
     simplified,
     tied_along,
     vector,
@@ -259,14 +261,13 @@ def _convolution(units: Units, equation: Any, operands: Sequence[Labelled]) -> L
         elif batch in one.axes and features not in one.axes:
             labels = (*labels, along_axis(vector(units, one, batch), numbers.out_spec[0], rank))
     spatial = [
-        along_axis(np.arange(1, shape[axis] + 1), axis, rank, "positions of the image")
+        numbered(shape, axis, "positions of the image")
         for axis in (numbers.out_spec[0], *numbers.out_spec[2:])
         if shape[axis] > 1
     ]
     if not outputs:
-        channels = numbers.out_spec[1]
         why = "channels of a kernel that is no weight"
-        spatial.append(along_axis(np.arange(1, shape[channels] + 1), channels, rank, why))
+        spatial.append(numbered(shape, numbers.out_spec[1], why))
     return Labelled(shape, labels, tuple(spatial), vanishes=kernel.vanishes or not kernel.labels)
 
 
@@ -337,12 +338,13 @@ def _reduction(units: Units, equation: Any, operands: Sequence[Labelled]) -> Lab
         elif rest is not None:
             labels.append(rest)
     value = value._replace(labels=tuple(labels))
-    kept = [axis for axis in range(len(value.shape)) if axis not in axes]
-    return _placed(
-        value,
-        {axis: place for place, axis in enumerate(kept)},
-        equation.outvars[0].aval.shape,
-    )
+    return _without_axes(value, axes, equation.outvars[0].aval.shape)
+
+
+def _without_axes(value: Labelled, gone: Collection[int], shape: Sequence[int]) -> Labelled:
+    """A value whose other axes close up."""
+    kept = [axis for axis in range(len(value.shape)) if axis not in gone]
+    return _placed(value, {axis: place for place, axis in enumerate(kept)}, shape)
 
 
 def _window(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelled:
@@ -363,11 +365,8 @@ def _window(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labell
         elif (rest := tied_along(units, one, one.axes & moved)) is not None:
             labels.append(rest)
     fixed = [one for one in value.fixed if not one.axes & moved]
-    fixed += [
-        along_axis(np.arange(1, shape[axis] + 1), axis, len(shape), "positions of the image")
-        for axis in sorted(moved)
-        if shape[axis] > 1
-    ]
+    positions_of = (axis for axis in sorted(moved) if shape[axis] > 1)
+    fixed += [numbered(shape, axis, "positions of the image") for axis in positions_of]
     return Labelled(shape, tuple(labels), tuple(fixed), vanishes=value.vanishes)
 
 
@@ -456,11 +455,8 @@ def _transpose(units: Units, equation: Any, operands: Sequence[Labelled]) -> Lab
 
 
 def _squeeze(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelled:
-    gone = equation.params["dimensions"]
-    value = operands[0]
-    kept = [axis for axis in range(len(value.shape)) if axis not in gone]
-    shape = equation.outvars[0].aval.shape
-    return _placed(value, {axis: place for place, axis in enumerate(kept)}, shape)
+    gone, shape = equation.params["dimensions"], equation.outvars[0].aval.shape
+    return _without_axes(operands[0], gone, shape)
 
 
 def _reversed(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelled:
@@ -485,33 +481,22 @@ def _stack(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelle
     places = {place: place + (place >= axis) for place in range(len(shape) - 1)}
     rows = [_placed(one, places, _at(shape, axis, 1)) for one in operands]
     found = _joined_along(units, rows, axis, shape)
-    numbers = along_axis(np.arange(1, shape[axis] + 1), axis, len(shape), "the code stacks them")
     fixed = [one for one in found.fixed if axis not in one.axes]
-    return found._replace(fixed=(*fixed, numbers))
+    return found._replace(fixed=(*fixed, numbered(shape, axis, "the code stacks them")))
 
 
 def _joined_along(
     units: Units, operands: Sequence[Labelled], axis: int, shape: Sequence[int]
 ) -> Labelled:
     lengths = [operand.shape[axis] for operand in operands]
+    put_there = [numbered(one.shape, axis, "the code puts it there") for one in operands]
     operands = [
         operand
         if any(axis in one.axes for one in (*operand.labels, *operand.fixed))
-        else operand._replace(
-            fixed=(
-                *operand.fixed,
-                along_axis(np.arange(1, length + 1), axis, len(shape), "the code puts it there"),
-            )
-        )
-        for operand, length in zip(operands, lengths, strict=True)
+        else operand._replace(fixed=(*operand.fixed, here))
+        for operand, here in zip(operands, put_there, strict=True)
     ]
-    others = [
-        operand._replace(
-            labels=tuple(one for one in operand.labels if axis not in one.axes),
-            fixed=tuple(one for one in operand.fixed if axis not in one.axes),
-        )
-        for operand in operands
-    ]
+    others = [operand.apart_from([axis]) for operand in operands]
     across = element_by_element(
         units, [other._replace(shape=_at(shape, axis, 1)) for other in others]
     )
@@ -631,10 +616,8 @@ def _unstack(units: Units, equation: Any, operands: Sequence[Labelled]) -> list[
     value, axis = operands[0], equation.params["axis"]
     labels = [tied_along(units, one, {axis}) for one in value.labels]
     fixed = tuple(one for one in value.fixed if axis not in one.axes)
-    kept = [place for place in range(len(value.shape)) if place != axis]
     value = value._replace(labels=tuple(one for one in labels if one is not None), fixed=fixed)
-    places = {place: index for index, place in enumerate(kept)}
-    return [_placed(value, places, one.aval.shape) for one in equation.outvars]
+    return [_without_axes(value, [axis], one.aval.shape) for one in equation.outvars]
 
 
 def _padding(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelled:
@@ -696,18 +679,12 @@ def _update(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labell
     for one in (*whole.labels, *part.labels):
         if one.axes & axes:
             units.refuse(one.array, "the code writes into some of it")
-    inside = part._replace(
-        shape=whole.shape,
-        labels=tuple(one for one in part.labels if not one.axes & axes),
-        fixed=tuple(one for one in part.fixed if not one.axes & axes),
-    )
-    return element_by_element(units, [whole, inside])
+    return element_by_element(units, [whole, part.apart_from(axes)._replace(shape=whole.shape)])
 
 
 def _numbered(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelled:
     axis, shape = equation.params["dimension"], equation.outvars[0].aval.shape
-    numbers = np.arange(1, shape[axis] + 1)
-    return Labelled(shape, (), (along_axis(numbers, axis, len(shape), "the code numbers it"),))
+    return Labelled(shape, (), (numbered(shape, axis, "the code numbers it"),))
 
 
 RULES: dict[str, Rule] = {
@@ -728,21 +705,8 @@ RULES: dict[str, Rule] = {
     "tile": _tile,
     "transpose": _transpose,
     **dict.fromkeys(("cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum"), _window),
-    **dict.fromkeys(
-        (
-            "reduce_window_max",
-            "reduce_window_min",
-            "reduce_window_sum",
-        ),
-        _window,
-    ),
-    **dict.fromkeys(
-        (
-            *("argmax", "argmin", "reduce_and", "reduce_max", "reduce_min", "reduce_or"),
-            *("reduce_prod", "reduce_sum"),
-        ),
-        _reduction,
-    ),
+    **dict.fromkeys(("reduce_window_max", "reduce_window_min", "reduce_window_sum"), _window),
+    **dict.fromkeys(REDUCTIONS, _reduction),
 }
 """By the operation's name."""
 
@@ -763,18 +727,3 @@ _ODD = frozenset(
         *("sqrt", "square", "stop_gradient", "tan", "tanh"),
     )
 )
-
-ELEMENTWISE = frozenset(
-    (
-        *("abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2"),
-        *("atanh", "cbrt", "ceil", "clamp", "convert_element_type", "copy", "copy_p", "cos"),
-        *("cosh", "digamma", "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1"),
-        *("floor", "ge", "gt", "imag", "integer_pow", "is_finite", "le", "lgamma", "log"),
-        *("log1p", "logistic", "lt", "max", "min", "mul", "ne", "neg", "nextafter", "not"),
-        *("or", "pow", "real", "reduce_precision", "rem", "round"),
-        *("rsqrt", "select_n", "shift_left", "shift_right_arithmetic", "sign", "sin", "sinh"),
-        *("shift_right_logical", "sharding_constraint", "sqrt", "square", "stop_gradient"),
-        *("sub", "tan", "tanh", "xor"),
-    )
-)
-"""Operations whose result at a place depends on their operands at that place alone."""

@@ -127,6 +127,14 @@ class Labelled(NamedTuple):
             fixed=tuple(one for one in fixed if one is not None),
         )
 
+    def apart_from(self, axes: Collection[int]) -> "Labelled":
+        """The value without what is about any of these axes."""
+        labels, fixed = (
+            tuple(one for one in entries if not one.axes & frozenset(axes))
+            for entries in (self.labels, self.fixed)
+        )
+        return self._replace(labels=labels, fixed=fixed)
+
 
 def along_axis(array: np.ndarray, axis: int, rank: int, why: str = "") -> Along:
     """A vector as what is along one axis of a value of this rank."""
@@ -135,14 +143,14 @@ def along_axis(array: np.ndarray, axis: int, rank: int, why: str = "") -> Along:
     return Along(array.reshape(shape), frozenset([axis]), why)
 
 
+def numbered(shape: Sequence[int], axis: int, why: str) -> Along:
+    """An axis that is as long as something besides the weights says: every index is another one."""
+    return along_axis(np.arange(1, shape[axis] + 1), axis, len(shape), why)
+
+
 def fixed_value(shape: Sequence[int], why: str, *, has_images: bool = False) -> Labelled:
     """A value of which every axis is as long as something besides the weights says."""
-    rank = len(shape)
-    axes = [
-        along_axis(np.arange(1, length + 1), axis, rank, why)
-        for axis, length in enumerate(shape)
-        if length > 1
-    ]
+    axes = [numbered(shape, axis, why) for axis, length in enumerate(shape) if length > 1]
     return Labelled(tuple(shape), (), tuple(axes), has_images)
 
 
