@@ -1,7 +1,8 @@
 """Brightness, contrast, saturation and hue of an image, as torchvision and Pillow define them.
 
-Each takes one image, floating [H, W, C] in [0, 1], and returns one like it. A factor of 1 and a
-shift of 0 change nothing. With C = 1 the image is gray: it has no saturation and no hue to change.
+Each takes one image, floating [H, W, C] in [0, 1], and returns one like it. Factors are at least 0; a
+factor of 1 and a shift of 0 change nothing. With C = 1 the image is gray: it has no saturation and no
+hue to change, and with neither 1 nor 3 channels these two raise ValueError.
 """
 
 import jax.numpy as jnp
@@ -14,13 +15,6 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, Pillow's mode "L"
 def adjust_brightness(image: Array, factor: Array | float) -> Array:
     """Blends with black: `factor` times the image, cut off at 1.
 
-    Args:
-      image: floating [H, W, C] in [0, 1].
-      factor: At least 0.
-
-    Returns:
-      [H, W, C] in [0, 1].
-
     Example:
       >>> adjust_brightness(jnp.array([[[0.25, 0.5, 0.75]]]), 1.5)
       Array([[[0.375, 0.75 , 1.   ]]], dtype=float32)
@@ -29,14 +23,7 @@ def adjust_brightness(image: Array, factor: Array | float) -> Array:
 
 
 def adjust_contrast(image: Array, factor: Array | float) -> Array:
-    """Blends with the image's mean gray.
-
-    Args:
-      image: floating [H, W, C] in [0, 1].
-      factor: At least 0; 0 leaves the mean gray alone.
-
-    Returns:
-      [H, W, C] in [0, 1].
+    """Blends with the image's mean gray, which a factor of 0 leaves alone.
 
     Example:
       >>> adjust_contrast(jnp.array([[[0.25], [0.75]]]), 0.5)[..., 0]
@@ -50,17 +37,7 @@ def adjust_contrast(image: Array, factor: Array | float) -> Array:
 
 
 def adjust_saturation(image: Array, factor: Array | float) -> Array:
-    """Blends with the gray image.
-
-    Args:
-      image: floating [H, W, C] in [0, 1], C = 1 or 3.
-      factor: At least 0; 0 leaves the gray image.
-
-    Returns:
-      [H, W, C] in [0, 1].
-
-    Raises:
-      ValueError: Neither 1 nor 3 channels.
+    """Blends with the gray image, which a factor of 0 leaves.
 
     Example:
       >>> adjust_saturation(jnp.array([[[1.0, 0.0, 0.0]]]), 0.0)
@@ -78,15 +55,7 @@ def adjust_saturation(image: Array, factor: Array | float) -> Array:
 def adjust_hue(image: Array, shift: Array | float) -> Array:
     """Turns the hue of the HSV colour model, keeping saturation and value.
 
-    Args:
-      image: floating [H, W, C] in [0, 1], C = 1 or 3.
-      shift: In turns, usually in [-0.5, 0.5]: 1/3 takes red to green.
-
-    Returns:
-      [H, W, C] in [0, 1].
-
-    Raises:
-      ValueError: Neither 1 nor 3 channels.
+    The shift is in turns, usually in [-0.5, 0.5]: 1/3 takes red to green.
 
     Example:
       >>> adjust_hue(jnp.array([[[1.0, 0.0, 0.0]]]), 1 / 3).round(3)

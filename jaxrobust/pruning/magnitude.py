@@ -129,10 +129,9 @@ def random(
       params: Nested dicts of arrays, of which only the shapes matter.
       sparsity: As `global_magnitude`, or as `layerwise_magnitude` for "layer".
       scope: "global" draws from all kernels together, "layer" from each by itself.
-      masks: Of an earlier pruning: what they remove stays removed, and counts.
+      masks: As `global_magnitude`, like what follows.
       exclude: Path prefixes of kernels to keep whole.
-      kernels: Which weights are kernels: None by their names, a function of (path, array), or kernels
-        as `channel_groups` finds them.
+      kernels: Which weights are kernels.
 
     Returns:
       Masks, as `global_magnitude`.
@@ -168,10 +167,9 @@ def masks_from_scores(
         kernels are read.
       sparsity: As `global_magnitude`, or as `layerwise_magnitude` for "layer".
       scope: "global" compares all kernels together, "layer" each by itself.
-      masks: Of an earlier pruning: what they remove stays removed, and counts.
+      masks: As `global_magnitude`, like what follows.
       exclude: Path prefixes of kernels to keep whole.
-      kernels: Which weights are kernels: None by their names, a function of (path, array), or kernels
-        as `channel_groups` finds them.
+      kernels: Which weights are kernels.
 
     Returns:
       Masks, as `global_magnitude`.

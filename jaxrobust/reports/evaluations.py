@@ -274,8 +274,8 @@ def records(entries: Sequence[Entry], class_names: Sequence[str]) -> list[Block]
         (column("Image", decimals=0), lambda row: row["index"]),
         ("Label", lambda row: class_name(class_names, row["label"])),
         ("Target", lambda row: _class_or_none(class_names, row.get("target"))),
-        ("Before", lambda row: _said(row, "clean_", class_names)),
-        ("After", lambda row: _said(row, "adversarial_", class_names)),
+        ("Before", lambda row: said(row, "clean_", class_names)),
+        ("After", lambda row: said(row, "adversarial_", class_names)),
         ("Attacked", lambda row: "yes" if row["attacked"] else "no"),
         ("Success", lambda row: "yes" if row["success"] else "no"),
         (column("ℓ₂", decimals=3), lambda row: row["l2"]),
@@ -436,8 +436,8 @@ def _explained(entry: Entry | None, num_maps: int, names: Sequence[str]) -> list
     if entry is None:
         return [None] * (1 + num_maps)
     image = decode_array(entry["image"])
-    said = f"{_said(entry, '', names)}, image {entry['index']}"
-    return [blocks.tile(image, text=said), *_maps(entry, "", image, num_maps)]
+    words = f"{said(entry, '', names)}, image {entry['index']}"
+    return [blocks.tile(image, text=words), *_maps(entry, "", image, num_maps)]
 
 
 def _map_titles(entries: Sequence[Entry]) -> list[str]:
@@ -484,10 +484,10 @@ def gallery(entries: Sequence[Entry], class_names: Sequence[str]) -> list[Block]
 def _example(entry: Entry, num_maps: int, names: Sequence[str]) -> tuple[str, list[Any], str]:
     image, found = decode_array(entry["image"]), decode_array(entry["adversarial"])
     tiles = [
-        blocks.tile(image, text=_said(entry, "", names)),
+        blocks.tile(image, text=said(entry, "", names)),
         *_maps(entry, "", image, num_maps),
         blocks.tile(found, style="difference", against=image),
-        blocks.tile(found, text=_said(entry, "adversarial_", names)),
+        blocks.tile(found, text=said(entry, "adversarial_", names)),
         *_maps(entry, "adversarial_", found, num_maps),
     ]
     target = _class_or_none(names, entry.get("target"))
@@ -519,7 +519,8 @@ def _class_or_none(names: Sequence[str], index: int | None) -> str | None:
     return None if index is None else class_name(names, index)
 
 
-def _said(entry: Entry, prefix: str, names: Sequence[str]) -> str:
+def said(entry: Entry, prefix: str, names: Sequence[str]) -> str:
+    """What a model says of an image, and how confidently; `prefix` is of the keys, "adversarial_"."""
     name = class_name(names, entry[f"{prefix}prediction"])
     return f"{name} ({formatting.confidence(entry[f'{prefix}confidence'])})"
 

@@ -1,7 +1,9 @@
 """Facts compared with facts: paired over images or over seeds, and averaged. Numbers only.
 
-Every function takes the facts that are measured and returns new ones, which `Facts.extend` adds: a
-difference keeps the keys of what was compared, and its control is a function of these keys.
+Every function takes the facts that are measured and returns new ones, of the measure `name`, which
+`Facts.extend` adds. A difference keeps the keys of what was compared; `facts` are where its control is,
+and `control` is a function from the keys of a fact to those of what it is compared with, or to None: it
+is not compared.
 """
 
 import dataclasses
@@ -44,15 +46,10 @@ def over_images(
     among: Callable[[dict[str, Any]], np.ndarray] | None = None,
     correct: bool = True,
 ) -> list[Fact]:
-    """Shares of the same images less those of a control, image by image.
+    """Shares of the same images less those of a control, image by image, of outcomes bool [N].
 
-    Args:
-      facts: Where the controls are.
-      measured: Facts with outcomes bool [N].
-      control: From a fact's keys to those of what it is compared with, or None: it is not.
-      name: The measure of what is returned.
-      among: From keys to bool [N], the images that count; those count that do for both. By default all.
-      correct: Whether p has Holm's correction over all that are returned.
+    `among` is from keys to bool [N], the images that count; those count that do for both, by default
+    all. With `correct` p has Holm's correction over all that are returned.
 
     Returns:
       For each that has a control: value, the difference of the shares; its Newcombe interval; p,
@@ -68,14 +65,9 @@ def over_images(
 def paired(
     fact: Fact, other: Fact, name: str, keys: Keys, counted: np.ndarray | None = None
 ) -> Fact:
-    """The share of one fact less that of another, on the same images.
+    """The share of one fact less that of another, of outcomes bool [N] on the same images.
 
-    Args:
-      fact: With outcomes bool [N].
-      other: Likewise, of the same images.
-      name: The measure of what is returned.
-      keys: Its keys.
-      counted: bool [N], the images that count; None: all.
+    `keys` are those of what is returned; `counted` is bool [N], the images that count, None: all.
 
     Returns:
       As `over_images`; p is not corrected.
@@ -123,16 +115,10 @@ def over_seeds(
     over: str = "seed",
     correct: bool = True,
 ) -> list[Fact]:
-    """Values less those of a control with the same seeds.
+    """Values less those of a control with the same seeds, or whatever else the key `over` pairs.
 
-    Args:
-      facts: Where the controls are.
-      measured: Facts that have the key `over`.
-      control: From a fact's keys to those of what it is compared with, or None: it is not.
-      name: The measure of what is returned.
-      over: The key that pairs them.
-      correct: Whether p has Holm's correction over all that this call returns; `corrected` corrects
-        those of several calls together.
+    With `correct` p has Holm's correction over all that this call returns; `corrected` corrects those
+    of several calls together.
 
     Returns:
       Keys without `over`: value, the mean difference; its Student interval and p, of the paired t-test,
@@ -149,14 +135,7 @@ def over_seeds(
 def over_seeds_or_images(
     facts: Facts, measured: Iterable[Fact], control: Control, name: str, *, over: str = "seed"
 ) -> list[Fact]:
-    """`over_seeds` of what has several seeds, `over_images` of what has one.
-
-    Args:
-      facts: Where the controls are.
-      measured: Facts that have the key `over`, and outcomes bool [N].
-      control: From a fact's keys to those of what it is compared with, or None: it is not.
-      name: The measure of what is returned.
-      over: The key that pairs them.
+    """`over_seeds` of what has several seeds, `over_images`, of outcomes bool [N], of what has one.
 
     Returns:
       Keys without `over`, and figures as those functions return them; p has Holm's correction over all
@@ -173,14 +152,7 @@ def over_seeds_or_images(
 
 
 def less(facts: Facts, measured: Iterable[Fact], control: Control, name: str) -> list[Fact]:
-    """Values less those of a control, without a test.
-
-    Args:
-      facts: Where the controls are.
-      measured: What is compared.
-      control: From a fact's keys to those of what it is compared with, or None: it is not.
-      name: The measure of what is returned.
-    """
+    """Values less those of a control, without a test."""
     pairs = _pairs(facts, measured, control)
     return [Fact(name, fact.keys, value(fact) - value(other)) for fact, other in pairs]
 
@@ -193,14 +165,11 @@ def means(
     fewest: int = 2,
     alone: bool = False,
 ) -> list[Fact]:
-    """Means over one key or several.
+    """Means over one key or several, such as "seed", which the means do not have.
 
-    Args:
-      measured: Facts; those that agree in all other keys are averaged.
-      over: The keys that vary, such as "seed"; the means do not have them.
-      name: The measure of what is returned.
-      fewest: How many values an interval takes: with fewer it would say nothing.
-      alone: Whether one value alone keeps its own figures: of a share, the interval over its images.
+    Facts that agree in all other keys are averaged. An interval takes `fewest` values: with fewer it
+    would say nothing. With `alone` one value alone keeps its own figures: of a share, the interval over
+    its images.
 
     Returns:
       value, the mean; its 95 % Student interval, which of shares ends at 0 and at 1; deviation; n, the
@@ -229,11 +198,8 @@ def one_more(measured: Iterable[Fact], over: str, pooled: str, name: str) -> lis
     pooled over the groups as if it were the same in all: of trainings that differ in their seed, what
     another seed would change.
 
-    Args:
-      measured: Facts, as many in each group; ValueError otherwise.
-      over: The key that tells the values of a group apart, such as "seed".
-      pooled: The key that tells groups apart, such as "network".
-      name: The measure of what is returned.
+    The key `over`, such as "seed", tells the values of a group apart, and `pooled`, such as "network",
+    the groups, which must have as many values each: ValueError otherwise.
 
     Returns:
       value 0; low and high, the interval around the mean; n, the number of values. Nothing where these

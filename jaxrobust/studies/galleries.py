@@ -7,11 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import attribution
-from jaxrobust.evaluation import AttackReport, attack_label, logits
+from jaxrobust.evaluation import AttackReport, attack_label, logits, records
 from jaxrobust.evaluation.answers import as_float
 from jaxrobust.evaluation.classification import softmax
 from jaxrobust.reports.pictures import encode_array
 from jaxrobust.types import LogitsFn
+
+# Of an attack's record of an image, what a picture of it says.
+_RECORDED = (
+    *("index", "label", "target", "success", "adversarial_prediction", "adversarial_confidence"),
+    *("l2", "linf", "num_steps"),
+)
 
 
 def explanations(
@@ -40,28 +46,32 @@ def explanations(
     """
     if len(indices) == 0:
         return []
-    chosen = as_float(images)[list(indices)]
+    chosen, of_class = as_float(images)[list(indices)], np.asarray(labels)[list(indices)].tolist()
     probabilities = softmax(logits(logits_fn, chosen))
     # Of the class that the model answers with, whether it is right or not.
     layer = layer or attribution.layers(logits_fn, chosen).default
     maps = _maps(logits_fn, chosen, probabilities.argmax(axis=1), layer)
-    entries = []
-    for position, index in enumerate(indices):
-        true = int(np.asarray(labels)[index])
-        entry = {
+    return [
+        {
             "model": model,
             "class": class_names[true],
             "index": int(index),
             "label": true,
-            "prediction": int(probabilities[position].argmax()),
-            "confidence": float(probabilities[position].max()),
-            "image": encode_array(_as_bytes(chosen[position])),
+            **answer_record(row),
+            "image": encode_array(_as_bytes(image)),
+            **({} if layer is None else {"layer": layer}),
+            **drawn,
         }
-        if layer is not None:
-            entry["layer"] = layer
-        entry |= {name: encode_array(values[position]) for name, values in maps.items()}
-        entries.append(entry)
-    return entries
+        for index, true, row, image, drawn in zip(
+            indices, of_class, probabilities, chosen, maps, strict=True
+        )
+    ]
+
+
+def answer_record(probabilities: np.ndarray, prefix: str = "") -> dict[str, Any]:
+    """What a model says of an image, of its probabilities [K]: "prediction" and "confidence"."""
+    likeliest, most = int(probabilities.argmax()), float(probabilities.max())
+    return {f"{prefix}prediction": likeliest, f"{prefix}confidence": most}
 
 
 def gallery(
@@ -86,37 +96,20 @@ def gallery(
     """
     if len(indices) == 0:
         return []
-    rows = list(indices)
+    rows, recorded = list(indices), records(report)
     layer = layer or attribution.layers(logits_fn, report.images).default
     # The same layer before and after the attack, so that the maps can be compared.
-    clean_maps = _maps(logits_fn, report.clean_images[rows], report.clean_predictions[rows], layer)
-    maps = _maps(logits_fn, report.images[rows], report.predictions[rows], layer)
-    clean, adversarial = softmax(report.clean_logits), softmax(report.logits)
+    before = _maps(logits_fn, report.clean_images[rows], report.clean_predictions[rows], layer)
+    after = _maps(logits_fn, report.images[rows], report.predictions[rows], layer)
     entries = []
-    for position, index in enumerate(rows):
-        entry = {
-            "model": model,
-            "attack": attack_label(report.attack),
-            "index": int(index),
-            "label": int(report.labels[index]),
-            "success": bool(report.success[index]),
-            "prediction": int(report.clean_predictions[index]),
-            "confidence": float(clean[index].max()),
-            "adversarial_prediction": int(report.predictions[index]),
-            "adversarial_confidence": float(adversarial[index].max()),
-            "l2": float(report.l2[index]),
-            "linf": float(report.linf[index]),
-            "num_steps": int(report.num_steps[index]),
-            "image": encode_array(_as_bytes(report.clean_images[index])),
-            "adversarial": encode_array(report.images[index]),
-        }
-        if report.targets is not None:
-            entry["target"] = int(report.targets[index])
-        entry |= {name: encode_array(values[position]) for name, values in clean_maps.items()}
-        entry |= {
-            f"adversarial_{name}": encode_array(values[position]) for name, values in maps.items()
-        }
-        entries.append(entry)
+    for index, clean_maps, maps in zip(rows, before, after, strict=True):
+        record = recorded[index]
+        entry = {name: record[name] for name in _RECORDED if name in record}
+        entry |= {"model": model, "attack": attack_label(report.attack)}
+        entry |= {name: record[f"clean_{name}"] for name in ("prediction", "confidence")}
+        entry |= {"image": encode_array(_as_bytes(report.clean_images[index]))} | clean_maps
+        entry |= {"adversarial": encode_array(report.images[index])}
+        entries.append(entry | {f"adversarial_{name}": drawn for name, drawn in maps.items()})
     return entries
 
 
@@ -156,12 +149,16 @@ def spread(mask: np.ndarray, count: int) -> list[int]:
 
 def _maps(
     logits_fn: LogitsFn, images: np.ndarray, classes: np.ndarray, layer: str | None
-) -> dict[str, np.ndarray]:
+) -> list[dict[str, Any]]:
+    """Of each image its maps, encoded."""
     pixels, labels = jnp.asarray(images), jnp.asarray(classes)
     maps = {"saliency": np.asarray(attribution.saliency(logits_fn, pixels, labels))}
     if layer is not None:
         maps["grad_cam"] = np.asarray(attribution.grad_cam(logits_fn, pixels, labels, layer))
-    return maps
+    return [
+        {name: encode_array(of_all[place]) for name, of_all in maps.items()}
+        for place in range(len(images))
+    ]
 
 
 def _as_bytes(image: np.ndarray) -> np.ndarray:

@@ -15,11 +15,11 @@ from jaxrobust import evaluation, files
 from jaxrobust.attacks import Attack
 from jaxrobust.evaluation import Execution, SuiteReport
 from jaxrobust.evaluation.classification import softmax
-from jaxrobust.reports import blocks, formatting
+from jaxrobust.reports import blocks, evaluations
 from jaxrobust.reports.blocks import Block
 from jaxrobust.reports.pictures import decode_array, encode_array
 from jaxrobust.studies.display import Display
-from jaxrobust.studies.galleries import spread
+from jaxrobust.studies.galleries import answer_record, spread
 from jaxrobust.studies.run import Run
 from jaxrobust.types import LogitsFn
 
@@ -152,10 +152,8 @@ def examples(attacked: SuiteRun, count: int) -> list[dict[str, Any]]:
             "index": int(attacked.indices[row]),
             "label": int(report.labels[row]),
             "fooled_by": names[int(report.fooled_by[row])],
-            "prediction": int(before[row].argmax()),
-            "confidence": float(before[row].max()),
-            "adversarial_prediction": int(after[row].argmax()),
-            "adversarial_confidence": float(after[row].max()),
+            **answer_record(before[row]),
+            **answer_record(after[row], "adversarial_"),
             "image": encode_array(report.clean_images[row]),
             "adversarial": encode_array(report.images[row]),
         }
@@ -170,17 +168,12 @@ def pictures(entries: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -
       entries: Of `examples`.
       class_names: K names.
     """
-
-    def said(entry: Mapping[str, Any], prefix: str) -> str:
-        confidence = formatting.confidence(entry[f"{prefix}confidence"])
-        return f"{class_names[entry[f'{prefix}prediction']]} ({confidence})"
-
     rows = []
     for entry in entries:
         clean, found = decode_array(entry["image"]), decode_array(entry["adversarial"])
         tiles = [
-            blocks.tile(clean, text=said(entry, "")),
-            blocks.tile(found, text=said(entry, "adversarial_")),
+            blocks.tile(clean, text=evaluations.said(entry, "", class_names)),
+            blocks.tile(found, text=evaluations.said(entry, "adversarial_", class_names)),
             blocks.tile(found, style="difference", against=clean),
         ]
         label = f"{class_names[entry['label']]}, image {entry['index']}"
