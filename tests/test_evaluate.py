@@ -243,7 +243,7 @@ def test_a_run_of_ours_from_weights_to_report(place, tmp_path, checked, capsys, 
     pixels = place.digits.test.images[kept["indices"]] / np.float32(255)
     np.testing.assert_array_equal(kept["clean_images"], pixels)
     assert 0.05 < abs(kept["images"] - pixels).max() <= EPSILON + 1e-6
-    wrong = predictions(evaluation.logits(studies.load_classifier("run"), kept["images"]))
+    wrong = predictions(evaluation.logits(studies.load_model("run").classifier, kept["images"]))
     np.testing.assert_array_equal(wrong != kept["labels"], kept["fooled_by"] != -1)
 
     # Once more: nothing is computed again, and nothing changes but the time that was looked at.
@@ -407,9 +407,9 @@ def test_saved_models_answer_as_the_trained_one(place):
         ("dense.jrw", "last"),
         ("sparse.jrw", "last"),
     ):
-        found = evaluation.logits(studies.load_classifier(name, weights), images)
+        found = evaluation.logits(studies.load_model(name, weights).classifier, images)
         np.testing.assert_array_equal(found, expected[weights])
-    int8 = evaluation.logits(studies.load_classifier("int8.jrw"), images)
+    int8 = evaluation.logits(studies.load_model("int8.jrw").classifier, images)
     assert 0 < abs(int8 - expected["last"]).max() < 0.2
 
 
@@ -534,9 +534,12 @@ def test_stochastic_classifiers_and_pytrees_are_counted():
 
 def test_other_weights_under_the_same_name_are_another_run(place):
     images, labels = place.digits.test.images[:8] / np.float32(255), place.digits.test.labels[:8]
-    classifier = studies.load_classifier("run")
+    classifier = studies.load_model("run").classifier
     first, _ = studies.describe_inputs(classifier, images, labels)
-    assert first == studies.describe_inputs(studies.load_classifier("dense.jrw"), images, labels)[0]
+    assert (
+        first
+        == studies.describe_inputs(studies.load_model("dense.jrw").classifier, images, labels)[0]
+    )
     params = jax.tree.map(lambda leaf: leaf * 1.5, classifier.variables["params"])
     variables = {**classifier.variables, "params": params}
     other = models.Classifier(classifier.apply_fn, variables, classifier.mean, classifier.std)

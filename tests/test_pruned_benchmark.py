@@ -512,7 +512,7 @@ def test_quick_from_end_to_end_resumed_and_refused(tmp_path, capsys):
     dense = folder / "models" / "vgg6-tiny-base.jrw"
     small = folder / "models" / "vgg6-tiny-l2-50.jrw"
     assert small.stat().st_size < dense.stat().st_size / 2
-    smaller = studies.load_classifier(str(small))
+    smaller = studies.load_model(str(small)).classifier
     assert smaller(np.zeros((2, 32, 32, 3), np.float32)).shape == (2, 10)
     assert (facts[facts.measure == "logit difference"].value < 1e-3).all()
 

@@ -38,7 +38,7 @@ def test_the_shrunk_network_computes_what_the_masked_one_does(scope):
 
 
 def test_the_saved_network_loads_by_its_name_and_widths(scope):
-    classifier = studies.load_classifier(str(scope["folder"] / "results/half.jrw"))
+    classifier = studies.load_model(str(scope["folder"] / "results/half.jrw")).classifier
     expected = models.Classifier(scope["first"]["smaller"].apply, scope["first"]["small"])
     apply = jax.jit(lambda classifier, images: classifier(images))
     logits = apply(expected, IMAGES)

@@ -519,7 +519,7 @@ def test_quick_from_end_to_end_resumed_and_refused(tmp_path, capsys):
         kept = int((leaves[name] != 0).sum())
         pruned = not name.startswith(NETWORKS["resnet6_tiny"].exclude)
         assert kept == (round(0.5 * leaves[name].size) if pruned else leaves[name].size), name
-    smaller = studies.load_classifier(str(path))
+    smaller = studies.load_model(str(path)).classifier
     assert smaller(np.zeros((2, 32, 32, 3), np.float32)).shape == (2, 10)
 
     text = report.read_text()

@@ -14,12 +14,7 @@ Masks = list[np.ndarray]  # for each axis of a value which of its entries are re
 
 
 def alive(lines: Sequence[Line], outputs: Sequence[Any]) -> list[int]:
-    """The places of lines whose results reach the outputs.
-
-    Args:
-      lines: In their order.
-      outputs: Values, or literals.
-    """
+    """The places of lines whose results reach the outputs."""
     needed = {one for one in outputs if isinstance(one, Value)}
     found = []
     for place in range(len(lines) - 1, -1, -1):
@@ -32,10 +27,7 @@ def alive(lines: Sequence[Line], outputs: Sequence[Any]) -> list[int]:
 def cuts(lines: Lines, used: set[Value], places: Sequence[int]) -> set[Value]:
     """The values through which everything goes: the logits depend on the images only by them.
 
-    Args:
-      lines: Of a function of images.
-      used: The values that depend on the images.
-      places: Of the lines that reach the logits.
+    `used` are the values that depend on the images, `places` those of the lines that reach the logits.
     """
     last: dict[Value, float] = {}
     for place in places:

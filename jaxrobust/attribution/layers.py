@@ -167,10 +167,7 @@ def layers_of(function: LogitsFn, program: Program) -> Layers:
 def chosen(found: Layers, name: str | None, *, as_tokens: bool = False) -> Layer:
     """The layer of a name, or the default one.
 
-    Args:
-      found: All.
-      name: Or None.
-      as_tokens: Whether any [T, C] will do, which the user turns into a map.
+    `as_tokens` says whether any [T, C] will do, which the user turns into a map.
 
     Raises:
       TypeError: A name that is no string.

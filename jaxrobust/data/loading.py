@@ -26,7 +26,7 @@ _MEAN_AND_STD = {
 }
 _TAR = "cifar10-jpeg.tar.xz"
 
-_TEST_SPLITS = ("test", "valid", "val")
+TEST_SPLITS = ("test", "valid", "val")
 
 
 def load(
@@ -220,7 +220,7 @@ def _root(name: str, data_dir: str | os.PathLike[str] | None) -> Path:
 
 
 def _find_test_split(name: str, root: Path) -> str:
-    found = [split for split in _TEST_SPLITS if (root / split).is_dir()]
+    found = [split for split in TEST_SPLITS if (root / split).is_dir()]
     if name == "sports10" and "valid" in found:
         return "valid"
     if len(found) > 1 and name != "sports10":
@@ -228,7 +228,7 @@ def _find_test_split(name: str, root: Path) -> str:
             f"{str(root)!r} holds more than one folder that could be the test split: {found}. "
             "Name one as `test_split`."
         )
-    return found[0] if found else _TEST_SPLITS[0]  # the listing then says that it is missing
+    return found[0] if found else TEST_SPLITS[0]  # the listing then says that it is missing
 
 
 def _digits(image_size: int) -> Dataset:

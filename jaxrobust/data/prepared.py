@@ -68,11 +68,6 @@ def identity(folder: Path) -> list[object]:
 def write(content: Content, root: Path, name: str) -> Path:
     """Prepares a folder that `find` finds; it appears at once, whole.
 
-    Args:
-      content: The splits.
-      root: An existing folder that can be written to.
-      name: Of the data set.
-
     Returns:
       root/<name>/<version>.
     """

@@ -261,13 +261,8 @@ def _compared(
 ) -> dict[str, Any]:
     """Compiles functions and twins of the reference, times them, and says which differ.
 
-    Args:
-      fns: {name: function}, at least one.
-      example: What all are compiled for.
-      calls_of: Programs and the number of a round -> what is timed of each.
-      reference: The name that the others are compared with; None: the first.
-      controls: How many twins of the reference run along.
-      rounds: How many are not timed, and how many are.
+    `calls_of` makes of programs and the number of a round what is timed of each; of the rounds some are
+    not timed, and some are.
 
     Returns:
       {"reference", "noise_floor_ms", "controls", "variants": {name: `summary`, what the compiler knows,

@@ -143,11 +143,7 @@ def convolution(features: int, size: int, stride: int, name: str) -> nn.Conv:
 def check_count(name: str, sizes: Sequence[int], count: int, of: str) -> None:
     """Raises ValueError unless there are as many sizes as a network has places for them.
 
-    Args:
-      name: Of the field, "widths".
-      sizes: Its value.
-      count: How many there must be.
-      of: What they are of, in words.
+    `of` says in words what the sizes of the field `name` are of.
     """
     if len(sizes) != count:
         raise ValueError(
@@ -156,12 +152,7 @@ def check_count(name: str, sizes: Sequence[int], count: int, of: str) -> None:
 
 
 def batch_norm(train: bool, name: str) -> nn.BatchNorm:
-    """BatchNorm with PyTorch's constants.
-
-    Args:
-      train: Normalise by the batch's statistics and update the running ones.
-      name: The layer's name.
-    """
+    """BatchNorm with PyTorch's constants."""
     return nn.BatchNorm(
         use_running_average=not train, momentum=_MOMENTUM, epsilon=_EPSILON, name=name
     )

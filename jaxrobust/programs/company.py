@@ -149,13 +149,7 @@ def check(
     first: np.ndarray | None = None,
     thorough: bool = False,
 ) -> None:
-    """Refuses what `dependence` finds.
-
-    Args:
-      logits_fn: As `dependence`, like the others.
-      images: float32 [B, H, W, C] in [0, 1], a batch.
-      first: float32 [B, K], their logits where they are known.
-      thorough: Whether a few images are shown by themselves too.
+    """Refuses what `dependence`, called alike, finds.
 
     Raises:
       ValueError: The answers depend on the batch; the message says what is the likely reason.
@@ -196,11 +190,6 @@ _checked: "weakref.WeakKeyDictionary[Any, Sequence[_Known]]" = weakref.WeakKeyDi
 
 def check_once(logits_fn: LogitsFn, function: Any, images: np.ndarray) -> None:
     """`check`, once for each program and its arrays, as long as these are the last ones that it had.
-
-    Args:
-      logits_fn: As `check`.
-      function: The classifier from `as_argument`.
-      images: float32 [B, H, W, C] in [0, 1], a batch.
 
     Raises:
       ValueError: As `check`.

@@ -4,7 +4,6 @@ from jaxrobust.studies import comparison, records, suite_names, suite_run
 from jaxrobust.studies.classifiers import (
     check_classifier,
     describe_inputs,
-    load_classifier,
     load_model,
     num_parameters,
 )
@@ -18,7 +17,6 @@ from jaxrobust.studies.results import (
     configuration,
     environment,
     model_entry,
-    result_header,
 )
 from jaxrobust.studies.run import Run, start
 from jaxrobust.studies.stages import Stages, plain
@@ -40,7 +38,6 @@ __all__ = [
     "environment",
     "explanations",
     "gallery",
-    "load_classifier",
     "load_examples",
     "load_facts",
     "load_model",
@@ -50,7 +47,6 @@ __all__ = [
     "plain",
     "preset",
     "records",
-    "result_header",
     "right_and_wrong",
     "run_script",
     "spread",

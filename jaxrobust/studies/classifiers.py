@@ -51,16 +51,11 @@ def load_model(name: str, weights: str = "last") -> models.Saved:
     return models.Saved(_called(name))
 
 
-def load_classifier(name: str, weights: str = "last") -> LogitsFn:
-    """The classifier of `load_model`: images float32 [B, H, W, C] in [0, 1] -> logits [B, K]."""
-    return load_model(name, weights).classifier
-
-
 def check_classifier(logits_fn: LogitsFn, name: str, image_shape: tuple[int, ...]) -> int:
     """How many classes it tells apart, found out without computing anything.
 
     Args:
-      logits_fn: Of `load_classifier`.
+      logits_fn: Of `load_model`.
       name: As given to it.
       image_shape: (H, W, C).
 

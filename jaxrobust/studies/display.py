@@ -25,11 +25,6 @@ class Display:
     def __call__(self, what: str, done: int, total: int) -> None:
         """Says it, unless it has just been said or all is done.
 
-        Args:
-          what: What is under way, said where the name does not say it.
-          done: Of it.
-          total: All of it.
-
         Raises:
           KeyboardInterrupt: Ctrl-C was pressed and got lost.
         """

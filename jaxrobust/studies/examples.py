@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 
 from jaxrobust import checks, data
+from jaxrobust.data.folder import is_hidden
+from jaxrobust.data.loading import TEST_SPLITS
 from jaxrobust.evaluation.answers import as_float
-from jaxrobust.studies.results import data_entry
-
-_TEST_SPLITS = ("test", "valid", "val")
-_CLUTTER = ("Thumbs.db", "desktop.ini", "__MACOSX")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,14 +39,14 @@ class Examples:
 
     def entry(self, num_classes: int) -> dict[str, Any]:
         """The part "data" of result.json, with a name for every class that a model tells apart."""
-        return data_entry(
-            self.name,
-            self.names(num_classes),
-            self.num_train,
-            len(self.labels),
-            self.images.shape[1:],
-            self.skipped_files,
-        )
+        return {
+            "name": self.name,
+            "class_names": self.names(num_classes),
+            "num_train": self.num_train,
+            "num_test": len(self.labels),
+            "image_shape": list(self.images.shape[1:]),
+            "skipped_files": list(self.skipped_files),
+        }
 
     def check_labels(self, num_classes: int) -> None:
         """Raises ValueError unless a model with so many classes has all labels of the whole set.
@@ -142,10 +140,10 @@ def _named(
 
 def _folder(root: Path) -> Examples:
     """The files of a folder's test split in place of their images."""
-    found = [root / split for split in _TEST_SPLITS if (root / split).is_dir()]
+    found = [root / split for split in TEST_SPLITS if (root / split).is_dir()]
     if len(found) != 1:
         raise ValueError(
-            f"{str(root)!r} must hold one folder of {', '.join(_TEST_SPLITS)}, with "
+            f"{str(root)!r} must hold one folder of {', '.join(TEST_SPLITS)}, with "
             f"<class>/<image> in it, got {len(found)} of them."
         )
     classes = _visible(found[0], folders=True)
@@ -165,9 +163,7 @@ def _folder(root: Path) -> Examples:
 
 def _visible(folder: Path, *, folders: bool = False) -> list[str]:
     """Names of what lies in a folder, sorted, as `data.load` sorts them."""
-    entries = (
-        e for e in os.scandir(folder) if not e.name.startswith(".") and e.name not in _CLUTTER
-    )
+    entries = (entry for entry in os.scandir(folder) if not is_hidden(entry.name))
     return sorted(entry.name for entry in entries if entry.is_dir() == folders)
 
 

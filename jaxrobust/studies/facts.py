@@ -173,12 +173,7 @@ class Facts:
         return self._facts.get(_name(measure, _joined(of, keys)))
 
     def of(self, measure: str, of: Any = None, /, **keys: Any) -> Fact:
-        """The fact of exactly these keys.
-
-        Args:
-          measure: What was measured.
-          of: As in `add`.
-          **keys: As in `find`.
+        """The fact of exactly these keys, which are those of `find`.
 
         Raises:
           ValueError: There is none; the message names it, and those that are nearest.

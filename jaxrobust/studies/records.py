@@ -1,4 +1,8 @@
-"""Facts from what `evaluation` and `studies` return: accuracies, attacks, suites, curves, transfer."""
+"""Facts from what `evaluation` and `studies` return: accuracies, attacks, suites, curves, transfer.
+
+Each function adds to `facts` what it is given, a record as the function that it names returns it. `of`
+is what it is of, as in `Facts.add`, and further keys are those of the study.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,11 +15,7 @@ from jaxrobust.studies.facts import Facts
 def add_model(facts: Facts, entry: Mapping[str, Any], of: Any = None, /, **keys: Any) -> None:
     """Adds a model of `model_entry`: accuracy, loss, parameters, and precision, recall and F1.
 
-    Args:
-      facts: Where to.
-      entry: As `model_entry` returns it.
-      of: What it is of, as in `Facts.add`.
-      **keys: Further keys. The scores of a class have the key `class`.
+    The scores of a class have the key `class`.
     """
     evaluated = entry["evaluation"]
     facts.add_rate("accuracy", of, evaluated["accuracy"], **keys)
@@ -32,11 +32,7 @@ def add_model(facts: Facts, entry: Mapping[str, Any], of: Any = None, /, **keys:
 def add_attack(facts: Facts, entry: Mapping[str, Any], of: Any = None, /, **keys: Any) -> None:
     """Adds an attack of `evaluation.summarise`: success, robust accuracy, norms, confidence, steps.
 
-    Args:
-      facts: Where to.
-      entry: As `evaluation.summarise` returns it.
-      of: What it is of, as in `Facts.add`.
-      **keys: Further keys; among them should be those that tell attacks apart.
+    Among the further keys should be those that tell attacks apart.
     """
     # Without outcomes: the images that are attacked are others for each model, and cannot be paired.
     facts.add_rate("success", of, entry["success"], **keys)
@@ -51,11 +47,7 @@ def add_attack(facts: Facts, entry: Mapping[str, Any], of: Any = None, /, **keys
 def add_suite(facts: Facts, summary: Mapping[str, Any], of: Any = None, /, **keys: Any) -> None:
     """Adds a suite of `evaluation.summarise_suite`: what each attack left, and what all of them did.
 
-    Args:
-      facts: Where to.
-      summary: As `evaluation.summarise_suite` returns it.
-      of: What it is of, as in `Facts.add`.
-      **keys: Further keys. What is left after one attack and those before it has the key `after`.
+    What is left after one attack and those before it has the key `after`.
     """
     fooled_by = np.array(summary["fooled_by"])
     facts.add("accuracy", of, outcomes=fooled_by != -2, attacked=False, **keys)
@@ -83,13 +75,9 @@ def add_transfer(facts: Facts, table: Mapping[str, Any], /, **keys: Any) -> None
 def add_latency(facts: Facts, times: Mapping[str, Any], of: Any = None, /, **keys: Any) -> None:
     """Adds a network's times in ms: its entry in `variants` of `evaluation.compare_latency`.
 
-    Args:
-      facts: Where to.
-      times: The entry: `latency`, the mean with its deviation, and `median latency`; of all but the
-        reference `latency to reference`, the median difference with its interval, and `latency sign`,
-        its sign where it is a difference by `evaluation.compare_latency`, else 0.
-      of: What it is of, as in `Facts.add`.
-      **keys: Further keys.
+    These are `latency`, the mean with its deviation, and `median latency`; of all but the reference
+    `latency to reference`, the median difference with its interval, and `latency sign`, its sign where
+    it is a difference by `evaluation.compare_latency`, else 0.
     """
     facts.add("latency", of, value=times["mean_ms"], deviation=times["std_ms"], **keys)
     facts.add("median latency", of, value=times["median_ms"], **keys)

@@ -13,11 +13,10 @@ from typing import Any
 
 import jax
 
-from jaxrobust import compilation
+from jaxrobust import compilation, data
 from jaxrobust._version import __version__
 from jaxrobust.attacks import Attack
 from jaxrobust.evaluation import attack_label, evaluate
-from jaxrobust.reports.reading import FORMAT
 from jaxrobust.studies.classifiers import num_parameters
 from jaxrobust.types import LogitsFn
 
@@ -129,61 +128,13 @@ def model_entry(
     return entry
 
 
-def data_entry(
-    name: str,
-    class_names: Sequence[str],
-    num_train: int | None,
-    num_test: int,
-    image_shape: Sequence[int],
-    skipped_files: Sequence[str] = (),
-) -> dict[str, Any]:
-    """The part "data" of result.json.
-
-    Args:
-      name: Of the data set.
-      class_names: K names.
-      num_train: Images of the train split; None where there is none, or where it was not read.
-      num_test: Images that were measured on.
-      image_shape: (H, W, C).
-      skipped_files: In words.
-    """
+def data_entry(dataset: data.Dataset) -> dict[str, Any]:
+    """The part "data" of result.json."""
     return {
-        "name": name,
-        "class_names": list(class_names),
-        "num_train": num_train,
-        "num_test": num_test,
-        "image_shape": list(image_shape),
-        "skipped_files": list(skipped_files),
-    }
-
-
-def result_header(
-    experiment: str, title: str, config: Any, seed: int, dataset: Any
-) -> dict[str, Any]:
-    """The part of result.json that every experiment has.
-
-    Args:
-      experiment: Its name.
-      title: Of the report.
-      config: The configuration dataclass.
-      seed: The run's seed.
-      dataset: A `jaxrobust.data.Dataset`, or a dict that is the part "data" itself.
-    """
-    if not isinstance(dataset, dict):
-        dataset = data_entry(
-            dataset.name,
-            dataset.class_names,
-            len(dataset.train),
-            len(dataset.test),
-            dataset.image_shape,
-            [f"{file}: {reason}" for file, reason in dataset.skipped_files],
-        )
-    return {
-        "format": FORMAT,
-        "experiment": experiment,
-        "title": title,
-        "config": configuration(config),
-        "seed": seed,
-        "environment": environment(),
-        "data": dataset,
+        "name": dataset.name,
+        "class_names": list(dataset.class_names),
+        "num_train": len(dataset.train),
+        "num_test": len(dataset.test),
+        "image_shape": list(dataset.image_shape),
+        "skipped_files": [f"{file}: {reason}" for file, reason in dataset.skipped_files],
     }

@@ -13,10 +13,10 @@ import numpy as np
 from jaxrobust import attacks, evaluation, files, reports, training
 from jaxrobust.attacks import Attack
 from jaxrobust.reports import markdown
-from jaxrobust.reports.reading import check_result
+from jaxrobust.reports.reading import FORMAT, check_result
 from jaxrobust.studies import terminal, words
 from jaxrobust.studies.facts import Facts
-from jaxrobust.studies.results import commit, configuration, environment, result_header
+from jaxrobust.studies.results import commit, configuration, data_entry, environment
 from jaxrobust.studies.stages import Stages, plain
 from jaxrobust.types import Progress
 
@@ -207,8 +207,14 @@ class Run:
         minutes = sum(self.stages.seconds.values()) / 60
         given = {"settings": self.settings, "minutes": minutes} | names
         summary, found = words.render(template, self.facts, given)
-        seed = self.settings.seed
-        result = result_header(self.experiment, title, self.settings, seed, dataset) | {
+        result = {
+            "format": FORMAT,
+            "experiment": self.experiment,
+            "title": title,
+            "config": configuration(self.settings),
+            "seed": self.settings.seed,
+            "environment": environment(),
+            "data": dataset if isinstance(dataset, dict) else data_entry(dataset),
             "timings": self.stages.seconds,
             "summary": summary,
             "blocks": found,

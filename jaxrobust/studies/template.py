@@ -127,16 +127,7 @@ def line(
 def level(
     name: str, fact: Any, over: Sequence[float], *, scale: float = 1, band: bool = True, **look: Any
 ) -> dict[str, Any]:
-    """A level line of a chart: a fact or a number from one position to another.
-
-    Args:
-      name: In the legend.
-      fact: A fact, a rate or a number.
-      over: The positions of its ends.
-      scale: As in `line`.
-      band: As in `line`.
-      **look: As in `line`.
-    """
+    """A `line` on one level: a fact, a rate or a number, from one position to another."""
     value = cell_of(fact) if band else value_of(fact)
     return line(name, x=list(over), y=[value] * len(over), scale=scale, **look)
 

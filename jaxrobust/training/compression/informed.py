@@ -19,12 +19,6 @@ def informed(method: Any, network: Network, variables: PyTree, image_shape: tupl
     A constraint with `kernels` of its own keeps them, as does a method with an `exclude`. Where nothing
     is called "stem" or "head", these are the first kernel that the program uses, and the last; of two
     kernels or fewer none is.
-
-    Args:
-      method: A `Compression`.
-      network: What is trained.
-      variables: Its variables; shapes are enough.
-      image_shape: (H, W, C).
     """
     images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
     groups = pruning.channel_groups(network.logits, variables, images)

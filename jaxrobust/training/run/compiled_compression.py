@@ -33,13 +33,6 @@ def with_compression(
     """The programs of a run with the updates of a compression.
 
     The budget is an argument of the program, so that another one in the next epoch compiles nothing.
-
-    Args:
-      programs: Those of the run.
-      compression: The method, with its budgets.
-      plan: What they are compiled for.
-      stages: What the steps are given.
-      step_key: Of whatever is random in a step.
     """
     replicate, per_epoch = programs.replicate, programs.steps_per_epoch
     first = stages.at(0)

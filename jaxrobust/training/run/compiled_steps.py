@@ -224,11 +224,7 @@ def compile_evaluation(
 ) -> Callable[[PyTree], Metrics]:
     """`Programs.evaluate` for a state of these shapes.
 
-    Args:
-      plan: What to compile.
-      given: Bare, with the validation set, on the devices.
-      attack: On its images, its numbers as arrays, on the devices.
-      state: For its shapes alone.
+    `given` is bare, with the validation set, and lies on the devices, as the attack's numbers do.
     """
     replicate = devices.replicated(plan.num_devices)
     zeros = replicate(

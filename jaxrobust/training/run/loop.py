@@ -76,12 +76,6 @@ def train(position: Position, recipe: Recipe, programs: Programs, desk: Desk) ->
     The checkpoint is saved before the log's row is written. Killed in between, the run finds its
     history in the checkpoint and writes the log anew from it.
 
-    Args:
-      position: Where to start.
-      recipe: How to train.
-      programs: The compiled step and its company.
-      desk: Where to save, to write, to show, and whether to stop.
-
     Returns:
       The position at the end.
 

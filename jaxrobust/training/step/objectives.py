@@ -101,10 +101,7 @@ def divergence(first: Array, second: Array) -> Array:
 def smoothed_cross_entropy(logits: Array, labels: Array, smoothing: float = 0.0) -> Array:
     """Cross-entropy against (1 - smoothing) of the label and smoothing / K of every class.
 
-    Args:
-      logits: [B, K].
-      labels: int [B].
-      smoothing: In [0, 1).
+    Of logits [B, K], labels int [B] and a smoothing in [0, 1).
 
     Returns:
       [B], in nats.

@@ -92,13 +92,7 @@ def network_gradients(
 ) -> PyTree:
     """The gradient of the objective by what the network computes with, weights at 0 included.
 
-    Args:
-      state: With the compression's memory; it is not changed.
-      batch: As `train_step`, and all that follows.
-      key: As `train_step`.
-      network: As `train_step`.
-      recipe: As `train_step`, with a compression.
-      steps_per_epoch: As `train_step`.
+    It is called as `train_step`, and changes no state.
 
     Returns:
       Of the parameters' structure.

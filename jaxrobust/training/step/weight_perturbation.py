@@ -75,11 +75,6 @@ class AWP:
 def weight_perturbation(params: PyTree, gradients: PyTree, gamma: Array | float) -> PyTree:
     """The step of adversarial weight perturbation: up the loss, in each kernel by gamma of its length.
 
-    Args:
-      params: Of the network.
-      gradients: Of the loss by them.
-      gamma: At least 0.
-
     Returns:
       What to add to the parameters: zero for biases and the scales of normalisation.
     """
