@@ -359,7 +359,7 @@ def test_what_the_library_returns_becomes_blocks(tmp_path):
     suite = evaluation.attack_suite({"FGSM": attack}, logits_fn, images, labels, key=key)
     found = evaluation.attack_dataset(attack, logits_fn, images, labels, key=key)
     curve = evaluation.robustness_curve(
-        attack, logits_fn, images, labels, [0.0, 0.1], key=key, model="mlp"
+        attack, logits_fn, images, labels, evaluation.Sweep([0.0, 0.1]), key=key, model="mlp"
     )
     measured = json.loads(
         json.dumps(

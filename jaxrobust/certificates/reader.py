@@ -81,10 +81,10 @@ def _results(
         chosen = _chosen(what)
         if chosen is None and not is_known:
             raise unsupported(what.equation, layer)
-        parts = [list(islice(arrays, part.num_arrays)) for part in what.parts]
+        parts = what.divided(arrays)
         if chosen is None:
             return programs.nested(what, parts, operands)
-        operands = operands[1:] if what.equation.primitive.name == "cond" else operands
+        operands = operands[1:] if what.name == "cond" else operands
         return _run(found, what.parts[chosen], iter(parts[chosen]), operands, layer)
     if (inside := programs.inside(what)) is not None:
         # Of a derivative no bound is needed, nor what it closes over.

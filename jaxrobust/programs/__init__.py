@@ -13,7 +13,7 @@ from jaxrobust.programs.arguments import (
     logits_shape,
 )
 from jaxrobust.programs.describing import DescribedLayer, Description, describe
-from jaxrobust.programs.evaluating import nested, sizes_of_scan, walk
+from jaxrobust.programs.evaluating import nested, walk
 from jaxrobust.programs.guarding import guard
 from jaxrobust.programs.naming import for_the_cpu, words
 from jaxrobust.programs.steps import Nested, Step, StepList
@@ -41,7 +41,6 @@ __all__ = [
     "is_settled",
     "logits_shape",
     "nested",
-    "sizes_of_scan",
     "trace",
     "walk",
     "words",

@@ -95,8 +95,7 @@ def apply(
     if isinstance(what, derivatives.Rule):
         return derivatives.call(what, list(islice(arrays, sum(what.counts))), operands)
     if isinstance(what, Nested):
-        parts = [list(islice(arrays, part.num_arrays)) for part in what.parts]
-        return nested(what, parts, operands, fast=fast)
+        return nested(what, what.divided(arrays), operands, fast=fast)
     return derivatives.bind(what, operands)
 
 
@@ -111,13 +110,12 @@ def nested(
       operands: Arrays.
       fast: Whether by the fast forms.
     """
-    params, name = what.equation.params, what.equation.primitive.name
+    params, name = what.equation.params, what.name
     pairs = zip(what.parts, arrays, strict=True)
     parts = [_function(part, closed_over, fast) for part, closed_over in pairs]
     if name == "scan":
-        num_constants, num_carry = sizes_of_scan(params, operands)
-        constants, others = operands[:num_constants], operands[num_constants:]
-        carry, rows = others[:num_carry], others[num_carry:]
+        _, constants, carry, rows = what.rounds(operands)
+        num_carry = len(carry)
 
         # The part closes over nothing any more, and is evaluated by fast forms where they are wanted.
         def body(carry: Sequence[Any], row: Sequence[Any]) -> tuple[Any, Any]:
@@ -126,22 +124,19 @@ def nested(
 
         carry, rows = lax.scan(
             body,
-            list(carry),
-            list(rows),
+            carry,
+            rows,
             length=params["length"],
             reverse=params["reverse"],
             unroll=params["unroll"],
         )
         return [*carry, *rows]
     if name == "while":
-        # Constants of the condition come first, then those of the body, then what is carried.
-        first = params["cond_nconsts"]
-        second = first + params["body_nconsts"]
-        of_condition, of_body, start = operands[:first], operands[first:second], operands[second:]
+        of_condition, of_body, start, _ = what.rounds(operands)
         return lax.while_loop(
             lambda values: parts[0](*of_condition, *values)[0],
             lambda values: parts[1](*of_body, *values),
-            list(start),
+            start,
         )
     if name == "cond":
         index, *others = operands
@@ -162,15 +157,6 @@ def nested(
         parts[0], prevent_cse=params["prevent_cse"], policy=params["policy"]
     )
     return checkpoint(*operands)
-
-
-def sizes_of_scan(params: Any, operands: Sequence[Any]) -> tuple[int, int]:
-    """How many operands are the same in every round, and how many go from one to the next."""
-    if "num_carry" in params:
-        return params["num_consts"], params["num_carry"]
-    # Releases of jax after 0.10 keep the three groups as one tree.
-    constants, carry, _ = params["ft_in"].update(operands).unpack()
-    return len(list(constants)), len(list(carry))
 
 
 def _function(steps: StepList, arrays: list[Any], fast: bool) -> Callable[..., list[Any]]:

@@ -188,10 +188,7 @@ class _Writer:
                 self.calls[place] = Call(what.name, tuple(found))
                 return found
             # A checkpoint computes what its part does: its lines stand as if it were not there.
-            if isinstance(what, Nested) and what.equation.primitive.name in (
-                "checkpoint",
-                "remat2",
-            ):
+            if isinstance(what, Nested) and what.name in ("checkpoint", "remat2"):
                 return self.run(what.parts[0], arrays, operands, inside, calls)
             # Anything else is one line, which can be run, with the lines inside it, which explain it.
             own = list(islice(arrays, _num_arrays(what)))
@@ -230,35 +227,27 @@ class _Writer:
             return [("copied", [one]) for one in results]
         if not isinstance(what, Nested):
             return []
-        params, name, left = what.equation.params, what.equation.primitive.name, iter(own)
-        parts = [list(islice(left, part.num_arrays)) for part in what.parts]
-        if name == "cond":
+        parts = what.divided(iter(own))
+        if what.name == "cond":
             tried = [
                 self.run(part, iter(arrays), operands[1:], names, calls)
                 for part, arrays in zip(what.parts, parts, strict=True)
             ]
             return [("joined", list(ends)) for ends in zip(*tried, strict=True)]
-        if name == "while":
-            first = params["cond_nconsts"]
-            num_constants, given, body = params["body_nconsts"], operands[first:], 1
-            num_carry = len(given) - num_constants
-        else:
-            num_constants, num_carry = evaluating.sizes_of_scan(params, operands)
-            given, body = list(operands), 0
-        carry = given[num_constants : num_constants + num_carry]
-        inputs = what.parts[body].inputs[num_constants + num_carry :]
-        rows = [self.new(variable.aval) for variable in inputs]
-        for one, whole in zip(rows, given[num_constants + num_carry :], strict=True):
+        body = 1 if what.name == "while" else 0
+        _, constants, carry, whole_rows = what.rounds(operands)
+        first, last = len(constants), len(constants) + len(carry)
+        rows = [self.new(variable.aval) for variable in what.parts[body].inputs[last:]]
+        for one, whole in zip(rows, whole_rows, strict=True):
             self.lines.append(Line("row", (whole,), (one,), (), names, calls, None))
         # Values of their own: what a loop begins with is not what later rounds take.
-        variables = what.parts[body].inputs[num_constants : num_constants + num_carry]
-        rounds_take = [self.new(variable.aval) for variable in variables]
+        rounds_take = [self.new(one.aval) for one in what.parts[body].inputs[first:last]]
         for one, begun in zip(rounds_take, carry, strict=True):
             self.lines.append(Line("copied", (begun,), (one,), (), names, calls, None))
-        arguments = [*given[:num_constants], *rounds_take, *rows]
+        arguments = [*constants, *rounds_take, *rows]
         results = self.run(what.parts[body], iter(parts[body]), arguments, names, calls)
         rounds = [("joined", list(pair)) for pair in zip(rounds_take, results, strict=False)]
-        return [*rounds, *(("stacked", [one]) for one in results[num_carry:])]
+        return [*rounds, *(("stacked", [one]) for one in results[len(carry) :])]
 
 
 def _num_arrays(what: Any) -> int:

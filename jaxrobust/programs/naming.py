@@ -251,8 +251,7 @@ class _Reader:
         self, step: Step, arrays: Iterator[_Source], sources: list[_Source], layer: str, times: int
     ) -> Sequence[_Source]:
         what: Any = step.what
-        params, name = what.equation.params, what.equation.primitive.name
-        parts = [list(islice(arrays, part.num_arrays)) for part in what.parts]
+        params, name, parts = what.equation.params, what.name, what.divided(arrays)
 
         def inside(index: int, given: Sequence[_Source], times: int) -> list[_Source]:
             return self.run(what.parts[index], iter(parts[index]), given, layer, times)
@@ -273,25 +272,18 @@ class _Reader:
             found = [None] * len(joined) if index is None else joined
         elif name in ("scan", "while"):
             # A body is counted as often as it runs where that is known, as of `scan`, and else once.
-            if name == "scan":
-                num_constants, num_carry = evaluating.sizes_of_scan(params, sources)
-                body, times = 0, times * params["length"]
-            else:
-                first = params["cond_nconsts"]
-                sources = sources[first:]
-                num_constants, body = params["body_nconsts"], 1
-                num_carry = len(sources) - num_constants
-            constants, others = sources[:num_constants], sources[num_constants:]
-            carry, rows = others[:num_carry], others[num_carry:]
+            body = 0 if name == "scan" else 1
+            times *= params.get("length", 1)
+            _, constants, carry, rows = what.rounds(sources)
             while True:  # what a carried value depends on may change from round to round
                 results = inside(body, [*constants, *carry, *rows], times)
-                after = [_joined(one) for one in zip(carry, results[:num_carry], strict=True)]
+                after = [_joined(one) for one in zip(carry, results, strict=False)]
                 if after == carry:
                     break
                 # Counted again with the larger set, or its operations would be there twice.
                 carry = after
                 del self.found[before:]
-            found = [*carry, *results[num_carry:]]
+            found = [*carry, *results[len(carry) :]]
         else:
             found = inside(0, sources, times)
         if None in found:

@@ -37,8 +37,7 @@ class Reader:
         if isinstance(what, programs.StepList):
             return self.run(what, arrays, operands)
         if isinstance(what, programs.Nested):
-            parts = [list(islice(arrays, part.num_arrays)) for part in what.parts]
-            return self.nested(what, parts, operands)
+            return self.nested(what, what.divided(arrays), operands)
         if (inside := programs.inside(what)) is not None:
             list(islice(arrays, sum(getattr(what, "counts", ()))))
             steps, closed_over = inside
@@ -50,7 +49,7 @@ class Reader:
         self, what: programs.Nested, parts: list[list[Labelled]], operands: list[Labelled]
     ) -> Sequence[Labelled]:
         """The values of the results of a loop, a choice or a checkpoint."""
-        params, name = what.equation.params, what.equation.primitive.name
+        params, name = what.equation.params, what.name
 
         def inside(index: int, given: Sequence[Labelled]) -> list[Labelled]:
             return self.run(what.parts[index], iter(parts[index]), given)
@@ -65,24 +64,22 @@ class Reader:
                 for one in zip(*results, strict=True)
             ]
         if name == "while":
-            first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
-            constants = operands[first:second]
-            carried = self.loop(lambda carry: inside(1, [*constants, *carry]), operands[second:])
-            inside(0, [*operands[:first], *carried])
+            condition, constants, begun, _ = what.rounds(operands)
+            carried = self.loop(lambda carry: inside(1, [*constants, *carry]), begun)
+            inside(0, [*condition, *carried])
             return carried
         # Of the rows that a scan goes through one stands for all.
         if name == "scan":
-            num_constants, num_carry = programs.sizes_of_scan(params, operands)
-            constants, others = operands[:num_constants], operands[num_constants:]
-            rows = [self.row(one) for one in others[num_carry:]]
+            _, constants, begun, whole = what.rounds(operands)
+            rows = [self.row(one) for one in whole]
             found: list[Labelled] = []
 
             def body(carry: Sequence[Labelled]) -> list[Labelled]:
                 found[:] = inside(0, [*constants, *carry, *rows])
-                return found[:num_carry]
+                return found[: len(begun)]
 
-            carried = self.loop(body, others[:num_carry])
-            return [*carried, *(_stacked(one, params["length"]) for one in found[num_carry:])]
+            carried = self.loop(body, begun)
+            return [*carried, *(_stacked(one, params["length"]) for one in found[len(begun) :])]
         return inside(0, operands)
 
     def loop(
