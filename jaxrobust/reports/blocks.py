@@ -10,7 +10,7 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 
 from jaxrobust.reports import formatting, reading_blocks
-from jaxrobust.reports.pictures import encode_array
+from jaxrobust.reports.pictures import as_bytes, encode_array
 
 Block = dict[str, Any]
 
@@ -291,7 +291,9 @@ def tile(
     found: dict[str, Any] = {"style": style}
     if image is not None and style != "heat":
         # As floats: a perturbation of half a grey level is a perturbation.
-        found["image"] = encode_array(_bytes(image) if against is None else _exact(image))
+        found["image"] = encode_array(
+            as_bytes(np.asarray(image)) if against is None else _exact(image)
+        )
     if against is not None:
         found["against"] = encode_array(_exact(against))
     if values is not None:
@@ -357,10 +359,3 @@ def _plain(value: Any) -> Any:
 def _exact(image: Any) -> np.ndarray:
     image = np.asarray(image)
     return image if image.dtype == np.uint8 else image.astype(np.float32)
-
-
-def _bytes(image: Any) -> np.ndarray:
-    image = np.asarray(image)
-    return (
-        image if image.dtype == np.uint8 else np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
-    )

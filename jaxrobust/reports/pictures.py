@@ -61,10 +61,16 @@ def encode_array(array: Any) -> dict[str, Any]:
     }
 
 
+def as_bytes(image: np.ndarray) -> np.ndarray:
+    """An image, or many, as uint8; NaN is black."""
+    if image.dtype == np.uint8:
+        return image
+    return np.rint(255 * np.clip(np.nan_to_num(image, nan=0.0), 0.0, 1.0)).astype(np.uint8)
+
+
 def to_rgb(image: np.ndarray) -> np.ndarray:
-    """An image as uint8 [H, W, 3]; a grey one is repeated, NaN is black."""
-    if image.dtype != np.uint8:
-        image = np.rint(255 * np.clip(np.nan_to_num(image, nan=0.0), 0.0, 1.0)).astype(np.uint8)
+    """An image as uint8 [H, W, 3]; a grey one is repeated."""
+    image = as_bytes(image)
     return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
 
 

@@ -85,16 +85,10 @@ def paired(
         sides = [side[counted] for side in sides]
     if not len(sides[0]):
         return Fact(name, dict(keys), n=0)
-    gap = evaluation.paired_difference(*sides)
-    return Fact(
-        name,
-        dict(keys),
-        value=gap["difference"],
-        n=gap["n"],
-        low=gap["low"],
-        high=gap["high"],
-        p=evaluation.mcnemar(*sides)["p_value"],
-    )
+    gap: Any = evaluation.paired_difference(*sides)
+    figures = {figure: gap[figure] for figure in ("n", "low", "high")}
+    p = evaluation.mcnemar(*sides)["p_value"]
+    return Fact(name, dict(keys), value=gap["difference"], p=p, **figures)
 
 
 def corrected(facts: Sequence[Fact]) -> list[Fact]:
@@ -247,17 +241,10 @@ def _grouped(
 
 
 def _mean(name: str, keys: dict[str, Any], mean: Any, p: float | None = None) -> Fact:
-    return Fact(
-        name,
-        keys,
-        value=mean["mean"],
-        n=mean["n"],
-        low=mean["low"],
-        high=mean["high"],
-        p=p,
-        # Without an interval it would say how coarse the values are, not how they scatter.
-        deviation=None if mean["low"] is None else mean["std"],
-    )
+    figures = {figure: mean[figure] for figure in ("n", "low", "high")}
+    # Without an interval it would say how coarse the values are, not how they scatter.
+    deviation = None if mean["low"] is None else mean["std"]
+    return Fact(name, keys, value=mean["mean"], p=p, deviation=deviation, **figures)
 
 
 def _outcomes(fact: Fact) -> np.ndarray:

@@ -124,15 +124,12 @@ class Facts:
         if outcomes is not None:
             outcomes = given["outcomes"] = np.asarray(outcomes)
             if outcomes.dtype == bool:
-                counted = rate(int(outcomes.sum()), len(outcomes))
-                given |= {"value": counted["rate"], "n": counted["n"], "count": counted["count"]}
-                given |= {"low": counted["low"], "high": counted["high"]}
+                given |= _parts_of(rate(int(outcomes.sum()), len(outcomes)))
         return self._put(Fact(measure, keys_of(of) | keys_of(figures_and_keys), **given))
 
     def add_rate(self, measure: str, of: Any, counted: Mapping[str, Any], /, **keys: Any) -> Fact:
         """Adds a rate as `evaluation.rate` returns it."""
-        parts = {name: counted[name] for name in ("n", "count", "low", "high")}
-        return self.add(measure, of, value=counted["rate"], **parts, **keys)
+        return self.add(measure, of, **_parts_of(counted), **keys)
 
     def add_mean(self, measure: str, of: Any, values: Any, /, **keys: Any) -> None:
         """Adds the mean of those of [N] values that are finite, with its interval.
@@ -351,6 +348,12 @@ def keys_of(of: Any) -> dict[str, Any]:
             f"A key cannot be called {sorted(taken)[0]!r}: so is a column of facts.csv."
         )
     return {name: _plain(value) for name, value in of.items() if value is not None}
+
+
+def _parts_of(counted: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of a rate."""
+    parts = {name: counted[name] for name in ("n", "count", "low", "high")}
+    return parts | {"value": counted["rate"]}
 
 
 def _joined(of: Any, keys: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from jaxrobust import attribution
 from jaxrobust.evaluation import AttackReport, attack_label, logits, records
 from jaxrobust.evaluation.answers import as_float
 from jaxrobust.evaluation.classification import softmax
-from jaxrobust.reports.pictures import encode_array
+from jaxrobust.reports.pictures import as_bytes, encode_array
 from jaxrobust.types import LogitsFn
 
 # Of an attack's record of an image, what a picture of it says.
@@ -58,7 +58,7 @@ def explanations(
             "index": int(index),
             "label": true,
             **answer_record(row),
-            "image": encode_array(_as_bytes(image)),
+            "image": encode_array(as_bytes(image)),
             **({} if layer is None else {"layer": layer}),
             **drawn,
         }
@@ -107,7 +107,7 @@ def gallery(
         entry = {name: record[name] for name in _RECORDED if name in record}
         entry |= {"model": model, "attack": attack_label(report.attack)}
         entry |= {name: record[f"clean_{name}"] for name in ("prediction", "confidence")}
-        entry |= {"image": encode_array(_as_bytes(report.clean_images[index]))} | clean_maps
+        entry |= {"image": encode_array(as_bytes(report.clean_images[index]))} | clean_maps
         entry |= {"adversarial": encode_array(report.images[index])}
         entries.append(entry | {f"adversarial_{name}": drawn for name, drawn in maps.items()})
     return entries
@@ -159,7 +159,3 @@ def _maps(
         {name: encode_array(of_all[place]) for name, of_all in maps.items()}
         for place in range(len(images))
     ]
-
-
-def _as_bytes(image: np.ndarray) -> np.ndarray:
-    return np.rint(image * 255).astype(np.uint8)

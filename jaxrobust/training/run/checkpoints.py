@@ -144,13 +144,7 @@ class RunCheckpoints:
                 f"The checkpoint {self._checkpointer.directory / str(step)} does not fit the model "
                 "or the optimizer: " + "; ".join(different) + "."
             )
-        # Where to put the arrays is said here: a checkpoint may come from another device.
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        abstract = {
-            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
-            for name, leaf in expected.items()
-        }
-        restored = self._checkpointer.load(step, abstract)
+        restored = self._checkpointer.load(step, _on_this_device(expected))
         treedef = jax.tree.structure(template)
         return jax.tree.unflatten(treedef, [restored[name] for name in expected])
 
@@ -172,12 +166,15 @@ def load_leaves(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
     if not ocp.is_orbax_checkpoint(source):
         raise FileNotFoundError(f"No checkpoint at {source}.")
     saved = ocp.metadata(source)
-    # Where to put the arrays is said here: a checkpoint may come from another device.
+    return ocp.load(source, _on_this_device(saved.metadata)), dict(saved.custom_metadata)
+
+
+def _on_this_device(leaves: Any) -> Any:
+    """The shapes of arrays, and where to put them: a checkpoint may come from another device."""
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), saved.metadata
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), leaves
     )
-    return ocp.load(source, abstract), dict(saved.custom_metadata)
 
 
 def _flatten(tree: PyTree) -> dict[str, Any]:
