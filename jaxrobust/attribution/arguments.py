@@ -77,10 +77,7 @@ def pixels_like(name: str, value: Any, images: Array) -> Array:
 def checked_maps(name: str, maps: Any, shape: tuple[int, ...] | None = None) -> Array:
     """Maps as float32.
 
-    Args:
-      name: The argument's name, for messages.
-      maps: Floating [B, H, W].
-      shape: That they must have, if any.
+    They are floating [B, H, W], of this shape if one is given; `name` is for messages.
 
     Raises:
       TypeError: No floating array.

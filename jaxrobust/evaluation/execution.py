@@ -65,10 +65,7 @@ class Execution:
     def refuse(self, field: str, function: str, instead: str) -> None:
         """Raises ValueError where a field is set that a function cannot obey.
 
-        Args:
-          field: Its name.
-          function: Whose `execution` this is.
-          instead: What to do, a sentence.
+        `instead` says what to do, a sentence; `function` is the one whose `execution` this is.
         """
         value, default = getattr(self, field), getattr(Execution(), field)
         if value != default:

@@ -261,8 +261,8 @@ def _compared(
 ) -> dict[str, Any]:
     """Compiles functions and twins of the reference, times them, and says which differ.
 
-    `calls_of` makes of programs and the number of a round what is timed of each; of the rounds some are
-    not timed, and some are.
+    `calls_of` makes of programs and the number of a round what is timed of each; `rounds` are how many
+    are not timed, and how many are.
 
     Returns:
       {"reference", "noise_floor_ms", "controls", "variants": {name: `summary`, what the compiler knows,

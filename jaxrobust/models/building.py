@@ -179,13 +179,7 @@ def _frozen(value: Any) -> Any:
 
 
 def check_built(model: Any, built: Any, name: str) -> None:
-    """Raises ValueError unless the arrays of a model can be put in what was built.
-
-    Args:
-      model: A Classifier or another callable pytree.
-      built: What its `build` has returned.
-      name: Of that function.
-    """
+    """Raises ValueError unless the arrays of a model can be put in what was built."""
     if isinstance(built, nn.Module):
         unlike = _unlike(module_of(model), built)
         if unlike:

@@ -122,11 +122,7 @@ class DenseBlock(nn.Module):
 def convolution(features: int, size: int, stride: int, name: str) -> nn.Conv:
     """A convolution without bias, padded as in PyTorch, with what follows it elsewhere.
 
-    Args:
-      features: C_out.
-      size: Of the kernel's rows and columns, odd.
-      stride: Of rows and columns.
-      name: The layer's name.
+    Its kernel has an odd size; rows and columns have one size and one stride.
     """
     half = size // 2
     return nn.Conv(

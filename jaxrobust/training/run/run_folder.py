@@ -15,10 +15,7 @@ def claim(directory: Path, settings: dict[str, Any], call: dict[str, Any]) -> No
 
     What one process alone refused, the others would wait for.
 
-    Args:
-      directory: Of the run.
-      settings: All that decides its result, as JSON.
-      call: What else must be the same in all processes, as JSON.
+    `settings` are all that decides the result, `call` what else all processes must have, both as JSON.
 
     Raises:
       ValueError: The folder is that of another run, or of an earlier release; processes that differ.
