@@ -56,15 +56,11 @@ def _classifier(study: Study, variant: Variant) -> models.Classifier:
 
 def _attacks(study: Study, name: str, facts: studies.Facts, progress: Any) -> None:
     """The dense network's saved examples and fresh attacks on each variant, and their way back."""
-    rows, dense = (
-        dict.fromkeys([*_white_box(study, name), *_transferred(study, name)]),
-        study.base(name),
-    )
+    rows = dict.fromkeys([*_white_box(study, name), *_transferred(study, name)])
+    dense = study.base(name)
     for done, row in enumerate(rows, start=1):
-        attack, classifier = (
-            study.make(row.attack, row.epsilon, row.targeted),
-            _classifier(study, row),
-        )
+        attack = study.make(row.attack, row.epsilon, row.targeted)
+        classifier = _classifier(study, row)
         saved = made = study.attack(attack, name)
         if row.kind != "dense":
             made = study.attack(attack, name, classifier, f" at {row.label}")
