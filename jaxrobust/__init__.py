@@ -26,6 +26,7 @@ _SUBPACKAGES = (
     "models",
     "norms",
     "ops",
+    "packages",
     "programs",
     "pruning",
     "reports",

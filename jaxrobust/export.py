@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxrobust import checks, compilation, files, programs
+from jaxrobust import checks, compilation, files, packages, programs
 from jaxrobust.types import Array, LogitsFn
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -52,6 +52,7 @@ def save(
       The file's size in bytes.
 
     Raises:
+      ModuleNotFoundError: flatbuffers is not installed.
       TypeError: A classifier that cannot be called.
       ValueError: An unknown platform, a shape or order out of range, logits that are not [B, K], a
         function that is for one batch size.
@@ -67,6 +68,8 @@ def save(
     References:
       https://docs.jax.dev/en/latest/export/export.html
     """
+    with packages.extra("export", "An exported file"):
+        import flatbuffers  # noqa: F401  (jax serialises with it)
     checks.integer("vjp_order", vjp_order, minimum=0)
     if isinstance(platforms, str) or not platforms:
         raise ValueError(f"`platforms` must be some of {PLATFORMS}, got {platforms!r}.")
@@ -130,9 +133,12 @@ def load(path: str | os.PathLike[str]) -> Callable[[Array], Array]:
 
     Raises:
       FileNotFoundError: No such file.
+      ModuleNotFoundError: flatbuffers is not installed.
       ValueError: Not a file of `save`, or of a jax release too far away.
     """
     data = Path(path).read_bytes()
+    with packages.extra("export", "An exported file"):
+        import flatbuffers  # noqa: F401  (without it the error below would blame the file)
     try:
         return jax.export.deserialize(bytearray(data)).call
     except Exception as error:  # its parser has errors of many classes

@@ -36,7 +36,7 @@ def make_result(blocks=None):
         ],
         "config": {"train": {"batch_size": 32}, "resume": None, "note": EVIL},
         "seed": 3,
-        "environment": {"jaxrobust": "0.1.0", "device": "a cpu", "commit": None},
+        "environment": {"jaxrobust": "0.2.0", "device": "a cpu", "commit": None},
         "timings": {"train cnn": 12.34},
         "data": {
             "name": "pets",

@@ -20,7 +20,7 @@ LAYERS = [
     {"programs"},
     {"ops"},
     {"norms", "losses"},
-    {"types", "checks", "compilation", "files", "_version"},
+    {"types", "checks", "compilation", "files", "packages", "_version"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Heavy or optional packages and the only places that may import them.
@@ -30,11 +30,12 @@ ALLOWED = {
     "PIL": {"data", "reports"},
     "matplotlib": {"reports"},
     "jinja2": {"reports", "studies"},
+    "markupsafe": {"reports", "studies"},
     "pandas": {"studies"},
     "markdown_it": {"reports"},
     "orbax": {"training"},
     "optax": {"training"},
-    "sklearn": {"data", "evaluation"},
+    "sklearn": {"data"},
     "scipy": {"defenses", "evaluation", "studies"},
     "flax": {"models", "training"},
     "rich": {"training"},

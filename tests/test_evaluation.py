@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 from pathlib import Path
 
 import jax
@@ -12,6 +13,7 @@ from counting import Counted
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from sklearn import metrics
 
 from jaxrobust import evaluation, files, studies
 from jaxrobust.attacks import BIM, FGSM, PGD
@@ -58,6 +60,31 @@ def test_evaluate_by_hand():
         [middle["precision"], middle["recall"], middle["f1"]], [1, 2 / 3, 0.8]
     )
     json.dumps(report)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_figures_of_classes_are_those_of_scikit_learn(seed):
+    """With images without an answer, a class without images, and one that nothing is taken for."""
+    draws = np.random.default_rng(seed)
+    labels, answers = draws.integers(0, 4, 40), draws.integers(1, 5, 40)
+    values = np.where(np.eye(6)[answers] > 0, 9, draws.random((40, 6))).astype(np.float32)
+    values[draws.random(40) < 0.1] = np.nan
+    images = np.tile(np.arange(40, dtype=np.uint8)[:, None, None, None], (1, 2, 2, 1))
+    table = jnp.asarray(values)
+    with warnings.catch_warnings(action="ignore"):
+        report = evaluation.evaluate(
+            lambda images: table[jnp.round(255 * images[:, 0, 0, 0]).astype(int)], images, labels
+        )
+    predicted = np.where(np.isnan(values).any(1), -1, answers)
+    classes = range(6)
+    theirs = metrics.precision_recall_fscore_support(
+        labels, predicted, labels=classes, zero_division=0.0
+    )
+    for name, expected in zip(("precision", "recall", "f1", "support"), theirs, strict=True):
+        assert [row[name] for row in report["per_class"]] == expected.tolist()
+        assert name == "support" or report["macro"][name] == expected.mean()
+    matrix = metrics.confusion_matrix(labels, predicted, labels=classes)
+    assert report["confusion_matrix"] == matrix.tolist()
 
 
 def test_logits_do_not_depend_on_the_batch_size_and_take_bytes():

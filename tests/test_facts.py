@@ -130,7 +130,6 @@ def test_facts_are_saved_as_a_table_with_outcomes_beside_it(tmp_path):
 
 
 def test_pandas_reads_them(tmp_path):
-    pytest.importorskip("pandas")
     facts = Facts()
     facts.add("accuracy", source="003", seed=1, value=0.25)
     facts.add("accuracy", network="None", outcomes=RIGHT)

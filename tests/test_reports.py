@@ -112,7 +112,7 @@ def test_the_data_and_the_run_are_listed(page):
     assert "broken.jpg" in data and "3 classes cat" in data
     assert "train.batch_size 32" in run and "resume –" in run and "note " + EVIL in run
     assert "train cnn 12.3" in run and "Commit –" in run and "device a cpu" in run
-    assert "tiny, seed 3, jaxrobust 0.1.0, a cpu" in page.text()
+    assert "tiny, seed 3, jaxrobust 0.2.0, a cpu" in page.text()
 
 
 def test_the_same_result_gives_the_same_bytes(tmp_path, page):

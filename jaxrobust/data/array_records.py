@@ -14,15 +14,25 @@ from typing import Any
 
 import numpy as np
 
+from jaxrobust import packages
+
 # Two threads that redirect the output at once may restore each other's.
 _OUTPUT_LOCK = threading.Lock()
 _READ_AT_ONCE = 64  # examples, which may be photographs of some megabytes
 
 
+def tensorflow_datasets() -> Any:
+    """The package, and array_record, which it imports as late as it reads or writes a shard."""
+    with packages.extra("data", "Reading a data set"):
+        import array_record  # noqa: F401
+        import tensorflow_datasets
+    return tensorflow_datasets
+
+
 @functools.cache
 def _builder_class() -> Any:
     """The builder; in a function, because its base class is slow to import."""
-    import tensorflow_datasets as tfds
+    tfds = tensorflow_datasets()
 
     class ImageFiles(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore
         """Encoded images, numbered in the order in which their paths were given."""
@@ -68,7 +78,7 @@ def contents(paths: Sequence[Path], folder: Path) -> Iterator[tuple[int, bytes]]
     """
     if not paths:  # a builder that generates nothing is an error
         return
-    import tensorflow_datasets as tfds
+    tfds = tensorflow_datasets()
 
     builder = _builder_class()(paths, data_dir=folder, file_format="array_record")
     prepare(builder)
@@ -85,7 +95,7 @@ def examples(source: Any) -> Iterator[dict[str, Any]]:
 
 def prepare(builder: Any) -> None:
     """Lets a builder of tensorflow-datasets write its shards, and say nothing."""
-    import tensorflow_datasets as tfds
+    tfds = tensorflow_datasets()
 
     config = tfds.download.DownloadConfig(
         try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxrobust import packages
 from jaxrobust.data import archives, cache, decoding, pickled, prepared
 from jaxrobust.data.archives import Archive
 from jaxrobust.data.pickled import ArchiveSplit, Content
@@ -107,7 +108,8 @@ def _files(split: ArchiveSplit, names: tuple[str, ...]) -> list[str]:
 
 
 def _resized(images: np.ndarray, side: int | None) -> np.ndarray:
-    from PIL import Image
+    with packages.extra("data", "Resizing images"):
+        from PIL import Image
 
     assert side is not None
     resized = np.empty((len(images), side, side, 3), np.uint8)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxrobust import packages
 from jaxrobust.data import array_records, cache, image_files
 from jaxrobust.data.dataset import SkippedFile, Split
 from jaxrobust.data.folder import ImageFolder
@@ -52,7 +53,8 @@ def cached(
     Raises:
       OSError: The cache cannot be written.
     """
-    import PIL
+    with packages.extra("data", "Reading images"):
+        import PIL
 
     place = cache.folder(cache_dir)
     # Pillow's version, because another JPEG library may round otherwise.

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxrobust import packages
+
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 
 
@@ -40,7 +42,8 @@ def decode(data: bytes, image_size: int | None = None) -> np.ndarray:
       ...
       jaxrobust.data.image_files.DamagedImageError: not an image
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    with packages.extra("data", "Reading images"):
+        from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxrobust import checks
+from jaxrobust import checks, packages
 from jaxrobust.data import archives, cifar, decoding, folder, tar
 from jaxrobust.data.dataset import Dataset, Split
 
@@ -232,8 +232,9 @@ def _find_test_split(name: str, root: Path) -> str:
 
 
 def _digits(image_size: int) -> Dataset:
-    from PIL import Image
-    from sklearn.datasets import load_digits
+    with packages.extra("data", "The data set digits"):
+        from PIL import Image
+        from sklearn.datasets import load_digits
 
     bunch = load_digits()
     gray = np.rint(bunch.images * (255 / 16)).astype(np.uint8)

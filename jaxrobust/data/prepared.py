@@ -97,7 +97,7 @@ def read(folder: Path) -> Content:
     Raises:
       ValueError: It is damaged, or has other features.
     """
-    import tensorflow_datasets as tfds
+    tfds = array_records.tensorflow_datasets()
 
     try:
         builder = tfds.builder_from_directory(folder)
@@ -118,7 +118,7 @@ def read(folder: Path) -> Content:
 
 
 def _read(builder: Any, split: str) -> ArchiveSplit:
-    import tensorflow_datasets as tfds
+    tfds = array_records.tensorflow_datasets()
 
     skip = {"image": tfds.decode.SkipDecoding()}
     source = builder.as_data_source(split=split, decoders=skip)
@@ -135,7 +135,7 @@ def _read(builder: Any, split: str) -> ArchiveSplit:
 @functools.cache
 def _builder_class(dataset_name: str) -> Any:
     """The builder; in a function, because its base class is slow to import."""
-    import tensorflow_datasets as tfds
+    tfds = array_records.tensorflow_datasets()
 
     class Cifar(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore
         """Images with their labels, with the features of tensorflow-datasets' own builder."""

@@ -113,9 +113,6 @@ def evaluate(
       TypeError: Labels that are no integers.
       ValueError: No images, lengths that differ, labels or class names that do not fit K.
     """
-    # Imported here: scikit-learn takes longer to load than jax.
-    from sklearn import metrics
-
     labels = np.asarray(labels)
     if not np.issubdtype(labels.dtype, np.integer) and labels.size:
         raise TypeError(f"`labels` must be integers, got {labels.dtype}.")
@@ -131,22 +128,26 @@ def evaluate(
     if len(names) != num_classes:
         raise ValueError(f"`class_names` must have {num_classes} names, got {len(names)}.")
     predicted = predictions(values)
-    classes = np.arange(num_classes)
-    # An image without a prediction is of no column of the matrix, and counts as wrong everywhere.
-    *found, support = metrics.precision_recall_fscore_support(
-        labels, predicted, labels=classes, zero_division=0.0
-    )
-    figures = dict(zip(("precision", "recall", "f1"), found, strict=True))
+    matrix, answered = np.zeros((num_classes, num_classes), np.int64), predicted >= 0
+    np.add.at(matrix, (labels[answered], predicted[answered]), 1)
+    right, named = matrix.diagonal(), matrix.sum(axis=0)
+    support = np.bincount(labels.astype(np.int64), minlength=num_classes)
+    # Of a class that nothing is taken for, or of which there is nothing, the numerators are 0 too.
+    figures = {
+        "precision": right / np.maximum(named, 1),
+        "recall": right / np.maximum(support, 1),
+        "f1": 2 * right / np.maximum(named + support, 1),
+    }
     per_class = [
         {"class": names[k]}
         | {name: float(of[k]) for name, of in figures.items()}
         | {"support": int(support[k])}
-        for k in classes
+        for k in range(num_classes)
     ]
     result = {
         "accuracy": rate(int((predicted == labels).sum()), len(labels)),
         "loss": float(cross_entropies(values, labels).mean()),
-        "confusion_matrix": metrics.confusion_matrix(labels, predicted, labels=classes).tolist(),
+        "confusion_matrix": matrix.tolist(),
         "per_class": per_class,
         "macro": {name: float(of.mean()) for name, of in figures.items()},
     }

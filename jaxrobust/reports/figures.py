@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from jaxrobust import packages
 from jaxrobust.reports.formatting import finite
 
 NUM_SERIES = 8  # colours
@@ -74,7 +75,8 @@ _STYLE: dict[Any, Any] = {
 @contextlib.contextmanager
 def _settings() -> Iterator[None]:
     """Our settings while a figure is drawn: the reader's own must not change a report's bytes."""
-    import matplotlib
+    with packages.extra("reports", "A chart"):
+        import matplotlib
 
     with matplotlib.rc_context(), warnings.catch_warnings():
         # Text is measured in matplotlib's font, which lacks some scripts, and drawn in the page's.
@@ -223,7 +225,8 @@ def _scale(
     axis: Any, values: Sequence[float], wanted: dict[str, Any], measured: bool = False
 ) -> None:
     """Limits and ticks of an axis; of measured shares it shows all, so that charts compare."""
-    from matplotlib import ticker
+    with packages.extra("reports", "A chart"):
+        from matplotlib import ticker
 
     of_x = axis.axis_name == "x"
     set_limits = axis.axes.set_xlim if of_x else axis.axes.set_ylim
@@ -259,7 +262,8 @@ def _scale(
 
 def _log_ticks(axis: Any, values: Sequence[float]) -> None:
     """Ticks where the values are, if they are few and apart; else at 1, 2, 5 or at powers of ten."""
-    from matplotlib import ticker
+    with packages.extra("reports", "A chart"):
+        from matplotlib import ticker
 
     places = sorted(set(values))
     span = math.log10(places[-1] / places[0]) if places else 0.0
@@ -276,7 +280,8 @@ def _plain(value: float) -> str:
 
 
 def _axes(height: float) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
+    with packages.extra("reports", "A chart"):
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(_WIDTH, height), layout="constrained", facecolor="none")
     return figure, figure.add_subplot(facecolor="none")

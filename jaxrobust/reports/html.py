@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from jaxrobust import files
+from jaxrobust import files, packages
 from jaxrobust.reports.page import build_context
 from jaxrobust.reports.reading import read_result
 
@@ -40,8 +40,9 @@ def write_report(
 
 
 def _render(result: dict[str, Any]) -> str:
-    import jinja2
-    from markupsafe import Markup
+    with packages.extra("reports", "A report"):
+        import jinja2
+        from markupsafe import Markup
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("jaxrobust.reports", "templates"),

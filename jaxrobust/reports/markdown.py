@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from jaxrobust import packages
+
 _SPECIAL = re.compile(r"[\\`*_\[\]<>&]")
 _OPENING = re.compile(r"^(\s*)([#+=~-]|\d+(?=[.)](?:\s|$)))", re.MULTILINE)
 
@@ -77,7 +79,8 @@ def links(text: str) -> Iterator[str]:
 
 @functools.cache
 def _parser() -> Any:
-    from markdown_it import MarkdownIt
+    with packages.extra("reports", "Markdown"):
+        from markdown_it import MarkdownIt
 
     # Indented text is no code: templates indent what they repeat.
     return MarkdownIt("commonmark", {"html": False}).disable(

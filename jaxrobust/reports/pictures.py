@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxrobust import packages
+
 # Little endian whatever the machine: the file says so.
 _DTYPES: dict[str, np.dtype] = {"uint8": np.dtype("u1"), "float32": np.dtype("<f4")}
 
@@ -118,7 +120,8 @@ def overlay(image: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def data_uri(image: np.ndarray) -> str:
     """An image, uint8 [H, W, 3], as the data URI of a PNG of its own size."""
-    from PIL import Image
+    with packages.extra("reports", "A picture of a report"):
+        from PIL import Image
 
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image)).save(buffer, "PNG", optimize=True)
@@ -139,6 +142,7 @@ def _stretched(values: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _colours(name: str) -> np.ndarray:
-    import matplotlib
+    with packages.extra("reports", "A picture of a report"):
+        import matplotlib
 
     return np.rint(255 * matplotlib.colormaps[name](np.arange(256))[:, :3]).astype(np.uint8)

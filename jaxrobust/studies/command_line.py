@@ -11,7 +11,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from jaxrobust import checks, compilation
+from jaxrobust import checks, compilation, packages
 from jaxrobust.studies import ctrl_c
 
 Settings = TypeVar("Settings")
@@ -24,8 +24,8 @@ def run_script(
 ) -> None:
     """Reads the settings from the command line and runs `main` with them.
 
-    What the project itself complains of (a wrong setting, a missing folder) is one line on stderr and
-    exit code 2; Ctrl-C is exit code 130; anything else keeps its traceback.
+    What the project itself complains of (a wrong setting, a missing folder or package) is one line on
+    stderr and exit code 2; Ctrl-C is exit code 130; anything else keeps its traceback.
 
     Args:
       main: Takes the settings.
@@ -34,10 +34,10 @@ def run_script(
       presets: As in `preset`. `--preset NAME` chooses one of them, `--quick` the one of that name, and
         what the command line says besides goes before it.
     """
-    # Imported here: the library itself needs no command line.
-    import tyro
-
     try:
+        with packages.extra("cli", "A command line"):
+            import tyro
+
         with contextlib.suppress(RuntimeError):  # jax is in use already: with the devices it has
             compilation.use_every_core()
         module = sys.modules[main.__module__]
@@ -59,7 +59,7 @@ def run_script(
         sys.stdout.flush()
         # Not sys.exit: interrupted while it compiles, XLA crashes as the interpreter takes it down.
         os._exit(130)
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         if not _is_ours(error):
             raise
         print(f"error: {error}", file=sys.stderr)

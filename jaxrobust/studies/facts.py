@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrobust import files
+from jaxrobust import files, packages
 from jaxrobust.evaluation import mean_interval, median_interval, rate
 
 FACTS, OUTCOMES = "facts.csv", "outcomes.npz"
@@ -308,15 +308,11 @@ def load_facts(folder: str | os.PathLike[str]) -> Any:
 
     Raises:
       FileNotFoundError: The folder has no facts.
-      ImportError: pandas is not installed: `pip install jaxrobust[report]`.
+      ModuleNotFoundError: pandas is not installed: `pip install 'jaxrobust[reports]'`.
     """
     path = _existing(folder, FACTS)
-    try:
+    with packages.extra("reports", "A table of facts"):
         import pandas
-    except ImportError as error:
-        raise ImportError(
-            "load_facts needs pandas: install jaxrobust[report], or read the CSV yourself."
-        ) from error
     whole = {"n": "Int64", "count": "Int64", "outcomes": "Int64", "source": "string"}
     return pandas.read_csv(path, dtype=whole, keep_default_na=False, na_values=[""])
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrobust import attacks, evaluation, files, reports, training
+from jaxrobust import attacks, evaluation, files, packages, reports, training
 from jaxrobust.attacks import Attack
 from jaxrobust.reports import markdown
 from jaxrobust.reports.reading import FORMAT, check_result
@@ -266,9 +266,13 @@ def start(
       also: What else decides about the results, by name, as JSON values.
 
     Raises:
+      ModuleNotFoundError: What draws the report at the end is not installed.
       ValueError: A run's name that would lead elsewhere, a folder in which another process is at work,
         or one that holds results of other settings, other inputs or another model.
     """
+    # Looked for now, and not at the end of hours.
+    with packages.extra("reports", "A study's report"):
+        import jinja2  # noqa: F401
     if not settings.run or Path(settings.run).name != settings.run:
         raise ValueError(f"`run` must be a plain name, got {settings.run!r}.")
     folder = settings.results_dir / experiment / settings.run

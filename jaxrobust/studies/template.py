@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from jaxrobust import packages
 from jaxrobust.reports import blocks, markdown
 from jaxrobust.reports.blocks import Block
 from jaxrobust.studies.facts import Fact, Facts, keys_of
@@ -349,7 +350,8 @@ class Page:
         )
 
     def _place(self, *found: Block) -> str:
-        from markupsafe import Markup
+        with packages.extra("reports", "A study's template"):
+            from markupsafe import Markup
 
         self._blocks.append(list(found))
         return Markup(f"\n\n\ue000{len(self._blocks) - 1}\ue001\n\n")

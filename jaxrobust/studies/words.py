@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxrobust import packages
 from jaxrobust.reports import blocks, evaluations, formatting, markdown
 from jaxrobust.reports.blocks import Block
 from jaxrobust.studies.facts import ANY, Fact, Facts
@@ -37,7 +38,8 @@ def render(template: Path, facts: Facts, names: Mapping[str, Any]) -> tuple[list
       ValueError: A name or a fact that is missing, a heading without an id, or a template that is wrong
         in itself; the message begins with its file and line.
     """
-    import jinja2
+    with packages.extra("reports", "A study's template"):
+        import jinja2
 
     page = Page(facts)
     environment = jinja2.Environment(
@@ -178,8 +180,9 @@ def _number(value: Any, decimals: int = 3, scale: float = 1) -> str:
 
 def _finalize(value: Any) -> Any:
     """What `{{ }}` puts into the text: numbers as a reader wants them, text with its markup escaped."""
-    import jinja2
-    from markupsafe import Markup
+    with packages.extra("reports", "A study's template"):
+        import jinja2
+        from markupsafe import Markup
 
     if hasattr(value, "__html__"):  # of a macro or a table: Markdown already
         return value

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.parity import compare
+from jaxrobust import packages
 from jaxrobust.reports import formatting
 
 LISTS = ("networks", "cells", "minimal_norms")  # of result.json
@@ -20,7 +21,8 @@ def markdown(results: list[Row]) -> str:
       ValueError: Runs of other settings or versions, a network of other weights or images, or a
         comparison that is there twice, of as many images and seeds. Of others the larger counts.
     """
-    import jinja2
+    with packages.extra("reports", "The table of a comparison"):
+        import jinja2
 
     first = results[0]
     for run in results[1:]:

@@ -164,7 +164,7 @@ def fit(
       ValueError: An argument out of range, or a run directory of other settings or data.
       FloatingPointError: The loss or the gradient is no longer finite. Earlier epochs remain saved.
       KeyboardInterrupt: Ctrl-C.
-      ImportError: `host.tensorboard` without tensorboardX.
+      ModuleNotFoundError: `host.tensorboard` without tensorboardX.
 
     Example:
       >>> import flax.linen as nn

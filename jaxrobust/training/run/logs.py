@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxrobust import files
+from jaxrobust import files, packages
 
 Row = Mapping[str, Any]
 
@@ -39,14 +39,10 @@ def summary_writer(directory: Path, next_epoch: int, *, writes: bool) -> Any:
     None where another process writes, with the same error as there.
 
     Raises:
-      ImportError: tensorboardX is not installed.
+      ModuleNotFoundError: tensorboardX is not installed.
     """
-    try:
+    with packages.extra("tensorboard", "`tensorboard=True`"):
         from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise ImportError(
-            "`tensorboard=True` needs tensorboardX: pip install 'jaxrobust[tensorboard]'"
-        ) from error
     return SummaryWriter(str(directory), purge_step=next_epoch) if writes else None
 
 
@@ -118,8 +114,9 @@ class ProgressBar:
     """
 
     def __init__(self, enabled: bool, num_epochs: int, steps_per_epoch: int):
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+        with packages.extra("cli", "A progress bar"):
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
         self._num_epochs = num_epochs
         # A wide console where no terminal says otherwise: a line of the log is not to be broken.

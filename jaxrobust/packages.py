@@ -1,0 +1,30 @@
+"""Packages that are not always installed: whoever needs one that is missing reads what to install."""
+
+import contextlib
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def extra(name: str, task: str) -> Iterator[None]:
+    """Imports inside the block say, where a package is missing, which extra brings it.
+
+    Args:
+      name: An extra of pyproject.toml, which lists every package that the block imports.
+      task: What needs them, as the subject of a sentence.
+
+    Raises:
+      ModuleNotFoundError: A package is not installed; the message has the command that installs it.
+
+    Example:
+      >>> with extra("data", "Reading images"):
+      ...     import a_package_that_nobody_has
+      Traceback (most recent call last):
+      ...
+      ModuleNotFoundError: Reading images needs a_package_that_nobody_has: pip install 'jaxrobust[data]'
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{task} needs {error.name}: pip install 'jaxrobust[{name}]'", name=error.name
+        ) from error
