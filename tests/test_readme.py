@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxrobust
 from experiments.evaluate import __main__ as evaluate
 from jaxrobust import attacks, data, evaluation, models, training
 
@@ -123,3 +124,17 @@ def test_files_that_the_readme_names_exist():
     for module in re.findall(r"python -m (experiments[\w.]+)", README):
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
+def test_files_that_are_linked_to_exist(name):
+    text = (ROOT / name).read_text()
+    for target in re.findall(r"\]\(([\w./-]+)\)|\b((?:docs|jaxrobust|tests)/[\w./-]*\w)", text):
+        assert (ROOT / "".join(target)).exists(), target
+
+
+def test_the_version_is_the_same_wherever_it_stands():
+    version = re.escape(jaxrobust.__version__)
+    assert re.search(rf"^version: {version}$", (ROOT / "CITATION.cff").read_text(), flags=re.M)
+    (newest, *_) = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)
+    assert newest == jaxrobust.__version__
