@@ -11,11 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import image_folder
+import jax
 import numpy as np
 import pytest
 import report_pages
+from flax import nnx
 
-from jaxrobust import data, export, models, studies, training
+from jaxrobust import (
+    attacks,
+    attribution,
+    data,
+    evaluation,
+    export,
+    models,
+    pruning,
+    studies,
+    training,
+)
 from jaxrobust.reports import markdown, pictures, write_report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -150,6 +162,39 @@ OWNERS = {
     package: {name.lower().replace("_", "-") for name in names}
     for package, names in importlib.metadata.packages_distributions().items()
 }
+
+
+def test_networks_of_ones_own_need_no_extra(tmp_path, monkeypatch):
+    """Only rich may be there, which flax requires."""
+    for package, owners in OWNERS.items():
+        if owners & OPTIONAL and package != "rich":
+            remove(monkeypatch, package)
+    net = nnx.Sequential(
+        nnx.Conv(3, 8, (3, 3), rngs=nnx.Rngs(0)), nnx.relu, lambda x: x.mean((1, 2))
+    )
+    net.eval()
+    images = np.random.default_rng(0).random((4, 6, 6, 3), np.float32)
+    labels = np.asarray(net(images).argmax(-1))
+    fooled = evaluation.attack_dataset(
+        attacks.PGD(0.3, 0.1, 3), net, images, labels, key=jax.random.key(0), num_lanes=4
+    )
+    assert evaluation.success_rate(fooled)["n"] == 4
+    assert evaluation.evaluate(net, images, labels)["accuracy"]["count"] == 4
+    assert attribution.grad_cam(net, images, labels).shape == (4, 6, 6)
+    masks = pruning.global_magnitude(net, 0.5)
+    assert pruning.sparsity_of(pruning.apply_masks(net, masks)) == pytest.approx(0.5, abs=0.02)
+    network = models.create("mlp", num_classes=2, widths=(2,))
+    bytes_of = np.repeat(np.uint8([0, 255]), 4).reshape(8, 1, 1, 1)
+    fitted = training.fit(
+        network,
+        training.Data((bytes_of, np.repeat([0, 1], 4))),
+        training.Recipe(num_epochs=1, batch_size=4),
+        run_dir=tmp_path / "run",
+    )
+    models.save(tmp_path / "model.jrw", models.Classifier(network.apply, fitted.variables))
+    assert models.load(tmp_path / "model.jrw").classifier(
+        np.ones((1, 1, 1, 1), np.float32)
+    ).shape == (1, 2)
 
 
 def imported(tree: ast.AST) -> Iterator[tuple[str, ast.stmt]]:
