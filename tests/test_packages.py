@@ -176,7 +176,12 @@ def test_networks_of_ones_own_need_no_extra(tmp_path, monkeypatch):
     images = np.random.default_rng(0).random((4, 6, 6, 3), np.float32)
     labels = np.asarray(net(images).argmax(-1))
     fooled = evaluation.attack_dataset(
-        attacks.PGD(0.3, 0.1, 3), net, images, labels, key=jax.random.key(0), num_lanes=4
+        attacks.PGD(0.3, 0.1, 3),
+        net,
+        images,
+        labels,
+        key=jax.random.key(0),
+        execution=evaluation.Execution(4),
     )
     assert evaluation.success_rate(fooled)["n"] == 4
     assert evaluation.evaluate(net, images, labels)["accuracy"]["count"] == 4
