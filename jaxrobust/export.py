@@ -1,7 +1,7 @@
 """Classifiers as one file that runs without this package: jax alone loads it, on a CPU or a GPU.
 
 The file is what `jax.export` serialises: the network's operations and weights, for any batch size. To
-classify with it, or to attack it, nothing but jax is needed (and flatbuffers, which jax reads with):
+classify with it, or to attack it, nothing but jax is needed (and flatbuffers, which jax reads with)::
 
     import pathlib, jax
 
@@ -24,6 +24,7 @@ from jaxrobust import checks, compilation, files, packages, programs
 from jaxrobust.types import Array, LogitsFn
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+"""The platforms that a file can be written for."""
 
 
 def save(

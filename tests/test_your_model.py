@@ -1,4 +1,4 @@
-"""docs/your-model.md runs as it stands: each framework, and what can be done with any of them."""
+"""docs/your_model.md runs as it stands: each framework, and what can be done with any of them."""
 
 import importlib
 import re
@@ -11,7 +11,7 @@ import pytest
 
 from jaxrobust import training
 
-TEXT = (Path(__file__).resolve().parents[1] / "docs" / "your-model.md").read_text()
+TEXT = (Path(__file__).resolve().parents[1] / "docs" / "your_model.md").read_text()
 SECTIONS = dict(re.findall(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", TEXT, flags=re.S | re.M))
 *FRAMEWORKS, LAST = SECTIONS
 

@@ -10,7 +10,7 @@ the stage that it had not finished. --quick shrinks everything to see that it ru
 
 Expected time on 2 cores: about 85 minutes; --quick just under 2.
 
-Expected numbers: docs/coverage.md names each table of the two reports and where it is here.
+Expected numbers: docs/results/coverage.md names each table of the two reports and where it is here.
 
 Source: the two Sports-10 reports that the project reproduces, A (mlp, cnn; 58 and 82 % of 50
 photographs) and B (simple_cnn, resnet_small; 68 and 72 %). Both choose the epoch or the learning rate

@@ -1,5 +1,7 @@
 """Attacks on any function from images to logits.
 
+An attack is called with a key, the function, and images with their labels::
+
     result = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=40)(key, logits_fn, images, labels)
 
 Attacks are frozen dataclasses: they compare, hash, and serialise by `to_dict` and `from_dict`.
@@ -30,6 +32,7 @@ ATTACKS: dict[str, type] = {
         *(CarliniWagner, CarliniWagnerLinf, DeepFool, RandomNoise),
     )
 }
+"""The attacks by their names, which `to_dict` writes and `from_dict` reads."""
 
 
 def to_dict(attack: Attack) -> dict[str, Any]:

@@ -132,7 +132,7 @@ class APGD(Attack):
 
     @property
     def num_steps(self) -> int:
-        """Questions: the steps, and for "targeted_dlr" the look at the clean image."""
+        """How many questions it asks, the steps and for "targeted_dlr" the look at the clean image."""
         return self.num_iterations + (self.loss == "targeted_dlr")
 
     def duration(self) -> str:

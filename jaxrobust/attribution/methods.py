@@ -69,3 +69,4 @@ METHODS: dict[str, Method] = {
     "score_cam": Method(class_activation.score_cam, needs_layer=True),
     "occlusion": Method(occlusion, is_signed=True),
 }
+"""The methods by their names."""

@@ -1,5 +1,7 @@
 """Verified robustness of small networks: bounds that no perturbation within epsilon can leave.
 
+A report says of each image whether it is proved, and by what margins::
+
     report = certificates.certify(classifier, images, labels, epsilon=1 / 255)
 
 The network is not rewritten: its program is traced, and each operation in it has a rule.

@@ -194,7 +194,7 @@ SPORTS10_A = Augmentation(
     contrast=0.2,
     saturation=0.2,
 )
-"""The study of an MLP and a CNN: crops, flips, two rotations, translation, zoom and colours."""
+"""That of the study of MLP and CNN, with crops, flips, two rotations, translation, zoom and colours."""
 
 SPORTS10_B = Augmentation(
     flip=0.5,
@@ -204,4 +204,4 @@ SPORTS10_B = Augmentation(
     saturation=0.2,
     hue=0.1,
 )
-"""The study of SimpleCNN and ResNetSmall: flips, one rotation and colours with hue."""
+"""That of the study of SimpleCNN and ResNetSmall, with flips, one rotation and colours with hue."""

@@ -105,7 +105,7 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are: K."""
+        """How many classes there are, K."""
         return len(self.class_names)
 
     @property

@@ -10,6 +10,7 @@ from jaxrobust.data import archives, cifar, decoding, folder, tar
 from jaxrobust.data.dataset import Dataset, Split
 
 NAMES = ("digits", "sports10", "image_folder", "cifar10", "cifar100", "cifar10_jpeg")
+"""The data sets that `load` knows by name."""
 
 # ImageNet's, which the studies of Sports-10 and most pretrained networks normalise with.
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -1,5 +1,7 @@
 """Defences: functions from images to logits, built from other such functions.
 
+One that compresses every image before the classifier sees it::
+
     defended = Preprocessed(classifier, JPEG(quality=75))
 
 Each is a frozen dataclass that is a pytree, so a compiled attack serves it with other weights too. To

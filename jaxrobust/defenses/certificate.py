@@ -21,6 +21,7 @@ from jaxrobust.defenses.smoothing import smoothed_counts
 from jaxrobust.types import Array, LogitsFn, as_key
 
 ABSTAIN = -1
+"""What a smoothed classifier predicts where its votes do not decide."""
 
 
 @dataclasses.dataclass(frozen=True)

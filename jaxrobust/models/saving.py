@@ -153,7 +153,7 @@ def load(
     what you or people you know have saved, or pass the function yourself as `build`.
 
     Args:
-      path: Of the file. Files of `pruning.save_sparse`, of earlier releases, are loaded too.
+      path: Of the file. Files of save_sparse, of earlier releases, are loaded too.
       build: The function to call in the place of the one that the file names, with the saved sizes.
       trust: Whether the function that the file names may be imported and called.
       max_nbytes: The most bytes that the decoded arrays may take, 2 GiB by default: a small file can

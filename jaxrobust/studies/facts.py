@@ -17,8 +17,9 @@ from jaxrobust.evaluation import mean_interval, median_interval, rate
 
 FACTS, OUTCOMES = "facts.csv", "outcomes.npz"
 _FIGURES = ("value", "n", "count", "low", "high", "p", "deviation")
-ANY: Any = object()  # of a key in `Facts.where`: every value
 _DIGITS = 12  # of a number that is a key: 8/255 from a table and 8/255 computed are the same
+ANY: Any = object()
+"""The value of a key in `Facts.where` that leaves the key free."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,7 +69,7 @@ class Fact:
 
     @property
     def cell(self) -> Any:
-        """As a cell of a table: a rate, a number with its interval or deviation, or a number."""
+        """A cell of a table, which is a rate, a number with its interval or deviation, or a number."""
         if self.count is not None:
             figures = {"count": self.count, "n": self.n, "rate": self.value}
             return figures | {"low": self.low, "high": self.high}

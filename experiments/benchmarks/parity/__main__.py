@@ -9,7 +9,7 @@ experiments/benchmarks/README.md says what PEER is, and how to cut the work into
 Expected time: half an hour on 2 cores to train the two CIFAR networks (networks.py beside this file),
 then many hours, most of them of the peers. Every answer is kept: killed, the same command goes on with
 the first that it had not finished, and asks a peer that broke once more. With --quick, 2 minutes.
-Expected numbers: docs/parity.md, which `--docs docs/parity.md` writes from all runs in
+Expected numbers: docs/results/parity.md, which `--docs docs/results/parity.md` writes from all runs in
 <results_dir>/parity but quick ones.
 """
 

@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 
 def markdown(results: list[Row]) -> str:
-    """docs/parity.md from the result.json of runs on other networks or norms, at least one.
+    """docs/results/parity.md from the result.json of runs on other networks or norms, at least one.
 
     Raises:
       ValueError: Runs of other settings or versions, a network of other weights or images, or a

@@ -48,7 +48,7 @@ class Hydra:
 
     References:
       Sehwag, Wang, Mittal, Jana, "HYDRA: Pruning Adversarially Robust Neural Networks", NeurIPS 2020,
-      equation 3 and section 3.1 (initial scores sqrt(6 / fan in) w / max |w|),
+      equation 3 and section 3.1 (initial scores sqrt(6 / fan in) w / max(abs(w))),
       https://arxiv.org/abs/2002.10509
     """
 

@@ -48,7 +48,7 @@ class TrainState:
 
     @property
     def evaluated(self) -> dict[str, PyTree]:
-        """The variables to evaluate: the average where one is kept.
+        """The variables to evaluate, which are the average where one is kept.
 
         Under a compression, what its `finish` makes of them is the network.
         """
