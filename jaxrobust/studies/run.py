@@ -203,7 +203,8 @@ class Run:
         Returns:
           The report's path.
         """
-        self.facts.save(self.folder)  # first: a template that is wrong loses nothing
+        # Facts first: a template that is wrong loses nothing.
+        self.facts.save(self.folder)
         minutes = sum(self.stages.seconds.values()) / 60
         given = {"settings": self.settings, "minutes": minutes} | names
         summary, found = words.render(template, self.facts, given)
@@ -223,7 +224,8 @@ class Run:
             result["recipes"] = recipes
         if len(self.stages.commits) > 1:
             result["environment"]["commits_of_stages"] = self.stages.commits
-        check_result(json.loads(json.dumps(result)))  # before it takes an earlier one's place
+        # Checked before it takes an earlier one's place.
+        check_result(json.loads(json.dumps(result)))
         files.write_json(self.folder / "result.json", result)
         path = reports.write_report(self.folder / "result.json")
         said = [markdown.plain(paragraph) for paragraph in summary]
