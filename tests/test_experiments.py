@@ -191,6 +191,7 @@ def test_quickstart_quick(tmp_path):
     for network, said in zip(networks, result["summary"], strict=False):
         assert said.startswith(f"The {network} network has ")
     assert "Report:" in done.stdout and (folder / "report.html").stat().st_size > 10_000
+    assert Image.open(folder / "picture.png").size == (900, 220)
 
     again = run("quickstart", "--quick", "--epsilon", 0.2, "--results-dir", tmp_path)
     assert again.returncode == 2

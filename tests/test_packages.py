@@ -28,7 +28,7 @@ from jaxrobust import (
     studies,
     training,
 )
-from jaxrobust.reports import markdown, pictures, write_report
+from jaxrobust.reports import markdown, pictures, write_example, write_report
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -68,6 +68,10 @@ def show(tmp_path):
     pictures.data_uri(report_pages.IMAGE)
 
 
+def show_example(tmp_path):
+    write_example(tmp_path / "picture.png", report_pages.make_example("cnn"), report_pages.NAMES)
+
+
 def draw(tmp_path):
     (tmp_path / "result.json").write_text(json.dumps(report_pages.make_result()))
     write_report(tmp_path / "result.json")
@@ -98,6 +102,7 @@ MISSING = {
     "images": ("PIL", "data", load_folder, "Reading images"),
     "digits": ("sklearn", "data", load_digits, "The data set digits"),
     "pictures": ("PIL", "reports", show, "A picture of a report"),
+    "example": ("matplotlib", "reports", show_example, "A picture of an attacked image"),
     "charts": ("matplotlib", "reports", draw, "A chart"),
     "prose": ("markdown_it", "reports", draw, "Markdown"),
     "page": ("jinja2", "reports", draw, "A report"),

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from report_pages import (
     EVIL,
     FLOATS,
@@ -30,7 +31,7 @@ from report_pages import (
 )
 
 from jaxrobust import attacks, evaluation
-from jaxrobust.reports import BANNERS
+from jaxrobust.reports import BANNERS, write_example
 from jaxrobust.reports import evaluations as made
 
 MODELS = [make_model("mlp"), make_model("cnn")]
@@ -315,6 +316,28 @@ def test_pictures_have_what_they_are_made_of():
     example = made.gallery([make_example("cnn", **CAMS)], NAMES)[1]
     styles = ["image", "heat", "overlay", "difference", "image", "heat", "overlay"]
     assert [tile["style"] for tile in example["rows"][0]["tiles"]] == styles
+
+
+@pytest.mark.parametrize("image", [IMAGE, IMAGE[..., :1], FLOATS])
+def test_an_example_is_five_tiles_with_words_below(tmp_path, image):
+    path = tmp_path / "made" / "picture.png"
+    write_example(path, make_example("cnn", image, **CAMS), NAMES)
+    drawn = np.asarray(Image.open(path).convert("RGB"))
+    assert drawn.shape == (220, 900, 3)
+    lefts = [round(182.5 * k) for k in range(5)]
+    for after in lefts[1:]:
+        assert (drawn[:170, after - 8 : after - 4] == 255).all()  # a gap between two tiles
+    for left in lefts:
+        assert (drawn[180:, left : left + 170] < 128).any()  # words
+    assert (drawn[:, :3] < 255).any() and (drawn[:, -3:] < 255).any()  # from edge to edge
+    again = tmp_path / "again.png"
+    write_example(again, make_example("cnn", image, **CAMS), NAMES)
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_an_example_needs_grad_cam(tmp_path):
+    with pytest.raises(ValueError, match="`entry` must have Grad-CAM"):
+        write_example(tmp_path / "picture.png", make_example("mlp"), NAMES)
 
 
 @pytest.mark.parametrize("image", [IMAGE[..., :1], FLOATS])

@@ -2,6 +2,8 @@
 
     python -m experiments.quickstart
 
+The picture beside the report, picture.png, is that of the README.
+
 Expected time: 1 to 2 minutes on 2 cores; with --quick half of that. The digits come with scikit-learn.
 
 Expected numbers: the standard network has at least 97 % of the clean test images right and under 5 %
@@ -17,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrobust import checks, data, evaluation, models, studies, training
+from jaxrobust import checks, data, evaluation, models, reports, studies, training
 from jaxrobust.attacks import FGSM, PGD
 from jaxrobust.studies import records
 
@@ -71,11 +73,12 @@ def main(settings: Settings) -> Path:
     digits = data.load("digits")
     trained = {name: _trained(run, digits, name, recipe) for name, recipe in recipes.items()}
     classifiers = {name: classifier for name, (classifier, _) in trained.items()}
-    reports, found = {}, {}
+    attacked, found = {}, {}
     for name, classifier in classifiers.items():
-        reports[name], found[name] = _attacked(run, digits, name, classifier, pgd)
-    transfer = evaluation.transfer_matrix(classifiers, reports)
+        attacked[name], found[name] = _attacked(run, digits, name, classifier, pgd)
+    transfer = evaluation.transfer_matrix(classifiers, attacked)
     records.add_transfer(run.facts, transfer, attack="PGD")
+    _draw(run, digits, classifiers["standard"], attacked["standard"])
     kinds = ("attacks", "sanity", "curves", "gallery")
     names: Any = {kind: [one for of in found.values() for one in of[kind]] for kind in kinds}
     return run.finish(
@@ -140,6 +143,18 @@ def _attacked(
         records.add_curve(run.facts, curve, network=name, attack="PGD")
         found["curves"] = [curve]
     return report, found
+
+
+def _draw(
+    run: studies.Run,
+    digits: data.Dataset,
+    classifier: models.Classifier,
+    report: evaluation.AttackReport,
+) -> None:
+    """Writes picture.png, of the first image that PGD turned from right to wrong, if there is one."""
+    turned = np.flatnonzero(report.attacked & report.success)[:1].tolist()
+    for entry in studies.gallery(classifier, report, turned, model="standard"):
+        reports.write_example(run.folder / "picture.png", entry, digits.class_names)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,16 @@ matplotlib, pillow and jinja2 load when a report is written, not when this packa
 
 from jaxrobust.reports import blocks, evaluations
 from jaxrobust.reports.evaluations import BANNERS
+from jaxrobust.reports.example import write_example
 from jaxrobust.reports.html import write_report
 from jaxrobust.reports.pictures import decode_array, encode_array
 
-__all__ = ["BANNERS", "blocks", "decode_array", "encode_array", "evaluations", "write_report"]
+__all__ = [
+    "BANNERS",
+    "blocks",
+    "decode_array",
+    "encode_array",
+    "evaluations",
+    "write_example",
+    "write_report",
+]
