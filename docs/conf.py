@@ -22,13 +22,15 @@ project = "jaxrobust"
 author = "The jaxrobust authors"
 version = release = jaxrobust.__version__
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
 ]
 exclude_patterns = ["_build"]
+
+nb_execution_mode = "off"  # notebooks are kept with their outputs, and a test runs them
 
 html_theme = "sphinx_book_theme"
 html_title = "jaxrobust"

@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import json
 import re
 import subprocess
 import sys
@@ -18,12 +19,26 @@ from jaxrobust import attacks, models
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.rglob("*.md"))
-TEXTS = {
-    page: page.read_text("utf-8") for page in (ROOT / "README.md", ROOT / "CHANGELOG.md", *PAGES)
-}
+NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
+PAGES = sorted(DOCS.rglob("*.md")) + NOTEBOOKS
+NAMED = {str(page.relative_to(DOCS).with_suffix("")): page for page in PAGES}
+
+
+def text_of(page):
+    """A page as Markdown, which a notebook is with its cells of code as blocks."""
+    if page.suffix == ".md":
+        return page.read_text("utf-8")
+    cells = json.loads(page.read_text("utf-8"))["cells"]
+    sources = [("".join(cell["source"]), cell["cell_type"]) for cell in cells]
+    return "\n\n".join(s if kind == "markdown" else f"```python\n{s}\n```" for s, kind in sources)
+
+
+TEXTS = {page: text_of(page) for page in (ROOT / "README.md", ROOT / "CHANGELOG.md", *PAGES)}
 # Pages whose blocks run one after the other, given a small classifier and its images.
-RUN_HERE = ("index", "attacks", "attribution", "trust", "getting_started")
+RUN_HERE = (
+    *("index", "attacks", "attribution", "trust", "getting_started"),
+    *("notebooks/attack_your_own_network", "notebooks/prune_a_network"),
+)
 RUN_ELSEWHERE = (
     *("certificates", "compression", "extending", "pruning", "studies", "training"),
     "your_model",
@@ -54,11 +69,13 @@ def given():
 @pytest.mark.parametrize("name", RUN_HERE)
 def test_the_blocks_of_a_page_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    scope = given()
-    for code in blocks(DOCS / f"{name}.md"):
-        exec(compile(code, f"docs/{name}.md", "exec"), scope)
+    monkeypatch.setenv("MPLBACKEND", "agg")  # notebooks show figures
+    scope = given() if NAMED[name] not in NOTEBOOKS else {}
+    for code in blocks(NAMED[name]):
+        exec(compile(code, f"docs/{name}", "exec"), scope)
     check = {"attacks": _attacks, "attribution": _attribution, "trust": _trust}
-    check |= {"getting_started": _getting_started}
+    check |= {"getting_started": _getting_started, "notebooks/prune_a_network": _prune}
+    check |= {"notebooks/attack_your_own_network": _attack_your_own}
     if name in check:
         check[name](types.SimpleNamespace(**scope), tmp_path)
 
@@ -93,8 +110,33 @@ def _getting_started(left, folder):
     ).stat().st_size
 
 
+def _attack_your_own(left, folder):
+    assert left.suite.clean_accuracy["rate"] > 0.9
+    assert 0 < left.suite.robust_accuracy["rate"] < left.suite.clean_accuracy["rate"]
+    assert left.checks["verdict"] == "sound"
+    assert left.rates[0, 0] > 0.9 > left.rates[-1, 0] and left.after.shape == (6, 16, 16)
+
+
+def _prune(left, folder):
+    assert left.right(left.dense).mean() > 0.9 and left.right(left.pruned[0.8]).mean() > 0.9
+    assert left.right(left.halved).mean() > 0.8
+    sizes = [(folder / f"{name}.jrw").stat().st_size for name in ("80-percent", "dense")]
+    assert 3 * sizes[0] < sizes[1]
+
+
+@pytest.mark.parametrize("page", NOTEBOOKS, ids=ids(NOTEBOOKS))
+def test_notebooks_are_kept_with_what_they_print_and_draw(page):
+    cells = [c for c in json.loads(page.read_text("utf-8"))["cells"] if c["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == [*range(1, len(cells) + 1)]
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert page.stat().st_size < 200_000
+
+
 def test_every_page_with_code_is_run_by_a_test():
-    with_code = {str(page.relative_to(DOCS).with_suffix("")) for page in PAGES if blocks(page)}
+    with_code = {name for name, page in NAMED.items() if blocks(page)}
     assert with_code == {*RUN_HERE, *RUN_ELSEWHERE}
     tests = [path.read_text("utf-8") for path in Path(__file__).parent.glob("test_*.py")]
     for name in RUN_ELSEWHERE:
@@ -116,10 +158,10 @@ def anchors(text):
 def test_links_lead_to_files_and_headings_that_exist(page):
     tokens = MarkdownIt("commonmark").enable("table").parse(TEXTS[page])
     links = [
-        child.attrs["href"]
+        child.attrs["href" if child.type == "link_open" else "src"]
         for token in tokens
         for child in token.children or ()
-        if child.type == "link_open"
+        if child.type in ("link_open", "image")
     ]
     for link in links:
         if re.match(r"https?:", link):
@@ -144,9 +186,7 @@ def test_every_page_is_in_the_navigation():
             for line in tree.splitlines():
                 if line and not line.startswith(":"):
                     name = re.sub(r".*<(.+)>", r"\1", line)  # Title <name>
-                    found = list(page.parent.glob(f"{name}.md"))
-                    assert found, f"{line} of {page}"
-                    waiting += found
+                    waiting.append(NAMED[str((page.parent / name).relative_to(DOCS))])
     assert reached == set(PAGES)
 
 

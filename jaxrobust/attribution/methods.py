@@ -14,7 +14,7 @@ class Method:
     """A function that draws maps, called as all others are.
 
     Attributes:
-      function: (logits_fn, images, labels, **options) -> maps float32 [B, H, W].
+      function: ``(logits_fn, images, labels, **options)`` -> maps float32 [B, H, W].
       is_signed: Whether its maps have negative values: evidence against the class.
       needs_layer: Whether it looks at a layer: not for a network whose `layers` have no default.
       takes_key: Whether it draws random numbers, from the option `key`.

@@ -145,6 +145,7 @@ CRITERIA: dict[str, Criterion] = {
     "taylor": Criterion(summed(taylor), needs="gradients", normalises=False),
     "random": Criterion(uniform, needs="key", normalises=False),
 }
+"""The criteria that have a name, which `filter_scores` and `prune_filters` take in their place."""
 
 
 def filter_scores(
