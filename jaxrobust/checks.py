@@ -1,7 +1,7 @@
-"""Checks of arguments at the public edge: each error names what was wrong and what would be right.
+"""Checks of the arguments of public functions; each error says what is allowed and what was given.
 
-Static facts (names, shapes, types) can be checked while tracing. Values are checked only where they
-are known: a traced value passes, because nothing can be said about it yet.
+Names, shapes and types can be checked while jax traces. Values are checked only where they are known: a
+traced value passes.
 """
 
 import math
@@ -35,11 +35,11 @@ def number(
 ) -> None:
     """Raises unless `value` is a finite number in [minimum, maximum] and greater than `above`.
 
-    Numbers and arrays of them are looked at; placeholders and traced values pass.
+    Numbers and arrays of numbers are checked; placeholders and traced values pass.
 
     Raises:
-      TypeError: A string, a bool, None or a container.
-      ValueError: Out of range, infinite or NaN.
+      TypeError: `value` is a string, a bool, None or a container.
+      ValueError: `value` is out of range, infinite or NaN.
     """
     if isinstance(value, bool | str | bytes | list | tuple | dict) or value is None:
         raise TypeError(f"`{name}` must be a number, got {value!r}.")
@@ -69,14 +69,14 @@ def number(
 
 
 def fraction(name: str, value: Any) -> None:
-    """Raises unless `value` is a number in [0, 1), as `number` does."""
+    """Raises TypeError unless `value` is a number, and ValueError unless it is in [0, 1)."""
     number(name, value)
     if not 0 <= value < 1:
         raise ValueError(f"`{name}` must be in [0, 1), got {value!r}.")
 
 
 def integer(name: str, value: Any, *, minimum: int) -> None:
-    """Raises unless `value` is an integer of at least `minimum`."""
+    """Raises TypeError unless `value` is an integer, and ValueError unless it is at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"`{name}` must be an integer, got {value!r}.")
     if value < minimum:
@@ -84,17 +84,17 @@ def integer(name: str, value: Any, *, minimum: int) -> None:
 
 
 def integers(name: str, array: Any) -> None:
-    """Raises TypeError unless `array`, which has a dtype, is of integers; reads no values."""
+    """Raises TypeError unless the array has an integer dtype. It reads no values."""
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"`{name}` must be integers, got {array.dtype}.")
 
 
 def float_images(images: Any) -> None:
-    """Raises unless `images` is a floating array [B, H, W, C]; reads no values.
+    """Raises unless `images` is a floating-point array [B, H, W, C]. It reads no values.
 
     Raises:
-      TypeError: No array, or one of integers.
-      ValueError: Wrong rank.
+      TypeError: `images` is not an array, or not of floating point.
+      ValueError: `images` does not have four axes.
     """
     if not hasattr(images, "shape") or not hasattr(images, "dtype"):
         raise TypeError(f"`images` must be an array, got {type(images).__name__}.")
@@ -108,15 +108,15 @@ def float_images(images: Any) -> None:
 
 
 def images_and_labels(images: Any, labels: Any) -> None:
-    """Checks the shapes and types of a batch; no values, so it may run while tracing.
+    """Checks the shapes and types of a batch. It reads no values, so it may run while jax traces.
 
     Args:
-      images: floating [B, H, W, C].
-      labels: integer [B].
+      images: floating point [B, H, W, C].
+      labels: int [B].
 
     Raises:
-      TypeError: Integer images or fractional labels.
-      ValueError: Wrong rank, or lengths that differ.
+      TypeError: The images are integers, or the labels are not.
+      ValueError: The images do not have four axes, or the lengths differ.
     """
     float_images(images)
     if not hasattr(labels, "shape") or not hasattr(labels, "dtype"):
@@ -130,10 +130,10 @@ def images_and_labels(images: Any, labels: Any) -> None:
 
 
 def value_range(images: Any) -> None:
-    """Raises ValueError unless every pixel is in [0, 1]. Reads values: host only.
+    """Raises ValueError unless every pixel is in [0, 1]. It reads values, so they must not be traced.
 
     Args:
-      images: floating, any shape.
+      images: floating point, any shape.
     """
     if not images.size:
         return
@@ -147,7 +147,7 @@ def value_range(images: Any) -> None:
         raise ValueError(
             f"`images` must lie in [0, 1], got values in [{low:.9g}, {high:.9g}]. Normalisation "
             "belongs in the classifier (`Classifier(mean=..., std=...)`), so that epsilon is in pixel "
-            "units; what resizing leaves beyond the ends is for `np.clip(images, 0, 1)`."
+            "units. If resizing left values slightly outside, use `np.clip(images, 0, 1)`."
         )
 
 
@@ -155,7 +155,7 @@ _PIECE = 1 << 24  # values looked at together: a few megabytes beside the array 
 
 
 def _ends(array: Any) -> tuple[Any, Any]:
-    """The smallest and the largest value, NaN where there is one; found where the array lies."""
+    """The smallest and the largest value, or NaN if there is one; found where the array lies."""
     if isinstance(array, jax.Array):
         low, high = jax.device_get((jnp.min(array), jnp.max(array)))
         return low.item(), high.item()
@@ -169,12 +169,14 @@ def _ends(array: Any) -> tuple[Any, Any]:
 
 
 def label_range(name: str, labels: Any, num_classes: int) -> None:
-    """Raises ValueError unless every label is in 0 .. num_classes - 1. Reads values: host only.
+    """Raises ValueError unless every label is in 0 .. num_classes - 1.
+
+    It reads values, so they must not be traced.
 
     Args:
       name: The argument's name, for the message.
-      labels: integer, any shape.
-      num_classes: K.
+      labels: int, any shape.
+      num_classes: The number of classes, K.
     """
     if not labels.size:
         return
@@ -187,7 +189,7 @@ def label_range(name: str, labels: Any, num_classes: int) -> None:
 
 
 def is_traced(*values: Any) -> bool:
-    """Whether this code is being traced, or one of the values is: then values are not known.
+    """Says whether jax is tracing this code or one of the values, so that values are not known.
 
     Args:
       *values: Pytrees. Under `jax.grad` alone only what is differentiated is traced.
@@ -197,12 +199,19 @@ def is_traced(*values: Any) -> bool:
 
 
 def json_object(name: str, value: Any) -> dict[str, Any]:
-    """A mapping as JSON has it: arrays and tuples become lists, numpy's numbers Python's.
+    """Converts a mapping to JSON values: arrays and tuples to lists, numpy's numbers to Python's.
+
+    Args:
+      name: The argument's name, for the messages.
+      value: A mapping with strings as keys; its values are JSON, arrays, or mappings of these.
+
+    Returns:
+      The same content in Python's own types.
 
     Raises:
-      TypeError: No mapping, a key that is no string (JSON would make one of it), or a value that is
-        neither JSON nor an array; the message says where.
-      ValueError: NaN or infinity, for which JSON has no word.
+      TypeError: `value` is not a mapping, a key is not a string (JSON would turn it into one), or an
+        entry is neither JSON nor an array; the message says which.
+      ValueError: An entry is NaN or infinite, which JSON cannot hold.
     """
     if not isinstance(value, Mapping):
         raise TypeError(f"`{name}` must be a JSON object, got {type(value).__name__}.")
@@ -218,10 +227,12 @@ def json_object(name: str, value: Any) -> dict[str, Any]:
         if isinstance(item, list | tuple):
             return [plain(entry, f"{where}[{index}]") for index, entry in enumerate(item)]
         if isinstance(item, float) and not math.isfinite(item):
-            raise ValueError(f"`{name}` must be JSON, which has no {item}, got it as {where}.")
+            raise ValueError(f"`{name}` must be JSON, which cannot hold {item}, got it as {where}.")
         if item is None or isinstance(item, bool | int | float | str):
             return item
-        raise TypeError(f"`{name}` must be JSON and arrays, got {type(item).__name__} as {where}.")
+        raise TypeError(
+            f"`{name}` must hold JSON values and arrays only, got {type(item).__name__} as {where}."
+        )
 
     result: dict[str, Any] = plain(value, name)
     return result

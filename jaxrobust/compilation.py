@@ -1,4 +1,4 @@
-"""The one place that knows compiler options and platforms."""
+"""Choices that depend on the compiler and the platform, all in one place."""
 
 import contextlib
 import contextvars
@@ -27,7 +27,7 @@ _CPU_OPTIONS = {
 
 @functools.cache
 def compiler_options() -> dict[str, str]:
-    """XLA options for the default backend; empty where none help or this jaxlib knows none.
+    """Returns the XLA options for the default backend; empty if none help or jaxlib knows none.
 
     An option that jaxlib does not know is an error in the first compilation that uses it, so a
     trivial program tries it once.
@@ -45,10 +45,10 @@ _IS_PORTABLE = contextvars.ContextVar("_IS_PORTABLE", default=False)
 
 
 def has_fast_forms() -> bool:
-    """Whether programs that are traced now are computed by the fast forms of `jaxrobust.ops`.
+    """Says whether programs that are traced now use the fast forms of `jaxrobust.ops`.
 
-    On the CPU, unless the environment has JAXROBUST_PLAIN=1, or they are made for other platforms too.
-    Asked while programs are traced: set it before the first.
+    They do on the CPU, unless the environment has JAXROBUST_PLAIN=1 or the program is made for other
+    platforms too. The variable is read while programs are traced, so set it before the first.
 
     Raises:
       ValueError: JAXROBUST_PLAIN is neither 0 nor 1.
@@ -64,7 +64,7 @@ _ONEDNN_RELEASES = ("0.10.2",)
 
 @contextlib.contextmanager
 def portable() -> Iterator[None]:
-    """Programs traced within use nothing that only this machine's jaxlib knows."""
+    """Makes programs that are traced in the block use nothing that only this machine's jaxlib has."""
     token = _IS_PORTABLE.set(True)
     try:
         yield
@@ -73,14 +73,14 @@ def portable() -> Iterator[None]:
 
 
 def with_onednn() -> bool:
-    """Whether convolutions on the CPU are computed by the copy of oneDNN inside jaxlib.
+    """Says whether the copy of oneDNN inside jaxlib computes convolutions on the CPU.
 
-    Off unless the environment has JAXROBUST_ONEDNN=1: a quarter faster than XLA's own convolutions, but
-    an internal of jaxlib, not an interface, and its ReLU makes 0 of NaN. Asked while programs are
-    traced: set it before the first.
+    It does only if the environment has JAXROBUST_ONEDNN=1. It is a quarter faster than XLA's own
+    convolutions, but it is an internal part of jaxlib, and its ReLU turns NaN into 0. The variable is
+    read while programs are traced, so set it before the first.
 
     Raises:
-      ValueError: Asked for where it has not been tested, or by another value than 1.
+      ValueError: JAXROBUST_ONEDNN is neither 0 nor 1, or it is 1 where this has not been tested.
     """
     asked = os.environ.get("JAXROBUST_ONEDNN", "0")
     checks.one_of("JAXROBUST_ONEDNN", asked, ("", "0", "1"))
@@ -96,16 +96,16 @@ def with_onednn() -> bool:
 
 
 def use_every_core() -> None:
-    """Makes a device of every core that this process may use, where the CPU is the device.
+    """On the CPU, makes every core that this process may use a jax device of its own.
 
-    Attacks share their lanes among the devices: two devices of a core each were a quarter faster than
-    one of two cores, which wait for each other at every layer. Only at the start of a program: jax
-    cannot change its devices once it has looked at them. Left alone where the user has chosen a number
-    (JAX_NUM_CPU_DEVICES, or the flag in XLA_FLAGS), which is also how to tell of a container's share of
-    the cores. Measured on 2 cores.
+    Attacks share their images among the devices. On a machine with 2 cores, two devices of one core
+    each were a quarter faster than one device of two cores, which wait for each other at every layer.
+    Call it at the start of a program: jax cannot change its devices once it has looked at them. A
+    number of devices that the user has chosen (JAX_NUM_CPU_DEVICES, or the flag in XLA_FLAGS) is kept;
+    choose one in a container that may use only a share of the cores.
 
     Raises:
-      RuntimeError: jax has looked at its devices.
+      RuntimeError: jax has already looked at its devices.
     """
     flag = "xla_force_host_platform_device_count"
     if getattr(jax.config, "jax_num_cpu_devices", 0) > 0 or flag in os.environ.get("XLA_FLAGS", ""):
@@ -115,41 +115,42 @@ def use_every_core() -> None:
     except RuntimeError as error:
         raise RuntimeError(
             "`use_every_core` must come before jax computes anything or looks at its devices: call it "
-            "first in the program."
+            "at the start of the program."
         ) from error
 
 
 def num_cores() -> int:
-    """Cores that this process may use: fewer than the machine's if it is bound to some of them."""
+    """Counts the cores that this process may use, which may be fewer than the machine has."""
     # Not every system can tell which ones it is bound to.
     bound = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
     return len(bound(0))
 
 
 def microbatch_size() -> int | None:
-    """How many images at a time an attack works on; None for all at once.
+    """Returns how many images an attack works on at a time; None means all at once.
 
-    On the CPU fewer activations compete for the cache. Measured on a noisy machine, 32 against 64
-    images of a small residual network: 6 % faster in two comparisons, 9 % slower in a third.
+    On the CPU, activations of fewer images compete for the cache. Measured on a noisy machine with a
+    small residual network, 32 images were 6 % faster than 64 in two comparisons and 9 % slower in a
+    third.
     """
     return 32 if jax.default_backend() == "cpu" else None
 
 
 def loops_are_fast() -> bool:
-    """Whether steps of training may as well be taken in a loop within the compiled program.
+    """Says whether a loop of training steps inside one compiled program is as fast as single steps.
 
-    On the CPU they may not: a weight gradient inside `lax.scan`, `fori_loop` or `cond` is many times
-    slower. Neither in programs that are traced for other platforms too.
+    On the CPU it is not: a weight gradient inside `lax.scan`, `fori_loop` or `cond` is many times
+    slower. The answer is also False in programs that are traced for other platforms too.
     """
     return jax.default_backend() != "cpu" and not _IS_PORTABLE.get()
 
 
 def group_sizes() -> tuple[int, ...] | None:
-    """How many lanes of an attack may take their steps together; None for all of them.
+    """Returns how many lanes of an attack may take their steps together; None means all of them.
 
     On the CPU an image costs the same in groups of 4 as in groups of 32, and a group whose lanes are
-    all finished costs nothing. The first size serves everything; each of the others, which may leave
-    fewer lanes idle, needs a program of its own.
+    all finished costs nothing. The first size always works; each of the others may leave fewer lanes
+    idle but needs a program of its own.
     """
     return (4, 5, 6, 7) if jax.default_backend() == "cpu" else None
 
@@ -166,20 +167,20 @@ _HURRY = {"xla_backend_optimization_level": 0}
 def jit(
     function: F, *, exact_types: bool = False, in_a_hurry: bool = False, **jit_options: Any
 ) -> F:
-    """`jax.jit` with this machine's compiler options, chosen at the first call.
+    """Compiles a function as `jax.jit` does, with compiler options for this machine.
 
-    Compiler options belong to the outermost jit only: called while another function is being
-    traced, the result is an ordinary nested jit.
+    The options are chosen at the first call. Only the outermost jit can have options, so while another
+    function is being traced the result behaves as an ordinary nested jit.
 
     Args:
-      function: To compile.
-      exact_types: Whether every value has the precision of its type, and no more: for programs whose
-        answers are compared with another program's.
-      in_a_hurry: Whether it runs so seldom that compiling it quickly matters more than its speed.
-      **jit_options: Passed to `jax.jit`.
+      function: The function to compile.
+      exact_types: Whether every value keeps exactly the precision of its type. Set it for programs
+        whose answers are compared with those of another program.
+      in_a_hurry: Whether the function runs so seldom that quick compilation matters more than speed.
+      **jit_options: Passed on to `jax.jit`.
 
     Returns:
-      The compiled function; `.lower(...)` lowers it with the same options.
+      The compiled function; its method `lower(...)` lowers it with the same options.
 
     Example:
       >>> import jax.numpy as jnp
@@ -214,13 +215,16 @@ def jit(
 
 
 def as_pytree(function: Callable[..., Any]) -> Any:
-    """A callable as a part of a pytree: a plain function becomes a `jax.tree_util.Partial` of it.
+    """Makes a callable a pytree: a plain function is wrapped in `jax.tree_util.Partial`.
 
     Args:
-      function: Any callable.
+      function: Any callable. One that is a pytree already is returned unchanged.
+
+    Returns:
+      A callable pytree.
 
     Raises:
-      TypeError: It cannot be called.
+      TypeError: `function` cannot be called.
     """
     check_callable(function)
     is_leaf = jax.tree_util.all_leaves([function])

@@ -1,15 +1,15 @@
-"""Classifiers as one file that runs without this package: jax alone loads it, on a CPU or a GPU.
+"""Saves a classifier as one file that jax runs without this package, on a CPU or a GPU.
 
-The file is what `jax.export` serialises: the network's operations and weights, for any batch size. To
-classify with it, or to attack it, nothing but jax is needed (and flatbuffers, which jax reads with)::
+`jax.export` writes the network's operations and weights, for any batch size. To classify with the file
+or to attack it, only jax is needed, with flatbuffers, which jax uses to read it::
 
     import pathlib, jax
 
     logits_fn = jax.export.deserialize(pathlib.Path("model.jaxexport").read_bytes()).call
     logits_fn(images)  # float32 [B, H, W, C] in [0, 1] -> logits [B, K]
 
-`jax.grad` goes through it where it was saved with gradients. A file is code: load none that you would
-not run. jax promises to read files of its releases of the last half year, and no older ones.
+`jax.grad` goes through it if it was saved with gradients. A file is code: load only files that you
+would run. jax promises to read files that its releases of the last half year wrote, and no older ones.
 """
 
 import os
@@ -35,28 +35,28 @@ def save(
     platforms: Sequence[str] = ("cpu", "cuda"),
     vjp_order: int = 1,
 ) -> int:
-    """Saves a classifier, weights and normalisation included, for any batch size.
+    """Saves a classifier with its weights and its normalisation, for any batch size.
 
-    No device of the platforms needs to be there. The file is written whole or not at all.
+    This machine does not need a device of the platforms. The file is written whole or not at all.
 
     Args:
-      path: Of the file; its folder is made where it is missing, a file there is replaced.
-      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]: a `models.Classifier`, dense or
-        shrunk, or any other function that can be compiled with a symbol as B: where it needs the batch
-        size, `images.shape[0]` will do and `len(images)` will not.
-      image_shape: (H, W, C).
-      platforms: Where it shall run, some of `PLATFORMS`.
-      vjp_order: How often it can be differentiated by the images: 0 not at all, 1 for attacks by
-        gradients. Each order takes about as much space again as the network.
+      path: The path of the file. Its folder is made if it is missing; an existing file is replaced.
+      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. It is a `models.Classifier`,
+        dense or shrunk, or any other function that jax can compile for a symbolic B: it may use
+        `images.shape[0]` as the batch size, but not `len(images)`.
+      image_shape: (H, W, C), the shape of one image.
+      platforms: The platforms that the file shall run on, one or more of `PLATFORMS`.
+      vjp_order: How often the function can be differentiated with respect to the images: 0 not at all,
+        1 for attacks that use gradients. Each order adds about the size of the network to the file.
 
     Returns:
       The file's size in bytes.
 
     Raises:
       ModuleNotFoundError: flatbuffers is not installed.
-      TypeError: A classifier that cannot be called.
-      ValueError: An unknown platform, a shape or order out of range, logits that are not [B, K], a
-        function that is for one batch size.
+      TypeError: `logits_fn` cannot be called.
+      ValueError: A platform is unknown, a shape or an order is out of range, the logits are not [B, K],
+        or the function works for one batch size only.
 
     Example:
       >>> import tempfile
@@ -73,7 +73,7 @@ def save(
         import flatbuffers  # noqa: F401  (jax serialises with it)
     checks.integer("vjp_order", vjp_order, minimum=0)
     if isinstance(platforms, str) or not platforms:
-        raise ValueError(f"`platforms` must be some of {PLATFORMS}, got {platforms!r}.")
+        raise ValueError(f"`platforms` must be one or more of {PLATFORMS}, got {platforms!r}.")
     for platform in platforms:
         checks.one_of("platforms", platform, PLATFORMS)
     if len(image_shape) != 3:
@@ -94,16 +94,16 @@ def save(
             if isinstance(error, TypeError) and "_DimExpr" not in str(error):
                 raise
             raise ValueError(
-                "`logits_fn` makes a number of the batch size, compares it, or loops over the batch, "
-                "which may be of any size in an exported file: write `images.shape[0]` where it says "
-                "`len(images)` or `int(...)`, and jax.vmap for a loop over images."
+                "`logits_fn` must work for any batch size, but it converts the batch size to a number, "
+                "compares it, or loops over the batch: write `images.shape[0]` where it says "
+                "`len(images)` or `int(...)`, and use jax.vmap for a loop over images."
             ) from error
         except RuntimeError as error:
             if "bad_cast" not in str(error):
                 raise
             raise ValueError(
-                "`logits_fn` calls back into Python (jax.pure_callback or the like), which no file can "
-                "hold."
+                "`logits_fn` must not call back into Python (jax.pure_callback or the like), because a "
+                "file cannot hold that."
             ) from error
         data = _serialized(exported, vjp_order)
     with files.replace(Path(path)) as file:
@@ -124,18 +124,19 @@ def _serialized(exported: Any, vjp_order: int) -> bytearray:
 
 
 def load(path: str | os.PathLike[str]) -> Callable[[Array], Array]:
-    """Loads what `save` saved, as a LogitsFn.
+    """Loads a classifier that `save` has written.
 
     Args:
-      path: Of the file; it is code, so only from where you would run code from.
+      path: The path of the file. A file is code, so load only files whose source you trust.
 
     Returns:
-      Images float32 [B, H, W, C] in [0, 1] -> logits [B, K].
+      A function: images float32 [B, H, W, C] in [0, 1] -> logits [B, K].
 
     Raises:
-      FileNotFoundError: No such file.
+      FileNotFoundError: There is no such file.
       ModuleNotFoundError: flatbuffers is not installed.
-      ValueError: Not a file of `save`, or of a jax release too far away.
+      ValueError: `save` did not write the file, or it did with a release of jax that this one cannot
+        read.
     """
     data = Path(path).read_bytes()
     with packages.extra("export", "An exported file"):
@@ -143,4 +144,7 @@ def load(path: str | os.PathLike[str]) -> Callable[[Array], Array]:
     try:
         return jax.export.deserialize(bytearray(data)).call
     except Exception as error:  # its parser has errors of many classes
-        raise ValueError(f"{path} is no exported classifier that this jax can read.") from error
+        raise ValueError(
+            f"{path} is not an exported classifier that jax {jax.__version__} can read: save it anew "
+            "with `jaxrobust.export.save`."
+        ) from error

@@ -1,4 +1,4 @@
-"""Files of runs: written whole or not at all, in folders that belong to one configuration."""
+"""Files of runs, which are written whole or not at all, and folders that belong to one run."""
 
 import contextlib
 import json
@@ -13,13 +13,13 @@ SETTINGS = "settings.json"
 
 @contextlib.contextmanager
 def replace(path: Path) -> Iterator[BinaryIO]:
-    """A file to write such that a kill leaves the old one or the new one, never half of it.
+    """Opens a file for writing such that a killed process leaves the old file or the new one, whole.
 
     Args:
-      path: In any folder; the folder is made where it is missing.
+      path: The path of the file. Its folder is made if it is missing.
 
     Yields:
-      An open binary file, which takes the name `path` when the block ends without an error.
+      An open binary file, which replaces `path` when the block ends without an error.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The process's number, so that two processes writing at once do not share the partial file.
@@ -36,10 +36,10 @@ def replace(path: Path) -> Iterator[BinaryIO]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a text file, UTF-8, by `replace`.
+    """Writes a text file in UTF-8, whole or not at all.
 
     Args:
-      path: In any folder; the folder is made where it is missing.
+      path: The path of the file. Its folder is made if it is missing.
       text: The new content.
     """
     with replace(path) as file:
@@ -47,10 +47,14 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON by `replace_text`. NaN and infinities become null: JSON has no word for them.
+    """Writes a JSON file, whole or not at all. NaN and infinities become null.
+
+    Args:
+      path: The path of the file. Its folder is made if it is missing.
+      value: A JSON value; tuples are written as lists.
 
     Raises:
-      TypeError: A value that JSON cannot hold; an existing file is left as it was.
+      TypeError: JSON cannot hold the value. An existing file is left as it was.
     """
     replace_text(path, json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
 
@@ -69,13 +73,14 @@ _held: dict[Path, BinaryIO] = {}
 
 
 def hold(folder: Path) -> None:
-    """Keeps other processes out of a folder for as long as this one lives.
+    """Locks a folder against other processes until this process ends.
 
     Args:
-      folder: Made where it is missing. Where the file system has no locks, it stays open to all.
+      folder: The folder, which is made if it is missing. It is not locked where the file system has no
+        locks.
 
     Raises:
-      ValueError: Another process is at work in it.
+      ValueError: Another process has locked it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder.resolve() / ".lock"
@@ -99,20 +104,21 @@ def hold(folder: Path) -> None:
 def claim(
     folder: Path, settings: Mapping[str, Any], *, in_use: bool, ignored: Sequence[str] = ()
 ) -> None:
-    """Makes a folder the own of these settings, or recognises that it already is.
+    """Reserves a run's folder for these settings, or checks that it already belongs to them.
 
-    What killed processes left half written in it is removed.
+    Half-written files that killed processes left in the folder are removed.
 
     Args:
-      folder: Of a run; made where it is missing. The settings are kept in its settings.json.
-      settings: JSON values: all that decides the run's result.
-      in_use: Whether the folder holds anything that was computed. If not, it is free for any
-        settings: a run that failed at its first step must not block the corrected one.
-      ignored: Names of settings that the folder's own may have and that decide nothing.
+      folder: The run's folder, which is made if it is missing. The settings are kept in its
+        settings.json.
+      settings: JSON values: everything that decides the run's result.
+      in_use: Whether the folder holds results. If not, it is free for any settings, so that a run that
+        failed at its first step does not block the corrected one.
+      ignored: Names of saved settings that are not compared, because they do not decide the result.
 
     Raises:
-      ValueError: The folder belongs to other settings, or to unknown ones. What is in it stays as it
-        is; the message names what differs.
+      ValueError: The folder belongs to other or to unknown settings. The message says what differs,
+        and the folder is left as it was.
     """
     path = folder / SETTINGS
     for partial in folder.glob(".*.partial"):
@@ -137,7 +143,14 @@ def claim(
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """What differs between two JSON objects; at most 8 entries and the number of the others.
+    """Lists the differences between two JSON objects.
+
+    Args:
+      saved: The older object.
+      current: The newer object.
+
+    Returns:
+      One line for each difference; after the first 8, one line with the number of the others.
 
     Example:
       >>> differences({"config": {"seed": 0, "epochs": 2}}, {"config": {"seed": 1, "epochs": 2}})

@@ -1,6 +1,6 @@
-"""Losses of one example, from its logits; vmap for a batch.
+"""Losses of one example, computed from its logits; use `jax.vmap` for a batch.
 
-Never averaged here: rows of a batch must not depend on each other (a NaN row spoils no other row).
+Nothing is averaged over a batch here, so that a NaN in one row cannot spoil the others.
 """
 
 import jax
@@ -15,7 +15,13 @@ _IMPOSSIBLE = -1e20
 
 
 def is_possible(logits: Array) -> Array:
-    """Which classes an image can get: those whose logit has not been masked; bool, as the logits.
+    """Says which classes can be predicted: those whose logit has not been masked.
+
+    Args:
+      logits: [..., K]. A logit of at most -1e20 counts as masked.
+
+    Returns:
+      bool [..., K].
 
     Example:
       >>> import jax.numpy as jnp
@@ -26,16 +32,23 @@ def is_possible(logits: Array) -> Array:
 
 
 def bounded(logits: Array) -> Array:
-    """The logits, masked ones as a number whose differences float32 can hold and without a gradient."""
+    """Replaces masked logits by -1e20, whose differences float32 can hold and which has no gradient.
+
+    Args:
+      logits: [..., K].
+
+    Returns:
+      [..., K].
+    """
     return jnp.where(is_possible(logits), logits, jnp.asarray(_IMPOSSIBLE, logits.dtype))
 
 
 def cross_entropy(logits: Array, label: Array) -> Array:
-    """Cross-entropy of the softmax, -log p(label).
+    """Computes the cross-entropy of the softmax, -log p(label).
 
     Args:
       logits: [K].
-      label: An integer scalar in 0 .. K - 1.
+      label: An integer scalar in 0 .. K - 1, the true class.
 
     Returns:
       A scalar, in nats.
@@ -49,16 +62,15 @@ def cross_entropy(logits: Array, label: Array) -> Array:
 
 
 def margin(logits: Array, label: Array, targeted: bool = False) -> Array:
-    """The largest other logit minus the label's: positive where another class is predicted.
+    """Computes the largest other logit minus the label's logit.
 
     Args:
-      logits: [K], K of at least 2.
+      logits: [K], with K at least 2.
       label: An integer scalar in 0 .. K - 1.
-      targeted: Whether the label is the class to reach: then the negative, positive where it is
-        predicted.
+      targeted: Whether the label is the class to reach. The sign is then reversed.
 
     Returns:
-      A scalar.
+      A scalar, positive if another class is predicted (targeted: if the label is predicted).
 
     Example:
       >>> float(margin(jnp.array([1.0, -2.0, -3.0]), 0))
@@ -71,17 +83,18 @@ def margin(logits: Array, label: Array, targeted: bool = False) -> Array:
 
 
 def dlr(logits: Array, label: Array) -> Array:
-    """Difference of logits ratio: the margin over the distance of the first logit to the third.
+    """Computes the difference of logits ratio (DLR).
 
-    Scaling or shifting the logits changes nothing, so a network cannot hide from it by being sure.
-    Two classes have no third: there it is the margin itself, also where all others are masked.
+    It is the margin, divided by the difference between the largest and the third largest logit. Scaling
+    or shifting the logits does not change it, so large logits cannot hide the gradient. With only two
+    classes, or two that are not masked, it is the margin itself.
 
     Args:
-      logits: [K].
-      label: An integer scalar in 0 .. K - 1.
+      logits: [K], with K at least 2.
+      label: An integer scalar in 0 .. K - 1, the true class.
 
     Returns:
-      A scalar, positive where another class is predicted.
+      A scalar, positive if another class is predicted.
 
     Example:
       >>> float(dlr(jnp.array([4.0, 1.0, 2.0]), 0)), float(dlr(jnp.array([4.0, 1.0]), 0))
@@ -103,21 +116,23 @@ def _length(ordered: Array, lower: Array, exists: Array) -> Array:
 
 
 def targeted_dlr(logits: Array, label: Array, target: Array) -> Array:
-    """DLR towards one class, over the distance of the first logit to the mean of third and fourth.
+    """Computes the difference of logits ratio (DLR) towards a target class.
 
-    With three classes it is over the distance to the third, with two it is the difference itself;
-    masked classes do not count.
+    It is the target's logit minus the label's, divided by the difference between the largest logit and
+    the mean of the third and fourth largest. With three classes the third replaces that mean, and with
+    two the result is the difference itself. Masked classes do not count.
 
     Args:
-      logits: [K].
+      logits: [K], with K at least 2.
       label: An integer scalar in 0 .. K - 1, the class to leave.
-      target: Likewise, the class to reach.
+      target: An integer scalar in 0 .. K - 1, the class to reach.
 
     Returns:
-      A scalar, positive where the target's logit is above the label's.
+      A scalar, positive if the target's logit is larger than the label's.
 
     References:
-      Croce, Hein, 2020, equation 7.
+      Croce, Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse
+      parameter-free attacks", ICML 2020, equation 7, https://arxiv.org/abs/2003.01690
     """
     count, logits = jnp.sum(is_possible(logits)), bounded(logits)
     difference = logits[target] - logits[label]

@@ -1,6 +1,6 @@
-"""Norms of perturbations, balls around images, and projections onto them.
+"""Norms of perturbations, and projections onto the balls around images.
 
-Everything here is for one perturbation [H, W, C]; vmap for a batch.
+Every function is for one perturbation [H, W, C]; use `jax.vmap` for a batch.
 """
 
 import math
@@ -12,21 +12,21 @@ from jaxrobust import checks
 from jaxrobust.types import Array
 
 NORMS = ("linf", "l2", "l1")
-"""The norms that attacks are bounded by."""
+"""The norms in which attacks measure perturbations."""
 
 
 def norm(perturbation: Array, order: str) -> Array:
-    """The norm of one perturbation.
+    """Computes the norm of one perturbation.
 
     Args:
       perturbation: [H, W, C] in pixel units.
-      order: "linf" (largest change of a value), "l2" or "l1".
+      order: "linf" (the largest change of a value), "l2" or "l1".
 
     Returns:
-      A scalar.
+      A scalar in pixel units.
 
     Raises:
-      ValueError: An unknown order.
+      ValueError: `order` is unknown.
 
     Example:
       >>> float(norm(jnp.array([[[3.0, -4.0]]]), "l2"))
@@ -41,23 +41,23 @@ def norm(perturbation: Array, order: str) -> Array:
 
 
 def project(perturbation: Array, image: Array, epsilon: Array | float, order: str) -> Array:
-    """A point of the ball of radius epsilon around the image, inside [0, 1].
+    """Projects a perturbation onto the ball of radius epsilon such that the image stays in [0, 1].
 
-    For linf and l1 the nearest such perturbation in Euclidean distance. For l2 the nearest of the
-    ball, then clipped to [0, 1], as every published l2 attack does; clipping never leaves the ball,
-    because the image is inside [0, 1] itself.
+    For linf and l1 the result is the nearest such perturbation in Euclidean distance. For l2 it is the
+    nearest perturbation in the ball, then clipped so that the image stays in [0, 1], as in every
+    published l2 attack. Clipping never leaves the ball, because the image itself is in [0, 1].
 
     Args:
-      perturbation: [H, W, C].
+      perturbation: [H, W, C] in pixel units.
       image: [H, W, C] in [0, 1].
-      epsilon: Radius in pixel units, not negative.
+      epsilon: The radius in pixel units, not negative.
       order: "linf", "l2" or "l1".
 
     Returns:
-      The perturbation that is left, [H, W, C].
+      The projected perturbation, [H, W, C].
 
     Raises:
-      ValueError: An unknown order.
+      ValueError: `order` is unknown.
 
     References:
       Croce, Hein, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers", ICML
@@ -109,19 +109,19 @@ def _project_l1(perturbation: Array, image: Array, epsilon: Array | float) -> Ar
 
 
 def steepest(gradient: Array, order: str) -> Array:
-    """The direction of unit norm along which a linear function rises fastest.
+    """Computes the direction of unit norm along which a linear function rises fastest.
 
     Args:
-      gradient: [H, W, C].
-      order: "linf" (its sign), "l2" (itself, scaled to length one; zero stays zero) or "l1" (the
-        signs of the largest hundredth of its values, scaled likewise: the steepest direction
-        proper would move a single value).
+      gradient: [H, W, C], the gradient of the function.
+      order: "linf" gives the sign of the gradient; "l2" gives the gradient scaled to l2 norm one, where
+        zero stays zero; "l1" gives the signs of the largest hundredth of its values, scaled to l1 norm
+        one, because the exact l1 direction would move a single value.
 
     Returns:
-      [H, W, C].
+      The direction, [H, W, C].
 
     Raises:
-      ValueError: An unknown order.
+      ValueError: `order` is unknown.
 
     References:
       Tramer, Boneh, "Adversarial Training and Robustness for Multiple Perturbations", NeurIPS 2019,
@@ -138,14 +138,14 @@ def steepest(gradient: Array, order: str) -> Array:
 
 
 def sparse_signs(gradient: Array, share: Array | float) -> Array:
-    """The signs of the largest values, of l1 norm one.
+    """Keeps the signs of the largest values of a gradient, scaled to l1 norm one.
 
     Args:
       gradient: [H, W, C].
-      share: Of the values that are kept, in (0, 1]; at least one is.
+      share: The share of the values to keep, in (0, 1]. At least one value is kept.
 
     Returns:
-      [H, W, C]; zero for a gradient of zeros.
+      The scaled signs, [H, W, C]; zeros for a gradient of zeros.
     """
     magnitude = jnp.abs(gradient)
     position = jnp.clip(jnp.floor((1.0 - share) * gradient.size), 0, gradient.size - 1)
@@ -157,22 +157,23 @@ def sparse_signs(gradient: Array, share: Array | float) -> Array:
 def uniform_in_ball(
     key: Array, shape: tuple[int, ...], epsilon: Array | float, order: str
 ) -> Array:
-    """A point drawn uniformly from the ball of radius epsilon around zero.
+    """Draws a point uniformly from the ball of radius epsilon around zero.
 
-    In l2 the radius is epsilon * u^(1/d) for d values: epsilon * u would crowd the centre. In l1 it
-    is d of d + 1 exponential numbers with random signs, over the sum of all.
+    For l2 and d values the point has length epsilon * u^(1/d) with u uniform in [0, 1), because
+    epsilon * u would crowd the centre. For l1 the point is made of d + 1 exponential numbers: the first
+    d, with random signs, are divided by the sum of all.
 
     Args:
       key: A PRNG key.
       shape: (H, W, C).
-      epsilon: Radius in pixel units.
+      epsilon: The radius in pixel units, not negative.
       order: "linf", "l2" or "l1".
 
     Returns:
-      float32 [H, W, C].
+      The point, float32 [H, W, C].
 
     Raises:
-      ValueError: An unknown order.
+      ValueError: `order` is unknown.
     """
     checks.one_of("norm", order, NORMS)
     if order == "linf":

@@ -1,4 +1,4 @@
-"""Packages that are not always installed: whoever needs one that is missing reads what to install."""
+"""Optional packages: an import of one that is missing says what to install."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def extra(name: str, task: str) -> Iterator[None]:
-    """Imports inside the block say, where a package is missing, which extra brings it.
+    """Makes a failed import inside the block say which extra installs the missing package.
 
     Args:
-      name: An extra of pyproject.toml, which lists every package that the block imports.
-      task: What needs them, as the subject of a sentence.
+      name: An extra of pyproject.toml that lists every package that the block imports.
+      task: What needs the packages, as the subject of a sentence.
 
     Raises:
       ModuleNotFoundError: A package is not installed; the message has the command that installs it.

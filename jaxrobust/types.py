@@ -1,4 +1,4 @@
-"""The types that everything else speaks in.
+"""The types that the whole package shares: functions, keys, classifiers and results of attacks.
 
 Shapes are written as in jaxtyping: B images in a batch, H x W pixels, C channels, K classes.
 Images are float32 in [0, 1], NHWC; epsilon is in the same pixel units.
@@ -19,10 +19,10 @@ LogitsFn: TypeAlias = Callable[[Array], Array]
 """Images float32 [B, H, W, C] in [0, 1] -> logits float32 [B, K]. Any callable will do."""
 
 Progress: TypeAlias = Callable[[str, int, int], None]
-"""Called with (what is under way, done of it, all of it) as something long goes on. `print` will do."""
+"""Called during long work with (name of the work, number done, number in all), such as `print`."""
 
 Masks: TypeAlias = PyTree
-"""The parameters' structure with boolean leaves; True keeps the weight. Never None."""
+"""A pytree of booleans with the structure of the parameters; True keeps the weight. Never None."""
 
 
 @jax.tree_util.register_dataclass
@@ -32,7 +32,7 @@ class QuantizedKernel:
 
     Attributes:
       values: int8 [..., C_out], in -127 .. 127.
-      scale: float32, above 0: [C_out], or if another axis than the last has the channels, what
+      scale: float32 [C_out], above 0. If the channels are not on the last axis, it has a shape that
         broadcasts to `values`.
     """
 
@@ -41,7 +41,13 @@ class QuantizedKernel:
 
 
 def dequantize(variables: PyTree) -> PyTree:
-    """Every `QuantizedKernel` as the float32 kernel that it stands for; everything else as it is.
+    """Turns every `QuantizedKernel` into the float32 kernel that it stands for.
+
+    Args:
+      variables: Any pytree. All other leaves are returned unchanged.
+
+    Returns:
+      The pytree with float32 kernels.
 
     Example:
       >>> kernel = QuantizedKernel(jnp.array([[2, -3]], jnp.int8), jnp.array([0.5, 1.0]))
@@ -62,16 +68,19 @@ def dequantize(variables: PyTree) -> PyTree:
 
 
 def as_key(key: Any) -> Array:
-    """A key of the threefry generator, made of any key.
+    """Converts any PRNG key to a key of the threefry generator.
 
     Under `jax.vmap` jax's other generators (rbg, unsafe_rbg) draw the same numbers for every row, so
-    none of them is used here. A threefry key stays what it is.
+    this package does not use them. A threefry key is returned unchanged.
 
     Args:
       key: `jax.random.key(0)` of any implementation, or `jax.random.PRNGKey(0)`.
 
+    Returns:
+      A scalar key.
+
     Raises:
-      TypeError: No key: a seed, say, or an array of several keys.
+      TypeError: `key` is not one key but, for example, a seed or an array of several keys.
     """
     array: Any = key if hasattr(key, "dtype") and hasattr(key, "shape") else np.zeros(())
     if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
@@ -87,17 +96,17 @@ def as_key(key: Any) -> Array:
 
 
 def fold_keys(key: Any, indices: Array) -> Array:
-    """One key per image, from the image's index in its data set.
+    """Makes one key for each image from the image's index in its data set.
 
     Args:
-      key: As `as_key` takes it.
-      indices: int [B].
+      key: A PRNG key, such as `jax.random.key(0)`.
+      indices: int [B], the indices of the images.
 
     Returns:
-      Keys [B].
+      PRNG keys [B].
 
     Raises:
-      TypeError: A seed instead of a key.
+      TypeError: `key` is a seed instead of a key.
     """
     key = as_key(key)
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
@@ -106,15 +115,15 @@ def fold_keys(key: Any, indices: Array) -> Array:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stochastic:
-    """A classifier that answers at random, as one LogitsFn: the mean of samples of its logits.
+    """A classifier whose answers are random; its logits are the mean over several samples.
 
-    Attacks follow the mean of the gradients of as many samples (expectation over transformation), new
-    ones at every step.
+    Attacks follow the mean gradient of as many samples (expectation over transformation) and draw new
+    samples at every step.
 
     Attributes:
       function: PRNG keys [B], images [B, H, W, C] -> logits [B, K]; row i must depend on key i and
-        image i alone. A plain function needs `jax.tree_util.Partial` around it.
-      num_samples: At least 1; AutoAttack's 20.
+        image i alone. Wrap a plain function in `jax.tree_util.Partial`.
+      num_samples: How many samples are averaged, at least 1. The default, 20, is AutoAttack's.
 
     Example:
       >>> def noisy(keys, images):
@@ -132,11 +141,11 @@ class Stochastic:
     num_samples: int = dataclasses.field(default=20, metadata={"static": True})
 
     def sample(self, keys: Array, index: Array, images: Array) -> Array:
-        """The logits [B, K] of one sample: keys [B] folded with its index."""
+        """Returns the logits [B, K] of one sample, which uses the keys [B] folded with its index."""
         return self.function(jax.vmap(jax.random.fold_in, (0, None))(keys, index), images)
 
     def __call__(self, images: Array, keys: Array | None = None) -> Array:
-        """The mean logits; without keys those of the rows' numbers are taken."""
+        """Returns the mean logits [B, K]. Without keys, each row's key is made from its number."""
         if keys is None:
             keys = fold_keys(jax.random.key(0), jnp.arange(images.shape[0]))
         samples = jax.lax.map(
@@ -148,10 +157,10 @@ class Stochastic:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class BatchDependent:
-    """A classifier whose answer to an image depends on the images beside it, and is meant to.
+    """Marks a classifier whose answer to an image is meant to depend on the rest of the batch.
 
-    Evaluation refuses such a classifier, which mostly is one left in training mode. Wrapped, it is
-    taken as it is: every figure then depends on the batch size.
+    Evaluation refuses such a classifier, because mostly it is one that was left in training mode.
+    Wrapped in this class it is accepted, and every figure then depends on the batch size.
 
     Attributes:
       logits_fn: Images [B, H, W, C] -> logits [B, K].
@@ -160,18 +169,18 @@ class BatchDependent:
     logits_fn: LogitsFn
 
     def __call__(self, images: Array) -> Array:
-        """The logits."""
+        """Returns the logits [B, K] of the images [B, H, W, C]."""
         return self.logits_fn(images)
 
 
 class Evaluation(NamedTuple):
-    """What the classifier answered at the point that an attack asked about (one image).
+    """The classifier's answer at the point that an attack asked about, for one image.
 
     Attributes:
       logits: [K].
-      value: The attack's objective there: scalar, or [k] for an attack that wants k gradients.
-      gradient: Of `value` by the image: [H, W, C], or [k, H, W, C]. None for an attack with
-        `uses_gradient = False`.
+      value: The attack's objective at the point: a scalar, or [k] for an attack with k objectives.
+      gradient: The gradient of `value` with respect to the image, [H, W, C] or [k, H, W, C]. None for
+        an attack with `uses_gradient = False`.
     """
 
     logits: Array
@@ -182,15 +191,16 @@ class Evaluation(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class AttackResult:
-    """What an attack found, for a batch of B images.
+    """The result of an attack on a batch of B images.
 
     Attributes:
-      images: float32 [B, H, W, C] in [0, 1]: the adversarial images, whether they fool or not.
-      success: bool [B]: the classifier's prediction on `images` is not the label (targeted: is the
-        target). False wherever its logits hold a NaN.
-      num_steps: int32 [B]: steps taken until the first point that fooled; all of them if none did.
-      num_queries: int32 [B]: images evaluated by the classifier on behalf of this one.
-      num_gradients: int32 [B]: gradients by the image on behalf of this one.
+      images: float32 [B, H, W, C] in [0, 1], the adversarial images, whether they fool or not.
+      success: bool [B], whether the prediction on `images` differs from the label (for a targeted
+        attack, whether it is the target). False wherever a logit is NaN.
+      num_steps: int32 [B], the steps taken before the first point that fooled, or all of them if none
+        did.
+      num_queries: int32 [B], how many images the classifier evaluated for this image.
+      num_gradients: int32 [B], how many gradients were computed for this image.
     """
 
     images: Array

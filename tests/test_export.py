@@ -114,7 +114,7 @@ def test_errors(tmp_path):
     double = lambda images: images.mean((1, 2))  # noqa: E731
     with pytest.raises(ValueError, match=r"`platforms` must be one of .*'cuda'.* got 'gpu'"):
         export.save(tmp_path / "m", double, (2, 2, 3), platforms=("gpu",))
-    with pytest.raises(ValueError, match="`platforms` must be some of"):
+    with pytest.raises(ValueError, match="`platforms` must be one or more of"):
         export.save(tmp_path / "m", double, (2, 2, 3), platforms="cpu")
     with pytest.raises(ValueError, match=r"`image_shape` must be \(H, W, C\), got \(2, 2\)"):
         export.save(tmp_path / "m", double, (2, 2))
@@ -132,7 +132,7 @@ def test_errors(tmp_path):
     with pytest.raises(FileNotFoundError):
         export.load(tmp_path / "m")
     (tmp_path / "m").write_bytes(b"something else")
-    with pytest.raises(ValueError, match="is no exported classifier"):
+    with pytest.raises(ValueError, match="is not an exported classifier"):
         export.load(tmp_path / "m")
 
 
@@ -151,10 +151,10 @@ def halved(images):
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        (lambda x: x.reshape(int(x.shape[0]), -1), "makes a number of the batch size"),
+        (lambda x: x.reshape(int(x.shape[0]), -1), "converts the batch size to a number"),
         (lambda x: x.mean((1, 2)) if x.shape[0] > 1 else x[:, 0, 0], "compares it"),
         (lambda x: jnp.stack([one.mean((0, 1)) for one in x]), "loops over the batch"),
-        (callback, "calls back into Python"),
+        (callback, "must not call back into Python"),
         (halved, "`vjp_order` must be 0 for this `logits_fn`, got 1"),
     ],
     ids=["number", "comparison", "loop", "callback", "while"],
