@@ -130,7 +130,7 @@ def test_an_unfinished_attack_is_told_what_it_lacks():
             return image
 
     with pytest.raises(
-        TypeError, match=r"Half is no attack: it lacks norm, num_restarts, .* ask, "
+        TypeError, match=r"Half is not an attack: it lacks norm, num_restarts, .* ask, "
     ):
         Half()(jax.random.key(0), logits_fn, IMAGES, LABELS)
 
@@ -150,7 +150,9 @@ def test_what_is_no_attack_is_told_what_to_inherit():
     class Alone:
         epsilon: float = 0.1
 
-    with pytest.raises(TypeError, match=r"Alone is no attack: it must inherit jaxrobust\.attacks"):
+    with pytest.raises(
+        TypeError, match=r"Alone is not an attack: it must inherit jaxrobust\.attacks"
+    ):
         engine.check_attack(Alone())
 
 

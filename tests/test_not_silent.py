@@ -467,7 +467,7 @@ def test_auto_attack_on_images_too_small_for_square_fails_first():
         return x.reshape(x.shape[0], -1)[:, :3]
 
     asked = []
-    with pytest.raises(ValueError, match="Square in l2 needs at least 5 x 5 pixels, got 1 x 30"):
+    with pytest.raises(ValueError, match="needs images of at least 5 x 5 pixels, got 1 x 30"):
         evaluation.auto_attack(
             logits_fn, images, np.zeros(4, int), 0.5, key=KEY, norm="l2",
             execution=evaluation.Execution(progress=lambda *told: asked.append(told)),

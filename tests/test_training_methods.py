@@ -227,7 +227,7 @@ def test_what_is_no_adversary():
     for none in ("pgd", PGD, CrossEntropy()):
         with pytest.raises(TypeError, match="`adversary` must be an attack such as"):
             Recipe(adversary=none)
-    with pytest.raises(TypeError, match="Attack is no attack: it lacks norm, .*, init, ask,"):
+    with pytest.raises(TypeError, match="Attack is not an attack: it lacks norm, .*, init, ask,"):
         Recipe(adversary=Attack())
     with pytest.raises(TypeError, match="`adversary` must be what makes the images"):
         AWP(AWP(PGD()))

@@ -32,11 +32,17 @@ ATTACKS: dict[str, type] = {
         *(CarliniWagner, CarliniWagnerLinf, DeepFool, RandomNoise),
     )
 }
-"""The attacks by their names, which `to_dict` writes and `from_dict` reads."""
+"""The attacks by name, as `to_dict` writes them and `from_dict` reads them."""
 
 
 def to_dict(attack: Attack) -> dict[str, Any]:
-    """The attack as a JSON-ready dict: its name and its hyper-parameters.
+    """Describes an attack as a dict that JSON can hold.
+
+    Args:
+      attack: Any attack.
+
+    Returns:
+      {"name": the name of its class, and each hyper-parameter with its value}. Arrays become lists.
 
     Example:
       >>> to_dict(FGSM(epsilon=0.5))
@@ -57,14 +63,18 @@ def _plain(value: Any) -> Any:
 
 
 def from_dict(description: dict[str, Any]) -> Attack:
-    """The attack that `to_dict` described.
+    """Makes an attack from its description.
 
     Args:
-      description: {"name": one of ATTACKS, hyper-parameters that differ from the defaults}.
+      description: {"name": one of `ATTACKS`, and hyper-parameters with their values}, as `to_dict`
+        returns it. What is left out has its default.
+
+    Returns:
+      The attack.
 
     Raises:
-      ValueError: An unknown name, or a value out of range.
-      TypeError: A hyper-parameter that the attack does not have.
+      ValueError: The name is unknown, or a value is out of range.
+      TypeError: The attack does not have one of the hyper-parameters.
 
     Example:
       >>> from_dict({"name": "FGSM", "epsilon": 0.5}) == FGSM(epsilon=0.5)

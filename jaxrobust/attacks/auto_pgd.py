@@ -5,13 +5,13 @@ With d the steepest direction of the norm, P the projection onto the ball and [0
     z       = P( x_k + step_size * d(g(x_k)) )
     x_(k+1) = P( x_k + 0.75 (z - x_k) + 0.25 (x_k - x_(k-1)) )
 
-At checkpoints the step size is halved, and the ascent goes on from the best point so far, if the loss
-rose in less than three quarters of the steps since the last checkpoint, or if neither the step size was
-halved then nor the best loss improved since.
+At checkpoints the step size is halved, and the ascent goes on from the best point so far, in two cases:
+the loss rose in at most three quarters of the steps since the last checkpoint; or the step size was not
+halved at the last checkpoint and the best loss has not improved since.
 
-In l1 a step moves only the largest values of the gradient, as many as two thirds of those that the best
-point has moved so far, without momentum; the radius falls from 3 to 2 to 1 epsilon, each time from the
-best point so far.
+In l1 a step moves only the largest values of the gradient, two thirds as many as the best point has
+moved so far, without momentum. The radius falls from 3 to 2 to 1 epsilon, and the ascent goes on from
+the best point so far each time.
 
 References:
   Croce, Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
@@ -46,26 +46,26 @@ class State(NamedTuple):
     """One image under attack.
 
     Attributes:
-      original: [H, W, C].
+      original: [H, W, C], the clean image.
       label: int32 scalar, the class to leave (with `targeted`, to reach).
-      target: int32 scalar: the class that "targeted_dlr" aims at; the rank that it will have among
-        the clean image's classes until that is known.
+      target: int32 scalar, the class that "targeted_dlr" aims at; until the clean logits are known,
+        the rank of that class in them.
       start: [H, W, C], where the ascent starts.
       point: [H, W, C], where the attack stands.
       previous: [H, W, C], where it stood before the last step.
       best: [H, W, C], the point of the highest loss.
-      best_loss: Its loss.
-      best_gradient: [H, W, C], the gradient there.
+      best_loss: The loss at the best point.
+      best_gradient: [H, W, C], the gradient at the best point.
       last_loss: The loss at the last point.
-      step_size: In pixel units.
-      step: int32, steps taken since the start (in l1: with this radius).
-      stage: int32, which of the radii (0 but in l1).
-      window: int32, steps from one checkpoint to the next.
-      since_check: int32, steps since the last checkpoint.
-      increases: int32, how many of them raised the loss.
+      step_size: The length of a step in pixel units.
+      step: int32, the steps taken since the start (in l1, with the current radius).
+      stage: int32, the index of the current radius; 0 in other norms than l1.
+      window: int32, the steps from one checkpoint to the next.
+      since_check: int32, the steps since the last checkpoint.
+      increases: int32, how many of these steps raised the loss.
       halved: Whether the step size was halved at the last checkpoint.
-      loss_at_check: The best loss then.
-      share: Of the values that an l1 step moves.
+      loss_at_check: The best loss at the last checkpoint.
+      share: The share of the values that an l1 step moves.
       support: How many values the best point had moved at the last checkpoint (l1).
     """
 
@@ -94,20 +94,21 @@ class State(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class APGD(Attack):
-    """Auto-PGD: no step size to choose.
+    """Auto-PGD: projected gradient ascent that adapts its own step size.
 
-    "targeted_dlr" aims at one class after the other while any misclassification counts: restart r at
-    the class that is r-th after the label in the clean logits. It looks at the clean image first.
+    With the loss "targeted_dlr" each restart aims at another target class, but any misclassification
+    is a success. The clean image is evaluated first, and the targets are the most likely other classes
+    in its logits, in their order.
 
     Attributes:
-      epsilon: Radius in pixel units, not negative; for linf at most 1.
+      epsilon: The radius of the ball in pixel units, not negative; for linf at most 1.
       loss: "ce" (cross-entropy), "dlr" or "targeted_dlr" (`jaxrobust.losses`).
-      num_iterations: Steps of the ascent, at least 1; the paper's 100.
+      num_iterations: How many steps to take in each restart, at least 1; 100 in the paper.
       norm: "linf", "l2" or "l1".
-      targeted: Whether labels name the class to reach; with "ce" only.
-      num_restarts: Random starts, each with all steps; for "targeted_dlr" also target classes, of
-        which there are `num_targets`.
-      num_targets: How many classes "targeted_dlr" aims at; at most K - 1 make sense.
+      targeted: Whether the labels are the classes to reach. This needs the loss "ce".
+      num_restarts: How many random starts to try, at least 1. For "targeted_dlr" the restarts go
+        through the `num_targets` target classes, so give it at least as many restarts.
+      num_targets: How many classes "targeted_dlr" aims at, at least 1; more than K - 1 are of no use.
     """
 
     epsilon: float = 8 / 255
@@ -128,19 +129,19 @@ class APGD(Attack):
         checks.integer("num_restarts", self.num_restarts, minimum=1)
         checks.integer("num_targets", self.num_targets, minimum=1)
         if self.targeted and self.loss != "ce":
-            raise ValueError(f"`targeted` needs `loss` 'ce', got {self.loss!r}.")
+            raise ValueError(f"`loss` must be 'ce' if `targeted` is True, got {self.loss!r}.")
 
     @property
     def num_steps(self) -> int:
-        """How many questions it asks, the steps and for "targeted_dlr" the look at the clean image."""
+        """The number of questions: all steps, and for "targeted_dlr" the look at the clean image."""
         return self.num_iterations + (self.loss == "targeted_dlr")
 
     def duration(self) -> str:
-        """As the paper counts: the look at the clean image is none."""
+        """Returns the number of iterations in words, without the look at the clean image."""
         return f"{self.num_iterations} iterations"
 
     def init(self, key: Array, image: Array, label: Array, restart: Array) -> State:
-        """A random point on the sphere, clipped to [0, 1]."""
+        """Starts at a random point on the sphere, clipped to [0, 1]."""
         radius = self._radius(jnp.int32(0))
         if self.norm == "linf":
             noise = jax.random.uniform(key, image.shape, jnp.float32, -1.0, 1.0)
@@ -198,11 +199,11 @@ class APGD(Attack):
         return jnp.int32(max(int(0.22 * self.num_iterations), 1))
 
     def ask(self, state: State) -> Array:
-        """Where the attack stands."""
+        """Asks about the current point."""
         return state.point
 
     def eligible(self, state: State) -> Array:
-        """Whether the point lies in the ball, as in l1 the first ones do not, and has a target."""
+        """Says whether the point lies in the ball (in l1 early points do not) and has a target."""
         looked = state.step >= 0  # the look at the clean image has no target yet
         if self.norm != "l1":
             return looked
@@ -212,7 +213,7 @@ class APGD(Attack):
         return looked & (last | (length <= self.epsilon))
 
     def objective(self, logits: Array, state: State) -> Array:
-        """The loss, which the attack ascends."""
+        """Returns the loss, which the attack increases."""
         if self.loss == "dlr":
             return losses.dlr(logits, state.label)
         if self.loss == "targeted_dlr":
@@ -221,7 +222,7 @@ class APGD(Attack):
         return -loss if self.targeted else loss
 
     def tell(self, state: State, evaluation: Evaluation) -> State:
-        """The checkpoint, where there is one, and the step."""
+        """Takes a step, and before it adapts the step size if this is a checkpoint."""
         if self.loss != "targeted_dlr":
             return self._step(state, evaluation)
         looking = state.step < 0

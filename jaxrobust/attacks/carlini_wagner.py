@@ -1,12 +1,12 @@
-"""Carlini and Wagner's l2 attack: the smallest perturbation, by gradient descent on a penalty.
+"""Carlini and Wagner's l2 attack: looks for the smallest perturbation by descent on a penalty.
 
-In w with x = (tanh(w) + 1) / 2, which keeps x inside [0, 1], Adam descends
+In w with x = (tanh(w) + 1) / 2, which keeps x inside [0, 1], Adam minimises
 
     ||x - x0||_2^2 + c max( z_y - max_(k != y) z_k + confidence, 0 )
 
-(targeted: max( max_(k != t) z_k - z_t + confidence, 0 )), anew from x0 for every c. c starts at
-`initial_constant`; where it fails it is multiplied by 10, and once it has succeeded the interval
-between the largest that failed and the smallest that did not is halved.
+(targeted: max( max_(k != t) z_k - z_t + confidence, 0 )), and starts again from x0 for every c. The
+first c is `initial_constant`. A c that fails is multiplied by 10; once one has succeeded, the interval
+between the largest c that failed and the smallest that succeeded is halved.
 
 References:
   Carlini, Wagner, "Towards Evaluating the Robustness of Neural Networks", S&P 2017, sections V and
@@ -32,17 +32,17 @@ class State(NamedTuple):
     """One image under attack.
 
     Attributes:
-      original: [H, W, C], the image after the way through tanh and back, as float32 has it.
+      original: [H, W, C], the clean image after the change of variables and back in float32.
       label: int32 scalar.
       start: [H, W, C], the image before tanh.
       w: [H, W, C], the point before tanh.
       first: [H, W, C], Adam's average of gradients.
       second: [H, W, C], Adam's average of their squares.
-      step: int32, steps taken with this c.
+      step: int32, the steps taken with the current c.
       c: The weight of the penalty.
-      low: The largest c that failed.
-      high: The smallest c that succeeded; infinite before.
-      fooled: Whether a point has with this c.
+      low: The largest c that failed; 0 at first.
+      high: The smallest c that succeeded; infinite at first.
+      fooled: Whether a point has fooled with the current c.
     """
 
     original: Array
@@ -61,16 +61,16 @@ class State(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class CarliniWagner(Attack):
-    """Carlini-Wagner, l2, minimal norm.
+    """Carlini-Wagner attack that looks for the smallest l2 perturbation.
 
     Attributes:
-      confidence: How much the logit must win by, not negative. Only points that win by as much decide
-        about c; what is returned is the closest that fools.
-      learning_rate: Of Adam, above 0.
-      initial_constant: The first c, above 0.
-      num_iterations: Steps for each c, at least 1.
-      num_searches: How many c are tried, at least 1.
-      targeted: Whether labels name the class to reach.
+      confidence: By how much another logit must exceed the label's for a c to have succeeded, not
+        negative. The closest point that fools is returned, whatever its confidence.
+      learning_rate: The learning rate of Adam, above 0.
+      initial_constant: The first c, the weight of the penalty, above 0.
+      num_iterations: How many steps to take for each c, at least 1.
+      num_searches: How many values of c to try, at least 1.
+      targeted: Whether the labels are the classes to reach.
     """
 
     confidence: float = 0.0
@@ -94,11 +94,11 @@ class CarliniWagner(Attack):
 
     @property
     def num_steps(self) -> int:
-        """All steps with all c."""
+        """The number of steps with all values of c together."""
         return self.num_iterations * self.num_searches
 
     def init(self, key: Array, image: Array, label: Array, restart: Array) -> State:
-        """The image itself."""
+        """Starts at the image itself."""
         start, zero = before_tanh(image), jnp.zeros((), jnp.float32)
         nothing = jnp.zeros_like(start)
         return State(
@@ -117,16 +117,16 @@ class CarliniWagner(Attack):
         )
 
     def ask(self, state: State) -> Array:
-        """The point of w."""
+        """Asks about the point of w."""
         return after_tanh(state.w)
 
     def objective(self, logits: Array, state: State) -> Array:
-        """The penalty's negative: 0 where the class is won by the confidence."""
+        """Returns the negative penalty, which is 0 once the confidence is reached."""
         won_by = losses.margin(logits, state.label, self.targeted)
         return jnp.minimum(won_by - self.confidence, 0.0)
 
     def tell(self, state: State, evaluation: Evaluation) -> State:
-        """A step of Adam; after the last one the next c."""
+        """Takes a step of Adam; after the last step for this c, starts with the next c."""
         change = 2 * (after_tanh(state.w) - state.original)
         by_point = change - state.c * conversation.finite_gradient(evaluation)
         step = state.step + 1
@@ -162,31 +162,31 @@ class CarliniWagner(Attack):
 
 
 def before_tanh(point: Array) -> Array:
-    """The w with which a point of [0, 1] is (tanh(w) + 1) / 2; for 0 and 1, of one close to them."""
+    """Returns the w for which (tanh(w) + 1) / 2 is the point; 0 and 1 are first moved inwards a bit."""
     return jnp.arctanh((2 * point - 1) * _INSIDE)
 
 
 def after_tanh(w: Array) -> Array:
-    """The point of w."""
+    """Returns the point in [0, 1] of w, (tanh(w) + 1) / 2."""
     return (jnp.tanh(w) + 1) / 2
 
 
 def through_tanh(gradient: Array, w: Array) -> Array:
-    """A gradient by the point as one by w."""
+    """Turns a gradient with respect to the point into one with respect to w."""
     return gradient * (1 - jnp.tanh(w) ** 2) / 2
 
 
 def adam(gradient: Array, first: Array, second: Array, step: Array) -> tuple[Array, Array, Array]:
-    """A step of Adam for a learning rate of 1.
+    """Computes a step of Adam for a learning rate of 1.
 
     Args:
       gradient: [H, W, C].
-      first: The average of gradients, zeros at the start.
-      second: The average of their squares, likewise.
+      first: [H, W, C], the average of gradients; zeros at the start.
+      second: [H, W, C], the average of squared gradients; zeros at the start.
       step: int32, 1 for the first step.
 
     Returns:
-      (what to subtract, first, second).
+      (the step to subtract, the new `first`, the new `second`).
 
     References:
       Kingma, Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, algorithm 1,

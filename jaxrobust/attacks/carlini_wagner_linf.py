@@ -1,18 +1,19 @@
-"""Carlini and Wagner's linf attack: a limit on every value's change, lowered for as long as that works.
+"""Carlini and Wagner's linf attack: it lowers a limit on the change of every value while it succeeds.
 
 In w with x = (tanh(w) + 1) / 2, Adam descends
 
     c max( z_y - max_(k != y) z_k + confidence, 0 ) + sum_i max( |x_i - x0_i| - tau, 0 )
 
-(targeted as in the l2 attack). Once x fools and no value has changed by more than tau, tau becomes 0.9
-of the largest change and the descent goes on from x; after `num_iterations` without success c is
-doubled. It is over when c is above 20, tau is at most 1 / 256, or the steps are spent.
+(the targeted form is as in the l2 attack). Once x fools and no value has changed by more than tau, tau
+becomes 0.9 of the largest change and the descent goes on from x. After `num_iterations` without success
+c is doubled. The attack ends when c is above 20, tau is at most 1 / 256, or all steps are taken.
 
-Constants are those of the authors' code. Where this differs from it: all steps together are limited,
-by `num_steps`, for which each c gets 100 of them instead of 1,000 (on a small network 2,000 steps
-came closer so than 10,000 with 1,000 for each c); success is what the paper says, no change above tau,
-and not a loss below 1e-4 c; and what is returned is the closest of all points that fooled, not the
-last. ART's method tries every c up to 20 for every tau and starts each of them from the image.
+The constants are those of the authors' code, with three differences. The total number of steps is
+limited by `num_steps`, and therefore each c gets 100 steps instead of 1,000 (on a small network 2,000
+steps in all came closer this way than 10,000 with 1,000 for each c). Success is defined as in the
+paper, no change above tau, and not as a loss below 1e-4 c. The closest of all points that fooled is
+returned, not the last one. ART's implementation tries every c up to 20 for every tau and starts each of
+them from the image.
 
 References:
   Carlini, Wagner, "Towards Evaluating the Robustness of Neural Networks", S&P 2017, section VI.C,
@@ -40,13 +41,13 @@ class State(NamedTuple):
     """One image under attack.
 
     Attributes:
-      original: [H, W, C].
+      original: [H, W, C], the clean image.
       label: int32 scalar.
       w: [H, W, C], the point before tanh.
       first: [H, W, C], Adam's average of gradients.
       second: [H, W, C], Adam's average of their squares.
-      adam_step: int32, steps since these were reset.
-      step: int32, steps with this tau and this c.
+      adam_step: int32, the steps since these averages were reset.
+      step: int32, the steps with the current tau and c.
       c: The weight of the penalty.
       tau: The limit on changes.
     """
@@ -65,16 +66,16 @@ class State(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class CarliniWagnerLinf(Attack):
-    """Carlini-Wagner, linf, minimal norm.
+    """Carlini-Wagner attack that looks for the smallest linf perturbation.
 
     Attributes:
-      confidence: How much the logit must win by, not negative. Only points that win by as much lower
-        tau; what is returned is the closest that fools.
-      learning_rate: Of Adam, above 0.
-      initial_constant: The first c, above 0.
-      num_steps: Steps in all, at least 1.
-      num_iterations: Steps after which c is doubled, at least 1.
-      targeted: Whether labels name the class to reach.
+      confidence: By how much another logit must exceed the label's before tau is lowered, not
+        negative. The closest point that fools is returned, whatever its confidence.
+      learning_rate: The learning rate of Adam, above 0.
+      initial_constant: The first c, the weight of the penalty, above 0.
+      num_steps: How many steps to take in all, at least 1.
+      num_iterations: After how many steps without success c is doubled, at least 1.
+      targeted: Whether the labels are the classes to reach.
     """
 
     confidence: float = 0.0
@@ -97,27 +98,27 @@ class CarliniWagnerLinf(Attack):
         checks.integer("num_iterations", self.num_iterations, minimum=1)
 
     def done(self, state: State) -> Array:
-        """Whether c or tau has come to its end."""
+        """Says whether c or tau has reached its limit."""
         return (state.c > _LARGEST_CONSTANT) | (state.tau <= _LEAST_LIMIT)
 
     def init(self, key: Array, image: Array, label: Array, restart: Array) -> State:
-        """The image itself, with the limit that limits nothing."""
+        """Starts at the image itself, with tau = 1, which limits nothing."""
         w, zero = before_tanh(image), jnp.zeros((), jnp.float32)
         nothing, none = jnp.zeros_like(w), jnp.int32(0)
         c, tau = zero + self.initial_constant, zero + 1.0
         return State(image, label, w, nothing, nothing, none, none, c, tau)
 
     def ask(self, state: State) -> Array:
-        """The point of w."""
+        """Asks about the point of w."""
         return after_tanh(state.w)
 
     def objective(self, logits: Array, state: State) -> Array:
-        """The penalty's negative: 0 where the class is won by the confidence."""
+        """Returns the negative penalty, which is 0 once the confidence is reached."""
         won_by = losses.margin(logits, state.label, self.targeted)
         return jnp.minimum(won_by - self.confidence, 0.0)
 
     def tell(self, state: State, evaluation: Evaluation) -> State:
-        """A step of Adam, with a lower limit where the point has kept to the last one."""
+        """Takes a step of Adam, and lowers tau first if the point fools within it."""
         change = after_tanh(state.w) - state.original
         largest = jnp.max(jnp.abs(change))
         won = losses.margin(evaluation.logits, state.label, self.targeted) > self.confidence

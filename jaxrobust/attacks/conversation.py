@@ -1,6 +1,6 @@
-"""The conversation of many attacks with one classifier: vmapped questions, one evaluation for all.
+"""Questions of many attacks to one classifier: vmapped methods, and one evaluation for all.
 
-Rows never mix: a NaN row or a padded row leaves the others as they are.
+Rows never mix: a NaN row or a padded row does not affect the others.
 """
 
 import functools
@@ -18,21 +18,24 @@ _PULL_BACKS = 10  # of one evaluation at a time
 
 
 def as_arrays(attack: Any) -> Any:
-    """Any attack, or None, with float32 leaves: 8/255 and an array of it share compiled code."""
+    """Converts an attack's leaves to float32, so that 8/255 and an array of it share compiled code."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), attack)
 
 
 def per_image(attack: Attack, size: int) -> Attack:
-    """The attack with float32 leaves [B]: one value of each hyper-parameter for every image.
+    """Converts an attack's leaves to float32 [B]: one value of each hyper-parameter for every image.
 
-    So 8/255, an array of it and different values for each image share compiled code.
+    Thereby 8/255, an array of it and different values for each image share compiled code.
 
     Args:
-      attack: Its leaves are numbers, or arrays [B].
-      size: B.
+      attack: An attack whose leaves are numbers or arrays [B].
+      size: The number of images, B.
+
+    Returns:
+      The attack with float32 leaves [B].
 
     Raises:
-      ValueError: A leaf of another shape.
+      ValueError: A leaf has another shape.
     """
 
     def spread(leaf: Any) -> Array:
@@ -48,14 +51,14 @@ def per_image(attack: Attack, size: int) -> Attack:
 
 
 def start(attack: Attack, keys: Array, images: Array, labels: Array, restart: Array) -> PyTree:
-    """The states before the first step.
+    """Returns the states before the first step, stacked.
 
     Args:
-      attack: From `per_image`.
-      keys: PRNG keys [B], of the starts.
-      images: floating [B, H, W, C] in [0, 1].
-      labels: integer [B].
-      restart: int32 scalar, or [B].
+      attack: The attack, as `per_image` returns it.
+      keys: PRNG keys [B] of the starts.
+      images: floating point [B, H, W, C] in [0, 1].
+      labels: int [B].
+      restart: int32 scalar or [B], the number of the restart.
     """
     images, labels = images.astype(jnp.float32), labels.astype(jnp.int32)
     restarts = jnp.broadcast_to(restart, labels.shape)
@@ -63,7 +66,7 @@ def start(attack: Attack, keys: Array, images: Array, labels: Array, restart: Ar
 
 
 def ask(attack: Attack, states: PyTree) -> Array:
-    """The points asked about, held inside [0, 1] whatever the attack does."""
+    """Returns the points to ask about, [B, H, W, C], clipped to [0, 1] whatever the attack does."""
     return jnp.clip(jax.vmap(lambda one, *row: one.ask(*row))(attack, states), 0.0, 1.0)
 
 
@@ -78,14 +81,14 @@ def evaluate(
     """Asks every lane for a point and evaluates the classifier there, once for all lanes.
 
     Args:
-      attack: Whose states these are.
-      logits_fn: Images [B, H, W, C] -> logits [B, K]. For a `Stochastic` classifier logits, values
+      attack: The attack, as `per_image` returns it.
+      logits_fn: Images [B, H, W, C] -> logits [B, K]. For a `Stochastic` classifier, logits, values
         and gradients are means over its samples.
-      states: States of B lanes, stacked.
-      keys: PRNG keys [B], for a classifier that answers at random.
-      with_gradient: Whether to differentiate; for an attack with `uses_gradient = False` never,
-        and zeros for a lane that does not want it.
-      finished: bool [B], lanes whose answers nobody will hear.
+      states: The states of B lanes, stacked.
+      keys: PRNG keys [B], for a classifier whose answers are random.
+      with_gradient: Whether to differentiate. An attack with `uses_gradient = False` is never
+        differentiated, and a lane that does not want a gradient gets zeros.
+      finished: bool [B], the lanes whose answers are not used.
 
     Returns:
       (points [B, H, W, C], Evaluation with float32 fields [B, ...]).
@@ -141,16 +144,17 @@ def _gradients(values: Array, pull_back: Callable[[Array], tuple[Array]]) -> Arr
 def cost(
     attack: Attack, logits_fn: LogitsFn, states: PyTree, evaluation: Evaluation
 ) -> tuple[int, Array | int]:
-    """What an evaluation took for each image.
+    """Counts what an evaluation cost for each image.
 
     Args:
-      attack: Whose states these are.
-      logits_fn: That was asked.
-      states: Before the answer.
+      attack: The attack, as `per_image` returns it.
+      logits_fn: The classifier that was evaluated.
+      states: The states before the answer, stacked.
       evaluation: The answer.
 
     Returns:
-      (images shown to the classifier, gradients: one number for all images or int32 [B]).
+      (the number of images that the classifier evaluated, the number of gradients: one for all images,
+      or int32 [B]).
     """
     samples = logits_fn.num_samples if isinstance(logits_fn, Stochastic) else 1
     if evaluation.gradient is None:
@@ -166,12 +170,12 @@ def _wants_gradient(attack: Attack, states: PyTree) -> Array:
 
 
 def done(attack: Attack, states: PyTree) -> Array:
-    """Which of the states have nothing more to ask, bool [B]."""
+    """Says which of the states have nothing more to ask, bool [B]."""
     return jax.vmap(lambda one, *row: one.done(*row))(attack, states)
 
 
 def tell(attack: Attack, states: PyTree, evaluation: Evaluation) -> PyTree:
-    """The states after an answer, of the types that they had before."""
+    """Returns the states after an answer, with the same types as before."""
 
     def same_type(new: Array, old: Array) -> Array:
         return new if new.dtype == old.dtype else new.astype(old.dtype)
@@ -181,7 +185,7 @@ def tell(attack: Attack, states: PyTree, evaluation: Evaluation) -> PyTree:
 
 
 def answer_keys(keys: Array, step: Array) -> Array:
-    """Keys of a stochastic classifier's answers: of the starts [B], at one step or at steps [B]."""
+    """Makes the keys of a random classifier's answers, from the keys [B] and the step: one or [B]."""
 
     def fold(key: Array, step: Array) -> Array:
         # The first number keeps them apart from what the attack itself draws.
@@ -191,7 +195,7 @@ def answer_keys(keys: Array, step: Array) -> Array:
 
 
 def where_rows(condition: Array, first: PyTree, second: PyTree) -> PyTree:
-    """Rows of the first tree where the condition [B] holds, else of the second."""
+    """Chooses rows of the first tree where the condition [B] holds, and of the second elsewhere."""
 
     def choose(a: Array, b: Array) -> Array:
         return jnp.where(condition.reshape(condition.shape + (1,) * (a.ndim - 1)), a, b)
@@ -200,29 +204,29 @@ def where_rows(condition: Array, first: PyTree, second: PyTree) -> PyTree:
 
 
 def finite_gradient(evaluation: Evaluation) -> Array:
-    """The gradient with zeros for NaN and infinities: one in a point would be the end of its row.
+    """Returns the gradient with NaN and infinities replaced by zeros, so that no point becomes NaN.
 
     Args:
-      evaluation: Of an attack that uses gradients.
+      evaluation: An evaluation of an attack that uses gradients.
 
     Returns:
-      Of the gradient's shape.
+      An array of the gradient's shape.
     """
     assert evaluation.gradient is not None  # the engine differentiates where `uses_gradient` is set
     return jnp.where(jnp.isfinite(evaluation.gradient), evaluation.gradient, 0.0)
 
 
 def ranked_class(logits: Array, label: Array, rank: Array) -> Array:
-    """The other class that is at a place of the ranking by logits.
+    """Returns the class at a rank among the classes other than the label, sorted by logits.
 
     Args:
       logits: [K].
       label: The class that is left out.
-      rank: 0 for the most likely of the others; beyond the last it counts from the front again. Masked
-        classes (`jaxrobust.losses.is_possible`) are none of them.
+      rank: An integer, 0 for the most likely other class. Beyond the last class it starts from the
+        front again. Masked classes (`jaxrobust.losses.is_possible`) are left out.
 
     Returns:
-      int32 scalar.
+      The class, an int32 scalar.
 
     Example:
       >>> int(ranked_class(jnp.array([3.0, 1.0, 2.0]), 0, 1))

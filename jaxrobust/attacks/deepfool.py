@@ -1,14 +1,14 @@
-"""DeepFool: step after step to the nearest linearised class boundary, until the class changes.
+"""DeepFool: repeated steps to the nearest linearised class boundary, until the class changes.
 
-With f_k = z_k - z_y and w_k its gradient, k the class with the smallest |f_k| / ||w_k|| (dual norm)
-among those with the largest logits:
+Let f_k = z_k - z_y with gradient w_k, and let k be the class with the smallest |f_k| / ||w_k|| (dual
+norm) among those with the largest logits. Then
 
     l2    r += (|f_k| / ||w_k||_2 + 1e-4) w_k / ||w_k||_2
     linf  r += (|f_k| / ||w_k||_1 + 1e-4) sign(w_k)
     x      = clip( x0 + (1 + overshoot) r )
 
-The paper has neither the box nor the 1e-4, and applies the overshoot once, at the end; foolbox does as
-is done here.
+The paper has neither the clipping nor the 1e-4, and it applies the overshoot once, at the end. This
+implementation follows foolbox.
 
 References:
   Moosavi-Dezfooli, Fawzi, Frossard, "DeepFool: a simple and accurate method to fool deep neural
@@ -35,7 +35,7 @@ class State(NamedTuple):
     """One image under attack.
 
     Attributes:
-      original: [H, W, C].
+      original: [H, W, C], the clean image.
       label: int32 scalar.
       total: [H, W, C], the sum of the steps, without the overshoot.
       fooled: Whether the class has changed.
@@ -50,16 +50,17 @@ class State(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DeepFool(Attack):
-    """DeepFool: a small perturbation that fools, quickly.
+    """DeepFool: quickly finds a small perturbation that fools.
 
     It stops at the first point that fools. A step costs one gradient for each class considered.
 
     Attributes:
-      overshoot: How far beyond the boundary, as a share of the perturbation; the paper's 0.02.
-      num_steps: At most, at least 1; the paper's 50.
+      overshoot: How far to go beyond the boundary, as a share of the perturbation, not negative; 0.02
+        in the paper.
+      num_steps: The largest number of steps, at least 1; 50 in the paper.
       norm: "l2" or "linf".
-      num_candidates: How many classes besides the label's are considered in a step: those with the
-        largest logits. None: all.
+      num_candidates: How many other classes to consider in a step, those with the largest logits; at
+        least 1. None considers all.
     """
 
     overshoot: float = 0.02
@@ -80,20 +81,20 @@ class DeepFool(Attack):
             checks.integer("num_candidates", self.num_candidates, minimum=1)
 
     def done(self, state: State) -> Array:
-        """Whether a point has fooled."""
+        """Says whether a point has fooled."""
         return state.fooled
 
     def init(self, key: Array, image: Array, label: Array, restart: Array) -> State:
-        """The image itself."""
+        """Starts at the image itself."""
         never = jnp.zeros((), bool)
         return State(image, label, jnp.zeros_like(image), never)
 
     def ask(self, state: State) -> Array:
-        """The image with the steps so far."""
+        """Asks about the image with all steps so far."""
         return jnp.clip(state.original + (1 + self.overshoot) * state.total, 0.0, 1.0)
 
     def objective(self, logits: Array, state: State) -> Array:
-        """Differences of the largest other logits to the label's, [num_candidates]."""
+        """Returns the largest other logits minus the label's, [num_candidates]."""
         logits = losses.bounded(logits)
         others = jnp.where(jnp.arange(logits.shape[0]) == state.label, -jnp.inf, logits)
         most = logits.shape[0] - 1
@@ -101,7 +102,7 @@ class DeepFool(Attack):
         return jax.lax.top_k(others, count)[0] - logits[state.label]
 
     def tell(self, state: State, evaluation: Evaluation) -> State:
-        """The step, unless the point fooled."""
+        """Takes a step, unless the point fooled."""
         fooled = jnp.argmax(evaluation.logits) != state.label
         gradients = conversation.finite_gradient(evaluation)
         lengths = jax.vmap(lambda g: norms.norm(g, _DUAL[self.norm]))(gradients) + 1e-12

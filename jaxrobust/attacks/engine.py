@@ -1,14 +1,14 @@
-"""Runs any attack on a batch: the one place where attacks meet the classifier.
+"""Runs attacks on batches: the only place where attacks meet the classifier.
 
-An attack is a conversation about one image (`jaxrobust.attacks.Attack`). The engine vmaps its side of
-it, evaluates the classifier once per step on the whole batch, and differentiates every row's own
-objective: rows never mix, so a NaN row or a padded row leaves the others as they are.
+An attack is written for one image (`jaxrobust.attacks.Attack`). The engine vmaps its methods, evaluates
+the classifier once per step on the whole batch, and differentiates every row's own objective. Rows
+never mix, so a NaN row or a padded row does not affect the others.
 
-`craft`, `ascend`, `verify` and `run`, which is both of these, are pure. `attack(key, logits_fn, images,
-labels)` compiles the ascent as one program whose arguments include the attack's floats and the
-classifier's weights: sweeping epsilon or going to a pruned variant compiles nothing. A second, small
-program shows the images again: success is what the returned images have there, not what XLA made of
-them within the first.
+`craft`, `ascend`, `verify` and `run` (`ascend`, then `verify`) are pure functions. `attack(key,
+logits_fn, images, labels)` compiles the ascent as one program whose arguments include the attack's
+floats and the classifier's weights, so another epsilon or a pruned variant compiles nothing. A second,
+small program classifies the resulting images again: `success` is its verdict, because XLA may round
+differently within the first program.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ KEEP = ("best", "closest", "last")
 def attack_batch(
     attack: Attack, key: Array, logits_fn: LogitsFn, images: Array, labels: Array
 ) -> AttackResult:
-    """What `Attack.__call__` does, and says."""
+    """Attacks a batch; `Attack.__call__`, which calls this, describes the arguments."""
     check_attack(attack)
     images, labels = jnp.asarray(images), jnp.asarray(labels)
     checks.images_and_labels(images, labels)
@@ -59,19 +59,24 @@ def attack_batch(
 
 
 def check_attack(attack: Attack) -> None:
-    """Says what an attack of one's own still lacks.
+    """Checks that a value is a complete attack.
+
+    Args:
+      attack: Any value.
 
     Raises:
-      TypeError: The base class, a part of `Attack`, or that it is a pytree.
-      ValueError: An unknown `keep`.
+      TypeError: It does not inherit `Attack`, lacks an attribute or a method, or is not a pytree.
+      ValueError: Its `keep` is unknown.
     """
     name = type(attack).__name__
     if not isinstance(attack, Attack):
-        raise TypeError(f"{name} is no attack: it must inherit jaxrobust.attacks.Attack.")
+        raise TypeError(f"{name} is not an attack: it must inherit jaxrobust.attacks.Attack.")
     missing = [fact for fact in _FACTS if not hasattr(attack, fact)]
     missing += [method.__name__ for method in _METHODS if not overrides(attack, method)]
     if missing:
-        raise TypeError(f"{name} is no attack: it lacks {', '.join(missing)} (docs/extending.md).")
+        raise TypeError(
+            f"{name} is not an attack: it lacks {', '.join(missing)} (docs/extending.md)."
+        )
     if jax.tree_util.all_leaves([attack]):
         raise TypeError(
             f"{name} must be a pytree: put @jax.tree_util.register_dataclass above its @dataclass."
@@ -80,7 +85,7 @@ def check_attack(attack: Attack) -> None:
 
 
 def check_image(attack: Attack, shape: tuple[int, ...]) -> None:
-    """Raises what the attack raises for images of this shape [H, W, C], before anything is attacked."""
+    """Raises the error that the attack would raise for images of this shape, (H, W, C), if any."""
 
     def begin(attack: Attack, key: Array, image: Array) -> PyTree:
         return attack.init(key, image, jnp.int32(0), jnp.int32(0))
@@ -96,11 +101,13 @@ _METHODS = (Attack.init, Attack.ask, Attack.objective, Attack.tell)
 def run(
     attack: Attack, keys: Array, logits_fn: LogitsFn, images: Array, labels: Array
 ) -> AttackResult:
-    """Attacks a batch and keeps the best point of every image. Pure; not compiled by itself.
+    """Attacks a batch and returns the best point of every image.
+
+    The function is pure and does not compile itself.
 
     Args:
-      attack: What to run, from `per_image`; `num_restarts` and `keep` are obeyed here.
-      keys: PRNG keys [B], one per image. Restart r uses the key folded with r.
+      attack: The attack, as `conversation.per_image` returns it.
+      keys: PRNG keys [B], one for each image. Restart r uses the key folded with r.
       logits_fn: Images [B, H, W, C] -> logits [B, K].
       images: float32 [B, H, W, C] in [0, 1].
       labels: int32 [B].
@@ -114,13 +121,13 @@ def run(
 
 
 def verify(logits_fn: LogitsFn, images: Array, labels: Array, *, targeted: bool) -> Array:
-    """Whether images fool when they are shown once, as anybody would show them. Pure.
+    """Classifies images once and says which of them fool. The function is pure.
 
     Args:
       logits_fn: Images [B, H, W, C] -> logits [B, K].
       images: float32 [B, H, W, C] in [0, 1].
-      labels: int32 [B].
-      targeted: Whether labels name the class to reach.
+      labels: int32 [B], the classes to leave, or to reach if `targeted`.
+      targeted: Whether the labels are the classes to reach.
 
     Returns:
       bool [B], False wherever a logit is NaN.
@@ -140,7 +147,7 @@ def _fooled(logits: Array, labels: Array, *, targeted: bool) -> Array:
 
 
 def _shown_again(function: Any, images: Array, labels: Array, *, targeted: bool) -> Array:
-    """`verify` with the compiled program that everything else is evaluated with."""
+    """`verify` with the compiled program with which everything else is evaluated."""
     size, places = _microbatch(len(images)), jnp.arange(len(images))
     parts = [slice(start, start + size) for start in range(0, len(images), size)]
     logits = [company.compiled_answer(function, images[part], places[part]) for part in parts]
@@ -150,11 +157,13 @@ def _shown_again(function: Any, images: Array, labels: Array, *, targeted: bool)
 def ascend(
     attack: Attack, keys: Array, logits_fn: LogitsFn, images: Array, labels: Array
 ) -> AttackResult:
-    """`run` without the last look: its `success` is what the attack itself has seen, or nothing.
+    """Attacks a batch as `run` does, but does not classify the resulting images again.
+
+    Its `success` is what the attack has seen on its way; if nothing had to be judged it is False.
 
     Args:
-      attack: As for `run`, like the others.
-      keys: PRNG keys [B].
+      attack: The attack, as `conversation.per_image` returns it.
+      keys: PRNG keys [B], one for each image.
       logits_fn: Images [B, H, W, C] -> logits [B, K].
       images: float32 [B, H, W, C] in [0, 1].
       labels: int32 [B].
@@ -217,19 +226,19 @@ compiled_fooled = compilation.jit(_fooled, static_argnames="targeted")
 
 
 def craft(attack: Attack, key: Array, logits_fn: LogitsFn, images: Array, labels: Array) -> Array:
-    """The attack's last point, without judging any: what adversarial training needs. Pure.
+    """Returns the attack's last points without judging them, for adversarial training.
 
-    It saves the forward pass of the final judgement, and ignores restarts.
+    It saves the forward pass of the final judgement and ignores restarts. The function is pure.
 
     Args:
-      attack: What to run.
+      attack: The attack.
       key: A PRNG key; image i uses it folded with i.
       logits_fn: Images [B, H, W, C] -> logits [B, K].
       images: float32 [B, H, W, C] in [0, 1].
       labels: int32 [B].
 
     Returns:
-      float32 [B, H, W, C] in [0, 1], without a gradient towards anything that came in.
+      float32 [B, H, W, C] in [0, 1]. No gradient flows through it to the arguments.
     """
     checks.images_and_labels(images, labels)
     attack = per_image(attack, len(images))

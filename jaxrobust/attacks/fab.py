@@ -1,16 +1,16 @@
-"""FAB: the smallest perturbation that fools, by steps to linearised class boundaries.
+"""FAB: looks for the smallest perturbation that fools, by steps to linearised class boundaries.
 
-At x, with the original x0, the nearest boundary is that of the class k with the smallest
+Let x be the point and x0 the original. The nearest boundary is that of the class k with the smallest
 |z_k - z_y| / ||grad(z_k - z_y)|| (dual norm). Both x and x0 are projected onto its linearisation within
-[0, 1], with changes d and d0; then
+[0, 1], with changes d and d0. Then
 
     alpha = min( ||d|| / (||d|| + ||d0||), alpha_max )
     x    <- clip( (1 - alpha) (x + eta d) + alpha (x0 + eta d0) )
 
-and where that fools, x <- x0 + beta (x - x0): back towards the original. The closest point that fooled
-is kept. A step asks twice: whether the point stepped to fools, which needs no gradient, and for the
-gradients at the point to step from, which counts as well where it fools; the reference implementation
-looks at the ones stepped to alone.
+and if that fools, x <- x0 + beta (x - x0), back towards the original. The closest point that fooled is
+returned. Each step asks two questions: whether the new point fools, which needs no gradient, and then
+for the gradients at the point from which the next step starts. Both points count if they fool; the
+reference implementation counts only the first.
 
 References:
   Croce, Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack",
@@ -38,13 +38,14 @@ class State(NamedTuple):
     """One image under attack.
 
     Attributes:
-      original: [H, W, C].
+      original: [H, W, C], the clean image.
       label: int32 scalar.
-      target: int32 scalar, the class aimed at (FAB-T); its rank until the clean logits are known.
-      start: [H, W, C].
-      point: [H, W, C], where the classifier is asked.
-      candidate: Whether `point` is one that may fool, or one to linearise at.
-      step: int32, steps taken; -1: the look at the clean image.
+      target: int32 scalar, the target class (FAB-T); until the clean logits are known, its rank in
+        them.
+      start: [H, W, C], where the attack starts.
+      point: [H, W, C], the point to ask about.
+      candidate: Whether `point` is a new point that may fool (True) or one to linearise at (False).
+      step: int32, the steps taken; -1 during the look at the clean image.
     """
 
     original: Array
@@ -59,18 +60,20 @@ class State(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class FAB(Attack):
-    """Fast adaptive boundary attack: minimal norm.
+    """Fast adaptive boundary attack, which looks for the smallest perturbation.
 
     Attributes:
-      epsilon: Radius of the random starts (at half of it), and of what AutoAttack counts; in pixel
-        units. The perturbations found are not limited by it.
-      num_iterations: At least 1; the paper's 100.
+      epsilon: A radius in pixel units, not negative; for linf at most 1. Random starts lie at up to
+        half of it, and AutoAttack counts perturbations up to it. It does not limit the perturbations.
+      num_iterations: How many steps to take in each restart, at least 1; 100 in the paper.
       norm: "linf", "l2" or "l1".
-      aim: "all" looks for the nearest of all classes with K - 1 gradients; "one" aims at one class:
-        restart r at the class that is r-th after the label in the clean logits (FAB-T).
-      num_restarts: The first starts at the image, the others at random points. For "one" also target
-        classes, of which there are `num_targets`.
-      num_targets: How many classes "one" aims at; at most K - 1 make sense.
+      aim: "all" steps towards the nearest of all classes, with K - 1 gradients a step. "one" (FAB-T)
+        aims at one target class in each restart: the most likely other classes in the clean logits, in
+        their order.
+      num_restarts: How many starts to try, at least 1. The first is at the image, the others are at
+        random points. With "one", the restarts go through the `num_targets` target classes, all of
+        which first start at the image, so give it at least as many restarts.
+      num_targets: How many classes "one" aims at, at least 1; more than K - 1 are of no use.
     """
 
     epsilon: float = 8 / 255
@@ -93,15 +96,18 @@ class FAB(Attack):
 
     @property
     def num_steps(self) -> int:
-        """Two questions a step, and for "one" a look at the clean image; the last one only judges."""
+        """The number of questions: two for each step, and for "one" a look at the clean image.
+
+        The last question of all is not counted, because its answer is only judged.
+        """
         return 2 * self.num_iterations - (self.aim == "all")
 
     def duration(self) -> str:
-        """As the paper counts: an iteration is two questions."""
+        """Returns the number of iterations in words; an iteration is two questions."""
         return f"{self.num_iterations} iterations"
 
     def init(self, key: Array, image: Array, label: Array, restart: Array) -> State:
-        """The image itself; from the second start on, a random point near it."""
+        """Starts at the image itself; from the second start on, at a random point near it."""
         shape = image.shape
         if self.norm == "linf":
             noise = jax.random.uniform(key, shape, jnp.float32, -1.0, 1.0)
@@ -124,15 +130,15 @@ class FAB(Attack):
         )
 
     def ask(self, state: State) -> Array:
-        """The candidate, or where to linearise."""
+        """Asks about the new point or the point to linearise at."""
         return state.point
 
     def wants_gradient(self, state: State) -> Array:
-        """Whether the point is one to linearise at."""
+        """Says whether the point is one to linearise at."""
         return ~state.candidate & (state.step >= 0)
 
     def objective(self, logits: Array, state: State) -> Array:
-        """Logit differences to the label: those of all other classes [K - 1], or the target's."""
+        """Returns the logits of all other classes [K - 1], or the target's, minus the label's."""
         logits = losses.bounded(logits)
         if self.aim == "one":
             return logits[state.target] - logits[state.label]
@@ -141,7 +147,7 @@ class FAB(Attack):
         return logits[others] - logits[state.label]
 
     def tell(self, state: State, evaluation: Evaluation) -> State:
-        """A step from here; before the next one, a candidate that fooled moves towards the original."""
+        """Takes a step, or moves a new point that fooled back towards the original."""
         fooled = jnp.argmax(evaluation.logits) != state.label
         nearer = state.original + _BETA * (state.point - state.original)
         looked = state._replace(

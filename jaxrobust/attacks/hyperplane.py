@@ -13,30 +13,30 @@ _NEWTON_STEPS = 12  # 10 are enough for 3,072 values whose sizes span six decade
 
 
 def project(point: Array, normal: Array, height: Array, order: str) -> Array:
-    """The smallest change in a norm that brings a point onto a hyperplane and keeps it in [0, 1].
+    """Computes the smallest change in a norm that moves a point onto a hyperplane within [0, 1].
 
-    The hyperplane is where w . x = b; the point lies w . point - b above it. With c what there is to
-    descend and w downhill, the change is -sign(w) s, where s is at most the room that a value has, and
+    The hyperplane is the set of x with w . x = b. With height = w . point - b and w turned so that it
+    points away from the hyperplane, the change is -sign(w) s, where
 
         linf  s = min(t, room),         l2  s = min(t |w|, room),
 
-    with the t for which sum(|w| s) = c; that sum is concave in t and made of straight pieces, so that
-    Newton's method from 0 never passes the solution. In l1 the values with the largest |w| move as far
-    as they can, one after the other. Where the box does not reach the hyperplane, every value moves as
-    far as it can towards it.
+    room is how far each value can move within [0, 1], and t solves sum(|w| s) = |height|. That sum is
+    concave and piecewise linear in t, so Newton's method from 0 never passes the solution. In l1 the
+    values with the largest |w| move as far as they can, one after the other. If the hyperplane does not
+    meet the box, every value moves as far towards it as it can.
 
     Args:
       point: [H, W, C] in [0, 1].
-      normal: [H, W, C], w.
-      height: Scalar, w . point - b. Given instead of b, because b is mostly the difference of two
-        large sums of which float32 keeps little.
+      normal: [H, W, C], the vector w.
+      height: A scalar, w . point - b. It is given instead of b, because b is mostly the difference of
+        two large sums, which float32 holds badly.
       order: "linf", "l2" or "l1".
 
     Returns:
       The change, [H, W, C].
 
     Raises:
-      ValueError: An unknown order.
+      ValueError: `order` is unknown.
 
     References:
       Croce, Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack",

@@ -1,4 +1,4 @@
-"""What is kept of the points that an attack has asked about."""
+"""Chooses the best of the points that an attack has asked about."""
 
 import dataclasses
 from typing import Any
@@ -12,24 +12,25 @@ from jaxrobust.types import Array, Evaluation, PyTree
 
 
 def is_within(length: Any, epsilon: Any) -> Any:
-    """Whether a perturbation's norm is at most epsilon, up to float32's rounding of its sum."""
+    """Says whether a perturbation's norm is at most epsilon, up to rounding in float32."""
     return length <= epsilon * (1 + 1e-5)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Best:
-    """The best point of each of B lanes so far, and what it took.
+    """The best point of each of B lanes so far, and the cost of finding it.
 
     Attributes:
-      images: [B, H, W, C].
-      success: bool [B], whether `images` fools.
-      rank: float32 [B], what "best" and "closest" compare among points that fool equally.
+      images: [B, H, W, C], the best points.
+      success: bool [B], whether the best point fools.
+      rank: float32 [B], the value by which "best" and "closest" compare points that both fool or both
+        do not.
       fooled: bool [B], whether any point has fooled.
-      first_success: int32 [B], steps before the first point that fooled.
-      num_steps: int32 [B], steps taken.
-      num_queries: int32 [B].
-      num_gradients: int32 [B].
+      first_success: int32 [B], the steps before the first point that fooled.
+      num_steps: int32 [B], the steps taken.
+      num_queries: int32 [B], the images that the classifier evaluated.
+      num_gradients: int32 [B], the gradients computed.
       saw_nan: bool [B], whether a logit or a gradient has been NaN.
     """
 
@@ -45,14 +46,14 @@ class Best:
 
     @classmethod
     def start(cls, images: Array) -> "Best":
-        """Before the first question: the images themselves, which any finite point outranks."""
+        """Starts with the images themselves, which any point without NaN replaces."""
         size = images.shape[0]
         never, zero = jnp.zeros(size, bool), jnp.zeros(size, jnp.int32)
         rank = jnp.full(size, -jnp.inf, jnp.float32)
         return cls(images, never, rank, never, zero, zero, zero, zero, never)
 
     def counted(self, steps: Array | int, queries: Array | int, gradients: Array | int) -> "Best":
-        """With what has been taken besides: of all lanes alike, or int32 [B]."""
+        """Adds to the counts: one number for all lanes, or int32 [B]."""
         return dataclasses.replace(
             self,
             num_steps=self.num_steps + steps,
@@ -71,21 +72,21 @@ def judge(
     states: PyTree,
     is_last: Array | bool,
 ) -> Best:
-    """Keeps the points of one evaluation where they are better.
+    """Keeps the points of one evaluation that are better than the best points so far.
 
     Args:
-      attack: Its `targeted` and `keep` decide what better is.
-      best: Of B lanes, before.
+      attack: The attack. Its `targeted` and `keep` decide which point is better.
+      best: The best points of B lanes so far.
       originals: Clean images [B, H, W, C].
       labels: int32 [B].
-      points: What was evaluated, [B, H, W, C].
-      evaluation: Of those points.
-      states: That asked about them.
-      is_last: bool, or bool [B]: whether these are the attack's final points, the only ones that
-        "last" looks at.
+      points: The points that were evaluated, [B, H, W, C].
+      evaluation: The answers at these points.
+      states: The states that asked about them, stacked.
+      is_last: bool or bool [B], whether these are the attack's final points; `keep` "last" considers
+        only those.
 
     Returns:
-      Best, after. Steps, queries and gradients are counted by whoever takes them.
+      The new best points. The caller counts steps, queries and gradients (`Best.counted`).
     """
     predictions = jnp.argmax(evaluation.logits, axis=-1)
     fooling = (predictions == labels) if attack.targeted else (predictions != labels)

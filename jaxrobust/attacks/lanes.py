@@ -1,8 +1,8 @@
 """Attacks in lanes: each lane has its own image, its own hyper-parameters and its own step.
 
-What `engine.run` does for a batch that starts and ends together, this does for lanes that are retired
-and refilled while the others go on. Pure functions; `jaxrobust.evaluation.attack_dataset` keeps the
-queue.
+`engine.run` attacks a batch whose images start and end together. Here a lane that is finished is
+refilled with the next image while the other lanes go on. These functions are pure;
+`jaxrobust.evaluation.attack_dataset` keeps the queue of images.
 """
 
 import dataclasses
@@ -23,13 +23,13 @@ class Lanes:
     """L attacks under way.
 
     Attributes:
-      attack: Its leaves are [L].
+      attack: The attack, with leaves [L].
       originals: Clean images [L, H, W, C].
       labels: int32 [L].
-      keys: PRNG keys [L], of the starts.
-      states: Of the attack, stacked.
-      progress: What each lane has found.
-      finished: bool [L], whether a lane has nothing more to do. It is kept as it is from then on.
+      keys: PRNG keys [L] of the starts.
+      states: The attack's states, stacked.
+      progress: The best point of each lane so far.
+      finished: bool [L], whether a lane has nothing more to do. A finished lane does not change.
     """
 
     attack: Attack
@@ -44,18 +44,15 @@ class Lanes:
 def start(
     attack: Attack, keys: Array, images: Array, labels: Array, restarts: Array, idle: Array
 ) -> Lanes:
-    """Lanes before their first step.
+    """Makes lanes before their first step.
 
     Args:
-      attack: From `conversation.per_image`.
-      keys: PRNG keys [L], one per image; restart r uses its key folded with r, as `engine.run` does.
+      attack: The attack, as `conversation.per_image` returns it.
+      keys: PRNG keys [L], one for each image; restart r uses the key folded with r, as in `engine.run`.
       images: float32 [L, H, W, C] in [0, 1].
       labels: int32 [L].
-      restarts: int32 [L].
-      idle: bool [L], lanes without work.
-
-    Returns:
-      Lanes.
+      restarts: int32 [L], the number of each lane's restart.
+      idle: bool [L], the lanes without work.
     """
     folded = jax.vmap(jax.random.fold_in)(keys, restarts)
     states = conversation.start(attack, folded, images, labels, restarts)
@@ -64,29 +61,30 @@ def start(
 
 
 def refill(lanes: Lanes, fresh: Lanes, which: Array) -> Lanes:
-    """The lanes with fresh ones in the place of some, int [F]; a lane named twice gets equal ones."""
+    """Replaces some lanes, int [F], by fresh ones; a lane that is named twice must get equal ones."""
     return jax.tree.map(lambda old, new: old.at[which].set(new), lanes, fresh)
 
 
 def pick(images: Array, which: Array) -> Array:
-    """Those of some lanes, int [F]."""
+    """Returns the images of some lanes, int [F]."""
     return images[which]
 
 
 def advance(lanes: Lanes, logits_fn: LogitsFn, num_steps: Array, *, until_fooled: bool) -> Lanes:
     """Takes steps in every lane that is not finished.
 
-    A lane is finished once its last point has been judged, and with `until_fooled` once any point has
-    fooled; for an attack that looks for the closest point, once one has within its epsilon.
+    A lane is finished once its last point has been judged. With `until_fooled` it is also finished once
+    a point has fooled; for an attack that looks for the closest point, once a point within its epsilon
+    has fooled.
 
     Args:
-      lanes: Before.
+      lanes: The lanes before the steps.
       logits_fn: Images [L, H, W, C] -> logits [L, K].
-      num_steps: How many at most; none once all lanes are finished.
+      num_steps: int32 scalar, the largest number of steps. It stops early once all lanes are finished.
       until_fooled: Whether a success ends a lane.
 
     Returns:
-      Lanes, after.
+      The lanes after the steps.
     """
 
     def goes_on(carry: tuple[Array, Lanes]) -> Array:
@@ -122,17 +120,17 @@ def turn(
     is_last: Array | bool,
     with_gradient: bool = True,
 ) -> tuple[judging.Best, Evaluation]:
-    """One question in every lane: what its answer makes of the best points, and the answer.
+    """Asks one question in every lane and judges the points by the answers.
 
     Args:
-      lanes: Before.
+      lanes: The lanes before the question.
       logits_fn: Images [L, H, W, C] -> logits [L, K].
-      step: int32, or int32 [L]: which answer this is, for a classifier that answers at random.
-      is_last: bool, or bool [L]: whether these are final points, which are judged and no step.
+      step: int32 or int32 [L], the number of the answer, for a classifier whose answers are random.
+      is_last: bool or bool [L], whether these are final points, which do not count as steps.
       with_gradient: Whether to differentiate.
 
     Returns:
-      (the best points, judged and counted; the answer, which nobody has been told yet).
+      (the best points, judged and counted; the answers, which the attack has not been told yet).
     """
     attack, states = lanes.attack, lanes.states
     keys = conversation.answer_keys(lanes.keys, step)
@@ -150,21 +148,26 @@ def turn(
 
 
 def _is_close(attack: Attack, best: judging.Best) -> Array:
-    """Whether the closest point that fooled lies within epsilon, bool [L]."""
+    """Says whether the closest point that fooled lies within epsilon, bool [L]."""
     return best.success & judging.is_within(-best.rank, epsilon_of(attack))
 
 
 def advance_in_groups(
     lanes: Lanes, logits_fn: LogitsFn, num_steps: Array, *, until_fooled: bool, group: int | None
 ) -> Lanes:
-    """`advance`, a group of lanes at a time; a group whose lanes are all finished costs nothing.
+    """Takes steps as `advance` does, one group of lanes after the other.
+
+    A group whose lanes are all finished costs nothing.
 
     Args:
-      lanes: As `advance`, like the result.
-      logits_fn: As `advance`.
-      num_steps: As `advance`.
-      until_fooled: As `advance`.
-      group: How many lanes at a time, a divisor of L; None: all of them.
+      lanes: The L lanes before the steps.
+      logits_fn: Images [G, H, W, C] -> logits [G, K], for groups of G lanes.
+      num_steps: int32 scalar, the largest number of steps.
+      until_fooled: Whether a success ends a lane.
+      group: How many lanes a group has, a divisor of L; None makes one group of all.
+
+    Returns:
+      The lanes after the steps.
     """
     total = len(lanes.finished)
     if group is None or total <= group:
@@ -185,7 +188,7 @@ def advance_on_devices(
     group: int | None,
     num_devices: int,
 ) -> Lanes:
-    """`advance_in_groups`, an equal share of the lanes on each of this process's devices."""
+    """Takes steps as `advance_in_groups` does, with an equal share of the lanes on each device."""
     step = functools.partial(advance_in_groups, until_fooled=until_fooled, group=group)
     if num_devices == 1:
         return step(lanes, logits_fn, num_steps)
@@ -205,17 +208,17 @@ def _mesh(num_devices: int) -> jax.sharding.Mesh:
 
 
 def by_rows(num_devices: int) -> jax.sharding.NamedSharding:
-    """An equal share of the lanes on each of this process's devices."""
+    """Returns the sharding that puts an equal share of the lanes on each of the process's devices."""
     return jax.sharding.NamedSharding(_mesh(num_devices), jax.sharding.PartitionSpec("lanes"))
 
 
 def everywhere(num_devices: int) -> jax.sharding.NamedSharding:
-    """A copy on each of this process's devices."""
+    """Returns the sharding that puts a copy on each of this process's devices."""
     return jax.sharding.NamedSharding(_mesh(num_devices), jax.sharding.PartitionSpec())
 
 
 def reorder(lanes: Lanes, order: Array) -> Lanes:
-    """The lanes in another order, int [L]."""
+    """Puts the lanes into another order, int [L]."""
     return jax.tree.map(lambda leaf: leaf[order], lanes)
 
 

@@ -24,10 +24,10 @@ class State(NamedTuple):
     """One image under attack.
 
     Attributes:
-      original: [H, W, C].
+      original: [H, W, C], the clean image.
       label: int32 scalar.
-      point: [H, W, C].
-      average: [H, W, C], of the gradients so far.
+      point: [H, W, C], where the attack stands.
+      average: [H, W, C], the average of the gradients so far.
     """
 
     original: Array
@@ -39,16 +39,16 @@ class State(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MIFGSM(Attack):
-    """Momentum iterative FGSM.
+    """Momentum iterative FGSM: BIM along an average of the gradients so far.
 
     Attributes:
-      epsilon: Radius in pixel units, not negative; for linf at most 1.
-      step_size: Length of a step in pixel units, not negative.
-      decay: Of the average of gradients, not negative; the paper's 1.
-      num_steps: At least 1; the paper's 10.
+      epsilon: The radius of the ball in pixel units, not negative; for linf at most 1.
+      step_size: The length of a step in pixel units, not negative.
+      decay: The factor of the earlier gradients at each step, not negative; 1 in the paper.
+      num_steps: How many steps to take, at least 1; 10 in the paper.
       norm: "linf", "l2" or "l1".
-      targeted: Whether labels name the class to reach.
-      keep: "best" returns the best point seen, "last" the last one, as the paper does.
+      targeted: Whether the labels are the classes to reach.
+      keep: "best" returns the best point seen; "last" returns the last point, as in the paper.
     """
 
     epsilon: float = 8 / 255
@@ -70,20 +70,20 @@ class MIFGSM(Attack):
         checks.one_of("keep", self.keep, ("best", "last"))
 
     def init(self, key: Array, image: Array, label: Array, restart: Array) -> State:
-        """The image itself."""
+        """Starts at the image itself."""
         return State(image, label, image, jnp.zeros_like(image))
 
     def ask(self, state: State) -> Array:
-        """Where the attack stands."""
+        """Asks about the current point."""
         return state.point
 
     def objective(self, logits: Array, state: State) -> Array:
-        """The cross-entropy of the label; targeted: its negative."""
+        """Returns the cross-entropy of the label; for a targeted attack, its negative."""
         loss = losses.cross_entropy(logits, state.label)
         return -loss if self.targeted else loss
 
     def tell(self, state: State, evaluation: Evaluation) -> State:
-        """The average, and the step along it."""
+        """Updates the average and takes a step along it."""
         gradient = conversation.finite_gradient(evaluation)
         # Scaled to its largest value first: a sum of 3,072 values of 1e-40 is no number.
         gradient = gradient / jnp.maximum(jnp.max(jnp.abs(gradient)), 1e-30)

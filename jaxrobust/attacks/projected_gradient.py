@@ -6,8 +6,8 @@ gradient for linf, the gradient over its length for l2):
     FGSM       x' = clip( x + epsilon * d(grad L(x, y)) )
     BIM, PGD   x_(t+1) = clip( x + project( x_t + step_size * d(grad L(x_t, y)) - x ) )
 
-clip is to [0, 1], project to the ball of radius epsilon. BIM starts at the image, PGD at a random
-point of the ball. A targeted attack descends the cross-entropy of the class to reach instead.
+Here clip is to [0, 1], and project is to the ball of radius epsilon. BIM starts at the image, PGD at a
+random point of the ball. A targeted attack decreases the cross-entropy of the class to reach instead.
 
 References:
   FGSM: Goodfellow, Shlens, Szegedy, "Explaining and Harnessing Adversarial Examples", ICLR 2015,
@@ -69,13 +69,13 @@ def _projected_step(attack: Any, state: State, evaluation: Evaluation) -> State:
 class FGSM(Attack):
     """Fast gradient sign method: one step of size epsilon.
 
-    The point returned is that of the formula even where the image itself was already misclassified.
+    An image that is misclassified from the start is changed too.
 
     Attributes:
-      epsilon: Radius in pixel units, not negative; for linf at most 1.
-      norm: "linf", "l2" (the gradient over its length instead of its sign) or "l1" (one sparse
-        step: `norms.steepest`).
-      targeted: Whether labels name the class to reach.
+      epsilon: The radius of the ball in pixel units, not negative; for linf at most 1.
+      norm: "linf", "l2" (a step along the gradient instead of its sign) or "l1" (one sparse step,
+        `norms.steepest`).
+      targeted: Whether the labels are the classes to reach.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -104,7 +104,7 @@ class FGSM(Attack):
     objective = _objective
 
     def tell(self, state: State, evaluation: Evaluation) -> State:
-        """The step."""
+        """Takes the step."""
         step = self.epsilon * norms.steepest(conversation.finite_gradient(evaluation), self.norm)
         return state._replace(point=jnp.clip(state.original + step, 0.0, 1.0))
 
@@ -115,12 +115,12 @@ class BIM(Attack):
     """Basic iterative method: FGSM in small steps from the image itself, projected onto the ball.
 
     Attributes:
-      epsilon: Radius in pixel units, not negative; for linf at most 1.
-      step_size: Length of a step in pixel units, not negative.
-      num_steps: At least 1.
-      norm: "linf", "l2" or "l1" (sparse steps: `norms.steepest`).
-      targeted: Whether labels name the class to reach.
-      keep: "best" returns the best point seen, "last" the last one, as the paper does.
+      epsilon: The radius of the ball in pixel units, not negative; for linf at most 1.
+      step_size: The length of a step in pixel units, not negative.
+      num_steps: How many steps to take, at least 1.
+      norm: "linf", "l2" or "l1" (sparse steps, `norms.steepest`).
+      targeted: Whether the labels are the classes to reach.
+      keep: "best" returns the best point seen; "last" returns the last point, as in the paper.
     """
 
     epsilon: float = 8 / 255
@@ -148,14 +148,14 @@ class PGD(Attack):
     """Projected gradient descent: BIM from a random point of the ball.
 
     Attributes:
-      epsilon: Radius in pixel units, not negative; for linf at most 1.
-      step_size: Length of a step in pixel units, not negative.
-      num_steps: At least 1.
-      norm: "linf", "l2" or "l1" (sparse steps: `norms.steepest`).
-      targeted: Whether labels name the class to reach.
-      random_start: Whether the first point is drawn uniformly from the ball; False is BIM.
-      num_restarts: How many random starts; the best point of all is kept.
-      keep: "best" returns the best point seen, "last" the last one.
+      epsilon: The radius of the ball in pixel units, not negative; for linf at most 1.
+      step_size: The length of a step in pixel units, not negative.
+      num_steps: How many steps to take in each restart, at least 1.
+      norm: "linf", "l2" or "l1" (sparse steps, `norms.steepest`).
+      targeted: Whether the labels are the classes to reach.
+      random_start: Whether to draw the first point uniformly from the ball; with False this is BIM.
+      num_restarts: How many random starts to try, at least 1; the best point of all is kept.
+      keep: "best" returns the best point seen; "last" returns the last point.
     """
 
     epsilon: float = 8 / 255
@@ -174,7 +174,8 @@ class PGD(Attack):
         checks.integer("num_restarts", self.num_restarts, minimum=1)
         if self.num_restarts > 1 and not self.random_start:
             raise ValueError(
-                "`num_restarts` above 1 needs `random_start=True`: all would be equal."
+                f"`num_restarts` must be 1 without `random_start`, got {self.num_restarts}: all "
+                "would be equal. Set `random_start=True`."
             )
 
     ask = _ask
@@ -182,7 +183,7 @@ class PGD(Attack):
     tell = _projected_step
 
     def init(self, key: Array, image: Array, label: Array, restart: Array) -> State:
-        """A random point of the ball, clipped to [0, 1]."""
+        """Starts at a random point of the ball, clipped to [0, 1]."""
         if not self.random_start:
             return _start_at_image(self, key, image, label, restart)
         noise = norms.uniform_in_ball(key, image.shape, self.epsilon, self.norm)

@@ -1,4 +1,4 @@
-"""Random noise of the ball: the control that every attack has to beat."""
+"""Random noise from the ball: the baseline that every attack should beat."""
 
 import dataclasses
 from typing import ClassVar, NamedTuple
@@ -13,13 +13,13 @@ from jaxrobust.types import Array, Evaluation
 
 
 class State(NamedTuple):
-    """One image.
+    """One image under attack.
 
     Attributes:
-      key: For the draws.
-      original: [H, W, C].
+      key: The PRNG key of the draws.
+      original: [H, W, C], the clean image.
       label: int32 scalar.
-      step: int32, draws so far.
+      step: int32, the number of draws so far.
     """
 
     key: Array
@@ -34,10 +34,10 @@ class RandomNoise(Attack):
     """Points drawn uniformly from the ball and clipped to [0, 1]; the worst of them is kept.
 
     Attributes:
-      epsilon: Radius in pixel units, not negative; for linf at most 1.
-      num_steps: How many draws but one: the last is drawn besides.
+      epsilon: The radius of the ball in pixel units, not negative; for linf at most 1.
+      num_steps: One less than the number of draws, at least 1: the last point is a draw too.
       norm: "linf", "l2" or "l1".
-      targeted: Whether labels name the class to reach.
+      targeted: Whether the labels are the classes to reach.
     """
 
     epsilon: float = 8 / 255
@@ -54,20 +54,20 @@ class RandomNoise(Attack):
         checks.integer("num_steps", self.num_steps, minimum=1)
 
     def init(self, key: Array, image: Array, label: Array, restart: Array) -> State:
-        """Before the first draw."""
+        """Returns the state before the first draw."""
         return State(key, image, label, jnp.int32(0))
 
     def ask(self, state: State) -> Array:
-        """The next draw."""
+        """Draws the next point."""
         key = jax.random.fold_in(state.key, state.step)
         shape = state.original.shape
         noise = norms.uniform_in_ball(key, shape, self.epsilon, self.norm)
         return jnp.clip(state.original + noise, 0.0, 1.0)
 
     def objective(self, logits: Array, state: State) -> Array:
-        """The margin: positive where another class is predicted (targeted: the target)."""
+        """Returns the margin: positive if another class is predicted (targeted: the target)."""
         return losses.margin(logits, state.label, self.targeted)
 
     def tell(self, state: State, evaluation: Evaluation) -> State:
-        """On to the next draw."""
+        """Counts the draw."""
         return state._replace(step=state.step + 1)

@@ -1,4 +1,4 @@
-"""What the settings of attacks have in common: static fields, and the checks of a ball."""
+"""What the fields of several attacks share: static fields, and checks of norm and epsilon."""
 
 import dataclasses
 import math
@@ -8,16 +8,16 @@ from jaxrobust import checks, norms
 
 
 def static(default: Any) -> Any:
-    """A field that is part of the compiled program instead of an argument of it."""
+    """A dataclass field that is a constant of the compiled program instead of an argument of it."""
     return dataclasses.field(default=default, metadata={"static": True})
 
 
 def check_ball(attack: Any) -> None:
-    """Checks `norm` and `epsilon`.
+    """Checks the fields `norm` and `epsilon` of an attack.
 
     Raises:
-      TypeError: An epsilon that is no number.
-      ValueError: An unknown norm, an epsilon out of range.
+      TypeError: `epsilon` is not a number.
+      ValueError: `norm` is unknown, or `epsilon` is out of range.
     """
     checks.one_of("norm", attack.norm, norms.NORMS)
     # Pixels go from 0 to 1: a larger linf epsilon is one that was meant for 0 to 255.

@@ -1,17 +1,18 @@
-"""Square: random search with squares, from the logits alone.
+"""Square: random search with square windows, which needs only the logits.
 
 Every step changes the best point so far in one square window at a random place, and keeps the change if
-the margin of the label shrinks. The side of the window falls with the steps: the share p of the image
-that it covers is halved after steps 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000.
+the margin of the label shrinks. The windows shrink over the steps: the share p of the image that they
+cover is halved after steps 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000.
 
-    linf  the window becomes the point plus or minus 2 epsilon in each channel, cut to the ball; the
-          start is vertical stripes of plus and minus epsilon.
+    linf  the window becomes the point plus or minus 2 epsilon in each channel, clipped to the ball.
+          The start is vertical stripes of plus and minus epsilon.
     l2    the window gets a pyramid-shaped change, with the mass of a second window, which becomes
-          zero; the whole is scaled to length epsilon. The start is a tiling of such shapes.
+          zero. The whole is scaled to length epsilon. The start is a tiling of such shapes.
 
-Windows are drawn for each image by itself and reach every row and column; the reference implementation
-shares one over a batch and never touches the last of them. In l2 each channel of a window gets the mass
-of all channels, as there; in algorithm 3 of the paper it gets its own. Either way the whole is scaled.
+Windows are drawn for each image separately and reach every row and column; the reference implementation
+shares one window over a batch and never reaches the last row and column. In l2 each channel of a window
+gets the mass of all channels, as in the reference implementation; in algorithm 3 of the paper it gets
+its own mass. In both cases the whole is scaled.
 
 References:
   Andriushchenko, Croce, Flammarion, Hein, "Square Attack: a query-efficient black-box adversarial
@@ -38,13 +39,13 @@ class State(NamedTuple):
     """One image under attack.
 
     Attributes:
-      key: For the windows.
-      original: [H, W, C].
+      key: The PRNG key of the windows.
+      original: [H, W, C], the clean image.
       label: int32 scalar.
       best: [H, W, C], the best point so far.
-      best_value: The objective there.
+      best_value: The objective at the best point.
       point: [H, W, C], the candidate.
-      step: int32, candidates judged so far; the start is the first.
+      step: int32, the number of candidates judged so far; the start is the first.
     """
 
     key: Array
@@ -59,17 +60,17 @@ class State(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Square(Attack):
-    """Square attack: black box, scores only.
+    """Square attack: a black-box attack that uses only the logits.
 
     Attributes:
-      epsilon: Radius in pixel units, not negative; for linf at most 1.
-      num_steps: Queries, at least 1; AutoAttack's 5000.
-      norm: "linf" or "l2". Images for "l2" have at least 5x5 pixels.
-      targeted: Whether labels name the class to reach.
-      num_restarts: Random starts.
-      p_init: Share of the image that the first windows cover, in (0, 1].
-      rescale_schedule: Whether windows shrink at the same shares of `num_steps` as they do in 10,000
-        steps, instead of after the same steps. AutoAttack's do not.
+      epsilon: The radius of the ball in pixel units, not negative; for linf at most 1.
+      num_steps: How many queries to make, at least 1; 5000 in AutoAttack.
+      norm: "linf" or "l2". For "l2" images must have at least 5 x 5 pixels.
+      targeted: Whether the labels are the classes to reach.
+      num_restarts: How many random starts to try, at least 1.
+      p_init: The share of the image that the first windows cover, in (0, 1].
+      rescale_schedule: Whether to scale the steps at which windows shrink, which are meant for 10,000
+        steps, to `num_steps`. AutoAttack does not.
     """
 
     epsilon: float = 8 / 255
@@ -91,7 +92,7 @@ class Square(Attack):
         checks.number("p_init", self.p_init, above=0.0, maximum=1.0)
 
     def init(self, key: Array, image: Array, label: Array, restart: Array) -> State:
-        """Stripes (linf) or tiles (l2)."""
+        """Starts with random stripes (linf) or tiles (l2)."""
         start_key, key = jax.random.split(key)
         if self.norm == "linf":
             _, width, channels = image.shape
@@ -104,11 +105,11 @@ class Square(Attack):
         return State(key, image, label, start, lowest, start, jnp.int32(0))
 
     def ask(self, state: State) -> Array:
-        """The candidate."""
+        """Asks about the candidate."""
         return state.point
 
     def objective(self, logits: Array, state: State) -> Array:
-        """The margin: positive where another class is predicted (targeted: the target)."""
+        """Returns the margin: positive if another class is predicted (targeted: the target)."""
         return losses.margin(logits, state.label, self.targeted)
 
     def tell(self, state: State, evaluation: Evaluation) -> State:
@@ -231,7 +232,9 @@ def _tiles(key: Array, shape: tuple[int, ...]) -> Array:
     height, width, channels = shape
     side = min(height, width) // 5
     if side == 0:
-        raise ValueError(f"Square in l2 needs at least 5 x 5 pixels, got {height} x {width}.")
+        raise ValueError(
+            f"Square in l2 needs images of at least 5 x 5 pixels, got {height} x {width}."
+        )
     shape_of_one = jnp.asarray(_two_pyramids(side), jnp.float32)[None, None]
     rows, columns = height // side, width // side
     draws = _draws(key, (rows, columns, 1, 1, 1 + channels))
