@@ -157,9 +157,9 @@ def test_what_keeps_no_state_refuses_a_path_before_anything_runs(name, tmp_path)
 
 
 def test_wrong_input():
-    with pytest.raises(ValueError, match="`epsilons` must rise"):
+    with pytest.raises(ValueError, match="`epsilons` must increase"):
         curve(epsilons=[0.1, 0.05], stop_below=0.5)
-    with pytest.raises(ValueError, match="`epsilons` must rise"):
+    with pytest.raises(ValueError, match="`epsilons` must increase"):
         curve(epsilons=[0.1, 0.1], carry_over=True)
     with pytest.raises(ValueError, match="`stop_below` must be .* above 0 and at most 1, got 10"):
         curve(stop_below=10)
@@ -203,5 +203,5 @@ def test_transfer_over_epsilon_by_hand():
     with pytest.raises(ValueError, match="`source` must be one of"):
         evaluation.transfer_curves(FGSM(), models, "none", images, LABELS, [0.1], key=KEY)
     for attack in (FAB(), FGSM(targeted=True)):
-        with pytest.raises(ValueError, match="untargeted and keep to its epsilon"):
+        with pytest.raises(ValueError, match="untargeted and limited by its epsilon"):
             evaluation.transfer_curves(attack, models, "plain", images, LABELS, [0.1], key=KEY)

@@ -139,7 +139,7 @@ def test_targeted_report_counts_the_images_of_other_classes():
     np.testing.assert_array_equal(report.attacked, [1, 1, 0, 0, 0, 0, 1])
     rate = evaluation.success_rate(report)
     assert (rate["count"], rate["n"]) == (1, 3)
-    with pytest.raises(ValueError, match="defined for untargeted attacks"):
+    with pytest.raises(ValueError, match="must be of an untargeted attack"):
         evaluation.robust_accuracy(report)
 
 
@@ -201,7 +201,7 @@ def test_progress_is_told():
         (
             FGSM(targeted=True),
             {"targets": [1, 2]},
-            r"`targets` must be one class or of shape \(7,\)",
+            r"`targets` must be one class or have shape \(7,\)",
         ),
         (FGSM(), {"num_lanes": 0}, "`num_lanes` must be at least 1"),
         (FGSM(), {"search_type": "int8"}, "`search_type` must be one of"),
@@ -237,7 +237,7 @@ def test_transfer_by_hand():
     assert counts[2] == [(0, 0), (0, 0), (0, 0)]
     with pytest.raises(ValueError, match="`reports` must be for the models"):
         evaluation.transfer_matrix(others, {"plain": found["plain"]})
-    with pytest.raises(ValueError, match="one attack and the same images; 'far' is not"):
+    with pytest.raises(ValueError, match="one attack and the same images, and 'far' is"):
         other = dataclasses.replace(found["far"], attack=FGSM(0.1))
         evaluation.transfer_matrix(others, found | {"far": other})
 

@@ -481,9 +481,9 @@ def test_transfer_needs_the_same_classes():
     def more(x):
         return jnp.concatenate([means(x), means(x)], axis=1)
 
-    with pytest.raises(ValueError, match="`logits_fn` must tell the 2 classes apart.*got 4"):
+    with pytest.raises(ValueError, match="`logits_fn` must have the 2 classes.*got 4"):
         evaluation.transfer_rates(report, more)
-    with pytest.raises(ValueError, match=r"`logits_fns\['b'\]` must tell the 2 classes"):
+    with pytest.raises(ValueError, match=r"`logits_fns\['b'\]` must have the 2 classes"):
         evaluation.transfer_curves(
             attacks.FGSM(0.1), {"a": means, "b": more}, "a", IMAGES, LABELS, [0.1], key=KEY
         )

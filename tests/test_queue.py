@@ -147,7 +147,9 @@ def test_minimal_attacks_end_within_epsilon_and_give_every_radius():
     np.testing.assert_allclose(report.norms, report.linf)
     with pytest.raises(ValueError, match="`until_fooled` needs an epsilon"):
         attack(DeepFool(), until_fooled=True)
-    with pytest.raises(ValueError, match="`epsilon` is for attacks that look for the smallest"):
+    with pytest.raises(
+        ValueError, match="`epsilon` must be None except for attacks that look for the smallest"
+    ):
         evaluation.robust_accuracy(attack(BIM(0.1, 0.1, 2)), 0.05)
 
 

@@ -212,7 +212,7 @@ def test_a_file_of_another_attack_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds another attack"):
         evaluation.attack_dataset(BIM(0.05, 0.02, 2), lambda x: 50 * classifier()(x), **plain)
     path.write_bytes(b"half of")
-    with pytest.raises(ValueError, match="holds no attack; delete it"):
+    with pytest.raises(ValueError, match="is not the state of an attack; delete it"):
         attack(BIM(0.05, 0.02, 2), path=path)
 
 

@@ -162,7 +162,7 @@ def test_holm_rejects_as_the_procedure_does(p_values):
             ValueError,
             r"shapes \(1,\) and \(2,\)",
         ),
-        (lambda: evaluation.mcnemar([], []), ValueError, "one entry for each image, at least one"),
+        (lambda: evaluation.mcnemar([], []), ValueError, "for the same N images, at least one"),
         (
             lambda: evaluation.paired_difference([1], [0]),
             TypeError,

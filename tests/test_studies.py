@@ -185,7 +185,7 @@ def test_attack_reports_come_back_from_disk(tmp_path):
         assert loaded.attack == attack
         assert evaluation.summarise(loaded, "m", "ab") == evaluation.summarise(report, "m", "ab")
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match="holds no attack report"):
+    with pytest.raises(ValueError, match="is not an attack report"):
         evaluation.load_attack(path)
     with pytest.raises(FileNotFoundError):
         evaluation.load_attack(tmp_path / "none.npz")

@@ -53,7 +53,7 @@ def test_a_histogram_of_nothing_but_zeros():
         ({"num_bins": 4}, "`num_bins` must be odd"),
         ({"num_bins": 1}, "`num_bins` must be at least 3"),
         ({"limit": 0.0}, "`limit`"),
-        ({"exclude": ["stem", "conv"]}, "`params` must have kernels"),
+        ({"exclude": ["stem", "conv"]}, "`params` must have at least one kernel"),
         ({"exclude": ["stom"]}, "`exclude` names 'stom', which is no prefix"),
         ({"params": {"kernel": np.full((2, 2), np.nan)}}, "`params` must be finite"),
     ],
@@ -100,9 +100,9 @@ def test_the_guess_is_that_of_so_many_classes():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"losses": []}, "`losses` must be at least one"),
+        ({"losses": []}, "`losses` must hold the loss of at least one epoch"),
         ({"num_classes": 1}, "`num_classes` must be at least 2"),
-        ({"resets": [3]}, "`resets` must be at most the 2 epochs"),
+        ({"resets": [3]}, "`resets` must be epochs in 1 .. 2"),
         ({"tolerance": -0.1}, "`tolerance`"),
     ],
 )

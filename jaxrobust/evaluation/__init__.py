@@ -1,4 +1,4 @@
-"""Evaluation: accuracy, robustness, transfer and latency, with counts, intervals and every record."""
+"""Evaluation: accuracy, robustness, transfer and latency, with counts and confidence intervals."""
 
 from jaxrobust.evaluation.archive import load_attack, save_attack
 from jaxrobust.evaluation.attack_report import (

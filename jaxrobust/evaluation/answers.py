@@ -1,4 +1,4 @@
-"""A classifier's answers to many images, and whether figures can be made of them."""
+"""The logits of many images, and checks of the classifier that computes them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,16 +13,16 @@ from jaxrobust.types import LogitsFn
 
 
 def padded_batches(num_images: int, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Indices of batches of one size: the last is filled up with its last index.
+    """Yields the indices of batches of one size; the last batch is padded with its last index.
 
-    One size means one compilation; what the filling computes is thrown away.
+    Equal sizes need only one compilation. Results of padded rows are dropped.
 
     Args:
-      num_images: How many there are.
-      batch_size: At least 1; reduced to num_images where it is larger.
+      num_images: The number of images.
+      batch_size: The size of a batch, at least 1; it is reduced to num_images if it is larger.
 
     Yields:
-      (indices int [batch_size], how many of them count).
+      (indices int [batch_size], how many of them are not padding).
     """
     batch_size = min(batch_size, num_images)
     for start in range(0, num_images, max(batch_size, 1)):
@@ -31,32 +31,34 @@ def padded_batches(num_images: int, batch_size: int) -> Iterator[tuple[np.ndarra
 
 
 def check_images(images: Any) -> np.ndarray:
-    """The images on the host, once their type and values have been checked; nothing is converted.
+    """Checks the type and the values of images, and returns them on the host, not converted.
 
     Args:
-      images: uint8, or floating in [0, 1], [B, H, W, C].
+      images: [B, H, W, C], uint8 or floating point in [0, 1].
 
     Raises:
-      TypeError: Another type.
-      ValueError: Floats outside [0, 1].
+      TypeError: The images are neither uint8 nor floating point.
+      ValueError: Floating-point images are outside [0, 1].
     """
     images = np.asarray(images)
     if images.dtype != np.uint8:
         if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise TypeError(f"`images` must be uint8 or floating point, got {images.dtype}.")
+            raise TypeError(
+                f"`images` must be uint8, or floating point in [0, 1], got {images.dtype}."
+            )
         checks.value_range(images)
     return images
 
 
 def as_float(images: Any) -> np.ndarray:
-    """Images as float32 in [0, 1]: uint8 are divided by 255, floats must lie there already.
+    """Converts images to float32 in [0, 1]. uint8 images are divided by 255.
 
     Args:
-      images: uint8 or floating [B, H, W, C].
+      images: [B, H, W, C], uint8 or floating point in [0, 1].
 
     Raises:
-      TypeError: Another type.
-      ValueError: Floats outside [0, 1].
+      TypeError: The images are neither uint8 nor floating point.
+      ValueError: Floating-point images are outside [0, 1].
     """
     return _converted(check_images(images))
 
@@ -70,14 +72,15 @@ def _converted(images: np.ndarray) -> np.ndarray:
 def answers(
     logits_fn: LogitsFn, images: np.ndarray, batch_size: int, draw: int = 0, *, start: Any = None
 ) -> np.ndarray:
-    """The logits of images whose values have been checked, in batches of one size.
+    """Computes the logits of images whose values have been checked, in batches of one size.
 
     Args:
       logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K].
-      images: uint8, or floating in [0, 1], [N, H, W, C].
-      batch_size: Images at a time.
-      draw: Which answers of a `Stochastic` classifier: other numbers are other draws.
-      start: int [N], the images' places in their data set, which its keys depend on; 0 .. N - 1.
+      images: [N, H, W, C], uint8 or floating point in [0, 1].
+      batch_size: How many images to evaluate at a time.
+      draw: The number of the draw, for a `Stochastic` classifier; other numbers give other samples.
+      start: int [N], the images' indices in their data set, from which the keys of a `Stochastic`
+        classifier are made; by default 0 .. N - 1.
 
     Returns:
       float32 [N, K].
@@ -104,17 +107,17 @@ def answers(
 def check_company(
     logits_fn: LogitsFn, images: np.ndarray, batch_size: int, found: np.ndarray, *, thorough: bool
 ) -> None:
-    """Refuses a classifier whose answer to an image depends on the images beside it.
+    """Raises if the classifier's answer to an image depends on the other images of the batch.
 
     Args:
       logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K].
-      images: uint8, or floating in [0, 1], [N, H, W, C]; the first batch of them is looked at.
-      batch_size: Images at a time.
-      found: float32 [N, K], what `answers` has found.
-      thorough: Whether a few images are shown by themselves too.
+      images: [N, H, W, C], uint8 or floating point in [0, 1]. The first batch is checked.
+      batch_size: How many images to evaluate at a time.
+      found: float32 [N, K], the logits that `answers` returned.
+      thorough: Whether to evaluate a few images alone too.
 
     Raises:
-      ValueError: The message says what is the likely reason.
+      ValueError: It does; the message says what the likely reason is.
     """
     batch = _converted(images[:batch_size])
     company.check(logits_fn, batch, first=found[:batch_size], thorough=thorough)

@@ -1,4 +1,4 @@
-"""Attack reports on disk: a fixed set of adversarial images, to be shown to other models later."""
+"""Attack reports on disk, such as adversarial images to be shown to other models later."""
 
 import json
 import os
@@ -16,11 +16,11 @@ _ARRAYS = (
 
 
 def save_attack(path: str | os.PathLike[str], report: AttackReport) -> None:
-    """Saves a report, whole or not at all, as an .npz of its arrays and its attack as JSON.
+    """Saves a report as an .npz file, whole or not at all.
 
     Args:
-      path: Of the file; its folder is made, an existing file replaced.
-      report: Of one of `attacks.ATTACKS`.
+      path: The path of the file. Its folder is made if it is missing; an existing file is replaced.
+      report: The report of one of `attacks.ATTACKS`.
     """
     arrays = {name: getattr(report, name) for name in _ARRAYS if getattr(report, name) is not None}
     description = json.dumps(attacks.to_dict(report.attack))
@@ -29,11 +29,14 @@ def save_attack(path: str | os.PathLike[str], report: AttackReport) -> None:
 
 
 def load_attack(path: str | os.PathLike[str]) -> AttackReport:
-    """Loads a report that `save_attack` saved; no pickles are read.
+    """Loads a report that `save_attack` has saved. It reads no pickles.
+
+    Args:
+      path: The path of the file.
 
     Raises:
-      FileNotFoundError: No such file.
-      ValueError: The file holds no attack report.
+      FileNotFoundError: There is no such file.
+      ValueError: The file is not an attack report.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -43,4 +46,4 @@ def load_attack(path: str | os.PathLike[str]) -> AttackReport:
     except FileNotFoundError:
         raise
     except Exception as error:  # zip, JSON and numpy have errors of many classes
-        raise ValueError(f"{path} holds no attack report; delete it to go on: {error}") from error
+        raise ValueError(f"{path} is not an attack report; delete it to go on: {error}") from error

@@ -1,4 +1,4 @@
-"""What an attack on a data set came to: success rates with a record of every image."""
+"""The report of an attack on a data set: success rates and a record of every image."""
 
 import dataclasses
 import functools
@@ -18,22 +18,22 @@ from jaxrobust.programs.company import unusual
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class AttackReport:
-    """One attack on N images: host arrays, from which every figure is computed.
+    """The report of one attack on N images, as arrays on the host.
 
     Attributes:
-      attack: What was run.
-      labels: int [N], true classes.
+      attack: The attack.
+      labels: int [N], the true classes.
       targets: int [N], the classes to reach, or None for an untargeted attack.
       clean_images: float32 [N, H, W, C] in [0, 1].
-      images: float32 [N, H, W, C] in [0, 1], adversarial.
-      clean_logits: float32 [N, K].
-      logits: float32 [N, K], of the adversarial images, evaluated anew.
-      num_steps: int [N], steps to the first success, all of them where there was none.
-      num_queries: int [N], images that the classifier was asked about on behalf of this one.
-      num_gradients: int [N], gradients on behalf of this one.
-      saw_nan: bool [N], whether a logit or a gradient has been NaN: such an image is to be looked at.
-        Its NaN points were not counted as fooling.
-      remarks: Sentences on how the classifier was evaluated; mostly none.
+      images: float32 [N, H, W, C] in [0, 1], the adversarial images.
+      clean_logits: float32 [N, K], the logits of the clean images.
+      logits: float32 [N, K], the logits of the adversarial images, evaluated after the attack.
+      num_steps: int [N], the steps before the first success, or all steps if there was none.
+      num_queries: int [N], how many images the classifier evaluated for this image.
+      num_gradients: int [N], how many gradients were computed for this image.
+      saw_nan: bool [N], whether a logit or a gradient has been NaN. Points with NaN logits do not count
+        as fooling, so inspect such an image.
+      remarks: Sentences about how the classifier was evaluated; usually empty.
     """
 
     attack: Attack
@@ -54,25 +54,25 @@ class AttackReport:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Sentences on what makes the figures doubtful; mostly none."""
+        """Sentences that say why the figures may be wrong; usually empty."""
         return (*unusual(self.clean_logits), *self.remarks)
 
     @functools.cached_property
     def clean_predictions(self) -> np.ndarray:
-        """Int [N]; -1 where a logit is NaN."""
+        """The predicted classes of the clean images, int [N]; -1 where a logit is NaN."""
         return predictions(self.clean_logits)
 
     @functools.cached_property
     def predictions(self) -> np.ndarray:
-        """Int [N], on the adversarial images; -1 where a logit is NaN."""
+        """The predicted classes of the adversarial images, int [N]; -1 where a logit is NaN."""
         return predictions(self.logits)
 
     @functools.cached_property
     def attacked(self) -> np.ndarray:
-        """Bool [N]: the images that the success rate is of.
+        """Whether an image counts in the success rate, bool [N].
 
-        Untargeted, those that the classifier has right when clean: one that is wrong already proves
-        nothing. Targeted, those that are not of the target class.
+        For an untargeted attack those images count whose clean form is classified correctly. For a
+        targeted attack those count that are not of the target class.
         """
         if self.targets is not None:
             return self.targets != self.labels
@@ -80,25 +80,29 @@ class AttackReport:
 
     @functools.cached_property
     def success(self) -> np.ndarray:
-        """Bool [N]: the adversarial image is taken for another class, or for the target.
+        """Whether the adversarial image is classified as another class, or as the target, bool [N].
 
-        Of an attack that looks for the smallest perturbation and has an epsilon (FAB), within it.
+        For an attack that looks for the smallest perturbation and has an epsilon (FAB), the
+        perturbation must also lie within epsilon.
         """
         epsilon = epsilon_of(self.attack)
         return self.fools & self.within(np.inf if epsilon is None else epsilon)
 
     @functools.cached_property
     def fools(self) -> np.ndarray:
-        """Bool [N]: `success`, but at any distance."""
+        """Whether the adversarial image fools, whatever the size of its perturbation, bool [N]."""
         finite = self.predictions >= 0
         if self.targets is not None:
             return (self.predictions == self.targets) & finite
         return (self.predictions != self.labels) & finite
 
     def within(self, epsilon: Any) -> np.ndarray:
-        """Bool [N]: the perturbation's norm is at most epsilon.
+        """Says whether the perturbation's norm is at most epsilon, bool [N].
 
-        Always so for an attack that keeps to its epsilon by itself.
+        It is True throughout for an attack that never exceeds its own epsilon.
+
+        Args:
+          epsilon: In pixel units, one number or [N].
         """
         if self.attack.keep != "closest":
             return np.ones(len(self.labels), bool)
@@ -106,51 +110,65 @@ class AttackReport:
 
     @property
     def norms(self) -> np.ndarray:
-        """Float [N], norms of the perturbations in the attack's norm, in pixel units."""
+        """The size of the perturbations in the attack's norm, in pixel units, float [N]."""
         checks.one_of("norm", self.attack.norm, norms.NORMS)
         return np.asarray(getattr(self, self.attack.norm))
 
     @functools.cached_property
     def l1(self) -> np.ndarray:
-        """Float [N], norms of the perturbations in pixel units."""
+        """The l1 norms of the perturbations in pixel units, float [N]."""
         return np.abs(self.images - self.clean_images).sum(axis=(1, 2, 3))
 
     @functools.cached_property
     def l2(self) -> np.ndarray:
-        """Float [N], norms of the perturbations in pixel units."""
+        """The l2 norms of the perturbations in pixel units, float [N]."""
         return np.sqrt(((self.images - self.clean_images) ** 2).sum(axis=(1, 2, 3)))
 
     @functools.cached_property
     def linf(self) -> np.ndarray:
-        """Float [N], norms of the perturbations in pixel units."""
+        """The linf norms of the perturbations in pixel units, float [N]."""
         return np.abs(self.images - self.clean_images).max(axis=(1, 2, 3))
 
 
 def success_rate(report: AttackReport) -> Rate:
-    """Successes among the images attacked (`AttackReport.attacked`)."""
+    """Computes the share of successes among the attacked images (`AttackReport.attacked`).
+
+    Args:
+      report: The report of the attack.
+
+    Returns:
+      {"count", "n", "rate", "low", "high"}, with a 95 % interval.
+    """
     attacked = report.attacked
     return rate(int((report.success & attacked).sum()), int(attacked.sum()))
 
 
 def robust_accuracy(report: AttackReport, epsilon: float | None = None) -> Rate:
-    """Of all images, those right when clean and right under the attack. Untargeted attacks only.
+    """Computes the share of all images that are classified correctly, clean and under the attack.
 
     Args:
-      report: Of the attack.
-      epsilon: For an attack that looks for the smallest perturbation: how large it may be. By default
-        the attack's own, where it has one, and any size where it has none.
+      report: The report of an untargeted attack.
+      epsilon: The largest perturbation that counts, in pixel units, for an attack that looks for the
+        smallest perturbation. By default it is the attack's own epsilon; if the attack has none, any
+        size counts.
+
+    Returns:
+      {"count", "n", "rate", "low", "high"}, with a 95 % interval.
 
     Raises:
-      ValueError: A targeted attack, or an epsilon for an attack that keeps to its own.
+      ValueError: The attack is targeted, or `epsilon` is given for an attack that has a fixed one.
     """
     if report.targets is not None:
-        raise ValueError("`robust_accuracy` is defined for untargeted attacks, got a targeted one.")
+        raise ValueError(
+            "`report` must be of an untargeted attack, got a targeted one, for which robust accuracy "
+            "is not defined: use `success_rate`."
+        )
     fooled = report.success
     if epsilon is not None:
         if report.attack.keep != "closest":
             raise ValueError(
-                "`epsilon` is for attacks that look for the smallest perturbation, got one for "
-                f"{attack_label(report.attack)}."
+                "`epsilon` must be None except for attacks that look for the smallest perturbation, "
+                f"got {epsilon} for {attack_label(report.attack)}."
             )
         fooled = report.fools & report.within(epsilon)
     # What answers with NaN is not right: the label is not predicted.
@@ -159,12 +177,12 @@ def robust_accuracy(report: AttackReport, epsilon: float | None = None) -> Rate:
 
 
 class MedianNorm(TypedDict):
-    """The median of the perturbations found, failures counted as infinite.
+    """The median size of the perturbations found, where a failure counts as infinite.
 
     Attributes:
-      norm: "linf", "l2" or "l1", in pixel units.
-      median: None where half or more of the attacks failed: it is infinite then.
-      n: Images attacked.
+      norm: "linf", "l2" or "l1".
+      median: The median in pixel units, or None if it is infinite because too many attacks failed.
+      n: How many images were attacked.
       failures: How many of them were not fooled.
     """
 
@@ -175,16 +193,18 @@ class MedianNorm(TypedDict):
 
 
 def median_norm(report: AttackReport) -> MedianNorm:
-    """The median norm over all images attacked, for an attack that looks for the smallest.
+    """Computes the median norm over all attacked images, for attacks that look for the smallest one.
 
-    A mean of successes alone looks the better the more attacks fail; this does not: of the norms 0.1
-    and 0.2 and a failure the median is 0.2, of 0.1 and two failures it is infinite.
+    A mean over successes alone improves if the attack fails on hard images; this median does not,
+    because a failure counts as infinite. For the norms 0.1 and 0.2 and one failure it is 0.2, and for
+    0.1 and two failures it is infinite.
 
     Args:
-      report: Of the attack.
+      report: The report of the attack.
 
     Returns:
-      {"norm", "median": None where it is infinite, "n", "failures"}.
+      {"norm", "median": in pixel units, or None if it is infinite, "n": the images attacked,
+      "failures": how many of them were not fooled}.
     """
     attacked = report.attacked
     norms = np.where(report.fools, report.norms, np.inf)[attacked]
@@ -198,7 +218,15 @@ def median_norm(report: AttackReport) -> MedianNorm:
 
 
 def records(report: AttackReport) -> list[dict[str, Any]]:
-    """One JSON-ready dict for every image: predictions, logits, confidences, norms, steps, success."""
+    """Returns one dict for each image, which JSON can hold.
+
+    Args:
+      report: The report of one attack.
+
+    Returns:
+      A list of N dicts with the image's label, predictions, logits, confidences (the largest
+      probability), norms in pixel units, steps, queries, gradients and success.
+    """
     clean, adversarial = softmax(report.clean_logits), softmax(report.logits)
     rows = []
     for i in range(len(report.labels)):
@@ -230,15 +258,18 @@ def records(report: AttackReport) -> list[dict[str, Any]]:
 def summarise(
     report: AttackReport, model: str, class_names: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """The attack as it goes into result.json (docs/result_format.md, ATTACK).
+    """Summarises an attack for result.json (docs/result_format.md, ATTACK).
 
     Args:
-      report: Of one attack on one model.
+      report: The report of one attack on one model.
       model: The model's name.
-      class_names: K names; their indices by default.
+      class_names: The names of the K classes; by default their indices.
+
+    Returns:
+      A dict that JSON can hold.
 
     Raises:
-      ValueError: Another number of names.
+      ValueError: There are not K names.
     """
     num_classes = report.clean_logits.shape[1]
     names = [str(k) for k in range(num_classes)] if class_names is None else list(class_names)
@@ -276,11 +307,11 @@ def summarise(
 
 
 def attack_label(attack: Attack, *, epsilon: bool = True) -> str:
-    """A short name for tables: "PGD, linf 0.03, 40 steps".
+    """Returns a short name of an attack for tables, such as "PGD, linf 8/255, 40 steps".
 
     Args:
-      attack: What to name.
-      epsilon: Whether to name the norm and its epsilon; not for a sweep over it.
+      attack: Any attack.
+      epsilon: Whether to include the norm and epsilon. Leave them out for a sweep over epsilon.
     """
     words = [type(attack).__name__]
     size = epsilon_of(attack)
@@ -299,7 +330,7 @@ def _span(epsilon: Any) -> str:
 
 
 def epsilon_label(epsilon: float) -> str:
-    """An epsilon as all tables and labels spell it: levels of 255 where it is no round number.
+    """Formats an epsilon for tables and labels, in levels of 255 if it is not a round number.
 
     Args:
       epsilon: In pixel units.

@@ -1,11 +1,11 @@
-"""AutoAttack: a suite of attacks, of which an image has to withstand every one.
+"""AutoAttack: a suite of attacks; an image is robust if it withstands all of them.
 
     standard  APGD-CE, APGD-T, FAB-T, Square
     plus      APGD-CE and APGD-DLR with 5 restarts, FAB with 5, Square, APGD-T, FAB-T
-    rand      APGD-CE and APGD-DLR, for classifiers that answer at random
+    rand      APGD-CE and APGD-DLR, for classifiers whose answers are random
 
-Each attack is made on the images that are right and that none before it has fooled; an image is left as
-soon as one of its starts, or of its target classes, fools it.
+Each attack is run on the images that are classified correctly and that no earlier attack has fooled.
+The attack on an image ends as soon as one of its restarts or target classes fools it.
 
 References:
   Croce, Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
@@ -37,25 +37,27 @@ def auto_attack(
     version: str = "standard",
     execution: Execution = Execution(),
 ) -> SuiteReport:
-    """Robust accuracy under AutoAttack.
+    """Measures the robust accuracy under AutoAttack.
 
     Args:
       logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]; for "rand" a
         `jaxrobust.types.Stochastic` with 20 samples.
-      images: uint8, or floating in [0, 1], [N, H, W, C], N of at least 1.
-      labels: int [N].
-      epsilon: Radius in pixel units, one or [N].
+      images: [N, H, W, C], uint8 or floating point in [0, 1], with N at least 1.
+      labels: int [N], the true classes.
+      epsilon: The radius in pixel units, one number or [N].
       key: A PRNG key.
-      norm: "linf", "l2" or "l1"; in l1 there is no Square.
+      norm: "linf", "l2" or "l1". The suite for l1 has no Square.
       version: "standard", "plus" or "rand".
-      execution: As in `attack_suite`.
+      execution: How many images at a time, and the folder in which a killed run is resumed, as in
+        `attack_suite`.
 
     Returns:
       SuiteReport.
 
     Raises:
-      TypeError: As `attack_dataset`.
-      ValueError: As `attack_dataset` and `auto_attack_suite`.
+      TypeError: The labels are not integers, or `logits_fn` cannot be called.
+      ValueError: The norm, the version or epsilon is out of range, or images, labels or the classifier
+        are refused as by `attack_dataset`.
     """
     images = np.asarray(images)
     shape = (1, *images.shape[1:])
@@ -73,20 +75,20 @@ def auto_attack(
 def auto_attack_suite(
     epsilon: Any, norm: str = "linf", version: str = "standard", num_classes: int = 10
 ) -> dict[str, Attack]:
-    """The attacks of AutoAttack by name, in their order.
+    """Returns the attacks of AutoAttack by name, in their order.
 
     Args:
-      epsilon: Radius in pixel units, one or [N].
-      norm: "linf", "l2" or "l1"; in l1 there is no Square, which the reference implementation has.
+      epsilon: The radius in pixel units, one number or [N].
+      norm: "linf", "l2" or "l1". Unlike the reference implementation, the suite for l1 has no Square.
       version: "standard", "plus" or "rand".
-      num_classes: K. There are min(9, K - 1) target classes. With two classes DLR has no third logit
-        to divide by and is the margin (`jaxrobust.losses.dlr`).
+      num_classes: The number of classes K, at least 2. There are min(9, K - 1) target classes. With two
+        classes DLR has no third logit to divide by and is the margin (`jaxrobust.losses.dlr`).
 
     Returns:
       {name: attack}.
 
     Raises:
-      ValueError: An unknown norm or version, an epsilon or number of classes out of range.
+      ValueError: The norm or version is unknown, or epsilon or the number of classes is out of range.
 
     Example:
       >>> list(auto_attack_suite(8 / 255))

@@ -1,20 +1,20 @@
-"""How many images are certified, as a rate with its interval."""
+"""The share of images that are certified, with its interval."""
 
 from jaxrobust.certificates import Certified
 from jaxrobust.evaluation.rates import Rate, rate
 
 
 def certified_accuracy(report: Certified) -> Rate:
-    """Of all images, those proved to be right everywhere within epsilon.
+    """Computes the share of all images that are proved to be classified correctly within epsilon.
 
-    Never above the robust accuracy under any attack of the same epsilon and norm, which is
-    never above the clean accuracy.
+    It is at most the robust accuracy under any attack of the same epsilon and norm, which is at most
+    the clean accuracy.
 
     Args:
-      report: Of `certificates.certify`.
+      report: The result of `certificates.certify`.
 
     Returns:
-      {"count", "n", "rate", "low", "high"}, a 95 % interval.
+      {"count", "n", "rate", "low", "high"}, with a 95 % interval.
 
     Example:
       >>> import numpy as np

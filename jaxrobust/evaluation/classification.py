@@ -1,4 +1,4 @@
-"""How well a classifier does on clean images: logits, accuracy, per-class figures."""
+"""The logits and the accuracy of a classifier on clean images, overall and for each class."""
 
 import warnings
 from collections.abc import Sequence
@@ -14,26 +14,26 @@ from jaxrobust.types import LogitsFn
 
 
 def logits(logits_fn: LogitsFn, images: Any, batch_size: int = 256, draw: int = 0) -> np.ndarray:
-    """The logits of many images, computed in batches of one size.
+    """Computes the logits of many images, in batches of one size.
 
-    What the classifier closes over is read at each call: a change of weights is seen, and compiles
-    nothing where only arrays change. The images stay on the host but for a batch at a time.
+    The variables that the classifier closes over are read at each call, so changed weights are used,
+    and nothing is compiled again if only arrays have changed. One batch at a time is on the device.
 
     Args:
-      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. A `Stochastic` one answers
-        image i with keys that depend on i alone.
-      images: uint8, or floating in [0, 1], [N, H, W, C].
-      batch_size: Images at a time.
-      draw: Which answers of a `Stochastic` classifier: other numbers are other draws.
+      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. A `Stochastic` classifier
+        answers image i with keys that depend on i alone.
+      images: [N, H, W, C], uint8 or floating point in [0, 1].
+      batch_size: How many images to evaluate at a time, at least 1.
+      draw: The number of the draw, for a `Stochastic` classifier; other numbers give other samples.
 
     Returns:
       float32 [N, K], whatever type the classifier computes in.
 
     Raises:
-      TypeError: A classifier that cannot be called or traced, or that returns no array; images of
-        another type.
-      ValueError: Logits of another shape; a classifier whose answer to an image depends on the images
-        beside it, as BatchNorm's does in training mode; images outside [0, 1].
+      TypeError: The classifier cannot be called or traced or does not return an array, or the images
+        are neither uint8 nor floating point.
+      ValueError: The logits are not [B, K], images are outside [0, 1], or the classifier's answer to an
+        image depends on the other images, as that of BatchNorm in training mode does.
     """
     checks.integer("batch_size", batch_size, minimum=1)
     images = check_images(images)
@@ -46,12 +46,12 @@ def logits(logits_fn: LogitsFn, images: Any, batch_size: int = 256, draw: int = 
 
 
 def predictions(values: np.ndarray) -> np.ndarray:
-    """Classes from logits [N, K]: int [N]; -1, which is never right, where a logit is NaN."""
+    """Returns the predicted classes, int [N], of logits [N, K]; -1 where a logit is NaN."""
     return np.where(np.isnan(values).any(axis=1), -1, values.argmax(axis=1))
 
 
 def cross_entropies(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Cross-entropies [N] in nats, from logits [N, K] and labels [N]."""
+    """Computes cross-entropies [N] in nats from logits [N, K] and labels [N]."""
     values = values.astype(np.float64)
     largest = values.max(axis=1)
     normaliser = largest + np.log(np.exp(values - largest[:, None]).sum(axis=1))
@@ -60,20 +60,20 @@ def cross_entropies(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def softmax(values: np.ndarray) -> np.ndarray:
-    """Probabilities from logits, both [N, K]."""
+    """Computes probabilities [N, K] from logits [N, K]."""
     shifted = np.exp(values - values.max(axis=-1, keepdims=True))
     return shifted / shifted.sum(axis=-1, keepdims=True)
 
 
 def mistakes(confusion_matrix: Any) -> list[tuple[int, int, int]]:
-    """What a classifier takes for what, the most frequent mistake first.
+    """Lists the confusions of a classifier, the most frequent first.
 
     Args:
-      confusion_matrix: int [K, K], true classes as rows, as `evaluate` returns it.
+      confusion_matrix: int [K, K] with true classes as rows, as `evaluate` returns it.
 
     Returns:
-      (true class, class that it is taken for, how often) of every mistake that was made; those that
-      are as frequent stand in the order of the matrix.
+      A list of (true class, predicted class, count), one for each confusion that occurred. Equally
+      frequent ones are in the order of the matrix.
 
     Example:
       >>> mistakes([[8, 1, 0], [0, 9, 0], [3, 0, 7]])
@@ -93,25 +93,25 @@ def evaluate(
     class_names: Sequence[str] | None = None,
     batch_size: int = 256,
 ) -> dict[str, Any]:
-    """Accuracy, confusion matrix and per-class precision, recall and F1.
+    """Computes accuracy, confusion matrix, and precision, recall and F1 of each class.
 
     Args:
       logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K].
-      images: uint8, or floating in [0, 1], [N, H, W, C], N of at least 1.
-      labels: int [N], 0 .. K - 1.
-      class_names: K names; their indices by default.
-      batch_size: Images at a time.
+      images: [N, H, W, C], uint8 or floating point in [0, 1], with N at least 1.
+      labels: int [N], the true classes in 0 .. K - 1.
+      class_names: The names of the K classes; by default their indices.
+      batch_size: How many images to evaluate at a time, at least 1.
 
     Returns:
-      {"accuracy": a rate, "loss": mean cross-entropy in nats, "confusion_matrix": [K][K] counts with
-      true classes as rows, "per_class": [{"class", "precision", "recall", "f1", "support"}],
-      "macro": {"precision", "recall", "f1"}}, and "warnings": [sentences] where figures are not what
-      they seem (probabilities in the place of logits). A precision without predictions is 0. An image
-      with NaN logits has no prediction: it counts as wrong and is in no column of the matrix.
+      {"accuracy": a rate, "loss": the mean cross-entropy in nats, "confusion_matrix": counts [K][K]
+      with true classes as rows, "per_class": [{"class", "precision", "recall", "f1", "support"}],
+      "macro": {"precision", "recall", "f1"}}, and "warnings": a list of sentences if the figures may be
+      wrong, as with probabilities in place of logits. The precision of a class that is never predicted
+      is 0. An image with NaN logits counts as wrong and is in no column of the matrix.
 
     Raises:
-      TypeError: Labels that are no integers.
-      ValueError: No images, lengths that differ, labels or class names that do not fit K.
+      TypeError: The labels are not integers.
+      ValueError: There are no images, the lengths differ, or labels or class names do not fit K.
     """
     labels = np.asarray(labels)
     if not np.issubdtype(labels.dtype, np.integer) and labels.size:

@@ -1,4 +1,4 @@
-"""An alarm for trainings in which compression has gone too far: the loss explodes."""
+"""Detects trainings whose loss explodes because the network has been compressed too far."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from jaxrobust import checks
 
 
 class LossAlarm(TypedDict):
-    """What `loss_alarm` found; epochs are counted from 1 and None where there is none."""
+    """The result of `loss_alarm`. Epochs count from 1, and None means that there is no such epoch."""
 
     collapsed: bool
     collapse_epoch: int | None
@@ -24,31 +24,32 @@ def loss_alarm(
     resets: Sequence[int] = (),
     tolerance: float = 0.25,
 ) -> LossAlarm:
-    """Whether the loss of a training exploded, and whether it ended no better than a guess.
+    """Says whether a training's loss exploded, and whether it ended at chance level.
 
-    A loss that rises as the attack becomes stronger says nothing; one that rises while the attack stays
-    as it is says that the weights that are left no longer hold what was learned. ln K is the loss of a
-    network that takes all K classes for equally likely.
+    A loss that rises because the attack becomes stronger means nothing. A loss that rises under the
+    same attack means that the remaining weights no longer hold what was learned. Chance level is ln K,
+    the loss of a network that gives all K classes the same probability.
 
     Args:
-      losses: One per epoch, in nats: the (adversarial) training loss. None stands for one that was not
-        finite.
-      num_classes: K, at least 2.
-      resets: Epochs, counted from 1, from which on the attack is another one: the smallest loss is
-        sought anew from there.
-      tolerance: An explosion is a rise by more than this share of the smallest loss since the last
-        reset. At least 0.
+      losses: The (adversarial) training loss of each epoch, in nats. None stands for a loss that was
+        not finite.
+      num_classes: The number of classes K, at least 2.
+      resets: The epochs, counted from 1, in which the attack changes. From each of them on the smallest
+        loss is computed anew.
+      tolerance: A rise by more than this share of the smallest loss since the last reset is an
+        explosion. At least 0.
 
     Returns:
-      {"collapsed": the last loss is ln K or more, or not finite, "collapse_epoch": the first epoch
-      from which on all are, "explosion_epoch": the first whose loss is that much above the smallest
-      since the last reset, or not finite, "lowest_epoch": of the smallest loss since the last reset of
-      all, "rise": the last loss over that smallest, less 1; None where not finite or where the smallest
-      is 0}.
+      {"collapsed": whether the last loss is at least ln K or not finite, "collapse_epoch": the first
+      epoch of those at the end that all have such a loss, "explosion_epoch": the first epoch whose loss
+      exploded or was not finite, "lowest_epoch": the epoch of the smallest loss since the last reset,
+      "rise": the last loss divided by that smallest loss, minus 1, or None if that is not a finite
+      number}.
 
     Raises:
-      TypeError: A number of classes or an epoch that is no integer.
-      ValueError: No losses, fewer than 2 classes, an epoch beyond the losses, a tolerance below 0.
+      TypeError: The number of classes or an epoch is not an integer.
+      ValueError: There are no losses, there are fewer than 2 classes, a reset is beyond the last epoch,
+        or the tolerance is below 0.
 
     Example:
       >>> alarm = loss_alarm([2.0, 1.5, 1.6, 2.1, 2.4], 10)
@@ -59,16 +60,18 @@ def loss_alarm(
 
     References:
       Source 004, section 4.1.2: "explosions in the adversarial loss, indicating no good solution can be
-      found past a certain compression ratio". It gives no criterion; these two are ours.
+      found past a certain compression ratio". It defines no criteria; both criteria here are our own.
     """
     checks.integer("num_classes", num_classes, minimum=2)
     checks.number("tolerance", tolerance, minimum=0.0)
     if not len(losses):
-        raise ValueError("`losses` must be at least one, got none.")
+        raise ValueError("`losses` must hold the loss of at least one epoch, got none.")
     for epoch in resets:
         checks.integer("resets", epoch, minimum=1)
         if epoch > len(losses):
-            raise ValueError(f"`resets` must be at most the {len(losses)} epochs, got {epoch}.")
+            raise ValueError(
+                f"`resets` must be epochs in 1 .. {len(losses)}, one for each loss, got {epoch}."
+            )
     values = [math.inf if loss is None or not math.isfinite(loss) else loss for loss in losses]
     chance = math.log(num_classes)
     # An explosion is above the smallest loss under the attack of the time.

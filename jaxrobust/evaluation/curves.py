@@ -1,4 +1,4 @@
-"""Robust accuracy over the size of the perturbation."""
+"""Curves of robust accuracy over epsilon."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -27,20 +27,20 @@ from jaxrobust.types import LogitsFn
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """At which epsilons an attack is made, and on which images.
+    """The epsilons of a robustness curve, and how to shorten its computation.
 
     Attributes:
-      epsilons: In pixel units, not negative; 0 is the accuracy on clean images.
-      stop_below: The first point whose robust accuracy is below this, in (0, 1], is the last one; 1 / K
-        is chance. The epsilons must rise then. None computes all points.
-      carry_over: Whether an image that was fooled at a smaller epsilon counts as fooled without being
-        attacked again: it is, by what was found there. Sooner done, but then the curve falls by
-        construction, and no longer shows an attack that does worse in a larger ball. The epsilons must
-        rise.
+      epsilons: The epsilons in pixel units, not negative. At 0 the curve is the accuracy on clean
+        images.
+      stop_below: The curve ends after the first point whose robust accuracy is below this value, in
+        (0, 1]; chance is 1 / K. The epsilons must then increase. None computes all points.
+      carry_over: Whether an image that was fooled at a smaller epsilon counts as fooled without another
+        attack. This is faster, but then the curve cannot rise, so it does not show an attack that does
+        worse in a larger ball. The epsilons must then increase.
 
     Raises:
-      TypeError: A number that is none.
-      ValueError: A number out of range, or epsilons that do not rise where they must.
+      TypeError: A value is not a number.
+      ValueError: A value is out of range, or the epsilons do not increase where they must.
     """
 
     epsilons: Sequence[float]
@@ -59,7 +59,8 @@ class Sweep:
         must_rise = self.stop_below is not None or self.carry_over
         if must_rise and np.any(np.diff(self.epsilons) <= 0):
             raise ValueError(
-                f"`epsilons` must rise with `stop_below` or `carry_over`, got {list(self.epsilons)}."
+                "`epsilons` must increase with `stop_below` or `carry_over`, got "
+                f"{list(self.epsilons)}."
             )
 
 
@@ -74,38 +75,40 @@ def robustness_curve(
     model: str,
     execution: Execution = Execution(),
 ) -> dict[str, Any]:
-    """Robust accuracy at several epsilons (docs/result_format.md, CURVE); compiles nothing anew.
+    """Measures robust accuracy at several epsilons (docs/result_format.md, CURVE).
 
-    The attack's step size, where it has one, keeps its proportion to epsilon. Only images that are
-    right when clean are attacked, and each is left at its first success where that changes no figure:
-    not with `keep="last"`, which may lose what it has found, nor for a `Stochastic` classifier.
+    The attack is compiled once. If it has a step size, that is scaled with epsilon. Only images that
+    are classified correctly are attacked, and the attack on an image ends at its first success if that
+    changes no figure, which excludes `keep="last"` and `Stochastic` classifiers.
 
-    With `Sweep.stop_below` it is the test against an increasingly strong adversary: from small to large
-    epsilons, until the accuracy is below chance.
+    With `Sweep.stop_below` and increasing epsilons this tests the network against an increasingly
+    strong adversary, for example until its accuracy is below chance.
 
     Args:
-      attack: Untargeted, with an epsilon above 0.
+      attack: An untargeted attack with an epsilon above 0.
       logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K].
-      images: uint8, or floating in [0, 1], [N, H, W, C].
-      labels: int [N].
+      images: [N, H, W, C], uint8 or floating point in [0, 1].
+      labels: int [N], the true classes.
       sweep: The epsilons.
-      key: A PRNG key, the same for every epsilon.
+      key: A PRNG key, which is used for every epsilon.
       model: The model's name.
-      execution: As in `attack_dataset`, without a `path`; `progress` is called with the epsilon that is
-        done, as in "epsilon 8/255", how many are and how many there are.
+      execution: How many images to attack at a time; `path` must be None. `progress` is called after
+        each epsilon with (its name, such as "epsilon 8/255", epsilons done, epsilons in all).
 
     Returns:
       {"model", "label", "points": [{"epsilon", "robust_accuracy": a rate}]}.
 
     Raises:
-      ValueError: A targeted attack or one without an epsilon above 0, or anything that `attack_dataset`
-        refuses.
+      ValueError: The attack is targeted or has no epsilon above 0, or `attack_dataset` would refuse
+        the arguments.
     """
     checks.instance("sweep", sweep, Sweep, "an evaluation.Sweep, such as Sweep([0.0, 4 / 255])")
     check_execution(execution)
     execution.refuse("path", "robustness_curve", KEEP_IT)
     if attack.targeted:
-        raise ValueError("`attack` must be untargeted: robust accuracy is defined for no other.")
+        raise ValueError(
+            "`attack` must be untargeted, got a targeted one, for which robust accuracy is not defined."
+        )
     # All attacks are made before the first one runs, so that a wrong epsilon costs no time.
     attacks = [at_epsilon(attack, epsilon) for epsilon in sweep.epsilons]
     prepared = prepare(logits_fn, images, labels, execution.num_lanes)
@@ -150,22 +153,24 @@ def _standing(
 def curve_from_norms(
     report: AttackReport, epsilons: Sequence[float], *, model: str
 ) -> dict[str, Any]:
-    """Robust accuracy at any epsilons from one run of an attack that looks for the smallest norm.
+    """Computes robust accuracy at any epsilons from one attack that looks for the smallest norm.
 
-    An image withstands an epsilon that is smaller than the smallest perturbation found. The curve falls
-    by construction.
+    An image withstands every epsilon that is smaller than the perturbation found for it. The curve
+    therefore never rises.
 
     Args:
-      report: Of an untargeted attack with `keep == "closest"` (FAB, DeepFool, CarliniWagner) that was
-        made without `until_fooled`: that one stops at a perturbation which need not be the smallest.
-      epsilons: In pixel units and the attack's norm, not negative; 0 is the accuracy on clean images.
+      report: The report of an untargeted attack with `keep == "closest"` (FAB, DeepFool,
+        CarliniWagner). It must have been made without `until_fooled`, which stops at a perturbation
+        that need not be the smallest.
+      epsilons: In pixel units and the attack's norm, not negative. At 0 the curve is the accuracy on
+        clean images.
       model: The model's name.
 
     Returns:
-      As `robustness_curve`.
+      {"model", "label", "points": [{"epsilon", "robust_accuracy": a rate}]}.
 
     Raises:
-      ValueError: Another attack, a targeted one, or a negative epsilon.
+      ValueError: The attack is of another kind or targeted, or an epsilon is negative.
     """
     if report.attack.keep != "closest":
         raise ValueError(

@@ -1,7 +1,7 @@
-"""Sanity diagnostics: whether a figure of robustness can be believed.
+"""Sanity checks: whether a measured robustness can be trusted.
 
-An attack that fails says nothing by itself: the classifier may be robust, or hide its gradients. These
-checks fail for the second kind.
+If an attack fails, the classifier may be robust, or its gradients may be hidden from the attack. These
+checks detect the second case.
 
 References:
   Carlini et al., "On Evaluating Adversarial Robustness", 2019, sections 4 and 5,
@@ -36,7 +36,7 @@ _STEPS, _FEW_STEPS, _QUERIES, _DRAWS = 100, 10, 300, 50
 _ASKED_BY_ATTACKS = 5 * (_STEPS + 1) + (_FEW_STEPS + 1) + _DRAWS + (_QUERIES + 1)
 
 MASKING = ("gradients", "finite differences", "unbounded attack", "black box", "random noise")
-"""Checks of which one that fails makes the verdict "gradient masking"."""
+"""If one of these checks fails, the verdict is "gradient masking"."""
 
 
 def sanity(
@@ -50,54 +50,58 @@ def sanity(
     num_images: int = 100,
     execution: Execution = Execution(),
 ) -> dict[str, Any]:
-    """Checks that a classifier withstands attacks for the right reason.
+    """Checks that a classifier withstands attacks because it is robust.
 
-    The white box is APGD with 100 steps on the cross-entropy and, for what that leaves standing, on
-    DLR, which does not vanish however sure the classifier is. "Many" images are at least 2 and more
-    than 2 % of those attacked. A check fails where
+    The white-box attack is APGD with 100 steps on the cross-entropy and, for the images that withstand
+    it, on DLR, which does not vanish however large the logits are. "Many" images are at least 2 and
+    more than 2 % of those attacked. The checks fail in these cases:
 
     - same answer twice: the logits of an image change from call to call, with its place in the batch,
-      with the images beside it (as BatchNorm's do in training mode), or when it is alone. A
-      `Stochastic` classifier says so itself, and is attacked through the mean of its samples;
-    - logits: the classifier returns probabilities, of which a second softmax flattens every loss;
-    - gradients: for many images the gradient of the margin (label against the best other class) is
-      zero or not finite, at the image or at a random point of its ball;
-    - saturation: that gradient exists, but the cross-entropy's is zero or not finite for many images.
-      Attacks on the cross-entropy are blind then, others are not;
-    - finite differences: for more than a quarter of the images the gradient does not tell how the
-      margin changes over one epsilon (cosine below 0.5 over 16 random directions);
-    - more steps: 10 steps fool many images that 100 steps do not;
-    - larger epsilon: many images that are fooled at epsilon are not at twice epsilon;
-    - unbounded attack: many images stand although every pixel may take any value (from a random start:
-      classes that noise is not taken for are easily left);
+      with the other images (as with BatchNorm in training mode), or when it is alone. A `Stochastic`
+      classifier is exempt and is attacked through the mean of its samples.
+    - logits: the classifier returns probabilities, and a second softmax flattens every loss.
+    - gradients: for many images the gradient of the margin (the label against the best other class) is
+      zero or not finite, at the image or at a random point of its ball.
+    - saturation: for many images that gradient exists, but the gradient of the cross-entropy is zero or
+      not finite. Only attacks on the cross-entropy fail because of it.
+    - finite differences: for more than a quarter of the images the gradient does not predict how the
+      margin changes over one epsilon (cosine below 0.5 over 16 random directions).
+    - more steps: 10 steps fool many images that 100 steps do not fool.
+    - larger epsilon: many images that are fooled at epsilon are not fooled at twice epsilon.
+    - unbounded attack: many images are not fooled although every pixel may take any value. The attack
+      starts from noise, so a class for which noise is never taken is easy to leave.
     - black box, random noise: 300 queries of Square, or 50 draws of noise, fool many images that the
-      white box does not. Square knows linf and l2.
+      white-box attack does not fool. Square supports linf and l2.
 
-    The verdict is "gradient masking" if any of MASKING fails, else "suspicious" if anything fails or
-    no image is right, else "sound". Sound is not robust: it says that the attacks do what they should.
+    The verdict is "gradient masking" if any check of `MASKING` fails, else "suspicious" if another
+    check fails or no image is classified correctly, else "sound". Sound does not mean robust; it means
+    that the attacks work as they should.
 
-    It costs about as much as three runs of APGD on the images that stand.
+    The cost is about that of three runs of APGD on the images that withstand the attacks.
 
     Args:
       logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K].
-      images: uint8, or floating in [0, 1], [N, H, W, C], N of at least 1.
-      labels: int [N].
-      epsilon: The radius that robustness is claimed for, in pixel units, above 0.
+      images: [N, H, W, C], uint8 or floating point in [0, 1], with N at least 1.
+      labels: int [N], the true classes.
+      epsilon: The radius for which robustness is claimed, in pixel units, above 0.
       key: A PRNG key.
       norm: "linf", "l2" or "l1".
-      num_images: How many are looked at: the first of those that are right.
-      execution: How many images at a time, and who is told: `progress` is called with (what is checked,
-        questions done, questions in all). In all are those that would be asked if every image
-        withstood everything: what need not be asked counts as done. `search_type` and `path` stay as
-        they are by default: a search in another type would not show what float32 does.
+      num_images: The largest number of images to check, at least 1: the first of those that are
+        classified correctly.
+      execution: How many images to evaluate at a time; its `search_type` and `path` must have their
+        defaults. `progress` is called with (name of the check, questions done, questions in all). All
+        questions are those that are needed if every image withstands everything; those that are not
+        needed count as done.
 
     Returns:
-      {"norm", "epsilon", "n": images looked at, "checks": [{"name", "passed": bool, or None where it
-      does not apply, "detail": a sentence}], "verdict", "reason": a sentence or more}; JSON-ready.
+      A dict that JSON can hold: {"norm", "epsilon", "n": the number of images checked, "checks":
+      [{"name", "passed": bool, or None if it does not apply, "detail": a sentence}], "verdict",
+      "reason": one or more sentences}.
 
     Raises:
-      TypeError: As `attack_dataset`.
-      ValueError: As `attack_dataset`; an epsilon, a norm or a number out of range.
+      TypeError: The labels are not integers, or `logits_fn` cannot be called.
+      ValueError: The epsilon, the norm or a number is out of range, or `attack_dataset` would refuse
+        the arguments.
     """
     check_execution(execution)
     execution.refuse("path", "sanity", KEEP_IT)
@@ -126,14 +130,14 @@ def sanity(
 
 
 class _Asked:
-    """How many of the questions have been asked, told part by part."""
+    """Counts the questions that have been asked and reports them part by part."""
 
     def __init__(self, execution: Execution, total: int) -> None:
         self.execution, self._total, self._done = execution, total, 0
 
     @contextlib.contextmanager
     def part(self, name: str, size: int) -> Iterator[Progress]:
-        """Counts for so many questions, however many what runs inside says that it has."""
+        """Counts the block as `size` questions, whatever totals are reported inside it."""
 
         def told(_: str, done: int, total: int) -> None:
             asked = self._done + size * done // max(total, 1)
@@ -186,7 +190,7 @@ def _same_answer(prepared: Prepared, num_lanes: int) -> dict[str, Any]:
 
 
 def _logits(prepared: Prepared) -> dict[str, Any]:
-    """Whether what the classifier returns are logits."""
+    """Checks that the classifier returns logits."""
     noticed = unusual(prepared.clean_logits)
     sentence = " ".join(noticed) or "The classifier returns logits, not probabilities."
     return check("logits", not noticed, sentence)
@@ -195,11 +199,11 @@ def _logits(prepared: Prepared) -> dict[str, Any]:
 def _attack_checks(
     prepared: Prepared, epsilon: float, norm: str, key: jax.Array, asked: _Asked
 ) -> list[dict[str, Any]]:
-    """Steps, epsilon, unbounded attack, black box, noise."""
+    """The checks of more steps, a larger epsilon, unbounded attack, black box and random noise."""
     n, shape = len(prepared.labels), prepared.images.shape[1:]
 
     def fools(name: str, attack: Attack, wanted: np.ndarray) -> np.ndarray:
-        """Which of the wanted images, bool [n]; one key for all attacks, so that starts are paired."""
+        """Which wanted images the attack fools, bool [n]. All attacks use one key and equal starts."""
         with asked.part(name, n * (attack.num_steps + 1)) as told:
             if not wanted.any():
                 return wanted

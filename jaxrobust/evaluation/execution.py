@@ -1,4 +1,4 @@
-"""How an evaluation runs: what its figures do not depend on, but for rounding."""
+"""How an evaluation is run: settings on which its figures depend only through rounding."""
 
 import dataclasses
 import os
@@ -15,21 +15,21 @@ class Execution:
     """How attacks on many images are run.
 
     Attributes:
-      num_lanes: How many images, or restarts of images, at a time; on the CPU rounded up to groups of 4
-        to 7 on each device.
-      search_type: "float32", or "bfloat16" to search in that type, where a device is faster in it.
-        Every success is verified in float32, and what fails that is attacked once more in float32. The
-        search takes other ways then: it may miss what float32 finds, or find more. Of a function that
-        is no pytree only the images are cast, not the weights inside it.
-      path: Keeps what was found and the lanes as they stand, every 30 seconds: what was killed goes on
-        from it. The file (.npz) of an attack, the folder of a suite. With another number of lanes, or
-        of devices that cannot share these, what was under way starts anew.
-      progress: Called with (what is under way, done, in all). An attack counts questions to the
-        classifier: num_steps + 1 for each restart of each image, whether it needs all of them or not.
+      num_lanes: How many images, or restarts of images, to attack at a time, at least 1. On the CPU it
+        is rounded up to groups of 4 to 7 on each device.
+      search_type: "float32", or "bfloat16" to search in bfloat16 on a device that is faster in it.
+        Every success is verified in float32, and images that fail this are attacked again in float32.
+        The search may find fewer or more successes than in float32. If the classifier is not a pytree,
+        only the images are cast, not its weights.
+      path: Where to save the results and the attacks under way every 30 seconds, so that a killed run
+        can be resumed: a file (.npz) for an attack, a folder for a suite. With another number of lanes,
+        or of devices that cannot share the lanes, the attacks under way start again.
+      progress: Called with (name of the work, number done, number in all). An attack counts questions
+        to the classifier: num_steps + 1 for each restart of each image, needed or not.
 
     Raises:
-      TypeError: A number of lanes that is no integer.
-      ValueError: A number of lanes below 1, or another search type.
+      TypeError: `num_lanes` is not an integer.
+      ValueError: `num_lanes` is below 1, or `search_type` is unknown.
 
     Example:
       >>> Execution(path="suite").part("APGD-CE", file="0_APGD_CE").path.as_posix()
@@ -46,11 +46,11 @@ class Execution:
         checks.one_of("search_type", self.search_type, SEARCH_TYPES)
 
     def part(self, name: str, file: str | None = None) -> "Execution":
-        """How one attack of several is run: its progress goes by its name.
+        """Returns the execution of one attack of several, which reports progress under its own name.
 
         Args:
-          name: What `progress` is told.
-          file: The name, without ".npz", of its file in the folder `path`.
+          name: The name that is passed to `progress`.
+          file: The name, without ".npz", of the attack's file in the folder `path`; by default `name`.
         """
         path = None if self.path is None else Path(self.path) / f"{file or name}.npz"
         told = self.progress
@@ -58,14 +58,17 @@ class Execution:
         return dataclasses.replace(self, path=path, progress=named)
 
     def tell(self, name: str, done: int, total: int) -> None:
-        """Calls `progress`, if there is one."""
+        """Calls `progress`, unless it is None."""
         if self.progress is not None:
             self.progress(name, done, total)
 
     def refuse(self, field: str, function: str, instead: str) -> None:
-        """Raises ValueError where a field is set that a function cannot obey.
+        """Raises ValueError if a field is set that a function does not support.
 
-        `instead` says what to do, a sentence; `function` is the one whose `execution` this is.
+        Args:
+          field: The name of the field.
+          function: The name of the function.
+          instead: A sentence that says what to do instead.
         """
         value, default = getattr(self, field), getattr(Execution(), field)
         if value != default:
@@ -81,7 +84,7 @@ def check_execution(execution: Execution) -> None:
 
 
 KEEP_IT = (
-    "It keeps no state: run it as a stage (`jaxrobust.studies.Stages.remember`), which keeps the "
-    "result, or attack with `attack_dataset`, which keeps its own."
+    "The function keeps no state: run it as a stage (`jaxrobust.studies.Stages.remember`), which keeps "
+    "the result, or use `attack_dataset`, which keeps its own state."
 )
-"""What to do where `path` is refused."""
+"""The advice in the error of a function that does not support `path`."""

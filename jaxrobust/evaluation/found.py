@@ -1,4 +1,4 @@
-"""What an attack on many images has found so far, image by image."""
+"""The results so far of an attack on many images, image by image."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,18 +12,18 @@ NEVER = np.iinfo(np.int32).max
 
 @dataclasses.dataclass(eq=False)
 class Found:
-    """What the jobs have found so far, by image; host arrays.
+    """The results of all jobs so far, for each image, as arrays on the host.
 
     Attributes:
       images: float32 [N, H, W, C], the best point of each image's jobs.
-      success: bool [N], whether it fools.
-      rank: float32 [N], what points that fool equally are compared by.
-      restart: int [N], the start that found it.
-      steps: int [N, restarts], steps that each job has taken.
-      first: int [N, restarts], its steps before the first point that fooled; the largest if none.
-      num_queries: int [N].
-      num_gradients: int [N].
-      saw_nan: bool [N], whether an answer held a NaN.
+      success: bool [N], whether the best point fools.
+      rank: float32 [N], the value by which points are compared that both fool or both do not.
+      restart: int [N], the restart that found the best point.
+      steps: int [N, restarts], the steps that each job has taken.
+      first: int [N, restarts], each job's steps before its first point that fooled; `NEVER` if none.
+      num_queries: int [N], the images that the classifier evaluated.
+      num_gradients: int [N], the gradients computed.
+      saw_nan: bool [N], whether a logit or a gradient was NaN.
       finished: bool [restarts, N], the jobs that are over, cancelled or not wanted.
     """
 
@@ -40,7 +40,7 @@ class Found:
 
     @classmethod
     def nothing(cls, images: np.ndarray, wanted: np.ndarray, num_restarts: int) -> "Found":
-        """Before the first job; wanted, bool [N]: the images to attack."""
+        """Returns the results before the first job. `wanted`, bool [N], are the images to attack."""
         size = len(images)
         return cls(
             images=images.copy(),
@@ -56,12 +56,12 @@ class Found:
         )
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What a file keeps of it: of `images` those that an attack has moved, with their `rows`."""
+        """Returns the arrays to save; `images` has only those that have changed, and `rows` which."""
         rows = np.flatnonzero(self.restart < len(self.finished))
         return vars(self) | {"images": self.images[rows], "rows": rows}
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Takes over what `arrays` returned; of an empty mapping nothing."""
+        """Restores what `arrays` returned; an empty mapping changes nothing."""
         if arrays:
             self.images[arrays["rows"]] = arrays["images"]
         for name in (vars(self).keys() & arrays.keys()) - {"images"}:
@@ -69,9 +69,9 @@ class Found:
 
     @property
     def steps_to_success(self) -> np.ndarray:
-        """Int [N], steps before the first point that fooled, through the restarts in their order.
+        """The steps before the first point that fooled, int [N], counted through the restarts in order.
 
-        All that were taken where none did. Of a restart that was cancelled those until then count.
+        If no point fooled, these are all steps. A cancelled restart counts the steps until then.
         """
         before = np.cumsum(self.steps, axis=1) - self.steps
         fooled = self.first < NEVER
@@ -80,11 +80,11 @@ class Found:
         return np.where(fooled.any(axis=1), found, self.steps.sum(axis=1))
 
     def standing(self, row: int) -> tuple[Any, ...]:
-        """What an image's best points are compared by: the larger is better, of equals the earlier."""
+        """Returns a key by which to compare an image's best points; the larger one is better."""
         return self.success[row], self.rank[row], -self.restart[row]
 
     def replaced(self, which: np.ndarray, other: "Found") -> "Found":
-        """With the rows of another search in the place of these, bool [N]; what they took adds up."""
+        """Replaces rows, bool [N], by those of another search, and adds up the costs of both."""
         for name, values in vars(self).items():
             if name in ("steps", "num_queries", "num_gradients", "saw_nan"):
                 values[which] += getattr(other, name)[which]  # of booleans: either

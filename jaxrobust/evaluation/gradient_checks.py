@@ -1,7 +1,7 @@
-"""Whether the gradients of a classifier tell what it does: three of the sanity diagnostics.
+"""Three of the sanity checks: whether a classifier's gradients describe how its answers change.
 
-Everything is of the margin between the label and the best other class: unlike the cross-entropy's, its
-gradient does not vanish because the classifier is sure.
+They use the margin between the label and the best other class, because its gradient, unlike that of the
+cross-entropy, does not vanish when the logits are large.
 """
 
 import functools
@@ -24,27 +24,27 @@ _LEAST = 1e-30
 _DIRECTIONS, _STEP, _COSINE, _DISAGREEING = 16, 0.5, 0.5, 0.25
 
 QUESTIONS = 4 + 2 * _DIRECTIONS
-"""Asked about each image; a gradient, of which there are two at each of two points, counts as one."""
+"""Questions for each image. A gradient counts as one, and two are computed at each of two points."""
 
 
 def check(name: str, passed: bool | None, detail: str) -> dict[str, Any]:
-    """One check as it goes into the result; passed is None where it does not apply."""
+    """Returns one check as it goes into the result; `passed` is None if it does not apply."""
     return {"name": name, "passed": None if passed is None else bool(passed), "detail": detail}
 
 
 def many(count: Any, n: int) -> bool:
-    """Whether this is more of n images than chance explains: at least 2, and more than 2 %."""
+    """Says whether a count of n images is more than chance: at least 2, and more than 2 %."""
     return bool(count >= 2 and count > _SHARE * n)
 
 
 class Slopes(NamedTuple):
-    """What the classifier says at a point beside each of n images, and which way it changes there.
+    """The logits and the gradients at a point near each of n images.
 
     Attributes:
-      points: float32 [n, H, W, C].
-      margin: Gradients of the margin, [n, H, W, C].
-      entropy: Gradients of the cross-entropy, [n, H, W, C].
-      logits: [n, K].
+      points: float32 [n, H, W, C], the points.
+      margin: [n, H, W, C], the gradients of the margin.
+      entropy: [n, H, W, C], the gradients of the cross-entropy.
+      logits: [n, K], the logits.
     """
 
     points: np.ndarray
@@ -62,19 +62,19 @@ def gradient_checks(
     is_random: bool,
     progress: Progress,
 ) -> list[dict[str, Any]]:
-    """Gradients, saturation, finite differences (`sanity` says what they are).
+    """Runs the checks "gradients", "saturation" and "finite differences", which `sanity` describes.
 
     Args:
-      prepared: n images that are right.
+      prepared: n images that are classified correctly.
       epsilon: In pixel units, above 0.
-      norm: One of NORMS.
+      norm: "linf", "l2" or "l1".
       key: A PRNG key.
-      num_lanes: Images at a time.
-      is_random: Whether the classifier answers at random without being `Stochastic`.
-      progress: Called with (the check, QUESTIONS done, QUESTIONS in all).
+      num_lanes: How many images to evaluate at a time.
+      is_random: Whether the classifier's answers are random without its being `Stochastic`.
+      progress: Called with (name of the check, questions done, questions in all).
 
     Returns:
-      What `check` gives, for each.
+      A list with the result of each check, as `check` returns it.
     """
     noise_key, key = jax.random.split(key)
     n, shape = len(prepared.labels), prepared.images.shape[1:]
@@ -126,7 +126,7 @@ def gradient_checks(
 
 
 def _median_gap(prepared: Prepared) -> float:
-    """Between the label's logit, which is the largest, and the second."""
+    """The median difference between the largest logit, which is the label's, and the second."""
     ordered = np.sort(prepared.clean_logits, axis=1)
     return float(np.median(ordered[:, -1] - ordered[:, -2]))
 
@@ -177,7 +177,7 @@ def _gradients(
 
 @functools.partial(compilation.jit, static_argnums=(1, 2))
 def _noise(key: Array, shape: tuple[int, ...], norm: str) -> Array:
-    """Points of the unit ball, for each image one."""
+    """Draws one point of the unit ball for each image."""
 
     def draw(key: Array) -> Array:
         return norms.uniform_in_ball(key, shape[1:], 1.0, norm)
@@ -187,7 +187,7 @@ def _noise(key: Array, shape: tuple[int, ...], norm: str) -> Array:
 
 @functools.partial(compilation.jit, static_argnums=(1, 2))
 def _directions(key: Array, shape: tuple[int, ...], norm: str) -> Array:
-    """Steps of unit length at random, for each image one."""
+    """Draws one random step of unit length for each image."""
     return jax.vmap(lambda row: norms.steepest(row, norm))(jax.random.normal(key, shape))
 
 
@@ -200,9 +200,10 @@ def _cosines(
     num_lanes: int,
     progress: Progress,
 ) -> np.ndarray:
-    """Of each image, between the changes of the margin that the gradient foretells and the true ones.
+    """The cosine between predicted and true changes of the margin, for each image.
 
-    Zero where the gradient is but the changes are not; NaN where nothing changes.
+    The gradient predicts them. The cosine is zero if the gradient is zero but the changes are not, and
+    NaN if nothing changes.
     """
     points, gradients = slopes.points, slopes.margin.astype(np.float64)
     rows, others = np.arange(len(points)), slopes.logits.copy()

@@ -1,8 +1,8 @@
-"""How long a network takes: compiled ahead of time, every run timed, variants run interleaved.
+"""Latency of networks: compiled ahead of time, every run timed, variants interleaved.
 
-What is timed is what a caller waits for, from the call of the compiled program until its result is
-there: the compiled code and the Python and dispatch before it. For a small network on a fast
-device that is a share of the time that no pruning can save. Compilation and warm-up runs are not in it.
+The time is what a caller waits for, from the call of the compiled program until its result is there:
+the Python code, the dispatch and the compiled code. For a small network on a fast device, Python and
+dispatch are a share of the time that no pruning can save. Compilation and warm-up are not included.
 
 References:
   Georges, Buytaert, Eeckhout, "Statistically Rigorous Java Performance Evaluation", OOPSLA 2007.
@@ -30,7 +30,7 @@ from jaxrobust.evaluation.timing import (
 )
 
 Timed: TypeAlias = Callable[[Any], Any]
-"""A compiled function of a batch."""
+"""A compiled function: a batch -> a pytree of arrays."""
 
 
 def latency(
@@ -39,25 +39,26 @@ def latency(
     """Times a function on one batch that is already on the device.
 
     Args:
-      fn: Takes `example`. The arrays of a callable pytree (a Classifier's weights) are arguments of the
-        compiled program; what a plain function closes over is part of it.
-      example: An array [B, ...], B of at least 1; one of the host is put on the device first.
-      warmup: Runs before those that count.
-      runs: At least 1.
+      fn: A function of `example`. The arrays of a callable pytree (such as a Classifier's weights) are
+        arguments of the compiled program; variables that a plain function closes over are constants.
+      example: An array [B, ...], with B at least 1. It is moved to the device before the timing.
+      warmup: How many runs to make before the timing, at least 0.
+      runs: How many runs to time, at least 1.
 
     Returns:
       {"batch_size", "warmup", "runs", "samples_ms": [...], "mean_ms", "std_ms", "median_ms", "p95_ms",
-      "compile_seconds", "flops", "bytes_accessed", "peak_memory_bytes", "device"}. std_ms is None for a
-      single run. compile_seconds is tracing and compiling, once: it holds what the first program of a
-      process pays for all, and is short where a compilation cache has the program. flops and
-      bytes_accessed are XLA's own estimates for one run: a multiply-add counts as two, the body of a
-      loop once, and a call into another library as nothing. peak_memory_bytes is an upper bound: the
-      sum of what arguments (with the weights), result and intermediate values take, which need not
-      all be there at once. Each of these three is None where XLA does not say.
+      "compile_seconds", "flops", "bytes_accessed", "peak_memory_bytes", "device"}.
+
+      std_ms is None for a single run. compile_seconds is the time to trace and compile once; the first
+      program of a process takes longer, and one from a compilation cache less. flops and
+      bytes_accessed are XLA's estimates for one run: a multiply-add counts as two, the body of a loop
+      counts once, and a call into another library counts as nothing. peak_memory_bytes is an upper
+      bound: the sum of the arguments (with the weights), the result and the intermediate values, which
+      need not exist at the same time. Each of these three is None if XLA does not know it.
 
     Raises:
-      TypeError: A function that cannot be called, or counts that are no integers.
-      ValueError: An example without a batch, or counts out of range.
+      TypeError: The function cannot be called, or a count is not an integer.
+      ValueError: The example has no batch, or a count is out of range.
 
     Example:
       >>> import jax.numpy as jnp
@@ -80,37 +81,36 @@ def compare_latency(
     reference: str | None = None,
     controls: int = 3,
 ) -> dict[str, Any]:
-    """Times variants on the same batch side by side, and says which differ from the reference.
+    """Times variants side by side on the same batch, and says which differ from the reference.
 
-    All are compiled first. Each round then runs every variant once, in an order shuffled anew (a fixed
-    one would give each variant the same predecessor, and what that leaves in the caches). What drifts
-    over the rounds, such as clock rates and other work on the machine, falls on all alike, and
-    differences are taken within rounds.
+    All variants are compiled first. Each round then runs every variant once, in a new random order,
+    because the preceding variant affects the caches. Drifts over the rounds, such as clock rates and
+    other work on the machine, affect all variants alike, and differences are taken within rounds.
 
-    The reference takes part several times. Its twins, the controls, are compiled anew and have copies
-    of the weights, so that they differ in what should not matter and yet does: where code and arrays
-    came to lie in memory. That is the same in every run, so no number of runs averages it out.
-    What any two of these equals may differ by is the noise floor: no smaller difference is reported as
-    one.
+    The reference takes part several times. Its copies, the controls, are compiled separately and have
+    copies of the weights. They differ only in where code and arrays lie in memory, which should not
+    matter but does; it is the same in every run, so that more runs do not average it out. The largest
+    plausible difference between any two of these equal programs is the noise floor, and no smaller
+    difference is reported.
 
     Args:
-      fns: {name: function of `example`}, at least one; functions as for `latency`.
-      example: An array [B, ...], B of at least 1; one of the host is put on the device first.
-      warmup: Rounds before those that count.
-      runs: Rounds; fewer than 6 cannot show a difference.
-      reference: The name that the others are compared with; the first by default.
-      controls: How many twins of the reference run along, at least 1.
+      fns: {name: function of `example`}, at least one. Each may be a callable pytree or a plain
+        function, as for `latency`.
+      example: An array [B, ...], with B at least 1. It is moved to the device before the timing.
+      warmup: How many rounds to run before the timing, at least 0.
+      runs: How many rounds to time, at least 1. Fewer than 6 cannot show a difference.
+      reference: The name of the function to compare the others with; by default the first.
+      controls: How many copies of the reference to run, at least 1.
 
     Returns:
-      {"reference", "batch_size", "warmup", "runs", "device", "noise_floor_ms", "controls":
-      [TimeInterval, ...] of the twins, "variants": {name: {the figures of `latency`, "difference":
-      TimeDifference}}}; the reference's own difference is None. The twins have no verdict: the floor
-      is made of them.
+      {"reference", "batch_size", "warmup", "runs", "device", "noise_floor_ms", "controls": [the
+      TimeInterval of each copy], "variants": {name: {the figures of `latency`, "difference":
+      TimeDifference}}}. The reference's own difference is None.
 
     Raises:
-      TypeError: A function that cannot be called, or counts that are no integers.
-      ValueError: No functions, a reference that is none of them, an example without a batch, or counts
-        out of range.
+      TypeError: A function cannot be called, or a count is not an integer.
+      ValueError: There are no functions, the reference is not one of them, the example has no batch, or
+        a count is out of range.
     """
     _check_counts(warmup, runs)
     example = _on_device(example)
@@ -135,34 +135,37 @@ def dataset_latency(
     reference: str | None = None,
     controls: int = 3,
 ) -> dict[str, Any]:
-    """Times networks over the batches of a data set, each batch once by every network.
+    """Times networks over the batches of a data set; every network sees each batch once.
 
-    With `in_memory` the clock starts when a batch is on the device in the form that networks take:
-    algorithm 4 of source 004 with one image, "already in memory". Without, it starts at the data set in
-    the host's memory: choosing the images, making floats of bytes and bringing them to the device are
-    in the time, which is algorithm 5, for n images "regardless of if they persist in memory".
+    With `in_memory` the clock starts when a batch is on the device as float32. With one image per batch
+    this is algorithm 4 of source 004, "already in memory". Without `in_memory` the clock starts at the
+    data set in the host's memory, and the time includes choosing the images, converting bytes to floats
+    and moving them to the device. This is algorithm 5, for n images "regardless of if they persist in
+    memory".
 
-    The source times one network after the other. Here the networks take turns at each batch, in an
-    order shuffled anew, and the reference takes part several times, as in `compare_latency`: what its
-    twins differ by is the noise floor.
+    The source times one network after the other. Here the networks take turns at each batch in a new
+    random order, and copies of the reference give the noise floor, as in `compare_latency`.
 
     Args:
-      fns: {name: function of a batch float32 [n, H, W, C]}, at least one; as for `latency`.
-      images: uint8, or floating in [0, 1], [N, H, W, C].
-      batch_size: n, at most N. Images that do not fill a last batch are left out, as in the source.
-      in_memory: Whether loading is left out of the time.
-      warmup: Batches before those that count, the first ones of the data set.
-      max_batches: At most so many batches; None: all.
-      reference: The name that the others are compared with; the first by default.
-      controls: How many twins of the reference run along, at least 1.
+      fns: {name: function of a batch float32 [n, H, W, C]}, at least one. Each may be a callable pytree
+        or a plain function, as for `latency`.
+      images: [N, H, W, C], uint8 or floating point in [0, 1].
+      batch_size: The number of images in a batch, n, at most N. Images that do not fill the last batch
+        are left out, as in the source.
+      in_memory: Whether to leave loading out of the time.
+      warmup: How many batches to run before the timing, at least 0: the first ones of the data set.
+      max_batches: The largest number of batches to time, at least 1. None times all.
+      reference: The name of the function to compare the others with; by default the first.
+      controls: How many copies of the reference to run, at least 1.
 
     Returns:
       {"reference", "batch_size", "in_memory", "batches", "device", "noise_floor_ms", "controls",
-      "variants"}: as `compare_latency`; "mean_ms" of a variant is the source's average.
+      "variants"}, where the last three are as from `compare_latency`. The "mean_ms" of a variant is the
+      average that the source gives.
 
     Raises:
-      TypeError: A function that cannot be called, counts that are no integers.
-      ValueError: No functions, a reference that is none of them, counts out of range.
+      TypeError: A function cannot be called, or a count is not an integer.
+      ValueError: There are no functions, the reference is not one of them, or a count is out of range.
 
     Example:
       >>> import jax.numpy as jnp
@@ -209,25 +212,25 @@ def disk_latency(
     warmup: int = 3,
     runs: int = 50,
 ) -> dict[str, Any]:
-    """Times the way from image files to the answer: reading, decoding, to the device, and the run.
+    """Times the whole way from image files to the answer: read, decode, move to the device, run.
 
-    Each run takes the next `batch_size` files, from the first again after the last. The operating
-    system keeps files it has read in memory: from the second time on, reading costs next to nothing.
+    Each run takes the next `batch_size` files and starts again after the last. The operating system
+    caches files, so reading a file again costs almost nothing.
 
     Args:
-      load: Reads and decodes one file: a path -> an image as `fn` takes it, [H, W, C].
-      fn: Takes the images of a batch, [batch_size, H, W, C]; as for `latency`.
-      paths: At least one; the images must all be of one shape.
-      batch_size: Images at a time, at least 1.
-      warmup: Runs before those that count.
-      runs: At least 1.
+      load: A function that reads and decodes one file: a path -> an image [H, W, C] as `fn` takes it.
+      fn: A function of a batch of images, [batch_size, H, W, C].
+      paths: The paths of the files, at least one. All images must have the same shape.
+      batch_size: How many images to process at a time, at least 1.
+      warmup: How many runs to make before the timing, at least 0.
+      runs: How many runs to time, at least 1.
 
     Returns:
-      As `latency`.
+      The same figures as from `latency`.
 
     Raises:
-      TypeError: A function that cannot be called, or counts that are no integers.
-      ValueError: No paths, images of different shapes, or counts out of range.
+      TypeError: A function cannot be called, or a count is not an integer.
+      ValueError: There are no paths, the images have different shapes, or a count is out of range.
     """
     _check_counts(warmup, runs)
     checks.integer("batch_size", batch_size, minimum=1)
@@ -259,14 +262,19 @@ def _compared(
     controls: int,
     rounds: tuple[int, int],
 ) -> dict[str, Any]:
-    """Compiles functions and twins of the reference, times them, and says which differ.
+    """Compiles functions and copies of the reference, times them, and says which differ.
 
-    `calls_of` makes of programs and the number of a round what is timed of each; `rounds` are how many
-    are not timed, and how many are.
+    Args:
+      fns: {name: function}, at least one.
+      example: The batch for which all functions are compiled.
+      calls_of: (the programs, the number of the round) -> the call to time for each program.
+      reference: The name of the function to compare the others with; None means the first.
+      controls: How many copies of the reference to run.
+      rounds: (the number of rounds that are not timed, the number of rounds that are).
 
     Returns:
-      {"reference", "noise_floor_ms", "controls", "variants": {name: `summary`, what the compiler knows,
-      "difference"}}.
+      {"reference", "noise_floor_ms", "controls", "variants": {name: the figures of `summary`, the
+      compiler's figures, and "difference"}}.
     """
     checks.integer("controls", controls, minimum=1)
     if not fns:
@@ -303,7 +311,7 @@ def _argument(fn: Any) -> Any:
 
 
 def _compiled(name: str, fn: Any, example: jax.Array) -> tuple[Timed, dict[str, Any]]:
-    """(example -> result, what the compiler knows about it)."""
+    """Returns the compiled function (example -> result) and the compiler's figures about it."""
     _check_callable(name, fn)
     function = _argument(fn)
 
@@ -333,7 +341,7 @@ def _compiled(name: str, fn: Any, example: jax.Array) -> tuple[Timed, dict[str, 
 
 
 def _analysis(of_program: Callable[[], Any]) -> Any:
-    """What XLA says; None on platforms that have no such analysis, each with an error of its own."""
+    """XLA's analysis; None on platforms without one, each of which raises its own error."""
     try:
         return of_program()
     except Exception:
@@ -341,7 +349,7 @@ def _analysis(of_program: Callable[[], Any]) -> Any:
 
 
 def _known(value: Any) -> float | None:
-    """XLA has -1 for what it does not know."""
+    """The value, or None for a negative one: XLA writes -1 for an unknown value."""
     return float(value) if value is not None and value >= 0 else None
 
 
@@ -349,7 +357,7 @@ def _on_device(example: Any) -> jax.Array:
     example = jax.device_put(example)
     if getattr(example, "ndim", 0) == 0 or example.shape[0] == 0:
         raise ValueError(
-            "`example` must be an array [B, ...] with B of at least 1, got shape "
+            "`example` must be an array [B, ...] with B at least 1, got shape "
             f"{getattr(example, 'shape', None)}."
         )
     return example

@@ -1,9 +1,9 @@
-"""Keeps the lanes of an attack busy: the host's side of an attack on many images.
+"""The queue of jobs that keeps the lanes of an attack on many images busy.
 
-A job is one start of the attack on one image. Jobs wait in a queue; every few steps the lanes that have
-finished are read, and refilled with waiting jobs. Once a job has fooled its image, with `until_fooled`,
-the image's other jobs are cancelled. What a job finds depends on its image, its restart and the key
-alone: whether an image is fooled depends neither on the number of lanes nor on the order of the jobs.
+A job is one restart of the attack on one image. Jobs wait in a queue; every few steps the lanes that
+have finished are read and refilled with waiting jobs. With `until_fooled`, the other jobs of an image
+are cancelled once one has fooled it. The result of a job depends only on its image, its restart and the
+key, so whether an image is fooled does not depend on the number of lanes or the order of the jobs.
 """
 
 import contextlib
@@ -29,12 +29,12 @@ _SAVE_EVERY = 30.0  # seconds between two states on the disk, or 20 times what s
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-    """What is to be done: an attack on N images.
+    """An attack on N images.
 
     Attributes:
-      attack: From `conversation.per_image` for the N images, with numpy leaves.
+      attack: The attack, as `conversation.per_image` returns it for N images, with numpy leaves.
       images: float32 [N, H, W, C] in [0, 1].
-      labels: int32 [N].
+      labels: int32 [N], the classes to leave; for a targeted attack the classes to reach.
       keys: PRNG keys [N], on every device that has lanes.
       until_fooled: Whether an image's first success ends its jobs.
     """
@@ -47,11 +47,16 @@ class Task:
 
     @property
     def radius(self) -> np.ndarray:
-        """Float [N], within which the closest point leaves its image."""
+        """The attack's epsilon for each image, float [N]."""
         return np.asarray(epsilon_of(self.attack))
 
     def start(self, row: np.ndarray, restart: np.ndarray) -> lanes.Lanes:
-        """Lanes before their first step, of jobs int [L]; with an image of -1 a lane is idle."""
+        """Returns lanes before their first step.
+
+        Args:
+          row: int [L], the image of each lane's job; a lane with -1 is idle.
+          restart: int [L], the restart of each lane's job.
+        """
         rows = np.maximum(row, 0)  # a lane without a job gets any image
         started: lanes.Lanes = lanes.compiled_start(
             jax.tree.map(operator.itemgetter(rows), self.attack),
@@ -66,13 +71,13 @@ class Task:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Oracle:
-    """The classifier that is asked.
+    """The classifier under attack.
 
     Attributes:
       logits_fn: Images [B, H, W, C] -> logits [B, K].
-      watch: That notices a change of its weights.
-      num_devices: That it is on.
-      functions: It as an argument of compiled code, by how many images it is shown.
+      watch: The watch that notices a change of the classifier's weights.
+      num_devices: The number of devices that hold a copy of the classifier.
+      functions: {number of images: the classifier as an argument of compiled code}.
     """
 
     logits_fn: Any
@@ -81,7 +86,7 @@ class Oracle:
     functions: dict[int, Any] = dataclasses.field(default_factory=dict)
 
     def function(self, size: int, image_shape: tuple[int, ...]) -> Any:
-        """The classifier for so many images at a time, on every device."""
+        """Returns the classifier for `size` images of a shape at a time, on every device."""
         if size not in self.functions:
             self.watch.check()  # all of them are of the classifier that the run began with
             images = jax.ShapeDtypeStruct((size, *image_shape), np.float32)
@@ -94,18 +99,18 @@ class Oracle:
 
 @dataclasses.dataclass(eq=False)
 class Queue:
-    """The jobs of a task that are neither over nor in a lane, and all that they need.
+    """The jobs of a task that wait for a lane, and everything that is needed to run them.
 
     Attributes:
-      task: What is to be done.
-      oracle: Who is asked.
-      found: What the jobs have found.
+      task: The attack and its images.
+      oracle: The classifier.
+      found: The results so far.
       seats: The lanes.
       progress: Called with (questions done, questions in all) to the classifier: num_steps + 1 for each
-        job, whether it needs all of them or not.
-      file: Keeps what was found and the lanes, if any.
-      waiting: (restart, row) of the jobs that wait; the next one is at the end.
-      is_whole: Whether `found`, the jobs and the lanes belong together, so that they can be kept.
+        job, needed or not.
+      file: The file in which results and lanes are saved, or None.
+      waiting: (restart, row) of the waiting jobs; the next one is at the end.
+      is_whole: Whether `found`, the jobs and the lanes agree, so that they can be saved.
     """
 
     task: Task
@@ -126,7 +131,7 @@ class Queue:
         self.waiting = [job for job in jobs if job not in under_way]
 
     def run(self) -> None:
-        """Runs all jobs to their end; what they find is in `found`."""
+        """Runs all jobs to their end and puts their results into `found`."""
         task, seats, watch = self.task, self.seats, self.oracle.watch
         num_jobs = len(self.waiting) + len(seats.busy)
         saved, pause = time.monotonic(), _SAVE_EVERY
@@ -172,13 +177,13 @@ class Queue:
 
     @contextlib.contextmanager
     def _apart(self) -> Iterator[None]:
-        """Around what leaves `found`, the jobs and the lanes apart while it runs, or where it fails."""
+        """Marks a block during which `found`, the jobs and the lanes do not agree, or if it fails."""
         self.is_whole = False
         yield
         self.is_whole = True
 
     def _refill(self) -> bool:
-        """Puts waiting jobs into the lanes that are free; False once there is nothing to do."""
+        """Puts waiting jobs into free lanes; returns False once there is nothing left to do."""
         seats, fresh = self.seats, []
         for lane in seats.vacant:
             while self.waiting and self._is_left(self.waiting[-1][1]):
@@ -204,11 +209,11 @@ class Queue:
         return bool(judging.is_within(-self.found.rank[row], self.task.radius[row]))
 
     def _look(self) -> tuple[np.ndarray, dict[str, np.ndarray], dict[int, int], np.ndarray]:
-        """What the lanes have come to, all of it on the host.
+        """Reads the state of the lanes to the host.
 
         Returns:
-          (bool [L], the lanes that are over; what each lane has counted; {row: the lane that has
-          found its best point}; these points).
+          (bool [L], the lanes that are over; the counts of each lane; {row: the lane that has found the
+          row's best point}; these points).
         """
         seats, better = self.seats, dict[int, int]()
         over, told = seats.look()
@@ -231,7 +236,7 @@ class Queue:
         better: dict[int, int],
         points: np.ndarray,
     ) -> None:
-        """Takes over what was seen, and frees the lanes that are over or whose image is left."""
+        """Records the results, and frees lanes that are over or whose image needs no more jobs."""
         seats, found = self.seats, self.found
         seats.steps = told["num_steps"].astype(np.int64)
         if not over.any():

@@ -1,4 +1,4 @@
-"""Rates that carry their count, their n and a 95 % interval."""
+"""Rates with their count, their n and a 95 % interval."""
 
 import math
 from typing import TypedDict
@@ -9,7 +9,7 @@ _Z = 1.959963984540054  # the 97.5 % point of the normal distribution
 
 
 class Rate(TypedDict):
-    """A proportion as it goes into result.json; rate, low and high are None for n = 0."""
+    """A proportion with its 95 % interval, as in result.json; rate, low and high are None for n = 0."""
 
     count: int
     n: int
@@ -19,17 +19,17 @@ class Rate(TypedDict):
 
 
 def rate(count: int, n: int) -> Rate:
-    """Count / n with its 95 % Wilson interval.
+    """Computes count / n with its 95 % Wilson interval.
 
     Args:
-      count: Successes, 0 .. n.
-      n: Trials. Zero trials say nothing: the rate and its interval are None.
+      count: The number of successes, in 0 .. n.
+      n: The number of trials. For zero trials the rate and its interval are None.
 
     Returns:
       {"count", "n", "rate", "low", "high"}.
 
     Raises:
-      ValueError: A count outside 0 .. n.
+      ValueError: `count` is outside 0 .. n.
 
     Example:
       >>> r = rate(41, 50)

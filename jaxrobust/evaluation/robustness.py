@@ -1,4 +1,4 @@
-"""How a classifier stands up to an attack, over a whole data set."""
+"""Attacks a classifier on a whole data set."""
 
 from typing import Any
 
@@ -25,43 +25,43 @@ def attack_dataset(
     until_fooled: bool = False,
     execution: Execution = Execution(),
 ) -> AttackReport:
-    """Attacks every image, a fixed number at a time: one that is finished makes room for the next.
+    """Attacks every image of a data set and reports the result for each.
 
-    Image i uses the key folded with i: whether it is fooled depends neither on the number of lanes nor
-    on the images beside it nor on the number of devices, but for the rounding of the classifier's own
-    arithmetic at other batch sizes. The lanes are shared by the devices of this process, and the images
-    by the processes of `jax.distributed`, each of which must make the same call and gets the same
-    report.
+    A fixed number of images is attacked at a time, and the next image starts when one is finished.
+    Image i uses the key folded with i, so whether it is fooled does not depend on the number of lanes,
+    the other images or the number of devices, except through rounding in the classifier at other batch
+    sizes. The devices of this process share the lanes. The processes of `jax.distributed` share the
+    images; each of them must make the same call and gets the same report.
 
     Args:
-      attack: What to run. Its floats may be arrays [N]: an epsilon for every image.
-      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K], of any framework, in
-        evaluation mode; its weights are arguments of the compiled code. May be
+      attack: The attack. Its floats may be arrays [N], such as an epsilon for every image.
+      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. It may come from any framework
+        and must be in evaluation mode; its weights are arguments of the compiled code. It may be a
         `jaxrobust.types.Stochastic`.
-      images: uint8, or floating in [0, 1], [N, H, W, C], N of at least 1.
-      labels: int [N], true classes.
+      images: [N, H, W, C], uint8 or floating point in [0, 1], with N at least 1.
+      labels: int [N], the true classes.
       key: A PRNG key.
-      targets: For a targeted attack the class to reach, one for all or [N]. With one for all, images
-        that are of that class themselves are not counted.
-      until_fooled: Whether an image is left at its first success, with all the restarts that are still
-        to come. The verdicts are the same, far sooner; the adversarial images are then the first found
-        and not the best. An attack that looks for the smallest perturbation is left at the first that
-        lies within its epsilon. Not obeyed where the first success may be lost again: with
-        `keep="last"`, and by a `Stochastic` classifier.
-      execution: How many at a time, in which type, from which file a killed attack goes on, and who is
-        told: `progress` is called with the attack's label.
+      targets: The classes to reach, for a targeted attack: one class for all images, or int [N]. With
+        one class for all, images of that class are not counted.
+      until_fooled: Whether the attack on an image ends at its first success, and its other restarts
+        are dropped. The verdicts are the same and come much sooner, but the adversarial images are the
+        first ones found and not the best. An attack that looks for the smallest perturbation ends at
+        the first success within its epsilon. This is ignored where a success may be lost again: with
+        `keep="last"` and for a `Stochastic` classifier.
+      execution: How many images at a time, in which type to search, the file from which a killed attack
+        is resumed, and `progress`, which is called with the attack's label.
 
     Returns:
       AttackReport.
 
     Raises:
-      TypeError: Labels or targets that are no integers.
-      ValueError: Labels, targets or images out of range or of the wrong shape; a targeted attack
-        without targets, or targets for an untargeted one, or targets that are the labels; NaN logits
-        for all clean images; a classifier whose answer to an image depends on the images beside it;
-        images that the attack cannot work on; a file that holds another attack. All before anything
-        is attacked. Later only weights that change while the attack goes on, which ends it; what was
-        found is kept at `execution.path`.
+      TypeError: Labels or targets are not integers.
+      ValueError: Before the attack: images, labels or targets are out of range or have the wrong shape;
+        targets are missing for a targeted attack, given for an untargeted one, or equal to the labels;
+        the logits of all clean images are NaN; the classifier's answer to an image depends on the
+        other images; the attack does not work on images of this shape; or the file holds another
+        attack. During the attack: the classifier's weights change. The results until then are kept in
+        `execution.path`.
     """
     check_execution(execution)
     prepared = prepare(logits_fn, images, labels)
@@ -107,13 +107,13 @@ def _targets(targets: Any, labels: np.ndarray, num_classes: int) -> np.ndarray:
     checks.integers("targets", array)
     if array.shape not in ((), labels.shape):
         raise ValueError(
-            f"`targets` must be one class or of shape {labels.shape}, got shape {array.shape}."
+            f"`targets` must be one class or have shape {labels.shape}, got shape {array.shape}."
         )
     checks.label_range("targets", array, num_classes)
     if array.shape == labels.shape and (array == labels).any():
         first = int(np.flatnonzero(array == labels)[0])
         raise ValueError(
             f"`targets` must differ from the labels, got the label of {int((array == labels).sum())} "
-            f"of {len(labels)} images, image {first} the first."
+            f"of {len(labels)} images; the first is image {first}."
         )
     return np.broadcast_to(array, labels.shape)

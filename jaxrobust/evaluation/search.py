@@ -1,4 +1,4 @@
-"""The jobs of one attack on many images: what is asked for, and who does which share of it."""
+"""Runs the jobs of one attack on many images, shared among processes and resumable from a file."""
 
 import dataclasses
 import functools
@@ -36,10 +36,10 @@ class Prepared:
     Attributes:
       function: The classifier, as it was given.
       images: float32 [N, H, W, C] in [0, 1].
-      labels: int [N].
-      clean_logits: float32 [N, K].
-      watch: That notices a change of weights.
-      remarks: Sentences on how the classifier is evaluated; mostly none.
+      labels: int [N], the true classes.
+      clean_logits: float32 [N, K], the logits of the images.
+      watch: The watch that notices a change of the classifier's weights.
+      remarks: Sentences about how the classifier is evaluated; usually empty.
     """
 
     function: Any
@@ -51,7 +51,7 @@ class Prepared:
 
     @property
     def one_image(self) -> jax.ShapeDtypeStruct:
-        """Shape and type of a batch of one."""
+        """The shape and type of a batch of one image."""
         return jax.ShapeDtypeStruct((1, *self.images.shape[1:]), np.float32)
 
 
@@ -67,10 +67,11 @@ def prepare(
 
     Args:
       logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K].
-      images: uint8, or floating in [0, 1], [N, H, W, C], N of at least 1.
-      labels: int [N].
-      batch_size: Images at a time.
-      any_rows: Whether answers may depend on the batch: for those who look at that themselves.
+      images: [N, H, W, C], uint8 or floating point in [0, 1], with N at least 1.
+      labels: int [N], the true classes.
+      batch_size: How many images to evaluate at a time.
+      any_rows: Whether an answer may depend on the other images of the batch, for callers that check
+        that themselves.
     """
     clean = as_float(images)
     labels = np.asarray(labels)
@@ -86,8 +87,8 @@ def prepare(
         check_company(logits_fn, clean, batch_size, clean_logits, thorough=True)
     if np.isnan(clean_logits).any(axis=1).all():
         raise ValueError(
-            "`logits_fn` must return numbers, got NaN for every clean image: its weights or its "
-            "normalisation may be at fault."
+            "`logits_fn` must return numbers, got NaN for every clean image: check its weights and its "
+            "normalisation."
         )
     for sentence in unusual(clean_logits):
         warnings.warn(sentence, stacklevel=3)
@@ -109,17 +110,17 @@ def search(
     """Runs an attack's jobs on the wanted images.
 
     Args:
-      attack: What to run.
-      prepared: N images.
-      aims: int [N], the classes to leave or, targeted, to reach.
-      wanted: bool [N].
-      key: As in `attack_dataset`, like `until_fooled`.
-      until_fooled: Whether an image is left at its first success.
-      execution: How; its `path` is a file.
-      draw: Which answers of a `Stochastic` classifier judge; 0 are those to clean images.
+      attack: The attack.
+      prepared: The classifier and N images.
+      aims: int [N], the classes to leave; for a targeted attack the classes to reach.
+      wanted: bool [N], the images to attack.
+      key: A PRNG key.
+      until_fooled: Whether the attack on an image ends at its first success.
+      execution: How to run the jobs; its `path` is a file.
+      draw: The number of the draw by which a `Stochastic` classifier judges; 0 is that of clean images.
 
     Returns:
-      What was found, of all N images.
+      The results for all N images.
     """
     engine.check_attack(attack)
     engine.check_image(attack, prepared.images.shape[1:])
@@ -154,19 +155,19 @@ def beat(
     execution: Execution,
     draw: int = 1,
 ) -> tuple[Found, np.ndarray]:
-    """Searches for what fools the wanted images, each of which is left at its first success.
+    """Attacks the wanted images, each until its first success, and says which of them are fooled.
 
     Args:
-      attack: Untargeted.
-      prepared: N images.
-      wanted: bool [N], at least one of them.
-      key: As `search`, like what follows.
-      execution: How; its `path` is a file.
-      draw: Which answers of a `Stochastic` classifier judge.
+      attack: An untargeted attack.
+      prepared: The classifier and N images.
+      wanted: bool [N], the images to attack, at least one.
+      key: A PRNG key.
+      execution: How to run the jobs; its `path` is a file.
+      draw: The number of the draw by which a `Stochastic` classifier judges.
 
     Returns:
-      (what was found, bool [N]: the wanted images that it fools, within epsilon). It is shown again,
-      because what a random classifier took it for once need not be what it takes it for.
+      (the results for all N images; bool [N], the wanted images that are fooled within epsilon). The
+      results are classified again for this, because a random classifier may change its answer.
     """
     of = prepared, prepared.labels
     found = search(attack, *of, wanted, key=key, until_fooled=True, execution=execution, draw=draw)
@@ -185,7 +186,7 @@ def _fools(
     batch_size: int,
     draw: int,
 ) -> np.ndarray:
-    """Bool [N]: what was found fools when it is shown again."""
+    """Says which results fool when they are classified again, bool [N]."""
     predicted = predictions(answers(prepared.function, found.images, batch_size, draw))
     holds: np.ndarray = (predicted == aims) if attack.targeted else (predicted != aims)
     return holds & (predicted >= 0) & (found.restart < attack.num_restarts)
@@ -194,12 +195,12 @@ def _fools(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rounded:
-    """A classifier computed in bfloat16: its arrays and the images are rounded first."""
+    """A classifier that is computed in bfloat16: its arrays and the images are rounded first."""
 
     function: Any
 
     def __call__(self, *arguments: Array) -> Array:
-        """Images [B, H, W, C], or keys [B] and images -> logits float32 [B, K]."""
+        """Returns logits float32 [B, K] of images [B, H, W, C], or of keys [B] and images."""
 
         def rounded(leaf: Any) -> Any:
             if not isinstance(leaf, jax.Array | np.ndarray | np.generic | float):
@@ -228,7 +229,7 @@ def _run(
     until_fooled: bool,
     execution: Execution,
 ) -> Found:
-    """This process's share of the jobs, and what all processes found."""
+    """Runs this process's share of the jobs, and returns the results of all processes."""
     images, labels, key = prepared.images, aims.astype(np.int32), as_key(key)
     mine = np.zeros(len(labels), bool)
     rank, processes = jax.process_index(), jax.process_count()
@@ -258,10 +259,10 @@ def _run(
 
 
 def identity(prepared: Prepared, batch_size: int) -> dict[str, Any]:
-    """What tells a classifier from others: its program, its weights, and answers to images.
+    """Returns what identifies a classifier: its program, its weights, and its logits for some images.
 
-    Answers to clean images alone would not do: a classifier that rounds its images gives the same ones
-    to images of 8 bits. So a few are moved off these levels.
+    Logits of clean images alone are not enough, because a classifier that rounds its images gives the
+    same logits for images of 8 bits. So a few images are moved off these levels.
     """
     few = prepared.images[:_ASKED]
     noise = np.random.default_rng(0).uniform(-_MOVED, _MOVED, few.shape).astype(np.float32)
@@ -273,7 +274,7 @@ def identity(prepared: Prepared, batch_size: int) -> dict[str, Any]:
 
 
 def _gathered(found: Found, wanted: np.ndarray) -> Found:
-    """Every process's images from the process that attacked them."""
+    """Collects the results of every image from the process that attacked it."""
     from jax.experimental import multihost_utils
 
     rows = np.flatnonzero(wanted)

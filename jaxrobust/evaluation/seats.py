@@ -1,4 +1,4 @@
-"""The lanes of an attack as the host sees them: which job sits in which, and how far it is."""
+"""The lanes of an attack on the host's side: which job is in which lane, and how far it is."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from jaxrobust.types import PyTree
 _MANY_STEPS = 1000  # that are worth a program for the number of jobs at hand
 
 Start = Callable[[np.ndarray, np.ndarray], lanes.Lanes]
-"""Images and restarts of jobs, int [L], an image of -1 for no job -> lanes before their first step."""
+"""Jobs' images and restarts, int [L] each (an image of -1: no job) -> lanes before their first step."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -23,12 +23,12 @@ class Seats:
     """L lanes, shared by the devices of this process.
 
     Attributes:
-      asked: How many lanes were asked for, before `lane_count` has rounded it.
-      num_devices: That share the lanes.
-      group: How many lanes of a device take their steps together; None: all of them.
-      row: int [L], the image in each lane; -1 for a lane that is free.
-      restart: int [L], of the job in each lane.
-      steps: int [L], that it has taken.
+      asked: How many lanes the user asked for, before `lane_count` rounded the number.
+      num_devices: The number of devices of this process that share the lanes.
+      group: How many lanes of a device take their steps together; None means all of them.
+      row: int [L], the image in each lane; -1 for a free lane.
+      restart: int [L], the restart of the job in each lane.
+      steps: int [L], the steps that the job in each lane has taken.
       running: The lanes; None before the first job.
     """
 
@@ -42,7 +42,7 @@ class Seats:
 
     @classmethod
     def free(cls, num_lanes: int, num_jobs: int, num_steps: int) -> "Seats":
-        """All lanes free; as many as `lane_count` says."""
+        """Returns free lanes; `lane_count` decides how many."""
         num_devices = device_count(num_lanes)
         group, size = lane_count(num_lanes, num_jobs, num_devices, num_steps)
         row, restart, steps = np.full(size, -1), np.zeros(size, np.int64), np.zeros(size, np.int64)
@@ -50,27 +50,27 @@ class Seats:
 
     @property
     def busy(self) -> np.ndarray:
-        """Lanes with a job, int."""
+        """The lanes with a job, int."""
         return np.flatnonzero(self.row >= 0)
 
     @property
     def vacant(self) -> np.ndarray:
-        """Lanes without one, int: the devices' in turn, so that all have as many to do."""
+        """The lanes without a job, int; devices alternate, so that all get the same number of jobs."""
         turns = _in_turn(len(self.row), self.num_devices)
         return turns[self.row[turns] < 0]
 
     @property
     def together(self) -> int:
-        """How many lanes show the classifier their images together."""
+        """How many lanes evaluate the classifier together."""
         lanes_of_one = len(self.row) // self.num_devices
         return lanes_of_one if self.group is None else min(self.group, lanes_of_one)
 
     def take(self, lane: int, restart: int, row: int) -> None:
-        """A job takes a lane that is free."""
+        """Puts a job into a free lane."""
         self.row[lane], self.restart[lane], self.steps[lane] = row, restart, 0
 
     def start(self, fresh: Sequence[int], start: Start) -> None:
-        """Starts the lanes that jobs have just taken, or all of them where none is running."""
+        """Starts the lanes that have just got a job, or all lanes if none is running."""
         running: Any = self.running
         if running is None:
             running = start(self.row, self.restart)
@@ -93,7 +93,7 @@ class Seats:
         )
 
     def look(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """(bool [L], the lanes whose job is over; what each has counted, by name), on the host."""
+        """Returns (bool [L], the lanes whose job is over; each lane's counts, by name), on the host."""
         assert self.running is not None
         seen = self.running.progress
         names = [name for name in vars(seen) if name != "images"]
@@ -103,7 +103,7 @@ class Seats:
         return finished & (self.row >= 0), dict(zip(names, values, strict=True))
 
     def points(self, which: Sequence[int]) -> np.ndarray:
-        """The best points [F, H, W, C] of some lanes, on the host."""
+        """Returns the best points [F, H, W, C] of some lanes, on the host."""
         assert self.running is not None
         images = self.running.progress.images
         picked = [
@@ -114,7 +114,7 @@ class Seats:
         return np.concatenate([none, *picked])[: len(which)]
 
     def leave(self, over: np.ndarray, beaten: np.ndarray) -> None:
-        """Frees lanes, bool [L]: whose job is over, and whose job is cancelled while it runs."""
+        """Frees lanes, bool [L] each: those whose job is over, and those whose job is cancelled."""
         assert self.running is not None
         self.row[over | beaten] = -1
         if beaten.any():
@@ -123,7 +123,7 @@ class Seats:
             self.running = dataclasses.replace(self.running, finished=finished)
 
     def close_ranks(self) -> None:
-        """Busy lanes to the front, shared by the devices, where that saves work; no job waits."""
+        """Moves busy lanes to the front, shared by the devices, if that saves work; no job waits."""
         busy, size = self.row >= 0, len(self.row)
         count = int(busy.sum())
         if self.group is None:
@@ -145,7 +145,7 @@ class Seats:
         self.running = self._shared(lanes.compiled_reorder(self.running, jnp.asarray(order)))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What a file keeps of the lanes, by names that begin with "lane"; nothing if none runs."""
+        """Returns the lanes' arrays to save, by names that begin with "lane"; none if no lane runs."""
         if self.running is None:
             return {}
         return {f"lane{name}": leaf for name, leaf in _named(self.running).items()} | {
@@ -157,14 +157,14 @@ class Seats:
         }
 
     def restore(self, arrays: Mapping[str, np.ndarray], start: Start) -> bool:
-        """Takes over what `arrays` returned, if as many lanes were asked for and devices share them.
+        """Restores saved lanes, if the same number was asked for and the devices can share them.
 
         Args:
-          arrays: What was kept, of other things too.
-          start: From which the shapes and types of lanes are known.
+          arrays: The saved arrays, other ones included.
+          start: The function that starts lanes, which gives their shapes and types.
 
         Returns:
-          Whether it did. Where not, nothing has changed, and the jobs start anew.
+          Whether the lanes were restored. If not, nothing has changed, and the jobs start again.
         """
         if not np.array_equal(arrays.get("lane/asked", ()), self._asked()):
             return False
@@ -184,18 +184,18 @@ class Seats:
         return True
 
     def _asked(self) -> np.ndarray:
-        """What the number of lanes was made of; it may have shrunk since."""
+        """The settings from which the number of lanes was computed; the number may shrink later."""
         return np.array([self.asked, self.group is not None])
 
     def _shared(self, running: lanes.Lanes) -> lanes.Lanes:
-        """Every device has its lanes, wherever XLA has left them."""
+        """Moves every device's lanes to it, wherever XLA has left them."""
         if self.num_devices == 1:
             return running
         shared: lanes.Lanes = jax.device_put(running, lanes.by_rows(self.num_devices))
         return shared
 
     def _pieces(self, which: Sequence[int]) -> list[np.ndarray]:
-        """Lanes in pieces of one length, the last filled up with its last: one length, one program."""
+        """Cuts lanes into pieces of one length, so that one program serves all; the last is padded."""
         length = max(len(self.row) // 8, 1)
         pieces = [list(which[i : i + length]) for i in range(0, len(which), length)]
         return [np.array(piece + piece[-1:] * (length - len(piece))) for piece in pieces]
@@ -209,16 +209,18 @@ def _in_turn(size: int, num_devices: int) -> np.ndarray:
 def lane_count(
     num_lanes: int, num_jobs: int, num_devices: int, num_steps: int
 ) -> tuple[int | None, int]:
-    """Lanes to compile for: other numbers of jobs compile nothing, but for an attack of many steps.
+    """Computes for how many lanes to compile.
+
+    Only for an attack of many steps does another number of jobs mean another compilation.
 
     Args:
-      num_lanes: As many as were asked for.
-      num_jobs: That there are.
-      num_devices: That share the lanes.
-      num_steps: Of the attack.
+      num_lanes: How many lanes the user asked for.
+      num_jobs: The number of jobs.
+      num_devices: The number of devices that share the lanes.
+      num_steps: The number of steps of the attack.
 
     Returns:
-      (how many lanes take their steps together, how many there are in all).
+      (how many lanes take their steps together, or None for all; how many lanes there are in all).
     """
     sizes = compilation.group_sizes()
     if sizes is None:
@@ -233,13 +235,13 @@ def lane_count(
 
 
 def device_count(num_lanes: int) -> int:
-    """How many of this process's devices have lanes to share: no more than make a group each."""
+    """Computes how many of this process's devices share the lanes; each needs at least one group."""
     sizes = compilation.group_sizes()
     return min(jax.local_device_count(), -(-num_lanes // (sizes[0] if sizes else 1)))
 
 
 def _multiple(number: int, factor: int) -> int:
-    """The smallest multiple of the factor that is not below the number, nor 0."""
+    """The smallest multiple of the factor, above 0, that is at least the number."""
     return max(-(-number // factor), 1) * factor
 
 
@@ -249,7 +251,7 @@ def _named(tree: PyTree) -> dict[str, np.ndarray]:
 
 
 def _plain(leaf: jax.Array) -> np.ndarray:
-    """The array for the disk, which knows no keys."""
+    """The array as it can be saved: a PRNG key as its data."""
     is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
 

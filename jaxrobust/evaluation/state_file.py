@@ -1,4 +1,4 @@
-"""A search on the disk, so that one that was killed goes on where it was."""
+"""The file from which a killed attack is resumed."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ def description(
     key: jax.Array,
     until_fooled: bool,
 ) -> str:
-    """What decides about an attack's outcome, but for the classifier, in a line."""
+    """Returns one line of JSON with everything that decides the outcome, except the classifier."""
 
     def crc(array: np.ndarray) -> int:
         return zlib.crc32(np.ascontiguousarray(array).tobytes())
@@ -40,14 +40,14 @@ def description(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StateFile:
-    """The file of one search: arrays by name, and what they are of.
+    """The file of one attack: arrays by name, and a description of the attack and the classifier.
 
     Attributes:
-      path: Of the file.
-      description: From `description`.
-      identity: What tells the classifier from others: {"program", "weights": digests, "clean_logits",
-        "moved_logits": float32 [_, K]}. Digests are compared to the letter, logits not to the last
-        digit, because another machine rounds in another way.
+      path: The path of the file.
+      description: The attack and its jobs, as `description` returns them.
+      identity: What identifies the classifier: {"program", "weights": digests, "clean_logits",
+        "moved_logits": float32 [_, K]}. Digests must be equal; logits are compared up to a tolerance,
+        because another machine rounds differently.
     """
 
     path: Path
@@ -55,16 +55,16 @@ class StateFile:
     identity: dict[str, Any]
 
     def save(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Writes the arrays, all or nothing."""
+        """Writes the arrays, whole or not at all."""
         with files.replace(self.path) as partial:
             facts: Any = {"description": self.description, **self.identity, **arrays}
             np.savez(partial, **facts)
 
     def load(self) -> dict[str, np.ndarray]:
-        """The arrays that were saved; none where there is no file.
+        """Returns the saved arrays, or an empty dict if there is no file.
 
         Raises:
-          ValueError: A file of another attack, or of none.
+          ValueError: The file is of another attack, or is not the state of an attack.
         """
         if self.path.is_dir():
             raise ValueError(
@@ -81,18 +81,20 @@ class StateFile:
             saved = str(arrays.pop("description"))
             before = {name: arrays.pop(name, None) for name in self.identity}
         except Exception as error:  # zip and numpy have errors of many classes
-            raise ValueError(f"{self.path} holds no attack; delete it to go on: {error}") from error
+            raise ValueError(
+                f"{self.path} is not the state of an attack; delete it to go on: {error}"
+            ) from error
         changed = [*_differences(saved, self.description), *_changes(before, self.identity)]
         if changed:
             raise ValueError(
-                f"{self.path} holds another attack: {'; '.join(changed)}. Name another file, or delete "
-                "this one to start anew."
+                f"{self.path} holds another attack: {'; '.join(changed)}. Use another file, or delete "
+                "this one to start again."
             )
         return arrays
 
 
 def _differences(saved: str, current: str) -> list[str]:
-    """What differs between two descriptions."""
+    """Lists the differences between two descriptions."""
     names = {
         "attack": "the attack",
         "jobs": "the images, their labels, or which of them are attacked",
@@ -109,10 +111,10 @@ def _differences(saved: str, current: str) -> list[str]:
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs between two classifiers, in words."""
+    """Lists the differences between two classifiers."""
     if before["program"] is None or before["weights"] is None:
         return [
-            "it was written by an earlier release, which did not keep what tells classifiers apart"
+            "it was written by an earlier release, which did not save what identifies the classifier"
         ]
     found = []
     if str(before["program"]) != now["program"]:

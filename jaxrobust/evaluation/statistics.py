@@ -1,7 +1,7 @@
-"""Which differences are real: tests and intervals for paired models, seeds and timings.
+"""Statistical tests and intervals for paired models, seeds and timings.
 
-Two models on the same images are paired, and so are two methods on the same seeds: what both have
-right says nothing about which of them is better, and the tests here leave it out.
+Two models on the same images are paired, and so are two methods on the same seeds. Images that both
+models classify correctly say nothing about which one is better, and the tests here leave them out.
 """
 
 import math
@@ -14,7 +14,7 @@ from jaxrobust.evaluation.rates import rate
 
 
 class Contingency(TypedDict):
-    """How two models agree on N images, and whether chance explains where they do not."""
+    """On how many of N images two models agree, and McNemar's p-value for their disagreements."""
 
     n: int
     both: int
@@ -34,7 +34,7 @@ class Difference(TypedDict):
 
 
 class Mean(TypedDict):
-    """A mean with its 95 % interval, None where the values have no spread; std is None for n = 1."""
+    """A mean with its 95 % interval; low and high are None without spread, std is None for n = 1."""
 
     n: int
     mean: float
@@ -44,7 +44,7 @@ class Mean(TypedDict):
 
 
 class MeanDifference(Mean):
-    """`Mean` of paired differences, with the p-value of the paired t-test."""
+    """The mean of paired differences with its 95 % interval and the p-value of the paired t-test."""
 
     p_value: float | None
 
@@ -59,22 +59,22 @@ class Median(TypedDict):
 
 
 def mcnemar(right_a: Any, right_b: Any) -> Contingency:
-    """McNemar's test, exact: do two models differ in how many of the same images they have right?
+    """Tests with the exact McNemar test whether two models differ in accuracy on the same images.
 
-    Only the images that one has right and the other wrong count. If the models were equally good,
-    each of these would fall to either like a coin.
+    Only images count that one model classifies correctly and the other does not. If the models are
+    equally good, each of these images falls to either model with probability 1/2.
 
     Args:
-      right_a: bool [N], N of at least 1: whether model a has image i right.
-      right_b: bool [N], model b on the same images.
+      right_a: bool [N], whether model a classifies each image correctly, with N at least 1.
+      right_b: bool [N], the same for model b on the same images.
 
     Returns:
-      {"n", "both", "only_a", "only_b", "neither", "p_value"}: counts, and the two-sided binomial
-      p-value, 1 where the models differ on no image.
+      {"n", "both", "only_a", "only_b", "neither", "p_value"}: the counts of images and the two-sided
+      binomial p-value, which is 1 if the models differ on no image.
 
     Raises:
-      TypeError: Arrays that are not bool.
-      ValueError: Arrays that are not [N] of one length of at least 1.
+      TypeError: An array is not bool.
+      ValueError: The arrays are not both [N] with N at least 1.
 
     Example:
       >>> mcnemar([True] * 9 + [False], [True] * 3 + [False] * 7)["p_value"]
@@ -100,22 +100,22 @@ def mcnemar(right_a: Any, right_b: Any) -> Contingency:
 
 
 def paired_difference(right_a: Any, right_b: Any) -> Difference:
-    """How much more often model a is right than model b on the same images.
+    """Computes the difference in accuracy of two models on the same images, with a 95 % interval.
 
-    The interval joins the two Wilson intervals, less what the two models have in common. Unlike the
-    textbook one it is not of length 0 where the models agree, and it stays inside [-1, 1]. It is an
-    approximation of its own, and can just include 0 where `mcnemar` has p < .05 or the reverse.
+    The interval combines the Wilson intervals of both models and takes their correlation into account.
+    Unlike the textbook interval it does not have length 0 where the models agree, and it stays in
+    [-1, 1]. As an approximation it may just include 0 where `mcnemar` has p < .05, or the reverse.
 
     Args:
-      right_a: bool [N], N of at least 1: whether model a has image i right.
-      right_b: bool [N], model b on the same images.
+      right_a: bool [N], whether model a classifies each image correctly, with N at least 1.
+      right_b: bool [N], the same for model b on the same images.
 
     Returns:
-      {"n", "difference": share of a minus share of b, "low", "high"}, a 95 % interval.
+      {"n", "difference": the accuracy of a minus that of b, "low", "high"}.
 
     Raises:
-      TypeError: Arrays that are not bool.
-      ValueError: Arrays that are not [N] of one length of at least 1.
+      TypeError: An array is not bool.
+      ValueError: The arrays are not both [N] with N at least 1.
 
     References:
       Newcombe, "Improved Confidence Intervals for the Difference between Binomial Proportions Based
@@ -141,7 +141,7 @@ def paired_difference(right_a: Any, right_b: Any) -> Difference:
 
 
 def _reach(count: int, n: int) -> tuple[float, float]:
-    """How far the Wilson interval goes below the share and above it; n of at least 1."""
+    """How far the Wilson interval extends below the share and above it, for n at least 1."""
     wilson = rate(count, n)
     assert wilson["low"] is not None and wilson["high"] is not None
     return count / n - wilson["low"], wilson["high"] - count / n
@@ -160,21 +160,21 @@ def _correlation(both: int, only_a: int, only_b: int, neither: int) -> float:
 
 
 def mean_interval(values: Sequence[float] | np.ndarray) -> Mean:
-    """The mean over seeds with its 95 % Student-t interval.
+    """Computes the mean over seeds with its 95 % Student-t interval.
 
-    Seeds that share one test set say how much training is down to chance. The interval covers that,
-    and not what other photographs would have given.
+    If the seeds share one test set, the interval covers the randomness of training, but not that of the
+    choice of test images.
 
     Args:
-      values: One figure per seed, [N], N of at least 1.
+      values: [N], one figure for each seed, with N at least 1.
 
     Returns:
-      {"n", "mean", "std", "low", "high"}: std with N - 1 below the root, None for one value. low and
-      high are None for one value and for values that are all equal (but for rounding): an interval of
-      length 0 would say how coarse the figure is, not how certain.
+      {"n", "mean", "std", "low", "high"}. std is the sample standard deviation (N - 1), or None for one
+      value. low and high are None for one value and for values that are all equal up to rounding,
+      because an interval of length 0 would show the resolution of the figure, not its certainty.
 
     Raises:
-      ValueError: No values, values that are not [N], or not finite.
+      ValueError: There are no values, or they are not finite and [N].
 
     Example:
       >>> interval = mean_interval([0.84, 0.88, 0.86])
@@ -191,21 +191,22 @@ def mean_interval(values: Sequence[float] | np.ndarray) -> Mean:
 def paired_mean_difference(
     a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray
 ) -> MeanDifference:
-    """The mean of a - b over seeds that both share, with its 95 % interval and the paired t-test.
+    """Computes the mean of a - b over shared seeds, with its 95 % interval and the paired t-test.
 
-    Seeds that share one test set say how much training is down to chance. The interval covers that,
-    and not what other photographs would have given.
+    If the seeds share one test set, the interval covers the randomness of training, but not that of the
+    choice of test images.
 
     Args:
-      a: One figure per seed, [N], N of at least 1.
-      b: The other method's on the same seeds, in the same order.
+      a: [N], one figure of method a for each seed, with N at least 1.
+      b: [N], the figures of method b for the same seeds, in the same order.
 
     Returns:
-      {"n", "mean", "std", "low", "high", "p_value"} of a - b, as `mean_interval`. low, high and p_value
-      are None for N = 1 and where all differences are equal: t says nothing then.
+      {"n", "mean", "std", "low", "high", "p_value"} of a - b. std is the sample standard deviation, or
+      None for N = 1. low, high and p_value are None for N = 1 and if all differences are equal, because
+      the t-test is then undefined.
 
     Raises:
-      ValueError: No values, lengths that differ, or values that are not [N] and finite.
+      ValueError: There are no values, the lengths differ, or the values are not finite and [N].
     """
     from scipy import stats
 
@@ -223,21 +224,21 @@ def paired_mean_difference(
 
 
 def median_interval(values: Sequence[float] | np.ndarray) -> Median:
-    """The median with the interval of the sign test: two of the values themselves.
+    """Computes the median with the interval of the sign test, whose ends are two of the values.
 
-    For independent values of any continuous distribution, outliers included, it holds the median with
-    a probability of at least 95 %.
+    For independent values of any continuous distribution, the interval contains the true median with a
+    probability of at least 95 %. Outliers do not matter.
 
     Args:
-      values: [N], N of at least 1. Infinity is a value that is only known to be more than the others:
-        of a perturbation that was not found.
+      values: [N], with N at least 1. A value may be infinite, such as the norm of a perturbation that
+        was not found, which is only known to be larger than the others.
 
     Returns:
-      {"n", "median", "low", "high"}, infinite where these values do not say. Fewer than 6 values cannot
-      bound a median at 95 %: None.
+      {"n", "median", "low", "high"}, each of which may be infinite if values are. low and high are None
+      for fewer than 6 values, which cannot bound a median at 95 %.
 
     Raises:
-      ValueError: No values, values that are not [N], or NaN.
+      ValueError: There are no values, a value is NaN, or they are not [N].
 
     Example:
       >>> median_interval([5, 3, 1, 2, 4, 6])
@@ -257,16 +258,19 @@ def median_interval(values: Sequence[float] | np.ndarray) -> Median:
 
 
 def holm(p_values: Sequence[float] | np.ndarray) -> list[float]:
-    """p-values of several comparisons, adjusted so that the chance of any false alarm stays at 5 %.
+    """Adjusts the p-values of several comparisons by Holm's method.
+
+    If each adjusted p-value is compared with a level such as .05, the probability of any false positive
+    is at most that level.
 
     Args:
       p_values: [N], one for each comparison, in [0, 1].
 
     Returns:
-      As many, in the same order; compare each with the level, such as .05.
+      The N adjusted p-values, in the same order.
 
     Raises:
-      ValueError: Values that are not [N], or outside [0, 1].
+      ValueError: The values are not [N], or lie outside [0, 1].
 
     Example:
       >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
@@ -289,7 +293,7 @@ def holm(p_values: Sequence[float] | np.ndarray) -> list[float]:
 
 
 def _mean_interval(values: np.ndarray, magnitude: float) -> Mean:
-    """`magnitude` is that of the figures which the values come from, and with it their rounding."""
+    """Computes `mean_interval` of values whose rounding is that of figures of size `magnitude`."""
     from scipy import stats
 
     n, mean = len(values), float(values.mean())
@@ -305,7 +309,8 @@ def _figures(name: str, values: Any, infinite: bool = False) -> np.ndarray:
     array = np.asarray(values, float)
     known = ~np.isnan(array) if infinite else np.isfinite(array)
     if array.ndim != 1 or not array.size or not known.all():
-        raise ValueError(f"`{name}` must be at least one finite number, [N], got {values!r}.")
+        finite = "number, which may be infinite" if infinite else "finite number"
+        raise ValueError(f"`{name}` must be at least one {finite}, [N], got {values!r}.")
     return array
 
 
@@ -317,7 +322,7 @@ def _paired_counts(right_a: Any, right_b: Any) -> tuple[int, int, int, int]:
             raise TypeError(f"`{name}` must be bool, got {array.dtype}.")
     if a.ndim != 1 or a.shape != b.shape or not a.size:
         raise ValueError(
-            "`right_a` and `right_b` must have one entry for each image, at least one, got shapes "
+            "`right_a` and `right_b` must be [N] for the same N images, at least one, got shapes "
             f"{a.shape} and {b.shape}."
         )
     return int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum()), int((~a & ~b).sum())

@@ -1,4 +1,4 @@
-"""Several attacks one after the other, each on the images that withstood those before it."""
+"""Suites: several attacks in turn, each on the images that have withstood the earlier ones."""
 
 import dataclasses
 import functools
@@ -28,22 +28,22 @@ WITHSTOOD, WRONG = -1, -2
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class SuiteReport:
-    """What a suite of M attacks came to on N images; host arrays.
+    """The report of a suite of attacks on N images, as arrays on the host.
 
     Attributes:
       suite: {name: attack}, in their order.
-      labels: int [N].
+      labels: int [N], the true classes.
       clean_images: float32 [N, H, W, C] in [0, 1].
-      images: float32 [N, H, W, C] in [0, 1]: adversarial where an attack succeeded, else clean.
-      clean_logits: float32 [N, K].
-      logits: float32 [N, K], of `images`, evaluated anew.
-      fooled_by: int [N], the number of the attack that fooled an image; -1 where none did, -2 where the
-        image was wrong before.
-      num_queries: int [N], images that the classifier was asked about on behalf of this one.
-      num_gradients: int [N].
-      saw_nan: bool [N], whether an answer has been NaN.
-      seconds: {name: of this process on the attack, compiling included}.
-      remarks: Sentences on how the classifier was evaluated; mostly none.
+      images: float32 [N, H, W, C] in [0, 1], adversarial if an attack succeeded, else clean.
+      clean_logits: float32 [N, K], the logits of the clean images.
+      logits: float32 [N, K], the logits of `images`, evaluated after the attacks.
+      fooled_by: int [N], the number of the attack that fooled each image, from 0; -1 if none did, -2 if
+        the clean image was misclassified.
+      num_queries: int [N], how many images the classifier evaluated for this image.
+      num_gradients: int [N], how many gradients were computed for this image.
+      saw_nan: bool [N], whether a logit or a gradient has been NaN.
+      seconds: {name: the seconds that this process spent on the attack, with compilation}.
+      remarks: Sentences about how the classifier was evaluated; usually empty.
     """
 
     suite: Mapping[str, Attack]
@@ -64,26 +64,30 @@ class SuiteReport:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Sentences on what makes the figures doubtful; mostly none."""
+        """Sentences that say why the figures may be wrong; usually empty."""
         return (*unusual(self.clean_logits), *self.remarks)
 
     @functools.cached_property
     def robust(self) -> np.ndarray:
-        """Bool [N]: right when clean, and no attack fooled it."""
+        """Whether the image is classified correctly and no attack fooled it, bool [N]."""
         return self.fooled_by == WITHSTOOD
 
     @property
     def clean_accuracy(self) -> Rate:
-        """Of all images, those right when clean."""
+        """The share of all images whose clean form is classified correctly."""
         return rate(int((self.fooled_by != WRONG).sum()), len(self.labels))
 
     @property
     def robust_accuracy(self) -> Rate:
-        """Of all images, those that withstood every attack."""
+        """The share of all images that are classified correctly and withstood every attack."""
         return rate(int(self.robust.sum()), len(self.labels))
 
     def after(self, name: str) -> Rate:
-        """Of all images, those left by an attack and all before it."""
+        """Returns the share of all images that withstood an attack and all attacks before it.
+
+        Args:
+          name: The name of the attack.
+        """
         number = list(self.suite).index(name)
         standing = self.robust | (self.fooled_by > number)
         return rate(int(standing.sum()), len(self.labels))
@@ -98,33 +102,36 @@ def attack_suite(
     key: jax.Array,
     execution: Execution = Execution(),
 ) -> SuiteReport:
-    """Makes each attack on the images that are right and that none before it has fooled.
+    """Runs several attacks in turn, each on the images that no earlier attack has fooled.
 
-    An image is left at its first success, with all restarts and target classes that are still to come;
-    for a `Stochastic` classifier all are made, and the best point is shown again.
+    Only images that are classified correctly are attacked. The attack on an image ends at its first
+    success, and the remaining restarts and target classes are dropped. For a `Stochastic` classifier
+    all are run, and the best point is classified again.
 
     Args:
-      suite: {name: attack}, untargeted, each with an epsilon.
+      suite: {name: attack}, at least one; each attack is untargeted and has an epsilon.
       logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K].
-      images: uint8, or floating in [0, 1], [N, H, W, C], N of at least 1.
-      labels: int [N].
+      images: [N, H, W, C], uint8 or floating point in [0, 1], with N at least 1.
+      labels: int [N], the true classes.
       key: A PRNG key; attack j on image i uses it folded with j and then with i.
-      execution: As in `attack_dataset`, but that `path` is a folder, which has a file for each attack,
-        and `progress` is told the attack's name.
+      execution: How many images at a time, and in which type to search. Its `path` is a folder with a
+        file for each attack, from which a killed suite is resumed. `progress` is called with (name of
+        the attack, questions done, questions in all).
 
     Returns:
       SuiteReport.
 
     Raises:
-      TypeError: As `attack_dataset`.
-      ValueError: As `attack_dataset`; no attack, or a targeted one.
+      TypeError: The labels are not integers, or `logits_fn` cannot be called.
+      ValueError: There is no attack, an attack is targeted or has no epsilon, or `attack_dataset` would
+        refuse the arguments.
     """
     if not suite:
         raise ValueError("`suite` must hold at least one attack, got none.")
     for name, attack in suite.items():
         if attack.targeted or epsilon_of(attack) is None:
             raise ValueError(
-                f"`suite` must be of untargeted attacks with an epsilon; {name!r} is not."
+                f"`suite` must hold untargeted attacks with an epsilon only, and {name!r} is not one."
             )
     check_execution(execution)
     if execution.path is not None and Path(execution.path).is_file():
@@ -176,11 +183,14 @@ def attack_suite(
 
 
 def summarise_suite(report: SuiteReport, model: str) -> dict[str, Any]:
-    """The suite as it goes into result.json (docs/result_format.md, SUITE).
+    """Summarises a suite for result.json (docs/result_format.md, SUITE).
 
     Args:
-      report: Of one suite on one model.
+      report: The report of one suite on one model.
       model: The model's name.
+
+    Returns:
+      A dict that JSON can hold.
     """
     rows = [
         {

@@ -1,4 +1,4 @@
-"""How much it takes: the epsilon and the number of steps at which a share of attacks succeeds."""
+"""The epsilon and the number of steps at which an attack reaches a given success rate."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,14 +18,14 @@ from jaxrobust.types import LogitsFn
 
 
 def at_epsilon(attack: Attack, epsilon: float) -> Attack:
-    """The attack at another epsilon; its step size, where it has one, keeps its proportion.
+    """Returns the attack with another epsilon and, if it has one, a step size scaled with it.
 
     Args:
-      attack: With an epsilon above 0.
-      epsilon: In pixel units, not negative.
+      attack: An attack with an epsilon above 0.
+      epsilon: The new epsilon in pixel units, not negative.
 
     Raises:
-      ValueError: An attack without an epsilon above 0, or an epsilon that it refuses.
+      ValueError: The attack has no epsilon above 0, or it does not accept the new one.
 
     Example:
       >>> from jaxrobust.attacks import BIM
@@ -35,7 +35,9 @@ def at_epsilon(attack: Attack, epsilon: float) -> Attack:
     """
     own = epsilon_of(attack)
     if np.ndim(own):
-        raise ValueError("`attack.epsilon` must be one number to be swept, got one for each image.")
+        raise ValueError(
+            "`attack.epsilon` must be one number for a sweep over epsilon, got one for each image."
+        )
     base = 0.0 if own is None else float(own)
     checks.number("attack.epsilon", base, above=0.0)
     changes = {"epsilon": float(epsilon)}
@@ -46,17 +48,19 @@ def at_epsilon(attack: Attack, epsilon: float) -> Attack:
 
 @dataclasses.dataclass(frozen=True)
 class Crossing:
-    """Which share of the images is to be fooled, and how closely the epsilon for it is looked for.
+    """The success rate for which an epsilon is searched, and the range and precision of the search.
 
     Attributes:
-      rate: The share, in (0, 1].
-      maximum: The largest epsilon to try, in pixel units (linf: at most 1).
-      tolerance: How far from a smaller epsilon that fails the result may be, in pixel units.
-      interval: Whether to find its ends too, which takes about twice as many attacks again.
+      rate: The success rate, in (0, 1].
+      maximum: The largest epsilon to try, in pixel units, above 0; for linf at most 1.
+      tolerance: The precision of the result in pixel units, above 0: its largest distance to a smaller
+        epsilon that fails.
+      interval: Whether to find the ends of its 95 % interval too, which takes about three times as many
+        attacks in all.
 
     Raises:
-      TypeError: A number that is none.
-      ValueError: A number out of range.
+      TypeError: A value is not a number.
+      ValueError: A value is out of range.
     """
 
     rate: float = 0.5
@@ -81,34 +85,36 @@ def epsilon_for_success(
     crossing: Crossing = Crossing(),
     execution: Execution = Execution(),
 ) -> dict[str, Any]:
-    """The smallest epsilon at which an attack succeeds on a share of the images it attacks.
+    """Searches for the smallest epsilon at which an attack reaches a success rate.
 
-    Found by bisection between 0 and the maximum; only the attack's epsilon changes, so nothing is
-    compiled anew. An attack need not do better in a larger ball: FGSM overshoots, PGD is led elsewhere.
-    So this is a crossing of the rate, the first among the epsilons tried; an attack that succeeds
-    below it, or in between only, may be missed. Each epsilon tried is in the result.
+    The search is a bisection between 0 and the maximum. Only the attack's epsilon changes, so the
+    attack is compiled once. An attack need not do better in a larger ball (FGSM overshoots, PGD takes
+    another path), so the result is a crossing of the rate: the first among the epsilons tried. A
+    smaller epsilon at which the attack succeeds may be missed. The result lists each epsilon tried.
 
     Args:
-      attack: With an epsilon above 0, which gives the proportion of its step size.
+      attack: An attack with an epsilon above 0. If it has a step size, that is scaled with epsilon.
       logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K].
-      images: uint8, or floating in [0, 1], [N, H, W, C].
-      labels: int [N], true classes.
-      key: A PRNG key, the same for every epsilon.
-      targets: For a targeted attack the class to reach, one for all or [N].
-      crossing: The share, and where the epsilon is looked for.
-      execution: As in `attack_dataset`, without a `path`; `progress` is called with the epsilon that is
-        tried, as in "epsilon 8/255", and the questions to the classifier at that epsilon.
+      images: [N, H, W, C], uint8 or floating point in [0, 1].
+      labels: int [N], the true classes.
+      key: A PRNG key, which is used for every epsilon.
+      targets: The classes to reach, for a targeted attack: one class for all images, or int [N].
+      crossing: The success rate, and the range and precision of the search.
+      execution: How many images to attack at a time; `path` must be None. `progress` is called with
+        (the epsilon under way, such as "epsilon 8/255", questions done, questions in all) for each
+        epsilon.
 
     Returns:
-      {"rate", "epsilon", "low", "high", "evaluations": [{"epsilon", "success": a rate}, ...]}. epsilon
-      is None where the rate was not reached (which includes that there was no image to attack), and 0
-      where a targeted attack finds that many images taken for their targets already. low and high are
-      the first epsilons at which the 95 % Wilson interval of the success reaches up to the rate, and
-      lies above it: a 95 % interval for epsilon over images like these. Each is None where the maximum
-      is not enough; with few images even success on all of them leaves high open.
+      {"rate", "epsilon", "low", "high", "evaluations": [{"epsilon", "success": a rate}, ...]}.
+
+      epsilon is None if the rate was not reached or there was no image to attack. It is 0 if enough
+      clean images are already classified as the targets of a targeted attack. low and high are a 95 %
+      interval of epsilon over images like these: the first epsilons at which the upper and the lower
+      end of the success rate's 95 % Wilson interval reach the rate. Each is None if the maximum is not
+      enough; with few images, high may be None even if all of them are fooled.
 
     Raises:
-      ValueError: An attack without an epsilon above 0, or anything that `attack_dataset` refuses.
+      ValueError: The attack has no epsilon above 0, or `attack_dataset` would refuse the arguments.
     """
     checks.instance("crossing", crossing, Crossing, "an evaluation.Crossing, such as Crossing(0.5)")
     check_execution(execution)
@@ -132,7 +138,7 @@ def epsilon_for_success(
     tried = {0.0: success_rate(clean), maximum: success_rate(report)}
 
     def first(reached: Callable[[Rate], bool]) -> float | None:
-        """Bisects to the first epsilon where this holds, starting from all that is known."""
+        """Bisects to the first epsilon where the condition holds, starting from all known ones."""
         while True:
             holds = [epsilon for epsilon, success in tried.items() if reached(success)]
             if not holds or min(holds) == 0.0:
@@ -162,17 +168,20 @@ def epsilon_for_success(
 
 
 def steps_for_success(report: AttackReport, rate: float = 0.5) -> int | None:
-    """After how many steps a share of the attacked images had been fooled; None if never.
+    """Computes after how many steps a share of the attacked images had been fooled.
 
     An image counts from its first success, and only if it fools in the end: with `keep="last"` an
-    attack may lose what it had found. Steps of restarts are counted through.
+    attack may lose a success again. Steps are counted through all restarts.
 
     Args:
-      report: Of an attack.
-      rate: The share of the images attacked, in (0, 1].
+      report: The report of an attack.
+      rate: The share of the attacked images, in (0, 1].
+
+    Returns:
+      The number of steps, or None if the share was never reached.
 
     Raises:
-      ValueError: A rate outside (0, 1].
+      ValueError: `rate` is outside (0, 1].
     """
     checks.number("rate", rate, above=0.0, maximum=1.0)
     num_attacked = int(report.attacked.sum())
@@ -183,16 +192,16 @@ def steps_for_success(report: AttackReport, rate: float = 0.5) -> int | None:
 
 
 def confidences(report: AttackReport) -> dict[str, Any]:
-    """How sure the classifier is of the class that the attack led it to.
+    """Computes the classifier's mean confidence in wrong classes and in target classes.
 
     Args:
-      report: Of an attack.
+      report: The report of an attack.
 
     Returns:
-      {"wrong": {"mean", "n"}, "target": {"mean", "n"} or None}. wrong: the probability of the class
-      predicted, mean over the n successes among the images attacked. target: the probability of the
-      class to reach, mean over all n images attacked, None for an untargeted attack. Images with NaN
-      logits are left out; a mean over none is None.
+      {"wrong": {"mean", "n"}, "target": {"mean", "n"} or None}. "wrong" is the mean probability of the
+      predicted class over the n successes among the attacked images. "target" is the mean probability
+      of the class to reach over all n attacked images, or None for an untargeted attack. Images with
+      NaN logits are left out, and a mean over no images is None.
     """
     probabilities = softmax(report.logits)
     attacked = report.attacked & ~np.isnan(report.logits).any(axis=1)

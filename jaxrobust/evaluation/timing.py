@@ -1,4 +1,4 @@
-"""Times of calls that are run in turn, and which of them differ by more than noise."""
+"""Times calls in turn, and says which of them differ by more than noise."""
 
 import itertools
 import time
@@ -14,8 +14,8 @@ from jaxrobust.evaluation.statistics import median_interval
 class TimeInterval(TypedDict):
     """How much longer one program takes than another, in ms.
 
-    The median over rounds of the difference within a round with its 95 % interval, which is None for
-    fewer than 6 rounds.
+    This is the median over rounds of the difference within a round, with its 95 % interval. The ends of
+    the interval are None for fewer than 6 rounds.
     """
 
     median_ms: float
@@ -24,9 +24,9 @@ class TimeInterval(TypedDict):
 
 
 class TimeDifference(TimeInterval):
-    """`TimeInterval` of a variant, and whether it is more than noise.
+    """How much longer a variant takes than the reference, in ms, and whether that is more than noise.
 
-    "different" is true where the interval excludes 0 and the median is further from 0 than the noise
+    "different" is True if the interval excludes 0 and the median is further from 0 than the noise
     floor.
     """
 
@@ -39,18 +39,18 @@ def interleaved(
     runs: int,
     clock: Callable[[], int] = time.perf_counter_ns,
 ) -> list[list[float]]:
-    """Times calls in rounds: each once in every round, in an order that is shuffled anew.
+    """Times calls in rounds: every call once in each round, in a new random order.
 
     Args:
-      calls_of: The number of a round, from 0 -> its calls, as many in each; each returns a pytree of
-        arrays, which is waited for. What `calls_of` does itself is not in the time. Warm-up rounds have
-        the numbers of the first ones.
-      warmup: Rounds that are not timed.
-      runs: Rounds that are, at least 1.
-      clock: In nanoseconds.
+      calls_of: The number of a round, from 0 -> the calls of the round. Every round has the same number
+        of calls, and each call returns a pytree of arrays, which is waited for. The time that
+        `calls_of` itself takes does not count. Warm-up rounds have the numbers of the first rounds.
+      warmup: How many rounds are not timed, at least 0.
+      runs: How many rounds are timed, at least 1.
+      clock: A function that returns the time in nanoseconds.
 
     Returns:
-      For each call its times in ms, one for each round.
+      A list of times in ms for each call, one for each timed round.
     """
     rng = np.random.default_rng(0)
     samples: list[list[float]] = [[] for _ in calls_of(0)]
@@ -67,13 +67,13 @@ def interleaved(
 
 
 def noise_floor(equals_ms: Sequence[Sequence[float]]) -> float | None:
-    """What programs that do the same may differ by: the furthest end of any pair's 95 % interval.
+    """Computes by how much equal programs may differ: the largest end of any pair's 95 % interval.
 
     Args:
-      equals_ms: Of two programs or more, [N] each: times of the same rounds.
+      equals_ms: The times in ms of two or more programs, each [N] in the same rounds.
 
     Returns:
-      In ms; None for fewer than 6 rounds.
+      The noise floor in ms; None for fewer than 6 rounds.
     """
     pairs = [time_interval(a, b) for a, b in itertools.combinations(equals_ms, 2)]
     ends = [end for pair in pairs for end in (pair["low_ms"], pair["high_ms"])]
@@ -81,14 +81,14 @@ def noise_floor(equals_ms: Sequence[Sequence[float]]) -> float | None:
 
 
 def time_interval(times_ms: Sequence[float], reference_ms: Sequence[float]) -> TimeInterval:
-    """What the times of the same rounds differ by.
+    """Computes the median difference of two programs' times in the same rounds, with its interval.
 
-    The interval is that of the sign test (`statistics.median_interval`): the pauses and bursts of
-    other work that make times so skewed move it little.
+    The interval is that of the sign test (`statistics.median_interval`), on which pauses and bursts of
+    other work have little effect.
 
     Args:
-      times_ms: [N].
-      reference_ms: [N], in the same rounds.
+      times_ms: [N], times in ms.
+      reference_ms: [N], times of the reference in ms, in the same rounds.
 
     Returns:
       TimeInterval.
@@ -100,12 +100,12 @@ def time_interval(times_ms: Sequence[float], reference_ms: Sequence[float]) -> T
 def time_difference(
     times_ms: Sequence[float], reference_ms: Sequence[float], floor_ms: float | None
 ) -> TimeDifference:
-    """What a variant's times differ by from the reference's, and whether it is more than noise.
+    """Computes by how much a variant's times differ from the reference's, and whether it is noise.
 
     Args:
-      times_ms: [N], of a variant.
-      reference_ms: [N], of the reference in the same rounds.
-      floor_ms: From `noise_floor`; None, where it is not known, allows no difference.
+      times_ms: [N], times of the variant in ms.
+      reference_ms: [N], times of the reference in ms, in the same rounds.
+      floor_ms: The result of `noise_floor`. If it is None, no difference is more than noise.
 
     Returns:
       TimeDifference.
@@ -118,7 +118,10 @@ def time_difference(
 
 
 def summary(samples: Sequence[float]) -> dict[str, Any]:
-    """Times in ms with their mean, deviation (None for one), median and 95th percentile."""
+    """Summarises times in ms by mean, standard deviation, median and 95th percentile.
+
+    The standard deviation is None for a single time.
+    """
     array = np.asarray(samples)
     return {
         "samples_ms": array.tolist(),

@@ -1,4 +1,4 @@
-"""Transfer: what adversarial images made on one model do to another."""
+"""Transfer: how often adversarial images made on one model fool another."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from jaxrobust.types import LogitsFn
 
 
 class TransferRates(TypedDict):
-    """How many of the source's successes fool the target model, counted in two ways."""
+    """How many of the source model's successes fool the target model, counted in two ways."""
 
     of_successes: Rate
     of_right: Rate
@@ -28,24 +28,25 @@ class TransferRates(TypedDict):
 def transfer_rates(
     source_report: AttackReport, logits_fn: LogitsFn, batch_size: int = 256
 ) -> TransferRates:
-    """How often the images that fool the model they were made on fool another one.
+    """Computes how often images that fool the model they were made on also fool another model.
 
-    An image that the other model has wrong before anything was done to it "transfers" without any
-    help from the attack. The two rates differ by these images.
+    An image whose clean form the other model misclassifies "transfers" without the attack. The two
+    rates differ in whether such images count.
 
     Args:
-      source_report: Of the attack on the source model.
+      source_report: The report of the attack on the source model.
       logits_fn: The target model: images float32 [B, H, W, C] in [0, 1] -> logits [B, K].
-      batch_size: Images at a time.
-
-    Raises:
-      ValueError: A target model with another number of classes, or anything that `logits` refuses.
+      batch_size: How many images to evaluate at a time.
 
     Returns:
-      {"of_successes": of all images that succeeded on the source, those that the target has wrong,
-      "of_right": the same, of only those that the target has right when clean}. Of a targeted attack:
-      those that the target takes for the target class, and the same of only those that are not of
-      that class and that the target does not take for it when clean.
+      {"of_successes": a rate over all images that succeeded on the source model, "of_right": a rate
+      over those of them whose clean form the target model classifies correctly}. Both are shares of
+      images that the target model misclassifies. For a targeted attack both are shares of images that
+      the target model classifies as the target class, and "of_right" counts only images that are not
+      of that class and whose clean form the target model does not classify as it.
+
+    Raises:
+      ValueError: The target model has another number of classes, or `logits` would refuse it.
     """
     clean_logits = logits(logits_fn, source_report.clean_images, batch_size)
     _check_classes(source_report, clean_logits, "logits_fn")
@@ -60,26 +61,30 @@ def transfer_rates(
 def transfer_matrix(
     logits_fns: Mapping[str, LogitsFn], reports: Mapping[str, AttackReport], batch_size: int = 256
 ) -> dict[str, Any]:
-    """How far adversarial images made on one model fool another (docs/result_format.md, TRANSFER).
+    """Computes how often images made on each model fool each other model.
+
+    The result is in the format of docs/result_format.md, TRANSFER.
 
     Args:
-      logits_fns: {name: images -> logits}, the models shown the images.
-      reports: {name: AttackReport}, the same attack on each of them over the same images.
-      batch_size: Images at a time.
+      logits_fns: {name: images [B, H, W, C] -> logits [B, K]}, the models.
+      reports: {name: AttackReport}, the same attack on each model over the same images.
+      batch_size: How many images to evaluate at a time.
 
     Returns:
-      {"label", "models", "rates"}. rates[source][target] is of the images that succeeded on the source
-      and that the target has right when clean: the share that it has wrong. Of a targeted attack: of
-      those that succeeded on the source and that the target does not take for the target class when
-      clean, the share that it does. This is the "of_right" of `transfer_rates`.
+      {"label", "models", "rates"}. rates[source][target] is the share of images that the target model
+      misclassifies, among those that succeeded on the source model and whose clean form the target
+      model classifies correctly. For a targeted attack it is the share that the target model
+      classifies as the target class, among those whose clean form it does not. This is the "of_right"
+      of `transfer_rates`.
 
     Raises:
-      ValueError: No models, models and reports that do not match, or reports of different attacks or
-        images.
+      ValueError: There are no models, models and reports do not match, or the reports are of different
+        attacks or images.
     """
     if not logits_fns or list(logits_fns) != list(reports):
         raise ValueError(
-            f"`reports` must be for the models {list(logits_fns)}, at least one, got {list(reports)}."
+            f"`reports` must be for the models {list(logits_fns)} in that order, at least one, got "
+            f"{list(reports)}."
         )
     first = next(iter(reports.values()))
     for name, report in reports.items():
@@ -87,7 +92,7 @@ def transfer_matrix(
         same &= np.array_equal(report.labels, first.labels)
         if not same or not np.array_equal(report.clean_images, first.clean_images):
             raise ValueError(
-                f"`reports` must be of one attack and the same images; {name!r} is not."
+                f"`reports` must be of one attack and the same images, and {name!r} is of others."
             )
     for name, report in reports.items():
         _check_classes(first, report.clean_logits, f"logits_fns[{name!r}]")
@@ -114,37 +119,39 @@ def transfer_curves(
     key: jax.Array,
     execution: Execution = Execution(),
 ) -> list[dict[str, Any]]:
-    """Accuracy of every model over epsilon, on images made on one (docs/result_format.md, CURVE).
+    """Measures every model's accuracy over epsilon on images made on one model.
 
-    All images are attacked to the last step, those that the source has wrong already too, and all are
-    counted for every model. So a curve begins at the model's clean accuracy; that of the source is its
-    accuracy under the attack itself. `transfer_matrix` counts the successes alone.
+    All images are attacked with all steps, even those that the source model misclassifies, and all
+    count for every model. A curve therefore begins at the model's clean accuracy, and the curve of the
+    source model is its accuracy under the attack itself. `transfer_matrix` counts only successes. The
+    result is in the format of docs/result_format.md, CURVE.
 
     Args:
-      attack: Untargeted, with an epsilon above 0 that it keeps to.
-      logits_fns: {name: images -> logits}, the models shown the images; the source among them.
-      source: The name of the model that the images are made on. A study of models that differ in
-        strength makes one call for the strongest and one for the weakest.
-      images: uint8, or floating in [0, 1], [N, H, W, C].
-      labels: int [N].
-      epsilons: In pixel units, not negative; 0 is the accuracy on clean images.
-      key: A PRNG key, the same for every epsilon.
-      execution: As in `robustness_curve`.
+      attack: An untargeted attack with an epsilon above 0 that limits its perturbations.
+      logits_fns: {name: images [B, H, W, C] -> logits [B, K]}, the models, with the source among them.
+      source: The name of the model on which the images are made. In a study of models that differ in
+        strength, make one call for the strongest and one for the weakest.
+      images: [N, H, W, C], uint8 or floating point in [0, 1].
+      labels: int [N], the true classes.
+      epsilons: In pixel units, not negative. At 0 a curve is the accuracy on clean images.
+      key: A PRNG key, which is used for every epsilon.
+      execution: How many images to attack at a time; `path` must be None. `progress` is called after
+        each epsilon with (its name, such as "epsilon 8/255", epsilons done, epsilons in all).
 
     Returns:
       [{"model", "label", "points": [{"epsilon", "robust_accuracy": a rate}]}], one for each model in
-      their order. The labels are equal and name the source: a report draws the curves in one figure.
+      their order. The labels are equal and name the source, so a report draws the curves in one figure.
 
     Raises:
-      ValueError: A source that is no model, a targeted attack, one without an epsilon above 0 or one
-        that does not keep to it, or anything that `attack_dataset` refuses.
+      ValueError: The source is not one of the models; the attack is targeted, has no epsilon above 0 or
+        is not limited by it; or `attack_dataset` would refuse the arguments.
     """
     check_execution(execution)
     execution.refuse("path", "transfer_curves", KEEP_IT)
     checks.one_of("source", source, tuple(logits_fns))
     if attack.targeted or attack.keep == "closest":
         raise ValueError(
-            "`attack` must be untargeted and keep to its epsilon, got "
+            "`attack` must be untargeted and limited by its epsilon, got "
             f"{attack_label(attack)}, targeted={attack.targeted}, keep={attack.keep!r}."
         )
     points: dict[str, list[dict[str, Any]]] = {name: [] for name in logits_fns}
@@ -169,7 +176,7 @@ def transfer_curves(
 def _shown(
     source: AttackReport, logits_fn: LogitsFn, clean_logits: np.ndarray, batch_size: int
 ) -> AttackReport:
-    """The report as it would be had these images been made on the target model."""
+    """Returns the report with the logits of the target model in place of the source model's."""
     values = logits(logits_fn, source.images, batch_size)
     return dataclasses.replace(source, logits=values, clean_logits=clean_logits)
 
@@ -178,13 +185,13 @@ def _check_classes(source: AttackReport, clean_logits: np.ndarray, name: str) ->
     num_classes, own = clean_logits.shape[1], source.clean_logits.shape[1]
     if num_classes != own:
         raise ValueError(
-            f"`{name}` must tell the {own} classes apart that the source model does, got {num_classes} "
-            "logits: a class of the one would be counted as another class of the other."
+            f"`{name}` must have the {own} classes of the source model, got {num_classes} logits: "
+            "classes of one model would be counted as other classes of the other."
         )
 
 
 def _of_right(source: AttackReport, shown: AttackReport) -> Rate:
-    """Transfers among the source's successes that the target model stands up to when clean."""
+    """Transfers among the source's successes whose clean form does not fool the target model."""
     counted = source.success & source.attacked & shown.attacked
     if source.targets is not None:
         counted &= shown.clean_predictions != source.targets

@@ -1,7 +1,8 @@
-"""One perturbation for all images.
+"""Universal perturbations: one perturbation for all images.
 
-The images are passed over in random order. For each that the perturbation v does not fool yet, DeepFool
-looks for the smallest change that makes it do so, and v moves by it and back into the ball:
+The images are visited in random order. For each image that is not fooled by the perturbation v yet,
+DeepFool looks for the smallest further change that fools, and v is moved by it and projected back onto
+the ball:
 
     v <- project( v + DeepFool(x + v) )
 
@@ -30,20 +31,20 @@ _CHUNK = 256  # images in one call of compiled code, after which progress is tol
 
 @dataclasses.dataclass(frozen=True)
 class UniversalPerturbation:
-    """How one perturbation for all images is looked for.
+    """The settings of the search for one perturbation for all images.
 
     Attributes:
-      epsilon: Radius of the ball in pixel units, not negative; for linf at most 1.
+      epsilon: The radius of the ball in pixel units, not negative; for linf at most 1.
       norm: "linf" or "l2".
-      target_rate: The share of fooled images at which to stop, above 0 and at most 1; the paper's
+      target_rate: The share of fooled images at which to stop, in (0, 1]; in the paper it is
         1 - delta = 0.8.
-      max_passes: Over the images, at least 1.
-      inner: What looks for the change of one image; of its steps the authors take 10. The paper's is in
-        l2 for both balls.
+      max_passes: The largest number of passes over the images, at least 1.
+      inner: The attack that finds the change for one image. As in the paper, its norm is l2 for both
+        balls; the authors' code takes 10 steps.
 
     Raises:
-      TypeError: A number that is none, or another inner attack.
-      ValueError: Values out of range.
+      TypeError: A value is not a number, or `inner` is not a DeepFool.
+      ValueError: A value is out of range.
     """
 
     epsilon: float
@@ -64,13 +65,13 @@ class UniversalPerturbation:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class UniversalResult:
-    """A universal perturbation.
+    """A universal perturbation and how many images it fools.
 
     Attributes:
-      perturbation: float32 [H, W, C] in pixel units: of all passes the one that fooled most. It is
-        added to images, which are then clipped to [0, 1].
-      fooling_rates: The share of images fooled after each pass, over the images it was made on.
-      converged: Whether the share wanted was reached.
+      perturbation: float32 [H, W, C] in pixel units, the perturbation after the pass that fooled most.
+        It is added to images, which are then clipped to [0, 1].
+      fooling_rates: The share of fooled images after each pass, over the images it was made on.
+      converged: Whether the target rate was reached.
     """
 
     perturbation: np.ndarray
@@ -79,14 +80,14 @@ class UniversalResult:
 
     @property
     def fooling_rate(self) -> Rate:
-        """That of the perturbation."""
+        """The fooling rate of `perturbation`."""
         return max(self.fooling_rates, key=lambda found: found["count"])
 
     def apply(self, images: Any) -> np.ndarray:
-        """The images with the perturbation.
+        """Adds the perturbation to images and clips them to [0, 1].
 
         Args:
-          images: uint8, or floating in [0, 1], [B, H, W, C].
+          images: [B, H, W, C], uint8 or floating point in [0, 1].
 
         Returns:
           float32 [B, H, W, C] in [0, 1].
@@ -104,29 +105,29 @@ def universal_perturbation(
     batch_size: int = 1,
     progress: Progress | None = None,
 ) -> UniversalResult:
-    """Looks for one perturbation that fools the classifier on most images.
+    """Searches for one perturbation that fools the classifier on most images.
 
-    Clipping to [0, 1], of which the paper says nothing, is part of what is fooled here. A change that
-    did not make its image fool is not taken.
+    Perturbed images are clipped to [0, 1], about which the paper says nothing. A change that does not
+    fool its image is not used.
 
     Args:
-      attack: How it is looked for.
-      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]; a Classifier's weights are
+      attack: The settings of the search.
+      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. A Classifier's weights are
         arguments of the compiled code.
-      images: uint8, or floating in [0, 1], [N, H, W, C], N of at least 1.
-      labels: int [N], the classes to leave; None: what the classifier takes the clean images for, as in
-        the paper.
+      images: [N, H, W, C], uint8 or floating point in [0, 1], with N at least 1.
+      labels: int [N], the classes to leave. By default these are the predictions for the clean images,
+        as in the paper.
       key: A PRNG key, for the order of the images.
-      batch_size: Images that DeepFool works on together. 1 is the paper's; of more, v moves by the mean
-        of their changes: fewer and smaller moves, but faster passes.
-      progress: Called with (the pass, as in "pass 1", images done, images in all passes).
+      batch_size: How many images DeepFool works on together, at least 1; 1 in the paper. With more,
+        v is moved by the mean of their changes: passes are faster, but moves are fewer and smaller.
+      progress: Called with (name of the pass, such as "pass 1", images done, images in all passes).
 
     Returns:
       UniversalResult.
 
     Raises:
-      TypeError: Images or labels of another type.
-      ValueError: Shapes that do not fit, values out of range.
+      TypeError: The images are neither uint8 nor floating point, or the labels are not integers.
+      ValueError: Shapes do not fit, or values are out of range.
     """
     such_as = "an evaluation.UniversalPerturbation, such as UniversalPerturbation(epsilon=8 / 255)"
     checks.instance("attack", attack, UniversalPerturbation, such_as)
@@ -186,7 +187,7 @@ def universal_perturbation(
 
 
 def _chunks(order: np.ndarray, batch_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The order cut into pieces of one size: (indices, which of them are no filling)."""
+    """Cuts the order into pieces of one size: (indices, which of them are not padding)."""
     length = min(-(-len(order) // batch_size), max(_CHUNK // batch_size, 1)) * batch_size
     padded = np.resize(order, -(-len(order) // length) * length)
     valid = np.arange(len(padded)) < len(order)
@@ -196,7 +197,7 @@ def _chunks(order: np.ndarray, batch_size: int) -> list[tuple[np.ndarray, np.nda
 def _move(
     logits_fn: LogitsFn, attack: Any, v: Array, images: Array, labels: Array, valid: Array
 ) -> Array:
-    """The mean of the changes that make images fool which v alone does not, zero without any."""
+    """The mean of the changes that fool images which v alone does not fool; zero if there are none."""
     starts = jnp.clip(images + v, 0.0, 1.0)
     keys = fold_keys(jax.random.key(0), jnp.arange(len(labels)))  # DeepFool draws nothing
     states = conversation.start(attack, keys, starts, labels, jnp.int32(0))
@@ -236,7 +237,7 @@ def _walk(
     epsilon: Array,
     norm: str,
 ) -> Array:
-    """V after batches of images [S, B, H, W, C]."""
+    """Returns v after S batches of images [S, B, H, W, C]."""
 
     def step(v: Array, batch: tuple[Array, Array, Array]) -> tuple[Array, None]:
         v = v + _move(logits_fn, attack, v, *batch)

@@ -1,4 +1,4 @@
-"""What the weights of a network look like: a histogram with the zeros counted apart."""
+"""A histogram of the weights of a network, with zeros counted separately."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,29 +19,30 @@ def weight_histogram(
     normalise: bool = False,
     exclude: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Counts of a network's kernel weights in bins of one width, symmetric about 0.
+    """Counts a network's kernel weights in bins of equal width, symmetric about 0.
 
-    What pruning has set to 0 is counted apart: in a bin of its own it would stand a thousand times
-    above all others, and hide that small weights are gone.
+    Weights that are exactly 0, such as pruned ones, are counted separately, because their bin would
+    dwarf all others and hide that small weights are gone.
 
     Args:
-      params: Nested dicts of arrays; their kernels are read (`jaxrobust.pruning.kernel_paths`).
-      num_bins: Odd, at least 3: the middle one is around 0.
-      limit: The bins reach from -limit to limit; weights beyond are in the outermost bins. None: the
-        largest magnitude. Above 0.
-      normalise: Whether the weights are first divided by the largest magnitude, so that they lie in
-        [-1, 1]: networks of different scales compare then.
-      exclude: Path prefixes of kernels that are left out; each must be of one at least.
+      params: Nested dicts of arrays, whose kernels are counted (`jaxrobust.pruning.kernel_paths`).
+      num_bins: The number of bins, odd and at least 3; the middle one is around 0.
+      limit: The bins reach from -limit to limit, above 0. Weights beyond it are in the outermost bins.
+        By default it is the largest magnitude.
+      normalise: Whether to divide the weights by the largest magnitude first, so that networks of
+        different scales can be compared.
+      exclude: Path prefixes of kernels to leave out; each must match at least one kernel.
 
     Returns:
-      {"n": weights, "zeros": of them exactly 0, "middles": [num_bins], "counts": [num_bins] of those
-      that are not 0, "std": of these as they are, None where there is none, "largest": the largest
-      magnitude, "beyond": how many lie beyond the limit}. "std" and "largest" are never normalised.
+      {"n": the number of weights, "zeros": how many are exactly 0, "middles": the middles of the bins
+      [num_bins], "counts": the counts of the other weights [num_bins], "std": their standard deviation,
+      or None if there are none, "largest": the largest magnitude, "beyond": how many lie beyond the
+      limit}. "std" and "largest" are not normalised.
 
     Raises:
-      TypeError: Bins that are no integer, prefixes that are no sequence.
-      ValueError: An even number of bins or fewer than 3, a limit that is not above 0, no kernels, a
-        prefix of none, weights that are not finite.
+      TypeError: The number of bins is not an integer, or `exclude` is not a sequence.
+      ValueError: The number of bins is even or below 3, the limit is not above 0, there are no kernels,
+        a prefix matches no kernel, or a weight is not finite.
 
     Example:
       >>> import jax.numpy as jnp
@@ -58,10 +59,12 @@ def weight_histogram(
     paths = set(not_excluded(dict.fromkeys(pruning.kernel_paths(params)), exclude))
     kernels = [np.asarray(leaf, np.float64) for p, leaf in named_leaves(params) if p in paths]
     if not kernels:
-        raise ValueError("`params` must have kernels that `exclude` does not leave out.")
+        raise ValueError(
+            "`params` must have at least one kernel that `exclude` does not leave out, got none."
+        )
     weights = np.concatenate([kernel.ravel() for kernel in kernels])
     if not np.isfinite(weights).all():
-        raise ValueError("`params` must be finite.")
+        raise ValueError("`params` must be finite, got NaN or infinity in a kernel.")
     # Zeros are counted apart: pruned weights would stand above all others.
     kept = weights[weights != 0]
     largest = float(np.abs(kept).max()) if len(kept) else 0.0
