@@ -106,10 +106,12 @@ def test_wrong_layers(tiny):
     network, variables, images = tiny
     classifier = Classifier(network.apply, variables)
     with pytest.raises(
-        ValueError, match=r"'conv7' is no layer of the network; .* conv \[6, 6, 4\]"
+        ValueError, match=r"'conv7' is not a layer of the network; .* conv \[6, 6, 4\]"
     ):
         attribution.grad_cam(classifier, images, layer="conv7")
-    with pytest.raises(ValueError, match=r"'head' puts out \[3\], which is no map of one image"):
+    with pytest.raises(
+        ValueError, match=r"'head' has the output \[3\], which is not a map of one image"
+    ):
         attribution.grad_cam(classifier, images, layer="head")
     mlp = models.create("mlp", widths=(8,))
     mlp_classifier = Classifier(mlp.apply, mlp.init(jax.random.key(0), images))

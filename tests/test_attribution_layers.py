@@ -293,7 +293,9 @@ def test_heads_are_no_map(shape):
         assert found[f"attentions_0/{word}"] is None
     assert found["attentions_0"] == found["norms_1"] == found["embed"] == shape
     assert "attention heads" in reason(classifier, "attentions_1/value", images)
-    with pytest.raises(ValueError, match=r"value' puts out \[\d+, 4, 4\], .* heads are; .* embed"):
+    with pytest.raises(
+        ValueError, match=r"value' has the output \[\d+, 4, 4\], .* heads are; .* embed"
+    ):
         attribution.grad_cam(classifier, images, layer="attentions_1/value")
 
 
@@ -344,9 +346,7 @@ def test_windows_are_no_map_until_they_are_put_back():
     assert found["embed"] == found["attention/out:add"] == (8, 8)
     assert found["merge"] == found["norm:relu"] == (4, 4)
     assert attribution.layers(classifier, SMALL).default == "norm:relu"
-    message = (
-        r"'attention' puts out \[4, 16, 8\], .* leading axis .* windows .* choose one of: .*embed"
-    )
+    message = r"'attention' has the output \[4, 16, 8\], .* leading axis .* windows .* choose one of: .*embed"
     with pytest.raises(ValueError, match=message):
         attribution.grad_cam(classifier, SMALL, layer="attention")
 
@@ -773,7 +773,7 @@ def test_matrices_that_crop_or_resize(matrix, places):
 def test_matrices_that_do_something_else_are_no_resize(matrix):
     function = by_matrix(matrix)
     assert attribution.layers(function, jnp.ones((1, 24, 16, 3))).default is None
-    with pytest.raises(ValueError, match="is no map of one image"):
+    with pytest.raises(ValueError, match="is not a map of one image"):
         attribution.grad_cam(function, jnp.ones((1, 24, 16, 3)), layer="convolved")
 
 

@@ -382,7 +382,7 @@ def test_wrong_input_to_every_method(name):
     with pytest.raises(ValueError, match=r"`labels` must have shape \(3,\)"):
         METHODS[name](key, classifier, PICTURES, jnp.zeros(2, int))
     if METHODS[name].needs_layer:
-        with pytest.raises(ValueError, match=r"'conv7' is no layer .* conv \[4, 4, 4\]"):
+        with pytest.raises(ValueError, match=r"'conv7' is not a layer .* conv \[4, 4, 4\]"):
             METHODS[name](key, classifier, PICTURES, layer="conv7")
         with pytest.raises(ValueError, match="no layer that is a map of one image"):
             METHODS[name](key, sines, PICTURES)

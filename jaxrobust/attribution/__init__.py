@@ -1,4 +1,4 @@
-"""Attribution: what in an image a network's answer hangs on, and whether such a map can be trusted."""
+"""Attribution: maps of what matters in an image for a network's answer, and tests of such maps."""
 
 from jaxrobust.attribution.agreement import map_shift, rank_correlation
 from jaxrobust.attribution.class_activation import (

@@ -1,4 +1,4 @@
-"""How alike two maps of an image are, and how far a map moved under an attack."""
+"""Comparisons of two maps of an image, for example before and after an attack."""
 
 import jax
 import jax.numpy as jnp
@@ -9,20 +9,20 @@ from jaxrobust.types import Array
 
 
 def rank_correlation(maps: Array, others: Array) -> Array:
-    """Spearman's rank correlation between the pixels of two maps of each image.
+    """Computes Spearman's rank correlation between two maps of each image.
 
     Equal pixels share the mean of their ranks.
 
     Args:
-      maps: Floating [B, H, W].
-      others: Floating [B, H, W].
+      maps: floating point [B, H, W].
+      others: floating point [B, H, W].
 
     Returns:
-      float32 [B] in [-1, 1]; NaN where it is undefined: a map is flat or holds a NaN.
+      float32 [B] in [-1, 1]; NaN if a map is constant or holds a NaN.
 
     Raises:
-      TypeError: Integer maps.
-      ValueError: Shapes that are not the same [B, H, W].
+      TypeError: The maps are not of floating point.
+      ValueError: The maps do not have the same shape [B, H, W].
 
     Example:
       >>> import jax.numpy as jnp
@@ -35,22 +35,24 @@ def rank_correlation(maps: Array, others: Array) -> Array:
 
 
 def map_shift(maps_before: Array, maps_after: Array) -> dict[str, Array]:
-    """How far each image's map moved, for example from the clean image to the attacked one.
+    """Measures how far each image's map has changed, for example under an attack.
 
     Args:
-      maps_before: Floating [B, H, W], signed or not.
-      maps_after: Floating [B, H, W].
+      maps_before: floating point [B, H, W], signed or not.
+      maps_after: floating point [B, H, W].
 
     Returns:
-      {"cosine": float32 [B] in [-1, 1], of the maps as vectors, "rank_correlation": float32 [B] in
-      [-1, 1], Spearman's, "centre_of_mass": float32 [B, 2], rows and columns in pixels that the centre
-      of the absolute values moved down and right}. NaN is what is undefined, and only that: all three
-      for a map that holds a NaN, cosine and centre for a map of zeros, the rank correlation for any
-      flat map. Average with `jnp.nanmean` and state how many were defined.
+      {"cosine": float32 [B] in [-1, 1], the cosine between the maps as vectors, "rank_correlation":
+      float32 [B] in [-1, 1], Spearman's, "centre_of_mass": float32 [B, 2], by how many pixels the
+      centre of the absolute values has moved down and to the right}.
+
+      Undefined values are NaN: all three for a map with a NaN, cosine and centre for a map of zeros,
+      and the rank correlation for a constant map. Average with `jnp.nanmean`, and report how many
+      values were defined.
 
     Raises:
-      TypeError: Integer maps.
-      ValueError: Shapes that are not the same [B, H, W].
+      TypeError: The maps are not of floating point.
+      ValueError: The maps do not have the same shape [B, H, W].
 
     Example:
       >>> import jax.numpy as jnp
@@ -97,7 +99,7 @@ def _cosine(one: Array, other: Array) -> Array:
 
 
 def _centre(values: Array) -> Array:
-    """Row and column of the centre of the absolute values: [2]."""
+    """The row and column of the centre of the absolute values, [2]."""
     mass = jnp.abs(values) / jnp.max(jnp.abs(values))
     rows, columns = (jnp.arange(length) for length in values.shape)
     return jnp.stack([jnp.sum(mass.sum(1) * rows), jnp.sum(mass.sum(0) * columns)]) / jnp.sum(mass)

@@ -1,4 +1,4 @@
-"""What every attribution function does with its arguments before it compiles."""
+"""Checks and conversions of the arguments that all attribution functions share."""
 
 from typing import Any
 
@@ -12,19 +12,19 @@ from jaxrobust.types import Array, LogitsFn
 def checked(
     logits_fn: LogitsFn, images: Array, labels: Array | None
 ) -> tuple[LogitsFn, Array, Array | None]:
-    """The arguments in the form that compiled code takes.
+    """Checks the arguments and converts them for compiled code.
 
     Args:
       logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. Any function.
-      images: Floating [B, H, W, C] in [0, 1].
+      images: floating point [B, H, W, C] in [0, 1].
       labels: int [B] or None.
 
     Returns:
       (logits_fn, images float32, labels as an array or None), for `programs.call`.
 
     Raises:
-      TypeError: Integer images, fractional labels.
-      ValueError: Shapes that do not fit, images outside [0, 1], labels outside 0 .. K - 1.
+      TypeError: The images are integers, or the labels are not.
+      ValueError: Shapes do not fit, images are outside [0, 1], or labels are outside 0 .. K - 1.
     """
     images = jnp.asarray(images)
     if labels is not None:
@@ -40,20 +40,20 @@ def checked(
 
 
 def pixels_like(name: str, value: Any, images: Array) -> Array:
-    """A constant or an image that takes the place of pixels, for every image.
+    """Broadcasts a number, a colour or an image that replaces pixels to the shape of the images.
 
     Args:
       name: The argument's name, for messages.
-      value: A number or an array that broadcasts to [B, H, W, C], in [0, 1]: a colour [C], an image
-        [H, W, C], or one for each.
-      images: [B, H, W, C], of which only the shape matters.
+      value: A number or an array in [0, 1] that broadcasts to [B, H, W, C]: a colour [C], an image
+        [H, W, C], or one image for each.
+      images: [B, H, W, C]; only the shape matters.
 
     Returns:
       float32 [B, H, W, C].
 
     Raises:
-      TypeError: Neither a number nor an array.
-      ValueError: A shape that does not broadcast, values outside [0, 1].
+      TypeError: `value` is neither a number nor an array.
+      ValueError: `value` does not broadcast, or is outside [0, 1].
     """
     if isinstance(value, bool | str | bytes | dict) or value is None or callable(value):
         raise TypeError(f"`{name}` must be a number or an array, got {value!r}.")
@@ -75,17 +75,20 @@ def pixels_like(name: str, value: Any, images: Array) -> Array:
 
 
 def checked_maps(name: str, maps: Any, shape: tuple[int, ...] | None = None) -> Array:
-    """Maps as float32.
+    """Checks maps and converts them to float32.
 
-    They are floating [B, H, W], of this shape if one is given; `name` is for messages.
+    Args:
+      name: The argument's name, for messages.
+      maps: floating point [B, H, W].
+      shape: The shape that the maps must have; None allows any.
 
     Raises:
-      TypeError: No floating array.
-      ValueError: Another rank or shape.
+      TypeError: The maps are not an array of floating point.
+      ValueError: The maps do not have three axes, or have another shape.
     """
     if not hasattr(maps, "shape") or not jnp.issubdtype(maps.dtype, jnp.floating):
         kind = maps.dtype if hasattr(maps, "dtype") else type(maps).__name__
-        raise TypeError(f"`{name}` must be a floating array [B, H, W], got {kind}.")
+        raise TypeError(f"`{name}` must be a floating-point array [B, H, W], got {kind}.")
     if maps.ndim != 3:
         raise ValueError(f"`{name}` must be [B, H, W], got shape {tuple(maps.shape)}.")
     if shape is not None and tuple(maps.shape) != tuple(shape):
@@ -94,5 +97,5 @@ def checked_maps(name: str, maps: Any, shape: tuple[int, ...] | None = None) -> 
 
 
 def predicted_if_none(logits_fn: LogitsFn, images: Array, labels: Array | None) -> Array:
-    """The labels, or the predicted classes where there are none: int [B]."""
+    """Returns the labels, int [B], or the predicted classes if `labels` is None."""
     return jnp.argmax(programs.fast(logits_fn)(images), axis=-1) if labels is None else labels

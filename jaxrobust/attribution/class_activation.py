@@ -1,6 +1,7 @@
-"""Class activation maps: which regions a class's logit hangs on, seen from one layer.
+"""Class activation maps: the regions on which a class's logit depends, as seen at one layer.
 
-With A [H', W', C'] the layer's output, g the gradient of the class's logit by it, both per channel k:
+Let A [H', W', C'] be the layer's output and g the gradient of the class's logit with respect to it,
+with channels k:
 
     grad_cam             relu( sum_k mean(g_k) A_k )
     grad_cam_plus_plus   relu( sum_k w_k A_k ),  w_k = sum(relu(g_k) / (2 + sum(A_k) g_k))
@@ -9,17 +10,16 @@ With A [H', W', C'] the layer's output, g the gradient of the class's logit by i
     eigen_cam            relu( A v ), v the first right singular vector of A as [H' W', C']
     score_cam            relu( sum_k w_k A_k ),  w the softmax of the logits of the image masked by A_k
 
-The layer is, unless another is named, the last map of one image that everything goes through: of a
-residual network the last sum behind its activation (see `layers`, which lists them all). Tokens
-[T, C] of a transformer are drawn where they stand in the image; `reshape` says where if that cannot be
-followed.
+Unless another layer is named, it is the last layer that is a map of one image and through which the
+whole computation goes: in a residual network the last sum after its activation. `layers` lists all
+layers. Tokens [T, C] of a transformer are placed where they lie in the image; if that cannot be found
+out, pass `reshape`.
 
-All are enlarged bilinearly to the image, each position drawn where it stands, and not negative. Only
-their shape is defined, not their scale: compare maps by rank or cosine, and draw each over its own
-maximum.
+All maps are enlarged bilinearly to the size of the image and are not negative. Their scale has no
+meaning: compare maps by rank or cosine, and divide each by its maximum to draw it.
 
-Each is a function of what the layer puts out and of the gradient (`cam_from_gradient`), or of more
-(`cam_from_layer`); all else they share.
+Each method is a function of the layer's output and the gradient (`cam_from_gradient`), or of more
+(`cam_from_layer`); everything else is shared.
 """
 
 import functools
@@ -43,7 +43,7 @@ Reshape = Callable[[Array], Array] | tuple[int, int] | None
 
 
 class ClassActivation(Protocol):
-    """What every method of this file is called as; `grad_cam` says what the arguments are."""
+    """The signature of every method of this file; `grad_cam` describes the arguments."""
 
     def __call__(  # noqa: D102
         self,
@@ -57,14 +57,14 @@ class ClassActivation(Protocol):
 
 
 class Seen(NamedTuple):
-    """One image at a layer, and what a map may ask of the network.
+    """What a method may use of one image: the layer's output, and functions of the network.
 
     Attributes:
-      outputs: float32 [H', W', C'], what the layer puts out.
-      gradient: () -> the same shape, the gradient of the class's logit by the outputs.
-      logit: Image [H, W, C] -> the class's logit, a scalar.
-      enlarged: [H', W'] -> [H, W].
-      image: [H, W, C].
+      outputs: float32 [H', W', C'], the layer's output.
+      gradient: () -> float32 [H', W', C'], the gradient of the class's logit by the outputs.
+      logit: An image [H, W, C] -> the class's logit, a scalar.
+      enlarged: A map [H', W'] -> the map at the size of the image, [H, W].
+      image: float32 [H, W, C] in [0, 1].
     """
 
     outputs: Array
@@ -81,31 +81,31 @@ Args:
   logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. Any function, in any framework and
     any floating type.
   images: float32 [B, H, W, C] in [0, 1].
-  labels: int [B], the classes to explain; None explains the predicted ones.
-  layer: Name of a layer that is a map of one image, as `layers` lists them; None takes the last one
-    that everything goes through and that is read at more than one position.
-  reshape: Where tokens stand, if that is not to be followed through the network: a function
-    [T, C] -> [H', W', C'], or (H', W') of the last H' * W' tokens, row by row.
+  labels: int [B], the classes to explain; by default the predicted classes.
+  layer: The name of a layer that is a map of one image, as `layers` lists them. By default it is the
+    last one through which the whole computation goes and that is read at more than one position.
+  reshape: How tokens form a map, if that cannot be found out from the network: a function
+    [T, C] -> [H', W', C'], or (H', W') for the last H' * W' tokens, row by row.
 
 Returns:
-  float32 [B, H, W], not negative: the map of [H', W'] enlarged bilinearly.
+  float32 [B, H, W], not negative: the map [H', W'] enlarged bilinearly.
 
 Raises:
-  TypeError: Integer images, fractional labels, a `Stochastic` classifier, a `reshape` that is neither a
-    function nor two integers.
-  ValueError: Shapes that do not fit, images outside [0, 1], labels outside 0 .. K - 1; a layer that
-    does not exist or is no map of one image: the message says why, and which will do. A `reshape` that
-    does not fit the tokens."""
+  TypeError: The images are integers, the labels are not, the classifier is `Stochastic`, or `reshape`
+    is neither a function nor two integers.
+  ValueError: Shapes do not fit, images are outside [0, 1], labels are outside 0 .. K - 1, `reshape`
+    does not fit the tokens, or the layer does not exist or is not a map of one image. In the last case
+    the message says why, and which layers can be used."""
 
 
 def cam_from_layer(heat: Callable[[Seen], Array]) -> ClassActivation:
-    """A method of attribution from what one layer says of an image.
+    """Makes an attribution method from a function of one image at a layer.
 
     Args:
-      heat: Seen -> [H', W'], of which the map is what is positive.
+      heat: Seen -> [H', W']. The map is its positive part.
 
     Returns:
-      A function like `grad_cam`, of the name and with the docstring of `heat`.
+      A function with the arguments of `grad_cam`, and with the name and the docstring of `heat`.
     """
 
     def explain(
@@ -136,14 +136,14 @@ def cam_from_layer(heat: Callable[[Seen], Array]) -> ClassActivation:
 
 
 def cam_from_gradient(combine: Callable[[Array, Array], Array]) -> ClassActivation:
-    """A method of attribution from a layer's outputs and the gradient by them.
+    """Makes an attribution method from a function of a layer's outputs and their gradient.
 
     Args:
-      combine: (outputs, gradient), float32 [H', W', C'] of one image -> [H', W'], of which the map is
-        what is positive.
+      combine: (outputs, gradient), both float32 [H', W', C'] for one image -> [H', W']. The map is its
+        positive part.
 
     Returns:
-      As `cam_from_layer`.
+      A function with the arguments of `grad_cam`, and with the name and the docstring of `combine`.
 
     Example:
       >>> @cam_from_gradient
@@ -164,7 +164,7 @@ def cam_from_gradient(combine: Callable[[Array, Array], Array]) -> ClassActivati
 
 @cam_from_gradient
 def grad_cam(outputs: Array, gradient: Array) -> Array:
-    """Grad-CAM: a layer's channels weighted by their mean gradient, what is positive of their sum.
+    """Grad-CAM: sums a layer's channels weighted by their mean gradient, and keeps the positive part.
 
     Example:
       >>> weights = jnp.array([[1.0, 0.0], [0.0, 2.0]])[None, None]
@@ -186,16 +186,16 @@ def grad_cam(outputs: Array, gradient: Array) -> Array:
 
 @cam_from_gradient
 def grad_cam_plus_plus(outputs: Array, gradient: Array) -> Array:
-    """Grad-CAM++: a layer's channels weighted by positive gradients, each position by its own alpha.
+    """Grad-CAM++: weights a layer's channels by positive gradients, each position by its own alpha.
 
-    The score is Y = exp(f) of the logit f. In a piecewise linear network its n-th derivative by an
-    activation is exp(f) g^n, so alpha = g^2 / (2 g^2 + sum(A) g^3) = 1 / (2 + sum(A) g), computed in
-    the second form because powers of small gradients vanish in float32. In the weights exp(f) is one
-    factor for a whole map and left out: it would overflow.
+    The score is Y = exp(f) for the logit f. In a piecewise linear network its n-th derivative by an
+    activation is exp(f) g^n, so alpha = g^2 / (2 g^2 + sum(A) g^3) = 1 / (2 + sum(A) g). The second
+    form is used, because powers of small gradients vanish in float32. The factor exp(f) in the weights
+    is the same for the whole map and is left out, because it would overflow.
 
-    Behind a ReLU the denominator is at least 2 wherever the gradient is positive, and only there does
-    alpha count. Where activations are signed it can come close to 0, and one position would drown all
-    others: alpha is 0 where the denominator is within 0.001 of 0.
+    Alpha matters only where the gradient is positive. After a ReLU the denominator is at least 2
+    there. With signed activations it can come close to 0, and one position would dominate all others,
+    so alpha is set to 0 where the denominator is within 0.001 of 0.
 
     References:
       Chattopadhay et al., "Grad-CAM++: Improved Visual Explanations for Deep Convolutional Networks",
@@ -209,10 +209,10 @@ def grad_cam_plus_plus(outputs: Array, gradient: Array) -> Array:
 
 @cam_from_gradient
 def hires_cam(outputs: Array, gradient: Array) -> Array:
-    """HiResCAM: activation times gradient at each position; what is positive of the channels' sum.
+    """HiResCAM: sums activation times gradient over the channels, and keeps the positive part.
 
-    Unlike Grad-CAM's averaged gradients it points at positions that the logit hangs on. Behind a
-    global average followed by a dense layer the two are the same.
+    Unlike Grad-CAM with its averaged gradients, it marks only positions on which the logit depends. If
+    only a global average and a dense layer follow, the two methods give the same map.
 
     References:
       Draelos, Carin, "Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional
@@ -223,9 +223,9 @@ def hires_cam(outputs: Array, gradient: Array) -> Array:
 
 @cam_from_gradient
 def layer_cam(outputs: Array, gradient: Array) -> Array:
-    """LayerCAM: activations weighted by the positive gradient of their own position.
+    """LayerCAM: weights each activation by the positive part of its own gradient.
 
-    It is meant for early, large layers too.
+    It is suited to early, large layers too.
 
     References:
       Jiang et al., "LayerCAM: Exploring Hierarchical Class Activation Maps for Localization", IEEE
@@ -236,12 +236,11 @@ def layer_cam(outputs: Array, gradient: Array) -> Array:
 
 @cam_from_layer
 def eigen_cam(seen: Seen) -> Array:
-    """EigenCAM: a layer's output projected onto its first principal component.
+    """EigenCAM: projects a layer's output onto its first principal component.
 
-    It needs no gradient and knows no class: labels are checked but not used, so that all maps are
-    called alike. As in the paper the output is not centred. A singular vector has no sign of its own:
-    the one is taken whose projection sums to at least 0, which makes the map of a layer behind a ReLU
-    positive wherever anything is active.
+    It needs no gradient and does not depend on the class: labels are checked but not used. As in the
+    paper, the output is not centred. The sign of the singular vector is chosen such that the projection
+    sums to at least 0, so the map of a layer after a ReLU is positive wherever anything is active.
 
     References:
       Muhammad, Yeasin, "Eigen-CAM: Class Activation Map using Principal Components", IJCNN 2020,
@@ -254,12 +253,12 @@ def eigen_cam(seen: Seen) -> Array:
 
 @cam_from_layer
 def score_cam(seen: Seen) -> Array:
-    """Score-CAM: a layer's channels weighted by the logit of the image seen through them.
+    """Score-CAM: weights a layer's channels by the logit of the image masked by each of them.
 
-    Each channel is enlarged to the image and scaled to [0, 1]; the image times that mask gives a
-    logit, and the softmax of the logits over the channels gives the weights. (The baseline that the
-    paper subtracts from all of them cancels.) A constant channel masks everything. It needs no
-    gradient, but one forward pass per channel: they run one after another, so that memory does not
+    Each channel is enlarged to the image and scaled to [0, 1], and the image times that mask gives a
+    logit. The weights are the softmax of these logits over the channels; the baseline that the paper
+    subtracts from all of them cancels. A constant channel masks everything. The method needs no
+    gradient but one forward pass for each channel. The passes run one after another, so memory does not
     grow with their number.
 
     References:
@@ -278,7 +277,7 @@ def score_cam(seen: Seen) -> Array:
 
 
 def _reading(layer: Layer, reshape: Reshape) -> tuple[View, Program | None]:
-    """How a map is read from a layer: what is static of it, and the user's function."""
+    """Returns how to read a map from a layer: a static view, and the user's function or None."""
     if reshape is None:
         assert layer.view is not None
         return layer.view, None
@@ -317,7 +316,7 @@ def _maps(
     value: Value,
     view: View,
 ) -> Array:
-    """What is positive of the heat of every image at a layer, enlarged: [B, H, W]."""
+    """The positive part of every image's `heat` at a layer, enlarged: [B, H, W]."""
     if labels is None:
         labels = jax.vmap(lambda image: jnp.argmax(program(image[None])[0]))(images)
 
@@ -345,20 +344,20 @@ def _maps(
 
 
 def _as_map(value: Array, view: View, reshape: Program | None) -> Array:
-    """float32 [H', W', C'] of a layer's output for one image, or of a gradient by it."""
+    """Converts a layer's output for one image, or a gradient by it, to float32 [H', W', C']."""
     value = value.astype(jnp.float32)
     return view.read(value) if reshape is None else reshape(view.laid(value))
 
 
 def _product(one: Array, other: Array) -> Array:
-    """A matrix product; GPUs would otherwise multiply with 10 bits of mantissa."""
+    """A matrix product in full precision; GPUs would otherwise use 10 bits of mantissa."""
     return jnp.matmul(one, other, precision=jax.lax.Precision.HIGHEST)
 
 
 def _first_projection(matrix: Array) -> Array:
-    """Of [N, C] the projection [N] on the first right singular vector, up to its sign.
+    """Projects a matrix [N, C] on its first right singular vector, up to its sign: [N].
 
-    By the last eigenvector of the smaller of the two Gram matrices, min(N, C) on a side.
+    It uses the last eigenvector of the smaller of the two Gram matrices.
     """
     positions, channels = matrix.shape
     if channels <= positions:

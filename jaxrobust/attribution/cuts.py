@@ -1,4 +1,4 @@
-"""What of a network's values the logits depend on: which of its operations count, and which entries."""
+"""Which of a network's operations, and which entries of its values, the logits depend on."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,7 +14,12 @@ Masks = list[np.ndarray]  # for each axis of a value which of its entries are re
 
 
 def alive(lines: Sequence[Line], outputs: Sequence[Any]) -> list[int]:
-    """The places of lines whose results reach the outputs."""
+    """Returns the places of the lines whose results reach the outputs.
+
+    Args:
+      lines: The lines of a program in their order.
+      outputs: The outputs, values or literals.
+    """
     needed = {one for one in outputs if isinstance(one, Value)}
     found = []
     for place in range(len(lines) - 1, -1, -1):
@@ -25,9 +30,12 @@ def alive(lines: Sequence[Line], outputs: Sequence[Any]) -> list[int]:
 
 
 def cuts(lines: Lines, used: set[Value], places: Sequence[int]) -> set[Value]:
-    """The values through which everything goes: the logits depend on the images only by them.
+    """Returns the values through each of which alone the logits depend on the images.
 
-    `used` are the values that depend on the images, `places` those of the lines that reach the logits.
+    Args:
+      lines: The lines of a function of images.
+      used: The values that depend on the images.
+      places: The places of the lines that reach the logits.
     """
     last: dict[Value, float] = {}
     for place in places:
@@ -46,15 +54,16 @@ def cuts(lines: Lines, used: set[Value], places: Sequence[int]) -> set[Value]:
 def read_entries(
     lines: Lines, used: set[Value], chosen: Callable[[Line], np.ndarray | None]
 ) -> dict[Value, Masks]:
-    """Which entries of each value the logits depend on, axis by axis.
+    """Returns which entries of each value the logits depend on, axis by axis.
 
-    Behind the last block of a vision transformer only the class token is read, for example. Where it is
-    not clear, all are.
+    For example, only the class token is read after the last block of a vision transformer. If it cannot
+    be found out, all entries count.
 
     Args:
-      lines: Of a function of images.
+      lines: The lines of a function of images.
       used: The values that depend on the images.
-      chosen: Of what is chosen by indices the numbers of entries, as `Follower.chosen` has them.
+      chosen: A function from a line that chooses by indices to the numbers of the chosen entries, or
+        None, such as `Follower.chosen`.
     """
     found: dict[Value, Masks] = {}
 

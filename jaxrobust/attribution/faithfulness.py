@@ -1,4 +1,4 @@
-"""Deletion and insertion: does the class's probability hang on the pixels that a map points at?"""
+"""Deletion and insertion: whether a class's probability depends on the pixels that a map marks."""
 
 import jax
 import jax.numpy as jnp
@@ -18,31 +18,32 @@ def deletion_curve(
     num_steps: int = 20,
     baseline: float | Array = 0.5,
 ) -> dict[str, Array]:
-    """The class's probability as the most important pixels are removed: a good map's falls fast.
+    """Measures how fast a class's probability falls as the most important pixels are removed.
 
-    Pixels of equal importance go in an order drawn once and the same for every map (by position, a
-    flat map would be removed from the top left): a flat map is a random one. The passes run one step
-    after another, each on the whole batch.
+    It falls fast if the map is good. Pixels of equal importance are removed in one random order, the
+    same for every map, so that a constant map counts as a random one. The steps run one after another,
+    each on the whole batch.
 
     Args:
       logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. Any function.
       images: float32 [B, H, W, C] in [0, 1].
-      maps: Floating [B, H, W]; larger is more important. Of a signed map the negative pixels go last;
-        pass `jnp.abs` of it to count them as important.
-      labels: int [B], the classes that were explained.
-      num_steps: Steps from all pixels to none, at least 1.
-      baseline: What takes a pixel's place, in [0, 1]: a number, a colour [C], an image [H, W, C], or
-        one for each image.
+      maps: floating point [B, H, W]; larger is more important. The negative pixels of a signed map are
+        removed last; pass `jnp.abs(maps)` to count them as important.
+      labels: int [B], the classes that the maps explain.
+      num_steps: The number of steps from all pixels to none, at least 1.
+      baseline: The value that replaces a removed pixel, in [0, 1]: a number, a colour [C], an image
+        [H, W, C], or one image for each.
 
     Returns:
-      {"fractions": float32 [num_steps + 1] of pixels removed, from 0 to 1, "probabilities": float32
-      [B, num_steps + 1], "auc": float32 [B]}, the area under the curve by the trapezoid rule: in
-      [0, 1], lower is better. An image whose map holds a NaN has NaN.
+      {"fractions": float32 [num_steps + 1], the fraction of pixels removed, from 0 to 1,
+      "probabilities": float32 [B, num_steps + 1], "auc": float32 [B], the area under the curve by the
+      trapezoid rule}. The area is in [0, 1], and lower is better. An image whose map holds a NaN has
+      NaN.
 
     Raises:
-      TypeError: Integer images or maps, fractional labels or num_steps.
-      ValueError: Shapes that do not fit, images or baseline outside [0, 1], labels outside 0 .. K - 1,
-        num_steps below 1.
+      TypeError: Images or maps are not of floating point, or labels or num_steps are not integers.
+      ValueError: Shapes do not fit, images or the baseline are outside [0, 1], labels are outside
+        0 .. K - 1, or num_steps is below 1.
 
     References:
       Petsiuk, Das, Saenko, "RISE: Randomized Input Sampling for Explanation of Black-box Models",
@@ -63,26 +64,32 @@ def insertion_curve(
     num_steps: int = 20,
     baseline: float | Array | None = None,
 ) -> dict[str, Array]:
-    """The class's probability as the most important pixels are shown: a good map's rises fast.
+    """Measures how fast a class's probability rises as the most important pixels are shown.
+
+    It rises fast if the map is good. Pixels of equal importance are shown in one random order, the same
+    for every map.
 
     Args:
       logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. Any function.
       images: float32 [B, H, W, C] in [0, 1].
-      maps: Floating [B, H, W]; larger is more important, ties as in `deletion_curve`.
-      labels: int [B], the classes that were explained.
-      num_steps: Steps from no pixels to all, at least 1.
-      baseline: What is there before a pixel is shown, as in `deletion_curve`; None blurs the image
-        with a standard deviation of a sixteenth of its shorter side (the paper blurs too, so that no
-        sharp edges appear that mean something by themselves).
+      maps: floating point [B, H, W]; larger is more important.
+      labels: int [B], the classes that the maps explain.
+      num_steps: The number of steps from no pixels to all, at least 1.
+      baseline: The value of a pixel before it is shown, in [0, 1]: a number, a colour [C], an image
+        [H, W, C], or one image for each. By default the image is blurred with a standard deviation of a
+        sixteenth of its shorter side; the paper blurs too, because sharp edges would be evidence
+        themselves.
 
     Returns:
-      {"fractions": float32 [num_steps + 1] of pixels shown, from 0 to 1, "probabilities": float32
-      [B, num_steps + 1], "auc": float32 [B]}; a higher area is better. An image whose map holds a NaN
-      has NaN.
+      {"fractions": float32 [num_steps + 1], the fraction of pixels shown, from 0 to 1,
+      "probabilities": float32 [B, num_steps + 1], "auc": float32 [B], the area under the curve by the
+      trapezoid rule}. The area is in [0, 1], and higher is better. An image whose map holds a NaN has
+      NaN.
 
     Raises:
-      TypeError: As `deletion_curve`.
-      ValueError: As `deletion_curve`.
+      TypeError: Images or maps are not of floating point, or labels or num_steps are not integers.
+      ValueError: Shapes do not fit, images or the baseline are outside [0, 1], labels are outside
+        0 .. K - 1, or num_steps is below 1.
 
     References:
       Petsiuk, Das, Saenko, "RISE: Randomized Input Sampling for Explanation of Black-box Models",
@@ -99,7 +106,7 @@ def insertion_curve(
 
 
 def random_maps(key: Array, shape: tuple[int, ...]) -> Array:
-    """Maps that know nothing: the control that a map must beat.
+    """Draws random maps, the baseline that a good map must beat.
 
     Args:
       key: A PRNG key; map i uses it folded with i.
@@ -109,7 +116,7 @@ def random_maps(key: Array, shape: tuple[int, ...]) -> Array:
       float32 [B, H, W], uniform in [0, 1).
 
     Raises:
-      ValueError: A shape of other than three numbers.
+      ValueError: `shape` does not have three numbers.
 
     Example:
       >>> import jax
@@ -138,7 +145,7 @@ def _arguments(
 def _curve(
     logits_fn: LogitsFn, start: Array, end: Array, maps: Array, labels: Array, *, num_steps: int
 ) -> dict[str, Array]:
-    """The probability on the way from `start` to `end`, the most important pixels first."""
+    """The probability along the way from `start` to `end`, with the most important pixels first."""
     batch, height, width = maps.shape
     counts = np.rint(np.linspace(0, height * width, num_steps + 1))
     ties = jax.random.permutation(as_key(jax.random.key(0)), height * width)
@@ -159,7 +166,7 @@ def _curve(
 
 
 def _blurred(images: Array, std: float) -> Array:
-    """Gaussian blur with a standard deviation in pixels; at the edges over the pixels there are."""
+    """Blurs with a Gaussian of a standard deviation in pixels, normalised anew at the edges."""
     rows, columns = (_blur_matrix(length, std) for length in images.shape[1:3])
     blurred = jnp.einsum(
         "ih,bhwc,jw->bijc", rows, images, columns, precision=jax.lax.Precision.HIGHEST

@@ -1,12 +1,12 @@
-"""Maps from the gradient by the pixels: which of them a class's logit hangs on.
+"""Maps from the gradient of a class's logit with respect to the pixels.
 
     saliency               max over channels of |grad f(x)|
     smooth_grad            the same of the mean of grad f(x + noise)
     input_x_gradient       sum over channels of x * grad f(x)
     integrated_gradients   sum over channels of (x - b) * the mean of grad f between b and x
 
-The first two are not negative. The last two are signed: what a pixel adds to the logit or takes from
-it. `jnp.abs` of them says how much a pixel matters either way.
+The first two are not negative. The last two are signed and say what a pixel adds to the logit or takes
+from it; their absolute value says how much a pixel matters.
 """
 
 import jax
@@ -18,19 +18,19 @@ from jaxrobust.types import Array, LogitsFn, as_key
 
 
 def saliency(logits_fn: LogitsFn, images: Array, labels: Array | None = None) -> Array:
-    """The largest absolute gradient of a class's logit over the channels of each pixel.
+    """Computes the largest absolute gradient of a class's logit over the channels of each pixel.
 
     Args:
       logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. Any function.
       images: float32 [B, H, W, C] in [0, 1].
-      labels: int [B], the classes to explain; None explains the predicted ones.
+      labels: int [B], the classes to explain; by default the predicted classes.
 
     Returns:
       float32 [B, H, W], not negative, in logits per pixel unit.
 
     Raises:
-      TypeError: Integer images, fractional labels.
-      ValueError: Shapes that do not fit, images outside [0, 1], labels outside 0 .. K - 1.
+      TypeError: The images are integers, or the labels are not.
+      ValueError: Shapes do not fit, images are outside [0, 1], or labels are outside 0 .. K - 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -54,26 +54,27 @@ def smooth_grad(
     num_samples: int = 25,
     noise_std: float = 0.15,
 ) -> Array:
-    """SmoothGrad: the saliency of the gradient averaged over noisy copies of the image.
+    """SmoothGrad: computes saliency from the gradient averaged over noisy copies of the image.
 
-    The signed gradients are averaged and their largest absolute value over the channels is taken
-    afterwards, so that noise_std 0 is `saliency`. As in the paper, noisy pixels are not clipped.
+    The signed gradients are averaged, and then their largest absolute value over the channels is taken,
+    so that noise_std 0 gives `saliency`. As in the paper, noisy pixels are not clipped.
 
     Args:
       logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. Any function.
       images: float32 [B, H, W, C] in [0, 1].
-      labels: int [B], the classes to explain; None explains the predicted ones.
+      labels: int [B], the classes to explain; by default the predicted classes.
       key: A PRNG key; image i uses it folded with i.
-      num_samples: Noisy copies of each image, at least 1; each costs one gradient.
-      noise_std: Standard deviation of the Gaussian noise in pixel units, not negative. The paper
-        finds 0.1 to 0.2 of the range of the pixels best.
+      num_samples: The number of noisy copies of each image, at least 1; each costs one gradient.
+      noise_std: The standard deviation of the Gaussian noise in pixel units, not negative. The paper
+        recommends 0.1 to 0.2 of the range of the pixels.
 
     Returns:
       float32 [B, H, W], not negative, in logits per pixel unit.
 
     Raises:
-      TypeError: Integer images, fractional labels or num_samples.
-      ValueError: As `saliency`; num_samples below 1, a negative noise_std.
+      TypeError: The images are integers, or labels or num_samples are not.
+      ValueError: Shapes do not fit, images are outside [0, 1], labels are outside 0 .. K - 1,
+        num_samples is below 1, or noise_std is negative.
 
     References:
       Smilkov et al., "SmoothGrad: removing noise by adding noise", 2017, section 3,
@@ -87,22 +88,22 @@ def smooth_grad(
 
 
 def input_x_gradient(logits_fn: LogitsFn, images: Array, labels: Array | None = None) -> Array:
-    """The pixels times their gradients, summed over the channels: signed.
+    """Multiplies the pixels by their gradients and sums over the channels.
 
-    For a network without biases whose activations are piecewise linear through 0 (ReLU) the map sums
-    to the logit.
+    For a network without biases whose activations are piecewise linear through 0 (such as ReLU), the
+    map sums to the logit.
 
     Args:
       logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. Any function.
       images: float32 [B, H, W, C] in [0, 1].
-      labels: int [B], the classes to explain; None explains the predicted ones.
+      labels: int [B], the classes to explain; by default the predicted classes.
 
     Returns:
       float32 [B, H, W], signed, in logits.
 
     Raises:
-      TypeError: Integer images, fractional labels.
-      ValueError: As `saliency`.
+      TypeError: The images are integers, or the labels are not.
+      ValueError: Shapes do not fit, images are outside [0, 1], or labels are outside 0 .. K - 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -125,25 +126,26 @@ def integrated_gradients(
     baseline: float | Array = 0.0,
     num_steps: int = 50,
 ) -> Array:
-    """Integrated gradients: what each pixel adds to the logit on the way from a baseline.
+    """Integrated gradients: computes what each pixel adds to the logit on the way from a baseline.
 
-    The integral over the straight line from the baseline to the image is the midpoint rule. Complete:
-    the map of an image sums to f(image) - f(baseline), up to the error of the rule.
+    The gradient is integrated along the straight line from the baseline to the image by the midpoint
+    rule. The map of an image sums to f(image) - f(baseline), up to the error of that rule.
 
     Args:
       logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. Any function.
       images: float32 [B, H, W, C] in [0, 1].
-      labels: int [B], the classes to explain; None explains those predicted for the images.
-      baseline: An image without the evidence, in [0, 1]: a number, a colour [C], an image [H, W, C],
-        or one for each image. Pixels that equal it are attributed nothing.
-      num_steps: Points of the line, at least 1; each costs one gradient.
+      labels: int [B], the classes to explain; by default the classes predicted for the images.
+      baseline: An image without evidence, in [0, 1]: a number, a colour [C], an image [H, W, C], or one
+        image for each. The map is 0 at pixels that equal the baseline.
+      num_steps: The number of points on the line, at least 1; each costs one gradient.
 
     Returns:
       float32 [B, H, W], signed, summed over the channels, in logits.
 
     Raises:
-      TypeError: Integer images, fractional labels or num_steps; a baseline that is not numbers.
-      ValueError: As `saliency`; num_steps below 1; a baseline outside [0, 1] or of another shape.
+      TypeError: The images are integers, labels or num_steps are not, or the baseline is not numeric.
+      ValueError: Shapes do not fit, images or the baseline are outside [0, 1], labels are outside
+        0 .. K - 1, or num_steps is below 1.
 
     Example:
       >>> import jax.numpy as jnp

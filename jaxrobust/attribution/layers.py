@@ -1,14 +1,14 @@
-"""The layers of any network from outside: their names, and which of them are maps of an image.
+"""Finds the layers of any network: their names, and which of them are maps of an image.
 
-The network is not changed. What jax traces of it is read: an operation's result can be looked at, and
-the rest of the network be differentiated by it, whatever framework it is written in.
+The network is not changed. The program that jax traces is read instead, whatever framework it comes
+from: the result of any operation can be read, and the rest of the network can be differentiated by it.
 
-A layer of flax.linen or haiku, or what stands in a `jax.named_scope`, has the path of its module:
-"block_0/conv" is what that module returns, "block_0" what the whole block does, with its residual sum
-and activation. In nnx, equinox and plain functions a layer has the common path of the weights that it
-consumes. An operation without a name of its own has that of the layer before it and what it does:
-"blocks/0/conv2:add", "blocks/0/conv2:relu", and ":add_1" for a second one; before all layers that is
-"images". A layer that is called several times is seen at its last call.
+A layer of flax.linen or haiku, or an operation in a `jax.named_scope`, has the path of its module:
+"block_0/conv" is the result of that module, and "block_0" is the result of the whole block, with its
+residual sum and activation. In nnx, equinox and plain functions a layer has the common path of the
+weights that it uses. An operation without a name is called after the layer before it and what it does:
+"blocks/0/conv2:add", "blocks/0/conv2:relu", and ":add_1" for a second one. Before the first layer that
+is "images". A layer that is called several times stands for its last call.
 """
 
 import dataclasses
@@ -31,17 +31,17 @@ from jaxrobust.types import LogitsFn, Stochastic
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """What a layer puts out for one image.
+    """The output of a layer for one image.
 
     Attributes:
-      name: "block_0/conv", for example.
-      shape: Of one image, without the batch.
-      dtype: Its type.
-      view: How a map is read from it; None if it is none.
-      reason: Why it is no map of one image; "" if it is.
-      value: Which of the program's values it is.
-      is_learned: Whether it comes after a convolution or a matrix product with weights, not before
-        them all as an image's normalisation does.
+      name: The name of the layer, such as "block_0/conv".
+      shape: The shape of the output for one image, without the batch.
+      dtype: The type of the output.
+      view: How to read a map from the output; None if it is not a map of one image.
+      reason: Why it is not a map of one image; "" if it is one.
+      value: The value of the program that the output is.
+      is_learned: Whether the layer comes after a convolution or a matrix product with weights. The
+        normalisation of images, for example, does not.
     """
 
     name: str
@@ -58,8 +58,8 @@ class Layers:
     """The layers of a network; `print` shows them as a table.
 
     Attributes:
-      layers: In the order in which they finish.
-      default: The name of the one that class activation maps take by default; None if none will do.
+      layers: The layers in the order in which they finish.
+      default: The name of the layer that class activation maps use by default; None if no layer fits.
     """
 
     layers: tuple[Layer, ...]
@@ -82,28 +82,30 @@ class Layers:
 
 
 def layers(function: LogitsFn, images: Any) -> Layers:
-    """The layers of any network, and which of them are maps of one image.
+    """Lists the layers of any network, and says which of them are maps of one image.
 
-    A layer is a map if its axes are the batch, rows, columns and channels, in whatever order the last
-    three are, or the batch, tokens that stand in a grid, perhaps with others before or behind them, and
-    channels. That is followed through all operations from the image on. Nothing is computed.
+    A layer is a map if its axes are the batch, rows, columns and channels, with the last three in any
+    order, or the batch, tokens and channels, where the tokens form a grid, perhaps with other tokens
+    before or after it. This is found by following positions through all operations, starting at the
+    image. The network is traced but not computed.
 
-    By default class activation maps take the last layer that is a map of more than one position,
-    through which everything goes, and of which more than one position is read: of a residual network
-    the last sum behind its activation, of a vision transformer with a class token what enters the last
-    block. What comes before the first convolution or matrix product is none.
+    By default class activation maps use the last layer that is a map, through which the whole
+    computation goes, and of which more than one position is read. In a residual network this is the
+    last sum after its activation; in a vision transformer with a class token it is the input of the
+    last block. Layers before the first convolution or matrix product are never the default.
 
     Args:
       function: Images [B, H, W, C] -> logits [B, K], in any framework.
-      images: [B, H, W, C] in [0, 1], or a `jax.ShapeDtypeStruct`: only the shape matters.
+      images: [B, H, W, C] in [0, 1], or a `jax.ShapeDtypeStruct`; only the shape matters.
 
     Returns:
-      Layers, in the order in which they finish: those that have a name of their own, and of other
-      operations those whose results are maps.
+      Layers, in the order in which they finish: all operations that have a name of their own, and those
+      of the others whose results are maps.
 
     Raises:
-      TypeError: The function cannot be called or traced, or is `Stochastic`; `images` is no array.
-      ValueError: `images` of another rank, logits of another shape, a module in training mode.
+      TypeError: The function cannot be called or traced or is `Stochastic`, or `images` is not an
+        array.
+      ValueError: `images` or the logits have another shape, or the module is in training mode.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -129,20 +131,20 @@ def layers(function: LogitsFn, images: Any) -> Layers:
 
 
 def program_of(function: LogitsFn, image_shape: Sequence[int]) -> Program:
-    """What is traced of a classifier of one image.
+    """Traces a classifier for one image.
 
     Args:
       function: Images [B, H, W, C] -> logits [B, K].
       image_shape: (H, W, C).
 
     Raises:
-      TypeError: A `Stochastic` classifier.
+      TypeError: The classifier is `Stochastic`.
     """
     program = programs.as_argument(function, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
     if isinstance(program, Stochastic):
         raise TypeError(
-            "Class activation maps look into a classifier that answers without a key: pass "
-            "`lambda images: function(keys, images)` with keys of your own in place of a `Stochastic`."
+            "`logits_fn` must not be a `Stochastic` for class activation maps, which need a classifier "
+            "without a key: pass `lambda images: function(keys, images)` with keys of your own."
         )
     return program
 
@@ -151,11 +153,11 @@ _known: "weakref.WeakKeyDictionary[Code, dict[tuple, Layers]]" = weakref.WeakKey
 
 
 def layers_of(function: LogitsFn, program: Program) -> Layers:
-    """The layers of a function of which one image's program is known.
+    """Returns the layers of a function that has been traced for one image.
 
     Args:
-      function: From which the program was traced.
-      program: From `program_of`.
+      function: The function from which the program was traced.
+      program: The program, as `program_of` returns it.
     """
     paths = naming.weight_paths(function, program)[0]
     known = _known.setdefault(program.code, {})
@@ -165,13 +167,17 @@ def layers_of(function: LogitsFn, program: Program) -> Layers:
 
 
 def chosen(found: Layers, name: str | None, *, as_tokens: bool = False) -> Layer:
-    """The layer of a name, or the default one.
+    """Returns the layer with a name, or the default one.
 
-    `as_tokens` says whether any [T, C] will do, which the user turns into a map.
+    Args:
+      found: All layers.
+      name: The name, or None for the default.
+      as_tokens: Whether any layer of shape [T, C] is allowed, because the user turns it into a map.
 
     Raises:
-      TypeError: A name that is no string.
-      ValueError: No such layer, or one that is no map; the message says why, and which will do.
+      TypeError: The name is not a string.
+      ValueError: There is no such layer, or it is not a map. The message says why, and which layers can
+        be used.
     """
     if name is not None and not isinstance(name, str):
         raise TypeError(f"`layer` must be the name of a layer or None, got {type(name).__name__}.")
@@ -181,10 +187,10 @@ def chosen(found: Layers, name: str | None, *, as_tokens: bool = False) -> Layer
             f"{layer.name} {list(layer.shape)}: {layer.reason or 'a map'}" for layer in found
         )
         raise ValueError(
-            "The network has no layer that is a map of one image, behind a convolution or a matrix "
-            "product and read at more than one position, through which everything goes. Class "
-            "activation maps need one: name a `layer`, with `reshape` for tokens. Its layers are: "
-            f"{described or 'none'}."
+            "The network has no layer that is a map of one image, comes after a convolution or a "
+            "matrix product, is read at more than one position, and through which the whole "
+            "computation goes. Class activation maps need one: name a `layer`, with `reshape` for "
+            f"tokens. The layers are: {described or 'none'}."
         )
     # If the one that is named will not do, the message says why and names those that will.
     by_name = {layer.name: layer for layer in found}
@@ -192,11 +198,12 @@ def chosen(found: Layers, name: str | None, *, as_tokens: bool = False) -> Layer
     if layer is not None and _will_do(layer, as_tokens):
         return layer
     if layer is None:
-        reason = "is no layer of the network"
+        reason = "is not a layer of the network"
     elif as_tokens:
-        reason = f"puts out {list(layer.shape)}, and `reshape` is for tokens [T, C]"
+        reason = f"has the output {list(layer.shape)}, and `reshape` is for tokens [T, C]"
     else:
-        reason = f"puts out {list(layer.shape)}, which is no map of one image: {layer.reason}"
+        shape = list(layer.shape)
+        reason = f"has the output {shape}, which is not a map of one image: {layer.reason}"
     fits = [one for one in found if _will_do(one, as_tokens)]
     fits = [one for one in fits if one.is_learned] or fits
     named = [one for one in fits if ":" not in one.name or one.name == found.default] or fits
@@ -207,14 +214,14 @@ def chosen(found: Layers, name: str | None, *, as_tokens: bool = False) -> Layer
 
 
 def _will_do(layer: Layer, as_tokens: bool) -> bool:
-    """Whether a layer is a map, or is tokens."""
+    """Says whether a layer is a map, or is tokens."""
     if layer.view is None:
         return as_tokens and len(layer.shape) == 2
     return not as_tokens or len(layer.view.axes) == 2
 
 
 class _Sources(NamedTuple):
-    """What values depend on: the images or, where they do not, which arrays."""
+    """Which values depend on the images, and on which arrays the other values depend."""
 
     used: set[Value]
     arrays: dict[Value, frozenset[int]]

@@ -1,4 +1,4 @@
-"""All maps by name, called alike: what a study loops over."""
+"""All attribution methods by name, with the same arguments, for loops over methods."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,13 +11,13 @@ from jaxrobust.types import Array, LogitsFn
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A function that draws maps, called as all others are.
+    """An attribution method that is called with the same arguments as all others.
 
     Attributes:
       function: ``(logits_fn, images, labels, **options)`` -> maps float32 [B, H, W].
-      is_signed: Whether its maps have negative values: evidence against the class.
-      needs_layer: Whether it looks at a layer: not for a network whose `layers` have no default.
-      takes_key: Whether it draws random numbers, from the option `key`.
+      is_signed: Whether its maps can be negative, which means evidence against the class.
+      needs_layer: Whether it looks at a layer. It then needs a network whose `layers` have a default.
+      takes_key: Whether it draws random numbers with the option `key`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -39,14 +39,14 @@ class Method:
         labels: Array | None = None,
         **options: Any,
     ) -> Array:
-        """The maps of images.
+        """Computes the maps of images.
 
         Args:
-          key: A PRNG key, for a method that takes one.
+          key: A PRNG key. It is used only by methods that take one, and may otherwise be None.
           logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K].
           images: float32 [B, H, W, C] in [0, 1].
-          labels: int [B], the classes to explain; None explains the predicted ones.
-          **options: The function's own.
+          labels: int [B], the classes to explain; by default the predicted classes.
+          **options: Further arguments of the function.
 
         Returns:
           float32 [B, H, W].
@@ -69,4 +69,4 @@ METHODS: dict[str, Method] = {
     "score_cam": Method(class_activation.score_cam, needs_layer=True),
     "occlusion": Method(occlusion, is_signed=True),
 }
-"""The methods by their names."""
+"""The attribution methods by name."""

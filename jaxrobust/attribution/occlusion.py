@@ -18,28 +18,29 @@ def occlusion(
     stride: int | None = None,
     fill: float | Array = 0.5,
 ) -> Array:
-    """The mean drop of a class's logit over the square patches that cover a pixel: signed.
+    """Computes the mean drop of a class's logit over the square patches that cover each pixel.
 
     Patches start at every multiple of the stride, and the last ones lie at the edge, so that each
-    pixel is covered. The passes run one patch after another, each on the whole batch.
+    pixel is covered. The patches run one after another, each on the whole batch.
 
     Args:
-      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. Any function, without a
-        gradient too.
+      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. Any function, even one that
+        cannot be differentiated.
       images: float32 [B, H, W, C] in [0, 1].
-      labels: int [B], the classes to explain; None explains the predicted ones.
-      patch_size: Side in pixels, 1 .. min(H, W); None takes an eighth of the shorter side.
-      stride: Pixels from one patch to the next, 1 .. patch_size; None takes half a patch.
-      fill: What covers, in [0, 1]: a number, a colour [C], an image [H, W, C], or one for each
-        image. The default is the paper's grey.
+      labels: int [B], the classes to explain; by default the predicted classes.
+      patch_size: The side of a patch in pixels, in 1 .. min(H, W); by default an eighth of the shorter
+        side.
+      stride: The distance between patches in pixels, in 1 .. patch_size; by default half a patch.
+      fill: The value of covered pixels, in [0, 1]: a number, a colour [C], an image [H, W, C], or one
+        image for each. The default is grey, as in the paper.
 
     Returns:
-      float32 [B, H, W], in logits; negative where covering a pixel helps the class.
+      float32 [B, H, W], signed, in logits; negative where covering a pixel helps the class.
 
     Raises:
-      TypeError: Integer images, fractional labels or sizes.
-      ValueError: Shapes that do not fit, images or fill outside [0, 1], labels outside 0 .. K - 1,
-        sizes out of range.
+      TypeError: The images are integers, or labels or sizes are not.
+      ValueError: Shapes do not fit, images or `fill` are outside [0, 1], labels are outside
+        0 .. K - 1, or sizes are out of range.
 
     Example:
       >>> import jax.numpy as jnp
@@ -64,7 +65,7 @@ def occlusion(
     checks.integer("stride", step, minimum=1)
     if step > size:
         raise ValueError(
-            f"`stride` must be at most `patch_size`, {size}, or pixels stay uncovered, got {step}."
+            f"`stride` must be at most `patch_size`, {size}, to cover all pixels, got {step}."
         )
     fills = pixels_like("fill", fill, images)
     arguments = (function, images, labels, fills)
@@ -104,7 +105,7 @@ def _occlusion(
 
 
 def _covered(length: int, size: int, stride: int) -> np.ndarray:
-    """Which of the positions each patch covers along one side: bool [patches, length]."""
+    """Which positions each patch covers along one side: bool [patches, length]."""
     starts = np.array([*range(0, length - size, stride), length - size])[:, None]
     positions = np.arange(length)
     return (positions >= starts) & (positions < starts + size)

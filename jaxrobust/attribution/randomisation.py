@@ -1,4 +1,4 @@
-"""Cascading randomisation: does a map notice when the network's weights are shuffled away?"""
+"""Cascading randomisation: whether a map changes when the network's weights are shuffled."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,37 +24,39 @@ def cascading_randomisation(
     *,
     layers: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Randomises a network from the top down and compares the maps after each layer with the first.
+    """Randomises a network layer by layer from the top, and compares each map with the original one.
 
-    A map that explains the network must change. One whose rank correlation stays high is drawn from
-    the image alone, like an edge detector. A layer is randomised by shuffling the values within each
-    of its parameter arrays: their distribution (scale, sparsity) stays, what was learnt goes; arrays
-    of one value stay what they are, as fresh biases would. Layers above stay randomised. BatchNorm's
-    statistics are left alone. The classes explained, and the key that the method gets, stay those of
-    the original network.
+    The map of a method that explains the network must change. If its rank correlation stays high, the
+    map depends on the image alone, like that of an edge detector. A layer is randomised by shuffling
+    the values within each of its parameter arrays, which keeps their distribution (scale, sparsity) but
+    destroys what was learned; constant arrays stay the same, as fresh biases would. Layers that were
+    randomised stay so, and BatchNorm's statistics are kept. The explained classes, and the key that
+    the method gets, are those of the original network throughout.
 
     Args:
       key: A PRNG key, for the shuffles and the method.
-      method: (key, logits_fn, images, labels) -> maps [B, H, W], as in `METHODS`.
-      apply: Variables -> LogitsFn, which must be a pytree whose leaves hold the variables, so that
-        other weights compile nothing anew: `lambda v: dataclasses.replace(classifier, variables=v)`,
+      method: (key, logits_fn, images, labels) -> maps [B, H, W], such as an entry of `METHODS`.
+      apply: Variables -> LogitsFn. The result must be a pytree whose leaves hold the variables, so that
+        nothing is compiled for other weights: `lambda v: dataclasses.replace(classifier, variables=v)`
         or `lambda v: jax.tree_util.Partial(network.apply, v)`.
       variables: {"params": nested dict of arrays, ...}.
       images: float32 [B, H, W, C] in [0, 1].
-      labels: int [B], the classes to explain; None explains those that the original predicts.
-      layers: Paths in the parameters ("head", "stage_0_block_0/conv_1"), the first to be randomised
-        first; a path takes all below it. None takes all of the top level, the one that the network
-        uses last first.
+      labels: int [B], the classes to explain; by default those that the original network predicts.
+      layers: Paths in the parameters ("head", "stage_0_block_0/conv_1"), in the order in which to
+        randomise them; a path includes everything below it. By default these are all entries of the
+        top level, the one that the network uses last first.
 
     Returns:
-      {"layers": list of L paths, "rank_correlation": float32 [L, B], Spearman's between the absolute
-      values of the original map and of that after randomising this layer and those before it; NaN
-      where one of them is flat, "maps": float32 [L, B, H, W]}.
+      {"layers": list of L paths, "rank_correlation": float32 [L, B], Spearman's, "maps": float32
+      [L, B, H, W]}. Entry l is for the network in which layers 0 .. l are randomised. The correlation
+      is between the absolute values of its map and of the original map, and NaN if one of them is
+      constant.
 
     Raises:
-      TypeError: Integer images, fractional labels; layers as one string; apply giving a plain function.
-      ValueError: Shapes that do not fit, values out of range, variables without "params", a layer
-        that has no parameters, an order that cannot be found out.
+      TypeError: The images are integers, the labels are not, `layers` is one string, or `apply` returns
+        a plain function.
+      ValueError: Shapes do not fit, values are out of range, the variables have no "params", a layer
+        has no parameters, or the order of the layers cannot be found out.
 
     Example:
       >>> import flax.linen as nn, jax
@@ -123,8 +125,8 @@ def _layers(
         if set(layers) != set(params):
             missing = ", ".join(sorted(set(params) - set(layers)))
             raise ValueError(
-                f"`layers` must be given: the network does not use {missing}, so their order is not "
-                "known."
+                f"`layers` must be given, because the network does not use {missing}, and so their "
+                "order is not known."
             )
     paths = [_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for layer in layers:
@@ -141,7 +143,7 @@ def _layers(
 def _last_used_first(
     apply: Callable[[PyTree], LogitsFn], variables: PyTree, images: Array
 ) -> tuple[str, ...]:
-    """The top level of the parameters; the order of the dict says nothing, jax sorts its keys."""
+    """The top level of the parameters in order of use, because jax sorts the keys of dicts."""
     variables = jax.tree.map(jnp.asarray, variables)
     program = programs.as_argument(_network(apply, variables), images)
     names = {

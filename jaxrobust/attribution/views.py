@@ -1,4 +1,4 @@
-"""How a map of one image is read from a value, whatever the order of its axes."""
+"""Reads a map of one image from a value, whatever the order of its axes."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,14 +12,15 @@ from jaxrobust.types import Array
 
 
 class View(NamedTuple):
-    """How a map is read from a value of one image.
+    """How to read a map from a value of one image.
 
     Attributes:
-      axes: Rows, columns and channels, or tokens and channels; all other axes are of length 1.
-      first: How many tokens stand before the grid.
-      size: Rows and columns.
-      rows: At which rows of the image they stand; None if they cover all of it evenly.
-      columns: Likewise.
+      axes: The axes of rows, columns and channels, or of tokens and channels. All other axes have
+        length 1.
+      first: How many tokens come before the grid.
+      size: The numbers of rows and columns of the map.
+      rows: The rows of the image at which the map's rows lie; None if they cover it evenly.
+      columns: The columns of the image at which the map's columns lie; None if they cover it evenly.
     """
 
     axes: tuple[int, ...]
@@ -32,13 +33,13 @@ class View(NamedTuple):
         return f"{self.size[0]} x {self.size[1]}"
 
     def laid(self, value: Array) -> Array:
-        """A value with its axes in order: [H, W, C] or [T, C]."""
+        """Returns a value with its axes in order: [H, W, C] or [T, C]."""
         others = [axis for axis in range(value.ndim) if axis not in self.axes]
         sizes = [value.shape[axis] for axis in self.axes]
         return jnp.transpose(value, (*others, *self.axes)).reshape(sizes)
 
     def read(self, value: Array) -> Array:
-        """The map [H, W, C] of a value."""
+        """Returns the map [H, W, C] of a value."""
         laid = self.laid(value)
         if len(self.axes) == 3:
             return laid
@@ -46,11 +47,11 @@ class View(NamedTuple):
         return laid[self.first : self.first + height * width].reshape(height, width, -1)
 
     def enlarged(self, heat: Array, size: tuple[int, ...]) -> Array:
-        """[H', W'] drawn over an image [H, W], bilinearly, each entry where it stands.
+        """Enlarges a map [H', W'] bilinearly to an image [H, W], with each entry in its place.
 
-        A layer that covers the image evenly is resized with half-pixel centres, as everywhere. Strided
-        convolutions look at most half a step to one side of them. Of a layer that leaves some of the
-        image out or sees more than it, as behind a crop, each pixel has what stands next to it.
+        The map of a layer that covers the image evenly is resized with half-pixel centres; strided
+        convolutions shift it by at most half a step. For a layer that covers less or more than the
+        image, as after a crop, values are interpolated between the positions of the entries.
         """
         given = zip((self.rows, self.columns), size, strict=True)
         places = [None if one is None or _is_even(one, pixels) else one for one, pixels in given]
@@ -69,7 +70,7 @@ class View(NamedTuple):
         return heat
 
     def num_read(self, entries: Sequence[np.ndarray]) -> int:
-        """Of how many positions something is read, if these entries are, axis by axis."""
+        """Counts the positions that are read, given the entries that are read on each axis."""
         rows, columns = entries[self.axes[0]], entries[self.axes[1]]
         if len(self.axes) == 3:
             return int(rows.sum() * columns.sum())
@@ -78,11 +79,11 @@ class View(NamedTuple):
 
 
 def view_of(shape: Sequence[int], found: Positions) -> View | str:
-    """How a map is read from a value, or why it is none.
+    """Returns how to read a map from a value, or a text that says why it is not a map.
 
     Args:
-      shape: Of the value, with the batch of one image in front.
-      found: Its positions.
+      shape: The shape of the value, beginning with a batch of one image.
+      found: The positions of its entries.
     """
     if found is None:
         return "where its entries stand in the image is not known"
