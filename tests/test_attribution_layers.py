@@ -346,7 +346,9 @@ def test_windows_are_no_map_until_they_are_put_back():
     assert found["embed"] == found["attention/out:add"] == (8, 8)
     assert found["merge"] == found["norm:relu"] == (4, 4)
     assert attribution.layers(classifier, SMALL).default == "norm:relu"
-    message = r"'attention' has the output \[4, 16, 8\], .* leading axis .* windows .* choose one of: .*embed"
+    message = (
+        r"'attention' has the output \[4, 16, 8\], .* leading axis .* windows .* one of: .*embed"
+    )
     with pytest.raises(ValueError, match=message):
         attribution.grad_cam(classifier, SMALL, layer="attention")
 
