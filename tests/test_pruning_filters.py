@@ -189,7 +189,9 @@ def test_criteria_are_brute_force_over_the_kernels_of_a_group(criterion, normali
     variables = random_variables("resnet_small")
     params, groups = variables["params"], groups_of("resnet_small")
     if normalise and not ALL[criterion].normalises:
-        with pytest.raises(ValueError, match="`normalise` goes without the criterion 'taylor'"):
+        with pytest.raises(
+            ValueError, match=f"`normalise` goes without the criterion '{criterion}'"
+        ):
             scored(criterion, params, groups, normalise=True)
         return
     scores = scored(criterion, params, groups, normalise=normalise)
