@@ -111,7 +111,7 @@ def dlr(logits: Array, label: Array) -> Array:
 
 
 def _length(ordered: Array, lower: Array, exists: Array) -> Array:
-    """How far the first logit is above a lower one; 1 where there is no lower one."""
+    """The difference between the largest logit and a lower one, or 1 if there is no lower one."""
     return jnp.where(exists, ordered[-1] - jnp.where(exists, lower, 0.0) + _TINY, 1.0)
 
 

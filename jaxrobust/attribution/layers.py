@@ -313,7 +313,7 @@ def _default(
 def _names(
     lines: Lines, places: Sequence[int], sources: _Sources, paths: Sequence[str]
 ) -> list[tuple[str, Value]]:
-    """Names of values, in the order in which they are made."""
+    """The names of values, in the order in which they are computed."""
     scopes = _scopes(lines, places, paths)
     parents = {scope[:end] for scope in scopes.values() for end in range(len(scope))}
     modules = _modules(lines, places, scopes)
@@ -369,7 +369,7 @@ def _module(word: str, known: set[str]) -> str:
 def _modules(
     lines: Lines, places: Sequence[int], scopes: dict[int, tuple[str, ...]]
 ) -> dict[str, Value]:
-    """What each module returns: its last result that is used outside."""
+    """The value that each module returns: its last result that is used outside."""
     users: dict[Value, list[tuple[str, ...] | None]] = {
         one: [None] for one in lines.outputs if isinstance(one, Value)
     }
@@ -388,7 +388,7 @@ def _modules(
 
 
 def _of_weights(line: Line, sources: _Sources, paths: Sequence[str]) -> str:
-    """The common path of the weights that a line consumes."""
+    """The common path of the weights that a line uses."""
     operands = [one for one in (*line.operands, *line.arrays) if isinstance(one, Value)]
     indices = frozenset[int]().union(*(sources.arrays.get(one, frozenset()) for one in operands))
     words = [paths[index] for index in sorted(indices)]
@@ -402,7 +402,7 @@ def _unnamed(
     named: set[Value],
     sources: _Sources,
 ) -> list[tuple[str, Value]]:
-    """Names of operations that have none: that of the layer before, and what they do."""
+    """Names of operations without a name: that of the layer before, and what the operation does."""
     open_calls = {call for place in labels for call in lines.lines[place].calls}
     found, last, counts = list[tuple[str, Value]](), "images", dict[str, int]()
     for place in places:
@@ -425,7 +425,7 @@ def _unnamed(
 
 
 def _function(line: Line) -> str:
-    """Of an operation with a derivative of its own the function, else the operation."""
+    """The name of an operation, or of the function if it has a derivative of its own."""
     called = getattr(line.what, "params", {}).get("call_jaxpr")
     if called is not None:
         return str(called.jaxpr.debug_info.func_name)

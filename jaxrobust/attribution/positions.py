@@ -1,14 +1,14 @@
-"""Where in the image each entry of a program's values stands: followed through its operations.
+"""Follows positions in the image through a program: where each entry of its values lies.
 
-A pixel stands at row + column i. What moves entries about moves their positions; what sums over some of
-them leaves the mean; a window has its centre. So the axes of a map are found where the positions run in
-order, whatever was folded, transposed or rolled on the way, and nothing is guessed from shapes.
+A pixel lies at row + column i. An operation that moves entries moves their positions; a sum over
+entries lies at their mean; a window lies at its centre. The axes of a map are those along which
+positions run in order, whatever was folded, transposed or rolled on the way. Nothing is guessed from
+shapes.
 
-The positions of a value are an array of complex numbers which broadcasts to its shape, NaN for an
-entry that stands nowhere, as a class token does. A value may have several such arrays, one for each
-thing that it was computed from: attention weights have those of queries and those of keys. It has none
-if it depends on no position more than on others, and they are not known, None, behind an operation that
-is not understood.
+The positions of a value are an array of complex numbers that broadcasts to its shape, with NaN for an
+entry without a position, such as a class token. A value may have several such arrays, one for each
+value that it was computed from: attention weights have the positions of queries and those of keys. It
+has no array if it depends on all positions alike, and None after an operation that is not understood.
 """
 
 import math
@@ -31,7 +31,7 @@ _WINDOWS = ("reduce_window", "reduce_window_max", "reduce_window_min", "reduce_w
 
 
 def carried(line: Line) -> list[tuple[Any, Value, Any]]:
-    """What goes from round to round of a loop: what it begins with, what a round takes and makes."""
+    """The values that a loop carries: for each (its first value, what a round takes, what it makes)."""
     equation = getattr(line.what, "equation", None)
     if equation is None or equation.primitive.name not in ("scan", "while"):
         return []
@@ -41,7 +41,7 @@ def carried(line: Line) -> list[tuple[Any, Value, Any]]:
 
 
 def flat(lines: Sequence[Line]) -> list[Line]:
-    """The lines, with those inside an operation in its place."""
+    """The lines, with each operation that has lines inside it replaced by them."""
     return [one for line in lines for one in flat(line.within) or [line]]
 
 
@@ -49,9 +49,9 @@ class Follower:
     """Finds the positions of results from those of operands.
 
     Args:
-      lines: Of a function of images [B, H, W, C].
+      lines: The lines of a function of images [B, H, W, C].
       used: The values that depend on the images.
-      weights: Those that do not, but on the function's arrays.
+      weights: The other values that depend on the function's arrays.
     """
 
     def __init__(self, lines: Lines, used: set[Value], weights: set[Value]) -> None:
@@ -61,7 +61,7 @@ class Follower:
         self.numbers: dict[Value, np.ndarray | None] = {}
 
     def run(self) -> dict[Value, Positions]:
-        """The positions of all values that depend on the images."""
+        """Returns the positions of all values that depend on the images."""
         (images,) = self.lines.inputs
         height, width = self.shape(images)[1:3]
         grid = np.arange(height)[:, None] + 1j * np.arange(width)
@@ -71,13 +71,13 @@ class Follower:
         return self.found
 
     def shape(self, operand: Any) -> tuple[int, ...]:
-        """Of a value or a literal."""
+        """Returns the shape of a value or a literal."""
         if isinstance(operand, Value):
             return tuple(self.lines.shapes[operand.number].shape)
         return np.shape(operand)
 
     def follow(self, line: Line) -> None:
-        """One line, or those inside it."""
+        """Finds the positions of the results of a line, or of the lines inside it."""
         if line.within:
             self.follow_within(line)
             return
@@ -95,7 +95,7 @@ class Follower:
             self.found[one] = result
 
     def follow_within(self, line: Line) -> None:
-        """The lines inside an operation; of a loop until nothing changes from round to round."""
+        """Follows the lines inside an operation; those of a loop until nothing changes any more."""
         ends = [one for one in carried(line) if one[1] in self.used and not self.is_used(one[0])]
         begun = [(one, last) for _, one, last in ends if self.is_used(last)]
         self.found.update(dict.fromkeys((one for one, _ in begun), ()))
@@ -109,18 +109,18 @@ class Follower:
                 break
 
     def are_alike(self, one: Value, other: Any) -> bool:
-        """Whether two values have the same positions."""
+        """Says whether two values have the same positions."""
         first, second = (self.found[two] if self.is_used(two) else () for two in (one, other))
         if first is None or second is None:
             return first is None
         return len(first) == len(second) and all(map(_equal, first, second))
 
     def is_used(self, operand: Any) -> bool:
-        """Whether it depends on the images."""
+        """Says whether an operand depends on the images."""
         return isinstance(operand, Value) and operand in self.used
 
     def number(self, operand: Any) -> np.ndarray | None:
-        """What a value is that depends on neither images nor weights; None if it is not known."""
+        """Returns the number of a value that depends on neither images nor weights; else None."""
         if not isinstance(operand, Value):
             return np.asarray(operand)
         if operand in self.used or operand in self.weights or operand not in self.made_by:
@@ -137,7 +137,7 @@ class Follower:
         return self.numbers[operand]
 
     def chosen(self, line: Line) -> np.ndarray | None:
-        """Of entries that are chosen by indices their numbers in the operand; None if not known."""
+        """Returns the numbers, in the operand, of entries that are chosen by indices; else None."""
         operand, *indices = line.operands
         numbers = [self.number(index) for index in indices]
         if name_of(line) not in ("gather", "dynamic_slice") or any(one is None for one in numbers):
@@ -152,7 +152,7 @@ _Rule = Callable[[Follower, Line, int, list[Any]], Positions]
 
 
 def name_of(line: Line) -> str:
-    """Of what a line does: jax' name of the operation."""
+    """Returns jax's name of the operation of a line."""
     if isinstance(line.what, str):
         return line.what
     return str(line.what.primitive.name) if hasattr(line.what, "primitive") else ""
@@ -174,7 +174,7 @@ def _elementwise(follower: Follower, line: Line, place: int, known: list[Any]) -
 
 
 def _same(follower: Follower, line: Line, place: int, known: list[Any]) -> Positions:
-    """Of branches or rounds, if all have them."""
+    """The positions of several branches or rounds, if they are the same in all."""
     pairs = zip(known, line.operands, strict=True)
     first, *others = (one for one, value in pairs if follower.is_used(value))
     for one in others:
@@ -189,7 +189,7 @@ def _reduced(follower: Follower, line: Line, place: int, known: list[Any]) -> Po
 
 
 def _moved(follower: Follower, line: Line, place: int, known: list[Any]) -> Positions:
-    """What numpy can do with the positions as they are, or laid out in the axes that change."""
+    """Applies an operation that moves entries to the positions with numpy."""
     name, params, before = name_of(line), line.what.params, follower.shape(line.operands[0])
     after = follower.shape(line.results[place])
     if name == "split":
@@ -308,7 +308,7 @@ def _chosen(follower: Follower, line: Line, place: int, known: list[Any]) -> Pos
 
 
 def _updated(follower: Follower, line: Line, place: int, known: list[Any]) -> Positions:
-    """A value with constants laid over some of its entries."""
+    """The positions of a value in which constants replace some entries."""
     return None if any(known[1:]) else known[0]
 
 
@@ -342,7 +342,7 @@ def _product(follower: Follower, line: Line, place: int, known: list[Any]) -> Po
 def _resized(
     follower: Follower, line: Line, side: int, one: np.ndarray, frees: Sequence[Sequence[int]]
 ) -> np.ndarray | None:
-    """Rows of rows: a product with a matrix that is known, as in `jax.image.resize`."""
+    """The positions after a product with a known matrix that mixes rows, as in `jax.image.resize`."""
     (contracted, batch), other = line.what.params["dimension_numbers"], line.operands[1 - side]
     if (
         not isinstance(other, Value)
@@ -364,9 +364,9 @@ def _resized(
 
 
 def _centroids(matrix: np.ndarray | None, axis: int) -> np.ndarray | None:
-    """From which entry on average each row of a matrix takes; None unless from a few neighbours.
+    """The mean index from which each row of a matrix takes; None unless it takes a few neighbours.
 
-    A flip takes them from the other end, and what transforms all of them, as a DCT, from nowhere.
+    A flip takes entries from the other end. A transform of all entries, such as a DCT, gives None.
     """
     if matrix is None:
         return None
@@ -460,7 +460,7 @@ _RULES: Mapping[str, _Rule] = {
 
 
 def _at_centres(one: np.ndarray, axis: int, size: int, centres: np.ndarray) -> np.ndarray | None:
-    """The positions of windows along an axis; None if they are at no equal steps there."""
+    """The positions of windows along an axis; None if the entries there are not equally spaced."""
     if one.shape[axis] == 1:
         return one
     moved = _at_indices(one, axis, centres)
@@ -469,12 +469,12 @@ def _at_centres(one: np.ndarray, axis: int, size: int, centres: np.ndarray) -> n
 
 
 def _at_indices(one: np.ndarray, axis: int, indices: np.ndarray) -> np.ndarray | None:
-    """The positions between entries, or beyond them; None unless they are equally far apart.
+    """The positions between entries, or beyond them; None unless the entries are equally spaced.
 
-    Half a step more or less is taken for equal: a filter that is not the same for odd and even rows.
+    Deviations of up to half a step are allowed, for filters that differ between odd and even rows.
 
-    A border of entries that are seen in the middle too, as those of mirrored or repeated padding are,
-    stands where it would if the middle went on.
+    A border that copies entries of the middle, such as mirrored or repeated padding, gets the positions
+    that it would have if the middle went on.
     """
     rows = np.moveaxis(one, axis, 0)
     others = tuple(range(1, rows.ndim))
@@ -498,7 +498,7 @@ def _at_indices(one: np.ndarray, axis: int, indices: np.ndarray) -> np.ndarray |
 def _is_border(
     rows: np.ndarray, inside: np.ndarray, outside: np.ndarray, present: np.ndarray, step: np.ndarray
 ) -> bool:
-    """Whether entries outside an even middle are copies of some of those inside it."""
+    """Says whether entries outside an evenly spaced middle are copies of entries inside it."""
     if not (np.abs(step) > NEAR).any() or len(inside) < 2:
         return False
     between = (present >= inside[0]) & (present <= inside[-1])
@@ -507,7 +507,7 @@ def _is_border(
 
 
 def _even(one: np.ndarray) -> np.ndarray:
-    """Entries that are repeated along an axis, as often each, share the room that they take."""
+    """Spreads entries that are all repeated equally often along an axis evenly over that axis."""
     if not one.size:
         return one
     for axis, size in enumerate(one.shape):
@@ -528,7 +528,7 @@ def _equal(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def _mean(one: np.ndarray, axes: Sequence[int]) -> np.ndarray:
-    """Over axes that stay, of the entries that stand somewhere."""
+    """The mean position over axes, which are kept, of the entries that have one."""
     axes = tuple(axis for axis in axes if one.shape[axis] != 1)
     if not axes:
         return one
@@ -539,7 +539,7 @@ def _mean(one: np.ndarray, axes: Sequence[int]) -> np.ndarray:
 
 
 def _tidy(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-    """Each along the axes alone along which it changes; one position for all says nothing."""
+    """Shrinks arrays along axes on which they are constant, and drops those with one position."""
     found: list[np.ndarray] = []
     for one in arrays:
         for axis, size in enumerate(one.shape):
@@ -553,7 +553,7 @@ def _tidy(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
 
 
 def _joined(known: Sequence[Any]) -> Positions:
-    """Of a value that is computed from several, entry by entry."""
+    """The positions of a value that is computed from several values entry by entry."""
     found: list[np.ndarray] = []
     for one in [array for arrays in known for array in arrays]:
         axes = _axes(one)
@@ -573,7 +573,7 @@ def _axes(one: np.ndarray) -> frozenset[int]:
 
 
 def _between(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Half way; where the other stands nowhere, as it is."""
+    """The midpoint of two positions; where one of them is NaN, the other."""
     if one is other or _equal(one, other):
         return one
     return np.where(np.isnan(one), other, np.where(np.isnan(other), one, (one + other) / 2))

@@ -121,12 +121,12 @@ def view_of(shape: Sequence[int], found: Positions) -> View | str:
 
 
 def _numbers(*parts: np.ndarray) -> list[tuple[float, ...]]:
-    """Static, so that views are compared by them."""
+    """Converts positions to tuples of numbers, which are static and can be compared."""
     return [tuple(float(one) for one in np.round(part, 4)) for part in parts]
 
 
 def _is_even(places: Sequence[float], pixels: int) -> bool:
-    """Whether entries stand where those that share an image's rows do, up to half a step."""
+    """Says whether entries lie where those of an evenly divided image would, up to half a step."""
     step = pixels / len(places)
     centres = (np.arange(len(places)) + 0.5) * step - 0.5
     return len(places) == 1 or bool(np.abs(centres - places).max() <= step / 2 + NEAR)
@@ -142,7 +142,7 @@ def _changing(part: np.ndarray) -> set[int]:
 
 
 def _of_tokens(places: np.ndarray, axes: tuple[int, int]) -> View | str:
-    """Of entries that stand in a grid, row by row, perhaps with others before and behind them."""
+    """The view of tokens that form a grid, row by row, perhaps with others before and after it."""
     present = np.flatnonzero(~np.isnan(places))
     grid = places[present[0] : present[-1] + 1]
     width = int(np.argmax([*(np.abs(grid.real - grid.real[0]) > NEAR), True]))

@@ -141,7 +141,7 @@ def _standing(
     key: jax.Array,
     execution: Execution,
 ) -> np.ndarray:
-    """Which of the wanted images, bool [N], all of them right when clean, withstand the attack."""
+    """Which wanted images, bool [N], withstand the attack; their clean forms must be right."""
     untold = dataclasses.replace(execution, progress=None)  # the curve counts epsilons
     found, beaten = beat(attack, prepared, wanted, key=key, execution=untold)
     predicted = predictions(answers(prepared.function, found.images, execution.num_lanes))
