@@ -353,7 +353,7 @@ def test_wrong_input_to_the_cascade(structured):
         cascade(images=PICTURES * 255)
     variables = {"params": {"weights": WEIGHTS, "idle": jnp.ones(2)}}
     plain = Partial(lambda values, images: two_classes(values["params"]["weights"], images))
-    with pytest.raises(ValueError, match="`layers` must be given: .* not use idle"):
+    with pytest.raises(ValueError, match="`layers` must be given, .* not use idle"):
         cascade(lambda values: Partial(plain, values), variables, IMAGES)
 
 
