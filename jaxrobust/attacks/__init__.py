@@ -87,7 +87,7 @@ def from_dict(description: dict[str, Any]) -> Attack:
     for field in fields:
         if field not in allowed:
             raise TypeError(f"{name} has no `{field}`; it has {', '.join(allowed)}.")
-    # Of lists, one value for each image.
+    # A list holds one value for each image.
     arrays = {k: np.asarray(v, np.float32) if isinstance(v, list) else v for k, v in fields.items()}
     return ATTACKS[name](**arrays)
 

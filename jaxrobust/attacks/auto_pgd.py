@@ -34,8 +34,8 @@ from jaxrobust.types import Array, Evaluation
 
 LOSSES = ("ce", "dlr", "targeted_dlr")
 _MOMENTUM = 0.25
-# Of l1: radii in epsilons, the share of the steps that each but the last has, the first share of values
-# moved, and the factor by which steps get sparser and shorter.
+# For l1: the radii in epsilons, the share of the steps with each radius but the last, the first share
+# of values moved, and the factor by which steps get sparser and shorter.
 _RADII, _SHARE = (3.0, 2.0, 1.0), 0.3
 _FIRST_SHARE, _SPARSER = 0.2, 1.5
 

@@ -102,7 +102,7 @@ class CarliniWagner(Attack):
         start, zero = before_tanh(image), jnp.zeros((), jnp.float32)
         nothing = jnp.zeros_like(start)
         return State(
-            # Where nothing pushes, Adam must see a gradient of zero: it would blow up 1e-7.
+            # At the start Adam must see a gradient of exactly zero, because it would magnify 1e-7.
             original=after_tanh(start),
             label=label,
             start=start,

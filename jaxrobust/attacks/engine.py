@@ -276,7 +276,7 @@ def _attempt(
         following = tell(attack, states, evaluation), judged
         if not ends_early:
             return following, None
-        # What a state that is done has asked once more never happened: its point is judged below.
+        # Once a state is done, this step is undone for it; its point is judged below.
         return where_rows(conversation.done(attack, states), carry, following), None
 
     before = best.num_steps

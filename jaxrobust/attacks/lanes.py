@@ -141,7 +141,7 @@ def turn(
         attack, lanes.progress, lanes.originals, lanes.labels, points, evaluation, states, is_last
     )
     queries, gradients = conversation.cost(attack, logits_fn, states, evaluation)
-    # What the engine knows beforehand stays out of its program.
+    # A value that the engine knows beforehand stays out of its program.
     taken = int(not is_last) if isinstance(is_last, bool) else (~is_last).astype(jnp.int32)
     # A last point may be differentiated for nothing: other lanes are still under way.
     return best.counted(taken, queries, taken * gradients), evaluation

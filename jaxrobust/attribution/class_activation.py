@@ -74,7 +74,7 @@ class Seen(NamedTuple):
     image: Array
 
 
-# What every function's docstring says, before its example and its references.
+# The part that all docstrings share, placed before the example and the references.
 _ARGUMENTS = """
 
 Args:

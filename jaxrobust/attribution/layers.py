@@ -236,7 +236,7 @@ def _sources(lines: Lines) -> _Sources:
         while again:
             for one in line.within:
                 follow(one)
-            # What a round makes, the next one takes.
+            # The next round takes what a round makes.
             again = False
             for _, taken, made in positions.carried(line):
                 if not isinstance(made, Value) or taken in used:
@@ -354,7 +354,7 @@ def _scopes(
     for place, words in split.items():
         modules = [_module(word, known) for word in words]
         pairs = zip(words[1:], modules[1:], modules, strict=False)
-        # What a module calls of its own adds nothing to the path.
+        # A module's calls of its own methods add nothing to the path.
         split[place] = tuple(one for word, one, last in pairs if word == one or one != last)
     return split
 
@@ -410,7 +410,7 @@ def _unnamed(
         if place in labels:
             last = labels[place]
             continue
-        # Of a function like jax.nn.gelu only what it returns.
+        # For a function such as jax.nn.gelu, only its result is named.
         closed = [lines.calls[call] for call in line.calls if call not in open_calls]
         (value,) = line.results[:1]
         if closed and value not in closed[0].results:

@@ -82,7 +82,7 @@ class Follower:
             self.follow_within(line)
             return
         if not any(self.is_used(one) for one in line.operands):
-            # What depends on the images by a choice or by earlier rounds alone.
+            # These values depend on the images only through a choice or through earlier rounds.
             for one in self.used.intersection(line.results):
                 self.found.setdefault(one, () if math.prod(self.shape(one)) == 1 else None)
             return

@@ -171,7 +171,7 @@ def robust_accuracy(report: AttackReport, epsilon: float | None = None) -> Rate:
                 f"got {epsilon} for {attack_label(report.attack)}."
             )
         fooled = report.fools & report.within(epsilon)
-    # What answers with NaN is not right: the label is not predicted.
+    # An answer with NaN is not correct: the label is not predicted.
     standing = report.attacked & ~fooled & (report.predictions >= 0)
     return rate(int(standing.sum()), len(report.labels))
 
@@ -286,7 +286,7 @@ def summarise(
         "parameters": description,
         "model": model,
         "success": success_rate(report),
-        # What failed has no perturbation that means anything: 0 would make an attack look subtle.
+        # Failures have no meaningful perturbation, and counting them as 0 would flatter the attack.
         "norms_of": "successes",
         "mean_l2": _mean(report.l2[wins]),
         "mean_linf": _mean(report.linf[wins]),

@@ -132,7 +132,7 @@ def evaluate(
     np.add.at(matrix, (labels[answered], predicted[answered]), 1)
     right, named = matrix.diagonal(), matrix.sum(axis=0)
     support = np.bincount(labels.astype(np.int64), minlength=num_classes)
-    # Of a class that nothing is taken for, or of which there is nothing, the numerators are 0 too.
+    # If a class is never predicted or has no images, its numerators are 0 too.
     figures = {
         "precision": right / np.maximum(named, 1),
         "recall": right / np.maximum(support, 1),

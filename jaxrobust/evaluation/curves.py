@@ -145,7 +145,7 @@ def _standing(
     untold = dataclasses.replace(execution, progress=None)  # the curve counts epsilons
     found, beaten = beat(attack, prepared, wanted, key=key, execution=untold)
     predicted = predictions(answers(prepared.function, found.images, execution.num_lanes))
-    # What answers with NaN is not right.
+    # An answer with NaN is not correct.
     standing: np.ndarray = wanted & ~beaten & (predicted >= 0)
     return standing
 

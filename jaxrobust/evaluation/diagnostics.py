@@ -32,7 +32,8 @@ from jaxrobust.types import LogitsFn, Progress, Stochastic, as_key
 
 _STEPS, _FEW_STEPS, _QUERIES, _DRAWS = 100, 10, 300, 50
 
-# Of an image that withstands everything: of APGD five times, then few steps, noise and Square.
+# The questions for an image that withstands everything: five times APGD, then APGD with few steps,
+# noise and Square.
 _ASKED_BY_ATTACKS = 5 * (_STEPS + 1) + (_FEW_STEPS + 1) + _DRAWS + (_QUERIES + 1)
 
 MASKING = ("gradients", "finite differences", "unbounded attack", "black box", "random noise")
@@ -118,7 +119,7 @@ def sanity(
     if not n:
         reason = "No image is classified right, so there is nothing to attack."
         return result | {"checks": [], "verdict": "suspicious", "reason": reason}
-    # What the classifier says, then its gradients, then what attacks make of them.
+    # First the classifier's answers, then its gradients, then attacks.
     asked = _Asked(execution, n * (2 + QUESTIONS + _ASKED_BY_ATTACKS))
     with asked.part("same answer twice", 2 * n):
         found = [_same_answer(prepared, num_lanes), _logits(prepared)]
@@ -220,7 +221,7 @@ def _attack_checks(
     by_few = fools("more steps", apgd(epsilon, "ce", _FEW_STEPS), ~by_entropy)
     twice = min(2 * epsilon, _whole_box(norm, shape))
     lost = by_entropy & ~fools("larger epsilon", apgd(twice, "ce"), by_entropy)
-    # What follows is asked of what withstands the white box, however few its steps.
+    # The following attacks are for images that withstand the white-box attack with any number of steps.
     standing = ~(by_white_box | by_few)
     unbounded = _whole_box(norm, shape)
     left = standing & ~fools("unbounded attack", apgd(unbounded, "ce"), standing)

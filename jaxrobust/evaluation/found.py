@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-# Of 32 bits: more do not survive a gather over processes.
+# 32 bits, because a gather over processes keeps no more.
 NEVER = np.iinfo(np.int32).max
 
 

@@ -17,9 +17,9 @@ from jaxrobust.evaluation.search import Prepared
 from jaxrobust.types import Array, LogitsFn, Progress, Stochastic, fold_keys
 
 _SHARE = 0.02  # of the images: what chance may do to an attack that starts at random
-# Of a gradient: values below this are lost to float32 on their way.
+# Gradients below this are lost in float32.
 _LEAST = 1e-30
-# Of finite differences: directions for each image, the step in epsilons, the cosine that a gradient
+# Finite differences: the directions for each image, the step in epsilons, the cosine that a gradient
 # must reach, and the share of images whose gradient may miss it.
 _DIRECTIONS, _STEP, _COSINE, _DISAGREEING = 16, 0.5, 0.5, 0.25
 
@@ -85,7 +85,7 @@ def gradient_checks(
     at_point = _slopes(prepared, points, num_lanes)
     progress("gradients", 4, QUESTIONS)
     places = (at_image, at_point)
-    # Where there are more of them: at the images or at the points.
+    # The larger number counts, at the images or at the points.
     zero, infinite, useless = (
         max(int(kind(slopes.margin).sum()) for slopes in places)
         for kind in (_is_zero, _not_finite, _useless)

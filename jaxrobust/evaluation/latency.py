@@ -285,7 +285,7 @@ def _compared(
     twins = [_compiled("reference", fns[reference], example) for _ in range(controls)]
     programs = [program for program, _ in (*compiled.values(), *twins)]
     samples = interleaved(functools.partial(calls_of, programs), *rounds)
-    # What equals differ by is noise, and no smaller difference is one.
+    # Differences between equal programs are noise, and smaller ones do not count.
     own, equals = dict(zip(fns, samples, strict=False)), samples[len(fns) :]
     floor = noise_floor([own[reference], *equals])
     variants = {}

@@ -223,7 +223,7 @@ class Queue:
 
         for lane in np.flatnonzero(over):
             row = int(seats.row[lane])
-            # Of several lanes with one image the best is sought, which beats what was found before.
+            # If several lanes have one image, the best is kept if it beats the earlier result.
             known = standing(better[row]) if row in better else self.found.standing(row)
             if standing(lane) > known:
                 better[row] = int(lane)
@@ -245,7 +245,7 @@ class Queue:
             found.images[row] = point
             found.success[row], found.rank[row] = told["success"][winner], told["rank"][winner]
             found.restart[row] = seats.restart[winner]
-        # What the lanes have counted, of jobs that their image's success has cancelled too.
+        # The counts of the lanes, including jobs that were cancelled by their image's success.
         beaten = np.array([row >= 0 and self._is_left(int(row)) for row in seats.row]) & ~over
         free = over | beaten
         rows, restarts = seats.row[free], seats.restart[free]

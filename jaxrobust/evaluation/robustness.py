@@ -70,7 +70,7 @@ def attack_dataset(
             "`targets` must be given for a targeted attack and for no other, got "
             f"{'targets' if targets is not None else 'none'} with targeted={attack.targeted}."
         )
-    # What an untargeted attack leaves is the label, what a targeted one reaches the target.
+    # An untargeted attack leaves the label, and a targeted attack reaches the target.
     aims = prepared.labels
     if targets is not None:
         targets = aims = _targets(targets, prepared.labels, prepared.clean_logits.shape[1])

@@ -135,7 +135,7 @@ def search(
     run = functools.partial(_run, attack, aims=aims, key=key, until_fooled=until_fooled)
     if execution.search_type == "float32":
         return run(prepared, wanted=wanted, execution=execution)
-    # What was found in bfloat16 is shown in float32; what does not hold there is attacked once more.
+    # Successes in bfloat16 are verified in float32; images that fail this are attacked again.
     lower = dataclasses.replace(prepared, function=_rounded(prepared.function))
     path = None if execution.path is None else f"{os.fspath(execution.path)}.bfloat16"
     first = run(lower, wanted=wanted, execution=dataclasses.replace(execution, path=path))
@@ -233,7 +233,7 @@ def _run(
     images, labels, key = prepared.images, aims.astype(np.int32), as_key(key)
     mine = np.zeros(len(labels), bool)
     rank, processes = jax.process_index(), jax.process_count()
-    # Of those wanted, so that every process has as many to attack.
+    # The wanted images are dealt out, so that every process gets the same number.
     mine[np.flatnonzero(wanted)[rank::processes]] = True
     arrays = jax.tree.map(np.asarray, conversation.per_image(attack, len(labels)))
     found, file, saved = Found.nothing(images, mine, attack.num_restarts), None, {}

@@ -163,7 +163,7 @@ def attack_suite(
             queries, gradients = queries + found.num_queries, gradients + found.num_gradients
             saw_nan |= found.saw_nan
         seconds[name] = time.perf_counter() - start
-    # What users see of an image in the end is one answer, the same whichever attack fooled it.
+    # The logits that users see come from one evaluation, whichever attack fooled the image.
     shown = answers(logits_fn, found_images, 256)
     prepared.watch.check()
     return SuiteReport(
