@@ -1,8 +1,8 @@
 """Any classifier as an argument of compiled code.
 
 A callable pytree whose weights are its leaves (a `Classifier`, `jax.tree_util.Partial(apply, weights)`)
-is traced once. Everything else - a closure, a bound method, an nnx module, a pytree with a closure
-inside - is traced at each call, so that what it closes over is what it closes over now.
+is traced once. Any other function (a closure, a bound method, an nnx module, a pytree with a closure
+inside) is traced at each call, so that the current values of the variables it closes over are used.
 """
 
 import dataclasses
@@ -40,20 +40,20 @@ _READERS = {"__import__", "eval", "exec", "getattr", "globals", "vars"}
 
 
 def as_argument(logits_fn: LogitsFn, images: Any) -> Any:
-    """The classifier in a form that may be an argument of compiled code.
+    """Converts a classifier to a form that can be an argument of compiled code.
 
     Args:
       logits_fn: Images [B, H, W, C] -> logits [B, K], or a `Stochastic` classifier.
-      images: Floating [B, H, W, C], of which only shape and type matter: compiled code may show the
-        result images of this shape and type, and of no other.
+      images: floating point [B, H, W, C]; only shape and type matter. Compiled code may call the result
+        only with images of this shape and type.
 
     Returns:
-      A `Program`, whose arrays are its leaves; of a `Stochastic` classifier the same with its function
-      in that form.
+      A `Program`, whose arrays are its leaves. For a `Stochastic` classifier, a `Stochastic` whose
+      function is a `Program`.
 
     Raises:
-      TypeError: It cannot be called or traced, or does not return one array.
-      ValueError: Logits that are not [B, K] with K of at least 2; a module in training mode.
+      TypeError: The classifier cannot be called or traced, or does not return one array.
+      ValueError: The logits are not [B, K] with K at least 2, or a module is in training mode.
     """
     compilation.check_callable(logits_fn)
     if not isinstance(logits_fn, Stochastic):
@@ -76,18 +76,18 @@ def _program(function: Any, *examples: Any) -> Program:
 
 
 def logits_shape(logits_fn: LogitsFn, images: Any) -> tuple[int, ...]:
-    """The shape of a classifier's logits, without computing any.
+    """Finds the shape of a classifier's logits without computing them.
 
     Args:
       logits_fn: Images [B, H, W, C] -> logits [B, K].
-      images: Floating [B, H, W, C], of which only shape and type matter.
+      images: floating point [B, H, W, C]; only shape and type matter.
 
     Returns:
       (B, K).
 
     Raises:
-      TypeError: As `as_argument`, like ValueError.
-      ValueError: As `as_argument`.
+      TypeError: The classifier cannot be called or traced, or does not return one array.
+      ValueError: The logits are not [B, K] with K at least 2, or a module is in training mode.
     """
     function = as_argument(logits_fn, images)
     program: Any = function.function if isinstance(function, Stochastic) else function
@@ -95,17 +95,16 @@ def logits_shape(logits_fn: LogitsFn, images: Any) -> tuple[int, ...]:
 
 
 def call(body: Callable[..., Any], logits_fn: LogitsFn, *arguments: Any, **options: Any) -> Any:
-    """`body(logits_fn, *arguments, **options)`, compiled.
+    """Computes `body(logits_fn, *arguments, **options)` in compiled code.
 
     Args:
-      body: A pure function, the same one at every call. It may show the classifier any images.
-      logits_fn: Where it is not settled, body and classifier are traced as one at each call: what the
-        body differentiates or repeats is traced with it.
+      body: A pure function, the same one at every call. It may call the classifier with any images.
+      logits_fn: The classifier. If it is not settled, it is traced together with the body at each call.
       *arguments: Pytrees of arrays.
-      **options: Static: part of the compiled program.
+      **options: Static arguments, which are part of the compiled program.
 
     Returns:
-      What the body returns.
+      The result of the body.
     """
     if is_settled(logits_fn):
         return _compiled(body, tuple(sorted(options)))(logits_fn, *arguments, **options)
@@ -113,12 +112,12 @@ def call(body: Callable[..., Any], logits_fn: LogitsFn, *arguments: Any, **optio
 
 
 def is_settled(function: Any) -> bool:
-    """Whether compiled code sees all changes of a callable pytree, because its arrays are its leaves.
+    """Says whether compiled code sees all changes of a callable pytree, because its arrays are leaves.
 
-    It is not settled where a leaf is no array (an activation function, say), or where a function or
-    class of the user's in its static part reads something that could change: a closure, a default that
-    is an array, a number or an array of its module. Then it is traced at each call, as every closure
-    is. So are nnx modules of flax, which may change when they are called.
+    It is not settled if a leaf is not an array (for example an activation function), or if a function
+    or class of the user in its static part reads something that could change: a closure, a default
+    that is an array, or a number or an array of its module. It is then traced at each call, like every
+    closure. So are nnx modules of flax, which may change when they are called.
 
     Example:
       >>> def apply(weights, images):

@@ -1,7 +1,7 @@
-"""Whether a classifier's answer to an image depends on the images beside it in its batch.
+"""Checks whether a classifier's answer to an image depends on the other images of the batch.
 
-BatchNorm in training mode is the usual case: its statistics are those of the batch, so accuracy, and
-what an attack finds, are another for every batch size.
+The usual case is BatchNorm in training mode: its statistics are those of the batch, so accuracy and the
+results of attacks depend on the batch size.
 """
 
 import warnings
@@ -55,13 +55,13 @@ class Dependence(NamedTuple):
 
 
 def answer(logits_fn: Any, images: Array, places: Array, draw: Array | int = 0) -> Array:
-    """A classifier's logits as float32, of a `Stochastic` one the mean of one draw of its samples.
+    """Computes a classifier's logits as float32; those of a `Stochastic` are the mean of its samples.
 
     Args:
-      logits_fn: From `as_argument`.
+      logits_fn: The classifier, as `as_argument` returns it.
       images: float32 [B, H, W, C] in [0, 1].
-      places: int [B], of the images in their data set: what a draw depends on.
-      draw: Other numbers are other draws.
+      places: int [B], the indices of the images in their data set, on which the samples depend.
+      draw: The number of the draw; other numbers give other samples.
 
     Returns:
       float32 [B, K].
@@ -82,21 +82,21 @@ def dependence(
     first: np.ndarray | None = None,
     thorough: bool = False,
 ) -> Dependence | None:
-    """Looks for a dependence on the batch.
+    """Looks for a dependence of the classifier's answers on the batch.
 
-    Half of the images of a batch are replaced by noise, then the other half: those that stay must keep
-    their logits. A batch of one image gets a neighbour.
+    One half of the images of a batch is replaced by noise, then the other half. The images that stay
+    must keep their logits. A batch of one image gets a second image.
 
     Args:
-      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]; a `BatchDependent` one is
-        taken as it is.
+      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. A `BatchDependent` classifier
+        is not checked.
       images: float32 [B, H, W, C] in [0, 1], a batch.
-      first: float32 [B, K], the logits of this batch where they are known.
-      thorough: Whether a few images are shown by themselves too, in a batch of nothing but their
-        copies, and all images in another place.
+      first: float32 [B, K], the logits of this batch, if they are known.
+      thorough: Whether to evaluate also a few images in batches of copies of themselves, and all images
+        in another place of the batch.
 
     Returns:
-      What was found; None where nothing depends on the batch.
+      The dependence; None if the answers do not depend on the batch.
     """
     if isinstance(logits_fn, BatchDependent) or not len(images):
         return None
@@ -213,7 +213,7 @@ def check_once(logits_fn: LogitsFn, function: Any, images: np.ndarray) -> None:
 
 
 def unusual(values: np.ndarray) -> tuple[str, ...]:
-    """What is noticed about logits [N, K] before anything is made of them: sentences, mostly none."""
+    """Returns sentences about what is unusual in logits [N, K]; usually none."""
     rows = values[~np.isnan(values).any(axis=1)].astype(np.float64)
     if not len(rows):
         return ()

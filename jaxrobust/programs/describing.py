@@ -1,4 +1,4 @@
-"""A table of a network's layers, whatever it is written in."""
+"""A table of a network's layers, whatever framework it is written in."""
 
 import dataclasses
 import math
@@ -18,17 +18,17 @@ from jaxrobust.programs.tracing import trace
 
 @dataclasses.dataclass(frozen=True)
 class DescribedLayer:
-    """A row of the table: all operations of one name.
+    """A row of the table: all operations with one name.
 
     Attributes:
-      name: "blocks/0/conv", for example; "" for operations that no module, scope or weight names.
-      shape: The shape of its last result in the order of the program.
+      name: The name, such as "blocks/0/conv"; "" for operations without a module, scope or weight.
+      shape: The shape of the layer's last result in the order of the program.
       dtype: The type of that result.
-      num_parameters: How many numbers its arrays have: weights, and statistics and constants too. An
-        array that several layers use is counted in the first that uses it.
-      num_bytes: How many bytes these arrays take.
-      flops: Floating-point operations for all images together: a multiplication and an addition are
-        two.
+      num_parameters: The number of values in the layer's arrays: weights, statistics and constants. An
+        array that several layers use counts in the first of them.
+      num_bytes: The size of these arrays in bytes.
+      flops: The floating-point operations for all images together. A multiplication with an addition
+        counts as two.
     """
 
     name: str
@@ -41,11 +41,11 @@ class DescribedLayer:
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What a function consists of; `print` shows it as a table.
+    """The layers of a function; `print` shows them as a table.
 
     Attributes:
-      layers: In the order of their first operations.
-      unused: Paths of arrays that no layer uses.
+      layers: The layers in the order of their first operations.
+      unused: The paths of arrays that no layer uses.
     """
 
     layers: tuple[DescribedLayer, ...]
@@ -53,17 +53,17 @@ class Description:
 
     @property
     def num_parameters(self) -> int:
-        """Of all layers."""
+        """The number of parameters of all layers."""
         return sum(layer.num_parameters for layer in self.layers)
 
     @property
     def num_bytes(self) -> int:
-        """Of the weights of all layers."""
+        """The size of the arrays of all layers in bytes."""
         return sum(layer.num_bytes for layer in self.layers)
 
     @property
     def flops(self) -> int:
-        """Of all layers."""
+        """The floating-point operations of all layers."""
         return sum(layer.flops for layer in self.layers)
 
     def __str__(self) -> str:
@@ -94,24 +94,24 @@ class Description:
 
 
 def describe(function: Callable[[Any], Any], images: Any) -> Description:
-    """A table of the layers of any function: shapes, parameters, bytes and FLOPs.
+    """Describes the layers of any function by shapes, parameters, bytes and FLOPs.
 
     FLOPs are counted from the equations that jax traces; nothing is computed or measured. A convolution
-    or a matrix product counts two for each product that it adds up, those with zeros of the padding
-    too. A reduction counts one for each number that it reads. Any other arithmetic counts one for each
-    number of its result. Arithmetic on weights alone is not counted, and the body of a loop whose
-    length depends on its data is counted once.
+    or a matrix product counts two for each product that it adds up, including those with padding. A
+    reduction counts one for each number that it reads. Other arithmetic counts one for each number of
+    its result. Arithmetic on weights alone is not counted, and the body of a loop whose length depends
+    on its data is counted once.
 
     Args:
-      function: A function of one array, a classifier for example. Anything that attacks take will do.
+      function: A function of one array, such as any classifier that attacks accept.
       images: An array [B, H, W, C], or of any other shape that the function takes, or a
-        `jax.ShapeDtypeStruct`: its values do not matter.
+        `jax.ShapeDtypeStruct`; its values do not matter.
 
     Returns:
       Description.
 
     Raises:
-      TypeError: The function cannot be called or traced, or `images` is no array.
+      TypeError: The function cannot be called or traced, or `images` is not an array.
       ValueError: The function is a module in training mode.
 
     Example:
@@ -132,7 +132,7 @@ def describe(function: Callable[[Any], Any], images: Any) -> Description:
     if not hasattr(images, "shape"):
         raise TypeError(
             "`images` must be an array or a jax.ShapeDtypeStruct, got "
-            f"{type(images).__name__}; of a shape: `jax.ShapeDtypeStruct(shape, jnp.float32)`."
+            f"{type(images).__name__}: for a shape, pass `jax.ShapeDtypeStruct(shape, jnp.float32)`."
         )
     program = explained(trace, function, images)
     # Operations of one layer are one row, wherever in the program they are.

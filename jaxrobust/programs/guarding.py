@@ -1,4 +1,4 @@
-"""A net under the fast forms: a network that they compute otherwise is evaluated as it stands."""
+"""Checks the fast forms: a network for which they differ from plain evaluation does not use them."""
 
 import warnings
 from typing import Any
@@ -23,16 +23,16 @@ _LOOKED_AT = 4  # images
 def guard(logits_fn: LogitsFn, images: np.ndarray, traced: Any = None) -> str | None:
     """Compares the fast forms with plain evaluation on a batch, once for each network.
 
-    Where logits or input gradients differ by more than rounding, everything that is traced of this
-    network afterwards is evaluated as it stands, at whatever batch size.
+    If logits or input gradients differ by more than rounding, the network is evaluated plainly from
+    then on, at any batch size.
 
     Args:
       logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K].
-      images: float32 [B, H, W, C] in [0, 1], of which a few are looked at.
-      traced: The classifier from `as_argument`, for any batch size, where there is one.
+      images: float32 [B, H, W, C] in [0, 1], of which a few are used.
+      traced: The classifier for any batch size, as `as_argument` returns it, if it is known.
 
     Returns:
-      What differs, a sentence that is a warning too; None if all is well.
+      A sentence that says what differs, which is also a warning; None if nothing differs.
     """
     if not compilation.has_fast_forms():
         return None
@@ -99,7 +99,7 @@ def _both(program: Program, *arguments: Any) -> tuple[Any, Any]:
 
 
 def _distances(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """How far rows are apart, of the length of the expected ones."""
+    """The distances of rows, as shares of the lengths of the expected rows."""
     found, expected = (part.reshape(len(part), -1) for part in (found, expected))
     same = (found == expected) | (np.isnan(found) & np.isnan(expected))
     with np.errstate(invalid="ignore"):

@@ -89,32 +89,32 @@ _codes: "weakref.WeakValueDictionary[tuple, Code]" = weakref.WeakValueDictionary
 
 @jax.tree_util.register_pytree_node_class
 class Program:
-    """A function as it was when it was traced: a callable pytree, whose leaves are its arrays.
+    """A traced function: a callable pytree whose leaves are the arrays that the function closed over.
 
-    It takes arguments of the shapes and types that it was traced with, and no others.
+    It accepts only arguments of the shapes and types with which it was traced.
 
     Attributes:
-      code: What it has in common with equal programs.
-      arrays: What the function closed over.
+      code: The steps, which equal programs share.
+      arrays: The arrays that the function closed over.
     """
 
     def __init__(self, code: Code, arrays: Sequence[Any]) -> None:
         self.code, self.arrays = code, tuple(arrays)
 
     def tree_flatten(self) -> tuple[tuple, Code]:
-        """Arrays are leaves, the code is static."""
+        """Returns the arrays as leaves, and the code as the static part."""
         return self.arrays, self.code
 
     @classmethod
     def tree_unflatten(cls, code: Code, arrays: Sequence[Any]) -> "Program":
-        """The inverse."""
+        """Makes a program from its leaves and its static part."""
         return cls(code, arrays)
 
     def __call__(self, *arguments: Any) -> Any:
-        """What the function returns.
+        """Computes the result of the function.
 
         Raises:
-          TypeError: Arguments of other shapes or types than those it was traced with.
+          TypeError: The arguments have other shapes or types than those of the trace.
         """
         leaves = jax.tree.leaves(arguments)
         given = tuple((jnp.shape(leaf), _type(leaf)) for leaf in leaves)

@@ -1,4 +1,4 @@
-"""Which classifier this is: whether a long run still has the one that it began with."""
+"""Identifies classifiers, and notices if the weights of one change during a long run."""
 
 import hashlib
 import time
@@ -17,15 +17,15 @@ _SHARE = 0.02  # of a run's time, that looking whether weights have changed may 
 
 
 def fingerprint(logits_fn: LogitsFn, images: Any) -> dict[str, str]:
-    """What tells a classifier from others, in every process that has the same release of jax.
+    """Identifies a classifier by digests, which are the same in all processes with one release of jax.
 
     Args:
       logits_fn: Images [B, H, W, C] -> logits [B, K].
-      images: Floating [B, H, W, C], of which only shape and type matter.
+      images: floating point [B, H, W, C]; only shape and type matter.
 
     Returns:
-      {"program": of the equations, "weights": of all arrays}, 16 hexadecimal digits each. Callbacks
-      into Python are not told from each other.
+      {"program": the digest of the equations, "weights": the digest of all arrays}, with 16 hexadecimal
+      digits each. Different callbacks into Python give the same digest.
     """
     compilation.check_callable(logits_fn)
     program = _whole(logits_fn, images)
@@ -41,7 +41,7 @@ class Watch:
 
     Args:
       logits_fn: Images [B, H, W, C] -> logits [B, K].
-      images: Floating [B, H, W, C], of which only shape and type matter.
+      images: floating point [B, H, W, C]; only shape and type matter.
     """
 
     def __init__(self, logits_fn: LogitsFn, images: Any) -> None:
@@ -58,13 +58,14 @@ class Watch:
         return seen
 
     def check(self, *, always: bool = True) -> None:
-        """Compares the classifier with what it was.
+        """Raises if the classifier has changed since the watch began.
 
         Args:
-          always: False: only where the last look is long enough ago for looking to cost little.
+          always: Whether to compare in any case. If False, it compares only if the last comparison was
+            so long ago that another one costs little.
 
         Raises:
-          ValueError: Its equations or arrays are others.
+          ValueError: The classifier's equations or arrays have changed.
         """
         if not always and time.perf_counter() - self._last < self._took / _SHARE:
             return
@@ -73,8 +74,8 @@ class Watch:
         if not same:
             raise ValueError(
                 "`logits_fn` has changed while it was being evaluated: its weights or its equations "
-                "are others than at the start, so what was found before does not belong to what it is "
-                "now. Evaluate a copy (a pytree with its weights as leaves), or after training."
+                "are not those of the start, so earlier results do not belong to its present state. "
+                "Evaluate a copy (a pytree with its weights as leaves), or evaluate after training."
             )
 
 
