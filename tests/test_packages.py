@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 # They join other extras, or add to packages that are always there.
-JOINED = {"all", "cuda", "test"}
+JOINED = {"all", "cuda", "test", "docs"}
 
 
 @dataclass(frozen=True)
