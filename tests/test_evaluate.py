@@ -469,7 +469,7 @@ def test_moving_averages_are_what_a_run_is_evaluated_by(tmp_path, place):
         np.testing.assert_array_equal(mine, theirs)
     with pytest.raises(ValueError, match="'last' for a run without validation"):
         training.load_run(tmp_path, "best")
-    with pytest.raises(FileNotFoundError, match="holds no run"):
+    with pytest.raises(FileNotFoundError, match="must be the folder of a run"):
         training.load_run(tmp_path / "checkpoints")
 
 

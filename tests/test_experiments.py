@@ -314,7 +314,7 @@ def test_train_by_several_methods(tmp_path):
         (2, 0.03, 2),
     ]
     again = run("train", *options)
-    assert again.returncode == 0 and "Trained before" in again.stderr + again.stdout
+    assert again.returncode == 0 and "The run is already finished" in again.stderr + again.stdout
     assert json.loads((folder / "result.json").read_text())["blocks"] == result["blocks"]
     # What it saved is a model for experiments.evaluate.
     saved = folder / "models" / "simple_cnn-pgd.jrw"
@@ -440,7 +440,10 @@ def test_what_came_of_a_training_is_said(checked, overfitted, tmp_path):
         ),
         (["--models", "mlp", "vgg19", "--widths", 8], "`widths` must have 16 entries"),
         (["--suite", "strong"], "`suite` must be one of"),
-        (["--num-validation", 2000], "`num_validation` must be less than the 1437 training images"),
+        (
+            ["--num-validation", 2000],
+            "`num_validation` must be less than 1437, the number of training images",
+        ),
         (["--data", "cifar10_jpeg"], "needs `data_dir`"),
         (
             ["--attack-milestones", 5, "--attack-epsilons", "2/255"],

@@ -191,7 +191,7 @@ def test_an_objective_of_ones_own_and_compression_add_up():
 
     _, two = plain_step(state, method, objective=with_penalty)
     assert float(two["loss"] - one["loss"]) == pytest.approx(3.0, rel=1e-5)
-    with pytest.raises(ValueError, match=r"`recipe.compression` is None, and the state's"):
+    with pytest.raises(ValueError, match=r"`recipe.compression` is None, but the state's"):
         plain_step(state, None)
 
 
@@ -231,7 +231,7 @@ def test_statistics_are_the_means_over_batches_whatever_the_momentum():
     whole = images.mean((0, 1, 2))
     np.testing.assert_allclose(parts["batch_stats"]["BatchNorm_0"]["mean"], whole, atol=1e-5)
     assert (parts["batch_stats"]["BatchNorm_0"]["var"] < images.var((0, 1, 2))).all()
-    with pytest.raises(ValueError, match="`batch_size` must be at most the 24 images"):
+    with pytest.raises(ValueError, match="`batch_size` must be at most 24, the number of images"):
         reestimate_batch_stats(Norms(), variables, images)
     bare = {"params": variables["params"]}
     assert reestimate_batch_stats(Norms(), bare, images, batch_size=8) == bare
@@ -240,11 +240,11 @@ def test_statistics_are_the_means_over_batches_whatever_the_momentum():
 def test_mistakes_in_what_a_tie_is_made_of():
     for constraint in (pruning.Irregular, "irregular"):
         with pytest.raises(
-            TypeError, match=r"`constraint` must be a set such as pruning.Irregular\(\)"
+            TypeError, match=r"`constraint` must be a constraint such as pruning.Irregular\(\)"
         ):
             ADMM(constraint)
     for kept in ([0.5, 0.2], np.array([0.5, 0.2])):
         with pytest.raises(
-            TypeError, match="`kept` must be a number, or a tuple of one for each epoch"
+            TypeError, match="`kept` must be a number, or a tuple with a number for each epoch"
         ):
             ADMM(pruning.Irregular(), kept=kept)

@@ -42,11 +42,11 @@ def test_devices_and_processes_share_a_batch_and_change_nothing(
     for said, words in zip(
         zip(first, second, strict=True),
         (
-            ("called alike in all processes; they differ in recipe",) * 2,
+            ("called with the same arguments in all processes; they differ in recipe",) * 2,
             ("must be a folder that all processes see",) * 2,
             ("holds a run of other settings", "The first process refused `run_dir`"),
             ("Interrupted in epoch 2 after 0 of its steps",) * 2,
-            ("as a training ended, which is saved",) * 2,
+            ("as a training ended",) * 2,
             (str(ATTACKED.num_epochs),) * 2,
         ),
         strict=True,
@@ -55,14 +55,14 @@ def test_devices_and_processes_share_a_batch_and_change_nothing(
 
 
 def test_devices_that_are_not_there_are_refused():
-    with pytest.raises(ValueError, match="`num_devices` must be at most the 1 devices"):
+    with pytest.raises(ValueError, match="`num_devices` must be at most 1, the devices"):
         trained(CLEAN, num_devices=2)
 
 
 def test_several_processes_need_a_folder_and_stop_between_epochs(monkeypatch, tmp_path):
     """Whatever one of them is told: half a batch would wait for ever."""
     monkeypatch.setattr("jax.process_count", lambda: 2)
-    with pytest.raises(ValueError, match="`run_dir` is needed with several processes"):
+    with pytest.raises(ValueError, match="`run_dir` must not be None with several processes"):
         trained(CLEAN)
     stopped = interrupts.Interrupt()
     stopped.requested = True

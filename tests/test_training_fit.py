@@ -254,19 +254,35 @@ def test_refuses_checkpoints_of_unknown_origin(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"train": (TRAIN[0][:0], TRAIN[1][:0])}, ValueError, "`train` is empty"),
+        (
+            {"train": (TRAIN[0][:0], TRAIN[1][:0])},
+            ValueError,
+            "`train` must have at least one image",
+        ),
         ({"train": (TRAIN[0], TRAIN[1][:5])}, ValueError, "`train` labels must have shape"),
         ({"train": (TRAIN[0], TRAIN[1] + 1)}, ValueError, "`train labels` must lie in 0 .. 1"),
         ({"train": (TRAIN[0], TRAIN[1] / 1)}, TypeError, "must be integers"),
         ({"train": (TRAIN[0] * 1.0, TRAIN[1])}, ValueError, "must lie in"),
         ({"train": TRAIN[0]}, TypeError, "must be a pair"),
-        ({"validation": (VALIDATION[0][:, :1], VALIDATION[1])}, ValueError, "as in `train`"),
-        ({"recipe": Recipe(batch_size=21)}, ValueError, "at most the 20 training images"),
-        ({"recipe": Recipe(batch_size=2, schedule=Plateau())}, ValueError, "`validation` of"),
+        (
+            {"validation": (VALIDATION[0][:, :1], VALIDATION[1])},
+            ValueError,
+            "like those of `train`",
+        ),
+        (
+            {"recipe": Recipe(batch_size=21)},
+            ValueError,
+            "at most 20, the number of training images",
+        ),
+        (
+            {"recipe": Recipe(batch_size=2, schedule=Plateau())},
+            ValueError,
+            "`data.validation` must not be None",
+        ),
         (
             {"recipe": Recipe(batch_size=2, validation=Validation(early_stopping_patience=2))},
             ValueError,
-            "`validation` of",
+            "`data.validation` must not be None",
         ),
         ({"recipe": "adamw"}, TypeError, "`recipe` must be a training.Recipe.* got str"),
     ],
@@ -410,9 +426,9 @@ def test_an_edited_function_is_another_setting(tmp_path, edited):
 def test_says_where_it_goes_on(tmp_path, capsys):
     data = Data(TRAIN, mean=0.5, std=0.25)
     fit(Linear(), data, RECIPE, run_dir=tmp_path)
-    assert "Going on" not in capsys.readouterr().err
+    assert "Resuming" not in capsys.readouterr().err
     fit(Linear(), data, RECIPE, run_dir=tmp_path)
-    assert "Trained before: the result is that of" in capsys.readouterr().err
+    assert "The run is already finished: its result is read from" in capsys.readouterr().err
 
 
 def test_a_targeted_attack_cannot_train():

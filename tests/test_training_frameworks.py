@@ -206,12 +206,16 @@ def broken(**changes):
     [
         (broken(init=lambda *_: ()), TypeError, r"what `init` returns, must be .*got tuple"),
         (broken(init=lambda *_: {"w": jnp.ones(1)}), ValueError, r'must hold "params".*\(\'w\',\)'),
-        (broken(apply=lambda *_: jnp.ones((2, 2))), TypeError, r"must return \(logits, the state"),
+        (
+            broken(apply=lambda *_: jnp.ones((2, 2))),
+            TypeError,
+            r"must return \(logits, the new state",
+        ),
         (broken(apply=lambda v, x, *_: (x, {})), ValueError, r"`model` must return \[B, K\]"),
         (
             broken(apply=lambda v, x, *_: (x.mean((1, 2)) + jnp.ones(2), {})),
             ValueError,
-            r"that of the structure and shapes of variables\['batch_stats'\]",
+            r"with the structure and shapes of variables\['batch_stats'\]",
         ),
         ((1, 2), TypeError, r"a pair of functions \(init, apply\), got \(1, 2\)"),
         (Nnx, TypeError, "Nnx is a class: make one of it"),

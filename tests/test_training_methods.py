@@ -202,7 +202,7 @@ def test_free_training_moves_weights_and_perturbation_by_one_gradient():
         stepped(attack, before=plain_before)
     with pytest.raises(ValueError, match="the state has a memory of an adversary"):
         stepped(before=before)
-    with pytest.raises(ValueError, match="`image_shape` is needed"):
+    with pytest.raises(ValueError, match="give `image_shape`"):
         create_state(before.variables, Recipe(adversary=attack))
 
 
@@ -212,8 +212,12 @@ def test_free_training_moves_weights_and_perturbation_by_one_gradient():
         (AWP, {"gamma": -1.0}, "`gamma` must be a finite number above 0"),
         (AWP, {"warmup_epochs": -1}, "`warmup_epochs` must be at least 0"),
         (partial(Warmup, PGD()), {"warmup_epochs": -1}, "`warmup_epochs` must be at least 1"),
-        (partial(Warmup, DeepFool()), {"warmup_epochs": 1}, "with an epsilon, got DeepFool"),
-        (partial(scaled, DeepFool()), {"scale": 0.5}, "needs an attack with an epsilon, got Deep"),
+        (
+            partial(Warmup, DeepFool()),
+            {"warmup_epochs": 1},
+            "with an epsilon, which it increases, got DeepFool",
+        ),
+        (partial(scaled, DeepFool()), {"scale": 0.5}, "needs an attack with an epsilon"),
         (partial(Recipe, 2), {"adversary": Warmup(PGD(), 3)}, "of Warmup must be at most .* = 2"),
         (partial(Recipe, 2), {"adversary": AWP(PGD(), 0.1, 3)}, "of AWP must be at most .* = 2"),
     ],
@@ -229,7 +233,7 @@ def test_what_is_no_adversary():
             Recipe(adversary=none)
     with pytest.raises(TypeError, match="Attack is not an attack: it lacks norm, .*, init, ask,"):
         Recipe(adversary=Attack())
-    with pytest.raises(TypeError, match="`adversary` must be what makes the images"):
+    with pytest.raises(TypeError, match="`adversary` must be an adversary that makes the images"):
         AWP(AWP(PGD()))
 
 
@@ -285,7 +289,7 @@ def test_what_only_trains_does_not_measure():
     with pytest.raises(TypeError, match="`validation.attack` must be an attack.*got FreeReplays"):
         Validation(attack=FreeReplays(0.05))
     classifier = partial(jnp.dot, b=WEIGHTS)
-    with pytest.raises(ValueError, match="KLAscent compares with the answers to the clean images"):
+    with pytest.raises(ValueError, match="KLAscent needs the logits of the clean image"):
         evaluation.attack_dataset(
             KLAscent(0.05, 0.02, 2),
             lambda x: classifier(x.reshape(len(x), -1)),
@@ -400,10 +404,10 @@ def test_a_schedule_that_cannot_be_is_refused():
             AttackSchedule(((1, none),))
     with pytest.raises(ValueError, match=r"`stages\[0\]\[0\]` must be at least 1"):
         AttackSchedule(((0, attack),))
-    with pytest.raises(ValueError, match=r"got an AttackSchedule: take `recipe.at\(epoch\)`"):
+    with pytest.raises(ValueError, match=r"got an AttackSchedule: use `recipe.at\(epoch\)`"):
         stepped(AttackSchedule(((1, attack),)))
     late = AttackSchedule(((1, attack), (RECIPE.num_epochs + 1, attack)))
-    with pytest.raises(ValueError, match="has a stage from epoch .* beyond `num_epochs`"):
+    with pytest.raises(ValueError, match="has a stage that starts at epoch .* after `num_epochs`"):
         replace(RECIPE, adversary=late)
     aimed = PGD(0.05, 0.02, targeted=True)
     with pytest.raises(ValueError, match="must be untargeted"):

@@ -357,10 +357,10 @@ class Grows(nnx.Module):
 @pytest.mark.parametrize(
     ("model", "arguments", "words"),
     [
-        (Bare(), {}, "is an nnx.Param, and nothing else"),
+        (Bare(), {}, "every nnx.Param is trained and nothing else"),
         (Square(), {}, r"`model` must return \[B, K\]"),
         (Grows(), {}, r"variables\['batch_stats'\], {'seen': \(1, 16\)}, got {'seen': \(2, 16\)}"),
-        (Skip(), {"variables": {"kernel": jnp.ones(1)}}, 'must hold "params" and perhaps'),
+        (Skip(), {"variables": {"kernel": jnp.ones(1)}}, 'must hold "params" and may hold'),
         (Skip(), {"variables": Skip(width=5)}, r"params/block/bias was \[6\], is now \[5\]"),
         (Skip(), {"variables": nnx.state(Skip(), nnx.Param)}, "batch_stats/norm_0/mean was"),
         (

@@ -340,7 +340,7 @@ def test_what_is_no_function_of_a_rate_is_refused():
     for wrong in (optax.adam(1e-3), SGD, "sgd", None):
         with pytest.raises(TypeError, match=words):
             Recipe(optimizer=wrong)
-    with pytest.raises(ValueError, match="must take its learning rate anew in every step"):
+    with pytest.raises(ValueError, match="must take a new learning rate in every step"):
         Recipe(optimizer=optax.inject_hyperparams(optax.sgd))
     for wrong in (0.1, Constant, "cosine", None):
         with pytest.raises(TypeError, match="`schedule` must be a schedule such as Constant"):
@@ -469,7 +469,7 @@ def test_what_cannot_be_compiled_is_refused_by_name():
     with pytest.raises(TypeError, match="`objective` must be hashable, such as a frozen dataclass"):
         run(objective=Changeable())
     unregistered = type("Unregistered", (Moved,), {"by": lambda self: 0.1})()
-    with pytest.raises(TypeError, match="`adversary` must be a value that is registered"):
+    with pytest.raises(TypeError, match="`adversary` must be registered"):
         Recipe(adversary=unregistered)
     with pytest.raises(TypeError, match="`optimizer` must return an optax transformation, got 3"):
         Recipe(optimizer=lambda rate: 3)
@@ -510,13 +510,13 @@ def test_mistakes_that_would_train_something_else_are_refused():
         run(dataclasses.replace(DATA, mean=125.0, std=60.0))
     with pytest.raises(TypeError, match="positional argument"):
         SGD(0.1)  # optax' first argument is the rate, here it would be the momentum
-    with pytest.raises(TypeError, match="`adversary` must be what makes the images"):
+    with pytest.raises(TypeError, match="`adversary` must be an adversary that makes the images"):
         AWP(0.005)
     with pytest.raises(TypeError, match="`model` must be a linen module"):
         fit(lambda images: images, DATA, RECIPE)
     with pytest.raises(TypeError, match=r"such as Data\(train=\(images, labels\)"):
         fit(NET, DATA.train, RECIPE)
-    with pytest.raises(TypeError, match="got tuple: images for validation are the data's"):
+    with pytest.raises(TypeError, match="got tuple: the validation images belong in `Data`"):
         Recipe(validation=DATA.validation)
 
 

@@ -44,10 +44,10 @@ def test_sequences_of_the_source_change_one_thing_at_a_time(num_epochs):
 
 def test_sequences_that_cannot_be_are_refused():
     with pytest.raises(
-        ValueError, match="must have a value for each epoch, got epsilon 1, steps 2"
+        ValueError, match="must have equal lengths, one value per epoch, got epsilon 1, steps 2"
     ):
         check_sequences([0.1], [1, 2], [1.0, 0.5])
-    with pytest.raises(ValueError, match="leaves no epoch in which the budget alone may fall"):
+    with pytest.raises(ValueError, match="leaves no epoch in which only the budget falls"):
         source_sequences(3, PGD(0.03, 0.01, num_steps=3), 0.1, num_radii=1)
     with pytest.raises(ValueError, match=r"`settle` must be in \[0, 1\), got 1"):
         source_sequences(12, PGD(0.03, 0.01, num_steps=3), 0.1, settle=1.0)

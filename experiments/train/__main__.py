@@ -1,29 +1,30 @@
-"""Trains networks, clean or adversarially, and attacks what comes out.
+"""Trains networks, on clean images or adversarially, and attacks the trained networks.
 
     python -m experiments.train --models resnet18 --methods pgd --data cifar10_jpeg --data-dir DATA
     python -m experiments.train --models simple_cnn --methods standard pgd trades n_fgsm --data digits
 
 Every network of --models is trained with every method of --methods, and attacked with --suite on
---num-images test images; one table has them all. Methods:
+--num-images test images. One table has all results. The methods are:
 
     standard   clean images
-    pgd        the last point of PGD (https://arxiv.org/abs/1706.06083)
-    trades     clean images, and little change around them (https://arxiv.org/abs/1901.08573)
-    mart       as pgd, where wrong answers weigh more (https://openreview.net/forum?id=rklOg6EFwS)
+    pgd        the last points of PGD (https://arxiv.org/abs/1706.06083)
+    trades     clean images, and stable predictions around them (https://arxiv.org/abs/1901.08573)
+    mart       like pgd, with a larger weight of wrong predictions
+               (https://openreview.net/forum?id=rklOg6EFwS)
     fgsm_rs    one step of 1.25 epsilon from a random point (https://arxiv.org/abs/2001.03994)
     n_fgsm     one step from wide noise (https://arxiv.org/abs/2202.01181)
-    free       each batch --train-steps times, while the perturbation goes on; epochs, warm-ups and
-               milestones are as many times fewer (https://arxiv.org/abs/1904.12843)
+    free       --train-steps steps on each batch, each of which also updates the perturbation; epochs,
+               warm-ups and milestones are divided by that number (https://arxiv.org/abs/1904.12843)
 
-The values of a recipe (`jaxrobust.training.Recipe`) are there as --training.*. The attack of pgd,
+The options --training.* are the values of a recipe (`jaxrobust.training.Recipe`). The attack of pgd,
 trades and mart may grow in stages: --attack-milestones 10 20 --attack-epsilons 2/255 4/255 8/255
---attack-steps 2 4 10. --num-validation training images are held out; the weights of the epoch that
-does best on them, under PGD where the training is adversarial, are attacked in the end: the last
-weights of a long adversarial training are not the best. The test images decide nothing.
+--attack-steps 2 4 10. --num-validation training images are held out. The weights of the best epoch on
+them (under PGD if the training is adversarial) are attacked in the end, because the last weights of a
+long adversarial training are not the best. The test images decide nothing.
 
-Expected time: the network's arithmetic decides; simple_cnn on 50,000 images of 32x32 takes about half a
-minute for an epoch on 2 cores, and the first line of each epoch says what yours takes. --quick (digits,
-2 epochs) takes under a minute. A run that was killed goes on with the same command.
+Expected time: it depends on the arithmetic of the network. simple_cnn on 50,000 images of 32x32 takes
+about half a minute per epoch on 2 cores, and the first line of each epoch says what yours takes.
+--quick (digits, 2 epochs) takes under a minute. If a run is killed, the same command resumes it.
 
 Expected numbers: README.md.
 """
@@ -48,19 +49,19 @@ _PHOTOGRAPHS = Augmentation(flip=0.5, translate=0.125)
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A network and the method that it is trained by."""
+    """A network and the method by which it is trained."""
 
     network: str
     method: str
 
     @property
     def name(self) -> str:
-        """In tables and in names of stages, by which finished runs are read again."""
+        """The name in tables and of stages, by which finished runs are read again."""
         return f"{self.network}, {self.method}"
 
     @property
     def stem(self) -> str:
-        """In names of files and folders."""
+        """The name in files and folders."""
         return f"{self.network}-{self.method}"
 
 
@@ -111,12 +112,12 @@ def main(settings: Settings) -> Path:
 
 
 def _split(settings: Settings, dataset: data.Dataset) -> tuple[Any, Any]:
-    """(images, labels) to train on, and those held out: chosen by the seed alone."""
+    """Returns (images, labels) for training, and those held out, which the seed alone chooses."""
     order = np.random.default_rng(settings.seed).permutation(len(dataset.train))
     order = order[: settings.num_train]
     if settings.num_validation >= len(order):
         raise ValueError(
-            f"`num_validation` must be less than the {len(order)} training images, got "
+            f"`num_validation` must be less than {len(order)}, the number of training images, got "
             f"{settings.num_validation}."
         )
     held_out, kept = (np.sort(rows) for rows in np.split(order, [settings.num_validation]))
@@ -136,7 +137,7 @@ def _trained(
     variant: Variant,
     made: training.Recipe,
 ) -> tuple[models.Classifier, dict[str, Any]]:
-    """A network, which is saved, and the record of its training and of what it has right."""
+    """Trains and saves a network; returns it, and the record of its training and its accuracy."""
     network = _network(run.settings, variant.network, dataset)
     fitted = run.fit(
         f"train {variant.name}",
@@ -172,7 +173,7 @@ def _trained(
 
 
 def _attacked(attacked: suite_run.SuiteRun, variant: Variant) -> dict[str, Any]:
-    """The record of the suite, with that of the sanity checks."""
+    """Returns the record of the suite, with that of the sanity checks."""
     found = attacked.record(f"attack {variant.name}")
     records.add_suite(attacked.run.facts, found, variant)
     if attacked.run.settings.diagnostics:

@@ -11,34 +11,34 @@ Method = Literal["standard", "pgd", "trades", "mart", "fgsm_rs", "n_fgsm", "free
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Settings of training; `jaxrobust.training.Recipe` and its values say more about each.
+    """The settings of training; see `jaxrobust.training.Recipe` and its values.
 
     Attributes:
-      num_epochs: Passes over the training set.
-      batch_size: Images in a step.
+      num_epochs: The number of passes over the training set.
+      batch_size: The number of images in a step.
       optimizer: adamw, adam or sgd.
       learning_rate: The learning rate at the first step, or at the end of the warm-up.
-      weight_decay: Strength of the weight decay, 0 or more.
-      decayed_weights: What decays: all parameters, or the kernels only.
-      momentum: Momentum of sgd.
+      weight_decay: The coefficient of the weight decay, 0 or more.
+      decayed_weights: The parameters that decay: all, or only the kernels.
+      momentum: The momentum of sgd.
       nesterov: Whether sgd has Nesterov's momentum.
-      gradient_clip: The largest global l2 norm that a gradient may have; None: any.
+      gradient_clip: The largest global l2 norm of a gradient; None: no clipping.
       schedule: constant, cosine (to 0), step (falls at milestones) or plateau (when `monitor` stalls).
-      warmup_epochs: The learning rate grows linearly over so many epochs first.
-      milestones: Epochs after which step lowers the learning rate.
-      factor: What lowering multiplies the learning rate by; None: 0.1 in step, 0.5 in plateau.
-      patience: Epochs without improvement that plateau bears before it lowers the learning rate.
-      label_smoothing: Probability spread evenly over all classes; mart has none.
-      natural_weight: Share of the clean images in the loss of pgd, fgsm_rs and n_fgsm.
-      beta: Weight of the divergence in trades and mart; None: 6 in trades, 5 in mart.
-      attack_warmup_epochs: The attack's epsilon and step size grow linearly over so many epochs.
-      awp_gamma: Size of the adversarial weight perturbation; 0: none.
-      awp_warmup_epochs: Epochs before weights are perturbed.
-      ema_decay: Decay of the moving average of weights that is validated and kept; None: no average.
+      warmup_epochs: The number of epochs in which the learning rate grows linearly at the start.
+      milestones: The epochs after which step lowers the learning rate.
+      factor: The factor by which the learning rate falls; None: 0.1 in step, 0.5 in plateau.
+      patience: How many epochs in a row may bring no improvement before plateau lowers the rate.
+      label_smoothing: The probability spread evenly over all classes; mart has none.
+      natural_weight: The weight of the clean images in the loss of pgd, fgsm_rs and n_fgsm.
+      beta: The weight of the divergence in trades and mart; None: 6 in trades, 5 in mart.
+      attack_warmup_epochs: The number of epochs in which epsilon and step size grow linearly.
+      awp_gamma: The relative size of the adversarial weight perturbation; 0: none.
+      awp_warmup_epochs: The number of epochs before weights are perturbed.
+      ema_decay: The decay of the moving average of the weights, which is validated; None: no average.
       precision: float32, or bfloat16 for the passes of training and of its attack.
       monitor: The figure that decides about the best epoch, the plateau and early stopping.
-      early_stopping_patience: Stop after so many epochs without a new best; None: never.
-      seed: Seed of everything random.
+      early_stopping_patience: Stop after this number of epochs without a new best; None: never.
+      seed: The seed of everything random.
     """
 
     num_epochs: int = 30
@@ -73,29 +73,29 @@ class Settings:
     """Settings.
 
     Attributes:
-      models: Names of networks (`jaxrobust.models.MODELS`).
-      methods: The methods that each network is trained by.
+      models: The names of the networks (`jaxrobust.models.MODELS`).
+      methods: The methods by which each network is trained.
       data: digits, sports10, cifar10, cifar100, cifar10_jpeg, or a folder of images.
-      data_dir: Folder of a named data set.
-      download: Fetch cifar10 or cifar100 into data_dir if it is not there (170 MB).
-      widths: Widths of the network's layers, where they are not the published ones.
+      data_dir: The folder of a named data set.
+      download: Download cifar10 or cifar100 to data_dir if it is missing (170 MB).
+      widths: The widths of the layers, if they are not the published ones.
       training: All other settings of training.
-      epsilon: Radius in pixel units, of the attacks and of training, as in 0.03 or 8/255.
-      norm: Norm of the ball; trades has no l1, and fgsm_rs, n_fgsm and free have linf alone.
-      train_steps: Steps of the attack that trains in pgd, trades and mart; replays in free.
-      attack_milestones: Epochs after which the attack of pgd, trades and mart enters its next stage.
-      attack_epsilons: The radii of its stages, one more than milestones; none: always `epsilon`.
-      attack_steps: The steps of its stages, one more than milestones; none: always `train_steps`.
-      num_train: How many training images; None: all.
-      num_validation: How many of them choose the best epoch instead of being trained on.
-      weights: Which weights are attacked: those after the best epoch or after the last.
-      suite: standard, plus or rand (AutoAttack), one attack in small letters, or none.
-      num_images: Test images that the suite attacks; the clean accuracy is of all of them.
+      epsilon: The radius of the attacks and of the training in pixel units, such as 0.03 or 8/255.
+      norm: The norm of the ball; trades has no l1, and fgsm_rs, n_fgsm and free have only linf.
+      train_steps: The steps of the training attack in pgd, trades and mart; the replays in free.
+      attack_milestones: The epochs after which the attack of pgd, trades and mart changes its stage.
+      attack_epsilons: The radii of the stages, one more than milestones; none: always `epsilon`.
+      attack_steps: The steps of the stages, one more than milestones; none: always `train_steps`.
+      num_train: The number of training images; None: all.
+      num_validation: The number of these that are held out to choose the best epoch.
+      weights: The weights that are attacked: those after the best epoch or after the last.
+      suite: standard, plus or rand (AutoAttack), one attack in lower case, or none.
+      num_images: The number of attacked test images; the clean accuracy is of all test images.
       diagnostics: Whether to make the sanity checks.
-      num_devices: How many devices share each batch.
-      run: Name of the run; results go to <results_dir>/train/<run>.
-      results_dir: Folder of all results.
-      quick: Few images, epochs and steps, where no others are given, to see that everything runs.
+      num_devices: The number of devices that share each batch.
+      run: The name of the run; results go to <results_dir>/train/<run>.
+      results_dir: The folder of all results.
+      quick: Few images, epochs and steps, unless others are given, to see that everything runs.
     """
 
     models: tuple[str, ...] = ("simple_cnn",)

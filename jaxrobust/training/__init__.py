@@ -1,4 +1,4 @@
-"""Training of image classifiers, clean or adversarial, that survives being killed."""
+"""Clean and adversarial training of image classifiers, which resumes after an interruption."""
 
 from jaxrobust.training.compression.admm import ADMM
 from jaxrobust.training.compression.budget_schedules import check_sequences, source_sequences

@@ -1,1 +1,1 @@
-"""Methods that compress a network while it is trained."""
+"""Methods that compress a network during training."""

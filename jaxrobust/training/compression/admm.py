@@ -1,4 +1,4 @@
-"""ADMM: weights tied to a copy of them that lies in a set of compressed networks."""
+"""ADMM: training with weights that are pulled towards a compressed copy of themselves."""
 
 import dataclasses
 from typing import ClassVar, NamedTuple
@@ -11,7 +11,7 @@ from jaxrobust.types import Array, Masks, PyTree
 
 
 class ADMMMemory(NamedTuple):
-    """Of `ADMM`: the kernels' copies and duals, in the order of `pruning.kernel_paths`."""
+    """The memory of `ADMM`: copies and duals of the kernels, in the order of `pruning.kernel_paths`."""
 
     multipliers: admm.Multipliers
     figures: dict[str, Array]
@@ -19,27 +19,30 @@ class ADMMMemory(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ADMM:
-    """Weights tied to a copy of them that lies in a set of compressed networks.
+    """The alternating direction method of multipliers (ADMM) for training compressed networks.
 
-    The penalty <u, theta - theta'> + rho / 2 ||theta - theta'||^2 is part of the loss in every
-    step; u and theta' are updated after each epoch, or every so many steps. In the log: `residual`,
-    the length of theta - theta' relative to theta's before the update; `dual_norm`, the length of
-    u; `rho`.
+    The weights theta are pulled towards a copy theta' that satisfies the constraint: the penalty
+    <u, theta - theta'> + rho / 2 ||theta - theta'||^2 is part of the loss in every step. The dual u and
+    theta' are updated after each epoch, or after a fixed number of steps. The log has `residual`, the
+    l2 norm of theta - theta' before the update relative to that of theta; `dual_norm`, the l2 norm of
+    u; and `rho`.
 
     Attributes:
-      constraint: The set.
-      kept: As `Compression`; a budget that falls from epoch to epoch ties the weights ever closer.
+      constraint: The set of compressed networks, such as `pruning.Irregular()`.
+      kept: The fraction of the weights that stay, in (0, 1], or a tuple with one fraction per
+        epoch; see `Compression`. A budget that falls tightens the constraint gradually.
       rho: The penalty parameter at the start, above 0.
-      rho_growth: What every update multiplies rho by, at least 1; Ye et al.: 1.3.
-      largest_rho: It grows no further; None: without end.
+      rho_growth: The factor by which each update multiplies rho, at least 1; 1.3 in Ye et al.
+      largest_rho: The largest rho, at least `rho`; None: no limit.
       rescale: Whether the scaled dual is rescaled when rho grows (`pruning.admm.updated`).
-      every: Steps between updates; None: one after each epoch. The source's algorithm has 1.
-      exclude: Path prefixes of kernels that stay whole and are not tied. None: what is called
-        "stem" and "head"; where nothing is, `fit` takes the first and the last kernel of the program.
-      guard: As `Compression`.
+      every: The number of steps between updates, 1 in the thesis; None: one update after each epoch.
+      exclude: Path prefixes of kernels that are not compressed. None: kernels called "stem" and "head";
+        if there are none, `fit` excludes the first and the last kernel that the network uses.
+      guard: Whether `fit` refuses an attack that changes in the same epoch as `kept`; see
+        `Compression`.
 
     Raises:
-      TypeError, ValueError: A setting of the wrong type or out of range.
+      TypeError, ValueError: A setting has the wrong type or is out of range.
 
     References:
       Zhang et al., "A Systematic DNN Weight Pruning Framework using Alternating Direction Method of
@@ -65,7 +68,8 @@ class ADMM:
     def __post_init__(self) -> None:
         if isinstance(self.constraint, type) or not hasattr(self.constraint, "masks"):
             raise TypeError(
-                f"`constraint` must be a set such as pruning.Irregular(), got {self.constraint!r}."
+                "`constraint` must be a constraint such as pruning.Irregular(), got "
+                f"{self.constraint!r}."
             )
         check_settings(self.kept, self.every, self.exclude)
         checks.number("rho", self.rho, above=0.0)
@@ -74,19 +78,19 @@ class ADMM:
             checks.number("largest_rho", self.largest_rho, minimum=self.rho)
 
     def start(self, key: Array, params: PyTree, kept: Array | float) -> tuple[PyTree, ADMMMemory]:
-        """The parameters as they are; theta' is their projection."""
+        """Returns the parameters unchanged, and a memory in which theta' is their projection."""
         del key
         weights = tuple(compressed_kernels(params, self.exclude).values())
         multipliers = admm.started(weights, self._projection(params, kept), self.rho)
         return params, ADMMMemory(multipliers, self._figures(weights, multipliers, multipliers))
 
     def effective(self, params: PyTree, memory: ADMMMemory) -> PyTree:
-        """The parameters as they are."""
+        """Returns the parameters unchanged."""
         del memory
         return params
 
     def penalty(self, params: PyTree, memory: ADMMMemory) -> Array:
-        """The augmented Lagrangian's terms."""
+        """Returns the terms that the augmented Lagrangian adds to the loss."""
         weights = tuple(compressed_kernels(params, self.exclude).values())
         return admm.penalty(weights, memory.multipliers)
 
@@ -98,7 +102,7 @@ class ADMM:
         kept: Array,
         progress: Array,
     ) -> tuple[PyTree, ADMMMemory]:
-        """u, then theta' by the new budget; the parameters stay."""
+        """Updates u, then theta' with the new budget; the parameters do not change."""
         del gradients, progress
         weights = tuple(compressed_kernels(params, self.exclude).values())
         after = admm.updated(
@@ -114,7 +118,7 @@ class ADMM:
     def finish(
         self, params: PyTree, memory: ADMMMemory, kept: Array | float
     ) -> tuple[PyTree, Masks]:
-        """Theta itself, projected; without the dual."""
+        """Returns the projection of theta itself, without the dual, and its masks."""
         del memory
         masks = self.constraint.masks(params, kept, exclude=prefixes(params, self.exclude))
         return apply_masks(params, masks), masks

@@ -1,4 +1,4 @@
-"""What a robust and compressing training changes from epoch to epoch, one thing at a time.
+"""Schedules of the attack and the budget of a compressing training, which change one at a time.
 
 References:
   Marshall, "Robust Convolutional Neural Networks with Resource Constraints", master thesis, Université
@@ -24,34 +24,36 @@ RELATIVE_STEP = 2.5  # of several, in epsilons over their number
 
 
 def check_sequences(epsilons: Sequence[Any], steps: Sequence[int], kept: Sequence[float]) -> None:
-    """Raises if more than one of radius, attack steps and weights changes in the same epoch.
+    """Raises if more than one of radius, attack steps and budget changes in the same epoch.
 
-    Each of these changes moves the figures by itself; two at once cannot be told apart.
+    Each of these changes moves the figures by itself; the effects of two at once cannot be told apart.
 
     Args:
-      epsilons: The attack's radius in every epoch.
-      steps: Its number of steps in every epoch.
-      kept: The fraction of the weights that stay, in every epoch.
+      epsilons: The radius of the attack in each epoch.
+      steps: The number of attack steps in each epoch.
+      kept: The fraction of the weights that stay in each epoch, in (0, 1].
 
     Raises:
-      ValueError: Sequences of different lengths, or two of them change in the same epoch.
+      ValueError: The sequences have different lengths, or two of them change in the same epoch.
 
     Example:
       >>> check_sequences([0.1, 0.2, 0.2], [3, 3, 5], [1.0, 1.0, 1.0])
       >>> check_sequences([0.1, 0.2], [3, 3], [1.0, 0.5])
       Traceback (most recent call last):
       ...
-      ValueError: Only one of epsilon, steps, kept may change in an epoch; in epoch 2 do epsilon, kept.
+      ValueError: Only one of epsilon, steps, kept may change per epoch; epoch 2 changes epsilon, kept.
     """
     sequences = {"epsilon": epsilons, "steps": steps, "kept": kept}
     if len({len(values) for values in sequences.values()}) > 1:
         lengths = ", ".join(f"{name} {len(values)}" for name, values in sequences.items())
-        raise ValueError(f"The sequences must have a value for each epoch, got {lengths}.")
+        raise ValueError(
+            f"The sequences must have equal lengths, one value per epoch, got {lengths}."
+        )
     for epoch in range(1, len(kept)):
         changed = [name for name, values in sequences.items() if values[epoch] != values[epoch - 1]]
         if len(changed) > 1:
             raise ValueError(
-                f"Only one of {', '.join(sequences)} may change in an epoch; in epoch {epoch + 1} do "
+                f"Only one of {', '.join(sequences)} may change per epoch; epoch {epoch + 1} changes "
                 f"{', '.join(changed)}."
             )
 
@@ -66,34 +68,34 @@ def source_sequences(
     settle: float = 0.2,
     separate: bool = True,
 ) -> tuple[AttackSchedule, tuple[float, ...]]:
-    """The sequences of the source's algorithm: radius, attack steps, and weights that stay.
+    """Makes the schedules of Marshall's algorithm: of the attack, and of the weights that stay.
 
-    The radius rises in `num_radii` equal steps, one every T / num_radii epochs. Within each of
-    these parts the number of steps rises from `first_steps` to the attack's own. The budget falls
-    cubically from 1 and rests at `kept` for the last epochs. So that no two of them change in the
-    same epoch, within each part the first epoch has the new radius, the second the number of steps
-    reset, and then budget and steps take turns. The source resets the steps along with the radius
-    and raises them in every epoch, in which the budget cannot but fall too: `separate=False`.
+    The radius rises in `num_radii` equal steps, one every T / num_radii epochs. Within each of these
+    parts the number of attack steps rises from `first_steps` to that of `attack`. The budget falls
+    cubically from 1, and stays at `kept` for the last epochs. By default only one of the three changes
+    in an epoch: in each part the first epoch has the new radius, the second resets the number of steps,
+    and then budget and steps take turns. With `separate=False`, as in the thesis, the steps are reset
+    together with the radius and rise in every epoch, while the budget falls too.
 
-    A step of the attack is 2.5 epsilon over their number, but no longer than 1.25 epsilon, that of
+    The step size is 2.5 epsilon divided by the number of steps, but at most 1.25 epsilon, the step of
     FGSM-RS.
 
     Args:
-      num_epochs: T, at least three for each radius and enough for the budget to fall in.
-      attack: The last and strongest, with `epsilon`, `step_size` and `num_steps`.
-      kept: The last budget, in (0, 1].
-      num_radii: At least 1.
-      first_steps: At least 1, at most the attack's.
-      settle: The share of the epochs, at the end, in which the budget rests, in [0, 1).
-      separate: Whether only one of them changes in an epoch.
+      num_epochs: The number of epochs T, at least 3 * num_radii, and enough for the budget to fall.
+      attack: The attack of the last epoch, with `epsilon`, `step_size` and `num_steps`.
+      kept: The fraction of the weights that stay at the end, in (0, 1].
+      num_radii: The number of radii, at least 1.
+      first_steps: The smallest number of attack steps, from 1 to that of `attack`.
+      settle: The share of the epochs, at the end, in which the budget no longer changes, in [0, 1).
+      separate: Whether only one of radius, steps and budget changes in an epoch.
 
     Returns:
-      (The attacks; the budget of each epoch, for the field `kept` of a compression.) Every other number
-      of attack steps is another compiled program.
+      (the schedule of attacks; a tuple with the budget of each epoch, for the field `kept` of a
+      compression). Each number of attack steps compiles another program.
 
     Raises:
-      TypeError: An argument of the wrong type.
-      ValueError: An argument out of range, or too few epochs.
+      TypeError: An argument has the wrong type.
+      ValueError: An argument is out of range, or there are too few epochs.
 
     Example:
       >>> from jaxrobust.attacks import PGD
@@ -137,7 +139,7 @@ def source_sequences(
             steps.append(steps[-1] if held else raised)
     if not falls and kept < 1:
         raise ValueError(
-            f"`num_epochs` = {num_epochs} leaves no epoch in which the budget alone may fall."
+            f"`num_epochs` = {num_epochs} leaves no epoch in which only the budget falls: give more."
         )
     sparsities = cubic_schedule(1 - kept, len(falls)) if falls else ()
     budgets = []

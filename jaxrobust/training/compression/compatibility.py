@@ -1,4 +1,4 @@
-"""Whether a method can be trained by a recipe."""
+"""Checks that a compression method fits the other settings of its recipe."""
 
 import warnings
 
@@ -12,17 +12,18 @@ from jaxrobust.types import Array, PyTree, as_key
 
 
 def check_compression(recipe: Recipe, params: PyTree) -> None:
-    """Raises unless the method of a recipe can be trained by its other values.
+    """Raises unless the compression of a recipe fits its other settings.
+
+    It warns if the method excludes the stem and the head by default and the network has no kernels
+    that are called so.
 
     Args:
-      recipe: With a compression.
-      params: Of the network, arrays or their shapes.
-
-    A network without kernels called stem, or head, is warned about where a method would spare these.
+      recipe: A recipe with a compression.
+      params: The parameters of the network, as arrays or shapes.
 
     Raises:
-      ValueError: More budgets than epochs; a budget out of the constraint's reach; one that changes in
-        an epoch in which the attack does.
+      ValueError: There are more budgets than epochs, or the constraint cannot reach a budget, or a
+        budget changes in the same epoch as the attack.
     """
     compression, epochs = recipe.compression, range(recipe.num_epochs)
     assert compression is not None
@@ -30,15 +31,15 @@ def check_compression(recipe: Recipe, params: PyTree) -> None:
     if getattr(compression, "exclude", ()) is None and len(spared) < 2:
         missing = [name.strip("/") for name in STEM_AND_CLASSIFIER if name not in spared]
         warnings.warn(
-            f"No kernel of the network is called {' or '.join(missing)}, so its layers are compressed "
-            "like the others: name what shall stay whole in `exclude`, or give exclude=() if that is "
-            "meant.",
+            f"No kernel of the network is called {' or '.join(missing)}, so all its layers are "
+            "compressed: name the layers that must not be in `exclude`, or give exclude=() to compress "
+            "all of them.",
             stacklevel=4,
         )
     kept = [kept_at(compression, epoch) for epoch in epochs]
     if isinstance(compression.kept, tuple) and len(compression.kept) > recipe.num_epochs:
         raise ValueError(
-            f"`kept` must have at most one value per epoch, {recipe.num_epochs}, got "
+            f"`kept` must have at most {recipe.num_epochs} values, one per epoch, got "
             f"{len(compression.kept)}."
         )
     key = jax.eval_shape(lambda: as_key(jax.random.key(0)))

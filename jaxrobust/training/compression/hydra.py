@@ -1,4 +1,4 @@
-"""HYDRA: which weights stay is learned; the weights themselves are not."""
+"""HYDRA: training learns which weights to keep, and does not change the weights."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ from jaxrobust.types import Array, Masks, PyTree
 
 
 class HydraMemory(NamedTuple):
-    """Of `Hydra`: the parameters as they were at the start, and the budget of this epoch."""
+    """The memory of `Hydra`: the parameters at the start, and the budget of this epoch."""
 
     frozen: PyTree
     kept: Array
@@ -23,28 +23,30 @@ class HydraMemory(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Hydra:
-    """A score for every weight, trained on the robust loss; the weights with the largest scores stay.
+    """Learns a score for every weight on the robust loss; the weights with the largest scores stay.
 
-    What `fit` trains in the place of each kernel are its scores. The network computes with the
-    frozen kernel under the mask of the scores' largest magnitudes, and gradients pass the mask
-    straight to them. Scores start proportional to the weights. Scales and biases of normalisation
-    are trained, all other parameters stay as they are. For pruning a network that is trained
-    (`variables=`); afterwards it is fine-tuned under its masks: `fit(variables=result.variables,
+    `fit` trains scores in place of each kernel. The network computes with the frozen kernel, masked to
+    the scores of largest magnitude; gradients pass through the mask to the scores (a straight-through
+    estimator). The initial scores are proportional to the weights. Scales and biases of normalisation
+    layers are trained; all other parameters are frozen. Use it to prune a trained network
+    (`variables=`), and fine-tune the result under its masks: `fit(variables=result.variables,
     masks=result.masks)`, or `two_phase`.
 
-    In every step the scores are sorted. In the log: `score_change`, how many of the kept weights
-    would not be kept by their magnitude, as a fraction.
+    Each step sorts the scores. The log has `score_change`, the fraction of the kept weights that
+    pruning by magnitude would remove.
 
     Attributes:
-      constraint: Which sets of weights may stay.
-      kept: As `Compression`.
-      exclude: Path prefixes of kernels that stay whole, and frozen. None: what is called "stem"
-        and "head"; where nothing is, `fit` takes the first and the last kernel of the program.
-        (The official code prunes all of them.)
-      guard: As `Compression`.
+      constraint: The constraint on the weights that stay, such as `pruning.Irregular()`.
+      kept: The fraction of the weights that stay, in (0, 1], or a tuple with one fraction per
+        epoch; see `Compression`.
+      exclude: Path prefixes of kernels that are neither pruned nor trained. None: kernels called "stem"
+        and "head"; if there are none, `fit` excludes the first and the last kernel that the network
+        uses. (The official code prunes all of them.)
+      guard: Whether `fit` refuses an attack that changes in the same epoch as `kept`; see
+        `Compression`.
 
     Raises:
-      TypeError, ValueError: A setting of the wrong type or out of range.
+      TypeError, ValueError: A setting has the wrong type or is out of range.
 
     References:
       Sehwag, Wang, Mittal, Jana, "HYDRA: Pruning Adversarially Robust Neural Networks", NeurIPS 2020,
@@ -64,7 +66,7 @@ class Hydra:
         check_settings(self.kept, self.every, self.exclude)
 
     def start(self, key: Array, params: PyTree, kept: Array | float) -> tuple[PyTree, HydraMemory]:
-        """Scores in the place of the kernels; the parameters are remembered."""
+        """Returns scores in place of the kernels, and a memory of the parameters."""
         del key
         kernels = compressed_kernels(params, self.exclude)
         scores = {path: _initial_scores(kernel) for path, kernel in kernels.items()}
@@ -73,7 +75,7 @@ class Hydra:
         return trained, HydraMemory(params, kept, {"score_change": jnp.float32(0.0)})
 
     def effective(self, params: PyTree, memory: HydraMemory) -> PyTree:
-        """Frozen weights under the mask of the scores."""
+        """Returns the frozen weights under the mask of the scores."""
         scores = compressed_kernels(params, self.exclude)
         masks = dict(named_leaves(self._masks(params, memory.kept)))
         computed = _frozen_leaves(memory.frozen)
@@ -85,7 +87,7 @@ class Hydra:
         return with_leaves(params, computed)
 
     def penalty(self, params: PyTree, memory: HydraMemory) -> Array:
-        """None."""
+        """Returns 0: there is no penalty."""
         del params, memory
         return jnp.float32(0.0)
 
@@ -97,7 +99,7 @@ class Hydra:
         kept: Array,
         progress: Array,
     ) -> tuple[PyTree, HydraMemory]:
-        """The budget of the next epoch."""
+        """Sets the budget of the next epoch."""
         del gradients, progress
         ours = compressed_kernels(self._masks(params, kept), self.exclude)
         plain = compressed_kernels(self._masks(memory.frozen, kept), self.exclude)
@@ -110,7 +112,7 @@ class Hydra:
     def finish(
         self, params: PyTree, memory: HydraMemory, kept: Array | float
     ) -> tuple[PyTree, Masks]:
-        """The weights under the mask, exactly."""
+        """Returns the weights under the mask, with exactly the budget, and the masks."""
         masks = self._masks(params, kept)
         return apply_masks(with_leaves(params, _frozen_leaves(memory.frozen)), masks), masks
 
@@ -126,7 +128,7 @@ def _initial_scores(kernel: Array) -> Array:
 
 
 def _frozen_leaves(params: PyTree) -> dict[str, Array]:
-    """Kernels and the biases beside them; what is left is normalisation."""
+    """Returns kernels and their biases; the other parameters belong to normalisation layers."""
     leaves = dict(named_leaves(params))
     layers = {path.rpartition("/")[0] for path in kernel_paths(params)}
     return {path: leaf for path, leaf in leaves.items() if path.rpartition("/")[0] in layers}

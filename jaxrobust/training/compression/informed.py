@@ -1,4 +1,4 @@
-"""What a method of compression learns from the network's program before the first step."""
+"""Adapts a compression method to the network before the first step."""
 
 import dataclasses
 from typing import Any
@@ -14,11 +14,18 @@ from jaxrobust.types import PyTree
 
 
 def informed(method: Any, network: Network, variables: PyTree, image_shape: tuple[int, ...]) -> Any:
-    """The method, with the order and the axes of kernels, and with its stem and its classifier.
+    """Returns the method with the kernels of its constraint and its excluded layers filled in.
 
-    A constraint with `kernels` of its own keeps them, as does a method with an `exclude`. Where nothing
-    is called "stem" or "head", these are the first kernel that the program uses, and the last; of two
-    kernels or fewer none is.
+    The order and the axes of the kernels are read from the network's program. A constraint that has
+    `kernels` keeps them, and so does a method that has an `exclude`. If no kernel is called "stem" or
+    "head", the first and the last kernel that the program uses are excluded; a network of at most two
+    kernels excludes none.
+
+    Args:
+      method: A `Compression`.
+      network: The network that is trained.
+      variables: Its variables, as arrays or shapes.
+      image_shape: (H, W, C) of the images.
     """
     images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
     groups = pruning.channel_groups(network.logits, variables, images)

@@ -1,8 +1,8 @@
-"""What a method of training and compressing at once is.
+"""The interface of methods that compress a network during training.
 
-A method keeps a memory beside the parameters and changes both between the steps; the steps themselves
-stay those of `train_step`, which asks it what the network computes with and what to add to the loss.
-`fit` does the rest for a recipe with a `compression`. `admm`, `hydra` and `rigl` are the methods.
+A method has a memory beside the parameters, and may change both between steps. `train_step` asks the
+method which weights the network computes with and what to add to the loss; `fit` calls the rest.
+`admm`, `hydra` and `rigl` are the methods.
 """
 
 from typing import Any, ClassVar, Protocol
@@ -18,10 +18,10 @@ STEM_AND_CLASSIFIER = ("stem/", "head/")
 
 
 class Memory(Protocol):
-    """What a method remembers: a pytree of arrays, saved with every checkpoint.
+    """The memory of a method: a pytree of arrays that is saved with every checkpoint.
 
     Attributes:
-      figures: float32 scalars for the log, by name, the same names throughout.
+      figures: float32 scalars for the log, by name. The names must not change during a run.
     """
 
     @property
@@ -29,17 +29,17 @@ class Memory(Protocol):
 
 
 class Compression(Protocol):
-    """A method of compressing while training: a frozen dataclass that can be hashed.
+    """The interface of a compression method: a hashable frozen dataclass.
 
-    All of it is pure; everything but `start` is compiled, with a traced `kept`: only `start` and the
-    checks of `fit` read the field.
+    Its methods are pure. All but `start` are compiled, with `kept` as a traced argument; only `start`
+    and the checks of `fit` read the field.
 
     Attributes:
-      kept: The fraction of the weights that stay, in (0, 1], of the kernels that are not excluded: for
-        all epochs, or one for each, of which the last repeats.
-      every: Steps between updates; None: one after each epoch.
-      guard: Whether `fit` refuses an attack whose radius or number of steps changes in an epoch in
-        which `kept` does: what then changes in the figures would have two causes.
+      kept: The fraction of the weights that stay, in (0, 1], in the kernels that are not excluded: one
+        for all epochs, or a tuple with one for each epoch, whose last value repeats.
+      every: The number of steps between updates; None: one update after each epoch.
+      guard: Whether `fit` refuses an attack whose radius or number of steps changes in the same epoch
+        as `kept`: a change of the figures would then have two causes.
       needs_gradients: Whether `update` is given a gradient.
     """
 
@@ -53,13 +53,13 @@ class Compression(Protocol):
     def guard(self) -> bool: ...  # noqa: D102
 
     def start(self, key: Array, params: PyTree, kept: Array | float) -> tuple[PyTree, Any]:
-        """(What is trained, of the parameters' structure and shapes; the memory)."""
+        """Returns (what is trained, with the structure and shapes of the parameters; the memory)."""
 
     def effective(self, params: PyTree, memory: Any) -> PyTree:
-        """What the network computes with; differentiable."""
+        """Returns the parameters that the network computes with; it must be differentiable."""
 
     def penalty(self, params: PyTree, memory: Any) -> Array:
-        """Added to the loss: a scalar."""
+        """Returns a scalar that is added to the loss."""
 
     def update(
         self,
@@ -69,26 +69,26 @@ class Compression(Protocol):
         kept: Array,
         progress: Array,
     ) -> tuple[PyTree, Any]:
-        """What comes between two steps, every `every` of them.
+        """Updates the trained parameters and the memory after every `every` steps.
 
         Args:
           params: What is trained.
-          memory: Before.
-          gradients: Of the loss on one batch by what the network computes with; None unless
-            `needs_gradients`.
-          kept: Of the epoch that comes next, a float32 scalar.
-          progress: The share of all steps that are done, in (0, 1].
+          memory: The memory before the update.
+          gradients: The gradient of the loss on one batch with respect to the weights that the network
+            computes with; None unless `needs_gradients`.
+          kept: float32 scalar, the budget of the next epoch.
+          progress: The fraction of all steps that are done, in (0, 1].
 
         Returns:
-          (params, memory) after.
+          (params, memory) after the update.
         """
 
     def finish(self, params: PyTree, memory: Any, kept: Array | float) -> tuple[PyTree, Masks]:
-        """(The parameters of the compressed network, 0 where its masks are False; the masks)."""
+        """Returns (the parameters of the compressed network, 0 where a mask is False; the masks)."""
 
 
 def prefixes(params: PyTree, exclude: tuple[str, ...] | None) -> tuple[str, ...]:
-    """`exclude`; for None the stem and the classifier, as far as the network has kernels so called."""
+    """Returns `exclude`, or for None those of "stem" and "head" that the network has."""
     if exclude is not None:
         return exclude
     paths = kernel_paths(params)
@@ -96,19 +96,19 @@ def prefixes(params: PyTree, exclude: tuple[str, ...] | None) -> tuple[str, ...]
 
 
 def compressed_kernels(params: PyTree, exclude: tuple[str, ...] | None) -> dict[str, Array]:
-    """The kernels that are not excluded, by path."""
+    """Returns the kernels that are not excluded, by path."""
     return open_kernels(params, prefixes(params, exclude))
 
 
 def check_settings(kept: Any, every: Any, exclude: Any) -> None:
-    """Raises unless these fields of a method are what `Compression` says."""
+    """Raises unless these fields of a method are valid (see `Compression`)."""
     values = kept if isinstance(kept, tuple) else (kept,)
     if not values:
-        raise ValueError("`kept` must be a number or a tuple of some, got ().")
+        raise ValueError("`kept` must be a number, or a tuple of at least one number, got ().")
     for value in values:
         if isinstance(value, list) or np.ndim(value) > 0:
             raise TypeError(
-                f"`kept` must be a number, or a tuple of one for each epoch, got {kept!r}."
+                f"`kept` must be a number, or a tuple with a number for each epoch, got {kept!r}."
             )
         checks.number("kept", value, above=0.0, maximum=1.0)
     if every is not None:
@@ -118,6 +118,6 @@ def check_settings(kept: Any, every: Any, exclude: Any) -> None:
 
 
 def kept_at(compression: Compression, epoch: int) -> float:
-    """The budget of an epoch, counted from 0; of later ones than there are budgets, the last."""
+    """Returns the budget of an epoch, counted from 0; the last budget repeats."""
     kept = compression.kept if isinstance(compression.kept, tuple) else (compression.kept,)
     return float(kept[min(epoch, len(kept) - 1)])

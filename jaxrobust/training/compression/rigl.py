@@ -1,4 +1,4 @@
-"""RigL: a sparse network from the first step on, whose connections move."""
+"""RigL: sparse training in which connections are dropped and grown."""
 
 import dataclasses
 from typing import ClassVar, NamedTuple
@@ -16,7 +16,7 @@ from jaxrobust.types import Array, Masks, PyTree
 
 
 class RigLMemory(NamedTuple):
-    """Of `RigL`: the masks of the compressed kernels, in the order of `pruning.kernel_paths`."""
+    """The memory of `RigL`: masks of the kernels, in the order of `pruning.kernel_paths`."""
 
     masks: tuple[Array, ...]
     figures: dict[str, Array]
@@ -24,27 +24,30 @@ class RigLMemory(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RigL:
-    """Connections that are small make room for others whose gradient is large.
+    """Sparse training that replaces small weights by connections with large gradients.
 
-    Of each kernel round(kept * n) weights are there, random ones at first. At every update a
-    fraction of them, the smallest, is dropped, and as many are grown where the loss's gradient is
-    largest, at 0. The gradient is that of the last batch, attacked as in training. The fraction
-    falls along a cosine, to 0 when `until` of the steps are done. With a budget that falls, more
-    are dropped than grown. In the log: `moved`, the fraction of the connections that the last
-    update replaced.
+    Each kernel of n weights has round(kept * n) connections, which are random at first. Every update
+    drops a fraction of them, those of smallest magnitude, and grows as many, with the value 0, where
+    the gradient of the loss is largest. The gradient is that of the last batch, attacked as in
+    training. The fraction falls along a cosine, to 0 at `until` of all steps. If the budget falls, more
+    connections are dropped than grown. The log has `moved`, the fraction of the connections that the
+    last update replaced.
 
     Attributes:
-      kept: As `Compression`.
-      fraction: Of the connections of a kernel that the first update replaces, in [0, 1].
-      until: The share of all steps after which nothing moves any more, in (0, 1].
-      initial: "random", or "magnitude": the largest weights, of a network that is trained.
-      every: Steps between updates, the paper's 100; None: one after each epoch.
-      exclude: Path prefixes of kernels that stay whole. None: what is called "stem" and "head";
-        where nothing is, `fit` takes the first and the last kernel of the program.
-      guard: As `Compression`.
+      kept: The fraction of the weights that stay, in (0, 1], or a tuple with one fraction per
+        epoch; see `Compression`.
+      fraction: The fraction of the connections of a kernel that the first update replaces, in [0, 1].
+      until: The fraction of all steps after which connections no longer change, in (0, 1].
+      initial: The first connections: "random", or "magnitude" for the largest weights of a trained
+        network.
+      every: The number of steps between updates, 100 in the paper; None: one update after each epoch.
+      exclude: Path prefixes of kernels that are not compressed. None: kernels called "stem" and "head";
+        if there are none, `fit` excludes the first and the last kernel that the network uses.
+      guard: Whether `fit` refuses an attack that changes in the same epoch as `kept`; see
+        `Compression`.
 
     Raises:
-      TypeError, ValueError: A setting of the wrong type or out of range.
+      TypeError, ValueError: A setting has the wrong type or is out of range.
 
     References:
       Evci, Gale, Menick, Castro, Elsen, "Rigging the Lottery: Making All Tickets Winners", ICML 2020,
@@ -68,7 +71,7 @@ class RigL:
         checks.one_of("initial", self.initial, ("random", "magnitude"))
 
     def start(self, key: Array, params: PyTree, kept: Array | float) -> tuple[PyTree, RigLMemory]:
-        """The parameters under the first masks."""
+        """Returns the parameters under the first masks, and the memory of the masks."""
         masks = []
         for index, kernel in enumerate(compressed_kernels(params, self.exclude).values()):
             scores = jnp.abs(kernel)
@@ -79,11 +82,11 @@ class RigL:
         return self.effective(params, memory), memory
 
     def effective(self, params: PyTree, memory: RigLMemory) -> PyTree:
-        """The weights that are there."""
+        """Returns the parameters under the masks."""
         return apply_masks(params, self._tree(params, memory.masks))
 
     def penalty(self, params: PyTree, memory: RigLMemory) -> Array:
-        """None."""
+        """Returns 0: there is no penalty."""
         del params, memory
         return jnp.float32(0.0)
 
@@ -95,7 +98,7 @@ class RigL:
         kept: Array,
         progress: Array,
     ) -> tuple[PyTree, RigLMemory]:
-        """Drops and grows."""
+        """Drops and grows connections."""
         share = (
             0.5 * self.fraction * (1 + jnp.cos(jnp.pi * jnp.minimum(progress / self.until, 1.0)))
         )
@@ -119,7 +122,7 @@ class RigL:
     def finish(
         self, params: PyTree, memory: RigLMemory, kept: Array | float
     ) -> tuple[PyTree, Masks]:
-        """The weights that are there; of more than the budget, the largest."""
+        """Returns the parameters under the masks, at most as many as the budget, and the masks."""
         kernels = compressed_kernels(params, self.exclude).values()
         masks = tuple(
             _largest(jnp.abs(kernel), mask, jnp.minimum(_count(kept, kernel.size), jnp.sum(mask)))
@@ -138,5 +141,5 @@ def _count(kept: Array | float, size: int) -> Array:
 
 
 def _largest(scores: Array, among: Array, count: Array) -> Array:
-    """The mask of the `count` largest of those that are True, which are at least as many."""
+    """Returns the mask of the `count` largest scores where `among` is True."""
     return keep_largest([scores], [among], scores.size - count)[0]

@@ -1,1 +1,1 @@
-"""A training run on the host: `fit`, its loop, its checkpoints, its logs, its devices."""
+"""A training run on the host: `fit`, its loop, checkpoints, logs and devices."""

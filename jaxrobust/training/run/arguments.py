@@ -1,4 +1,4 @@
-"""A training before it runs: checked, described, and with all that its programs need."""
+"""The arguments of a training, checked, described and prepared for its programs."""
 
 import dataclasses
 import functools
@@ -29,14 +29,14 @@ from jaxrobust.types import Array, Masks, PyTree, as_key
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The images of a training, and how a network is to see them.
+    """The images and labels of a training, and the normalisation of the images.
 
     Attributes:
-      train: (images [N, H, W, C], uint8 or floating in [0, 1]; integer labels [N]).
-      validation: As `train`; evaluated after each epoch, each example once. Needed for early stopping
-        and the plateau schedule.
-      mean: [C] or a scalar, of pixel values in [0, 1]; subtracted first.
-      std: [C] or a scalar; divides afterwards.
+      train: The training set: (images [N, H, W, C], uint8 or floating in [0, 1]; integer labels [N]).
+      validation: The validation set, in the same form, which is evaluated after each epoch. Early
+        stopping and the schedule `Plateau` need it. None: no validation.
+      mean: [C] or a scalar, subtracted from pixel values in [0, 1].
+      std: [C] or a scalar, above 0; what is left is divided by it.
     """
 
     train: tuple[Any, Any]
@@ -47,19 +47,19 @@ class Data:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Job:
-    """What `fit` was asked for, on the device.
+    """The checked arguments of `fit`, with the data on the device.
 
     Attributes:
-      model: As it was given.
-      network: It, with the mean and deviation of the data.
-      recipe: How it is trained.
+      model: The model as it was given.
+      network: The model with the mean and standard deviation of the data.
+      recipe: The recipe.
       train: The training set.
-      validation: The validation set.
-      variables: To start from; None: the model's own initial ones.
-      masks: The parameters' structure with boolean leaves, or None.
-      num_devices: Of each process, that share each batch.
-      order_key: Of the order of the examples.
-      step_key: Of whatever is random in a step.
+      validation: The validation set, or None.
+      variables: The variables to start from; None: the initial variables of the model.
+      masks: Boolean leaves in the structure of the parameters, or None.
+      num_devices: The number of devices of each process that share each batch.
+      order_key: The PRNG key for the order of the examples.
+      step_key: The PRNG key for everything that is random in a step.
     """
 
     model: Any
@@ -80,7 +80,7 @@ class Job:
 
     @property
     def steps_per_epoch(self) -> int:
-        """How many batches fill an epoch."""
+        """The number of steps in an epoch."""
         return len(self.train.labels) // self.recipe.batch_size
 
     @property
@@ -100,16 +100,16 @@ class Job:
 
     @functools.cached_property
     def template(self) -> TrainState:
-        """Its shapes alone: a run that goes on, or is finished, needs no initial weights."""
+        """The shapes of the initial state; a resumed or finished run needs no initial weights."""
         return jax.eval_shape(self.initial_state)
 
     @functools.cached_property
     def num_classes(self) -> int:
-        """Of the network's logits.
+        """The number of classes K, from the shape of the logits.
 
         Raises:
-          TypeError: It does not return one floating array.
-          ValueError: What it returns is not [B, K].
+          TypeError: The network does not return a single floating array.
+          ValueError: The shape of what it returns is not [B, K].
         """
         images = jax.ShapeDtypeStruct((2, *self.image_shape), jnp.float32)
         logits = jax.eval_shape(self.network.logits, self.template.variables, images)
@@ -118,13 +118,13 @@ class Job:
 
     @property
     def _compression(self) -> Any:
-        """The method without its budget, which is an argument of the programs."""
+        """The compression method without its budget, which is an argument of the programs."""
         method: Any = self.recipe.compression
         return None if method is None else dataclasses.replace(method, kept=1.0)
 
     @functools.cached_property
     def digests(self) -> dict[str, Any]:
-        """Of what the parts compute that are described by their names, which would hide an edit."""
+        """Digests of what user-written parts compute; their names would not change with an edit."""
         return {
             "model": digests.of_model(self.network, self.template.variables, self.image_shape),
             "augmentation": digests.of_augmentation(self.recipe.augmentation, self.image_shape),
@@ -139,7 +139,7 @@ class Job:
 
     @functools.cached_property
     def plan(self) -> Plan:
-        """What its programs are compiled for."""
+        """The settings that the programs are compiled for."""
         recipe = self.recipe
         return Plan(
             model=Itself(
@@ -161,7 +161,7 @@ class Job:
 
     @functools.cached_property
     def stages(self) -> GivenByEpoch:
-        """What the steps of each epoch are given, on the devices."""
+        """The arguments of the steps of each epoch, on the devices."""
         replicate = devices.replicated(self.num_devices)
         always = replicate(
             Given(
@@ -181,7 +181,7 @@ class Job:
         )
 
     def settings(self) -> dict[str, Any]:
-        """All that decides the result, as JSON."""
+        """Everything that determines the result, as JSON."""
         return fingerprint.describe(
             {
                 "recipe": self.recipe,
@@ -208,7 +208,7 @@ def prepared(
     masks: Masks | None,
     num_devices: int,
 ) -> Job:
-    """Checks what `fit` was asked for, and puts the data on the device; nothing is written."""
+    """Checks the arguments of `fit` and puts the data on the device; writes nothing."""
     Network(model)  # says what is wrong with the model first
     for name, value, kind, words in (
         ("data", data, Data, "Data(train=(images, labels), mean=..., std=...)"),
@@ -223,7 +223,7 @@ def prepared(
     _check_static(recipe)
     if recipe.compression is not None and masks is not None:
         raise ValueError(
-            "`compression` and `masks` are two ways to choose weights; give one of them."
+            "`masks` must be None if the recipe has a `compression`: both choose the weights that stay."
         )
     # Checked once, and on the device from here on.
     train = on_device("train", data.train)
@@ -259,15 +259,16 @@ def prepared(
 
 
 def initial_variables(model: Any, image_shape: tuple[int, ...], seed: int) -> PyTree:
-    """The weights that `fit` starts from: what rewinding a pruned network goes back to.
+    """Returns the initial weights of `fit`, for instance to rewind a pruned network to them.
 
     Args:
-      model: As `fit`. An nnx module has its weights already.
-      image_shape: (H, W, C).
-      seed: Of the recipe.
+      model: A linen module, or a pair of functions (init, apply); see `Network`. An nnx module already
+        has weights, which are returned.
+      image_shape: (H, W, C) of the training images.
+      seed: The `seed` of the recipe.
 
     Returns:
-      {"params": ..., "batch_stats": ...}, as the network has them.
+      The variables, {"params": ..., "batch_stats": ...}; without state there is no "batch_stats".
     """
     if nnx_modules.is_nnx(model):
         return plain(model)
@@ -282,7 +283,7 @@ def _initial_variables(key: Array, image: Array, *, model: Itself) -> PyTree:
 
 
 def _given_variables(model: Any, variables: Any) -> PyTree | None:
-    """What a run starts from; None where the model makes its own."""
+    """Returns the variables that a run starts from; None if the model initialises its own."""
     if variables is not None and not (
         isinstance(variables, Mapping) or nnx_modules.is_nnx(variables)
     ):
@@ -306,8 +307,8 @@ def _given_variables(model: Any, variables: Any) -> PyTree | None:
     different = files.differences(*shapes)
     if different:
         raise ValueError(
-            "`variables` must be those of an nnx module of the same structure; of `model` and of what "
-            f"was given: {'; '.join(different)}."
+            "`variables` must have the structure of the nnx module `model`; they differ (`model`, then "
+            f"`variables`) in {'; '.join(different)}."
         )
     return given
 
@@ -329,18 +330,18 @@ def _by_path(tree: PyTree) -> dict[str, Any]:
 def _check_devices(recipe: Recipe, num_devices: int) -> None:
     if num_devices > jax.local_device_count():
         raise ValueError(
-            f"`num_devices` must be at most the {jax.local_device_count()} devices of a process, got "
-            f"{num_devices}."
+            f"`num_devices` must be at most {jax.local_device_count()}, the devices of this process, "
+            f"got {num_devices}."
         )
     if recipe.batch_size % devices.num_shares(num_devices):
         raise ValueError(
-            f"`batch_size` must be a multiple of the {devices.num_shares(num_devices)} devices that "
-            f"share it, got {recipe.batch_size}."
+            f"`batch_size` must be a multiple of {devices.num_shares(num_devices)}, the devices that "
+            f"share a batch, got {recipe.batch_size}."
         )
 
 
 def _check_static(recipe: Recipe) -> None:
-    """Refuses what programs cannot be compiled for: what differs between them has to be hashable."""
+    """Raises if a part of the recipe is not hashable: a program is compiled for each value."""
     values = {
         name: getattr(recipe, name)
         for name in ("optimizer", "schedule", "averaging", "compression")
@@ -350,9 +351,8 @@ def _check_static(recipe: Recipe) -> None:
             hash(value)
         except TypeError as error:
             raise TypeError(
-                f"`{name}` must be hashable, such as a frozen dataclass of numbers and tuples, or "
-                f"registered as a pytree where it holds arrays, got {getattr(recipe, name)!r}: "
-                f"{error}."
+                f"`{name}` must be hashable, such as a frozen dataclass of numbers and tuples, or, if "
+                f"it holds arrays, be registered as a pytree, got {getattr(recipe, name)!r}: {error}."
             ) from error
 
 
@@ -360,12 +360,13 @@ def _check_sizes(recipe: Recipe, data: Data, train: DeviceData) -> None:
     count, channels = train.images.shape[0], train.images.shape[-1]
     if recipe.batch_size > count:
         raise ValueError(
-            f"`batch_size` must be at most the {count} training images, got {recipe.batch_size}."
+            f"`batch_size` must be at most {count}, the number of training images, got "
+            f"{recipe.batch_size}."
         )
     if recipe.needs_validation and data.validation is None:
         raise ValueError(
-            "`validation` of the data is needed by the schedule Plateau and by "
-            "`early_stopping_patience`."
+            "`data.validation` must not be None: the schedule Plateau and `early_stopping_patience` "
+            "need a validation set."
         )
     for name, value in (("mean", data.mean), ("std", data.std)):
         shape = np.shape(value)
@@ -373,8 +374,8 @@ def _check_sizes(recipe: Recipe, data: Data, train: DeviceData) -> None:
             raise ValueError(f"`{name}` must be a scalar or [{channels}], got shape {shape}.")
     if not np.all((np.asarray(data.mean) >= 0) & (np.asarray(data.mean) <= 1)):
         raise ValueError(
-            f"`mean` must lie in [0, 1], where pixels are, got {data.mean}: divide that of bytes by "
-            "255, and `std` with it."
+            f"`mean` must lie in [0, 1], like the pixels, got {data.mean}: if it is in bytes, divide "
+            "`mean` and `std` by 255."
         )
     if not np.all(np.asarray(data.std) > 0):
         raise ValueError(f"`std` must be above 0, got {data.std}.")

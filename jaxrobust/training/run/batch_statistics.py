@@ -1,7 +1,7 @@
-"""Running statistics of BatchNorm anew, for weights that changed without a training step.
+"""Re-estimation of BatchNorm's running statistics, for weights that changed without training.
 
-A network whose weights were projected, averaged or rounded does not have the statistics that it was
-trained with: its activations are others. Precise ones are means over batches of the statistics of each.
+If the weights of a network are projected, averaged or rounded, its activations change, and the running
+statistics of its training no longer fit. New ones are the means of the statistics of many batches.
 
 References:
   Wu, Johnson, "Rethinking 'Batch' in BatchNorm", 2021, section 3 (means over batches instead of a
@@ -36,30 +36,31 @@ def reestimate_batch_stats(
     max_batches: int = 50,
     seed: int = 0,
 ) -> dict[str, PyTree]:
-    """The variables with new running statistics: means over random batches of images.
+    """Re-estimates the running statistics of BatchNorm as means over random batches of images.
 
     Args:
-      model: As `fit`.
-      variables: {"params": ..., "batch_stats": ...}, or an nnx module; without statistics they come
-        back as they are.
-      images: [N, H, W, C], uint8 or floating in [0, 1]: of the training set.
-      mean: [C] or a scalar, of pixel values in [0, 1].
-      std: [C] or a scalar.
-      batch_size: At most the number of images. Images that fill no batch are left out.
-      max_batches: No more than so many.
-      seed: Of the order of the images, and of dropout.
+      model: A linen module, an nnx module, or a pair of functions (init, apply); see `Network`.
+      variables: {"params": ..., "batch_stats": ...}, or an nnx module. Variables without statistics are
+        returned unchanged.
+      images: [N, H, W, C], uint8 or floating in [0, 1], from the training set.
+      mean: [C] or a scalar, subtracted from pixel values in [0, 1].
+      std: [C] or a scalar, above 0; what is left is divided by it.
+      batch_size: The number of images in a batch, at least 1 and at most N. Images that do not fill
+        the last batch are left out.
+      max_batches: The largest number of batches, at least 1.
+      seed: The seed of the order of the images and of dropout.
 
     Returns:
-      Likewise.
+      {"params": ..., "batch_stats": ...} with the new statistics.
 
     Raises:
-      TypeError, ValueError: An argument of the wrong type or out of range.
+      TypeError, ValueError: An argument has the wrong type or is out of range.
     """
     checks.integer("batch_size", batch_size, minimum=1)
     checks.integer("max_batches", max_batches, minimum=1)
     if batch_size > len(images):
         raise ValueError(
-            f"`batch_size` must be at most the {len(images)} images, got {batch_size}."
+            f"`batch_size` must be at most {len(images)}, the number of images, got {batch_size}."
         )
     variables = plain(variables) if nnx_modules.is_nnx(variables) else variables
     if not variables.get("batch_stats"):
@@ -84,12 +85,12 @@ def reestimate_batch_stats(
 def averaged(
     variables: PyTree, add: Callable[[PyTree, PyTree, int], PyTree], count: int
 ) -> dict[str, PyTree]:
-    """The variables with the mean of the statistics of `count` batches.
+    """Returns the variables with the mean of the statistics of `count` batches.
 
     Args:
-      variables: With "batch_stats".
-      add: (variables, a sum so far, the number of a batch) -> the sum with that batch's statistics.
-      count: Of batches, at least 1.
+      variables: {"params": ..., "batch_stats": ...}.
+      add: (variables, the sum so far, the number of a batch) -> the sum with that batch's statistics.
+      count: The number of batches, at least 1.
     """
     total = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
     for index in range(count):
@@ -103,20 +104,20 @@ def averaged(
 
 
 def of_batch(network: Network, variables: PyTree, images: Array, key: Array) -> PyTree:
-    """The statistics of one batch, whatever the layers' momentum is.
+    """Returns the statistics of one batch, whatever the momentum of the layers is.
 
-    A layer moves its statistics towards the batch's, s <- m s + (1 - m) b. From s = 0 and s = 1
-    both m and b follow; in training mode nothing else depends on s. A statistic that does not move
-    stays, and so does what counts.
+    A layer moves its statistic s towards that of the batch, b, as s <- m s + (1 - m) b. From s = 0 and
+    s = 1 both m and b follow; in training mode nothing else depends on s. Statistics that do not move
+    and counters are returned unchanged.
 
     Args:
-      network: Its mean and deviation are arrays.
+      network: The network; its mean and standard deviation are arrays.
       variables: {"params": ..., "batch_stats": ...}.
       images: [B, H, W, C], uint8 or floating in [0, 1].
-      key: A PRNG key, for dropout.
+      key: A PRNG key for dropout.
 
     Returns:
-      Of the structure of "batch_stats".
+      A pytree with the structure of "batch_stats".
     """
     images = (to_unit_range(images) - network.mean) / network.std
     given = variables["batch_stats"]

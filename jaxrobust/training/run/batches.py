@@ -1,4 +1,4 @@
-"""The data set on the device: checked once, shuffled, and cut into batches inside compiled code."""
+"""Data sets on the device, which are shuffled and cut into batches inside compiled code."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from jaxrobust.types import Array
 
 
 class DeviceData(NamedTuple):
-    """A labelled set on the device.
+    """A labelled data set on the device.
 
     Attributes:
       images: [N, H, W, C], uint8 or float32 in [0, 1].
@@ -22,30 +22,35 @@ class DeviceData(NamedTuple):
 
 
 def on_device(name: str, examples: tuple[Any, Any], image_shape: Any = None) -> DeviceData:
-    """Checks a labelled set and puts it on the device.
+    """Checks a labelled data set and puts it on the device.
 
     Args:
-      name: For the messages: "train" or "validation".
+      name: The name of the set in error messages: "train" or "validation".
       examples: (images [N, H, W, C], uint8 or floating in [0, 1]; integer labels [N]).
-      image_shape: What [H, W, C] must be; None: anything.
+      image_shape: The required (H, W, C); None: any.
 
     Returns:
-      The set.
+      The data set on the device.
 
     Raises:
-      TypeError: Not a pair of arrays, or of the wrong types.
-      ValueError: Empty, of the wrong rank, shape or length, or pixels outside [0, 1].
+      TypeError: `examples` is not a pair of arrays, or an array has the wrong type.
+      ValueError: The set is empty, has the wrong rank, shape or length, or has pixels outside [0, 1].
     """
     try:
         images, labels = examples
     except (TypeError, ValueError) as error:
-        raise TypeError(f"`{name}` must be a pair (images, labels).") from error
+        raise TypeError(
+            f"`{name}` must be a pair (images, labels), got {type(examples).__name__}."
+        ) from error
     if not (hasattr(images, "shape") and hasattr(labels, "shape")):
-        raise TypeError(f"`{name}` must be a pair of arrays (images, labels).")
+        raise TypeError(
+            f"`{name}` must be a pair of arrays (images, labels), got "
+            f"{type(images).__name__} and {type(labels).__name__}."
+        )
     if len(images.shape) != 4:
         raise ValueError(f"`{name}` images must be [N, H, W, C], got shape {tuple(images.shape)}.")
     if images.shape[0] == 0:
-        raise ValueError(f"`{name}` is empty.")
+        raise ValueError(f"`{name}` must have at least one image, got none.")
     if tuple(labels.shape) != tuple(images.shape[:1]):
         raise ValueError(
             f"`{name}` labels must have shape {tuple(images.shape[:1])} to match the images, "
@@ -55,7 +60,7 @@ def on_device(name: str, examples: tuple[Any, Any], image_shape: Any = None) -> 
         raise TypeError(f"`{name}` labels must be integers, got {labels.dtype}.")
     if image_shape is not None and tuple(images.shape[1:]) != tuple(image_shape):
         raise ValueError(
-            f"`{name}` images must be {tuple(image_shape)} as in `train`, "
+            f"`{name}` images must have shape {tuple(image_shape)}, like those of `train`, "
             f"got {tuple(images.shape[1:])}."
         )
     # Bytes stay bytes on the device, where they take a quarter of the memory.
@@ -70,12 +75,12 @@ def on_device(name: str, examples: tuple[Any, Any], image_shape: Any = None) -> 
 
 
 def shuffled(key: Array, epoch: Array, count: int) -> Array:
-    """The order of the examples in an epoch: int32 [count]."""
+    """Returns the order of the examples in an epoch: int32 [count]."""
     return jax.random.permutation(jax.random.fold_in(key, epoch), count)
 
 
 def batch_at(examples: DeviceData, order: Array, index: Array, batch_size: int) -> DeviceData:
-    """Batch `index` of an epoch: rows index * batch_size and on of `order`."""
+    """Returns batch `index` of an epoch: the examples that `order` lists from index * batch_size on."""
     rows = jax.lax.dynamic_slice_in_dim(order, index * batch_size, batch_size)
     return DeviceData(*(jnp.take(array, rows, axis=0, mode="clip") for array in examples))
 
@@ -83,12 +88,12 @@ def batch_at(examples: DeviceData, order: Array, index: Array, batch_size: int) 
 def padded_batch_at(
     examples: DeviceData, index: Array, batch_size: int
 ) -> tuple[DeviceData, Array]:
-    """Batch `index` in the order of the set; the last is filled with copies of the last example.
+    """Returns batch `index` of the set in its own order, padded with copies of the last example.
 
-    All batches have one shape, so one program serves them.
+    All batches have the same shape, so that one program serves them all.
 
     Returns:
-      (The batch, bool [batch_size]: False at the copies.)
+      (the batch; bool [batch_size], False at the copies).
     """
     rows = index * batch_size + jnp.arange(batch_size)
     batch = DeviceData(*(jnp.take(array, rows, axis=0, mode="clip") for array in examples))

@@ -1,9 +1,8 @@
 """Orbax checkpoints of a run: its latest and its best epoch.
 
 Only this module imports Orbax, and only when a function here is called. Saves are synchronous: when
-`save` returns, the checkpoint is on the disk under its final name. A process killed during a save
-leaves a temporary folder, which the next start removes, and the previous checkpoint, which is
-whole.
+`save` returns, the checkpoint is on the disk under its final name. A process that is killed during a
+save leaves the previous checkpoint intact, and a temporary folder that the next start removes.
 """
 
 import contextlib
@@ -22,7 +21,7 @@ from jaxrobust.types import PyTree
 
 
 def _orbax() -> Any:
-    """Orbax's v1 interface, wherever this release keeps it."""
+    """Imports Orbax's v1 interface, whose place differs between releases."""
     try:
         return importlib.import_module("orbax.checkpoint.v1")
     except ModuleNotFoundError:
@@ -31,7 +30,7 @@ def _orbax() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Holds back Orbax's warnings of what is expected: remains of a killed save or deletion."""
+    """Silences Orbax's warnings about the remains of an interrupted save or deletion."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -42,13 +41,13 @@ def _quiet() -> Iterator[None]:
 
 
 class RunCheckpoints:
-    """The checkpoints of one training run, under one directory; a context manager.
+    """The checkpoints of one training run in one directory; a context manager.
 
-    Two are kept: the latest, and the one with the lowest score (the earliest among equals). Both
-    carry the JSON `metadata` that they were saved with.
+    Two are kept: the latest, and the one with the lowest score (the earliest among equals). Each has
+    the JSON `metadata` with which it was saved.
 
     Args:
-      directory: Made if it is not there.
+      directory: The directory, which is created if it does not exist.
     """
 
     def __init__(self, directory: str | os.PathLike[str]):
@@ -82,7 +81,7 @@ class RunCheckpoints:
 
     @property
     def directory(self) -> Path:
-        """Where the checkpoints are."""
+        """The directory of the checkpoints."""
         return Path(self._checkpointer.directory)
 
     @property
@@ -99,14 +98,14 @@ class RunCheckpoints:
     def save(
         self, step: int, tree: PyTree, metadata: Mapping[str, Any], score: float | None, epoch: int
     ) -> None:
-        """Saves a checkpoint and deletes those no longer kept; does nothing if `step` is saved.
+        """Saves a checkpoint and deletes old ones; does nothing if `step` is already saved.
 
         Args:
-          step: Its number, above that of the latest.
-          tree: Arrays.
-          metadata: JSON.
-          score: Lower is better. None for a checkpoint that must not count as the best.
-          epoch: Decides between equal scores: the earlier one.
+          step: The number of the checkpoint, above that of the latest.
+          tree: A pytree of arrays.
+          metadata: JSON values to save with it.
+          score: The score, lower is better. None: the checkpoint cannot be the best.
+          epoch: The epoch; among equal scores the earliest epoch is the best.
         """
         if step == self.latest_step:
             return
@@ -117,21 +116,21 @@ class RunCheckpoints:
             )
 
     def metadata(self, step: int) -> dict[str, Any]:
-        """What `save` was given as metadata."""
+        """Returns the metadata of the checkpoint of a step."""
         return dict(self._checkpointer.metadata(step).custom_metadata)
 
     def restore(self, step: int, template: PyTree) -> PyTree:
-        """The tree saved at `step`.
+        """Restores the tree that was saved at `step`.
 
         Args:
           step: One of `steps`.
-          template: A tree of arrays, or of shapes (`jax.eval_shape`), of the same structure.
+          template: A tree of arrays, or of shapes (`jax.eval_shape`), with the same structure.
 
         Returns:
-          A tree like `template`, of JAX arrays.
+          A tree of JAX arrays with the structure of `template`.
 
         Raises:
-          ValueError: The checkpoint holds other names, shapes or types than `template`.
+          ValueError: The names, shapes or types in the checkpoint differ from those of `template`.
         """
         expected = {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
@@ -141,7 +140,7 @@ class RunCheckpoints:
         different = files.differences(_described(saved), _described(expected))
         if different:
             raise ValueError(
-                f"The checkpoint {self._checkpointer.directory / str(step)} does not fit the model "
+                f"The checkpoint {self._checkpointer.directory / str(step)} does not match the model "
                 "or the optimizer: " + "; ".join(different) + "."
             )
         restored = self._checkpointer.load(step, _on_this_device(expected))
@@ -150,16 +149,16 @@ class RunCheckpoints:
 
 
 def load_leaves(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A checkpoint that `RunCheckpoints` saved, by the flat names of its leaves; nothing is written.
+    """Reads a checkpoint of `RunCheckpoints` by the flat names of its leaves; writes nothing.
 
     Args:
-      path: Of one checkpoint: `<directory>/<step>`.
+      path: The path of one checkpoint, `<directory>/<step>`.
 
     Returns:
       ({name: array}, metadata).
 
     Raises:
-      FileNotFoundError: No such checkpoint, or one that is not whole.
+      FileNotFoundError: The checkpoint does not exist or is incomplete.
     """
     source = Path(path).absolute()
     ocp = _orbax()
@@ -178,7 +177,7 @@ def _on_this_device(leaves: Any) -> Any:
 
 
 def _flatten(tree: PyTree) -> dict[str, Any]:
-    """Leaves by their path: a flat dict has no None or tuple for Orbax to stumble on."""
+    """Returns the leaves by path: a flat dict, because Orbax does not restore None and tuples."""
     return {
         ".".join(escaped(jax.tree_util.keystr((key,), simple=True)) for key in path): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -186,7 +185,7 @@ def _flatten(tree: PyTree) -> dict[str, Any]:
 
 
 def escaped(name: str) -> str:
-    """A name without the characters that separate names in paths.
+    """Escapes the characters in a name that separate names in paths.
 
     Example:
       >>> escaped("classifier.0"), unescaped("classifier%2E0")
@@ -196,7 +195,7 @@ def escaped(name: str) -> str:
 
 
 def unescaped(name: str) -> str:
-    """The name that `escaped` was given."""
+    """Returns the name that `escaped` was given."""
     return name.replace("%2F", "/").replace("%2E", ".").replace("%25", "%")
 
 

@@ -1,4 +1,4 @@
-"""What a compression adds to the programs of a run: its updates, and the finished network."""
+"""The compiled programs of a compression: its updates, and the compressed network."""
 
 import dataclasses
 import functools
@@ -30,9 +30,16 @@ _MAX_BATCHES = 50
 def with_compression(
     programs: Programs, compression: Compression, plan: Plan, stages: GivenByEpoch, step_key: Array
 ) -> Programs:
-    """The programs of a run with the updates of a compression.
+    """Adds the updates of a compression to the programs of a run.
 
-    The budget is an argument of the program, so that another one in the next epoch compiles nothing.
+    The budget is an argument of the program, so that a new budget does not recompile it.
+
+    Args:
+      programs: The programs of the run.
+      compression: The method, with its budgets.
+      plan: The settings that the programs are compiled for.
+      stages: The arguments of the steps of each epoch.
+      step_key: The PRNG key for everything that is random in a step.
     """
     replicate, per_epoch = programs.replicate, programs.steps_per_epoch
     first = stages.at(0)
@@ -66,16 +73,17 @@ def finished(
     exact: bool = False,
     anew: bool = True,
 ) -> tuple[PyTree, Masks]:
-    """The compressed network that a state has come to: projected, with statistics of its own.
+    """Returns the compressed network of a state, with re-estimated running statistics.
 
     Args:
-      state: On the devices of the plan.
-      kept: The budget.
-      plan: Of the run.
-      given: Bare, with the training set, whose clean images BatchNorm's statistics are of.
-      exact: Whether the number of weights that stay is exact in kernels of more than four million
-        weights too; then every other budget is another program.
-      anew: Whether statistics are estimated anew.
+      state: The state, on the devices of the plan.
+      kept: The budget, in (0, 1].
+      plan: The settings of the run.
+      given: The arguments without an adversary, with the training set. BatchNorm's statistics are
+        estimated on its clean images.
+      exact: Whether the number of weights that stay is exact even in kernels of more than four million
+        weights; if so, each budget compiles its own program.
+      anew: Whether to re-estimate the statistics.
 
     Returns:
       (variables, masks).
@@ -109,9 +117,10 @@ def results(
     given: Given,
     compile_evaluation: Callable[[], Callable[[PyTree], Any] | None],
 ) -> dict[str, Any]:
-    """The compressed networks of a finished run and their masks; what the last one lost on the way.
+    """Returns the fields of `FitResult` that a compression adds for a finished run.
 
-    Computed from the state alone, so the same however often the run was stopped. The figures are kept.
+    They depend only on the state, and not on how often the run was stopped. The figures are written to
+    the run's folder.
     """
     variables, masks = finished(state, kept, plan, given, exact=True)
     best_variables, best_masks = variables, masks
@@ -142,7 +151,7 @@ def results(
 
 
 def _kept_weights(masks: Masks, exclude: tuple[str, ...] | None) -> dict[str, int]:
-    """How many weights stay, and of how many, in the kernels that are compressed."""
+    """Returns the number of weights that stay, and of all weights, in the compressed kernels."""
     kernels = compressed_kernels(masks, exclude).values()
     counts = jax.device_get([jnp.sum(mask) for mask in kernels])
     return {"kept_weights": int(sum(counts)), "weights": sum(mask.size for mask in kernels)}
@@ -185,7 +194,7 @@ def _projected(
 
 @functools.partial(compilation.jit, static_argnames="plan")
 def effective(state: TrainState, *, plan: Plan) -> PyTree:
-    """The variables that the network computes with in training."""
+    """Returns the variables that the network computes with in training."""
     compression: Any = plan.compression
     evaluated = state.evaluated
     params = compression.effective(evaluated["params"], state.compression)

@@ -1,7 +1,7 @@
 """The compiled programs of a run. Each is compiled once, ahead of time, for one shape of batch.
 
-A second run that differs in its seed, its data, its masks or the numbers of its attack alone finds them
-compiled: what such runs differ by is an argument.
+A second run that differs only in its seed, its data, its masks or the numbers of its attack reuses the
+programs, because these are arguments.
 """
 
 import functools
@@ -29,21 +29,21 @@ _STEPS_PER_CALL = 100
 
 
 class Programs(NamedTuple):
-    """What the loop calls.
+    """The functions that the training loop calls.
 
     Attributes:
       order: Epoch (from 0) -> the order of its examples, int32 [N].
-      train_batches: (state, totals, order, epoch from 0, count) -> (state, totals) after so many
-        batches more. Donates both: the arguments are gone afterwards.
-      steps_per_epoch: At least 1.
-      steps_per_call: The largest count.
-      replicate: Puts arrays where the state is.
-      evaluate: Variables -> sums over the validation set (`eval_step`); None without one.
-      update: (state, order, epoch from 0 of the last step, steps so far) -> state, by the compression;
-        donates the state. None without one.
-      steps_per_update: Steps from one update to the next.
+      train_batches: (state, totals, order, epoch from 0, count) -> (state, totals) after `count` more
+        batches. It donates state and totals, which cannot be used afterwards.
+      steps_per_epoch: The number of steps in an epoch, at least 1.
+      steps_per_call: The largest `count`.
+      replicate: Puts arrays on the devices of the state.
+      evaluate: Variables -> sums over the validation set (`eval_step`); None without validation.
+      update: The update of the compression: (state, order, epoch from 0 of the last step, steps so
+        far) -> state. It donates the state. None without a compression.
+      steps_per_update: The number of steps from one update to the next.
       kept: Epoch (from 0) -> its budget.
-      finish: (state, epoch from 0) -> the variables to evaluate; None: the state says them.
+      finish: (state, epoch from 0) -> the variables to evaluate; None: those of the state.
     """
 
     order: Callable[[int], Array]
@@ -59,20 +59,20 @@ class Programs(NamedTuple):
 
 
 class GivenByEpoch(NamedTuple):
-    """What the steps of each epoch are given.
+    """The arguments of the steps of each epoch.
 
     Attributes:
-      given: ((first epoch from 1, what is given from it on), ...), on the devices.
+      given: ((first epoch, counted from 1; the arguments from that epoch on), ...), on the devices.
     """
 
     given: tuple[tuple[int, Given], ...]
 
     def at(self, epoch: int) -> Given:
-        """Of an epoch, from 0."""
+        """Returns the arguments of an epoch, counted from 0."""
         return next(one for first, one in reversed(self.given) if first <= epoch + 1)
 
     def left(self, epoch: int) -> list[Given]:
-        """Of the epochs from this one on, from 0."""
+        """Returns the arguments of this epoch, counted from 0, and all later ones."""
         following = [first for first, _ in self.given[1:]]
         return [
             one
@@ -82,13 +82,13 @@ class GivenByEpoch(NamedTuple):
 
 
 def _form(given: Given) -> Any:
-    """What a program is compiled for of an adversary."""
+    """Returns the part of an adversary that programs are compiled for: structure and shapes."""
     leaves, structure = jax.tree.flatten(given.adversary)
     return structure, tuple(leaf.shape for leaf in leaves)
 
 
 def zero_totals() -> Metrics:
-    """The metrics of no step: sums, but for the learning rate, which is the last step's."""
+    """Returns the metrics before the first step: sums, except the last step's learning rate."""
     return {
         "loss": jnp.zeros((), jnp.float32),
         "correct": jnp.zeros((), jnp.int32),
@@ -105,16 +105,16 @@ def compile_programs(
     order_key: Array,
     evaluate: Callable[[PyTree], Metrics] | None,
 ) -> Programs:
-    """Compiles what the loop needs for the steps.
+    """Compiles the programs of the training steps.
 
     Args:
-      plan: What to compile.
-      stages: What is given. Those that differ in numbers alone share a program; those that are over
-        need none.
-      epoch: The first one to come, from 0.
-      state: For its shapes alone.
-      order_key: Folded with the epoch for its order.
-      evaluate: From `compile_evaluation`.
+      plan: The settings that the programs are compiled for.
+      stages: The arguments of each epoch. Stages that differ only in numbers share a program; past
+        stages need none.
+      epoch: The first epoch to come, counted from 0.
+      state: A state; only its shapes are used.
+      order_key: The PRNG key that is folded with the epoch to make its order.
+      evaluate: The result of `compile_evaluation`, or None.
     """
     order = _order(order_key, jnp.int32(0), count=plan.num_examples)
     replicate = devices.replicated(plan.num_devices)
@@ -164,7 +164,7 @@ def _train_batches(
     plan: Plan,
     looped: bool,
 ) -> tuple[TrainState, Metrics]:
-    """`count` batches, or one where loops are slow."""
+    """Trains on `count` batches, or on one where loops are slow."""
     if not looped:
         return _step(state, totals, order, given, plan)
 
@@ -194,7 +194,7 @@ def _step(
 
 
 def batch_of(step: Array, order: Array, examples: DeviceData, plan: Plan) -> DeviceData:
-    """The batch of a step, its rows shared by the devices."""
+    """Returns the batch of a step, with its rows divided among the devices."""
     batch = batch_at(examples, order, step % plan.steps_per_epoch, plan.batch_size)
     return devices.constrained(batch, plan.num_devices, devices.ROWS)
 
@@ -222,9 +222,13 @@ def _evaluate_batch(
 def compile_evaluation(
     plan: Plan, given: Given, attack: Attack | None, state: TrainState
 ) -> Callable[[PyTree], Metrics]:
-    """`Programs.evaluate` for a state of these shapes.
+    """Compiles `Programs.evaluate` for a state of these shapes.
 
-    `given` is bare, with the validation set, and lies on the devices, as the attack's numbers do.
+    Args:
+      plan: The settings that the program is compiled for.
+      given: The arguments without an adversary, with the validation set, on the devices.
+      attack: The attack on the validation images, with its numbers as arrays on the devices, or None.
+      state: A state; only its shapes are used.
     """
     replicate = devices.replicated(plan.num_devices)
     zeros = replicate(

@@ -1,7 +1,8 @@
-"""Which devices share each batch, and what of a run lies where.
+"""The placement of a run on its devices.
 
-Weights, data and sums are whole on every device; the rows of a batch are shared. With several processes
-(`jax.distributed`) each gives as many devices, and all of them run the same program.
+Every device has a full copy of the weights, the data and the sums; the rows of a batch are divided
+among the devices. With several processes (`jax.distributed`) each contributes the same number of
+devices, and all of them run the same program.
 """
 
 import functools
@@ -19,12 +20,12 @@ WHOLE, ROWS = PartitionSpec(), PartitionSpec("data")
 
 
 def num_shares(num_devices: int) -> int:
-    """Into how many parts a batch is cut, with so many devices of each process."""
+    """Returns the number of parts of a batch, with `num_devices` devices of each process."""
     return num_devices * jax.process_count()
 
 
 def replicated(num_devices: int) -> Callable[[Any], Any]:
-    """A function that puts a pytree of arrays, the same in every process, whole on each device."""
+    """Returns a function that copies a pytree of arrays, equal in all processes, to each device."""
     if num_shares(num_devices) == 1:
         return functools.partial(jax.device_put, device=jax.local_devices()[0])
     sharding = NamedSharding(_mesh(num_devices), WHOLE)
@@ -44,13 +45,13 @@ def replicated(num_devices: int) -> Callable[[Any], Any]:
 
 
 def on_this_process(tree: Any) -> Any:
-    """A pytree of arrays that lie whole on every device, on one device of this process."""
+    """Puts a pytree of replicated arrays on one device of this process."""
     device = jax.local_devices()[0]
     return jax.tree.map(lambda leaf: jax.device_put(leaf.addressable_data(0), device), tree)
 
 
 def shapes_of(tree: Any, num_devices: int) -> Any:
-    """The shapes of a pytree of arrays, and that every device has the whole of each."""
+    """Returns the shapes of a pytree of arrays, marked as replicated on every device."""
     sharding = None
     if num_shares(num_devices) > 1:
         sharding = NamedSharding(_mesh(num_devices), WHOLE)
@@ -60,7 +61,7 @@ def shapes_of(tree: Any, num_devices: int) -> Any:
 
 
 def constrained(tree: Any, num_devices: int, spec: PartitionSpec) -> Any:
-    """Within compiled code: the rows shared by the devices (ROWS), or all on each (WHOLE)."""
+    """Places arrays within compiled code: rows divided (ROWS) or replicated (WHOLE)."""
     if num_shares(num_devices) == 1:
         return tree
     sharding = NamedSharding(_mesh(num_devices), spec)
@@ -68,20 +69,20 @@ def constrained(tree: Any, num_devices: int, spec: PartitionSpec) -> Any:
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that writes and speaks for all."""
+    """Whether this process is the one that writes files and messages for all."""
     return jax.process_index() == 0
 
 
 def in_any_process(value: bool) -> bool:
-    """Whether the value is true in any process; all of them must ask at the same time."""
+    """Whether the value is true in any process; all processes must call this together."""
     return bool(np.any(_gathered(np.asarray(value))))
 
 
 def different(values: Mapping[str, Any]) -> list[str]:
-    """The names of what is not the same in all processes; all of them must ask at the same time.
+    """Returns the names of values that differ between processes; all must call this together.
 
     Args:
-      values: JSON, by the same names in every process.
+      values: JSON values by name, with the same names in every process.
     """
     texts = [json.dumps(value, sort_keys=True).encode() for value in values.values()]
     digests = np.stack([np.frombuffer(sha256(text).digest(), np.uint8) for text in texts])
@@ -91,7 +92,7 @@ def different(values: Mapping[str, Any]) -> list[str]:
 
 
 def _gathered(value: np.ndarray) -> np.ndarray:
-    """[processes, ...]."""
+    """Returns the value of every process: [processes, ...]."""
     if jax.process_count() == 1:
         return value[None]
     from jax.experimental import multihost_utils

@@ -1,7 +1,7 @@
-"""Digests of what the parts of a training compute: names alone would hide an edit.
+"""Digests of what the parts of a training compute, so that an edit of a user's function is noticed.
 
-The library's own values are described by their fields (`fingerprint.describe`). What a user wrote, or
-made of the library's with functions of their own inside, is traced as well.
+The library's own values are described by their fields (`fingerprint.describe`). What a user wrote, and
+values of the library that contain a user's functions, are traced as well.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from jaxrobust.types import Array, Masks, PyTree, as_key
 
 
 def of_model(network: Network, variables: PyTree, image_shape: tuple[int, ...]) -> str:
-    """Of a network in both modes."""
+    """Returns the digest of a network in training and evaluation mode."""
 
     def forward(variables: PyTree, images: Array, key: Array) -> Any:
         in_training = network.apply(variables, images, True, {"dropout": key})
@@ -35,7 +35,7 @@ def of_model(network: Network, variables: PyTree, image_shape: tuple[int, ...]) 
 
 
 def of_augmentation(augmentation: Augmentation | None, image_shape: tuple[int, ...]) -> str | None:
-    """Of an augmentation, or None."""
+    """Returns the digest of an augmentation, or None without one."""
     if augmentation is None:
         return None
     # Through a function of its own: jax would take the trace of a function that it has seen.
@@ -49,7 +49,7 @@ def of_values(
     masks: Masks | None,
     image_shape: tuple[int, ...],
 ) -> list[str]:
-    """Of all that a recipe's values do in a run; [] where they are the library's alone."""
+    """Returns the digests of what a recipe computes; [] if all its values are the library's."""
     parts = (
         *(recipe.optimizer, recipe.schedule, recipe.objective, recipe.adversary),
         *(recipe.averaging, recipe.compression, recipe.validation),
@@ -74,7 +74,7 @@ def of_values(
 
 
 def is_foreign(value: Any) -> bool:
-    """Whether a value is, or has inside, what is not the library's."""
+    """Whether a value is, or contains, something that is not the library's."""
     if value is None or isinstance(value, bool | int | float | str | np.ndarray | np.generic):
         return False
     if isinstance(value, jax.Array):

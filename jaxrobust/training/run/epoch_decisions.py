@@ -1,7 +1,7 @@
-"""Decisions that follow from the epochs so far: the best one, the plateau, when to stop.
+"""Decisions that follow from the epochs so far: the best epoch, the plateau, and when to stop.
 
-They are computed from the log's rows each time instead of being kept as counters, so a run that was
-killed decides what it would have decided: there is no counter that could be lost or out of step.
+They are computed from the rows of the log each time. There are no counters that an interruption could
+lose, so a resumed run decides as an uninterrupted one does.
 """
 
 import math
@@ -18,10 +18,10 @@ Row = dict[str, Any]
 
 
 def scores(monitor: str, history: Sequence[Row]) -> list[float]:
-    """The monitored figure of every epoch, turned so that lower is better; [] if there is none.
+    """Returns the monitored figure of every epoch, signed so that lower is better; [] without one.
 
-    Infinite for an epoch of a compression whose budget has not reached its last value: what is larger
-    than the network that was asked for cannot be the best one.
+    It is infinite in epochs of a compression before the last budget: a network that is larger than the
+    one asked for cannot be the best.
     """
     sign = -1.0 if monitor == "validation_accuracy" else 1.0
     return [
@@ -32,7 +32,7 @@ def scores(monitor: str, history: Sequence[Row]) -> list[float]:
 
 
 def best_epoch(monitor: str, history: Sequence[Row]) -> int | None:
-    """The first epoch (counted from 1) that no other one beats; None if none can be said to.
+    """Returns the first epoch (counted from 1) with the best figure; None if there is no figure.
 
     Example:
       >>> best_epoch("validation_loss", [{"validation_loss": loss} for loss in (2.0, 1.0, 1.0)])
@@ -45,17 +45,19 @@ def best_epoch(monitor: str, history: Sequence[Row]) -> int | None:
 
 
 def catastrophic_overfitting(history: Sequence[Row]) -> int | None:
-    """The epoch in which training against weak attacks stopped to help against the stronger one.
+    """Finds the epoch of catastrophic overfitting.
 
-    Networks that are trained against a single step may learn to hide from just that: within an epoch or
-    two the accuracy under a stronger attack collapses, and that under the training attack rises.
+    A network that is trained against a single step may become robust to that step only: within an
+    epoch or two its accuracy under a stronger attack collapses, while that under the training attack
+    rises.
 
     Args:
-      history: Of a run whose validation images are attacked.
+      history: The rows of the log of a run with an attack on its validation images.
 
     Returns:
-      The first epoch, counted from 1, with less than half of the best validation accuracy before it and
-      no lower training accuracy than in that best epoch; None if there is none.
+      The first epoch, counted from 1, whose validation accuracy is less than half of the best one
+      before it, and whose training accuracy is not lower than in that best epoch. None if there is
+      none.
 
     References:
       Wong, Rice, Kolter, "Fast is better than free: Revisiting adversarial training", ICLR 2020,
@@ -81,16 +83,17 @@ def catastrophic_overfitting(history: Sequence[Row]) -> int | None:
 
 
 def plateau_scale(values: Sequence[float], factor: float, patience: int) -> float:
-    """What the plateau schedule has multiplied the learning rate by after these epochs.
+    """Returns the number by which the plateau schedule multiplies the learning rate.
 
-    As PyTorch's ReduceLROnPlateau with its defaults: an epoch is better if it is below the best one
-    by one part in 10,000; after more than `patience` epochs in a row that are not, the learning
-    rate is lowered and the count begins anew. (PyTorch's floor of 1e-8 under a change is left out.)
+    It works like PyTorch's ReduceLROnPlateau with its defaults: an epoch improves if it is below the
+    best one by one part in 10,000. After more than `patience` epochs in a row without improvement, the
+    learning rate is lowered and the count starts again. (PyTorch ignores changes below 1e-8; this does
+    not.)
 
     Args:
-      values: One per epoch, lower is better.
-      factor: In (0, 1).
-      patience: At least 0.
+      values: The figure of each epoch, lower is better.
+      factor: The factor of each reduction, in (0, 1).
+      patience: How many epochs in a row may bring no improvement, at least 0.
 
     Returns:
       A power of `factor`.
@@ -113,7 +116,7 @@ def plateau_scale(values: Sequence[float], factor: float, patience: int) -> floa
 
 
 def learning_rate_scale(recipe: Recipe, history: Sequence[Row]) -> float:
-    """What the next epoch's learning rate is multiplied by: 1 unless the schedule is a `Plateau`."""
+    """Returns the factor of the next epoch's learning rate: 1 unless the schedule is a `Plateau`."""
     schedule = recipe.schedule
     if not isinstance(schedule, Plateau):
         return 1.0
@@ -122,7 +125,7 @@ def learning_rate_scale(recipe: Recipe, history: Sequence[Row]) -> float:
 
 
 def is_finished(recipe: Recipe, history: Sequence[Row]) -> bool:
-    """Whether all epochs are done or early stopping ends the run.
+    """Whether all epochs are done, or early stopping ends the run.
 
     Example:
       >>> from jaxrobust.training.step.recipe import Validation

@@ -1,7 +1,7 @@
 """Descriptions by which a run recognises its own checkpoints.
 
-A run that starts again must not go on from the checkpoint of other settings or other data. So all
-that decides its result is described as JSON, written beside the checkpoints, and compared.
+A run must not resume from a checkpoint of other settings or other data. So everything that determines
+its result is described as JSON, written beside the checkpoints, and compared.
 """
 
 import dataclasses
@@ -20,17 +20,18 @@ from jaxrobust.training.step import nnx_modules
 
 
 def describe(value: Any) -> Any:
-    """A JSON description of a model, an attack, a function or data, the same in every process.
+    """Describes a model, an attack, a function or data as JSON that is the same in every process.
 
-    `repr` would not do: it prints the addresses of functions and leaves out most of an array.
+    `repr` is not enough: it prints the addresses of functions and leaves out most of an array.
 
     Args:
-      value: A dataclass (linen modules are), an nnx module, a function, a `functools.partial`, numbers,
-        strings, arrays and containers of these. Of a function only the name is known, of a variable of
-        nnx the class and shape, of any other object only the class: changes inside are not seen.
+      value: A dataclass (which includes linen modules), an nnx module, a function, a
+        `functools.partial`, a number, a string, an array, or a container of these. A function is
+        described by its name, an nnx variable by its class and shape, and any other object by its
+        class; changes inside these are not noticed.
 
     Returns:
-      Dicts, lists, strings, numbers, booleans and None. Of an array its type, shape and SHA-256.
+      Dicts, lists, strings, numbers, booleans and None. An array becomes its type, shape and SHA-256.
 
     Example:
       >>> describe({"f": len, "sizes": (3, 4)})
@@ -73,13 +74,13 @@ def describe(value: Any) -> Any:
 
 
 def program(function: Callable[..., Any], *arguments: Any) -> str:
-    """A digest of what a function computes: other code gives another one, other names do not.
+    """Returns a digest of what a function computes, which depends on its code but not on names.
 
-    Arrays that the function closes over are part of it.
+    Arrays in the closure of the function are part of the digest.
 
     Args:
-      function: Any that JAX can trace.
-      *arguments: Arrays or their shapes (`jax.ShapeDtypeStruct`), in pytrees.
+      function: Any function that JAX can trace.
+      *arguments: Pytrees of arrays or of their shapes (`jax.ShapeDtypeStruct`).
 
     Example:
       >>> x = jax.ShapeDtypeStruct((2,), np.float32)
@@ -96,7 +97,7 @@ def program(function: Callable[..., Any], *arguments: Any) -> str:
 
 
 def _closed_over(closed: Any) -> Iterator[Any]:
-    """The arrays of a traced function and of those inside it, of which its text has but the shapes."""
+    """Yields the arrays in the closures of a traced function; its text has only their shapes."""
     yield from closed.consts
     for equation in closed.jaxpr.eqns:
         for value in equation.params.values():
@@ -106,7 +107,7 @@ def _closed_over(closed: Any) -> Iterator[Any]:
 
 
 def versions() -> dict[str, str]:
-    """The packages whose release may change a result in its last bit."""
+    """Returns the versions of the packages that may change the last bits of a result."""
     return {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")}
 
 

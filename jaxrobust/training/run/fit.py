@@ -1,4 +1,4 @@
-"""`fit`: the public edge of training. It checks, assembles and hands over to the loop."""
+"""`fit`, the entry point of training: it checks its arguments, compiles, and calls the loop."""
 
 import contextlib
 import dataclasses
@@ -34,17 +34,18 @@ from jaxrobust.types import Masks, PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Host:
-    """How a training is run; it changes no result but by rounding.
+    """How a training runs on the host. It does not change the result, except by rounding.
 
     Attributes:
-      num_devices: How many devices share each batch; a divisor of the batch size. It changes nothing
-        but rounding, and a run may go on with another number. With several processes
-        (`jax.distributed`) it is how many of each: all of them make the same call with the same
-        data, the first one writes, Ctrl-C is answered at the end of an epoch, and an error in one of
-        them leaves the others waiting until jax gives them up.
-      checkpoint_every: Epochs between checkpoints, besides the last one and every new best. A run
-        that is killed repeats what came after the last.
-      tensorboard: Whether to write `tensorboard/` too.
+      num_devices: The number of devices that share each batch, a divisor of the batch size. A run may
+        be resumed with another number. With several processes (`jax.distributed`) it is the number of
+        devices of each process. All processes must then make the same call with the same data; the
+        first one writes the files, Ctrl-C takes effect at the end of an epoch, and if one process
+        fails, the others wait until jax times out.
+      checkpoint_every: The number of epochs between checkpoints, at least 1. The last epoch and every
+        new best epoch are saved as well. A run that is killed repeats what came after its last
+        checkpoint.
+      tensorboard: Whether to write `tensorboard/` too, which needs tensorboardX.
     """
 
     num_devices: int = 1
@@ -58,29 +59,31 @@ class Host:
 
 @dataclasses.dataclass(frozen=True)
 class FitResult:
-    """What a training run came to.
+    """The result of a training run.
 
     Attributes:
-      state: After the last epoch.
-      variables: Of the last epoch; the average if one was kept.
-      best_variables: Of the best epoch on the validation set; without one, of the last epoch.
-      best_epoch: Counted from 1.
+      state: The training state after the last epoch.
+      variables: The {"params": ..., "batch_stats": ...} after the last epoch; their average if the
+        recipe has an `averaging`.
+      best_variables: The variables of the best epoch on the validation set; without validation, those
+        of the last epoch.
+      best_epoch: The best epoch, counted from 1.
       history: One row per epoch, as in log.jsonl: epoch, step, train_loss, train_accuracy,
         validation_loss, validation_accuracy, learning_rate, gradient_norm.
       timings: One row per epoch, as in timings.jsonl: epoch, train_seconds, validation_seconds,
-        checkpoint_seconds. Epochs in which the run was killed may be short or absent.
-      catastrophic_epoch: The epoch of catastrophic overfitting (Wong et al. 2020), where training and
-        validation were attacked and there was one; else None.
-      masks: Of a run with a compression: which weights of `variables` stay, exactly; else None.
-      best_masks: Likewise of `best_variables`.
-      model: What was trained, with `variables` in it: normalised images [B, H, W, C] -> logits [B, K],
-        in evaluation mode. Of an nnx module a new one of its class; of a linen module or a pair of
-        functions a `jax.tree_util.Partial` (`with_variables`).
-      best_model: Likewise with `best_variables`.
-      final: Of a run with a compression, about `variables`: `kept_weights` of `weights` in the
-        kernels that its masks prune, and if there is validation, under its attack, the accuracies
-        `accuracy_before` (what was trained, with its own statistics), `accuracy_projected` (with
-        these statistics) and `accuracy_after` (with statistics estimated anew). {} without a
+        checkpoint_seconds. Epochs in which the run was killed may be too short or missing.
+      catastrophic_epoch: The epoch, counted from 1, of catastrophic overfitting (Wong et al. 2020), if
+        training and validation were attacked and it occurred; else None.
+      masks: With a compression, the boolean masks of the weights of `variables` that stay; else None.
+      best_masks: With a compression, the masks of `best_variables`; else None.
+      model: The trained model with `variables`, in evaluation mode: normalised images [B, H, W, C] ->
+        logits [B, K]. It is a new module for an nnx module, and a `jax.tree_util.Partial` for a linen
+        module or a pair of functions; see `with_variables`.
+      best_model: The trained model with `best_variables`.
+      final: With a compression, figures about `variables`: `kept_weights`, how many of the `weights` in
+        the compressed kernels stay. With validation also the accuracies on it, under its attack:
+        `accuracy_before` (the network that was trained), `accuracy_projected` (compressed, with the
+        same statistics) and `accuracy_after` (compressed, with re-estimated statistics). {} without a
         compression.
     """
 
@@ -99,7 +102,7 @@ class FitResult:
 
     @property
     def seconds(self) -> float:
-        """Of all epochs that were timed, however often the run was started again."""
+        """The seconds of all timed epochs together, over all starts of the run."""
         return sum(
             row[name]
             for row in self.timings
@@ -108,7 +111,7 @@ class FitResult:
 
     @property
     def seconds_per_epoch(self) -> float | None:
-        """Median of the training time of an epoch, so compiling does not count; None if unknown."""
+        """The median training time of an epoch in seconds, without compilation; None if unknown."""
         seconds = [row["train_seconds"] for row in self.timings]
         return statistics.median(seconds) if seconds else None
 
@@ -124,47 +127,50 @@ def fit(
     host: Host = Host(),
     progress: bool = True,
 ) -> FitResult:
-    """Trains a network, from where an interrupted run of the same settings left off.
+    """Trains a network, or resumes a run of the same settings that was interrupted.
 
-    The run directory holds `settings.json`, `log.jsonl` (the same, bit for bit, however often the
-    run was killed), `timings.jsonl` and `checkpoints/`, the latest and the best. Started again, a
-    finished run returns its result without training. On a GPU, results are only repeatable, and so
-    a resumed run only equal to an undisturbed one, with XLA_FLAGS=--xla_gpu_deterministic_ops=true.
+    The run directory holds `settings.json`, `log.jsonl` (the same, bit for bit, however often the run
+    was killed), `timings.jsonl` and `checkpoints/` with the latest and the best epoch. A finished run
+    that is called again returns its result without training. On a GPU, set
+    XLA_FLAGS=--xla_gpu_deterministic_ops=true: only then are results repeatable, and a resumed run
+    equals an uninterrupted one.
 
-    Ctrl-C finishes the step (on a GPU up to a hundred), saves a checkpoint and raises
-    KeyboardInterrupt; the same call goes on with the next step. A second Ctrl-C stops at once and loses
+    Ctrl-C finishes the step (on a GPU up to a hundred steps), saves a checkpoint and raises
+    KeyboardInterrupt; the same call resumes with the next step. A second Ctrl-C stops at once and loses
     what came after the last checkpoint.
 
     Args:
-      model: What maps normalised images to logits [B, K].
-        A linen module, `model(images, train=False)`, with "params" and perhaps "batch_stats", and the
-        generator "dropout" if it needs one.
-        An nnx module, `model(images)`: it starts from the weights that it has, so that the recipe's
-        seed decides order, attacks and dropout alone. An nnx.Param is trained, every other variable
-        is state that passes in training mode change; that mode is `train()`, the other one `eval()`,
-        and each pass has random numbers of its own. The module itself stays as it is.
-        A pair of functions (init, apply) for everything else; `Network` says what they take.
-      data: The images and labels, and their mean and deviation.
-      recipe: How to train. With a compression, validation is of the compressed network by the epoch's
-        budget, with statistics of its own; epochs before the last budget do not count as the best.
-        `variables` of the result are compressed, `state` is not.
-      run_dir: Where the run lives. None: nowhere; it cannot be resumed.
-      variables: To start from, for fine-tuning: of any floating type, trained in float32; for an nnx
-        module also a module or an nnx.State of the same structure. None: the model's own initial ones.
-      masks: The parameters' structure with boolean leaves, for an nnx module also a module or nnx.State
-        of them; False keeps a parameter at 0. Not together with a compression.
-      host: Devices, checkpoints and logs.
-      progress: Whether to show a bar on a terminal, and a line per epoch.
+      model: The network, from normalised images [B, H, W, C] to logits [B, K]. It is one of three:
+        A linen module, called as `model(images, train=False)`, with the collections "params" and
+        optionally "batch_stats", and optionally the random stream "dropout".
+        An nnx module, called as `model(images)`. Training starts from the weights of the module, so
+        that the seed of the recipe affects only the order, augmentation, attacks and dropout. Every
+        nnx.Param is trained; every other variable is state, which passes in training mode update. The
+        modes are those of `train()` and `eval()`, and each pass has its own random numbers. The module
+        itself is not changed.
+        A pair of functions (init, apply), for any other library; see `Network`.
+      data: The images and labels, and the normalisation of the images.
+      recipe: How to train. With a compression, each epoch validates the network compressed to the
+        budget of that epoch, with re-estimated statistics, and only epochs with the last budget can be
+        the best. `variables` of the result are compressed, `state` is not.
+      run_dir: The directory of the run. None: nothing is written, and the run cannot be resumed.
+      variables: The variables to start from, for fine-tuning, of any floating type (they are trained in
+        float32). For an nnx module also a module or an nnx.State of the same structure. None: the
+        initial variables of the model.
+      masks: A pytree with the structure of the parameters and boolean leaves, for an nnx module also a
+        module or nnx.State of them. Parameters stay at 0 where it is False. Not with a compression.
+      host: The devices, checkpoints and logs of the run.
+      progress: Whether to show a progress bar on a terminal, and a line per epoch.
 
     Returns:
-      The result.
+      The result: variables, log, timings and the trained model.
 
     Raises:
-      TypeError: An argument of the wrong type.
-      ValueError: An argument out of range, or a run directory of other settings or data.
+      TypeError: An argument has the wrong type.
+      ValueError: An argument is out of range, or the run directory has other settings or data.
       FloatingPointError: The loss or the gradient is no longer finite. Earlier epochs remain saved.
-      KeyboardInterrupt: Ctrl-C.
-      ModuleNotFoundError: `host.tensorboard` without tensorboardX.
+      KeyboardInterrupt: Ctrl-C was pressed.
+      ModuleNotFoundError: `host.tensorboard` is set and tensorboardX is not installed.
 
     Example:
       >>> import flax.linen as nn
@@ -183,7 +189,7 @@ def fit(
     """
     if run_dir is None and jax.process_count() > 1:
         raise ValueError(
-            "`run_dir` is needed with several processes: a folder that all of them see."
+            "`run_dir` must not be None with several processes: give a folder that all of them see."
         )
     if not isinstance(host, Host):
         raise TypeError(f"`host` must be a training.Host, got {type(host).__name__}.")
@@ -194,7 +200,9 @@ def fit(
         claim(directory, settings, dataclasses.asdict(host))
         checkpoints = stack.enter_context(RunCheckpoints(directory / CHECKPOINTS))
         if devices.different({"step": checkpoints.latest_step}):
-            raise ValueError(f"`run_dir` {directory} is not the same folder in all processes.")
+            raise ValueError(
+                f"`run_dir` must be the same folder in all processes, got {directory} in this one."
+            )
         # Where an earlier call of the same run has stopped, or the beginning.
         position = _start(job, checkpoints)
         unfinished = not is_finished(recipe, position.history)
@@ -207,9 +215,9 @@ def fit(
             ProgressBar(progress and writes, recipe.num_epochs, job.steps_per_epoch)
         )
         if not unfinished:
-            display.say(f"Trained before: the result is that of {directory}.")
+            display.say(f"The run is already finished: its result is read from {directory}.")
         elif int(position.state.step):
-            display.say(f"Going on after step {int(position.state.step)}, from {directory}.")
+            display.say(f"Resuming after step {int(position.state.step)}, from {directory}.")
         # Compiled before Ctrl-C is caught: until then there is nothing to save.
         if unfinished:
             programs = _compile(job, len(position.history))
@@ -222,7 +230,7 @@ def fit(
 
 
 def _start(job: Job, checkpoints: RunCheckpoints) -> Position:
-    """Where the run stands, on the devices."""
+    """Returns the position where the run starts or resumes, on the devices."""
     position = loop.restore(checkpoints, job.template)
     if position is None:
         position = Position(job.initial_state(), compiled_steps.zero_totals(), ())
@@ -231,7 +239,7 @@ def _start(job: Job, checkpoints: RunCheckpoints) -> Position:
 
 
 def _compile(job: Job, epoch: int) -> compiled_steps.Programs:
-    """The programs of the epochs from this one on, counted from 0."""
+    """Compiles the programs of this epoch, counted from 0, and all later ones."""
     stages = job.stages
     programs = compiled_steps.compile_programs(
         job.plan, stages, epoch, job.template, job.order_key, _compile_evaluation(job)
@@ -244,7 +252,7 @@ def _compile(job: Job, epoch: int) -> compiled_steps.Programs:
 
 
 def _compile_evaluation(job: Job) -> Any:
-    """Variables -> sums over the validation set; None without one."""
+    """Compiles the function from variables to sums over the validation set; None without one."""
     if job.validation is None:
         return None
     replicate = devices.replicated(job.num_devices)
@@ -260,7 +268,7 @@ def _result(
     directory: Path,
     timings: tuple[Row, ...],
 ) -> FitResult:
-    """What a finished run came to, its arrays on one device: who takes it knows of no others."""
+    """Returns the result of a finished run, with its arrays on one device."""
     recipe, history = job.recipe, position.history
     best = best_epoch(recipe.validation.monitor, history) or len(history)
     state = best_state = position.state

@@ -1,4 +1,4 @@
-"""Ctrl-C as a request that the training loop can answer at a safe moment."""
+"""Handling of Ctrl-C as a request that the training loop answers at a safe moment."""
 
 import contextlib
 import signal
@@ -21,13 +21,13 @@ class Interrupt:
 def catch_interrupt() -> Iterator[Interrupt]:
     """Turns the first SIGINT into a flag; the second one raises KeyboardInterrupt at once.
 
-    An exception at any line could strike while the state is being donated to a compiled step, when
-    no whole state exists that could be saved. Outside the main thread, where Python delivers no
-    signals, and where SIGINT is ignored (a background job), nothing changes.
+    An exception at an arbitrary line could come while the state is donated to a compiled step, when
+    there is no complete state to save. Nothing changes outside the main thread, where Python delivers
+    no signals, and where SIGINT is ignored (a background job).
 
     Raises:
-      KeyboardInterrupt: On leaving, if a request came too late for the loop to answer: it must not
-        be lost on the script, which may have more to do.
+      KeyboardInterrupt: On exit, if the request came too late for the loop to answer it: the script
+        may have more to do, and must stop too.
     """
     interrupt = Interrupt()
     if (
@@ -49,6 +49,6 @@ def catch_interrupt() -> Iterator[Interrupt]:
         signal.signal(signal.SIGINT, previous)
     if interrupt.requested:
         raise KeyboardInterrupt(
-            "Interrupted as a training ended: it is finished and saved, and the same command goes on "
-            "with what comes after it."
+            "Interrupted as a training ended. The training is finished and saved; run the same command "
+            "again to continue with what comes after it."
         )

@@ -1,4 +1,4 @@
-"""What a run writes down as it goes (JSON lines, TensorBoard) and what it shows on the screen."""
+"""The logs of a run (JSON lines, TensorBoard) and its progress on the screen."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ Row = Mapping[str, Any]
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Replaces a JSON-lines file by `rows`; a kill leaves the old file or the new one."""
+    """Replaces a JSON-lines file by `rows`, atomically: a kill leaves the old file or the new one."""
     files.replace_text(path, "".join(json.dumps(dict(row)) + "\n" for row in rows))
 
 
@@ -23,9 +23,9 @@ def append_row(path: Path, row: Row) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file; [] if there is none.
+    """Returns the rows of a JSON-lines file; [] if it does not exist.
 
-    A last line without its end was being written when the process was killed: it is left out.
+    An incomplete last line, left by a process that was killed, is skipped.
     """
     if not path.exists():
         return []
@@ -34,9 +34,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def summary_writer(directory: Path, next_epoch: int, *, writes: bool) -> Any:
-    """A TensorBoard writer that hides what an interrupted run wrote from `next_epoch` on.
+    """Returns a TensorBoard writer that hides what an interrupted run wrote from `next_epoch` on.
 
-    None where another process writes, with the same error as there.
+    In a process that does not write it returns None, but raises the same error.
 
     Raises:
       ModuleNotFoundError: tensorboardX is not installed.
@@ -47,16 +47,16 @@ def summary_writer(directory: Path, next_epoch: int, *, writes: bool) -> Any:
 
 
 class RunLog:
-    """log.jsonl, timings.jsonl and TensorBoard's files of a run; a context manager.
+    """The writer of a run's log.jsonl, timings.jsonl and TensorBoard files; a context manager.
 
-    At the start the files are cut back to `history`: what was logged after the checkpoint from
-    which a killed run goes on will be logged again.
+    At the start the files are cut back to `history`: a resumed run logs again what was logged after
+    its checkpoint.
 
     Args:
-      directory: The run's.
+      directory: The directory of the run.
       history: The rows of log.jsonl so far, from the checkpoint.
       tensorboard: Whether to write `tensorboard/` too.
-      writes: False leaves all files to another process.
+      writes: Whether to write at all; False if another process writes.
 
     Attributes:
       timings: The rows of timings.jsonl.
@@ -84,11 +84,11 @@ class RunLog:
             self._writer.close()
 
     def write(self, row: Row, timing: Row) -> None:
-        """Adds an epoch.
+        """Adds the rows of an epoch.
 
         Args:
-          row: Of log.jsonl: values that are the same in every run.
-          timing: Of timings.jsonl.
+          row: The row of log.jsonl: values that are the same whenever the run is repeated.
+          timing: The row of timings.jsonl.
         """
         self.timings.append(dict(timing))
         if self._writes:
@@ -102,15 +102,15 @@ class RunLog:
 
 
 class ProgressBar:
-    """A progress bar over the steps of an epoch and a line after each; a context manager.
+    """A progress bar over the steps of an epoch, and a line after each epoch; a context manager.
 
-    The bar is drawn on a terminal only; elsewhere (a file, a job's output) there are the lines
-    alone. All goes to the standard error: the standard output is the script's.
+    The bar is drawn on a terminal only; elsewhere (a file, the output of a job) there are only the
+    lines. Everything goes to the standard error, because the standard output belongs to the script.
 
     Args:
-      enabled: False shows nothing.
-      num_epochs: E.
-      steps_per_epoch: N.
+      enabled: Whether to show anything.
+      num_epochs: The number of epochs of the run.
+      steps_per_epoch: The number of steps in an epoch.
     """
 
     def __init__(self, enabled: bool, num_epochs: int, steps_per_epoch: int):
@@ -146,11 +146,11 @@ class ProgressBar:
         self._progress.reset(self._task, description=name, completed=done)
 
     def advance(self, count: int) -> None:
-        """So many steps more."""
+        """Moves the bar by `count` steps."""
         self._progress.advance(self._task, count)
 
     def end_epoch(self, row: Row, seconds: float) -> None:
-        """A line with what the epoch came to."""
+        """Prints a line with the results of the epoch."""
         parts = [f"epoch {row['epoch']}/{self._num_epochs}"]
         for name in ("train", "validation"):
             if f"{name}_loss" in row:
@@ -161,5 +161,5 @@ class ProgressBar:
         self.say("  ".join(parts))
 
     def say(self, text: str) -> None:
-        """A line of its own, above the bar."""
+        """Prints a line above the bar."""
         self._console.print(text, markup=False, soft_wrap=True)

@@ -1,9 +1,9 @@
-"""The training loop: a compiled step, on a GPU a hundred in a compiled loop, called from Python.
+"""The training loop: Python calls a compiled step, or on a GPU a compiled loop of a hundred steps.
 
-Why not a whole epoch on the CPU: inside a loop XLA's CPU convolution gradients are slower, no bar
-could move, and Ctrl-C would have to wait for the end of the epoch. A call of the compiled step
-costs some tens of microseconds and waits for nothing; the host waits for the device once an epoch,
-to read the sums. On a GPU steps may be shorter than calls, so one program takes many of them.
+Compiling a whole epoch would be worse on the CPU: XLA's convolution gradients are slower inside a loop,
+the progress bar could not move, and Ctrl-C would have to wait for the end of the epoch. A call of the
+compiled step costs some tens of microseconds and waits for nothing; the host waits for the device once
+per epoch, to read the sums. On a GPU a step may be shorter than a call, so one program takes many.
 """
 
 import dataclasses
@@ -27,12 +27,12 @@ from jaxrobust.training.step.state import TrainState
 
 
 class Position(NamedTuple):
-    """Where a run is: all that a checkpoint holds, and all that it takes to go on bit for bit.
+    """The content of a checkpoint: all that is needed to resume a run bit for bit.
 
     Attributes:
-      state: After `state.step` steps, the first of them those of the finished epochs.
-      totals: Metrics of the steps of the unfinished epoch; of none between epochs.
-      history: The log's rows of the finished epochs.
+      state: The training state after `state.step` steps.
+      totals: The summed metrics of the unfinished epoch so far; zero between epochs.
+      history: The rows of the log of the finished epochs.
     """
 
     state: TrainState
@@ -41,14 +41,14 @@ class Position(NamedTuple):
 
 
 class Desk(NamedTuple):
-    """What the loop writes to, shows on and listens to.
+    """The outputs and the interrupt flag of the training loop.
 
     Attributes:
-      checkpoints: Where to save.
-      checkpoint_every: Epochs between checkpoints, besides the best and the last.
-      log: What is written.
-      display: What is shown.
-      interrupt: Looked at between the calls, with several processes between the epochs.
+      checkpoints: The checkpoints of the run.
+      checkpoint_every: The number of epochs between checkpoints, besides the best and the last.
+      log: The log files.
+      display: The progress on the screen.
+      interrupt: The flag of Ctrl-C, read between calls; with several processes, between epochs.
     """
 
     checkpoints: RunCheckpoints
@@ -59,13 +59,13 @@ class Desk(NamedTuple):
 
 
 def restore(checkpoints: RunCheckpoints, template: TrainState) -> Position | None:
-    """The position of the latest checkpoint, None if there is none; `template` gives the shapes."""
+    """Restores the latest checkpoint; None if there is none. `template` gives the shapes."""
     step = checkpoints.latest_step
     return None if step is None else restore_step(checkpoints, template, step)
 
 
 def restore_step(checkpoints: RunCheckpoints, template: TrainState, step: int) -> Position:
-    """The position saved at `step`; `template` gives the shapes."""
+    """Restores the position that was saved at `step`; `template` gives the shapes."""
     state, totals = checkpoints.restore(step, (template, zero_totals()))
     return Position(state, totals, tuple(checkpoints.metadata(step)["history"]))
 
@@ -73,15 +73,21 @@ def restore_step(checkpoints: RunCheckpoints, template: TrainState, step: int) -
 def train(position: Position, recipe: Recipe, programs: Programs, desk: Desk) -> Position:
     """Trains until the run is finished.
 
-    The checkpoint is saved before the log's row is written. Killed in between, the run finds its
-    history in the checkpoint and writes the log anew from it.
+    The checkpoint is saved before the row of the log is written. If the run is killed in between, it
+    rewrites the log from the history in the checkpoint.
+
+    Args:
+      position: The position to start from.
+      recipe: The recipe.
+      programs: The compiled functions of the run.
+      desk: The checkpoints, the logs, the display and the interrupt flag.
 
     Returns:
       The position at the end.
 
     Raises:
       FloatingPointError: A figure of an epoch is not finite.
-      KeyboardInterrupt: On request, after saving.
+      KeyboardInterrupt: Ctrl-C was pressed; the position is saved.
     """
     checkpoints, interrupt = desk.checkpoints, desk.interrupt
     monitor, steps_per_epoch = recipe.validation.monitor, programs.steps_per_epoch
@@ -132,10 +138,10 @@ def train(position: Position, recipe: Recipe, programs: Programs, desk: Desk) ->
 
 
 def is_attacked(recipe: Recipe) -> bool:
-    """Whether training and validation images are, so that catastrophic overfitting shows.
+    """Whether training and validation are both attacked, so that catastrophic overfitting shows.
 
-    Under a compression the network that is validated is not the one that is trained: that their
-    figures part says nothing.
+    With a compression the validated network is not the trained one, so that a gap between their
+    accuracies means nothing.
     """
     adversary = recipe.adversary
     while hasattr(adversary, "adversary"):
@@ -147,7 +153,7 @@ def is_attacked(recipe: Recipe) -> bool:
 def _train_epoch(
     position: Position, recipe: Recipe, programs: Programs, desk: Desk
 ) -> tuple[TrainState, Metrics]:
-    """The rest of an epoch, or as much of it as Ctrl-C leaves."""
+    """Trains for the rest of an epoch, or until Ctrl-C."""
     state, totals, history = position
     steps_per_epoch = programs.steps_per_epoch
     scale = programs.replicate(np.float32(epoch_decisions.learning_rate_scale(recipe, history)))
@@ -174,7 +180,7 @@ def _train_epoch(
 def _compression_figures(
     state: TrainState, kept: Callable[[int], float], epoch: int, num_epochs: int
 ) -> Row:
-    """The budget of the epoch, whether it is the last one, and the method's figures."""
+    """Returns the budget of the epoch, whether it is the last one, and the method's figures."""
     memory: Any = state.compression
     figures = jax.device_get(memory.figures)
     rounded = {name: float(str(np.float32(value))) for name, value in figures.items()}
@@ -208,8 +214,8 @@ def _validation_figures(state: TrainState, programs: Programs, epoch: int) -> Ro
 def _overfitting_words(row: Row) -> str:
     return (
         f"Catastrophic overfitting in epoch {row['epoch']}: accuracy under the validation attack fell "
-        f"to {100 * row['validation_accuracy']:.1f} %, that in training did not. The best epoch is "
-        "kept (`best_variables`); a wider noise (NFGSM) or more steps avoid it."
+        f"to {100 * row['validation_accuracy']:.1f} %, but training accuracy did not. The best epoch "
+        "is kept (`best_variables`); wider noise (NFGSM) or more attack steps avoid it."
     )
 
 
@@ -219,7 +225,7 @@ def _check_finite(row: Row, checkpoints: RunCheckpoints) -> None:
         return
     kept = "no epoch was saved"
     if checkpoints.latest_step is not None:
-        kept = f"the checkpoints in {checkpoints.directory} are from before it"
+        kept = f"the checkpoints in {checkpoints.directory} are from earlier epochs"
     raise FloatingPointError(
         f"Training diverged in epoch {row['epoch']}: {', '.join(broken)}; {kept}. Try a lower "
         f"`learning_rate` (it was {row['learning_rate']:g}), the optimizer's `gradient_clip=1.0` or "
@@ -245,6 +251,6 @@ def _stop(checkpoints: RunCheckpoints, epoch: int, step: int) -> NoReturn:
     where = f"in epoch {epoch} after {step} of its steps" if step else f"after epoch {epoch - 1}"
     message = (
         f"Interrupted {where}; saved in "
-        f"{checkpoints.directory}. To go on, run the same command again."
+        f"{checkpoints.directory}. To resume, run the same command again."
     )
     raise KeyboardInterrupt(message)

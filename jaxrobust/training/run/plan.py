@@ -1,7 +1,7 @@
-"""What the programs of a run are compiled for, and what they are given.
+"""The settings that the programs of a run are compiled for (`Plan`), and their arguments (`Given`).
 
-Whatever two runs may differ by without compiling anew is given: the data, the masks, the numbers of an
-attack, the weights of a teacher, the seed. All else is in the plan.
+`Given` has what may differ between two runs without recompilation: the data, the masks, the numbers of
+an attack, the weights of a teacher, the seed. Everything else is in the plan.
 """
 
 from typing import Any, NamedTuple
@@ -18,14 +18,14 @@ from jaxrobust.types import Array, Masks, PyTree
 
 
 class Itself:
-    """A value that compiled code depends on: equal to itself alone, so that any value will do.
+    """A static value of compiled code that is equal only to itself, and so need not be hashable.
 
-    Two pairs of functions are the same if their functions are, and two nnx modules without their
-    variables if they say the same.
+    Two pairs of functions are equal if their functions are the same, and two nnx modules without their
+    variables if they compare equal.
 
     Attributes:
-      value: Of a class that need not be hashable.
-      digest: Of what it computes, which a value that can change may change.
+      value: The value.
+      digest: The digest of what it computes, which changes if a mutable value does.
     """
 
     def __init__(self, value: Any, digest: str | None):
@@ -44,16 +44,16 @@ class Itself:
 
 
 class Given(NamedTuple):
-    """What is the same in all steps of a run, as arguments of its programs.
+    """The arguments that are the same in all steps of an epoch.
 
     Attributes:
-      examples: The training set, or that of validation.
-      key: Folded with the step for whatever is random in it.
-      mean: [C] or a scalar, of pixel values in [0, 1].
-      std: [C] or a scalar.
-      masks: The parameters' structure with boolean leaves, or None.
-      adversary: Of the epoch, its numbers as arrays; None where it does not matter.
-      objective: The arrays of the objective; () where they do not matter.
+      examples: The training set or the validation set.
+      key: The PRNG key that is folded with the step.
+      mean: [C] or a scalar, subtracted from pixel values in [0, 1].
+      std: [C] or a scalar; what is left is divided by it.
+      masks: Boolean leaves in the structure of the parameters, or None.
+      adversary: The adversary of the epoch, with its numbers as arrays; None if it is not needed.
+      objective: The arrays of the objective; () if they are not needed.
     """
 
     examples: DeviceData
@@ -66,26 +66,26 @@ class Given(NamedTuple):
 
     @property
     def bare(self) -> "Given":
-        """Without what only steps need: other programs shall not depend on it."""
+        """Returns the arguments without what only training steps need: masks, adversary, objective."""
         return self._replace(masks=None, adversary=None, objective=())
 
 
 class Plan(NamedTuple):
-    """What the programs of a run are compiled for.
+    """The settings that the programs of a run are compiled for.
 
     Attributes:
-      model: The network's.
-      augmentation: Of the training images, or of None.
-      objective: All of it but its arrays (`split`).
-      optimizer: As the recipe's, and all that follows.
-      schedule: As the recipe's.
-      averaging: As the recipe's.
-      precision: As the recipe's.
-      compression: As the recipe's, but for its `kept`.
-      num_epochs: As the recipe's.
-      batch_size: As the recipe's.
-      num_examples: Of the training set.
-      num_devices: Of each process, that share each batch.
+      model: The model of the network.
+      augmentation: The augmentation of the recipe; its value may be None.
+      objective: The objective without its arrays (`split`).
+      optimizer: The optimizer of the recipe.
+      schedule: The schedule of the recipe.
+      averaging: The averaging of the recipe.
+      precision: The precision of the recipe.
+      compression: The compression of the recipe, without its `kept`.
+      num_epochs: The number of epochs.
+      batch_size: The number of images in a batch.
+      num_examples: The number of training images.
+      num_devices: The number of devices of each process that share each batch.
     """
 
     model: Itself
@@ -103,11 +103,11 @@ class Plan(NamedTuple):
 
     @property
     def steps_per_epoch(self) -> int:
-        """How many batches fill an epoch."""
+        """The number of steps in an epoch."""
         return self.num_examples // self.batch_size
 
     def recipe(self, given: Given) -> Recipe:
-        """The recipe, with what is given as arguments of the program."""
+        """Returns the recipe, with parts that are arguments of the program."""
         return Recipe(
             num_epochs=self.num_epochs,
             batch_size=self.batch_size,
@@ -122,19 +122,19 @@ class Plan(NamedTuple):
         )
 
     def network(self, given: Given) -> Network:
-        """The network, with its normalisation as arguments of the program."""
+        """Returns the network, whose normalisation is an argument of the program."""
         return Network(self.model.value, given.mean, given.std)
 
 
 def split(value: Any) -> tuple[Any, tuple[Array, ...]]:
-    """(all of a value but its arrays, which can be hashed if the rest can; its arrays)."""
+    """Splits a value into its hashable part and its arrays."""
     leaves, structure = jax.tree.flatten(value)
     rest = tuple(None if _is_array(leaf) else (leaf,) for leaf in leaves)
     return (structure, rest), tuple(leaf for leaf in leaves if _is_array(leaf))
 
 
 def joined(rest: Any, arrays: tuple[Any, ...]) -> Any:
-    """The value that `split` has taken apart."""
+    """Joins what `split` has split."""
     structure, others = rest
     remaining = iter(arrays)
     leaves = [next(remaining) if other is None else other[0] for other in others]

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is."""
+"""Claims the folder of a run for its settings."""
 
 import json
 from pathlib import Path
@@ -11,19 +11,24 @@ CHECKPOINTS = "checkpoints"
 
 
 def claim(directory: Path, settings: dict[str, Any], call: dict[str, Any]) -> None:
-    """`files.claim` by the first process; with several, all of them go on or none does.
+    """Claims a folder with `files.claim` in the first process, for all processes.
 
-    What one process alone refused, the others would wait for.
+    If it fails, all processes raise: if only one did, the others would wait for it.
 
-    `settings` are all that decides the result, `call` what else all processes must have, both as JSON.
+    Args:
+      directory: The folder of the run.
+      settings: Everything that determines the result, as JSON.
+      call: What else must be the same in all processes, as JSON.
 
     Raises:
-      ValueError: The folder is that of another run, or of an earlier release; processes that differ.
+      ValueError: The folder belongs to another run or an earlier release, or processes differ in their
+        arguments.
     """
     unlike = devices.different(settings | call)
     if unlike:
         raise ValueError(
-            f"`fit` must be called alike in all processes; they differ in {', '.join(unlike)}."
+            "`fit` must be called with the same arguments in all processes; they differ in "
+            f"{', '.join(unlike)}."
         )
     refusal: Exception | None = None
     if devices.is_first_process():
@@ -36,17 +41,17 @@ def claim(directory: Path, settings: dict[str, Any], call: dict[str, Any]) -> No
             refusal = error
     if devices.in_any_process(refusal is not None):
         raise refusal or ValueError(
-            f"The first process refused `run_dir` {directory}; it says why."
+            f"The first process refused `run_dir` {directory}: its error says why."
         )
     if devices.in_any_process(not (directory / files.SETTINGS).is_file()):
-        raise ValueError(f"`run_dir` {directory} must be a folder that all processes see.")
+        raise ValueError(f"`run_dir` must be a folder that all processes see, got {directory}.")
 
 
 def _refuse_earlier_release(directory: Path) -> None:
     path = directory / files.SETTINGS
     if path.is_file() and "config" in json.loads(path.read_text(encoding="utf-8")):
         raise ValueError(
-            f"`run_dir` {directory} holds a run of an earlier release, with a TrainConfig in the place "
-            "of a recipe. Its weights can be read, training.load_run(run_dir), and trained further in "
-            "another folder, fit(variables=...); to go on with the run itself takes that release."
+            f"`run_dir` {directory} holds a run of an earlier release, with a TrainConfig instead of a "
+            "recipe. Read its weights with training.load_run(run_dir), and train them further in "
+            "another folder with fit(variables=...); only the earlier release can resume the run."
         )

@@ -1,4 +1,4 @@
-"""The weights of a training run, read from its folder without the network that was trained."""
+"""Reads the weights of a training run from its folder, without the model that was trained."""
 
 import json
 import os
@@ -14,24 +14,24 @@ from jaxrobust.types import PyTree
 def load_run(
     run_dir: str | os.PathLike[str], weights: str = "last"
 ) -> tuple[PyTree, dict[str, Any]]:
-    """The weights that a run of `fit` has come to, finished or not; the folder is only read.
+    """Reads the weights of a run of `fit`, finished or not.
 
-    `with_variables(model, ...)` puts them into a linen or nnx module.
+    The folder is not changed. `with_variables(model, ...)` puts the weights into a linen or nnx module.
 
     Args:
-      run_dir: That `fit` was given.
-      weights: "last", those of the latest checkpoint, or "best", those of the best epoch on the
-        validation set. Of either the moving average, if one was kept.
+      run_dir: The `run_dir` that `fit` was given.
+      weights: "last" for the latest checkpoint, or "best" for the best epoch on the validation set. If
+        the recipe has an `averaging`, it is the average of the weights.
 
     Returns:
-      ({"params": ..., "batch_stats": ...}, the run's settings as its settings.json has them: "model" is
-      the network's class and sizes, "mean" and "std" its normalisation).
+      ({"params": ..., "batch_stats": ...}, the settings of the run from its settings.json: "model" is
+      the class and sizes of the model, "mean" and "std" are its normalisation).
 
     Raises:
-      FileNotFoundError: No such folder, or one without a checkpoint.
-      ValueError: `weights` are neither, or "best" of a run without validation; a run with a
-        compression, whose checkpoints hold what is trained and not the compressed network: `fit`
-        itself, called again, returns that at once.
+      FileNotFoundError: The folder does not exist or has no checkpoint.
+      ValueError: `weights` is neither, or is "best" for a run without validation; or the run has a
+        compression. Its checkpoints do not hold the compressed network: call `fit` again with the same
+        arguments, which returns it at once.
     """
     checks.one_of("weights", weights, ("last", "best"))
     folder = Path(run_dir).absolute()
@@ -39,14 +39,15 @@ def load_run(
     steps = sorted(int(path.name) for path in folder.glob("checkpoints/*") if path.name.isdigit())
     if not settings_path.is_file() or not steps:
         raise FileNotFoundError(
-            f"{folder} holds no run of jaxrobust.training.fit with a checkpoint."
+            "`run_dir` must be the folder of a run of jaxrobust.training.fit with a checkpoint, got "
+            f"{folder}."
         )
     settings = json.loads(settings_path.read_text(encoding="utf-8"))
     compression = settings.get("recipe", settings).get("compression")
     if compression is not None:
         raise ValueError(
-            f"{folder} holds a run with a compression, whose network `fit` makes of its checkpoints: "
-            "call it again with the same arguments, it returns at once."
+            f"`run_dir` {folder} holds a run with a compression, whose checkpoints are not yet "
+            "compressed: call `fit` again with the same arguments, which returns the network at once."
         )
     leaves, metadata = load_leaves(folder / "checkpoints" / str(steps[-1]))
     if weights == "best":
@@ -55,7 +56,9 @@ def load_run(
         known = settings["recipe"]["validation"] if "recipe" in settings else settings["config"]
         best = best_epoch(known.get("monitor", "validation_loss"), history)
         if best is None:
-            raise ValueError(f"`weights` must be 'last' for a run without validation: {folder}.")
+            raise ValueError(
+                f"`weights` must be 'last' for a run without validation, such as {folder}."
+            )
         if history[best - 1]["step"] != steps[-1]:
             step = str(history[best - 1]["step"])
             leaves, _ = load_leaves(folder / "checkpoints" / step)
@@ -68,7 +71,7 @@ def load_run(
 
 
 def _subtree(leaves: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Nested dicts of what stands below a prefix in flat names."""
+    """Returns nested dicts of the leaves whose flat names begin with a prefix."""
     tree: dict[str, Any] = {}
     for name, leaf in leaves.items():
         if name.startswith(prefix):

@@ -1,4 +1,4 @@
-"""Compressing a trained network and training what is left: three calls of `fit`."""
+"""Training, compressing and retraining a network with three calls of `fit`."""
 
 import os
 from pathlib import Path
@@ -15,9 +15,10 @@ class Phases(NamedTuple):
     """The recipes of `two_phase`.
 
     Attributes:
-      pretrain: Of the first run. None: it is left out, and `variables` are given.
-      compress: Of the second, with a compression.
-      retrain: Of the third, under the masks of the second.
+      pretrain: The recipe of the first run, which trains the network. None: there is no such run, and
+        `variables` of a trained network are given instead.
+      compress: The recipe of the second run, which must have a compression.
+      retrain: The recipe of the third run, under the masks of the second.
     """
 
     pretrain: Recipe | None
@@ -26,12 +27,12 @@ class Phases(NamedTuple):
 
 
 class TwoPhase(NamedTuple):
-    """What the calls of `two_phase` came to.
+    """The results of `two_phase`.
 
     Attributes:
-      pretrained: The network before; None where it was given.
-      compressed: Of the run with the compression.
-      retrained: Of the run under its masks.
+      pretrained: The result of the first run; None if `variables` were given.
+      compressed: The result of the run with the compression.
+      retrained: The result of the run under its masks.
     """
 
     pretrained: FitResult | None
@@ -50,27 +51,30 @@ def two_phase(
     host: Host = Host(),  # noqa: B008 (it cannot be changed)
     progress: bool = True,
 ) -> TwoPhase:
-    """Pretrains, compresses, and retrains under the masks: the recipes of Ye et al. and of HYDRA.
+    """Pretrains a network, compresses it, and retrains it under the masks.
 
-    That of Ye et al. is `ADMM(rho=1e-3, rho_growth=1.3, rescale=False)`, with as many epochs in each of
-    the three runs (200 in the paper). Each run goes on from where it was killed.
+    This is the procedure of Ye et al. and of HYDRA. That of Ye et al. has the compression
+    `ADMM(rho=1e-3, rho_growth=1.3, rescale=False)` and the same number of epochs in each of the three
+    runs (200 in the paper). An interrupted run is resumed.
 
     Args:
-      model: As `fit`.
-      data: As `fit`.
-      phases: The recipes.
-      variables: Of a network that is trained, where the first recipe is None.
-      weights: Which weights of a run the next one starts from: "last", or "best" on validation.
-      run_dir: The runs are in its folders `pretrained`, `compressed` and `retrained`.
-      host: As `fit`.
-      progress: As `fit`.
+      model: A linen module, an nnx module, or a pair of functions (init, apply); see `fit`.
+      data: The images and labels, and the normalisation of the images.
+      phases: The recipes of the three runs.
+      variables: The variables of a trained network, if `phases.pretrain` is None.
+      weights: The weights of a run from which the next one starts: "last", or "best" on the validation
+        set.
+      run_dir: The directory of the runs, which are in its folders `pretrained`, `compressed` and
+        `retrained`. None: nothing is written.
+      host: The devices, checkpoints and logs of the runs.
+      progress: Whether to show a progress bar on a terminal, and a line per epoch.
 
     Returns:
-      The three results.
+      The results of the three runs.
 
     Raises:
-      TypeError, ValueError: As `fit`; both or none of `phases.pretrain` and `variables`; no
-        compression in `phases.compress`.
+      TypeError, ValueError: `fit` raises; or both or neither of `phases.pretrain` and `variables` are
+        given; or `phases.compress` has no compression, or another phase has one.
 
     References:
       Ye et al., "Adversarial Robustness vs. Model Compression, or Both?", ICCV 2019, section 5.1,
@@ -84,7 +88,8 @@ def two_phase(
         )
     if (phases.pretrain is None) == (variables is None):
         raise ValueError(
-            "Give one of `phases.pretrain` and `variables`: what is compressed is trained."
+            "Give exactly one of `phases.pretrain` and `variables`: the network that is compressed is "
+            "either trained first, or given."
         )
     if phases.compress.compression is None:
         raise ValueError("`phases.compress` must have a compression, such as ADMM().")
@@ -92,7 +97,7 @@ def two_phase(
         recipe = getattr(phases, name)
         if recipe is not None and recipe.compression is not None:
             raise ValueError(
-                f"`phases.{name}` must have no compression: that is for `phases.compress` alone."
+                f"`phases.{name}` must have no compression: only `phases.compress` has one."
             )
 
     def run(

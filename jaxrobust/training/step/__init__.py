@@ -1,1 +1,1 @@
-"""One step of training and one of evaluation: pure functions, and the values that say how."""
+"""One training step and one evaluation step as pure functions, and the values that configure them."""

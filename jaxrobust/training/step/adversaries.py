@@ -1,9 +1,10 @@
-"""What works against the network in a step of training.
+"""Adversaries: what makes the adversarial images of a training step.
 
-Any attack is an adversary: PGD is that of Madry et al. (2018), PGD with one step of 1.25 epsilon
-FGSM-RS (Wong et al. 2020). Those that have no use but training are in files of their own: `n_fgsm`,
-`trades`, `free_replays`. `attack_schedule` changes the attack from epoch to epoch, `Warmup` lets it
-grow first, and `weight_perturbation` moves the weights besides.
+Any attack is an adversary: PGD gives the training of Madry et al. (2018), and PGD with one step of
+1.25 epsilon gives FGSM-RS (Wong et al. 2020). Adversaries that are useful only for training have
+files of their own: `n_fgsm`, `trades`, `free_replays`. `attack_schedule` changes the attack from
+epoch to epoch, `Warmup` increases its radius in the first epochs, and `weight_perturbation` perturbs
+the weights as well.
 
 References:
   Wong, Rice, Kolter, "Fast is better than free: Revisiting adversarial training", ICLR 2020,
@@ -24,15 +25,16 @@ Metrics = dict[str, Array]
 
 
 class Batch(NamedTuple):
-    """The batch of a step before the adversary has seen it, and the network that it works against.
+    """The batch that an adversary is given, and the network that it attacks.
 
     Attributes:
-      images: float32 [B, H, W, C] in [0, 1], augmented.
-      labels: int [B].
-      key: A PRNG key, of the adversary's own.
-      logits_fn: The network in evaluation mode, as it is before the step.
-      step: int32 scalar, the steps before this one.
-      steps_per_epoch: At least 1.
+      images: float32 [B, H, W, C] in [0, 1], after augmentation.
+      labels: int [B], the true classes.
+      key: A PRNG key for the adversary alone.
+      logits_fn: The network in evaluation mode, with the weights before the step: images
+        [B, H, W, C] in [0, 1] -> logits [B, K].
+      step: int32 scalar, the number of training steps before this one.
+      steps_per_epoch: The number of training steps in an epoch, at least 1.
     """
 
     images: Array
@@ -44,90 +46,93 @@ class Batch(NamedTuple):
 
 
 class Shift(Protocol):
-    """Where else than at the weights a gradient is to be taken."""
+    """A function that moves the weights before the gradient is computed."""
 
     def __call__(self, params: PyTree, gradient: Any, masked: Any) -> PyTree:
-        """That point.
+        """Returns the weights at which the gradient is computed.
 
         Args:
-          params: The weights.
-          gradient: Parameters -> the objective's gradient there.
-          masked: A tree of the parameters' structure -> the same, 0 where weights are pruned.
+          params: The present weights.
+          gradient: A function from weights to the gradient of the objective at them.
+          masked: A function that sets a tree like `params` to 0 where weights are pruned.
         """
 
 
 class Descend(Protocol):
-    """A step of the optimizer."""
+    """A function that takes one optimizer step."""
 
     def __call__(
         self, state: Any, adversarial: Array, number: Array | int = 0, shift: Shift | None = None
     ) -> tuple[Any, Metrics, Array]:
-        """A step on one batch of adversarial images.
+        """Takes one optimizer step on a batch of adversarial images.
 
         Args:
-          state: The TrainState before.
+          state: The TrainState before the step.
           adversarial: float32 [B, H, W, C] in [0, 1].
-          number: Of the first pass, for its dropout: that of the replay where a batch has several.
-          shift: Where the gradient is taken; None: at the weights.
+          number: The number of this step on the same batch, from 0. It makes the dropout of repeated
+            steps differ.
+          shift: Gives the weights at which the gradient is computed; None: the present weights.
 
         Returns:
-          (the state after, what the step measured, the loss's gradient by the adversarial images).
+          (the TrainState after the step, its metrics, the gradient of the loss with respect to the
+          adversarial images, [B, H, W, C]).
         """
 
 
 class Adversary(Protocol):
-    """What works against the network in a step: a frozen dataclass, registered as a pytree.
+    """The interface of an adversary: a frozen dataclass that is registered as a pytree.
 
-    All of it is pure and compiled.
+    Its methods are compiled, so they must be pure.
     """
 
     def memory(self, shape: tuple[int, ...]) -> PyTree | None:
-        """What it remembers from step to step, before the first; `shape` [B, H, W, C] of a batch."""
+        """Returns the memory before the first step, or None; `shape` is a batch's [B, H, W, C]."""
 
     def craft(self, batch: Batch, memory: PyTree | None) -> Array:
-        """The images of a batch as it has them now: float32 [B, H, W, C] in [0, 1]."""
+        """Returns the adversarial images of a batch: float32 [B, H, W, C] in [0, 1]."""
 
     def step(self, batch: Batch, state: Any, descend: Descend) -> tuple[Any, Metrics]:
-        """A step of training on a batch, or several: (the state after, the metrics of the last)."""
+        """Takes one or more training steps on a batch; returns (state, metrics) after the last."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Crafted:
-    """The adversary that an attack is: its last points take the place of the images.
+    """An attack as an adversary: the last points of the attack replace the images.
 
     Attributes:
-      attack: None leaves the images clean.
+      attack: The attack; None leaves the images clean.
     """
 
     attack: Attack | None
 
     def memory(self, shape: tuple[int, ...]) -> None:
-        """None."""
+        """Returns None: an attack remembers nothing between steps."""
 
     def craft(self, batch: Batch, memory: None) -> Array:
-        """The attack's last points."""
+        """Returns the last points of the attack."""
         del memory
         if self.attack is None:
             return batch.images
         return engine.craft(self.attack, batch.key, batch.logits_fn, batch.images, batch.labels)
 
     def step(self, batch: Batch, state: Any, descend: Descend) -> tuple[Any, Metrics]:
-        """One step on the attack's points."""
+        """Takes one training step on the points of the attack."""
         return step_once(self, batch, state, descend)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Warmup:
-    """An adversary whose epsilon and step size grow linearly in the first epochs of a training.
+    """An adversary whose epsilon and step size grow linearly during the first epochs.
 
     Attributes:
-      adversary: An attack, an AttackSchedule or FreeReplays, with an `epsilon`.
-      warmup_epochs: From the first step of the training on, whatever the stage; at least 1.
+      adversary: An attack, an AttackSchedule or FreeReplays. It must have an `epsilon`.
+      warmup_epochs: The number of epochs, counted from the start of the training, after which the
+        full epsilon is reached; at least 1.
 
     Raises:
-      ValueError: An adversary without an epsilon.
+      ValueError: The adversary has no epsilon.
     """
 
     adversary: Any
@@ -139,15 +144,15 @@ class Warmup:
             _lengths(self.adversary)
 
     def memory(self, shape: tuple[int, ...]) -> PyTree | None:
-        """That of the adversary."""
+        """Returns the memory of the wrapped adversary."""
         return as_adversary(self.adversary).memory(shape)
 
     def craft(self, batch: Batch, memory: PyTree | None) -> Array:
-        """The images that the adversary has at its present length."""
+        """Returns the images of the wrapped adversary at its present radius."""
         return self._now(batch).craft(batch, memory)
 
     def step(self, batch: Batch, state: Any, descend: Descend) -> tuple[Any, Metrics]:
-        """A step of the adversary at its present length."""
+        """Takes a step of the wrapped adversary at its present radius."""
         return self._now(batch).step(batch, state, descend)
 
     def _now(self, batch: Batch) -> Adversary:
@@ -159,29 +164,33 @@ class Warmup:
 def step_once(
     adversary: Adversary, batch: Batch, state: Any, descend: Descend
 ) -> tuple[Any, Metrics]:
-    """A step of an adversary that makes its images once and is done."""
+    """Takes one training step on the images that an adversary crafts once.
+
+    This is the `step` of an adversary without memory. The arguments and the result are those of
+    `Adversary.step`.
+    """
     state, metrics, _ = descend(state, adversary.craft(batch, state.adversary))
     return state, metrics
 
 
 def as_adversary(value: Any) -> Adversary:
-    """The adversary that an attack, an adversary or None is.
+    """Turns an attack, an adversary or None into an adversary.
 
     Raises:
-      TypeError: None of these.
-      ValueError: A targeted attack, or attacks of several epochs.
+      TypeError: The value is none of these.
+      ValueError: The value is a targeted attack or an AttackSchedule.
     """
     if value is None:
         return Crafted(None)
     if hasattr(value, "stages"):
         raise ValueError(
-            "`adversary` must be that of one epoch here, got an AttackSchedule: take "
+            "`adversary` must be the adversary of one epoch, got an AttackSchedule: use "
             "`recipe.at(epoch)`."
         )
     if all(hasattr(value, name) for name in ("memory", "craft", "step")):
         if isinstance(value, type) or jax.tree.leaves(value) == [value]:
             raise TypeError(
-                "`adversary` must be a value that is registered as a pytree, by the decorator "
+                "`adversary` must be registered as a pytree, with the decorator "
                 f"jax.tree_util.register_dataclass or register_static, got {value!r}."
             )
         return value
@@ -190,30 +199,31 @@ def as_adversary(value: Any) -> Adversary:
 
 
 def check_attack(name: str, value: Any) -> None:
-    """Raises unless a value is an attack that is not aimed at the labels.
+    """Raises unless a value is an untargeted attack.
 
     Raises:
-      TypeError: No attack, or one that lacks a part.
-      ValueError: A targeted attack.
+      TypeError: The value is not an attack, or it lacks a method or a field of one.
+      ValueError: The attack is targeted.
     """
     if not isinstance(value, Attack):
         raise TypeError(
-            f"`{name}` must be an attack such as PGD(), which inherits jaxrobust.attacks.Attack, or "
-            "where more than an attack will do an adversary with memory, craft and step, got "
+            f"`{name}` must be an attack such as PGD(), a subclass of jaxrobust.attacks.Attack, or "
+            "for a recipe an adversary with the methods memory, craft and step, got "
             f"{value!r}."
         )
     engine.check_attack(value)
     if value.targeted:
         raise ValueError(
-            f"`{name}` must be untargeted: aimed at the true labels, it would make the task easier."
+            f"`{name}` must be untargeted: an attack that aims at the true labels makes them easier "
+            "to predict."
         )
 
 
 def scaled(attack: Any, scale: Array | float) -> Any:
-    """An attack whose epsilon and step size are multiplied by a number in [0, 1].
+    """Multiplies the epsilon and the step size of an attack by a number in [0, 1].
 
     Raises:
-      ValueError: An attack without an epsilon.
+      ValueError: The attack has no epsilon.
     """
     changes = {name: getattr(attack, name) * scale for name in _lengths(attack)}
     return dataclasses.replace(attack, **changes)
@@ -225,7 +235,7 @@ def _lengths(attack: Any) -> list[str]:
     found = [field.name for field in fields if field.name in ("epsilon", "step_size")]
     if "epsilon" not in found:
         raise ValueError(
-            f"Warmup needs an attack with an epsilon, got {type(attack).__name__}: what grows is the "
-            "radius. Beside AWP write AWP(Warmup(...))."
+            f"Warmup needs an attack with an epsilon, which it increases, got {type(attack).__name__}. "
+            "To combine it with AWP, write AWP(Warmup(...))."
         )
     return found

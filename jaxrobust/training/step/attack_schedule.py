@@ -1,4 +1,4 @@
-"""Which attack an epoch has."""
+"""Schedules of attacks: which attack is used in which epoch."""
 
 import dataclasses
 from typing import Any
@@ -10,16 +10,16 @@ from jaxrobust.training.step.adversaries import Warmup, check_attack
 
 @dataclasses.dataclass(frozen=True)
 class AttackSchedule:
-    """Another attack from an epoch on: a larger radius, more steps.
+    """Attacks that change at given epochs, for instance to a larger radius or more steps.
 
     Attributes:
-      stages: ((first epoch, attack), ...), the epochs counted from 1 as in the log, ascending, the
-        first of them 1. Attacks that differ in numbers alone (epsilon, step size, not in how many
-        steps) share a compiled program.
+      stages: ((first epoch, attack), ...). Epochs are counted from 1, as in the log; they ascend, and
+        the first is 1. Attacks that differ only in real numbers (epsilon, step size) share a compiled
+        program; attacks with different numbers of steps do not.
 
     Raises:
-      TypeError: Not a tuple of such pairs.
-      ValueError: Epochs that do not ascend from 1.
+      TypeError: `stages` is not a tuple of such pairs.
+      ValueError: The epochs do not ascend from 1.
 
     Example:
       >>> from jaxrobust.attacks import PGD
@@ -45,11 +45,11 @@ class AttackSchedule:
             raise ValueError(f"`stages` must begin with epoch 1 and ascend, got epochs {epochs}.")
 
     def part(self, before: int, num_epochs: int) -> "AttackSchedule":
-        """The schedule of one phase of a training whose epochs this one counts through.
+        """Returns the schedule of one phase of a training that this schedule covers as a whole.
 
         Args:
-          before: Epochs before the phase.
-          num_epochs: Of the phase.
+          before: The number of epochs before the phase.
+          num_epochs: The number of epochs of the phase.
 
         Example:
           >>> from jaxrobust.attacks import PGD
@@ -64,7 +64,7 @@ class AttackSchedule:
 
 
 def stages_of(adversary: Any) -> tuple[tuple[int, Any], ...]:
-    """((first epoch, adversary), ...): those of the schedule inside, or one for all epochs.
+    """Returns ((first epoch, adversary), ...): one pair for each stage, or one for all epochs.
 
     Example:
       >>> from jaxrobust.attacks import PGD
@@ -84,7 +84,7 @@ def stages_of(adversary: Any) -> tuple[tuple[int, Any], ...]:
 
 
 def strength(adversary: Any, epoch: int) -> tuple[float, int]:
-    """(the radius, the number of steps) in an epoch counted from 1, 0 where there is no such thing."""
+    """Returns (radius, number of steps) in an epoch, counted from 1; 0 for what does not exist."""
     if adversary is None:
         return 0.0, 0
     one = next(one for first, one in reversed(stages_of(adversary)) if first <= epoch)

@@ -1,4 +1,4 @@
-"""Averages of the weights over the steps, which are validated and returned in their place."""
+"""Averages of the weights over the training steps, which replace the weights in the result."""
 
 import dataclasses
 from typing import Protocol
@@ -12,24 +12,28 @@ from jaxrobust.types import Array, PyTree
 
 
 class Averaging(Protocol):
-    """An average of {"params", "batch_stats"} over the steps: a frozen dataclass of static fields."""
+    """The interface of an average of the variables over the steps.
+
+    It is a frozen dataclass of static fields. The variables are {"params": ..., "batch_stats": ...}.
+    """
 
     def start(self, variables: PyTree) -> PyTree:
-        """The average before the first step."""
+        """Returns the average before the first step."""
 
     def update(self, average: PyTree, variables: PyTree, step: Array) -> PyTree:
-        """The average after a step; `step` counts from 1."""
+        """Returns the average after a step; `step` counts from 1."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EMA:
-    """An exponential moving average.
+    """An exponential moving average of the weights and the running statistics.
 
-    Its decay starts low and grows as (1 + step) / (10 + step), so that the average soon forgets the
-    initial weights. Statistics are averaged too: those of the last weights would not fit.
+    The decay is (1 + step) / (10 + step) until that exceeds `decay`, so that the average soon forgets
+    the initial weights. The running statistics are averaged too, because those of the last weights
+    would not fit the averaged ones.
 
     Attributes:
-      decay: What it grows up to, in [0, 1).
+      decay: The largest decay, in [0, 1).
     """
 
     decay: float = 0.999
@@ -38,11 +42,11 @@ class EMA:
         checks.fraction("decay", self.decay)
 
     def start(self, variables: PyTree) -> PyTree:
-        """The variables."""
+        """Returns the variables themselves."""
         return variables
 
     def update(self, average: PyTree, variables: PyTree, step: Array) -> PyTree:
-        """The old average times the decay, and for the rest the new variables; counts are the new."""
+        """Returns decay * average + (1 - decay) * variables; integers are taken from the variables."""
         decay = jnp.minimum(self.decay, (1 + step) / (10 + step))
 
         def averaged(old: Array, new: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Distillation: what a teacher answers is learnt in the place of the labels."""
+"""Distillation: the network learns the predictions of a teacher instead of the labels."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -15,24 +15,25 @@ from jaxrobust.types import Array, LogitsFn
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Distillation:
-    """The student's answer to the adversarial image is drawn to the teacher's to the clean one.
+    """The divergence of the network's adversarial predictions from a teacher's clean predictions.
 
-    weight t^2 KL(p_teacher(x; t) || p(x'; t)) + (1 - weight) CE(f(x), y), with the softmaxes at
-    temperature t. With an adversary that is adversarially robust distillation, without one that of
-    Hinton et al.
+    The loss is weight t^2 KL(p_teacher(x; t) || p(x'; t)) + (1 - weight) CE(f(x), y), with softmaxes
+    at temperature t. With an adversary this is adversarially robust distillation; without one it is
+    the distillation of Hinton et al.
 
     Attributes:
-      teacher: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K], in evaluation mode: a pytree
-        whose arrays are its weights, such as a Classifier, an nnx module after `eval()`, an equinox
-        module.
-      weight: Of the teacher's answers, in [0, 1]; the paper's alpha is 1. (Its code takes a mean over
-        the classes too, where the divergence is a sum: there the labels weigh K times as much.)
-      temperature: Above 0; the paper's is 30.
+      teacher: A function from images, float32 [B, H, W, C] in [0, 1], to logits [B, K], in evaluation
+        mode. It must be a pytree whose arrays are its weights, such as a Classifier, an nnx module
+        after `eval()` or an equinox module.
+      weight: The weight of the divergence from the teacher, in [0, 1]; the paper's alpha is 1. (The
+        paper's code divides the divergence by the number of classes K; there the labels weigh K times
+        as much.)
+      temperature: The temperature t, above 0; 30 in the paper.
 
     Raises:
-      ValueError: A teacher with another number of classes, when it is called.
-      TypeError: A plain function. Other weights that it closes over could not be told from these when
-        a training goes on.
+      ValueError: The teacher has another number of classes (raised when it is called).
+      TypeError: The teacher is a plain function. A resumed training could not tell whether the weights
+        in its closure have changed.
 
     References:
       Goldblum, Fowl, Feizi, Goldstein, "Adversarially Robust Distillation", AAAI 2020, section 4,
@@ -60,14 +61,14 @@ class Distillation:
     def __call__(
         self, forward: Passes, images: Array, adversarial: Array, labels: Array
     ) -> tuple[Array, Array, Passes]:
-        """The mean over a batch."""
+        """Returns (mean loss, adversarial logits [B, K], the passes that are left)."""
         teacher: Any = self.teacher
         answers = jax.lax.stop_gradient(teacher(images)) / self.temperature
         logits, forward = forward(adversarial)
         if answers.shape != logits.shape:
             raise ValueError(
-                f"`teacher` must answer with logits of shape {logits.shape}, as the network that it "
-                f"teaches does, got {answers.shape}."
+                f"`teacher` must return logits of shape {logits.shape}, like the network that is "
+                f"trained, got {answers.shape}."
             )
         apart = jax.vmap(divergence)(answers, logits / self.temperature)
         value = self.weight * self.temperature**2 * jnp.mean(apart)

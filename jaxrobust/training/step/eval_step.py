@@ -1,4 +1,4 @@
-"""One step of evaluation, as a pure function."""
+"""One evaluation step as a pure function."""
 
 import jax
 import jax.numpy as jnp
@@ -18,21 +18,23 @@ def eval_step(
     attack: Attack | None = None,
     key: Array | None = None,
 ) -> Metrics:
-    """Sums over a batch of what validation reports.
+    """Sums the loss and the correct predictions over a batch.
 
     Args:
-      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K], such as a Classifier.
+      logits_fn: A function from images, float32 [B, H, W, C] in [0, 1], to logits [B, K], such as a
+        Classifier.
       batch: (images [B, H, W, C], uint8 or floating in [0, 1]; labels int [B]).
-      valid: bool [B]; rows that are False (padding) do not count. None: all count.
-      attack: Its last point replaces each image.
-      key: A PRNG key, needed by the attack.
+      valid: bool [B]; rows that are False, such as padding, do not count. None: all rows count.
+      attack: An untargeted attack whose last point replaces each image. None: the images stay clean.
+      key: A PRNG key, which the attack needs.
 
     Returns:
-      {"loss": sum of the cross-entropies, "correct": int32 count, "count": int32}, scalars.
+      Scalars: {"loss": the sum of the cross-entropies in nats, "correct": int32, the number of correct
+      predictions, "count": int32, the number of rows that count}.
 
     Raises:
-      TypeError: What is no attack, such as FreeReplays: that is a way to train.
-      ValueError: An attack without a key; a targeted attack.
+      TypeError: `attack` is not an attack. FreeReplays, for instance, is only a way to train.
+      ValueError: The attack has no key or is targeted.
 
     Example:
       >>> batch = jnp.zeros((2, 1, 1, 1), jnp.uint8), jnp.array([0, 1])
@@ -45,7 +47,7 @@ def eval_step(
     images = to_unit_range(images)
     if attack is not None:
         if key is None:
-            raise ValueError("`key` is needed by `attack`.")
+            raise ValueError("`attack` needs a PRNG key: give `key`.")
         check_attack("attack", attack)
         images = as_adversary(attack).craft(Batch(images, labels, key, logits_fn), None)
     logits = logits_fn(images)

@@ -1,4 +1,4 @@
-"""Free adversarial training: a batch is stepped on several times, and the perturbation with it."""
+"""Free adversarial training: each batch is replayed, and each replay also moves the perturbation."""
 
 import dataclasses
 from typing import Any
@@ -14,14 +14,14 @@ from jaxrobust.types import Array
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class FreeReplays:
-    """Free adversarial training: every batch is trained on several times, the perturbation with it.
+    """Free adversarial training: several steps on every batch, each of which updates the attack too.
 
-    One pass gives the gradient for the weights and for the perturbation, which goes on from batch to
-    batch. Train for `num_epochs` divided by the replays.
+    One backward pass gives the gradients for the weights and for the perturbation. The perturbation is
+    carried over from batch to batch. Divide the usual `num_epochs` by `num_replays`.
 
     Attributes:
-      epsilon: Radius of the linf ball and size of a step, in pixel units, in [0, 1].
-      num_replays: Passes over each batch; the paper's m, 8 for CIFAR-10.
+      epsilon: The radius of the linf ball and the size of a step, in pixel units, in [0, 1].
+      num_replays: The number of steps on each batch, at least 1: the paper's m, 8 for CIFAR-10.
 
     References:
       Shafahi et al., "Adversarial Training for Free!", NeurIPS 2019, https://arxiv.org/abs/1904.12843
@@ -36,15 +36,15 @@ class FreeReplays:
         checks.integer("num_replays", self.num_replays, minimum=1)
 
     def memory(self, shape: tuple[int, ...]) -> Array:
-        """The perturbation of a batch, none at first."""
+        """Returns the perturbation of a batch before the first step, which is 0."""
         return jnp.zeros(shape, jnp.float32)
 
     def craft(self, batch: Batch, memory: Array) -> Array:
-        """The images under the perturbation that there is."""
+        """Returns the images with the present perturbation, without a new step."""
         return jnp.clip(batch.images + memory, 0.0, 1.0)
 
     def step(self, batch: Batch, state: Any, descend: Descend) -> tuple[Any, Metrics]:
-        """Steps on one batch, between which the perturbation takes one as well."""
+        """Takes the steps on one batch, and moves the perturbation after each."""
 
         def replay(carry: tuple[Any, Array], number: Array) -> tuple[tuple[Any, Array], Metrics]:
             state, perturbation = carry

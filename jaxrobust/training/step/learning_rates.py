@@ -1,6 +1,6 @@
-"""Schedules of the learning rate, counted in epochs.
+"""Learning rate schedules that count in epochs.
 
-Any schedule of optax, which is counted in steps, will do in their place.
+Any optax schedule, which counts in steps, can be used instead.
 """
 
 import dataclasses
@@ -14,19 +14,20 @@ from jaxrobust.types import Array
 
 
 class Schedule(Protocol):
-    """A learning rate over a training whose length in steps is not known yet."""
+    """The interface of a learning rate schedule that counts in epochs."""
 
     def over(self, num_epochs: int, steps_per_epoch: int) -> optax.Schedule:
-        """The rate as a function of the step; 0 is the first."""
+        """Returns the learning rate as a function of the step, counted from 0."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-    """The same rate in every step.
+    """A constant learning rate.
 
     Attributes:
-      learning_rate: Above 0.
-      warmup_epochs: The rate grows linearly over so many epochs first, from 1 / their steps of it.
+      learning_rate: The learning rate after the warm-up, above 0.
+      warmup_epochs: The number of epochs at the start in which the rate grows linearly to
+        `learning_rate`; the first step has 1 / (number of warm-up steps) of it. At least 0.
     """
 
     learning_rate: float = 1e-3
@@ -43,11 +44,11 @@ class Constant:
 
 @dataclasses.dataclass(frozen=True)
 class Cosine:
-    """A cosine that falls in every step, from the end of the warm-up, to 0 after the last step.
+    """A learning rate that falls along a cosine, from the end of the warm-up to 0 after the last step.
 
     Attributes:
-      learning_rate: Of the first step, or of the end of the warm-up. Above 0.
-      warmup_epochs: As `Constant`.
+      learning_rate: The largest learning rate, at the end of the warm-up. Above 0.
+      warmup_epochs: The number of epochs of linear warm-up, at least 0; see `Constant`.
 
     References:
       Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017,
@@ -80,13 +81,13 @@ class Cosine:
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """A rate that falls after certain epochs.
+    """A learning rate that is multiplied by a factor after each of several epochs.
 
     Attributes:
-      learning_rate: Of the first step, or of the end of the warm-up. Above 0.
-      milestones: The epochs after which it falls, ascending, at least one.
-      factor: What it is multiplied by after each, in (0, 1].
-      warmup_epochs: As `Constant`.
+      learning_rate: The learning rate after the warm-up, above 0.
+      milestones: The epochs after which the rate falls, counted from 1, ascending, at least one.
+      factor: The factor by which the rate is multiplied after each milestone, in (0, 1].
+      warmup_epochs: The number of epochs of linear warm-up, at least 0; see `Constant`.
     """
 
     learning_rate: float
@@ -102,7 +103,7 @@ class Steps:
             checks.integer("milestones", milestone, minimum=1)
         if not self.milestones or list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(
-                "`milestones` must be at least one epoch, and ascend, got "
+                "`milestones` must be one or more epochs in ascending order, got "
                 f"{tuple(self.milestones)}."
             )
         checks.number("factor", self.factor, above=0.0, maximum=1.0)
@@ -117,15 +118,16 @@ class Steps:
 
 @dataclasses.dataclass(frozen=True)
 class Plateau:
-    """A rate that falls when the monitored figure of the validation set stops improving.
+    """A learning rate that falls when the monitored validation figure stops improving.
 
-    `run.epoch_decisions.plateau_scale` says by how much it has fallen.
+    The figure is `Validation.monitor` of the recipe.
 
     Attributes:
-      learning_rate: Of the first step, or of the end of the warm-up. Above 0.
-      factor: What it is multiplied by, in (0, 1).
-      patience: Epochs without improvement that are borne; the next one lowers the rate.
-      warmup_epochs: As `Constant`.
+      learning_rate: The learning rate after the warm-up, above 0.
+      factor: The factor by which the rate is multiplied when it falls, in (0, 1).
+      patience: How many epochs in a row may bring no improvement; one more lowers the rate. At
+        least 0.
+      warmup_epochs: The number of epochs of linear warm-up, at least 0; see `Constant`.
     """
 
     learning_rate: float = 1e-3
@@ -142,13 +144,13 @@ class Plateau:
         checks.integer("patience", self.patience, minimum=0)
 
     def over(self, num_epochs: int, steps_per_epoch: int) -> optax.Schedule:
-        """The rate before it has fallen: what follows from results is `learning_rate_scale`."""
+        """Returns the rate before any reduction; `TrainState.learning_rate_scale` holds those."""
         del num_epochs
         return _warmed_up(optax.constant_schedule(self.learning_rate), self, steps_per_epoch)
 
 
 def as_optax(schedule: Any, num_epochs: int, steps_per_epoch: int) -> optax.Schedule:
-    """A schedule of ours, or of optax, as a function of the step."""
+    """Returns a schedule of this module, or of optax, as a function of the step."""
     if hasattr(schedule, "over"):
         return schedule.over(num_epochs, steps_per_epoch)
     return schedule

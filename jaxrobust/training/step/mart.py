@@ -1,4 +1,4 @@
-"""MART: wrong answers weigh more."""
+"""MART: an objective in which misclassified images weigh more."""
 
 import dataclasses
 from typing import ClassVar
@@ -14,14 +14,15 @@ from jaxrobust.types import Array
 
 @dataclasses.dataclass(frozen=True)
 class MART:
-    """Misclassification-aware adversarial training, of Wang et al.
+    """The objective of misclassification-aware adversarial training (Wang et al. 2020).
 
-    A boosted cross-entropy of the adversarial image, -log p_y(x') - log(1 - max_{k != y} p_k(x')), and
-    the divergence of its answer from the clean one, KL(p(x) || p(x')), which counts the more the
-    further the clean image is from being answered right, 1 - p_y(x). Its adversary is PGD.
+    It is the boosted cross-entropy of the adversarial image, -log p_y(x') - log(1 - max_{k != y}
+    p_k(x')), plus beta times the divergence KL(p(x) || p(x')) between the clean and the adversarial
+    prediction, weighted by 1 - p_y(x): by how wrong the clean prediction is. The paper's adversary is
+    PGD.
 
     Attributes:
-      beta: Weight of the divergence (the paper's lambda), above 0; the paper's is 5.
+      beta: The weight of the divergence (the paper's lambda), above 0; 5 in the paper.
 
     References:
       Wang et al., "Improving Adversarial Robustness Requires Revisiting Misclassified Examples",
@@ -38,7 +39,7 @@ class MART:
     def __call__(
         self, forward: Passes, images: Array, adversarial: Array, labels: Array
     ) -> tuple[Array, Array, Passes]:
-        """The mean over a batch."""
+        """Returns (mean loss, adversarial logits [B, K], the passes that are left)."""
         clean, forward = forward(images)
         logits, forward = forward(adversarial)
         boosted = jax.vmap(_boosted_cross_entropy)(logits, labels)

@@ -12,12 +12,12 @@ from jaxrobust.types import Array, Evaluation
 
 
 class State(NamedTuple):
-    """One image under attack.
+    """The state of the attack on one image.
 
     Attributes:
-      original: [H, W, C].
-      label: int32 scalar.
-      point: [H, W, C], where the attack stands.
+      original: [H, W, C], the clean image.
+      label: int32 scalar, the true class.
+      point: [H, W, C], the present point of the attack.
     """
 
     original: Array
@@ -28,15 +28,15 @@ class State(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class NFGSM(Attack):
-    """One step from a point of uniform noise, which is not brought back to the ball.
+    """One step from a noisy image, without projection onto the epsilon ball.
 
-    Noise wider than the ball keeps the network from learning to hide from a single step, where FGSM-RS
-    fails at larger radii.
+    The noise is wider than the ball. It prevents catastrophic overfitting, in which a network becomes
+    robust to single steps only; FGSM-RS suffers from it at larger radii.
 
     Attributes:
-      epsilon: Radius in pixel units, in [0, 1].
-      noise_scale: The noise is uniform within this many epsilon of each pixel.
-      step_scale: The step is this many epsilon.
+      epsilon: The radius in pixel units, in [0, 1].
+      noise_scale: The noise of a pixel is uniform within plus or minus `noise_scale` times epsilon.
+      step_scale: The step is `step_scale` times epsilon in every pixel.
 
     References:
       de Jorge et al., "Make Some Noise: Reliable and Efficient Single-Step Adversarial Training",
@@ -60,20 +60,20 @@ class NFGSM(Attack):
         checks.number("step_scale", self.step_scale, minimum=0.0)
 
     def init(self, key: Array, image: Array, label: Array, restart: Array) -> State:
-        """The noise, cut to [0, 1]."""
+        """Adds the noise, and clips to [0, 1]."""
         noise = jax.random.uniform(key, image.shape, jnp.float32, -1.0, 1.0)
         return State(image, label, jnp.clip(image + self.noise_scale * self.epsilon * noise, 0, 1))
 
     def ask(self, state: State) -> Array:
-        """Where the attack stands."""
+        """Returns the present point of the attack."""
         return state.point
 
     def objective(self, logits: Array, state: State) -> Array:
-        """The cross-entropy of the label."""
+        """Returns the cross-entropy of the label."""
         return losses.cross_entropy(logits, state.label)
 
     def tell(self, state: State, evaluation: Evaluation) -> State:
-        """The step."""
+        """Takes the step."""
         step = jnp.sign(conversation.finite_gradient(evaluation))
         moved = state.point + self.step_scale * self.epsilon * step
         return state._replace(point=jnp.clip(moved, 0.0, 1.0))

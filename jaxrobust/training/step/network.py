@@ -1,4 +1,4 @@
-"""The network that a step trains: its function, its normalisation, and its passes."""
+"""The network that a step trains: its function, its normalisation and its forward passes."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,22 +17,22 @@ PRECISIONS = ("float32", "bfloat16")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Network:
-    """What a step computes with, beside the weights.
+    """A network without its weights: the function, and the normalisation of its images.
 
     Attributes:
-      model: A linen module; an nnx module, of which all but its variables is kept; or for everything
-        else a pair of functions (init, apply):
-        init(key, images) -> variables, {"params": ..., "batch_stats": ...}, the latter the state that
-        passes change, left out where there is none;
-        apply(variables, images, train, rngs) -> (logits [B, K], the state after, {} where there is
-        none). `images` are normalised, `train` is a bool, and `rngs` is {"dropout": a PRNG key} in
-        training and else {}.
-        Static: compiled code serves one.
-      mean: [C] or a scalar, of pixel values in [0, 1]; subtracted first.
-      std: [C] or a scalar; divides afterwards.
+      model: A linen module; an nnx module, of which everything but the variables is kept; or, for any
+        other library, a pair of functions (init, apply).
+        init(key, images) returns the variables {"params": ..., "batch_stats": ...}; "batch_stats" is
+        the state that forward passes change, and may be missing.
+        apply(variables, images, train, rngs) returns (logits [B, K], the new "batch_stats" or {} if
+        there are none). `images` are normalised, `train` is a bool, and `rngs` is {"dropout": a PRNG
+        key} in training and {} otherwise.
+        The model is static: another one is compiled anew.
+      mean: [C] or a scalar, subtracted from pixel values in [0, 1].
+      std: [C] or a scalar, above 0; what is left is divided by it.
 
     Raises:
-      TypeError: A `model` that is none of these.
+      TypeError: `model` is none of these.
     """
 
     model: Any = dataclasses.field(metadata={"static": True})
@@ -43,18 +43,18 @@ class Network:
         object.__setattr__(self, "model", _without_variables(self.model))
 
     def init(self, key: Array, images: Array) -> PyTree:
-        """Initial variables; an nnx module has its own, which `create_state` takes as it is."""
+        """Returns initial variables. An nnx module has its own: pass it to `create_state` instead."""
         init = self.model[0] if isinstance(self.model, tuple) else self.model.init
         return init(key, images)
 
     def apply(
         self, variables: PyTree, images: Array, train: bool, rngs: Mapping[str, Array]
     ) -> tuple[Array, PyTree]:
-        """(logits, the state after) of normalised images, whatever kind of model it is.
+        """Returns (logits [B, K], the new "batch_stats") for normalised images [B, H, W, C].
 
         Raises:
-          TypeError: The apply of a pair does not return two things.
-          ValueError: The state after is of another structure or of other shapes than before.
+          TypeError: The `apply` of a pair does not return two values.
+          ValueError: The new state has another structure or other shapes than the old.
         """
         before = variables.get("batch_stats", {})
         if isinstance(self.model, nnx_modules.NnxFunction):
@@ -71,15 +71,17 @@ class Network:
         return _checked(returned, before if train else None)
 
     def logits(self, variables: PyTree, images: Array) -> Array:
-        """Of normalised images, in evaluation mode."""
+        """Returns logits [B, K] for normalised images [B, H, W, C], in evaluation mode."""
         return self.apply(variables, images, False, {})[0]
 
     def in_evaluation(self, params: PyTree, statistics: PyTree, precision: str) -> LogitsFn:
-        """Images float32 [B, H, W, C] in [0, 1] -> logits float32 [B, K], without dropout.
+        """Returns the function from images [B, H, W, C] in [0, 1] to logits float32 [B, K].
+
+        It runs the network in evaluation mode: with running statistics and without dropout.
 
         Args:
-          params: What the network computes with.
-          statistics: The running statistics of its normalisation layers, {} if it has none.
+          params: The parameters.
+          statistics: The running statistics of the normalisation layers; {} if there are none.
           precision: "float32", or "bfloat16": parameters, statistics and images are rounded to it.
         """
         variables = rounded(as_variables(params, statistics), precision)
@@ -94,20 +96,20 @@ class Network:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Passes:
-    """Passes in training mode: each gives the logits, and the passes that come after it.
+    """Forward passes in training mode: `logits, forward = forward(images)`.
 
-    What one pass changes, the running statistics, the next one finds changed, and each has a dropout of
-    its own. An objective returns the passes that are left.
+    Each pass returns the logits and a new `Passes` for the next pass, with the running statistics that
+    the pass has updated. Each pass has its own dropout. An objective returns the last `Passes`.
 
     Attributes:
       network: The network.
-      params: What it computes with.
+      params: The parameters.
       statistics: The running statistics so far.
-      key: A PRNG key, for dropout.
+      key: A PRNG key for dropout.
       precision: "float32", or "bfloat16": parameters and images are rounded to it first, so that
         activations and their gradients are of that type; the parameters that are updated, the
         statistics and the loss stay float32.
-      number: How many passes there have been.
+      number: The number of passes so far.
 
     Example:
       >>> import flax.linen as nn
@@ -129,7 +131,7 @@ class Passes:
     number: Array | int = 0
 
     def __call__(self, images: Array) -> tuple[Array, "Passes"]:
-        """Images float32 [B, H, W, C] in [0, 1] -> (logits float32 [B, K], the passes after)."""
+        """Returns (logits float32 [B, K], the next `Passes`) for images [B, H, W, C] in [0, 1]."""
         mean, std = (
             jnp.asarray(part, jnp.float32).reshape(1, 1, 1, -1)
             for part in (self.network.mean, self.network.std)
@@ -150,7 +152,7 @@ class Passes:
 
 
 def rounded(tree: PyTree, precision: str) -> PyTree:
-    """A pytree of arrays in the type that passes are computed in; whole numbers stay."""
+    """Casts the floating arrays of a pytree to a precision; integers stay as they are."""
     if precision == "float32":
         return tree
     return jax.tree.map(
@@ -159,25 +161,26 @@ def rounded(tree: PyTree, precision: str) -> PyTree:
 
 
 def is_floating(leaf: Any) -> bool:
-    """Whether an array has numbers that are not whole."""
+    """Whether an array has a floating type."""
     return bool(jnp.issubdtype(leaf.dtype, jnp.floating))
 
 
 def as_variables(params: PyTree, statistics: PyTree) -> dict[str, PyTree]:
-    """The collections of a linen module; no "batch_stats" if it has none."""
+    """Returns the collections of a linen module, without "batch_stats" if it has none."""
     return {"params": params} | ({"batch_stats": statistics} if statistics else {})
 
 
 def with_variables(model: Any, variables: PyTree) -> Any:
-    """A model with weights in it: normalised images [B, H, W, C] -> logits [B, K], in evaluation mode.
+    """Puts weights into a model, and sets it to evaluation mode.
 
     Args:
-      model: As `fit` takes it.
-      variables: {"params": ..., "batch_stats": ...} of it.
+      model: A linen module, an nnx module, or a pair of functions (init, apply); see `Network`.
+      variables: The {"params": ..., "batch_stats": ...} of the model.
 
     Returns:
-      Of an nnx module a new one of its class. Of a linen module `jax.tree_util.Partial(model.apply,
-      variables)`, and of a pair likewise.
+      A function from normalised images [B, H, W, C] to logits [B, K]. For an nnx module it is a new
+      module of the same class; for a linen module it is `jax.tree_util.Partial(model.apply,
+      variables)`, and for a pair it is a Partial of its `apply`.
 
     Example:
       >>> pair = lambda key, images: {}, lambda v, images, train, rngs: (images @ v["params"], {})
@@ -191,7 +194,7 @@ def with_variables(model: Any, variables: PyTree) -> Any:
 
 
 def _without_variables(model: Any) -> Any:
-    """What compiled code is made of. Raises unless it is a model."""
+    """The part of a model that compiled code depends on. Raises unless it is a model."""
     if isinstance(model, nnx_modules.NnxFunction):
         return model
     if not isinstance(model, type):
@@ -209,11 +212,11 @@ def _without_variables(model: Any) -> Any:
 
 
 def _checked(returned: Any, before: PyTree | None) -> tuple[Array, PyTree]:
-    """(logits, state) as `apply` has to return them."""
-    words = "`apply(variables, images, train, rngs)` must return (logits, the state after)"
+    """Returns (logits, state) after checking what `apply` returned."""
+    words = "`apply(variables, images, train, rngs)` must return (logits, the new state)"
     if not isinstance(returned, tuple) or len(returned) != 2:
         raise TypeError(
-            f"{words}, got {type(returned).__name__}; where there is no state: `logits, {{}}`."
+            f"{words}, got {type(returned).__name__}; without a state, return `logits, {{}}`."
         )
     logits, after = returned
     if before is None:
@@ -227,6 +230,6 @@ def _checked(returned: Any, before: PyTree | None) -> tuple[Array, PyTree]:
     )
     if had != has or str(jax.tree.structure(before)) != str(jax.tree.structure(after)):
         raise ValueError(
-            f"{words}: that of the structure and shapes of variables['batch_stats'], {had}, got {has}."
+            f"{words}, with the structure and shapes of variables['batch_stats'], {had}, got {has}."
         )
     return logits, after

@@ -1,7 +1,7 @@
-"""Modules of flax nnx as what a training needs: nested dicts of arrays, and a function of them.
+"""Splits flax nnx modules into what training needs: nested dicts of arrays, and a function of them.
 
-A module is never changed: what is filled, called or given back is a copy. `flax.nnx` is imported by the
-functions here alone, and only once there is a module.
+A module is never changed: what is filled, called or returned is a copy. Only the functions here import
+`flax.nnx`, and only when they are given a module.
 """
 
 import dataclasses
@@ -17,24 +17,24 @@ from jaxrobust.types import Array, PyTree, as_key
 
 
 def is_nnx(value: Any) -> bool:
-    """Whether a value is an nnx module or an nnx.State; where nnx is not loaded, nothing is."""
+    """Whether a value is an nnx module or an nnx.State; False for all if nnx is not imported."""
     nnx = sys.modules.get("flax.nnx")
     return nnx is not None and isinstance(value, nnx.Module | nnx.State)
 
 
 def collections(tree: Any) -> dict[str, PyTree]:
-    """The arrays of a module or of an nnx.State: {"params": ..., "batch_stats": ...}.
+    """Returns the arrays of a module or an nnx.State as {"params": ..., "batch_stats": ...}.
 
     Args:
-      tree: An nnx.Param is a parameter, every other variable is state, but for the streams of random
-        numbers and what has been sown. Arrays that are no variables are constants.
+      tree: The module or State. Every nnx.Param is a parameter. Every other variable is state, except
+        the streams of random numbers and sown intermediates. Arrays outside variables are constants.
 
     Returns:
-      Nested dicts by the paths of the attributes, numbers in lists as strings; no "batch_stats" where
-      there is no state.
+      Nested dicts that follow the paths of the attributes; indices of lists become strings. Without
+      state there is no "batch_stats".
 
     Raises:
-      ValueError: A State of bare arrays, which does not say what is trained.
+      ValueError: The State holds bare arrays, which do not say what is trained.
 
     Example:
       >>> from flax import nnx
@@ -47,8 +47,8 @@ def collections(tree: Any) -> dict[str, PyTree]:
     flat = _flat(tree)
     if isinstance(tree, nnx.State) and not any(isinstance(leaf, nnx.Variable) for _, leaf in flat):
         raise ValueError(
-            "An nnx.State must hold variables, which say what is trained, such as nnx.state(module); "
-            "got one of bare arrays."
+            "An nnx.State must hold variables, which say what is trained, got one of bare arrays: "
+            "take nnx.state(module)."
         )
     for path, leaf in flat:
         name = _collection(leaf)
@@ -58,11 +58,11 @@ def collections(tree: Any) -> dict[str, PyTree]:
 
 
 def with_variables(module: Any, variables: Mapping[str, PyTree]) -> Any:
-    """A new module of the same class, in evaluation mode.
+    """Returns a copy of a module with other variables, in evaluation mode.
 
     Args:
-      module: It is left as it is. Its streams of random numbers are kept.
-      variables: As `collections` returns them.
+      module: The module, which is not changed. The copy keeps its streams of random numbers.
+      variables: {"params": ..., "batch_stats": ...}, as `collections` returns them.
     """
     from flax import nnx
 
@@ -74,9 +74,9 @@ def with_variables(module: Any, variables: Mapping[str, PyTree]) -> Any:
 
 
 def described(module: Any) -> Iterator[tuple[str, Any]]:
-    """(path, what is there) of all attributes of a module, whatever mode it is in.
+    """Yields (path, value) for all attributes of a module, independent of its mode.
 
-    Of a variable its class, type and shape.
+    A variable is described by its class, type and shape.
     """
     from flax import nnx
 
@@ -92,12 +92,12 @@ def described(module: Any) -> Iterator[tuple[str, Any]]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NnxFunction:
-    """A module without its variables: equal to that of any other of the same structure.
+    """A module without its variables; two of the same structure are equal.
 
     Attributes:
-      graph: Its nnx.GraphDef, in evaluation mode.
-      leaves: ((path, what is there), ...): the collection, "params" or "batch_stats", that has its
-        value; a stream of random numbers; or a constant.
+      graph: The nnx.GraphDef of the module in evaluation mode.
+      leaves: ((path, kind), ...). The kind is the collection that holds the value, "params" or
+        "batch_stats"; or a stream of random numbers; or a constant.
     """
 
     graph: Any
@@ -105,7 +105,7 @@ class NnxFunction:
 
     @staticmethod
     def of(module: Any) -> "NnxFunction":
-        """Of a module."""
+        """Splits the variables off a module."""
         from flax import nnx
 
         copy, leaves = _bare(module), []
@@ -131,9 +131,9 @@ class NnxFunction:
     def apply(
         self, variables: Mapping[str, PyTree], images: Array, train: bool, rngs: Mapping[str, Array]
     ) -> tuple[Any, PyTree]:
-        """(logits, the state after): in training mode by `train()`, else by `eval()`.
+        """Returns (logits, the new state), in the mode that the module's `train()` or `eval()` sets.
 
-        Every stream of random numbers begins anew with a key of its own, made of "dropout".
+        Every stream of random numbers starts anew with its own key, made from the "dropout" key.
         """
         from flax import nnx
 
@@ -160,13 +160,13 @@ class NnxFunction:
 
 @dataclasses.dataclass(frozen=True)
 class _Random:
-    """The key of a stream of random numbers, or its count."""
+    """The key or the counter of a stream of random numbers."""
 
     is_key: bool
     shape: tuple[int, ...]
 
     def begun(self, key: Array) -> Array:
-        """What the stream begins with."""
+        """Returns the initial value of the stream."""
         if not self.is_key:
             return jnp.zeros(self.shape, jnp.uint32)
         return jax.random.split(key, self.shape) if self.shape else key
@@ -174,19 +174,19 @@ class _Random:
 
 @dataclasses.dataclass(frozen=True)
 class _Constant:
-    """An array that is no variable."""
+    """An array that is not in a variable."""
 
     dtype: Any
     shape: tuple[int, ...]
     content: bytes
 
     def value(self) -> Array:
-        """The array."""
+        """Returns the array."""
         return jnp.asarray(np.frombuffer(self.content, self.dtype).reshape(self.shape))
 
 
 def _bare(module: Any) -> Any:
-    """A copy in evaluation mode, without what has been sown."""
+    """Returns a copy in evaluation mode, without sown intermediates."""
     from flax import nnx
 
     copy = nnx.clone(module)
@@ -196,7 +196,7 @@ def _bare(module: Any) -> Any:
 
 
 def _flat(tree: Any) -> list[tuple[tuple[Any, ...], Any]]:
-    """(path, variable or array) of each leaf of a module or a State."""
+    """Returns (path, variable or array) for each leaf of a module or a State."""
     from flax import nnx
 
     state = tree if isinstance(tree, nnx.State) else nnx.state(tree)
@@ -204,7 +204,7 @@ def _flat(tree: Any) -> list[tuple[tuple[Any, ...], Any]]:
 
 
 def _collection(leaf: Any) -> str | None:
-    """Of a leaf; None where it is neither trained nor state."""
+    """Returns the collection of a leaf; None if it is neither a parameter nor state."""
     from flax import nnx
 
     if isinstance(leaf, nnx.Intermediate) or not isinstance(leaf, nnx.Variable) or _is_random(leaf):
@@ -213,7 +213,7 @@ def _collection(leaf: Any) -> str | None:
 
 
 def _is_random(leaf: Any) -> bool:
-    """Whether a leaf belongs to a stream of random numbers, or is a key of one's own."""
+    """Whether a leaf belongs to a stream of random numbers, or is a PRNG key."""
     from flax import nnx
 
     return isinstance(leaf, nnx.RngState) or _is_key(_array(leaf))

@@ -1,10 +1,10 @@
-"""What a step descends.
+"""Objectives: the losses that a training step minimises.
 
-With x a clean image, x' what the adversary made of it, f the network and CE the cross-entropy:
+With x a clean image, x' its adversarial image, f the network and CE the cross-entropy:
 
     CrossEntropy    (1 - w) CE(f(x'), y) + w CE(f(x), y)
 
-`trades`, `mart` and `distillation` have one more each, and any function like them is one.
+`trades`, `mart` and `distillation` each define one more. Any function like them is an objective.
 """
 
 import dataclasses
@@ -19,14 +19,14 @@ from jaxrobust.types import Array
 
 
 class Objective(Protocol):
-    """What a step descends: a function, or a frozen dataclass like one.
+    """The interface of a loss that training minimises: a function, or a callable frozen dataclass.
 
-    Its arrays are arguments of compiled code where it is registered as a pytree (`distillation`);
+    If it is registered as a pytree (as in `distillation`), its arrays are arguments of compiled code;
     everything else is compiled in.
 
     Attributes:
-      compares: Whether it compares clean with adversarial images, so that an adversary has to make
-        these from those.
+      compares: Whether it compares clean with adversarial images. If so, the recipe must have an
+        adversary that keeps the clean images.
     """
 
     @property
@@ -35,26 +35,28 @@ class Objective(Protocol):
     def __call__(
         self, forward: Passes, images: Array, adversarial: Array, labels: Array
     ) -> tuple[Array, Array, Passes]:
-        """The mean over a batch.
+        """Computes the mean loss over a batch.
 
         Args:
-          forward: Passes in training mode: images -> (logits, the passes after).
-          images: float32 [B, H, W, C] in [0, 1], the clean ones.
-          adversarial: Likewise, what the adversary made of them; without one, the clean ones.
-          labels: int [B].
+          forward: Forward passes in training mode: `logits, forward = forward(images)`.
+          images: float32 [B, H, W, C] in [0, 1], the clean images.
+          adversarial: float32 [B, H, W, C] in [0, 1], the adversarial images; without an adversary,
+            the clean ones.
+          labels: int [B], the true classes.
 
         Returns:
-          (the loss, the logits [B, K] of the adversarial images, the passes that are left).
+          (the loss, a scalar; the logits [B, K] of the adversarial images; the last `forward`).
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class CrossEntropy:
-    """The cross-entropy of the adversarial images, and if wanted of the clean ones beside it.
+    """The cross-entropy of the adversarial images, optionally mixed with that of the clean images.
 
     Attributes:
-      natural_weight: The clean images' share, in [0, 1).
-      label_smoothing: Probability that is spread evenly over all classes, in [0, 1).
+      natural_weight: The weight w of the clean images, in [0, 1): the loss is (1 - w) times the
+        adversarial cross-entropy plus w times the clean one.
+      label_smoothing: The probability that is spread evenly over all classes, in [0, 1).
 
     References:
       Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018,
@@ -70,13 +72,13 @@ class CrossEntropy:
 
     @property
     def compares(self) -> bool:
-        """Whether the clean images have a share."""
+        """Whether the clean images have a weight above 0."""
         return self.natural_weight > 0
 
     def __call__(
         self, forward: Passes, images: Array, adversarial: Array, labels: Array
     ) -> tuple[Array, Array, Passes]:
-        """The mean over a batch."""
+        """Returns (mean loss, adversarial logits [B, K], the passes that are left)."""
         logits, forward = forward(adversarial)
         value = jnp.mean(smoothed_cross_entropy(logits, labels, self.label_smoothing))
         if self.natural_weight:
@@ -87,7 +89,7 @@ class CrossEntropy:
 
 
 def divergence(first: Array, second: Array) -> Array:
-    """KL(p || q) of the softmaxes of two vectors of logits [K], in nats: a scalar.
+    """Computes KL(p || q) in nats, where p and q are the softmaxes of two vectors of logits [K].
 
     Example:
       >>> import jax.numpy as jnp
@@ -99,9 +101,14 @@ def divergence(first: Array, second: Array) -> Array:
 
 
 def smoothed_cross_entropy(logits: Array, labels: Array, smoothing: float = 0.0) -> Array:
-    """Cross-entropy against (1 - smoothing) of the label and smoothing / K of every class.
+    """Computes the cross-entropy with smoothed labels.
 
-    Of logits [B, K], labels int [B] and a smoothing in [0, 1).
+    The target is 1 - smoothing at the label, plus smoothing / K at every class.
+
+    Args:
+      logits: [B, K].
+      labels: int [B].
+      smoothing: The probability that is spread evenly over all classes, in [0, 1).
 
     Returns:
       [B], in nats.

@@ -1,9 +1,10 @@
 """Optimizers: functions from a learning rate to an optax transformation.
 
-A step calls its optimizer with the rate of that step, which the schedule says. Every optimizer of optax
-is such a function: `optax.lion`, or `functools.partial(optax.sgd, momentum=0.9)`. Those here are values
-with names for a run's settings, and clip and decay besides. Their fields are given by name: the
-learning rate, which optax has first, is the schedule's.
+A training step calls its optimizer with the learning rate that the schedule gives for that step. Every
+optax optimizer is such a function: `optax.lion`, or `functools.partial(optax.sgd, momentum=0.9)`. The
+optimizers here are frozen dataclasses, which a run can record in its settings; they also offer gradient
+clipping and weight decay. Their fields are keyword-only, because the first argument of an optax
+optimizer, the learning rate, comes from the schedule.
 """
 
 import dataclasses
@@ -23,13 +24,14 @@ DecayedWeights = Literal["all", "kernels"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdamW:
-    """Adam with decoupled weight decay, as `optax.adamw`.
+    """Adam with decoupled weight decay, like `optax.adamw`.
 
     Attributes:
-      weight_decay: Added to the step, at least 0.
-      decayed_weights: What decays: "all" parameters, the default of PyTorch and optax, or the
-        "kernels" only, which spares biases and the scales of normalisation.
-      gradient_clip: The gradient's largest global l2 norm; None: not clipped.
+      weight_decay: The coefficient of the weight decay, which is added to the step; at least 0.
+      decayed_weights: The parameters that decay: "all", as in PyTorch and optax, or "kernels", which
+        leaves out biases and the scales of normalisation layers.
+      gradient_clip: The largest global l2 norm of the gradient, above 0; larger gradients are scaled
+        down to it. None: no clipping.
 
     References:
       Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019,
@@ -55,12 +57,13 @@ class AdamW:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adam:
-    """Adam with weight decay added to the gradient, as PyTorch's `Adam`.
+    """Adam with weight decay added to the gradient, like PyTorch's `Adam`.
 
     Attributes:
-      weight_decay: Added to the gradient, so that it passes through the moments; at least 0.
-      decayed_weights: As `AdamW`.
-      gradient_clip: As `AdamW`.
+      weight_decay: The coefficient of the l2 penalty, which is added to the gradient before the
+        moments; at least 0.
+      decayed_weights: The parameters that decay, "all" or "kernels"; see `AdamW`.
+      gradient_clip: The largest global l2 norm of the gradient, above 0. None: no clipping.
     """
 
     weight_decay: float = 1e-4
@@ -82,14 +85,15 @@ class Adam:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SGD:
-    """Gradient descent with momentum and weight decay, as PyTorch's `SGD`.
+    """Stochastic gradient descent with momentum and weight decay, like PyTorch's `SGD`.
 
     Attributes:
-      momentum: In [0, 1).
-      nesterov: Whether the momentum is Nesterov's.
-      weight_decay: Added to the gradient, so that it passes through the momentum; at least 0.
-      decayed_weights: As `AdamW`.
-      gradient_clip: As `AdamW`.
+      momentum: The momentum, in [0, 1).
+      nesterov: Whether to use Nesterov's momentum.
+      weight_decay: The coefficient of the l2 penalty, which is added to the gradient before the
+        momentum; at least 0.
+      decayed_weights: The parameters that decay, "all" or "kernels"; see `AdamW`.
+      gradient_clip: The largest global l2 norm of the gradient, above 0. None: no clipping.
 
     Example:
       >>> import jax.numpy as jnp
@@ -124,19 +128,20 @@ def check_optimizer(optimizer: Any) -> None:
     """Raises unless a value is an optimizer whose learning rate can change from step to step.
 
     Raises:
-      TypeError: No function from a learning rate to an optax transformation.
-      ValueError: One that keeps the rate in its state, where no schedule could change it.
+      TypeError: It is not a function from a learning rate to an optax transformation.
+      ValueError: It keeps the rate in its state, where the schedule could not change it.
     """
     if not callable(optimizer) or isinstance(optimizer, type):
         raise TypeError(
             "`optimizer` must be a function from a learning rate to an optax transformation, such "
-            f"as SGD(), or optax.adam without its rate, got {optimizer!r}."
+            f"as SGD() or optax.adam (not optax.adam(rate)), got {optimizer!r}."
         )
     if type(optimizer).__module__ == __name__:
         return
     if not all(hasattr(optimizer(0.0), name) for name in ("init", "update")):
         raise TypeError(
-            f"`optimizer` must return an optax transformation, got {optimizer(0.0)!r} of {optimizer!r}."
+            f"`optimizer` must return an optax transformation, got {optimizer(0.0)!r} from "
+            f"{optimizer!r}."
         )
     try:
         params = {"kernel": jax.ShapeDtypeStruct((2, 2), jnp.float32)}
@@ -150,8 +155,8 @@ def check_optimizer(optimizer: Any) -> None:
             follows |= set(map(id, equation.outvars))
     if follows & set(map(id, traced.jaxpr.outvars)):
         raise ValueError(
-            "`optimizer` must take its learning rate anew in every step, got one that keeps it in its "
-            f"state, where the schedule could not change it: {optimizer!r}."
+            "`optimizer` must take a new learning rate in every step, got one that keeps the rate in "
+            f"its state, where the schedule cannot change it: {optimizer!r}."
         )
 
 

@@ -1,4 +1,4 @@
-"""Everything that decides what a training comes to, beside the network and the data."""
+"""The recipe: all settings of a training except the network and the data."""
 
 import dataclasses
 from collections.abc import Callable
@@ -29,14 +29,16 @@ Precision = Literal["float32", "bfloat16"]
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """What is made of the validation set after every epoch.
+    """How the network is evaluated on the validation set after every epoch.
 
     Attributes:
-      attack: Untargeted; its last points take the place of the images, so that the best epoch is the
-        most robust one: of a long adversarial training that is not the last (Rice et al. 2020,
+      attack: An untargeted attack on the validation images. With it the best epoch is the most robust
+        one, which in a long adversarial training is not the last (Rice et al. 2020,
         https://arxiv.org/abs/2002.11569). None: the images stay clean.
-      monitor: The figure that decides about the best epoch, the plateau and early stopping.
-      early_stopping_patience: Stop after so many epochs without a new best; None: never.
+      monitor: The figure that chooses the best epoch, lowers the rate of `Plateau` and stops early:
+        "validation_loss" or "validation_accuracy".
+      early_stopping_patience: The number of epochs without a new best after which training stops, at
+        least 1. None: it never stops early.
     """
 
     attack: Attack | None = None
@@ -53,33 +55,37 @@ class Validation:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a network is trained; each field is a value of its own.
+    """The settings of a training.
 
     Two runs with the same recipe, network and data give the same result.
 
     Attributes:
-      num_epochs: Passes over the training set, at least 1.
-      batch_size: Images in a step. The examples that do not fill the last batch of an epoch are
-        left out of it; as each epoch is shuffled anew, all are left out equally often.
+      num_epochs: The number of passes over the training set, at least 1.
+      batch_size: The number of images in a step, at least 1. Images that do not fill the last batch of
+        an epoch are left out; since each epoch is shuffled anew, these are different images each time.
       optimizer: `AdamW`, `Adam`, `SGD`, or any function from a learning rate to an optax
         transformation, such as `optax.lion`.
-      schedule: Of the learning rate: `Constant`, `Cosine`, `Steps`, `Plateau`, or any schedule of
-        optax, a function of the step.
-      objective: What is descended: `CrossEntropy`, `TRADES`, `MART`, `Distillation`, or one's own.
-      adversary: What works against the network: an attack of `jaxrobust.attacks`, `NFGSM`, `KLAscent`
-        (of TRADES), `FreeReplays`, an `AttackSchedule`, a `Warmup` or an `AWP` of these. Untargeted;
-        restarts and `keep` do not matter: no point is judged. None: training on clean images.
-      augmentation: (key, images float32 [B, H, W, C] in [0, 1]) -> images, before the adversary.
-      compression: A method that compresses the network while it is trained: `ADMM`, `Hydra`, `RigL`.
-      averaging: `EMA`: an average of the weights is validated and returned. None: the weights.
-      precision: "float32", or "bfloat16" for the passes of training and of its attack; weights,
+      schedule: The learning rate schedule: `Constant`, `Cosine`, `Steps`, `Plateau`, or any optax
+        schedule, which is a function of the step.
+      objective: The loss: `CrossEntropy`, `TRADES`, `MART`, `Distillation`, or any `Objective`.
+      adversary: What makes the adversarial images: an untargeted attack of `jaxrobust.attacks`,
+        `NFGSM`, `KLAscent` (for TRADES), `FreeReplays`, an `AttackSchedule`, or a `Warmup` or `AWP` of
+        these. The attack's restarts and `keep` have no effect, because training uses its last points.
+        None: training on clean images.
+      augmentation: A function (key, images float32 [B, H, W, C] in [0, 1]) -> images, which is applied
+        before the adversary. None: no augmentation.
+      compression: A method that compresses the network during training: `ADMM`, `Hydra` or `RigL`.
+        None: no compression.
+      averaging: `EMA` to validate and return an average of the weights. None: the weights themselves.
+      precision: "float32", or "bfloat16" for the passes of the training and of its attack; weights,
         statistics and sums stay float32.
-      validation: What is made of the validation set, where there is one.
-      seed: Of the initial weights, the order of the examples, augmentation, attack and dropout.
+      validation: How the network is evaluated on the validation set, if there is one.
+      seed: The seed of the initial weights, the order of the examples, augmentation, attack and
+        dropout; at least 0.
 
     Raises:
-      TypeError: A value of the wrong type.
-      ValueError: A number out of range, or values that do not go together.
+      TypeError: A value has the wrong type.
+      ValueError: A number is out of range, or two values cannot be combined.
 
     Example:
       >>> from jaxrobust.attacks import PGD
@@ -113,16 +119,16 @@ class Recipe:
 
     @property
     def needs_validation(self) -> bool:
-        """Whether something is decided by a figure of the validation set."""
+        """Whether the schedule or early stopping needs a validation set."""
         by_schedule = getattr(self.schedule, "needs_validation", False)
         return by_schedule or self.validation.early_stopping_patience is not None
 
     def at(self, epoch: int) -> "Recipe":
-        """The recipe with the adversary of an epoch, counted from 1, in the place of a schedule."""
+        """Returns the recipe of one epoch, counted from 1: a schedule of attacks becomes its attack."""
         checks.integer("epoch", epoch, minimum=1)
         if epoch > self.num_epochs:
             raise ValueError(
-                f"`epoch` must be at most the {self.num_epochs} of the recipe, got {epoch}."
+                f"`epoch` must be at most {self.num_epochs}, the recipe's `num_epochs`, got {epoch}."
             )
         stages = stages_of(self.adversary)
         return dataclasses.replace(
@@ -130,12 +136,12 @@ class Recipe:
         )
 
     def learning_rate(self, steps_per_epoch: int) -> optax.Schedule:
-        """The learning rate as a function of the step; 0 is the first."""
+        """Returns the learning rate as a function of the step, counted from 0."""
         return learning_rates.as_optax(self.schedule, self.num_epochs, steps_per_epoch)
 
 
 def _check_kinds(recipe: Recipe) -> None:
-    """Refuses what cannot be what its field says, a class in the place of a value above all."""
+    """Raises if a field has a value of the wrong kind, such as a class instead of an instance."""
     rules = {
         "schedule": ("a schedule such as Constant(1e-3)", (("over",), ("__call__",))),
         "objective": ("an objective such as CrossEntropy()", (("__call__",),)),
@@ -150,17 +156,17 @@ def _check_kinds(recipe: Recipe) -> None:
             continue
         fits = any(all(hasattr(value, part) for part in parts) for parts in choices)
         if isinstance(value, type) or not fits:
-            hint = ": call it, with parentheses" if isinstance(value, type) else ""
+            hint = ": it is a class, so call it" if isinstance(value, type) else ""
             raise TypeError(f"`{name}` must be {words}, got {value!r}{hint}.")
     if not isinstance(recipe.validation, Validation):
         raise TypeError(
             "`validation` must be a Validation, such as Validation(PGD()), got "
-            f"{type(recipe.validation).__name__}: images for validation are the data's."
+            f"{type(recipe.validation).__name__}: the validation images belong in `Data`."
         )
 
 
 def _check_lengths(recipe: Recipe) -> None:
-    """Refuses what would not be over, or not be reached, before the training is."""
+    """Raises if a warm-up or a stage of attacks lies beyond the end of the training."""
     warmup_epochs = getattr(recipe.schedule, "warmup_epochs", 0)
     if warmup_epochs >= recipe.num_epochs:
         raise ValueError(
@@ -179,13 +185,13 @@ def _check_lengths(recipe: Recipe) -> None:
     last = stages_of(adversary)[-1][0]
     if last > recipe.num_epochs:
         raise ValueError(
-            f"`adversary` has a stage from epoch {last} on, which is beyond `num_epochs` = "
+            f"`adversary` has a stage that starts at epoch {last}, after `num_epochs` = "
             f"{recipe.num_epochs}."
         )
 
 
 def _check_adversary(recipe: Recipe) -> None:
-    """Refuses what is no adversary, and an objective that has none to compare with."""
+    """Raises if the adversary is none, or if the objective needs an adversary that is missing."""
     for _, adversary in stages_of(recipe.adversary):
         as_adversary(adversary)
         while hasattr(adversary, "adversary"):
@@ -196,10 +202,10 @@ def _check_adversary(recipe: Recipe) -> None:
         if adversary is None:
             raise ValueError(
                 f"`adversary` must not be None with {recipe.objective}, which compares clean with "
-                "adversarial images: give KLAscent(8 / 255), PGD(8 / 255) or another attack."
+                "adversarial images: use KLAscent(8 / 255), PGD(8 / 255) or another attack."
             )
         if isinstance(adversary, FreeReplays):
             raise ValueError(
                 f"`adversary` must be an attack with {recipe.objective}, which compares clean with "
-                "adversarial images, got FreeReplays, which keeps no clean ones."
+                "adversarial images, got FreeReplays, which does not keep the clean images."
             )

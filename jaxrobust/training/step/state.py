@@ -1,4 +1,4 @@
-"""What training changes, as one pytree."""
+"""The training state: everything that training changes, as one pytree."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,17 +19,18 @@ from jaxrobust.types import Array, PyTree, as_key
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainState:
-    """The state between two training steps: all that a run needs to go on.
+    """The state between two training steps, from which a run can be resumed.
 
     Attributes:
-      step: int32 scalar, steps taken.
-      params: The network's parameters.
-      batch_stats: The running statistics of its normalisation layers; {} if it has none.
-      opt_state: The optimizer's.
-      learning_rate_scale: float32 scalar, by which the plateau schedule lowers the learning rate.
-      average: What the averaging remembers: the average of `variables`; None without one.
-      adversary: What the adversary remembers: the perturbation of `FreeReplays`; None of most.
-      compression: What the method of compression remembers; None without one.
+      step: int32 scalar, the number of steps taken.
+      params: The parameters of the network.
+      batch_stats: The running statistics of the normalisation layers; {} if there are none.
+      opt_state: The state of the optimizer.
+      learning_rate_scale: float32 scalar by which the learning rate is multiplied; `Plateau` lowers it.
+      average: The average of `variables`; None if the recipe has no averaging.
+      adversary: The memory of the adversary, such as the perturbation of `FreeReplays`; None if it has
+        none.
+      compression: The memory of the compression method; None if the recipe has no compression.
     """
 
     step: Array
@@ -43,24 +44,24 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, PyTree]:
-        """Parameters and running statistics, as the network's `apply` takes them."""
+        """The parameters and running statistics, as the network's `apply` takes them."""
         return as_variables(self.params, self.batch_stats)
 
     @property
     def evaluated(self) -> dict[str, PyTree]:
-        """The variables to evaluate, which are the average where one is kept.
+        """The variables to evaluate: the average if there is one.
 
-        Under a compression, what its `finish` makes of them is the network.
+        With a compression, its `finish` turns them into the compressed network.
         """
         return self.variables if self.average is None else self.average
 
 
 def plain(tree: Any) -> Any:
-    """Weights as training has them: nested dicts of arrays, of which none is narrower than float32.
+    """Converts weights or masks to nested dicts of arrays, with floats of at least float32.
 
     Args:
-      tree: Variables or masks: dicts, FrozenDicts, boxed leaves (`nn.Partitioned`), arrays of any type;
-        an nnx module or nnx.State, of which `nnx_modules.collections` are taken.
+      tree: Nested dicts or FrozenDicts of arrays of any type, whose leaves may be boxed
+        (`nn.Partitioned`); or an nnx module or nnx.State, whose `nnx_modules.collections` are taken.
     """
 
     def opened(tree: Any) -> Any:
@@ -88,25 +89,23 @@ def create_state(
     image_shape: tuple[int, ...] | None = None,
     key: Array | None = None,
 ) -> TrainState:
-    """The state before the first step.
+    """Creates the training state before the first step.
 
-    The arrays are copied: a training loop donates its state, and must not take the caller's with
-    it.
+    The arrays are copied, so that a training loop may donate the state without losing the caller's
+    arrays.
 
     Args:
       variables: {"params": ..., "batch_stats": ...}, as a linen module's `init` returns them, or an nnx
-        module; narrower floats than float32 become that.
-      recipe: Its optimizer, averaging, adversary and compression have memories.
-      image_shape: (H, W, C) of the images as they come; needed by `FreeReplays`.
-      key: A PRNG key, needed by a compression, which may begin at random.
-
-    Returns:
-      The state.
+        module. Floats narrower than float32 are converted to float32.
+      recipe: The recipe. Its optimizer, averaging, adversary and compression each have a part of the
+        state.
+      image_shape: (H, W, C) of the images before augmentation; `FreeReplays` needs it.
+      key: A PRNG key, which a compression needs.
 
     Raises:
-      TypeError: `variables` that are no dict.
-      ValueError: `variables` without floating "params", or with collections other than these two; no
-        `image_shape` or `key` where there has to be one.
+      TypeError: `variables` is not a dict or an nnx module.
+      ValueError: `variables` has no floating "params" or has collections other than these two; or an
+        `image_shape` or a `key` is needed and missing.
     """
     variables = plain(variables)
     check_variables(variables)
@@ -117,7 +116,7 @@ def create_state(
     params, memory = variables["params"], None
     if recipe.compression is not None:
         if key is None:
-            raise ValueError("`key` is needed by a compression.")
+            raise ValueError("`recipe.compression` needs a PRNG key: give `key`.")
         params, memory = recipe.compression.start(
             as_key(key), params, kept_at(recipe.compression, 0)
         )
@@ -139,7 +138,7 @@ def create_state(
 
 
 def check_variables(variables: Any) -> None:
-    """Raises unless these are collections that can be trained: as `create_state`."""
+    """Raises unless these are collections that `create_state` can train."""
     if not isinstance(variables, Mapping):
         raise TypeError(
             '`variables`, or what `init` returns, must be {"params": ..., "batch_stats": ...}, got '
@@ -147,15 +146,15 @@ def check_variables(variables: Any) -> None:
         )
     if "params" not in variables or set(variables) - {"params", "batch_stats"}:
         raise ValueError(
-            '`variables` must hold "params" and perhaps "batch_stats", '
-            f"got {tuple(variables)}: other collections are not trained."
+            '`variables` must hold "params" and may hold "batch_stats", '
+            f"got {tuple(variables)}: other collections cannot be trained."
         )
     leaves = jax.tree.leaves(variables["params"])
     if not leaves or not all(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in leaves):
         raise ValueError(
             '`variables` must hold "params" that are floating, got '
-            f"{sorted({str(jnp.result_type(leaf)) for leaf in leaves}) or 'none'}: what is trained of "
-            "an nnx module is an nnx.Param, and nothing else; what counts is another nnx.Variable."
+            f"{sorted({str(jnp.result_type(leaf)) for leaf in leaves}) or 'none'}. Of an nnx module, "
+            "every nnx.Param is trained and nothing else: make a counter another nnx.Variable."
         )
 
 
@@ -164,7 +163,7 @@ def _adversary_memory(recipe: Recipe, image_shape: tuple[int, ...] | None) -> Py
     if not jax.tree.leaves(jax.eval_shape(lambda: adversary.memory((1, 1, 1, 1)))):
         return None
     if image_shape is None:
-        raise ValueError("`image_shape` is needed by an adversary that remembers a batch.")
+        raise ValueError("`recipe.adversary` remembers a batch: give `image_shape`, (H, W, C).")
     shape = (recipe.batch_size, *image_shape)
     if recipe.augmentation is not None:
         # Augmentation may change the size of the images.

@@ -1,9 +1,9 @@
 """TRADES: its objective, and the attack that goes with it.
 
-With x a clean image, x' what the adversary made of it, f the network and CE the cross-entropy:
+With x a clean image, x' its adversarial image, f the network, p its softmax and CE the cross-entropy:
 
-    TRADES      CE(f(x), y) + beta KL(p(x) || p(x'))
-    KLAscent    ascends KL(p(x) || p(x'))
+    TRADES      minimises CE(f(x), y) + beta KL(p(x) || p(x'))
+    KLAscent    maximises KL(p(x) || p(x'))
 
 References:
   Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", ICML 2019,
@@ -27,13 +27,13 @@ from jaxrobust.types import Array, Evaluation
 
 @dataclasses.dataclass(frozen=True)
 class TRADES:
-    """The clean images' cross-entropy, and how far the adversary moves the answer from theirs.
+    """The clean cross-entropy plus the divergence of the adversarial from the clean predictions.
 
-    Its adversary is `KLAscent`.
+    The loss is CE(f(x), y) + beta KL(p(x) || p(x')). Use it with the adversary `KLAscent`.
 
     Attributes:
-      beta: Weight of the divergence, above 0. The paper's are 1 and 6.
-      label_smoothing: Probability that is spread evenly over all classes, in [0, 1).
+      beta: The weight of the divergence, above 0; 1 and 6 in the paper.
+      label_smoothing: The probability that is spread evenly over all classes, in [0, 1).
 
     References:
       Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", ICML 2019,
@@ -52,7 +52,7 @@ class TRADES:
     def __call__(
         self, forward: Passes, images: Array, adversarial: Array, labels: Array
     ) -> tuple[Array, Array, Passes]:
-        """The mean over a batch."""
+        """Returns (mean loss, adversarial logits [B, K], the passes that are left)."""
         clean, forward = forward(images)
         logits, forward = forward(adversarial)
         apart = jnp.mean(jax.vmap(divergence)(clean, logits))
@@ -63,17 +63,19 @@ class TRADES:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KLAscent(Attack):
-    """Steps away from the answer that the network gives for the clean image: the attack of TRADES.
+    """The attack of TRADES, which moves the prediction away from that of the clean image.
 
-    It ascends KL(p(clean) || p(point)) and knows no label. For training and validation alone: `craft`
-    gives it the logits [2, K] of the point and of the clean image.
+    It takes projected gradient steps up KL(p(clean) || p(point)) and does not use the label. It can
+    only be the adversary of a training, which gives it the logits of the clean image; to evaluate a
+    network, use PGD.
 
     Attributes:
-      epsilon: Radius in pixel units, not negative; for linf at most 1.
-      step_size: Length of a step in pixel units, not negative.
-      num_steps: At least 1; the paper's 10.
+      epsilon: The radius in pixel units, not negative; for linf at most 1.
+      step_size: The length of a step in pixel units, not negative.
+      num_steps: The number of steps, at least 1; 10 in the paper.
       norm: "linf" or "l2".
-      start_scale: Deviation of the Gaussian noise of the start, without which the gradient is zero.
+      start_scale: The standard deviation of the Gaussian noise added at the start, without which the
+        gradient is zero.
 
     References:
       Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", ICML 2019,
@@ -100,33 +102,33 @@ class KLAscent(Attack):
         checks.integer("num_steps", self.num_steps, minimum=1)
 
     def init(self, key: Array, image: Array, label: Array, restart: Array) -> State:
-        """A little noise."""
+        """Starts from the image with a little noise."""
         noise = self.start_scale * jax.random.normal(key, image.shape, jnp.float32)
         return State(image, label, jnp.clip(image + noise, 0.0, 1.0))
 
     def ask(self, state: State) -> Array:
-        """Where the attack stands."""
+        """Returns the present point of the attack."""
         return state.point
 
     def objective(self, logits: Array, state: State) -> Array:
-        """The divergence of the point's answer from the clean one; logits [2, K]."""
+        """Returns KL(p(clean) || p(point)) for the logits [2, K] of the point and the clean image."""
         if logits.ndim != 2:
             raise ValueError(
-                "KLAscent compares with the answers to the clean images, which training gives it; to "
-                "measure, take PGD."
+                "KLAscent needs the logits of the clean images, which only training gives it; to "
+                "evaluate a network, use PGD."
             )
         point, clean = logits
         return divergence(jax.lax.stop_gradient(clean), point)
 
     def tell(self, state: State, evaluation: Evaluation) -> State:
-        """The step, projected."""
+        """Takes a step and projects it onto the ball."""
         step = norms.steepest(conversation.finite_gradient(evaluation), self.norm)
         change = state.point + self.step_size * step - state.original
         change = norms.project(change, state.original, self.epsilon, self.norm)
         return state._replace(point=state.original + change)
 
     def craft(self, batch: Batch, memory: None) -> Array:
-        """Its last points, with the clean answers beside each answer."""
+        """Returns the last points of the attack, which sees the clean logits as well."""
         del memory
         clean = jax.lax.stop_gradient(batch.logits_fn(batch.images))
 
@@ -136,8 +138,8 @@ class KLAscent(Attack):
         return engine.craft(self, batch.key, beside, batch.images, batch.labels)
 
     def memory(self, shape: tuple[int, ...]) -> None:
-        """None."""
+        """Returns None: the attack remembers nothing between steps."""
 
     def step(self, batch: Batch, state: Any, descend: Descend) -> tuple[Any, Metrics]:
-        """One step on its points."""
+        """Takes one training step on the points of the attack."""
         return step_once(self, batch, state, descend)

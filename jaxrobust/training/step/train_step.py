@@ -1,7 +1,7 @@
-"""One step of training, as a pure function.
+"""One training step as a pure function.
 
-Nothing here is compiled or loops: `jax.jit(functools.partial(train_step, recipe=..., ...))` is for the
-caller, and `jaxrobust.training.fit` is one.
+Nothing here is compiled: the caller does that, with `jax.jit(functools.partial(train_step, recipe=...,
+...))`. `jaxrobust.training.fit` is such a caller.
 """
 
 import dataclasses
@@ -28,30 +28,33 @@ def train_step(
     steps_per_epoch: int,
     masks: Masks | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """Augments, lets the adversary work, and takes one step down the objective.
+    """Augments a batch, makes it adversarial, and takes one optimizer step on the objective.
 
-    Attacks are made on the network in evaluation mode (running statistics, no dropout): that is
-    the network an adversary will meet, and the objective is then a function of one image. The step
+    The attack sees the network in evaluation mode (running statistics, no dropout): an adversary will
+    meet that network, and the loss of an image then does not depend on the rest of the batch. The step
     itself is in training mode. (FreeReplays alone takes its gradient from the training pass.)
 
     Args:
-      state: Before the step, of `create_state` with this recipe.
+      state: The state before the step, made by `create_state` with this recipe.
       batch: (images [B, H, W, C], uint8 or floating in [0, 1]; labels int [B]).
       key: A PRNG key for augmentation, attack and dropout.
-      network: The function and its normalisation.
-      recipe: How to train. Its adversary is that of one epoch: `recipe.at(epoch)`. Its numbers of
-        epochs say how long schedules and warm-ups are; batch size, validation and seed are not read.
-      steps_per_epoch: How many steps the schedule and the warm-ups count as an epoch, at least 1.
-      masks: The parameters' structure with boolean leaves; where False, a parameter is set to 0.
+      network: The network and its normalisation.
+      recipe: The recipe of one epoch: use `recipe.at(epoch)` if its adversary is an AttackSchedule. Its
+        batch size, validation and seed are not read.
+      steps_per_epoch: The number of steps that the schedule and the warm-ups count as an epoch, at
+        least 1.
+      masks: A pytree with the structure of the parameters and boolean leaves. Parameters are set to 0
+        where it is False. None: no masks.
 
     Returns:
-      (The state after the step, {"loss": mean, "correct": int32 count, "gradient_norm": global l2
-      norm before clipping, "learning_rate"}, all scalars). Loss and count are of the images trained
-      on, in training mode, before the step (of FreeReplays: before the last replay); the loss is
-      without what a compression adds. The updates of a compression are for the caller, between steps.
+      (state, metrics) after the step. The metrics are scalars: {"loss": the mean over the batch,
+      "correct": int32, the number of correct predictions, "gradient_norm": the global l2 norm before
+      clipping, "learning_rate"}. Loss and count are measured on the images trained on, in training
+      mode, before the step (for FreeReplays, before the last replay); the loss leaves out the penalty
+      of a compression. The caller updates the compression between steps.
 
     Raises:
-      ValueError: A state of another recipe; an adversary that is a schedule.
+      ValueError: The state was made with another recipe, or the adversary is an AttackSchedule.
 
     Example:
       >>> import functools
@@ -90,12 +93,18 @@ def network_gradients(
     recipe: Recipe,
     steps_per_epoch: int,
 ) -> PyTree:
-    """The gradient of the objective by what the network computes with, weights at 0 included.
+    """Computes the gradient of the objective with respect to all weights, also those that are 0.
 
-    It is called as `train_step`, and changes no state.
+    Args:
+      state: The state, with the memory of the compression; it is not changed.
+      batch: (images [B, H, W, C], uint8 or floating in [0, 1]; labels int [B]).
+      key: A PRNG key for augmentation, attack and dropout.
+      network: The network and its normalisation.
+      recipe: The recipe of one epoch, with a compression.
+      steps_per_epoch: The number of steps in an epoch, at least 1.
 
     Returns:
-      Of the parameters' structure.
+      A pytree with the structure of the parameters.
     """
     clean, dropout_key = _clean_batch(state, batch, key, network, recipe, steps_per_epoch)
     descent = _Descent(network, recipe, clean, dropout_key)
@@ -109,15 +118,15 @@ def network_gradients(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Descent:
-    """A step of the optimizer on the adversarial images of a batch: a `Descend`.
+    """The optimizer step on the adversarial images of a batch, as a `Descend`.
 
     Attributes:
-      network: Of the step.
-      recipe: Of the step.
-      batch: The clean one.
-      dropout_key: A PRNG key.
-      learning_rate: A scalar.
-      masks: As `train_step`.
+      network: The network and its normalisation.
+      recipe: The recipe of one epoch.
+      batch: The clean batch.
+      dropout_key: A PRNG key for dropout.
+      learning_rate: The learning rate of the step, a scalar.
+      masks: Boolean leaves in the structure of the parameters, or None.
     """
 
     network: Network
@@ -134,7 +143,7 @@ class _Descent:
         number: Array | int = 0,
         shift: Shift | None = None,
     ) -> tuple[TrainState, Metrics, Array]:
-        """As `Descend`."""
+        """Takes one optimizer step; see `Descend`."""
 
         def attacked(params: PyTree, adversarial: Array) -> tuple[Array, Any]:
             effective = _effective(self.recipe, params, state)
@@ -176,7 +185,7 @@ class _Descent:
     def objective(
         self, params: PyTree, state: TrainState, adversarial: Array, number: Array | int
     ) -> tuple[Array, tuple[Array, PyTree]]:
-        """(its value where the network computes with `params`, (logits, the statistics after))."""
+        """Returns (the loss at `params`, (logits, the new running statistics))."""
         # Begun anew for every gradient: each of a step sees the same statistics and dropout.
         forward = Passes(
             self.network,
@@ -201,7 +210,7 @@ def _clean_batch(
     recipe: Recipe,
     steps_per_epoch: int,
 ) -> tuple[Batch, Array]:
-    """(the batch for the adversary, the key for dropout)."""
+    """Returns (the batch for the adversary, the key for dropout)."""
     images, labels = batch
     augment_key, attack_key, dropout_key = jax.random.split(as_key(key), 3)
     images = to_unit_range(images)
@@ -213,7 +222,7 @@ def _clean_batch(
 
 
 def _effective(recipe: Recipe, params: PyTree, state: TrainState) -> PyTree:
-    """What the network computes with."""
+    """Returns the weights that the network computes with: the compression may change them."""
     if recipe.compression is None:
         return params
     return recipe.compression.effective(params, state.compression)
@@ -226,10 +235,10 @@ def _masked(tree: PyTree, masks: Masks | None) -> PyTree:
 
 
 def _check_returned(returned: Any, forward: Passes, labels: Array) -> None:
-    """Raises unless an objective has returned what it has to."""
+    """Raises unless an objective has returned what `Objective` says."""
     words = (
         "`objective` must return (the mean loss, the logits of the adversarial images, the passes that "
-        "are left)"
+        "are left after them)"
     )
     if not isinstance(returned, tuple) or len(returned) != 3:
         raise TypeError(f"{words}, got {type(returned).__name__}.")
@@ -240,13 +249,13 @@ def _check_returned(returned: Any, forward: Passes, labels: Array) -> None:
         )
     if after is forward:
         raise ValueError(
-            f"{words}, got the passes that it was given: what comes after the last pass is "
-            "`after` of `logits, after = forward(images)`, with the statistics that it has moved."
+            f"{words}, got the passes that it was given: return `after` of `logits, after = "
+            "forward(images)`, which has the updated running statistics."
         )
     shapes = jnp.shape(value), jnp.shape(logits)
     if shapes[0] != () or len(shapes[1]) != 2 or shapes[1][0] != labels.shape[0]:
         raise ValueError(
-            f"{words}: a scalar and [{labels.shape[0]}, K], got shapes {shapes[0]} and {shapes[1]}."
+            f"{words}, a scalar and [{labels.shape[0]}, K], got shapes {shapes[0]} and {shapes[1]}."
         )
 
 
@@ -255,24 +264,24 @@ def _check_memories(state: TrainState, recipe: Recipe) -> None:
         field = "averaging" if name == "average" else name
         if (getattr(state, name) is None) != (getattr(recipe, field) is None):
             raise ValueError(
-                f"`state` must be of this recipe, made by `create_state`: `recipe.{field}` is "
-                f"{getattr(recipe, field)}, and the state's `{name}` is "
-                f"{'None' if getattr(state, name) is None else 'there'}."
+                f"`state` must be made by `create_state` with this recipe: `recipe.{field}` is "
+                f"{getattr(recipe, field)}, but the state's `{name}` is "
+                f"{'None' if getattr(state, name) is None else 'not None'}."
             )
     remembers = jax.eval_shape(lambda: as_adversary(recipe.adversary).memory((1, 1, 1, 1)))
     if (state.adversary is None) != (not jax.tree.leaves(remembers)):
         raise ValueError(
-            "`state` must be of this recipe, made by `create_state`: "
-            f"`recipe.adversary` is {recipe.adversary}, and the state has "
+            "`state` must be made by `create_state` with this recipe: "
+            f"`recipe.adversary` is {recipe.adversary}, but the state has "
             f"{'no' if state.adversary is None else 'a'} memory of an adversary."
         )
 
 
 def to_unit_range(images: Array) -> Array:
-    """Images as float32 in [0, 1]: uint8 is divided by 255, floating point is taken as it is.
+    """Converts images to float32 in [0, 1]: divides uint8 by 255, and only casts floats.
 
     Raises:
-      TypeError: Any other type.
+      TypeError: The images have another type.
     """
     if images.dtype == jnp.uint8:
         return images.astype(jnp.float32) / 255

@@ -1,4 +1,4 @@
-"""Adversarial weight perturbation: the adversary moves the weights as well."""
+"""Adversarial weight perturbation: the adversary perturbs the weights as well."""
 
 import dataclasses
 import functools
@@ -15,17 +15,18 @@ from jaxrobust.types import Array, PyTree
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AWP:
-    """Adversarial weight perturbation beside an adversary that makes the images.
+    """Adversarial weight perturbation, in addition to the adversary that makes the images.
 
-    The gradient is taken where the weights are `gamma` of their length up the objective, and the step
-    is taken from the weights themselves. It costs one more pass forward and back (on a CPU in its
-    warm-up too).
+    The gradient is computed at perturbed weights: each kernel is moved up the objective by `gamma`
+    times its l2 norm. The step is then taken from the unperturbed weights. It costs one more forward
+    and backward pass (on a CPU also during the warm-up).
 
     Attributes:
-      adversary: An attack, an AttackSchedule, FreeReplays, a Warmup of these, or None.
-      gamma: How far the weights of each kernel move, as a share of their length; the paper's 0.005 to
-        0.01. Above 0.
-      warmup_epochs: Epochs before weights are perturbed.
+      adversary: What makes the images: an attack, an AttackSchedule, FreeReplays, a Warmup of these,
+        or None for clean images.
+      gamma: The length of the perturbation of each kernel, relative to the l2 norm of the kernel.
+        Above 0; 0.005 to 0.01 in the paper.
+      warmup_epochs: The number of epochs at the start without perturbed weights, at least 0.
 
     References:
       Wu, Xia, Wang, "Adversarial Weight Perturbation Helps Robust Generalization", NeurIPS 2020,
@@ -41,19 +42,20 @@ class AWP:
         checks.integer("warmup_epochs", self.warmup_epochs, minimum=0)
         if isinstance(self.adversary, AWP | int | float):
             raise TypeError(
-                f"`adversary` must be what makes the images, or None, got {self.adversary!r}."
+                "`adversary` must be an adversary that makes the images, or None, got "
+                f"{self.adversary!r}."
             )
 
     def memory(self, shape: tuple[int, ...]) -> PyTree | None:
-        """That of the adversary."""
+        """Returns the memory of the wrapped adversary."""
         return as_adversary(self.adversary).memory(shape)
 
     def craft(self, batch: Batch, memory: PyTree | None) -> Array:
-        """The images of the adversary."""
+        """Returns the images of the wrapped adversary."""
         return as_adversary(self.adversary).craft(batch, memory)
 
     def step(self, batch: Batch, state: Any, descend: Descend) -> tuple[Any, Metrics]:
-        """A step of the adversary, with gradients at perturbed weights."""
+        """Takes a step of the wrapped adversary, with gradients at perturbed weights."""
         before = batch.step < self.warmup_epochs * batch.steps_per_epoch
         gamma = jnp.asarray(jnp.where(before, 0.0, self.gamma), jnp.float32)
 
@@ -73,10 +75,15 @@ class AWP:
 
 
 def weight_perturbation(params: PyTree, gradients: PyTree, gamma: Array | float) -> PyTree:
-    """The step of adversarial weight perturbation: up the loss, in each kernel by gamma of its length.
+    """Computes the adversarial perturbation of the weights.
+
+    Args:
+      params: The parameters of the network.
+      gradients: The gradient of the loss with respect to the parameters.
+      gamma: The length of the perturbation of a kernel, relative to its l2 norm; at least 0.
 
     Returns:
-      What to add to the parameters: zero for biases and the scales of normalisation.
+      What to add to the parameters: 0 for biases and the scales of normalisation layers.
     """
 
     def step(weight: Array, gradient: Array) -> Array:
