@@ -148,7 +148,7 @@ def test_malicious_pickle_is_refused(root, monkeypatch, tmp_path, protocol):
     monkeypatch.chdir(tmp_path)
     replace_member(root, monkeypatch, "data_batch_3", pickle.dumps({b"data": Harm()}, protocol))
     with pytest.raises(
-        ValueError, match=r"data_batch_3 is not read: its pickle asks for posix.mkdir"
+        ValueError, match=r"data_batch_3 was not read: its pickle asks for posix.mkdir"
     ):
         data.load("cifar10", root)
     assert not (tmp_path / "harm").exists() and not (root / "cifar10").exists()
@@ -182,7 +182,7 @@ def test_pickles_of_python_3_are_read_too(protocol):
     "member, content, message",
     [
         ("data_batch_2", None, r"data_batch_2 is missing"),
-        ("data_batch_2", b"\x80\x02}", r"data_batch_2 is no pickle"),
+        ("data_batch_2", b"\x80\x02}", r"data_batch_2 is not a pickle"),
         ("data_batch_2", cifar_archive.python2_pickle([1]), r"must be a pickled dictionary"),
         ("data_batch_2", cifar_archive.python2_pickle({b"labels": [1]}), r"must hold `data`"),
         (

@@ -53,7 +53,7 @@ def test_data_dir_is_asked_for(tmp_path, name):
 
 def test_download_without_a_network_fails_at_once(tmp_path, no_network):
     started = time.monotonic()
-    with pytest.raises(ConnectionError, match=r"name resolution.*place it as '.*cifar-10-python"):
+    with pytest.raises(ConnectionError, match=r"name resolution.*save it as '.*cifar-10-python"):
         data.load("cifar10", tmp_path, download=True)
     assert time.monotonic() - started < 5
     assert [path for path in tmp_path.iterdir() if path.name != "cache"] == []
@@ -61,7 +61,7 @@ def test_download_without_a_network_fails_at_once(tmp_path, no_network):
 
 @pytest.mark.parametrize("name", ["sports10", "image_folder", "cifar10_jpeg"])
 def test_download_is_refused_where_there_is_nothing_to_download(tmp_path, name):
-    with pytest.raises(ValueError, match=rf"`download` works for cifar10 and cifar100; '{name}'"):
+    with pytest.raises(ValueError, match=rf"`download` must be False for '{name}'"):
         data.load(name, tmp_path, download=True)
 
 

@@ -113,7 +113,7 @@ def test_jpeg_broken_or_strange_tar_files_are_named(tar_file):
             data.load("cifar10_jpeg", tar_file)
     content = jpeg_members()
     cifar_archive.write(tar_file, content | {"train/cat/more/0.jpg": b""})
-    with pytest.raises(ValueError, match=r"must hold train/<class>.*got 'train/cat/more/0\.jpg'"):
+    with pytest.raises(ValueError, match=r"must have train/<class>.*got 'train/cat/more/0\.jpg'"):
         data.load("cifar10_jpeg", tar_file)
     cifar_archive.write(tar_file, content | {"train/dog/0.jpg": b""})
     with pytest.raises(ValueError, match=r"the same classes.*\['dog'\]"):

@@ -77,7 +77,7 @@ def test_many_damaged_files_are_counted_and_listed_in_order(root):
 
 def test_class_without_a_readable_image_is_an_error_even_then(root):
     (root / "test" / "cat" / "0.png").write_text("no image")
-    with pytest.raises(ValueError, match=r"pets/test/cat' holds no readable image"):
+    with pytest.raises(ValueError, match=r"pets/test/cat' has no image that can be read"):
         load(root, skip_damaged=True)
 
 

@@ -195,7 +195,7 @@ def test_missing_split_is_named(root, split):
 def test_split_without_classes_is_named(root):
     (root / "test").rename(root / "old")
     (root / "test").mkdir()
-    with pytest.raises(ValueError, match=r"pets/test' holds no class"):
+    with pytest.raises(ValueError, match=r"pets/test' must have a folder for each class"):
         load(root)
 
 

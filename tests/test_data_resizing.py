@@ -1,4 +1,4 @@
-"""Training on smaller images than the network answers."""
+"""Training on smaller images than the network is used on."""
 
 import jax
 import jax.numpy as jnp

@@ -52,7 +52,7 @@ def test_folds_follow_the_seed_and_shuffle():
             "`num_folds` must be at most the number of examples, 4, got 5",
         ),
         ([0, 0, 1, 1], 2.0, TypeError, "`num_folds` must be an integer"),
-        ([0, 0, 1], 2, ValueError, r"every class at least twice.*one example: \[1\]"),
+        ([0, 0, 1], 2, ValueError, r"at least two examples of each class.*classes \[1\]"),
         ([0.0, 1.0], 2, TypeError, "`labels` must be integers, got float64"),
         ([[0, 1]], 2, ValueError, r"`labels` must be \[N\], got shape \(1, 2\)"),
         ([], 2, ValueError, "`num_folds` must be at most the number of examples, 0"),

@@ -1,7 +1,7 @@
 """Data sets in memory, and their augmentation inside jit.
 
-`load` gives a `Dataset`: two splits of uint8 images with their labels. Put a split on the device
-once, then index, convert to [0, 1] and augment there: nothing on the host keeps up with that.
+`load` returns a `Dataset`: two splits of uint8 images with their labels. Put a split on the device
+once, then index it, convert it to [0, 1] and augment it there, which is faster than on the host.
 """
 
 from jaxrobust.data import augment

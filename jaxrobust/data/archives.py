@@ -1,4 +1,4 @@
-"""The official archives of CIFAR-10 and CIFAR-100: where they are, and whether a copy is whole."""
+"""The official archives of CIFAR-10 and CIFAR-100: their addresses, checksums and download."""
 
 import dataclasses
 import hashlib
@@ -23,14 +23,14 @@ class Archive:
     """A tar file of pickled batches.
 
     Attributes:
-      url: Where it is published; its last part is the file's name.
-      num_bytes: Its size.
-      sha256: Its checksum, in hexadecimal digits.
-      train: The train split's batches, in their order.
-      test: The test split's.
-      names: The batch that names the classes.
-      labels: For each kind of label, the key of a batch that holds them and that of their names;
-        "label" is the kind that `load` gives.
+      url: The address of the file; its last part is the name of the file.
+      num_bytes: The size of the file in bytes.
+      sha256: The SHA-256 checksum, in hexadecimal digits.
+      train: The batches of the train split, in order.
+      test: The batches of the test split, in order.
+      names: The batch that has the names of the classes.
+      labels: For each kind of label, the key of the labels in a batch and the key of their names.
+        `load` returns the kind "label".
     """
 
     url: str
@@ -43,7 +43,7 @@ class Archive:
 
     @property
     def file_name(self) -> str:
-        """What the file is called."""
+        """The name of the file."""
         return self.url.rsplit("/", 1)[-1]
 
 
@@ -83,27 +83,27 @@ def verify(path: Path, archive: Archive) -> None:
             return
         got = f"SHA-256 {checksum}"
     raise ValueError(
-        f"{str(path)!r} is not the official archive, or not all of it. It must have "
+        f"{str(path)!r} is not the official archive, or is incomplete. It must have "
         f"{archive.num_bytes:,} bytes and the SHA-256 {archive.sha256}, got {got}. Delete it, and "
-        f"fetch it anew from {archive.url} (or pass download=True; an experiment: --download)."
+        f"download it again from {archive.url} (or with download=True; in experiments --download)."
     )
 
 
 def download(archive: Archive, folder: Path) -> Path:
-    """Downloads an archive; says on stderr how far it has come.
+    """Downloads an archive, and prints its progress to stderr.
 
     Args:
-      archive: Which.
-      folder: Where to; made where it is missing.
+      archive: The archive.
+      folder: The folder to download to, which is created if it does not exist.
 
     Returns:
-      The file, which appears once it is whole and its checksum is right.
+      The path of the file. The file appears only when it is complete and its checksum is right.
 
     Raises:
-      ConnectionError: No connection, an error of the server, ten seconds of silence, or a transfer
-        that broke off.
+      ConnectionError: There is no connection, the server returns an error or sends nothing for ten
+        seconds, or the transfer breaks off.
       OSError: The folder cannot be written to.
-      ValueError: What came has another checksum.
+      ValueError: The file has another checksum.
     """
     path = folder / archive.file_name
     digest, done = hashlib.sha256(), 0
@@ -121,8 +121,8 @@ def download(archive: Archive, folder: Path) -> Path:
         if (done, digest.hexdigest()) != (archive.num_bytes, archive.sha256):
             raise ValueError(
                 f"{archive.url} must have {archive.num_bytes:,} bytes and the SHA-256 "
-                f"{archive.sha256}, got {done:,} bytes and {digest.hexdigest()}: another file, or a "
-                "proxy's answer. Nothing was kept."
+                f"{archive.sha256}, got {done:,} bytes and {digest.hexdigest()}: it is another file, "
+                "or the answer of a proxy. Nothing was kept."
             )
         os.replace(scratch / path.name, path)
     say.close()
@@ -130,7 +130,7 @@ def download(archive: Archive, folder: Path) -> Path:
 
 
 def _blocks(archive: Archive, path: Path) -> Iterator[bytes]:
-    """What the server sends. A generator, so that a full disk is not taken for a lost connection."""
+    """Yields what the server sends; apart from writing, so that a full disk raises its own error."""
     done = 0
     try:
         with urllib.request.urlopen(archive.url, timeout=_TIMEOUT) as response:
@@ -145,13 +145,13 @@ def _blocks(archive: Archive, path: Path) -> Iterator[bytes]:
 def _failed(archive: Archive, path: Path, done: int, reason: object) -> str:
     return (
         f"{archive.url} could not be downloaded ({reason}; {done:,} of {archive.num_bytes:,} bytes "
-        "came, none were kept). Try again, or fetch the file elsewhere and place it as "
+        "were received, none were kept). Try again, or get the file elsewhere and save it as "
         f"{str(path)!r}."
     )
 
 
 class _Progress:
-    """On a terminal one line written over and over, in a log a line every ten seconds."""
+    """Prints progress: on a terminal it rewrites one line, in a log a line every ten seconds."""
 
     def __init__(self, archive: Archive) -> None:
         self._archive, self._said = archive, time.monotonic()

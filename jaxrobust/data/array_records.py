@@ -1,7 +1,7 @@
-"""Files through tensorflow-datasets, without TensorFlow and without a network.
+"""Reads files through tensorflow-datasets, without TensorFlow and without an internet connection.
 
-A builder copies the files' bytes into ArrayRecord shards, from which they are read back as a random
-access data source. Neither step decodes anything: that is what would need TensorFlow or OpenCV.
+A builder copies the bytes of the files into ArrayRecord shards, which are read back as a random access
+data source. Neither step decodes the files, which would need TensorFlow or OpenCV.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ _READ_AT_ONCE = 64  # examples, which may be photographs of some megabytes
 
 
 def tensorflow_datasets() -> Any:
-    """The package, and array_record, which it imports as late as it reads or writes a shard."""
+    """Imports tensorflow-datasets, and array_record, which it would import only for a shard."""
     with packages.extra("data", "Reading a data set"):
         import array_record  # noqa: F401
         import tensorflow_datasets
@@ -31,7 +31,7 @@ def tensorflow_datasets() -> Any:
 
 @functools.cache
 def _builder_class() -> Any:
-    """The builder; in a function, because its base class is slow to import."""
+    """Returns the builder; in a function, because its base class is slow to import."""
     tfds = tensorflow_datasets()
 
     class ImageFiles(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore
@@ -70,11 +70,11 @@ def contents(paths: Sequence[Path], folder: Path) -> Iterator[tuple[int, bytes]]
     """Copies files into ArrayRecord shards and reads them back.
 
     Args:
-      paths: The files, in any number.
+      paths: The paths of the files.
       folder: An existing, empty folder for the shards.
 
     Yields:
-      A position in `paths` and the bytes of the file there, in the order of `paths`.
+      (position in `paths`, bytes of the file), in the order of `paths`.
     """
     if not paths:  # a builder that generates nothing is an error
         return
@@ -88,13 +88,13 @@ def contents(paths: Sequence[Path], folder: Path) -> Iterator[tuple[int, bytes]]
 
 
 def examples(source: Any) -> Iterator[dict[str, Any]]:
-    """The examples of a data source, in its order; one by one they would take thrice as long."""
+    """Yields the examples of a data source in order; in batches, which is three times as fast."""
     for start in range(0, len(source), _READ_AT_ONCE):
         yield from source.__getitems__(range(start, min(start + _READ_AT_ONCE, len(source))))
 
 
 def prepare(builder: Any) -> None:
-    """Lets a builder of tensorflow-datasets write its shards, and say nothing."""
+    """Lets a builder of tensorflow-datasets write its shards, without any output."""
     tfds = tensorflow_datasets()
 
     config = tfds.download.DownloadConfig(

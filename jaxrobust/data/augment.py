@@ -20,38 +20,43 @@ _CROP_ATTEMPTS = 10
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """Ranges to draw from, and the function that draws: `augmentation(key, images) -> images`.
+    """A random augmentation of a batch: `augmentation(key, images) -> images`.
 
-    A field left at its default switches its operation off, at no cost. The others mean what they
-    mean in torchvision, with these differences, made for speed and for 32x32 images:
+    The fields are the ranges of random draws. A field at its default switches its operation off, at no
+    cost. The operations are those of torchvision, with these differences, for speed and for 32x32
+    images:
 
-    - Crop, flip, rotations, zoom and translation make one bilinear warp, where a chain of
-      torchvision's transforms resamples at each step. Black shows where a point lies outside the
-      image; in the chain, it also shows where one lies outside the crop.
+    - Crop, flip, rotations, zoom and translation are combined in one bilinear warp; torchvision
+      resamples at each step. Points outside the image are black; in torchvision, points outside the
+      crop are black too.
     - Colours change before the warp, so that the fill stays black, and in the order of the fields
-      rather than in a random one.
-    - A crop need not be a whole number of pixels.
+      instead of a random order.
+    - The size of a crop need not be a whole number of pixels.
 
-    Image i depends on the key and i alone, not on the batch's size or the other images. Hashable,
-    and static under jit: other ranges compile anew.
+    The result for image i depends only on the image, the key and i, not on the rest of the batch. An
+    Augmentation is hashable and static under jit: other ranges are compiled anew.
 
     Attributes:
-      crop_scale: Area of the random resized crop, in (0, 1] of the image's. (1, 1): no crop.
-      crop_ratio: Its width over its height, drawn log-uniformly; matters only with a crop.
-      flip: Probability of a horizontal flip, in [0, 1].
-      rotation: Rotation by up to so many degrees either way, in [0, 180].
-      affine_rotation: A second, independent rotation, which torchvision's RandomAffine brings.
-      translate: Translation by up to this part of width and height either way, in [0, 1]; in
-        whole pixels.
-      zoom: Factor of the size, above 0.
-      brightness: b draws a factor from [max(0, 1 - b), 1 + b]; at least 0.
-      contrast: Likewise.
-      saturation: Likewise. Images of one channel stay as they are.
-      hue: Turn of the hue by up to so many turns either way, in [0, 0.5]. Likewise.
+      crop_scale: (low, high) of the area of the random resized crop relative to the image, in (0, 1].
+        (1, 1): no crop.
+      crop_ratio: (low, high) of the width of the crop over its height, drawn log-uniformly; without a
+        crop it has no effect.
+      flip: The probability of a horizontal flip, in [0, 1].
+      rotation: The largest rotation in degrees, in either direction, in [0, 180].
+      affine_rotation: The largest angle of a second, independent rotation in degrees, in [0, 180], as
+        in torchvision's RandomAffine.
+      translate: The largest translation in either direction, relative to width and height, in [0, 1];
+        it is rounded to whole pixels.
+      zoom: (low, high) of the factor by which the image is enlarged, above 0.
+      brightness: For a value b, the brightness factor is drawn from [max(0, 1 - b), 1 + b]. At least 0.
+      contrast: The same for the contrast factor.
+      saturation: The same for the saturation factor. Images of one channel are not changed.
+      hue: The largest shift of the hue in turns, in either direction, in [0, 0.5]. Images of one
+        channel are not changed.
 
     Raises:
-      TypeError: A range that is no number or pair.
-      ValueError: A range out of its bounds.
+      TypeError: A range is not a number or a pair.
+      ValueError: A range is out of bounds.
 
     Example:
       >>> augmentation = Augmentation(flip=0.5, rotation=15.0, brightness=0.2)
@@ -88,19 +93,19 @@ class Augmentation:
             checks.number(name, getattr(self, name), minimum=0, maximum=180)
 
     def __call__(self, key: Array, images: Array) -> Array:
-        """Augments a batch; pure, and made to run inside jit.
+        """Augments a batch. The function is pure and made to run inside jit.
 
         Args:
           key: A PRNG key.
           images: floating [B, H, W, C] in [0, 1].
 
         Returns:
-          [B, H, W, C] in [0, 1], of the images' type.
+          [B, H, W, C] in [0, 1], of the type of the images.
 
         Raises:
-          TypeError: Images that are not floating point.
-          ValueError: Images that are not [B, H, W, C]; a saturation or hue, and images of neither 1
-            nor 3 channels.
+          TypeError: The images are not floating point.
+          ValueError: The images are not [B, H, W, C], or saturation or hue change and there are neither
+            1 nor 3 channels.
         """
         checks.float_images(images)
         return jax.vmap(self._one)(fold_keys(key, jnp.arange(len(images))), images)
@@ -148,7 +153,7 @@ class Augmentation:
     def _crop(
         self, draws: Array, height: int, width: int
     ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-        """Size and centre of a random crop, for `warp.matrix`."""
+        """Draws the size and the centre of a random crop, for `warp.matrix`."""
         right, down = draws[:2]
         scale_draws, ratio_draws = jnp.split(draws[2:], 2)
         areas = height * width * _between(*self.crop_scale, scale_draws)
@@ -167,7 +172,7 @@ class Augmentation:
 
 
 def _between(low: Array | float, high: Array | float, draw: Array) -> Array:
-    """Takes a number in [0, 1) to [low, high)."""
+    """Maps a number in [0, 1) to [low, high)."""
     return low + (high - low) * draw
 
 
@@ -194,7 +199,7 @@ SPORTS10_A = Augmentation(
     contrast=0.2,
     saturation=0.2,
 )
-"""That of the study of MLP and CNN, with crops, flips, two rotations, translation, zoom and colours."""
+"""The augmentation of the study of MLP and CNN: crops, flips, two rotations, shifts, zoom, colours."""
 
 SPORTS10_B = Augmentation(
     flip=0.5,
@@ -204,4 +209,4 @@ SPORTS10_B = Augmentation(
     saturation=0.2,
     hue=0.1,
 )
-"""That of the study of SimpleCNN and ResNetSmall, with flips, one rotation and colours with hue."""
+"""The augmentation of the study of SimpleCNN and ResNetSmall: flips, one rotation, colours and hue."""

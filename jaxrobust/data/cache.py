@@ -1,7 +1,7 @@
-"""Decoded arrays on disk, so that a data set is decoded once.
+"""A cache of decoded arrays on disk, so that a data set is decoded only once.
 
-A file is written beside its place and then renamed, so whoever reads finds a whole file or none,
-whether the writer was killed or two processes wrote at once. The folder can be deleted at any time.
+A file is written under another name and then renamed, so that readers find a complete file or none,
+even if the writer is killed or two processes write at once. The folder can be deleted at any time.
 """
 
 import contextlib
@@ -23,17 +23,14 @@ _SCRATCH_LIFETIME = 24 * 3600  # seconds
 
 
 def folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """The folder of the cache, created where it is missing.
+    """Returns the absolute path of the cache folder, and creates it if it does not exist.
 
     Args:
-      cache_dir: The folder; by default $JAXROBUST_CACHE, else $XDG_CACHE_HOME/jaxrobust, else
+      cache_dir: The folder. None: $JAXROBUST_CACHE, else $XDG_CACHE_HOME/jaxrobust, else
         ~/.cache/jaxrobust.
 
-    Returns:
-      Its absolute path.
-
     Raises:
-      OSError: It cannot be created or written to.
+      OSError: The folder cannot be created or written to.
     """
     if cache_dir is None:
         cache_dir = os.environ.get("JAXROBUST_CACHE")
@@ -48,17 +45,17 @@ def folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
         writeable = False
     if not writeable:
         raise OSError(
-            f"The cache folder {str(path)!r} cannot be written to. Pass another as `cache_dir`, or "
-            "name it in the environment variable JAXROBUST_CACHE."
+            f"The cache folder {str(path)!r} cannot be written to. Pass another one as `cache_dir`, or "
+            "set the environment variable JAXROBUST_CACHE."
         )
     return path
 
 
 def key(identity: Any) -> str:
-    """A name for what `identity` describes: 32 hexadecimal digits.
+    """Returns a name for what `identity` describes: 32 hexadecimal digits.
 
     Args:
-      identity: Anything that JSON can write.
+      identity: Any JSON value.
 
     Example:
       >>> key(["a", 1]) == key(("a", 1)), key("a") == key("b")
@@ -68,7 +65,7 @@ def key(identity: Any) -> str:
 
 
 def read(path: Path) -> dict[str, np.ndarray] | None:
-    """The arrays that `write` put there; None where there are none, or no longer whole."""
+    """Reads the arrays of `write`; None if the file does not exist or is damaged."""
     try:
         # The zip format checks each array's CRC, so a file that a full disk or a crash of the
         # machine cut short shows here, and is then decoded anew.
@@ -79,11 +76,11 @@ def read(path: Path) -> dict[str, np.ndarray] | None:
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays to a file that appears at once, whole.
+    """Writes arrays to a file atomically.
 
     Args:
-      path: In an existing folder; a file there is replaced.
-      arrays: By name; none of objects.
+      path: The path of the file in an existing folder; an existing file is replaced.
+      arrays: The arrays by name; none may hold objects.
     """
     with scratch(path.parent) as folder_:
         temporary = folder_ / "arrays.npz"
@@ -94,13 +91,13 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 @contextlib.contextmanager
 def scratch(parent: Path) -> Iterator[Path]:
-    """A new folder in another, removed at the end, with those that killed processes left behind.
+    """Creates a temporary folder, and removes it at the end, with those that killed processes left.
 
     Args:
-      parent: The cache's folder, or another to write to.
+      parent: The folder to create it in: that of the cache, or another.
 
     Yields:
-      The new folder, on the file system of `parent`: a rename out of it is atomic.
+      The new folder, on the file system of `parent`, so that a rename into `parent` is atomic.
     """
     for leftover in parent.glob(f"{_SCRATCH}*"):
         # A day, because a younger one may belong to a process that is still at work.

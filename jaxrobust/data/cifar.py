@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100: from a prepared folder, from the official archive, or downloaded."""
+"""CIFAR-10 and CIFAR-100, from a prepared folder, from the official archive, or downloaded."""
 
 import os
 from pathlib import Path
@@ -19,24 +19,25 @@ def load(
     download: bool,
     cache_dir: str | os.PathLike[str] | None,
 ) -> decoding.Decoded:
-    """Loads one of them, from the cache where it has not changed since.
+    """Loads CIFAR-10 or CIFAR-100, from the cache if its source has not changed.
 
     Args:
       name: One of `archives.ARCHIVES`.
-      root: Holds "<name>/<version>", as tensorflow-datasets prepares it in the format "array_record",
-        or the archive. Of an archive such a folder is made, if `root` can be written to.
-      image_size: Side in pixels; None for the images' own 32.
-      download: Fetch the archive if there is neither.
-      cache_dir: See `cache.folder`.
+      root: The folder that has "<name>/<version>", as tensorflow-datasets prepares it in the format
+        "array_record", or the archive. If there is only the archive and `root` can be written to, such
+        a folder is made from it.
+      image_size: The side of the images in pixels; None: the original 32.
+      download: Whether to download the archive if there is neither.
+      cache_dir: The cache folder; see `cache.folder`.
 
     Returns:
-      The splits, in the archive's order; a file is called "<class>/<place in the split's archive>".
+      The splits in the order of the archive. Files are named "<class>/<position in the split>".
 
     Raises:
-      FileNotFoundError: Neither is there, and `download` is False.
+      FileNotFoundError: There is neither, and `download` is False.
       ConnectionError: The download failed.
       OSError: A folder cannot be written to, or a file cannot be read.
-      ValueError: An archive of another checksum, or a prepared folder that is damaged.
+      ValueError: The archive has another checksum, or the prepared folder is damaged.
     """
     archive = archives.ARCHIVES[name]
     cache.folder(cache_dir)  # before minutes of downloading, rather than after
@@ -66,7 +67,7 @@ def load(
 
 
 def _archive(archive: Archive, name: str, root: Path, download: bool) -> Path:
-    """The archive, downloaded where that is asked for and needed."""
+    """Returns the path of the archive, and downloads it if it is missing and `download` is True."""
     places = [root / archive.file_name, root / name / archive.file_name]
     for path in places:
         if path.is_file():
@@ -74,10 +75,10 @@ def _archive(archive: Archive, name: str, root: Path, download: bool) -> Path:
     if download:
         return archives.download(archive, root)
     raise FileNotFoundError(
-        f"There is no {name!r} in {str(root)!r}. Place one of these there:\n"
-        f"  {archive.file_name} as it is, from {archive.url}\n"
+        f"There is no {name!r} in {str(root)!r}. Put one of these there:\n"
+        f"  {archive.file_name}, not unpacked, from {archive.url}\n"
         f"  {name}/<version>, as tensorflow-datasets prepares it with file_format='array_record'\n"
-        f"or pass download=True (an experiment: --download), which fetches the archive "
+        f"or pass download=True (in experiments --download), which downloads the archive "
         f"({archive.num_bytes / 1e6:,.0f} MB)."
     )
 

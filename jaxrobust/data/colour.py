@@ -1,8 +1,8 @@
 """Brightness, contrast, saturation and hue of an image, as torchvision and Pillow define them.
 
-Each takes one image, floating [H, W, C] in [0, 1], and returns one like it. Factors are at least 0; a
-factor of 1 and a shift of 0 change nothing. With C = 1 the image is gray: it has no saturation and no
-hue to change, and with neither 1 nor 3 channels these two raise ValueError.
+Each function takes one image, floating [H, W, C] in [0, 1], and returns one of the same shape and type.
+A factor of 1 and a shift of 0 change nothing. An image with C = 1 is gray; saturation and hue do not
+change it.
 """
 
 import jax.numpy as jnp
@@ -13,7 +13,14 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2, Pillow's mode "L"
 
 
 def adjust_brightness(image: Array, factor: Array | float) -> Array:
-    """Blends with black: `factor` times the image, cut off at 1.
+    """Multiplies the image by a factor, and clips it at 1.
+
+    Args:
+      image: floating [H, W, C] in [0, 1].
+      factor: The brightness, at least 0; 0 gives a black image.
+
+    Returns:
+      [H, W, C] in [0, 1].
 
     Example:
       >>> adjust_brightness(jnp.array([[[0.25, 0.5, 0.75]]]), 1.5)
@@ -23,7 +30,14 @@ def adjust_brightness(image: Array, factor: Array | float) -> Array:
 
 
 def adjust_contrast(image: Array, factor: Array | float) -> Array:
-    """Blends with the image's mean gray, which a factor of 0 leaves alone.
+    """Blends the image with its mean gray value.
+
+    Args:
+      image: floating [H, W, C] in [0, 1].
+      factor: The contrast, at least 0; 0 gives an image of the mean gray value.
+
+    Returns:
+      [H, W, C] in [0, 1].
 
     Example:
       >>> adjust_contrast(jnp.array([[[0.25], [0.75]]]), 0.5)[..., 0]
@@ -37,7 +51,17 @@ def adjust_contrast(image: Array, factor: Array | float) -> Array:
 
 
 def adjust_saturation(image: Array, factor: Array | float) -> Array:
-    """Blends with the gray image, which a factor of 0 leaves.
+    """Blends the image with its gray version.
+
+    Args:
+      image: floating [H, W, C] in [0, 1], C = 1 or 3.
+      factor: The saturation, at least 0; 0 gives a gray image.
+
+    Returns:
+      [H, W, C] in [0, 1].
+
+    Raises:
+      ValueError: The image has neither 1 nor 3 channels.
 
     Example:
       >>> adjust_saturation(jnp.array([[[1.0, 0.0, 0.0]]]), 0.0)
@@ -53,9 +77,17 @@ def adjust_saturation(image: Array, factor: Array | float) -> Array:
 
 
 def adjust_hue(image: Array, shift: Array | float) -> Array:
-    """Turns the hue of the HSV colour model, keeping saturation and value.
+    """Shifts the hue of the HSV colour model, and keeps saturation and value.
 
-    The shift is in turns, usually in [-0.5, 0.5]: 1/3 takes red to green.
+    Args:
+      image: floating [H, W, C] in [0, 1], C = 1 or 3.
+      shift: The shift in turns, usually in [-0.5, 0.5]; 1/3 turns red into green.
+
+    Returns:
+      [H, W, C] in [0, 1].
+
+    Raises:
+      ValueError: The image has neither 1 nor 3 channels.
 
     Example:
       >>> adjust_hue(jnp.array([[[1.0, 0.0, 0.0]]]), 1 / 3).round(3)

@@ -1,4 +1,4 @@
-"""What `load` returns: a data set that is small enough to sit in memory, decoded."""
+"""`Dataset`, the decoded data set in memory that `load` returns."""
 
 import dataclasses
 from typing import NamedTuple
@@ -7,11 +7,11 @@ import numpy as np
 
 
 class SkippedFile(NamedTuple):
-    """A file that is not in the data set, because it cannot be read as an image.
+    """A file that was left out of the data set because it cannot be read as an image.
 
     Attributes:
-      file: Its path below the data set's folder, such as "train/golf/17.jpg".
-      reason: What is wrong with it.
+      file: The path of the file within the data set's folder, such as "train/golf/17.jpg".
+      reason: Why it cannot be read.
     """
 
     file: str
@@ -20,16 +20,16 @@ class SkippedFile(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """Images and their labels, in a fixed order.
+    """A split of a data set: images and their labels, in a fixed order.
 
     Attributes:
       images: uint8 [N, H, W, C], read-only.
-      labels: int32 [N], indices into the data set's `class_names`; read-only.
-      files: N names that tell the images apart: "<class>/<file>" below the split's folder.
+      labels: int32 [N], indices into the `class_names` of the data set, read-only.
+      files: The N unique names of the images: "<class>/<file>" within the folder of the split.
 
     Raises:
       TypeError: `images` are not uint8 or `labels` are not integers.
-      ValueError: The shapes or lengths do not fit together.
+      ValueError: The shapes or lengths do not match.
 
     Example:
       >>> split = Split(np.zeros((2, 8, 8, 3), np.uint8), np.array([0, 1]), ("a/1.png", "b/1.png"))
@@ -50,7 +50,7 @@ class Split:
             raise TypeError(f"`labels` must be integers, got {self.labels.dtype}.")
         if self.labels.shape != self.images.shape[:1] or len(self.files) != len(self.labels):
             raise ValueError(
-                f"`images`, `labels` and `files` must have one length, got {len(self.images)}, "
+                f"`images`, `labels` and `files` must have equal lengths, got {len(self.images)}, "
                 f"labels of shape {self.labels.shape} and {len(self.files)}."
             )
         # Views, so that freezing them leaves the caller's own arrays writeable.
@@ -64,17 +64,17 @@ class Split:
         return len(self.images)
 
     def spread(self, most: int | None) -> "Split":
-        """At most so many of its images, spread evenly: of classes in order each has its share.
+        """Returns at most `most` images at even distances, so that all classes keep their shares.
 
         Args:
-          most: How many; None: all.
+          most: The largest number of images; None: all of them.
         """
         if most is None or most >= len(self):
             return self
         return self.take(np.linspace(0, len(self) - 1, most).round().astype(int))
 
     def take(self, rows: np.ndarray) -> "Split":
-        """The images of these rows: int [M]."""
+        """Returns the split of these rows, int [M]."""
         return Split(self.images[rows], self.labels[rows], tuple(self.files[r] for r in rows))
 
     def __repr__(self) -> str:
@@ -83,16 +83,16 @@ class Split:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set for classification, decoded.
+    """A decoded data set for image classification.
 
     Attributes:
-      name: The name it was loaded by.
-      train: The split to learn from.
-      test: The split to measure on, and on nothing else: take a validation split from `train`.
-      class_names: K names; label k means `class_names[k]`.
-      mean: float32 [C], of pixel values in [0, 1], for the classifier's normalisation.
-      std: float32 [C], likewise.
-      skipped_files: The damaged files that were left out; empty unless that was asked for.
+      name: The name that was given to `load`.
+      train: The train split. Take a validation set from it.
+      test: The test split, for the final evaluation only.
+      class_names: The K names of the classes; label k means `class_names[k]`.
+      mean: float32 [C], the mean of pixel values in [0, 1], for the normalisation of the network.
+      std: float32 [C], their standard deviation.
+      skipped_files: The damaged files that were left out; empty unless `skip_damaged` was True.
     """
 
     name: str
@@ -105,11 +105,11 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are, K."""
+        """The number of classes, K."""
         return len(self.class_names)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of every image in both splits."""
+        """The shape (H, W, C) of every image in both splits."""
         height, width, channels = self.train.images.shape[1:]
         return height, width, channels

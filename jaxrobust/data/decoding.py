@@ -1,4 +1,4 @@
-"""Images, decoded: from the cache where what they come from has not changed since."""
+"""Decoding of image folders, with a cache that is used while the files do not change."""
 
 import json
 import os
@@ -18,13 +18,13 @@ _VERSION = 2
 
 
 class Decoded(NamedTuple):
-    """The content of an image folder, or of what stands for one.
+    """The decoded content of an image folder, or of a similar source.
 
     Attributes:
       train: The train split, without the damaged files.
-      test: The test split, likewise.
+      test: The test split, without the damaged files.
       damaged: The files that could not be read, with the reasons.
-      class_names: The classes' names.
+      class_names: The names of the classes.
     """
 
     train: Split
@@ -39,16 +39,16 @@ def cached(
     make: Callable[[], dict[str, np.ndarray]],
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Decoded:
-    """Reads from the cache what an earlier call made, or makes it.
+    """Reads the result of an earlier call from the cache, or makes it.
 
     Args:
-      title: The beginning of the file's name in the cache.
-      identity: JSON values that differ wherever the result may.
-      make: Gives the arrays, as `decode_contents` does.
-      cache_dir: See `cache.folder`.
+      title: The beginning of the name of the file in the cache.
+      identity: JSON values that identify the result.
+      make: A function that makes the arrays, as `decode_contents` does.
+      cache_dir: The cache folder; see `cache.folder`.
 
     Returns:
-      The splits, and the files that are damaged.
+      The splits and the damaged files.
 
     Raises:
       OSError: The cache cannot be written.
@@ -82,16 +82,16 @@ def decode(
     """Decodes an image folder, or reads what an earlier call decoded.
 
     Args:
-      folder: The listing; names, sizes and times tell whether the cache still holds.
-      image_size: Side in pixels; None keeps the images' own size, which must then be one.
-      cache_dir: See `cache.folder`.
+      folder: The listing of the folder. The cache is used if names, sizes and times are unchanged.
+      image_size: The side of the images in pixels; None: their own size, which must be the same.
+      cache_dir: The cache folder; see `cache.folder`.
 
     Returns:
-      The splits, and the files that are damaged.
+      The splits and the damaged files.
 
     Raises:
       OSError: The cache cannot be written, or a file cannot be read.
-      ValueError: No `image_size`, and sizes that differ.
+      ValueError: `image_size` is None and the images differ in size.
     """
     identity = [str(folder.root), folder.test_split, folder.train, folder.test, image_size]
     place = cache.folder(cache_dir)
@@ -116,18 +116,18 @@ def decode_contents(
     read: Callable[[Sequence[str]], Iterable[tuple[int, bytes]]],
     image_size: int | None,
 ) -> dict[str, np.ndarray]:
-    """Decodes the files of a listing, wherever they lie.
+    """Decodes the files of a listing, from any kind of storage.
 
     Args:
       folder: The listing.
-      read: From names, "<split>/<class>/<file>", to each one's position among them and content.
-      image_size: As in `decode`.
+      read: A function from names, "<split>/<class>/<file>", to (position among the names, content).
+      image_size: The side of the images in pixels; None: their own size, which must be the same.
 
     Returns:
-      The arrays that `cached` keeps.
+      The arrays that `cached` stores.
 
     Raises:
-      ValueError: No `image_size`, and sizes that differ; not one file that is an image.
+      ValueError: `image_size` is None and the images differ in size, or no file is an image.
     """
     files = [*folder.train, *folder.test]
     names = [f"train/{file.name}" for file in folder.train]
@@ -152,14 +152,14 @@ def decode_contents(
             (height, width), first = image.shape[:2], images.shape[1:]
             raise ValueError(
                 f"The images differ in size: {str(paths[kept[0]])!r} has {first[1]}x{first[0]} "
-                f"pixels, {str(paths[index])!r} {width}x{height}. Give `image_size`, to which "
-                "all are then resized."
+                f"pixels, {str(paths[index])!r} {width}x{height}. Give `image_size` to resize all of "
+                "them."
             )
         images[len(kept)] = image
         kept.append(index)
     if images is None:
         raise ValueError(
-            f"No file in {str(folder.root)!r} can be read as an image, among them "
+            f"No file in {str(folder.root)!r} can be read as an image, for example "
             f"{str(paths[0])!r}: {reasons[0]}."
         )
     # The images without those that are damaged; where they lie is told by name.

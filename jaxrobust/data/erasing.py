@@ -1,4 +1,4 @@
-"""Random erasing: a square of each training image is hidden."""
+"""Random erasing, which hides a square of each training image."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,19 +13,20 @@ from jaxrobust.types import Array, as_key, fold_keys
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Erasing:
-    """An augmentation, and then a square of one colour at a random place of each image.
+    """An augmentation that hides a square at a random place of each image, after another one.
 
-    The square's centre is drawn uniformly from the image's pixels, so near an edge less is hidden.
-    Image i depends on the key and i alone, not on the other images.
+    The centre of the square is drawn uniformly from the pixels of the image, so that less is hidden
+    near an edge. The result for image i depends only on the image, the key and i.
 
     Attributes:
-      augment: Applied first: (key, images) -> images, such as an `Augmentation`. Hashable.
-      side: Of the square in pixels, at least 1.
-      fill: Its value in every channel, in [0, 1].
+      augment: The augmentation that is applied first, (key, images) -> images, such as an
+        `Augmentation`. It must be hashable.
+      side: The side of the square in pixels, at least 1.
+      fill: The value of the square in every channel, in [0, 1].
 
     Raises:
-      TypeError: An `augment` that cannot be called, a side that is no integer.
-      ValueError: A side or fill out of range.
+      TypeError: `augment` is not callable, or `side` is not an integer.
+      ValueError: `side` or `fill` is out of range.
 
     Example:
       >>> erase = Erasing(lambda key, images: images, side=64)
@@ -48,7 +49,7 @@ class Erasing:
         checks.number("fill", self.fill, minimum=0, maximum=1)
 
     def __call__(self, key: Array, images: Array) -> Array:
-        """Augments a batch; pure, and made to run inside jit.
+        """Augments a batch. The function is pure and made to run inside jit.
 
         Args:
           key: A PRNG key.

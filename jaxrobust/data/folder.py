@@ -1,7 +1,7 @@
 """Image folders: <folder>/<split>/<class>/<file>.
 
-The order is that of the names, sorted as Python sorts strings: classes first, then files, so
-"10.jpg" comes before "2.jpg". It does not depend on the file system.
+Classes, and files within them, are in the order in which Python sorts their names, so that "10.jpg"
+comes before "2.jpg". The order does not depend on the file system.
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ class File(NamedTuple):
     """A file in a class folder.
 
     Attributes:
-      name: "<class>/<file>".
-      label: Index of its class among the sorted class names.
-      size: In bytes.
-      mtime: When it was last changed, in nanoseconds.
-      problem: Why it cannot even be opened; None for the others.
+      name: The name, "<class>/<file>".
+      label: The index of its class among the sorted class names.
+      size: The size in bytes.
+      mtime: The time of its last change, in nanoseconds.
+      problem: Why it cannot be opened; None if it can.
     """
 
     name: str
@@ -33,10 +33,10 @@ class File(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ImageFolder:
-    """What lies in an image folder: names and sizes, no content.
+    """The listing of an image folder: names and sizes, without content.
 
     Attributes:
-      root: Its absolute path.
+      root: The absolute path of the folder.
       test_split: The name of the folder that holds the test split.
       class_names: The sorted names of the class folders.
       train: The files of the train split.
@@ -54,16 +54,13 @@ def scan(root: Path, test_split: str) -> ImageFolder:
     """Lists an image folder.
 
     Args:
-      root: Holds "train" and `test_split`, each with one folder for each class.
-      test_split: The name of the test split's folder.
-
-    Returns:
-      The listing.
+      root: The folder, which has the folders "train" and `test_split`, each with a folder per class.
+      test_split: The name of the folder of the test split.
 
     Raises:
       FileNotFoundError: A split is missing.
-      ValueError: A split has no class, the splits' classes differ, a class is empty, or a class
-        holds a folder.
+      ValueError: A split has no class, the classes of the splits differ, or a class is empty or
+        contains a folder.
     """
     root = root.resolve()
     classes = {split: _class_names(root / split) for split in ("train", test_split)}
@@ -71,7 +68,7 @@ def scan(root: Path, test_split: str) -> ImageFolder:
         missing = sorted(set(classes[other]) - set(classes[split]))
         if missing:
             raise ValueError(
-                "Both splits must hold the same classes, but there is "
+                "Both splits must have the same classes, but there is "
                 f"{str(root / other / missing[0])!r} and no {str(root / split / missing[0])!r} "
                 f"({len(missing)} missing in {split!r})."
             )
@@ -85,20 +82,20 @@ def scan(root: Path, test_split: str) -> ImageFolder:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is what systems leave behind, rather than data."""
+    """Whether a file or folder of this name is made by an operating system, and is not data."""
     return name.startswith(".") or name in _CLUTTER
 
 
 def _class_names(split: Path) -> tuple[str, ...]:
     if not split.is_dir():
         raise FileNotFoundError(
-            f"There is no folder {str(split)!r}. An image folder is laid out as "
+            f"There is no folder {str(split)!r}. The images of an image folder must be at "
             "<folder>/<split>/<class>/<image>, with the splits 'train' and 'test' (or 'valid', "
             "'val', or the name given as `test_split`)."
         )
     names = sorted(e.name for e in os.scandir(split) if e.is_dir() and not is_hidden(e.name))
     if not names:
-        raise ValueError(f"{str(split)!r} holds no class folders.")
+        raise ValueError(f"{str(split)!r} must have a folder for each class, got none.")
     return tuple(names)
 
 
@@ -111,8 +108,8 @@ def _files(split: Path, class_names: Sequence[str]) -> tuple[File, ...]:
         for entry in sorted(entries, key=lambda e: e.name):
             if entry.is_dir():
                 raise ValueError(
-                    f"A class folder holds images, but {entry.path!r} is a folder: images go "
-                    "directly into <split>/<class>/."
+                    f"A class folder must contain only images, but {entry.path!r} is a folder: put "
+                    "the images directly into <split>/<class>/."
                 )
             files.append(_file(f"{class_name}/{entry.name}", label, entry))
     return tuple(files)

@@ -1,4 +1,4 @@
-"""Cross-validation: every example is validated on once, by a model that did not train on it."""
+"""Folds for cross-validation, in which each example is used for validation once."""
 
 from typing import Any
 
@@ -10,27 +10,27 @@ from jaxrobust import checks
 def stratified_folds(
     labels: Any, num_folds: int, seed: int = 0
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Divides examples into folds that hold every class in equal shares.
+    """Splits examples into folds for cross-validation, with equal shares of every class.
 
-    Of any one class, two folds differ by at most one example, and so they do in size. A class of fewer
-    examples than folds is in some folds' validation part not at all.
+    The sizes of two folds, and their numbers of examples of one class, differ by at most one. A class
+    with fewer examples than folds is missing from the validation part of some folds.
 
-    Near-duplicates, such as two photographs of one scene, are not detected: one may be trained on and
-    the other validated on, which flatters the model.
+    Near-duplicates, such as two photographs of one scene, are not detected. One may be trained on and
+    the other validated on, which makes the model look better than it is.
 
     Args:
-      labels: int [N], any integers.
-      num_folds: From 2 to N.
-      seed: Of the shuffling; the same seed gives the same folds.
+      labels: int [N], the classes; any integers.
+      num_folds: The number of folds, from 2 to N.
+      seed: The seed of the shuffling; the same seed gives the same folds.
 
     Returns:
-      For each fold (train_indices, validation_indices), int64 and ascending; together they are
+      (train_indices, validation_indices) for each fold, int64 and ascending. Together they are
       0 .. N - 1, and the validation parts of all folds are disjoint.
 
     Raises:
-      TypeError: Labels that are no integers.
-      ValueError: Labels that are not [N], a number of folds outside 2 .. N, or a class of a single
-        example, which one fold would have to validate without having trained on any.
+      TypeError: The labels are not integers.
+      ValueError: The labels are not [N], the number of folds is not in 2 .. N, or a class has a single
+        example: the fold that validates on it could not train on the class.
 
     Example:
       >>> for train, validation in stratified_folds([0, 0, 0, 1, 1, 1], 3):
@@ -58,7 +58,7 @@ def stratified_folds(
     if counts.min() < 2:
         single = classes[counts < 2].tolist()
         raise ValueError(
-            f"`labels` must hold every class at least twice, got classes with one example: {single}."
+            f"`labels` must have at least two examples of each class, got one of the classes {single}."
         )
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]

@@ -1,10 +1,10 @@
-"""From an image file's bytes to RGB pixels.
+"""Decodes the bytes of an image file to RGB pixels.
 
-A picture becomes what a viewer shows: upright as its EXIF orientation says, transparency laid over
-white, gray, palette and CMYK as RGB, and of an animation the first frame.
+The pixels are what an image viewer shows: rotated by the EXIF orientation, with transparency over
+white; gray, palette and CMYK images become RGB, and only the first frame of an animation is read.
 
-Read are JPEG, PNG, GIF, BMP, WebP, TIFF and PPM. Pillow knows dozens of others, some of which run
-programs of their own; files from anywhere should not choose among them.
+The formats are JPEG, PNG, GIF, BMP, WebP, TIFF and PPM. Pillow reads dozens of others, but some of them
+run external programs, which untrusted files must not be able to choose.
 """
 
 import io
@@ -19,22 +19,23 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 
 
 class DamagedImageError(ValueError):
-    """The bytes are no image that can be read; the message is the reason."""
+    """The bytes are not an image that can be read; the message is the reason."""
 
 
 def decode(data: bytes, image_size: int | None = None) -> np.ndarray:
     """Decodes an image, and resizes it with Pillow's bicubic filter.
 
     Args:
-      data: The file's content: JPEG, PNG, GIF, BMP, WebP, TIFF or PPM.
-      image_size: Side of the result in pixels; a picture that is not square is squeezed. None
-        keeps the picture's own size.
+      data: The content of the file: JPEG, PNG, GIF, BMP, WebP, TIFF or PPM.
+      image_size: The side of the result in pixels; an image that is not square is stretched. None: the
+        size of the image.
 
     Returns:
       uint8 [H, W, 3].
 
     Raises:
-      DamagedImageError: Not an image of these formats, cut short, or of more than 8 bits a channel.
+      DamagedImageError: The data is not an image of these formats, is cut short, or has more than 8
+        bits per channel.
 
     Example:
       >>> decode(b"GIF89a")
@@ -49,7 +50,7 @@ def decode(data: bytes, image_size: int | None = None) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             if picture.mode == "F" or picture.mode.startswith("I"):
                 # Pillow would clip these to 0 .. 255 without a word: an almost white image.
-                raise DamagedImageError("more than 8 bits a channel; convert it to 8 bits")
+                raise DamagedImageError("more than 8 bits per channel; convert it to 8 bits")
             upright = ImageOps.exif_transpose(picture)
             if upright.has_transparency_data:
                 white = Image.new("RGBA", upright.size, "white")
@@ -67,20 +68,20 @@ def decode(data: bytes, image_size: int | None = None) -> np.ndarray:
 
 
 def read_image(path: str | os.PathLike[str], image_size: int | None = None) -> np.ndarray:
-    """Reads an image file as `load` does: the pixels that a trained network expects.
+    """Reads an image file with the same decoding and resizing as `load`.
 
     Args:
-      path: Of the file: JPEG, PNG, GIF, BMP, WebP, TIFF or PPM.
-      image_size: Side of the result in pixels, resized with the bicubic filter; None keeps the
-        picture's own size.
+      path: The path of a JPEG, PNG, GIF, BMP, WebP, TIFF or PPM file.
+      image_size: The side of the result in pixels; the image is resized with the bicubic filter, and
+        stretched if it is not square. None: the size of the image.
 
     Returns:
       uint8 [H, W, 3].
 
     Raises:
-      FileNotFoundError: No such file.
-      DamagedImageError: A ValueError: not an image of these formats, cut short, or of more than 8
-        bits a channel.
+      FileNotFoundError: The file does not exist.
+      DamagedImageError: The file is not an image of these formats, is cut short, or has more than 8
+        bits per channel. It is a ValueError.
     """
     try:
         return decode(Path(path).read_bytes(), image_size)

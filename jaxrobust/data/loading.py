@@ -1,4 +1,4 @@
-"""`load`: the data sets, by name."""
+"""`load`, which loads a data set by its name."""
 
 import os
 from pathlib import Path
@@ -40,45 +40,45 @@ def load(
     download: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Dataset:
-    """Loads a data set into memory, decoded.
+    """Loads a data set, decoded, into memory.
 
-    - "digits": scikit-learn's 1,797 handwritten digits. They come with scikit-learn: no files, no
-      network. 8x8 gray pixels of 17 levels, as RGB of `image_size` (32). Every fifth image, counted
-      through the classes one after the other, is in the test split: 1,437 and 360 images. Mean and
-      standard deviation are those of the train split: 0.310 and 0.349 at 32 pixels.
-    - "sports10": photographs of ten sports, at 32 pixels unless `image_size` says otherwise. Its
-      test split is the folder "valid", as in the studies that use it.
-    - "cifar10", "cifar100": 50,000 and 10,000 photographs of 32x32 pixels, of 10 classes or of 100
-      (the fine labels), in the order of the official archive. `data_dir` holds that archive
+    - "digits": the 1,797 handwritten digits of scikit-learn, which needs no files and no internet
+      connection. The images have 8x8 gray pixels of 17 levels, and are loaded as RGB of `image_size`
+      (32). Every fifth image of the images sorted by class is in the test split: there are 1,437 train
+      and 360 test images. Mean and standard deviation are those of the train split: 0.310 and 0.349 at
+      32 pixels.
+    - "sports10": photographs of ten sports, at 32 pixels unless `image_size` is given. The test split
+      is the folder "valid", as in the studies that use the data set.
+    - "cifar10", "cifar100": 50,000 train and 10,000 test images of 32x32 pixels, of 10 or 100 classes
+      (the fine labels), in the order of the official archive. `data_dir` has that archive
       (cifar-10-python.tar.gz, cifar-100-python.tar.gz), whose checksum is verified, or a folder
-      "<name>/<version>" that tensorflow-datasets prepared in the format "array_record"; from an
-      archive such a folder is made. `download` fetches what is missing.
-    - "cifar10_jpeg": CIFAR-10 encoded anew as JPEG, from cifar10-jpeg.tar.xz (read without unpacking
-      it) or its unpacked folders "train" and "test". JPEG changes the pixels: train and test on it,
-      and do not set its figures beside those of CIFAR-10.
-    - "image_folder", or simply the folder's path: any `<data_dir>/<split>/<class>/<image>`, of the
-      images' own size unless `image_size` is given.
+      "<name>/<version>" that tensorflow-datasets prepared in the format "array_record"; an archive is
+      converted to such a folder. `download=True` downloads the archive if it is missing.
+    - "cifar10_jpeg": CIFAR-10 re-encoded as JPEG, from cifar10-jpeg.tar.xz (which is not unpacked) or
+      its unpacked folders "train" and "test". JPEG changes the pixels: train and test on it, and do
+      not compare its figures with those of CIFAR-10.
+    - "image_folder", or the path of the folder: images at `<data_dir>/<split>/<class>/<image>`, of
+      their own size unless `image_size` is given.
 
-    Photographs are resized with Pillow's bicubic filter (not cropped: one that is not square is
-    squeezed). They carry ImageNet's mean and standard deviation, CIFAR those of its own train split.
-    Classes and files of a folder are in the order of their names. Hidden files are ignored, and so
-    are files that lie outside the class folders. What is decoded once is cached, and decoded anew
-    when a file's name, size or time changes.
+    Photographs are resized with Pillow's bicubic filter, without cropping: an image that is not square
+    is stretched. Their mean and standard deviation are those of ImageNet; those of CIFAR are of its
+    train split. Classes and files of a folder are in the order of their names. Hidden files and files
+    outside the class folders are ignored. Decoded images are cached, and decoded again when the name,
+    size or time of a file changes.
 
     Args:
       name: One of `NAMES`, or the path of a folder of images.
-      data_dir: The folder that holds the splits; for "sports10" also one with a folder "sports10"
-        that does. For "cifar10" and "cifar100" as above; for "cifar10_jpeg" the tar file, or a folder
-        that holds it or the splits, or one with a folder "cifar10_jpeg" that does. Not used for
-        "digits".
-      image_size: Side of the images in pixels, at least 1; None for the defaults above.
-      test_split: The folder of the test split. None: the one of "test", "valid" and "val" that is
-        there; for "sports10", "valid" before the others. The CIFAR data sets have "test" alone.
-      skip_damaged: Leave out files that are no readable image, and list them in the result's
-        `skipped_files`, rather than raise an error.
-      download: Fetch the archive of "cifar10" or "cifar100" (170 MB) into `data_dir`, if nothing of
-        it is there.
-      cache_dir: Where decoded images are kept. None: $JAXROBUST_CACHE, else
+      data_dir: The folder with the splits; for "sports10" also a folder that has them in "sports10".
+        For "cifar10" and "cifar100" see above. For "cifar10_jpeg" the tar file, a folder with the tar
+        file or the splits, or a folder that has these in "cifar10_jpeg". "digits" needs none.
+      image_size: The side of the images in pixels, at least 1. None: the default of the data set.
+      test_split: The name of the folder of the test split. None: "test", "valid" or "val", whichever
+        exists; for "sports10", "valid" first. The CIFAR data sets have only "test".
+      skip_damaged: Whether to leave out files that cannot be read as images, and list them in
+        `skipped_files` of the result, instead of raising an error.
+      download: Whether to download the archive of "cifar10" or "cifar100" (170 MB) to `data_dir` if it
+        is missing.
+      cache_dir: The folder of the cache of decoded images. None: $JAXROBUST_CACHE, else
         $XDG_CACHE_HOME/jaxrobust, else ~/.cache/jaxrobust.
 
     Returns:
@@ -86,13 +86,13 @@ def load(
 
     Raises:
       TypeError: `image_size` is not an integer.
-      FileNotFoundError: `data_dir`, or what it must hold, does not exist.
+      FileNotFoundError: `data_dir`, or what it must contain, does not exist.
       ConnectionError: A download failed; nothing of it is kept.
       OSError: The cache cannot be written to, or a file cannot be read.
-      ValueError: An unknown name, no `data_dir` where one is needed, a `test_split` that is "train"
-        or could be one of several folders, classes that are empty or in one split only, damaged
-        files, images that differ in size while no `image_size` is given, an archive of another
-        checksum, or `download` where there is nothing to download.
+      ValueError: The name is unknown; `data_dir` is missing; `test_split` is "train", or several
+        folders could be the test split; a class is empty or in one split only; a file is damaged;
+        images differ in size and there is no `image_size`; an archive has another checksum; or
+        `download` is given for a data set that cannot be downloaded.
 
     Example:
       >>> digits = load("digits")
@@ -112,14 +112,14 @@ def load(
         return _digits(32 if image_size is None else int(image_size))
 
     if test_split == "train":
-        raise ValueError("`test_split` must be another folder than 'train'.")
+        raise ValueError("`test_split` must not be 'train': name another folder.")
     side = None if image_size is None else int(image_size)
     if (name in archives.ARCHIVES or name == "cifar10_jpeg") and test_split not in (None, "test"):
         raise ValueError(f"`test_split` of {name!r} must be 'test', got {test_split!r}.")
     if download and name not in archives.ARCHIVES:
         raise ValueError(
-            f"`download` works for {' and '.join(archives.ARCHIVES)}; {name!r} is to be placed in "
-            "`data_dir`, as data/README.md says."
+            f"`download` must be False for {name!r}: only {' and '.join(archives.ARCHIVES)} can be "
+            "downloaded. Put the data set into `data_dir`, as data/README.md says."
         )
     # The official archives, with a checksum and a folder of their own.
     if name in archives.ARCHIVES:
@@ -143,13 +143,13 @@ def load(
         more = "\n  ..." if len(decoded.damaged) > 5 else ""
         raise ValueError(
             f"{len(decoded.damaged)} file(s) cannot be read as images:{shown}{more}\n"
-            "Repair or remove them, or pass skip_damaged=True (an experiment: --skip-damaged) to leave "
+            "Repair or remove them, or pass skip_damaged=True (in experiments --skip-damaged) to leave "
             "them out."
         )
     for split_name, split in (("train", decoded.train), (test_split, decoded.test)):
         for label in set(range(len(decoded.class_names))) - set(split.labels.tolist()):
             empty = root / split_name / decoded.class_names[label]
-            raise ValueError(f"The class folder {str(empty)!r} holds no readable image.")
+            raise ValueError(f"The class folder {str(empty)!r} has no image that can be read.")
     return _dataset(name, decoded)
 
 
@@ -170,27 +170,27 @@ def _cifar_root(name: str, data_dir: str | os.PathLike[str] | None, download: bo
     archive = archives.ARCHIVES[name]
     if data_dir is None:
         raise ValueError(
-            f"{name!r} needs `data_dir`, a folder with {archive.file_name} from {archive.url} in it, "
-            "or one to which download=True (an experiment: --download) fetches it."
+            f"{name!r} needs `data_dir`, a folder that has {archive.file_name} from {archive.url}, or "
+            "to which download=True (in experiments --download) downloads it."
         )
     root = Path(data_dir).expanduser().absolute()
     if root.is_file():
-        raise ValueError(f"`data_dir` must be the folder that holds {name!r}, got {str(root)!r}.")
+        raise ValueError(f"`data_dir` must be the folder that has {name!r}, got {str(root)!r}.")
     if not root.is_dir() and not download:
         raise FileNotFoundError(
-            f"`data_dir` must be an existing folder with {archive.file_name} from {archive.url} in "
-            f"it, got {str(root)!r}. With download=True (an experiment: --download) it is made."
+            f"`data_dir` must be an existing folder that has {archive.file_name} from {archive.url}, "
+            f"got {str(root)!r}. With download=True (in experiments --download) it is created."
         )
     return root
 
 
 def _jpeg_root(data_dir: str | os.PathLike[str] | None) -> Path:
-    """The tar file, or the folder with the splits."""
-    layout = f"{_TAR}, or with the train and test that it unpacks to"
+    """Returns the tar file, or the folder with the splits."""
+    layout = f"{_TAR}, or with its unpacked folders train and test"
     if data_dir is None:
         raise ValueError(
-            f"'cifar10_jpeg' needs `data_dir`, a folder with {layout}, or that file itself. Nothing "
-            "is downloaded; data/README.md says more."
+            f"'cifar10_jpeg' needs `data_dir`, a folder with {layout}, or that file itself. It is not "
+            "downloaded; see data/README.md."
         )
     root = Path(data_dir).expanduser().absolute()
     for found in (root, root / "cifar10_jpeg"):
@@ -208,14 +208,14 @@ def _root(name: str, data_dir: str | os.PathLike[str] | None) -> Path:
     layout = f"<data_dir>/train/<class>/<image> and <data_dir>/{test}/<class>/<image>"
     if data_dir is None:
         raise ValueError(
-            f"{name!r} needs `data_dir`, a folder with its images placed as {layout}. Nothing is "
-            "downloaded; data/README.md says more."
+            f"{name!r} needs `data_dir`, a folder with its images at {layout}. It is not downloaded; "
+            "see data/README.md."
         )
     root = Path(data_dir).expanduser().absolute()
     if not root.is_dir():
         raise FileNotFoundError(
-            f"`data_dir` must be an existing folder with the images of {name!r} placed as "
-            f"{layout}, got {str(root)!r}."
+            f"`data_dir` must be an existing folder with the images of {name!r} at {layout}, got "
+            f"{str(root)!r}."
         )
     return root / name if name == "sports10" and (root / name).is_dir() else root
 
@@ -226,7 +226,7 @@ def _find_test_split(name: str, root: Path) -> str:
         return "valid"
     if len(found) > 1 and name != "sports10":
         raise ValueError(
-            f"{str(root)!r} holds more than one folder that could be the test split: {found}. "
+            f"{str(root)!r} has more than one folder that could be the test split: {found}. "
             "Name one as `test_split`."
         )
     return found[0] if found else TEST_SPLITS[0]  # the listing then says that it is missing

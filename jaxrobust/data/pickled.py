@@ -1,7 +1,7 @@
-"""CIFAR's archives: a tar file of pickled batches, read without unpacking it or trusting it.
+"""Reads the archives of CIFAR, tar files of pickled batches, without unpacking or trusting them.
 
-A pickle is a program. Of what one can name, only what makes a numpy array is let through here: what
-comes out is dictionaries, lists, numbers, strings, bytes and arrays.
+A pickle is a program that may call any function. Here it may call only those that make a numpy array,
+so that the result can only contain dictionaries, lists, numbers, strings, bytes and arrays.
 """
 
 import io
@@ -21,11 +21,11 @@ _CHANNELS = 3
 
 
 class ArchiveSplit(NamedTuple):
-    """Images and their labels, in the archive's order.
+    """Images and their labels, in the order of the archive.
 
     Attributes:
       images: uint8 [N, 32, 32, 3].
-      labels: For each kind of label, int64 [N].
+      labels: int64 [N] for each kind of label.
     """
 
     images: np.ndarray
@@ -33,12 +33,12 @@ class ArchiveSplit(NamedTuple):
 
 
 class Content(NamedTuple):
-    """What an archive holds.
+    """The content of an archive.
 
     Attributes:
       train: The train split.
       test: The test split.
-      names: For each kind of label, the classes' names.
+      names: The names of the classes for each kind of label.
     """
 
     train: ArchiveSplit
@@ -51,14 +51,11 @@ def read(path: Path, archive: Archive) -> Content:
 
     Args:
       path: The tar file, compressed or not.
-      archive: What to look for in it.
-
-    Returns:
-      Its content.
+      archive: The description of its content.
 
     Raises:
       OSError: The file cannot be read.
-      ValueError: It is no tar file, lacks a batch, or a batch holds something else.
+      ValueError: It is not a tar file, a batch is missing, or a batch has other content.
     """
     wanted = [*archive.train, *archive.test, archive.names]
     found: dict[str, dict[Any, Any]] = {}
@@ -75,7 +72,7 @@ def read(path: Path, archive: Archive) -> Content:
         raise ValueError(f"{path} cannot be read as a tar file: {error}") from error
     missing = [name for name in wanted if name not in found]
     if missing:
-        raise ValueError(f"{path} must hold {', '.join(wanted)}; {', '.join(missing)} is missing.")
+        raise ValueError(f"{path} must have {', '.join(wanted)}; {', '.join(missing)} is missing.")
 
     def split(members: tuple[str, ...]) -> ArchiveSplit:
         parts = [_batch(found[name], archive, f"{path}: {name}") for name in members]
@@ -131,13 +128,11 @@ def unpickle(content: bytes, where: str) -> dict[Any, Any]:
 
     Args:
       content: The pickle. Python 2's strings become bytes.
-      where: Of what the error should speak.
-
-    Returns:
-      The dictionary.
+      where: What the error messages call it.
 
     Raises:
-      ValueError: It names anything else, which is not looked up, is damaged, or is no dictionary.
+      ValueError: It names any other class or function (which is not imported), is damaged, or is not a
+        dictionary.
 
     Example:
       >>> unpickle(pickle.dumps({"a": [1, b"2"]}), "batch")
@@ -145,17 +140,17 @@ def unpickle(content: bytes, where: str) -> dict[Any, Any]:
       >>> unpickle(b"cos\nsystem\n(S'echo harm'\ntR.", "batch")
       Traceback (most recent call last):
       ...
-      ValueError: batch is not read: its pickle asks for os.system, and only arrays are let in.
+      ValueError: batch was not read: its pickle asks for os.system, and only arrays are allowed.
     """
     try:
         value = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except _RefusedError as refused:
         raise ValueError(
-            f"{where} is not read: its pickle asks for {refused}, and only arrays are let in."
+            f"{where} was not read: its pickle asks for {refused}, and only arrays are allowed."
         ) from None
     except Exception as error:  # a damaged pickle can run into any of them
         raise ValueError(
-            f"{where} is no pickle that can be read: {type(error).__name__}: {error}"
+            f"{where} is not a pickle that can be read: {type(error).__name__}: {error}"
         ) from error
     if not isinstance(value, dict):
         raise ValueError(f"{where} must be a pickled dictionary, got {type(value).__name__}.")
@@ -167,7 +162,7 @@ class _RefusedError(Exception):
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """What Python 3 calls for to restore bytes from protocol 2."""
+    """The function that Python 3 calls to restore bytes from protocol 2."""
     if encoding != "latin1":
         raise _RefusedError(f"the encoding {encoding!r}")
     return text.encode("latin1")

@@ -1,7 +1,7 @@
-"""CIFAR as tensorflow-datasets keeps it: a folder <name>/<version> of ArrayRecord shards.
+"""CIFAR in the format of tensorflow-datasets: a folder <name>/<version> of ArrayRecord shards.
 
-What is written here, tensorflow-datasets reads as its own; what it wrote is read here. TensorFlow
-takes part in neither.
+tensorflow-datasets can read what this module writes, and this module can read what tensorflow-datasets
+writes. Neither needs TensorFlow.
 """
 
 import functools
@@ -25,12 +25,12 @@ _INFO = "dataset_info.json"
 
 
 def find(root: Path, name: str) -> Path | None:
-    """The prepared folder of a data set: root/<name>/<version>, root/<version> or root itself.
+    """Finds the prepared folder of a data set: root/<name>/<version>, root/<version> or root itself.
 
-    Of several versions, the one with the highest number.
+    If there are several versions, it is the one with the highest number; if there is none, None.
 
     Raises:
-      ValueError: There is one, of a format that is not ArrayRecord.
+      ValueError: The folder has another format than ArrayRecord.
     """
     for base in (root / name, root):
         found = [info.parent for info in base.glob(f"[0-9]*/{_INFO}")]
@@ -41,9 +41,9 @@ def find(root: Path, name: str) -> Path | None:
                 continue
             if about.get("fileFormat") != "array_record":
                 raise ValueError(
-                    f"{str(folder)!r} must be of the format 'array_record', got "
+                    f"{str(folder)!r} must have the format 'array_record', got "
                     f"{about.get('fileFormat', 'tfrecord')!r}, which cannot be read without "
-                    "TensorFlow. Prepare it anew with file_format='array_record', or give another "
+                    "TensorFlow. Prepare it again with file_format='array_record', or give another "
                     "`data_dir`."
                 )
             return folder
@@ -59,17 +59,22 @@ def _about(folder: Path) -> dict[str, Any]:
 
 
 def identity(folder: Path) -> list[object]:
-    """What tells whether a prepared folder has changed: its path, and its files' sizes and times."""
+    """Returns what identifies a prepared folder: its path, and the sizes and times of its files."""
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     files = [(e.name, e.stat().st_size, e.stat().st_mtime_ns) for e in entries]
     return [str(folder.resolve()), files]
 
 
 def write(content: Content, root: Path, name: str) -> Path:
-    """Prepares a folder that `find` finds; it appears at once, whole.
+    """Writes a prepared folder, atomically.
+
+    Args:
+      content: The splits.
+      root: An existing folder that can be written to.
+      name: The name of the data set.
 
     Returns:
-      root/<name>/<version>.
+      The folder, root/<name>/<version>.
     """
     target = root / name / _VERSION
     # Shards are written elsewhere first: whoever reads finds all of them or none.
@@ -89,13 +94,13 @@ def read(folder: Path) -> Content:
     """Reads a prepared folder, in the order of the official archive.
 
     Args:
-      folder: From `find`.
+      folder: The folder that `find` returned.
 
     Returns:
-      The splits, of which only the labels named "label" are read.
+      The splits, with the labels named "label" only.
 
     Raises:
-      ValueError: It is damaged, or has other features.
+      ValueError: The folder is damaged, or has other features.
     """
     tfds = array_records.tensorflow_datasets()
 
@@ -108,8 +113,8 @@ def read(folder: Path) -> Content:
             return Content(_read(builder, "train"), _read(builder, "test"), names)
     except Exception as error:  # of protobuf, ArrayRecord, JSON or the file system
         raise ValueError(
-            f"{str(folder)!r} cannot be read ({type(error).__name__}: {error}). Delete it, and let "
-            "it be prepared anew."
+            f"{str(folder)!r} cannot be read ({type(error).__name__}: {error}). Delete it, and it "
+            "is prepared again."
         ) from error
     raise ValueError(
         f"{str(folder)!r} must have the features id, image and label and the splits train and "
@@ -134,7 +139,7 @@ def _read(builder: Any, split: str) -> ArchiveSplit:
 
 @functools.cache
 def _builder_class(dataset_name: str) -> Any:
-    """The builder; in a function, because its base class is slow to import."""
+    """Returns the builder; in a function, because its base class is slow to import."""
     tfds = array_records.tensorflow_datasets()
 
     class Cifar(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore
@@ -182,9 +187,9 @@ def _builder_class(dataset_name: str) -> Any:
 
 
 def _png(image: np.ndarray) -> bytes:
-    """An RGB image [H, W, 3] as PNG, stored and not compressed, which would save a twentieth.
+    """Encodes an RGB image [H, W, 3] as PNG without compression, which would save only 5 %.
 
-    By hand, because Pillow takes several times as long for 32 pixels.
+    It does not use Pillow, which takes several times as long for images of 32 pixels.
     """
     height, width, _ = image.shape
     rows = np.zeros((height, 1 + 3 * width), np.uint8)  # 0 in front of a row: it is not filtered

@@ -1,4 +1,4 @@
-"""Training on smaller images than the network answers."""
+"""Training on smaller images than the network is used on."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,20 +12,21 @@ from jaxrobust.types import Array
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Resized:
-    """An augmentation, and then another size: for networks that take images of any.
+    """An augmentation that resizes the images after another one, for networks that take any size.
 
-    Random crops are enlarged to the image's size, so objects look larger in training than in the
-    images to answer. Training on smaller images takes that back, and costs less: a step on images of
-    3/4 of the side has 9/16 of the arithmetic.
+    Random crops are enlarged to the size of the image, so that objects look larger in training than in
+    testing. Training on smaller images corrects that, and costs less: a step on images of 3/4 of the
+    side has 9/16 of the arithmetic.
 
     Attributes:
-      augment: Applied first: (key, images) -> images, such as an `Augmentation`. Hashable.
-      side: Of the images that come out, in pixels, at least 1. Bilinear, with a wider filter where
-        it shrinks, so that nothing aliases.
+      augment: The augmentation that is applied first, (key, images) -> images, such as an
+        `Augmentation`. It must be hashable.
+      side: The side of the resulting images in pixels, at least 1. The filter is bilinear, and
+        antialiased for smaller images.
 
     Raises:
-      TypeError: An `augment` that cannot be called, a side that is no integer.
-      ValueError: A side below 1.
+      TypeError: `augment` is not callable, or `side` is not an integer.
+      ValueError: `side` is below 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -47,7 +48,7 @@ class Resized:
         checks.integer("side", self.side, minimum=1)
 
     def __call__(self, key: Array, images: Array) -> Array:
-        """Augments a batch; pure, and made to run inside jit.
+        """Augments a batch. The function is pure and made to run inside jit.
 
         Args:
           key: A PRNG key.

@@ -1,4 +1,4 @@
-"""A data set of images in a tar file, read without unpacking it: <split>/<class>/<image> in it."""
+"""Data sets of images in a tar file, <split>/<class>/<image>, which is read without unpacking it."""
 
 import lzma
 import os
@@ -21,20 +21,20 @@ def decode(
 ) -> decoding.Decoded:
     """Decodes the images of a tar file, or reads what an earlier call decoded.
 
-    The order is that of the names, as in an image folder, and not that of the tar file.
+    The images are in the order of their names, as in an image folder, not in that of the tar file.
 
     Args:
-      path: The tar file, compressed or not; its size and time tell whether the cache still holds.
-      image_size: Side in pixels; None keeps the images' own size, which must then be one.
-      cache_dir: See `cache.folder`.
+      path: The tar file, compressed or not. The cache is used if its size and time are unchanged.
+      image_size: The side of the images in pixels; None: their own size, which must be the same.
+      cache_dir: The cache folder; see `cache.folder`.
 
     Returns:
-      The splits, and the files that are damaged.
+      The splits and the damaged files.
 
     Raises:
       OSError: The cache cannot be written, or the file cannot be read.
-      ValueError: It is no whole tar file, is laid out in another way, or holds images of different
-        sizes while no `image_size` is given.
+      ValueError: The file is not a complete tar file, has another layout, or has images of different
+        sizes while `image_size` is None.
     """
     status = path.stat()
 
@@ -49,7 +49,7 @@ def decode(
 
 
 def _read(path: Path) -> tuple[ImageFolder, dict[str, bytes]]:
-    """The listing, and the files' contents by name. A tar file is read from front to back, once."""
+    """Returns the listing and the contents by name. The tar file is read once, from front to back."""
     contents: dict[str, bytes] = {}
     files: dict[str, dict[str, list[File]]] = {split: {} for split in _SPLITS}
     try:
@@ -62,7 +62,7 @@ def _read(path: Path) -> tuple[ImageFolder, dict[str, bytes]]:
                 name = "/".join(parts)
                 if parts[0] not in files or len(parts) > 3:
                     raise ValueError(
-                        f"{path} must hold train/<class>/<image> and test/<class>/<image>, "
+                        f"{path} must have train/<class>/<image> and test/<class>/<image>, "
                         f"got {member.name!r}."
                     )
                 content = archive.extractfile(member) if member.isfile() else None
@@ -77,14 +77,14 @@ def _read(path: Path) -> tuple[ImageFolder, dict[str, bytes]]:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise ValueError(
-            f"{path} cannot be read as a tar file, or is not all of it: {error}."
+            f"{path} cannot be read as a tar file, or is incomplete: {error}."
         ) from error
     # Labels are places among the sorted names, so both splits must have the same classes.
     train, test = (set(files[split]) for split in _SPLITS)
     if train != test or not train:
         raise ValueError(
-            f"{path} must hold the same classes in train and test, at least one; of "
-            f"{len(train)} and {len(test)}, {sorted(train ^ test)[:5]} are in one of them only."
+            f"{path} must have the same classes in train and test, at least one; of "
+            f"{len(train)} and {len(test)}, {sorted(train ^ test)[:5]} are in only one of them."
         )
     class_names = tuple(sorted(train))
     of_split = {

@@ -1,8 +1,8 @@
 """Flip, crop, rotation, zoom and translation of an image, in one bilinear warp.
 
-Points are measured from the image's centre, in pixels, x to the right and y down. A warp is a
-matrix that says where each pixel of the result comes from, so that any number of geometric changes
-costs one matrix, one gather, and one interpolation: the image is blurred once.
+Points are measured in pixels from the centre of the image, x to the right and y down. A warp is a
+matrix that maps each pixel of the result to a point of the image, so that any number of geometric
+changes costs one matrix, one gather and one interpolation, and the image is blurred only once.
 """
 
 import jax
@@ -20,19 +20,18 @@ def matrix(
     zoom: Array | float = 1.0,
     translation: tuple[Array | float, Array | float] = (0.0, 0.0),
 ) -> Array:
-    """The warp that crops, then flips, then rotates and zooms about the centre, then translates.
+    """Returns the warp that crops, flips, rotates and zooms about the centre, and then translates.
 
     Args:
-      crop_size: Width and height of the part that is blown up to the whole, in (0, 1] of the
-        image's.
-      crop_centre: Where the middle of that part lies: x and y, in pixels from the image's centre.
-      flip: Whether left and right change places.
-      rotation: Counter-clockwise, in degrees.
-      zoom: Above 0; above 1 things get bigger.
-      translation: To the right and down, in pixels.
+      crop_size: The width and height of the crop, relative to the image, in (0, 1].
+      crop_centre: The centre of the crop, (x, y) in pixels from the centre of the image.
+      flip: Whether left and right are swapped.
+      rotation: The counter-clockwise rotation in degrees.
+      zoom: The factor by which the image is enlarged, above 0.
+      translation: The translation to the right and down, in pixels.
 
     Returns:
-      float32 [2, 3]: takes a point (x, y, 1) of the result to a point of the image.
+      float32 [2, 3], which maps a point (x, y, 1) of the result to a point of the image.
 
     Example:
       >>> matrix(zoom=2.0, translation=(4.0, 2.0)).tolist()
@@ -52,18 +51,18 @@ def matrix(
 
 
 def warp(image: Array, matrix: Array) -> Array:
-    """Warps an image, with bilinear interpolation and black outside.
+    """Warps an image with bilinear interpolation; points outside the image are black.
 
-    As Pillow's `Image.transform(..., AFFINE, resample=BILINEAR)`: a pixel has an area, so what lies
-    up to half a pixel beyond the outermost centres takes the outermost value, and what lies
-    further out is 0, the fill of torchvision's rotations.
+    It does the same as Pillow's `Image.transform(..., AFFINE, resample=BILINEAR)`: a point up to half a
+    pixel beyond the outermost pixel centres takes the outermost value, and a point further out is 0,
+    like the fill of torchvision's rotations.
 
     Args:
       image: floating [H, W, C].
-      matrix: floating [2, 3], from `matrix`.
+      matrix: floating [2, 3], made by `matrix`.
 
     Returns:
-      [H, W, C], of the image's type.
+      [H, W, C], of the type of the image.
 
     Example:
       >>> image = jnp.arange(4.0).reshape(2, 2, 1)
