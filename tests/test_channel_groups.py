@@ -278,9 +278,11 @@ def test_errors():
         pruning.channel_groups(3, weights, IMAGES)
     with pytest.raises(TypeError, match="`groups` must be the ChannelGroups of the network"):
         pruning.shrink(weights, {}, {})
-    with pytest.raises(ValueError, match="`groups` are of another network"):
+    with pytest.raises(ValueError, match="`groups` must be of this network"):
         pruning.shrink(dense(3, 7, 5), groups, {})
-    with pytest.raises(ValueError, match="`keep` names 'c'; the groups are 'a'"):
+    with pytest.raises(
+        ValueError, match="`keep` must name groups of the network, got 'c'; the groups are 'a'"
+    ):
         pruning.shrink(weights, groups, {"c": [0]})
     with pytest.raises(ValueError, match=r"at least one of the channels 0 \.\. 5 of 'a'"):
         pruning.shrink(weights, groups, {"a": [6]})

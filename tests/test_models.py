@@ -79,7 +79,7 @@ def test_a_created_network_within_another_module():
 def test_create_errors():
     with pytest.raises(ValueError, match=r"`name` must be one of .*'cnn'.* got 'vgg'"):
         models.create("vgg")
-    with pytest.raises(TypeError, match="`depth` is no size of 'cnn'; it has widths"):
+    with pytest.raises(TypeError, match="'cnn' has no size `depth`; its sizes are widths"):
         models.create("cnn", depth=3)
     with pytest.raises(TypeError, match="`widths` must be a sequence of integers, got 64"):
         models.create("mlp", widths=64)
@@ -113,7 +113,7 @@ def test_create_errors():
         (
             "resnet18",
             {"stem_width": 8, "stem_shortcut": False},
-            "`stem_width` must be that of the first stage, 64, without `stem_shortcut`, got 8",
+            "`stem_width` must be 64, the width of the first stage, if `stem_shortcut` is False, got 8",
         ),
     ],
 )

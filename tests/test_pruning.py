@@ -191,7 +191,7 @@ def test_exclude_keeps_layers_whole_and_the_total():
         assert pruning.sparsity_of(masks) == 0.5
     edge = pruning.global_magnitude(params, 0.5, exclude=["head", "head_bn/kernel"])
     assert not edge["block"]["k0"]["kernel"].any()
-    message = "`exclude` keeps 20 of the 40 kernel weights; the largest reachable is 0.5"
+    message = "must be at most 0.5, got .*: `exclude` keeps 20 of the 40 kernel weights"
     for prune in (pruning.global_magnitude, pruning.layerwise_magnitude):
         with pytest.raises(ValueError, match=message):
             prune(params, 0.55, exclude=["head", "head_bn/kernel"])
@@ -200,7 +200,7 @@ def test_exclude_keeps_layers_whole_and_the_total():
     with pytest.raises(TypeError, match="`exclude` must be a sequence"):
         pruning.global_magnitude(params, 0.5, exclude="head")
     masks = pruning.global_magnitude(params, 0.5)
-    with pytest.raises(ValueError, match="of block/k0/kernel, which `exclude` keeps whole"):
+    with pytest.raises(ValueError, match="of block/k0/kernel, because `exclude` names it"):
         pruning.global_magnitude(params, 0.5, masks=masks, exclude=["block"])
     everything = pruning.global_magnitude(params, 0.0, exclude=["head", "head_bn", "block"])
     assert pruning.sparsity_of(everything) == 0.0
@@ -230,7 +230,7 @@ def test_sparsity_that_is_no_number(bad):
 
 
 def test_sparsity_must_be_known_while_tracing():
-    with pytest.raises(TypeError, match="known while tracing"):
+    with pytest.raises(TypeError, match="a number that is not traced"):
         jax.jit(lambda s: pruning.global_magnitude(params_of(4), s))(0.5)
     assert pruning.sparsity_of(pruning.global_magnitude(params_of(4), np.float32(0.5))) == 0.5
     assert pruning.sparsity_of(pruning.global_magnitude(params_of(4), jnp.float32(0.5))) == 0.5
@@ -240,7 +240,7 @@ def test_errors_of_parameters_and_masks():
     params = params_of(4, 4)
     broken = jax.tree.map(lambda leaf: leaf, params)
     broken["k1"]["kernel"] = broken["k1"]["kernel"].at[0, 2].set(jnp.nan)
-    with pytest.raises(ValueError, match="NaN at k1/kernel"):
+    with pytest.raises(ValueError, match="NaN, .* at k1/kernel"):
         pruning.global_magnitude(broken, 0.5)
     for empty in ({}, {"bias": jnp.ones(3)}, {"kernel": jnp.ones(3)}, {"kernel": jnp.ones((0, 3))}):
         with pytest.raises(ValueError, match="no kernels"):
@@ -251,11 +251,11 @@ def test_errors_of_parameters_and_masks():
         pruning.layerwise_magnitude(params, {"k7/kernel": 0.5})
     with pytest.raises(ValueError, match="`scope` must be one of"):
         pruning.random(jax.random.key(0), params, 0.5, scope="filter")
-    with pytest.raises(ValueError, match="A mapping as `sparsity`"):
+    with pytest.raises(ValueError, match="`sparsity` may be a mapping only"):
         pruning.random(jax.random.key(0), params, {"k0/kernel": 0.5})
     masks = pruning.global_magnitude(params, 0.5)
     for prune in (pruning.global_magnitude, pruning.layerwise_magnitude):
-        with pytest.raises(ValueError, match="is not revived"):
+        with pytest.raises(ValueError, match="cannot be restored"):
             prune(params, 0.25, masks=masks)
     for use in (
         lambda m: pruning.apply_masks(params, m),
@@ -407,10 +407,10 @@ def test_iterative_notices_what_must_not_happen():
         return jax.tree.map(lambda leaf: leaf + 1.0, params)
 
     with pytest.raises(
-        ValueError, match=r"`retrain` in round 1 revived 4 removed weights of k0/ker"
+        ValueError, match=r"`retrain` in round 1 restored 4 removed weights of k0/ker"
     ):
         next(pruning.iterative(params, [0.5], train_without_masks))
-    with pytest.raises(ValueError, match="`retrain` in round 1 must return parameters"):
+    with pytest.raises(ValueError, match="`retrain` must return parameters"):
         next(pruning.iterative(params, [0.5], lambda p, m, n: {}))
 
     def forgetful(params, sparsity, masks=None):
@@ -418,7 +418,7 @@ def test_iterative_notices_what_must_not_happen():
         scores = {"k0": {"kernel": 1.0 * order[None], "bias": jnp.zeros(8)}}
         return pruning.masks_from_scores(scores, sparsity)
 
-    with pytest.raises(ValueError, match="`prune` in round 2 revived 4 removed weights"):
+    with pytest.raises(ValueError, match="`prune` in round 2 restored 4 removed weights"):
         list(pruning.iterative(params, [0.5, 0.5], keep, prune=forgetful))
     for bad in ([], [0.5, 0.25]):
         with pytest.raises(ValueError, match="`sparsities`"):

@@ -349,12 +349,12 @@ def test_what_cannot_be_projected_is_refused(constraint):
             ValueError, match="`kept` must be a finite number above 0 and at most 1"
         ):
             constraint.masks(params, kept)
-    with pytest.raises(ValueError, match="`exclude` names 'stem', which is no prefix"):
+    with pytest.raises(ValueError, match="`exclude` must be prefixes .*, got 'stem'"):
         constraint.masks(params, 0.5, exclude=("stem",))
-    with pytest.raises(ValueError, match="has no kernels to prune"):
+    with pytest.raises(ValueError, match="must have kernels to prune"):
         constraint.masks(params, 0.5, exclude=("block_0",))
     params["block_0"]["kernel"][0, 0] = np.nan
-    with pytest.raises(ValueError, match="NaN at block_0/kernel"):
+    with pytest.raises(ValueError, match="NaN, .* at block_0/kernel"):
         constraint.masks(params, 0.5)
     with pytest.raises(TypeError, match="must be floating point, got int32"):
         constraint.masks({"kernel": jnp.ones((2, 4), jnp.int32)}, 0.5)

@@ -173,14 +173,14 @@ def test_an_embedding_is_pruned_by_a_function():
 
 def test_kernels_that_are_not_there():
     params = {"head": {"kernel": jnp.ones((4, 2))}}
-    with pytest.raises(ValueError, match="name 'tail/kernel', which .* not have; they have head/k"):
+    with pytest.raises(ValueError, match="got 'tail/kernel'; the weights are head/k"):
         pruning.global_magnitude(params, 0.5, kernels=["tail/kernel"])
     for use in (
         lambda kernels: pruning.global_magnitude(params, 0.5, kernels=kernels),
         lambda kernels: pruning.layer_sparsity(params, kernels=kernels),
         lambda kernels: pruning.quantize(params, kernels=kernels),
     ):
-        with pytest.raises(ValueError, match="no kernels.*`kernels` may name others"):
+        with pytest.raises(ValueError, match="must have kernels.* or those that `kernels` names"):
             use(lambda path, array: False)
     with pytest.raises(ValueError, match="no kernels"):
         pruning.global_magnitude({"head": {"bias": jnp.ones(2)}}, 0.5)

@@ -85,7 +85,7 @@ def test_masks_survive_and_counts_see_quantized_kernels():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="no kernels to quantise"):
+    with pytest.raises(ValueError, match="must have kernels to quantise"):
         pruning.quantize({"bias": jnp.ones(3)})
     with pytest.raises(ValueError, match="may be quantised already"):
         pruning.quantize(pruning.quantize({"kernel": jnp.ones((2, 2))}))

@@ -1,4 +1,4 @@
-"""Networks, the Classifier around them, files of models, and import of PyTorch weights."""
+"""Networks, the `Classifier` around them, saving and loading, and import of PyTorch weights."""
 
 from jaxrobust.models.classifier import Classifier
 from jaxrobust.models.convolutional import CNN, MLP, SimpleCNN

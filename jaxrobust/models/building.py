@@ -1,4 +1,4 @@
-"""Networks by what builds them: "module:function" and the JSON to call it with."""
+"""How a saved network is built: a function, "module:function", and its JSON arguments."""
 
 import dataclasses
 import importlib
@@ -28,19 +28,19 @@ class Build(NamedTuple):
     """How a network is built.
 
     Attributes:
-      function: "module:function" of what returns it: a linen module, a Classifier, or another callable
-        pytree. A linen class does.
-      sizes: What it is called with, by keyword: JSON, whose lists it gets as tuples.
+      function: "module:function", a function or class that returns a linen module, a Classifier or
+        another callable pytree.
+      sizes: Its keyword arguments, as JSON. Lists are passed as tuples.
     """
 
     function: str
     sizes: dict[str, Any]
 
     def __call__(self, function: Callable[..., Any] | None = None) -> Any:
-        """What the function, or another one in its place, returns.
+        """Calls the function, or the given one instead of it, and returns its result.
 
         Raises:
-          ValueError: It cannot be imported, raises an error, or returns what cannot be called.
+          ValueError: It cannot be imported, raises an error, or does not return a callable.
         """
         called = imported(self.function) if function is None else function
         try:
@@ -58,10 +58,10 @@ class Build(NamedTuple):
 
 
 def imported(name: str) -> Callable[..., Any]:
-    """The function that "module:function" names. Importing a module executes it.
+    """Imports the function "module:function". Importing a module executes it.
 
     Raises:
-      ValueError: No such module or function, or something that is none.
+      ValueError: There is no such module or function, or it is not a function.
 
     Example:
       >>> imported("jaxrobust.models:create").__name__
@@ -74,8 +74,8 @@ def imported(name: str) -> Callable[..., Any]:
         found: Any = importlib.import_module(module)
     except Exception as error:
         raise ValueError(
-            f"The module of {name!r} cannot be imported: {error_words(error)}. It must be in this "
-            "folder or on PYTHONPATH."
+            f"The module of {name!r} cannot be imported: {error_words(error)}. It must be in the "
+            "current folder or on PYTHONPATH."
         ) from error
     try:
         for part in function.split("."):
@@ -88,7 +88,7 @@ def imported(name: str) -> Callable[..., Any]:
 
 
 def error_words(error: Exception) -> str:
-    """Somebody else's error in a line: its class, its first line and where it was raised."""
+    """Describes an error of a user's code in a line: its class, first line and origin."""
     first = (str(error).strip().splitlines() or [""])[0]
     # Where the user's code is, not the depths of a library that it calls.
     ours = str(Path(jaxrobust.__file__).parent)
@@ -100,17 +100,17 @@ def error_words(error: Exception) -> str:
 
 
 def module_of(model: Any) -> nn.Module | None:
-    """The linen module whose `apply` a Classifier calls; None of everything else."""
+    """Returns the linen module whose `apply` a Classifier calls; None for everything else."""
     function = model.apply_fn if isinstance(model, Classifier) else None
     module = getattr(function, "__self__", None)
     return module if isinstance(module, nn.Module) and function == module.apply else None
 
 
 def build_of(module: nn.Module) -> Build:
-    """How a linen module is built: by `jaxrobust.models.create`, or by its class.
+    """Returns how a linen module is built: by `jaxrobust.models.create`, or by its class.
 
     Raises:
-      TypeError: A class that cannot be imported by its name, or fields that are not JSON.
+      TypeError: The class cannot be imported by its name, or its fields are not JSON.
     """
     arguments = arguments_of(module)
     if arguments is not None:
@@ -119,27 +119,27 @@ def build_of(module: nn.Module) -> Build:
     function = f"{kind.__module__}:{kind.__qualname__}"
     if kind.__module__ == "__main__" or "<locals>" in kind.__qualname__:
         raise TypeError(
-            f"`model` is of a class that no other program can import, {function!r}: move it to a "
-            "module of its own."
+            f"The class of `model` must be importable by another program, got {function!r}: move it to "
+            "a module."
         )
     try:
         build = Build(function, _sizes_of(module))
         unlike = _unlike(module, build())
     except (TypeError, ValueError) as error:
         raise TypeError(
-            f"`model` is a {kind.__name__} that its fields do not build: {error} Give "
+            f"`model` is a {kind.__name__} that cannot be rebuilt from its fields: {error} Give "
             "`build='module:function'`, a function that returns it."
         ) from error
     if unlike:
         raise TypeError(
-            f"`model` is a {kind.__name__} that its fields build otherwise, {build.sizes}: {unlike}. "
-            "Give `build='module:function'`, a function that returns it."
+            f"`model` is a {kind.__name__} that differs from the one rebuilt from its fields, "
+            f"{build.sizes}: {unlike}. Give `build='module:function'`, a function that returns it."
         )
     return build
 
 
 def _sizes_of(module: Any) -> dict[str, Any]:
-    """The fields of a linen module that are not their class's own."""
+    """Returns the fields of a linen module that differ from the defaults of its class."""
     fields = {
         f.name: getattr(module, f.name)
         for f in dataclasses.fields(module)
@@ -149,7 +149,7 @@ def _sizes_of(module: Any) -> dict[str, Any]:
 
 
 def _is_equal(left: Any, right: Any) -> bool:
-    """Whether a network computes the same with either: lists are as good as tuples."""
+    """Whether a network computes the same with either value: a list equals a tuple."""
     if left is right:
         return True
     if isinstance(left, Mapping) and isinstance(right, Mapping):
@@ -172,14 +172,20 @@ def _is_equal(left: Any, right: Any) -> bool:
 
 
 def _frozen(value: Any) -> Any:
-    """JSON with tuples for its lists, at any depth."""
+    """Replaces the lists of a JSON value by tuples, at any depth."""
     if isinstance(value, dict):
         return {name: _frozen(entry) for name, entry in value.items()}
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def check_built(model: Any, built: Any, name: str) -> None:
-    """Raises ValueError unless the arrays of a model can be put in what was built."""
+    """Raises ValueError unless the arrays of a model can be put into what was built.
+
+    Args:
+      model: A Classifier or another callable pytree.
+      built: What its `build` function returned.
+      name: The name of that function.
+    """
     if isinstance(built, nn.Module):
         unlike = _unlike(module_of(model), built)
         if unlike:
@@ -188,7 +194,7 @@ def check_built(model: Any, built: Any, name: str) -> None:
     # Anything else must be of the same kind, with the same function, if it says one.
     if isinstance(built, Classifier) != isinstance(model, Classifier):
         raise ValueError(
-            f"`build` {name!r} must return what `model` is, a {type(model).__name__}, got a "
+            f"`build` {name!r} must return a {type(model).__name__}, like `model`, got a "
             f"{type(built).__name__}."
         )
     if isinstance(model, Classifier):
@@ -202,20 +208,21 @@ def check_built(model: Any, built: Any, name: str) -> None:
     filled(theirs, arrays_of(ours), name)
     if _said(ours) != _said(theirs):
         raise ValueError(
-            f"`build` {name!r} must return `model` but for its arrays: what they say besides, a stride "
-            "or a number of groups or heads for example, differs. Give `sizes=` to make them equal."
+            f"`build` {name!r} must return a model that differs from `model` only in its arrays, but a "
+            "static field, such as a stride or a number of heads, differs. Give `sizes=` to make them "
+            "equal."
         )
     numbers, others = _numbers_of(ours), _numbers_of(theirs)
     for path in sorted(numbers.keys() | others.keys(), key=str):
         if numbers.get(path) != others.get(path):
             raise ValueError(
-                f"`build` {name!r} must return `model` but for its arrays, got {others.get(path)!r} at "
-                f"{words(path)} in the place of {numbers.get(path)!r}."
+                f"`build` {name!r} must return a model that differs from `model` only in its arrays, "
+                f"got {others.get(path)!r} at {words(path)} instead of {numbers.get(path)!r}."
             )
 
 
 def _said(tree: Any) -> Any:
-    """What a pytree says besides its arrays, in evaluation mode; the tree itself stays as it is."""
+    """Returns the static part of a pytree in evaluation mode; the tree is not changed."""
     leaves, structure = jax.tree.flatten(tree, is_leaf=is_quantized)
     return jax.tree.structure(
         evaluating(jax.tree.unflatten(structure, leaves)), is_leaf=is_quantized
@@ -223,7 +230,7 @@ def _said(tree: Any) -> Any:
 
 
 def _unlike(module: Any, built: Any) -> str | None:
-    """What tells a model's linen module from another one, as the end of a sentence."""
+    """Describes how the linen module of a model differs from another, as the end of a sentence."""
     if type(module) is not type(built):
         found = "nothing of linen" if module is None else f"a {type(module).__name__}"
         return f"that is {found}, got a {type(built).__name__}"
@@ -235,9 +242,9 @@ def _unlike(module: Any, built: Any) -> str | None:
 
 
 def arrays_of(tree: Any) -> dict[Key, Any]:
-    """The arrays of a pytree as nested dicts by their path, kernels in int8 as they are.
+    """Returns the arrays of a pytree as nested dicts by their paths; int8 kernels stay as they are.
 
-    Keys of random numbers are left out: they are no weights.
+    PRNG keys are left out, because they are not weights.
 
     Example:
       >>> arrays_of(jax.tree_util.Partial(len, [np.int8([1]), {"scale": np.int8([2])}]))
@@ -247,16 +254,16 @@ def arrays_of(tree: Any) -> dict[Key, Any]:
 
 
 def nested(leaves: Iterable[tuple[tuple[Key, ...], Any]]) -> dict[Key, Any]:
-    """Leaves at their paths in nested dicts.
+    """Puts leaves at their paths in nested dicts.
 
     Raises:
-      TypeError: A leaf without a path, which is the whole tree.
+      TypeError: A leaf has no path, because it is the whole tree.
     """
     tree: dict[Key, Any] = {}
     for path, leaf in leaves:
         if not path:
             raise TypeError(
-                "`model` must have its weights in a container, a dict for example, got a single array."
+                "`model` must have its weights in a container such as a dict, got a single array."
             )
         node = tree
         for key in path[:-1]:
@@ -266,34 +273,34 @@ def nested(leaves: Iterable[tuple[tuple[Key, ...], Any]]) -> dict[Key, Any]:
 
 
 def filled(tree: Any, arrays: Mapping[Key, Any], name: str) -> Any:
-    """A pytree with other arrays, of any shapes and types, at its paths.
+    """Replaces the arrays of a pytree by others, of any shapes and types, at the same paths.
 
     Raises:
-      ValueError: Its paths are not those of the arrays; the message says the first one.
+      ValueError: The paths differ; the message names the first one.
     """
     stored = {path: leaf for path, leaf in walked(arrays) if leaf is not None}
     leaves = keyed_leaves(tree)
     places = {path for path, leaf in leaves if _is_array(leaf)}
     unlike = sorted(stored.keys() ^ places, key=str)
     if unlike:
-        where = "has no array" if unlike[0] in stored else "has an array, and `model` none,"
+        where = "has no array" if unlike[0] in stored else "has an array, and `model` has none,"
         raise ValueError(
-            f"`build` {name!r} must return the structure of `model`; what it returns {where} at "
-            f"{words(unlike[0])}."
+            f"`build` {name!r} must return a model with the structure of `model`; what it returned "
+            f"{where} at {words(unlike[0])}."
         )
     treedef = jax.tree.structure(tree, is_leaf=is_quantized)
     return jax.tree.unflatten(treedef, [stored.get(path, leaf) for path, leaf in leaves])
 
 
 def contents_of(model: Any) -> Any:
-    """The pytree that holds a model's weights, without the boxes that say how devices share them."""
+    """Returns the pytree of a model's weights, without the boxes of flax's partitioning."""
     if not isinstance(model, Classifier):
         return model
     return meta.unbox(model.variables) if isinstance(model.variables, Mapping) else model.variables
 
 
 def evaluating(tree: Any) -> Any:
-    """An nnx module in evaluation mode, changed in its place; everything else as it is."""
+    """Sets an nnx module to evaluation mode, in place; returns everything else unchanged."""
     if any(base.__module__.startswith("flax.nnx") for base in type(tree).__mro__):
         tree.eval()
     return tree
@@ -302,7 +309,7 @@ def evaluating(tree: Any) -> Any:
 def walked(
     tree: Mapping[Key, Any], path: tuple[Key, ...] = ()
 ) -> list[tuple[tuple[Key, ...], Any]]:
-    """The leaves of nested dicts with their paths; None is one."""
+    """Returns the leaves of nested dicts with their paths; None is a leaf."""
     found: list[tuple[tuple[Key, ...], Any]] = []
     for key, child in tree.items():
         inside = (*path, key)
@@ -311,11 +318,11 @@ def walked(
 
 
 def keyed_leaves(tree: Any, whole: bool = True) -> list[tuple[tuple[Key, ...], Any]]:
-    """The leaves of a pytree with their paths as the format has them.
+    """Returns the leaves of a pytree with their paths in the form of the file format.
 
     Args:
-      tree: Any pytree; None is no leaf.
-      whole: Whether a kernel in int8 is one leaf, not the two that jax sees in it.
+      tree: Any pytree; None is not a leaf.
+      whole: Whether an int8 kernel is one leaf, and not two (values and scale) as for jax.
     """
     is_leaf = is_quantized if whole else None
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
@@ -323,7 +330,7 @@ def keyed_leaves(tree: Any, whole: bool = True) -> list[tuple[tuple[Key, ...], A
 
 
 def _numbers_of(tree: Any) -> dict[tuple[Key, ...], Any]:
-    """Of the leaves that are no arrays those that can be compared: equal functions need not be."""
+    """Returns the leaves other than arrays that can be compared; functions cannot."""
     named = keyed_leaves(tree)
     return {
         path: leaf for path, leaf in named if isinstance(leaf, bool | int | float | complex | str)
@@ -331,7 +338,7 @@ def _numbers_of(tree: Any) -> dict[tuple[Key, ...], Any]:
 
 
 def _key(key: Any) -> Key:
-    """A key of jax as the format has it."""
+    """Returns a key of a jax path in the form of the file format."""
     for attribute in ("key", "idx", "name"):
         found = getattr(key, attribute, None)
         if type(found) is str or type(found) is int:
@@ -340,7 +347,7 @@ def _key(key: Any) -> Key:
 
 
 def is_quantized(node: Any) -> bool:
-    """Whether it is a kernel in int8."""
+    """Whether a node is an int8 kernel."""
     return isinstance(node, QuantizedKernel)
 
 

@@ -1,4 +1,4 @@
-"""A network, its weights and its normalisation as one function from images to logits."""
+"""The Classifier: a network, its weights and its normalisation as one function of images."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,22 +14,21 @@ from jaxrobust.types import Array, PyTree, dequantize
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Classifier:
-    """Images float32 [B, H, W, C] in [0, 1] -> logits float32 [B, K], in evaluation mode.
+    """A network with weights: images float32 [B, H, W, C] in [0, 1] -> logits float32 [B, K].
 
-    A pytree whose leaves are the weights, the mean and the deviation. A function compiled with a
-    Classifier as its argument therefore serves every pruned, fine-tuned or retrained variant of the
-    network without compiling anew.
+    It runs the network in evaluation mode. It is a pytree whose leaves are the weights, the mean and
+    the standard deviation: a function that is compiled with a Classifier as its argument serves every
+    pruned, fine-tuned or retrained variant of the network without recompilation.
 
     Attributes:
-      apply_fn: (variables, normalised images) -> logits, for example the `apply` of a linen module
-        made by `jaxrobust.models.create`. Static: two Classifiers share compiled code if theirs are
-        equal.
-      variables: The pytree that apply_fn takes, {"params": ..., "batch_stats": ...}. Kernels in int8
-        (`jaxrobust.pruning.quantize`) are multiplied out within the compiled program: apply_fn sees
-        float32.
-      mean: [C] or a scalar, of pixel values in [0, 1]; subtracted first.
-      std: [C] or a scalar; divides afterwards. A Classifier with mean 0 and std 1 takes pixels as
-        they are.
+      apply_fn: A function (variables, normalised images) -> logits, for example the `apply` of a linen
+        module made by `jaxrobust.models.create`. It is static: two Classifiers share compiled code if
+        their functions are equal.
+      variables: The pytree that `apply_fn` takes, {"params": ..., "batch_stats": ...}. Int8 kernels
+        (`jaxrobust.pruning.quantize`) are converted to float32 inside the compiled program.
+      mean: [C] or a scalar, subtracted from pixel values in [0, 1].
+      std: [C] or a scalar; what is left is divided by it. With mean 0 and std 1 the network gets the
+        pixels unchanged.
 
     Example:
       >>> import jax.numpy as jnp
@@ -44,11 +43,13 @@ class Classifier:
     std: Any = 1.0
 
     def __call__(self, images: Array) -> Array:
-        """Images floating [B, H, W, C] in [0, 1] -> logits [B, K], both float32 but in a search.
+        """Returns logits [B, K] for floating images [B, H, W, C] in [0, 1].
+
+        The logits have the type of the images: float32, except where a search uses another precision.
 
         Raises:
-          TypeError: Integer images: divide uint8 by 255 first.
-          ValueError: Images that are not [B, H, W, C].
+          TypeError: The images are integers: divide uint8 by 255 first.
+          ValueError: The images are not [B, H, W, C].
         """
         checks.float_images(images)
         # An explicit float32: Python's floats would make another type of leaf than an array does.

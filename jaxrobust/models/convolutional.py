@@ -1,4 +1,4 @@
-"""Plain networks: those of the two Sports-10 reports (but the residual one), one of our own, VGG."""
+"""Networks without shortcuts: those of the two Sports-10 reports, one for photographs, and VGG."""
 
 from collections.abc import Sequence
 
@@ -20,8 +20,8 @@ class MLP(nn.Module):
     """Dense layers with BatchNorm and ReLU on the flattened image (Sports-10 report A).
 
     Attributes:
-      num_classes: K.
-      widths: Of the hidden layers.
+      num_classes: The number of classes K.
+      widths: The widths of the hidden layers.
     """
 
     num_classes: int = 10
@@ -29,7 +29,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        """Normalised images float32 [B, H, W, C] -> logits [B, K]."""
+        """Returns logits [B, K] for normalised images [B, H, W, C]."""
         features = flatten(images)
         for index, width in enumerate(self.widths):
             features = DenseBlock(width, name=f"block_{index}")(features, train)
@@ -40,8 +40,9 @@ class CNN(nn.Module):
     """Five convolutions, three poolings, global average, BatchNorm, one dense layer (report A).
 
     Attributes:
-      num_classes: K.
-      widths: Of the five convolutions; the image is halved after the second, fourth and fifth.
+      num_classes: The number of classes K.
+      widths: The channels of the five convolutions; the image is halved after the second, fourth and
+        fifth.
     """
 
     num_classes: int = 10
@@ -49,7 +50,7 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        """Normalised images float32 [B, H, W, C], H and W multiples of 8 -> logits [B, K]."""
+        """Returns logits [B, K] for normalised images [B, H, W, C]; H and W are multiples of 8."""
         features = images
         for index, width in enumerate(self.widths):
             features = ConvBlock(width, use_bias=True, name=f"block_{index}")(features, train)
@@ -60,15 +61,15 @@ class CNN(nn.Module):
 
 
 class PhotoCNN(nn.Module):
-    """A convolution of stride 2, then five with three poolings: for images of 64 pixels and more.
+    """A convolution of stride 2, then five with three poolings, for images of at least 64 pixels.
 
-    What it sees of a photograph is worth more than what it could compute on fewer pixels; the stem
-    brings it back to the cost of a network for half the side.
+    Larger images show more of a photograph. The stride of the first convolution reduces the cost to
+    that of a network for images of half the side.
 
     Attributes:
-      num_classes: K.
-      widths: Of the stem and of the five convolutions; the image is halved by the stem and after the
-        first, third and fifth of the others.
+      num_classes: The number of classes K.
+      widths: The channels of the stem and the five other convolutions; the image is halved by the stem
+        and after the first, third and fifth of the others.
     """
 
     num_classes: int = 10
@@ -76,7 +77,7 @@ class PhotoCNN(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        """Normalised images float32 [B, H, W, C], H and W multiples of 16 -> logits [B, K]."""
+        """Returns logits [B, K] for normalised images [B, H, W, C]; H and W are multiples of 16."""
         stem, *widths = self.widths
         features = ConvBlock(stem, strides=(2, 2), name="stem")(images, train)
         for index, width in enumerate(widths):
@@ -91,9 +92,10 @@ class SimpleCNN(nn.Module):
     """Three convolutions, each followed by pooling, and two dense layers with dropout (report B).
 
     Attributes:
-      num_classes: K.
-      widths: Of the convolutions; max pooling after each but the last, average pooling there.
-      hidden_width: Of the dense layer.
+      num_classes: The number of classes K.
+      widths: The channels of the convolutions. Max pooling follows each but the last, which is followed
+        by average pooling.
+      hidden_width: The width of the first dense layer.
     """
 
     num_classes: int = 10
@@ -102,9 +104,9 @@ class SimpleCNN(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        """Normalised images float32 [B, H, W, C], H and W multiples of 8 -> logits [B, K].
+        """Returns logits [B, K] for normalised images [B, H, W, C]; H and W are multiples of 8.
 
-        In training it needs the PRNG stream "dropout".
+        In training it needs the random stream "dropout".
         """
         features = images
         last = len(self.widths) - 1
@@ -122,12 +124,12 @@ class SimpleCNN(nn.Module):
 
 
 class VGG(nn.Module):
-    """Stages of 3x3 convolutions with BatchNorm, pooling after each, one dense layer.
+    """Stages of 3x3 convolutions with BatchNorm, pooling after each stage, and one dense layer.
 
     Attributes:
-      num_classes: K.
-      stage_sizes: Convolutions in each stage; every stage halves the image.
-      widths: Of the convolutions, one after the other.
+      num_classes: The number of classes K.
+      stage_sizes: The number of convolutions in each stage; every stage halves the image.
+      widths: The channels of all convolutions, in order.
 
     References:
       Simonyan, Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR
@@ -140,7 +142,7 @@ class VGG(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        """Normalised images float32 [B, H, W, C], H and W multiples of 32 -> logits [B, K]."""
+        """Returns logits [B, K] for normalised images [B, H, W, C]; H and W are multiples of 32."""
         check_count("widths", self.widths, sum(self.stage_sizes), "one for each convolution")
         features, widths = images, iter(enumerate(self.widths))
         for size in self.stage_sizes:

@@ -1,4 +1,4 @@
-"""DenseNets for small images: every layer sees what all layers before it in its stage put out.
+"""DenseNets for small images: every layer gets the outputs of all earlier layers of its stage.
 
 References:
   Huang et al., "Densely Connected Convolutional Networks", CVPR 2017, https://arxiv.org/abs/1608.06993
@@ -20,11 +20,11 @@ from jaxrobust.types import Array
 
 
 class DenseLayer(nn.Module):
-    """A 1x1 and a 3x3 convolution, each after BatchNorm and ReLU; its channels join what came in.
+    """A 1x1 and a 3x3 convolution, each after BatchNorm and ReLU; the output is joined to the input.
 
     Attributes:
-      features: Channels that it adds.
-      inner: Channels between the two convolutions.
+      features: The number of channels that it adds.
+      inner: The number of channels between the two convolutions.
     """
 
     features: int
@@ -32,7 +32,7 @@ class DenseLayer(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        """float32 [B, H, W, C] -> float32 [B, H, W, features + C], the new channels first."""
+        """Maps float32 [B, H, W, C] to [B, H, W, features + C], with the new channels first."""
         active = NormRelu(name="norm")(images, train)
         hidden = ConvBlock(self.inner, (1, 1), padding=0, name="conv_0")(active, train)
         return jnp.concatenate(
@@ -41,15 +41,17 @@ class DenseLayer(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """Stages of `DenseLayer`, between them a 1x1 convolution and average pooling.
+    """Stages of `DenseLayer`, with a 1x1 convolution and average pooling between them.
 
     Attributes:
-      num_classes: K.
-      stage_sizes: Layers in each stage; every stage but the first halves the image.
-      widths: Channels that each layer adds, one after the other.
-      inner_widths: Channels within each layer; None: four times what it adds.
-      transition_widths: Channels between stages; None: half of what the stage before puts out.
-      stem_width: Of the first convolution.
+      num_classes: The number of classes K.
+      stage_sizes: The number of layers in each stage; every stage but the first halves the image.
+      widths: The number of channels that each layer adds, for all layers in order.
+      inner_widths: The channels within each layer, for all layers in order; None: four times what the
+        layer adds.
+      transition_widths: The channels after each transition between stages; None: half of the channels
+        before it.
+      stem_width: The channels of the first convolution.
     """
 
     num_classes: int = 10
@@ -61,7 +63,7 @@ class DenseNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        """Normalised images float32 [B, H, W, C], H and W multiples of 8 -> logits [B, K]."""
+        """Returns logits [B, K] for normalised images [B, H, W, C]; H and W are multiples of 8."""
         count, stages = sum(self.stage_sizes), len(self.stage_sizes)
         check_count("widths", self.widths, count, "one for each layer")
         inner_widths = self.inner_widths or tuple(4 * width for width in self.widths)

@@ -1,4 +1,4 @@
-"""One array as bytes, densely or without its zeros; `jaxrobust.models.storage` describes the bytes."""
+"""Encodes one array as bytes, with or without its zeros; see `jaxrobust.models.storage`."""
 
 import math
 import zlib
@@ -20,11 +20,11 @@ _DTYPES = {
 
 
 class DamagedError(Exception):
-    """What is wrong with a file, as the end of a sentence."""
+    """A file is damaged; the message says how, as the end of a sentence."""
 
 
 class Spec(NamedTuple):
-    """An array as the header describes it, checked."""
+    """The checked description of an array in the header."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -36,20 +36,20 @@ class Spec(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Its number of elements."""
+        """The number of elements."""
         return math.prod(self.shape)
 
 
 def encode(path: str, array: Any, sparse: bool) -> tuple[dict[str, Any], bytes]:
-    """An array's entry in the header, without its place in the payload, and its data.
+    """Returns an array's entry in the header, without its offset in the payload, and its data.
 
     Args:
-      path: Where it is in the model, for the message.
-      array: Of any shape, on the host or a device.
-      sparse: Whether zeros may be left out, where that is smaller.
+      path: The path of the array in the model, for the error message.
+      array: An array of any shape, on the host or a device.
+      sparse: Whether zeros may be left out if that is smaller.
 
     Raises:
-      TypeError: A type that the format does not know.
+      TypeError: The format does not support the type of the array.
     """
     if array.dtype.name not in _DTYPES:
         raise TypeError(
@@ -84,21 +84,21 @@ def encode(path: str, array: Any, sparse: bool) -> tuple[dict[str, Any], bytes]:
 
 
 def parse(entry: Any) -> Spec:
-    """An array's entry in the header, checked.
+    """Checks an array's entry in the header.
 
     Raises:
-      DamagedError: It is not what `encode` writes.
+      DamagedError: `encode` cannot have written it.
     """
-    require(isinstance(entry, dict), "an array is no object")
+    require(isinstance(entry, dict), "the entry of an array is not an object")
     dtype, shape, encoding = (entry.get(name) for name in ("dtype", "shape", "encoding"))
-    require(isinstance(dtype, str) and dtype in _DTYPES, f"an array is of the type {dtype!r}")
+    require(isinstance(dtype, str) and dtype in _DTYPES, f"an array has the type {dtype!r}")
     require(
         isinstance(shape, list) and len(shape) <= 32 and all(map(_natural, shape)),
         "an array has no shape",
     )
     # Dimensions of 0 hide others that no array can have.
     require(math.prod(max(length, 1) for length in shape) < 2**48, "a shape is too large")
-    require(encoding in ENCODINGS, f"an array is encoded as {encoding!r}")
+    require(encoding in ENCODINGS, f"an array has the encoding {encoding!r}")
     numbers = [entry.get(name) for name in ("offset", "nbytes", "mask_nbytes", "crc32")]
     require(all(map(_natural, numbers)), "an array lacks a number")
     spec = Spec(_DTYPES[dtype], tuple(shape), encoding, *numbers)
@@ -116,10 +116,10 @@ def parse(entry: Any) -> Spec:
 
 
 def decode(data: bytes, spec: Spec) -> np.ndarray:
-    """The array that the data of an entry stand for.
+    """Decodes the data of an array.
 
     Raises:
-      DamagedError: They do not match the entry, or its checksum.
+      DamagedError: The data do not match the entry or its checksum.
     """
     require(len(data) == spec.nbytes, "it ends inside an array")
     require(zlib.crc32(data) == spec.crc32, "an array does not match its checksum")
@@ -149,7 +149,7 @@ def _bitmask(packed: bytes, spec: Spec) -> np.ndarray:
         require(stream.eof and not stream.unused_data, "a mask does not decompress")
     require(len(packed) == expected, "a mask does not fit its array")
     bits = np.unpackbits(np.frombuffer(packed, np.uint8), bitorder="little")
-    require(not bits[spec.size :].any(), "a mask is padded with something else than 0")
+    require(not bits[spec.size :].any(), "a mask is not padded with 0")
     return bits[: spec.size].view(bool)
 
 
@@ -158,6 +158,6 @@ def _natural(value: Any) -> bool:
 
 
 def require(condition: bool, reason: str) -> None:
-    """Raises DamagedError with this reason unless the condition holds."""
+    """Raises DamagedError with a reason unless the condition is True."""
     if not condition:
         raise DamagedError(reason)

@@ -1,4 +1,4 @@
-"""The layers that the networks are made of."""
+"""The layers of the networks."""
 
 from collections.abc import Sequence
 
@@ -17,18 +17,18 @@ he_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
 
 
 class ConvBlock(nn.Module):
-    """Convolution, BatchNorm, an optional residual, ReLU.
+    """A convolution, BatchNorm, an optional residual, and ReLU.
 
-    The parameters are `conv/kernel` (`conv/bias`), `bn/scale`, `bn/bias`; the statistics `bn/mean`,
-    `bn/var`.
+    The parameters are `conv/kernel` (`conv/bias`), `bn/scale` and `bn/bias`; the statistics are
+    `bn/mean` and `bn/var`.
 
     Attributes:
-      features: C_out.
-      kernel_size: Rows and columns.
-      strides: Of rows and columns.
-      padding: Zeros at each edge. An explicit number, because "SAME" pads stride-2 convolutions on
-        the other side than PyTorch does.
-      use_bias: Whether the convolution has a bias (BatchNorm's makes it redundant).
+      features: The number of output channels.
+      kernel_size: The rows and columns of the kernel.
+      strides: The strides of rows and columns.
+      padding: The number of zeros at each edge. It is explicit, because "SAME" pads convolutions of
+        stride 2 on another side than PyTorch.
+      use_bias: Whether the convolution has a bias, which that of BatchNorm makes redundant.
       relu: Whether the block ends in a ReLU.
     """
 
@@ -45,7 +45,7 @@ class ConvBlock(nn.Module):
 
         Args:
           images: float32 [B, H, W, C_in].
-          train: Normalise by the batch's statistics and update the running ones.
+          train: Whether to normalise by the statistics of the batch and update the running ones.
           residual: [B, H', W', features], added before the ReLU.
 
         Returns:
@@ -67,19 +67,19 @@ class ConvBlock(nn.Module):
 
 
 class DepthwiseBlock(nn.Module):
-    """A 3x3 convolution of each channel by itself, BatchNorm, ReLU.
+    """A depthwise 3x3 convolution, BatchNorm and ReLU.
 
-    Parameters and statistics have the names of those of `ConvBlock`; the kernel is [3, 3, 1, C].
+    Parameters and statistics have the same names as those of `ConvBlock`; the kernel is [3, 3, 1, C].
 
     Attributes:
-      strides: Of rows and columns.
+      strides: The strides of rows and columns.
     """
 
     strides: tuple[int, int] = (1, 1)
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        """float32 [B, H, W, C] -> float32 [B, H / stride, W / stride, C]."""
+        """Maps float32 [B, H, W, C] to [B, H / stride, W / stride, C]."""
         channels = images.shape[-1]
         outputs = nn.Conv(
             channels,
@@ -95,34 +95,38 @@ class DepthwiseBlock(nn.Module):
 
 
 class NormRelu(nn.Module):
-    """BatchNorm and ReLU, as networks have them that normalise before they convolve."""
+    """BatchNorm and ReLU, for networks that normalise before each convolution."""
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        """float32 [B, H, W, C] -> float32 [B, H, W, C]."""
+        """Maps float32 [B, H, W, C] to [B, H, W, C]."""
         return nn.relu(batch_norm(train, name="bn")(images))
 
 
 class DenseBlock(nn.Module):
-    """Dense, BatchNorm, ReLU.
+    """A dense layer, BatchNorm and ReLU.
 
     Attributes:
-      features: Width of the output.
+      features: The width of the output.
     """
 
     features: int
 
     @nn.compact
     def __call__(self, inputs: Array, train: bool = False) -> Array:
-        """Applies the block to float32 [B, N]; returns float32 [B, features]."""
+        """Maps float32 [B, N] to [B, features]."""
         outputs = nn.Dense(self.features, kernel_init=he_fan_in, name="dense")(inputs)
         return nn.relu(batch_norm(train, name="bn")(outputs))
 
 
 def convolution(features: int, size: int, stride: int, name: str) -> nn.Conv:
-    """A convolution without bias, padded as in PyTorch, with what follows it elsewhere.
+    """Returns a convolution without bias or normalisation, padded as in PyTorch.
 
-    Its kernel has an odd size; rows and columns have one size and one stride.
+    Args:
+      features: The number of output channels.
+      size: The number of rows and columns of the kernel, odd.
+      stride: The stride of rows and columns.
+      name: The name of the layer.
     """
     half = size // 2
     return nn.Conv(
@@ -137,9 +141,13 @@ def convolution(features: int, size: int, stride: int, name: str) -> nn.Conv:
 
 
 def check_count(name: str, sizes: Sequence[int], count: int, of: str) -> None:
-    """Raises ValueError unless there are as many sizes as a network has places for them.
+    """Raises ValueError unless a field has as many sizes as the network needs.
 
-    `of` says in words what the sizes of the field `name` are of.
+    Args:
+      name: The name of the field, such as "widths".
+      sizes: The value of the field.
+      count: The required number of sizes.
+      of: A description of the sizes for the message.
     """
     if len(sizes) != count:
         raise ValueError(
@@ -148,17 +156,22 @@ def check_count(name: str, sizes: Sequence[int], count: int, of: str) -> None:
 
 
 def batch_norm(train: bool, name: str) -> nn.BatchNorm:
-    """BatchNorm with PyTorch's constants."""
+    """Returns BatchNorm with PyTorch's constants.
+
+    Args:
+      train: Whether to normalise by the statistics of the batch and update the running ones.
+      name: The name of the layer.
+    """
     return nn.BatchNorm(
         use_running_average=not train, momentum=_MOMENTUM, epsilon=_EPSILON, name=name
     )
 
 
 def flatten(images: Array) -> Array:
-    """[B, H, W, C] -> [B, H * W * C], channels fastest."""
+    """Flattens [B, H, W, C] to [B, H * W * C]; the channel index varies fastest."""
     return images.reshape(images.shape[0], -1)
 
 
 def global_average(images: Array) -> Array:
-    """[B, H, W, C] -> [B, C], the mean over positions."""
+    """Averages [B, H, W, C] over positions to [B, C]."""
     return jnp.mean(images, axis=(1, 2))

@@ -1,4 +1,4 @@
-"""MobileNets for small images: depthwise convolutions, and strides where 32x32 pixels allow them.
+"""MobileNets for small images: fewer strides than the networks for images of 224 pixels.
 
 References:
   Howard et al., "MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications",
@@ -23,12 +23,12 @@ _V2_EXPANSION = (1, 6, 6, 6, 6, 6, 6)
 
 
 class MobileNetV1(nn.Module):
-    """Depthwise and pointwise convolutions in turns.
+    """A network of alternating depthwise and pointwise convolutions.
 
     Attributes:
-      num_classes: K.
-      widths: Of the stem and of the 13 pointwise convolutions; a depthwise one has as many channels
-        as come in.
+      num_classes: The number of classes K.
+      widths: The channels of the stem and of the 13 pointwise convolutions. A depthwise convolution has
+        as many channels as its input.
     """
 
     num_classes: int = 10
@@ -36,7 +36,7 @@ class MobileNetV1(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        """Normalised images float32 [B, H, W, C] -> logits [B, K]."""
+        """Returns logits [B, K] for normalised images [B, H, W, C]."""
         check_count("widths", self.widths, 14, "the stem and 13 blocks")
         stem, *widths = self.widths
         features = ConvBlock(stem, name="stem")(images, train)
@@ -49,15 +49,15 @@ class MobileNetV1(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Expansion by a 1x1 convolution, a depthwise one, projection by a 1x1 convolution without ReLU.
+    """A 1x1 convolution that expands, a depthwise one, and a 1x1 one without ReLU that projects.
 
     With stride 1 there is a shortcut.
 
     Attributes:
-      features: C_out.
-      inner: Channels of the depthwise convolution.
-      stride: Of the depthwise convolution.
-      projected: Whether the shortcut is a 1x1 convolution; it must be where the channels change.
+      features: The number of output channels.
+      inner: The channels of the depthwise convolution.
+      stride: The stride of the depthwise convolution.
+      projected: Whether the shortcut is a 1x1 convolution; it must be if the channels change.
     """
 
     features: int
@@ -67,7 +67,7 @@ class InvertedResidual(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        """float32 [B, H, W, C_in] -> float32 [B, H / stride, W / stride, features]."""
+        """Maps float32 [B, H, W, C_in] to [B, H / stride, W / stride, features]."""
         features = ConvBlock(self.inner, (1, 1), padding=0, name="expand")(images, train)
         features = DepthwiseBlock((self.stride,) * 2, name="depthwise")(features, train)
         shortcut = None
@@ -83,16 +83,16 @@ def _linear(features: int, name: str) -> ConvBlock:
 
 
 class MobileNetV2(nn.Module):
-    """Inverted residual blocks, with ReLU for ReLU6 and a shortcut in every block of stride 1.
+    """Inverted residual blocks, with ReLU instead of ReLU6 and a shortcut in every block of stride 1.
 
-    The shortcut of a stage's first block is a convolution. All of this is so in the network for
-    CIFAR-10 that is widespread in PyTorch, whose weights fit.
+    The shortcut of the first block of a stage is a convolution. Both are as in the common PyTorch
+    network for CIFAR-10, whose weights can be imported.
 
     Attributes:
-      num_classes: K.
-      widths: Of the stem, of what each of the 7 stages puts out, and of the last convolution.
-      inner_widths: Of the depthwise convolutions of the 17 blocks; None: 6 times what comes in, in
-        the first stage as many.
+      num_classes: The number of classes K.
+      widths: The channels of the stem, of the outputs of the 7 stages, and of the last convolution.
+      inner_widths: The channels of the depthwise convolutions of the 17 blocks; None: 6 times the input
+        channels, in the first stage as many as the input channels.
     """
 
     num_classes: int = 10
@@ -101,7 +101,7 @@ class MobileNetV2(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        """Normalised images float32 [B, H, W, C] -> logits [B, K]."""
+        """Returns logits [B, K] for normalised images [B, H, W, C]."""
         check_count("widths", self.widths, 9, "the stem, 7 stages and the last convolution")
         stem, *stages, last = self.widths
         inner_widths = self.inner_widths

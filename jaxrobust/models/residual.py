@@ -1,4 +1,4 @@
-"""Residual networks for small images: a 3x3 stem, no first pooling.
+"""Residual networks for small images, with a 3x3 stem and without the first pooling.
 
 References:
   He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, https://arxiv.org/abs/1512.03385
@@ -19,10 +19,10 @@ class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut.
 
     Attributes:
-      features: C_out.
-      inner: Channels between the two.
-      strides: Of the first convolution and of the shortcut.
-      projected: Whether the shortcut is a 1x1 convolution; it must be where the shape changes.
+      features: The number of output channels.
+      inner: The channels between the two convolutions.
+      strides: The strides of the first convolution and of the shortcut.
+      projected: Whether the shortcut is a 1x1 convolution; it must be if the shape changes.
     """
 
     features: int
@@ -32,20 +32,20 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        """float32 [B, H, W, C_in] -> float32 [B, H / stride, W / stride, features]."""
+        """Maps float32 [B, H, W, C_in] to [B, H / stride, W / stride, features]."""
         shortcut = _projection(self)(images, train) if self.projected else images
         features = ConvBlock(self.inner[0], strides=self.strides, name="conv_0")(images, train)
         return ConvBlock(self.features, name="conv_1")(features, train, residual=shortcut)
 
 
 class BottleneckBlock(nn.Module):
-    """A 1x1, a 3x3 and a 1x1 convolution, and a shortcut as in `BasicBlock`.
+    """A 1x1, a 3x3 and a 1x1 convolution, and a shortcut.
 
     Attributes:
-      features: C_out.
-      inner: Channels after the first and after the second.
-      strides: Of the second convolution and of the shortcut.
-      projected: As in `BasicBlock`.
+      features: The number of output channels.
+      inner: The channels after the first and after the second convolution.
+      strides: The strides of the second convolution and of the shortcut.
+      projected: Whether the shortcut is a 1x1 convolution; it must be if the shape changes.
     """
 
     features: int
@@ -55,7 +55,7 @@ class BottleneckBlock(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        """float32 [B, H, W, C_in] -> float32 [B, H / stride, W / stride, features]."""
+        """Maps float32 [B, H, W, C_in] to [B, H / stride, W / stride, features]."""
         shortcut = _projection(self)(images, train) if self.projected else images
         first, second = self.inner
         features = ConvBlock(first, (1, 1), padding=0, name="conv_0")(images, train)
@@ -70,18 +70,18 @@ def _projection(block: BasicBlock | BottleneckBlock) -> ConvBlock:
 
 
 class ResNet(nn.Module):
-    """Stages of residual blocks.
+    """A residual network: stages of residual blocks.
 
     Attributes:
-      num_classes: K.
-      stage_sizes: Blocks in each stage; every stage but the first halves the image.
-      widths: Channels that each stage puts out.
-      inner_widths: Channels within the blocks, one after the other: one for each block, with
-        `bottleneck` two. None: as many as the stage puts out, with `bottleneck` a quarter of it.
-      stem_width: Of the first convolution; None: the first of `widths`.
-      stem_shortcut: Whether the first block's shortcut is a convolution; None: where the stem has
-        another width than the first stage. True keeps it where pruning leaves both as wide.
-      bottleneck: Whether blocks are of three convolutions.
+      num_classes: The number of classes K.
+      stage_sizes: The number of blocks in each stage; every stage but the first halves the image.
+      widths: The output channels of each stage.
+      inner_widths: The channels within the blocks, for all blocks in order: one number per block, two
+        with `bottleneck`. None: the output channels of the stage, with `bottleneck` a quarter of them.
+      stem_width: The channels of the first convolution; None: the first of `widths`.
+      stem_shortcut: Whether the shortcut of the first block is a convolution. None: if the stem and
+        the first stage differ in width. True keeps the convolution when pruning makes them equal.
+      bottleneck: Whether blocks have three convolutions instead of two.
     """
 
     num_classes: int = 10
@@ -94,7 +94,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        """Normalised images float32 [B, H, W, C] -> logits [B, K]."""
+        """Returns logits [B, K] for normalised images [B, H, W, C]."""
         kind: type[BottleneckBlock | BasicBlock] = (
             BottleneckBlock if self.bottleneck else BasicBlock
         )
@@ -107,14 +107,14 @@ class ResNet(nn.Module):
 
 
 class PreActBlock(nn.Module):
-    """BatchNorm and ReLU before each of two 3x3 convolutions.
+    """Two 3x3 convolutions, each after BatchNorm and ReLU, and a shortcut.
 
     Attributes:
-      features: C_out.
-      inner: Channels between the two.
-      strides: Of the first convolution and of the shortcut.
-      projected: Whether the shortcut is a 1x1 convolution; it must be where the shape changes.
-      raw_shortcut: Whether that convolution takes the image before BatchNorm and ReLU.
+      features: The number of output channels.
+      inner: The channels between the two convolutions.
+      strides: The strides of the first convolution and of the shortcut.
+      projected: Whether the shortcut is a 1x1 convolution; it must be if the shape changes.
+      raw_shortcut: Whether that convolution is applied before the first BatchNorm and ReLU.
     """
 
     features: int
@@ -125,7 +125,7 @@ class PreActBlock(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        """float32 [B, H, W, C_in] -> float32 [B, H / stride, W / stride, features]."""
+        """Maps float32 [B, H, W, C_in] to [B, H / stride, W / stride, features]."""
         active = NormRelu(name="norm")(images, train)
         shortcut = images
         if self.projected:
@@ -136,19 +136,21 @@ class PreActBlock(nn.Module):
 
 
 class PreActResNet(nn.Module):
-    """A residual network that normalises before it convolves, and once more at its end.
+    """A pre-activation residual network, which normalises before each convolution and at the end.
 
-    Published networks of this kind differ in two respects that the weights do not always show.
+    Published networks of this kind differ in `final_norm` and `raw_shortcut`, which their weights do
+    not always show.
 
     Attributes:
-      num_classes: K.
-      stage_sizes: Blocks in each stage; every stage but the first halves the image.
-      widths: Channels that each stage puts out.
-      inner_widths: Channels within each block; None: as many as its stage puts out.
-      stem_width: Of the first convolution; None: the first of `widths`.
-      stem_shortcut: As in `ResNet`.
+      num_classes: The number of classes K.
+      stage_sizes: The number of blocks in each stage; every stage but the first halves the image.
+      widths: The output channels of each stage.
+      inner_widths: The channels within each block, in order; None: the output channels of its stage.
+      stem_width: The channels of the first convolution; None: the first of `widths`.
+      stem_shortcut: Whether the shortcut of the first block is a convolution. None: if the stem and
+        the first stage differ in width.
       final_norm: Whether there is BatchNorm and ReLU after the last stage.
-      raw_shortcut: Whether shortcut convolutions take the image before BatchNorm and ReLU.
+      raw_shortcut: Whether shortcut convolutions are applied before BatchNorm and ReLU.
     """
 
     num_classes: int = 10
@@ -162,7 +164,7 @@ class PreActResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        """Normalised images float32 [B, H, W, C] -> logits [B, K]."""
+        """Returns logits [B, K] for normalised images [B, H, W, C]."""
         features = convolution(self.stem_width or self.widths[0], 3, 1, name="stem")(images)
         for place in _places(self):
             block = PreActBlock(
@@ -186,14 +188,14 @@ def has_stem_shortcut(network: ResNet | PreActResNet) -> bool:
         return stem_width != network.widths[0]
     if stem_width != network.widths[0] and not network.stem_shortcut:
         raise ValueError(
-            f"`stem_width` must be that of the first stage, {network.widths[0]}, without "
-            f"`stem_shortcut`, got {stem_width}."
+            f"`stem_width` must be {network.widths[0]}, the width of the first stage, if "
+            f"`stem_shortcut` is False, got {stem_width}."
         )
     return network.stem_shortcut
 
 
 class _Place(NamedTuple):
-    """A block's."""
+    """The name and the sizes of a block."""
 
     name: str
     width: int
@@ -205,7 +207,7 @@ class _Place(NamedTuple):
 def _places(
     network: ResNet | PreActResNet, *, per_block: int = 1, share: int = 1
 ) -> Iterator[_Place]:
-    """The blocks in their order; without `inner_widths` the inner ones are a share of the outer."""
+    """Yields the blocks; without `inner_widths`, inner widths are 1 / share of the outer ones."""
     stage_sizes, widths, inner_widths = network.stage_sizes, network.widths, network.inner_widths
     check_count("widths", widths, len(stage_sizes), "one for each stage of `stage_sizes`")
     if inner_widths is None:

@@ -1,14 +1,14 @@
-"""A model as one file that says what it is: its network, weights, normalisation, classes and masks.
+"""Saves and loads a model in one file: its network, weights, normalisation, class names and masks.
 
-`jaxrobust.models.storage` describes the bytes. Besides the arrays the header says
+`jaxrobust.models.storage` describes the bytes. Besides the arrays the header has
 
     "network": {"build": "jaxrobust.models:create", "sizes": {"name": "cnn", "num_classes": 10}}
-    "mean", "std": of the Classifier, numbers or lists; null of another callable pytree
-    "class_names": a list of strings, perhaps empty
-    "metadata": a JSON object, the user's own
+    "mean", "std": those of the Classifier, numbers or lists; null for another callable pytree
+    "class_names": a list of strings, which may be empty
+    "metadata": a JSON object of the user
 
-and the arrays are called by their path in the pytree: "params", "head", "kernel". To build the network
-its function is called with the sizes by keyword.
+The arrays are named by their path in the pytree: "params", "head", "kernel". The network is built by
+calling its function with the sizes as keyword arguments.
 """
 
 import dataclasses
@@ -47,16 +47,16 @@ from jaxrobust.types import LogitsFn, Masks
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Saved:
-    """What `load` found in a file.
+    """A loaded model.
 
     Attributes:
-      classifier: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. A Classifier, or the callable
-        pytree that was saved; an nnx module is in evaluation mode.
-      class_names: As given to `save`; () if none were.
-      masks: As given to `save`, in the structure of the classifier's weights, which
-        `jaxrobust.pruning.apply_masks` takes; in nested dicts if they were of some of them; None if
-        none were given.
-      metadata: As given to `save`, as JSON has it.
+      classifier: The model, images float32 [B, H, W, C] in [0, 1] -> logits [B, K]: a Classifier, or
+        the callable pytree that was saved. An nnx module is in evaluation mode.
+      class_names: The names of the classes that were given to `save`, or ().
+      masks: The masks that were given to `save`, or None. They have the structure of the classifier's
+        weights, as `jaxrobust.pruning.apply_masks` takes them; masks of only some of the weights are
+        nested dicts.
+      metadata: The JSON object that was given to `save`, or {}.
     """
 
     classifier: Any
@@ -78,37 +78,41 @@ def save(
 ) -> int:
     """Saves a model in one file, without the weights that are zero.
 
-    `load` gives it back bit for bit, and every script takes the file as its model. The file is written
-    whole or not at all: a kill leaves the old one. Its content is put together in memory first.
+    `load` restores it bit for bit, and every command line takes the file as a model. The file is
+    written atomically: if the process is killed, the old file remains. Its content is put together in
+    memory first.
 
-    A Classifier of a linen module, `Classifier(network.apply, variables, mean, std)`, needs nothing
-    more. A network of `create` is saved by its name and sizes, shrunk ones and those in int8
-    (`jaxrobust.pruning.quantize`) too, another module by its class, which can be imported, and its
-    fields, if they are JSON. Everything else needs a function of yours that builds one like it.
+    A Classifier of a linen module, `Classifier(network.apply, variables, mean, std)`, needs no further
+    argument. A network of `create`, also a shrunk or int8 one (`jaxrobust.pruning.quantize`), is saved
+    by its name and sizes; another linen module by its class, which must be importable, and its fields,
+    which must be JSON. Every other model needs a function that builds one like it, `build`.
 
     Args:
-      path: Of the file; its folder is made where it is missing, a file there is replaced.
-      model: A Classifier, or another callable pytree that has its weights as leaves and is in
-        evaluation mode: an nnx or equinox module, `jax.tree_util.Partial(apply, weights)`. Pruned
-        weights must be 0 (`jaxrobust.pruning.apply_masks`): `masks` are not applied.
-      build: "module:function" of what returns a fresh `model`, or its linen module. `load` puts the
-        saved arrays in it path by path, whatever their shapes are. It is called now too, to compare.
-      sizes: JSON, with which `build` is called by keyword; lists come as tuples.
-      class_names: K names, or none.
-      masks: Of the structure of the weights, or of their "params": nested dicts or a module with
-        boolean leaves, stored as bits. They may lack some.
-      metadata: A JSON object, for your own use. Arrays become lists.
-      sparse: False stores every weight: a dense file of the same format, to compare with.
+      path: The path of the file. Its folder is created if it does not exist; an existing file is
+        replaced.
+      model: A Classifier, or another callable pytree with its weights as leaves, in evaluation mode: an
+        nnx or equinox module, or `jax.tree_util.Partial(apply, weights)`. Pruned weights must be 0
+        (`jaxrobust.pruning.apply_masks`): `masks` are not applied.
+      build: "module:function", a function that returns a new `model`, or its linen module. `load` puts
+        the saved arrays into the result by their paths, whatever their shapes are. `save` calls it too,
+        to compare the result with `model`.
+      sizes: The keyword arguments of `build`, as JSON; lists are passed as tuples.
+      class_names: The names of the K classes, or ().
+      masks: Boolean masks with the structure of the weights, or of their "params": nested dicts or a
+        module. They may cover only some of the weights, and are stored as bits.
+      metadata: A JSON object for your own use. Arrays become lists.
+      sparse: Whether zeros may be left out. False stores every weight, for a comparison of sizes.
 
     Returns:
-      The file's size in bytes.
+      The size of the file in bytes.
 
     Raises:
-      TypeError: A model that needs `build`, or holds something else than None and arrays of types
-        that the format knows; masks that are not boolean; metadata that JSON cannot hold.
-      ValueError: A `build` that does not fit, with the first path that differs; masks that do not fit
-        the weights; more or fewer names than a network of `create` has classes; metadata with NaN, for
-        which JSON has no word; more than 64 levels; a header of more than 64 MiB.
+      TypeError: The model needs `build`, or has leaves other than None and arrays of supported types;
+        or the masks are not boolean; or the metadata are not JSON.
+      ValueError: The result of `build` differs from the model (the message names the first path); the
+        masks do not match the weights; a network of `create` has another number of classes than there
+        are names; the metadata contain NaN, which JSON does not have; there are more than 64 levels; or
+        the header is larger than 64 MiB.
 
     Example:
       >>> import tempfile
@@ -144,30 +148,29 @@ def load(
     trust: bool = False,
     max_nbytes: int = 2**31,
 ) -> Saved:
-    """Loads a model that `save` saved, bit for bit.
+    """Loads a model from a file of `save`, bit for bit.
 
-    Safe on files from anywhere as long as `trust` is False: nothing in them is executed, every byte is
+    Untrusted files are safe as long as `trust` is False: nothing in them is executed, every byte is
     covered by a checksum, sizes are checked before anything is decoded, and the network is made by
-    `jaxrobust.models.create`. A file of another network names a function, and what to call it with;
-    that may be any function of any module, so a file from a stranger could run any program. `trust`
-    what you or people you know have saved, or pass the function yourself as `build`.
+    `jaxrobust.models.create`. The file of another network names a function and its arguments. It may
+    be any function of any module, so that a malicious file could run any program. Set `trust` only for
+    files that you or people you know have saved, or pass the function yourself as `build`.
 
     Args:
-      path: Of the file. Files of save_sparse, of earlier releases, are loaded too.
-      build: The function to call in the place of the one that the file names, with the saved sizes.
+      path: The path of the file. Files of `save_sparse` of earlier releases can be loaded too.
+      build: A function to call with the saved sizes instead of the one that the file names.
       trust: Whether the function that the file names may be imported and called.
-      max_nbytes: The most bytes that the decoded arrays may take, 2 GiB by default: a small file can
-        hold a huge array of zeros.
+      max_nbytes: The largest number of bytes of the decoded arrays, by default 2 GiB: a small file can
+        contain a huge array of zeros.
 
     Returns:
       The classifier and what was saved with it. Arrays of 64 bits are numpy arrays unless
-      jax_enable_x64 is set, because JAX would cut them to 32.
+      jax_enable_x64 is set, because JAX would cut them to 32 bits.
 
     Raises:
-      FileNotFoundError: No such file.
-      ValueError: Another file, of another version, damaged, cut short, larger than `max_nbytes`; a
-        network that is not trusted, cannot be built, or is not the one that was saved. The message says
-        which.
+      FileNotFoundError: The file does not exist.
+      ValueError: The file is of another kind or version, is damaged or cut short, or is larger than
+        `max_nbytes`; or the network is not trusted, cannot be built, or is not the one that was saved.
     """
     facts, weights, masks = storage.read(path, max_nbytes)
     if facts["version"] == 1:
@@ -175,14 +178,14 @@ def load(
     network = _network(path, facts)
     if build is None and network.function != CREATE and not trust:
         raise ValueError(
-            f"{path} names {network.function!r} to build its network, called with {network.sizes}. If "
-            "you trust the file, `load(path, trust=True)` calls it; `load(path, build=function)` calls "
-            "yours in its place."
+            f"{path} asks to build its network with {network.function!r}, called with {network.sizes}. "
+            "If you trust the file, use `load(path, trust=True)`; or give your own function, "
+            "`load(path, build=function)`."
         )
     try:
         classifier = _assembled(network(build), network, weights, facts)
     except ValueError as error:
-        raise ValueError(f"No network can be made of {path}: {error}") from error
+        raise ValueError(f"The network of {path} cannot be built: {error}") from error
     masks = None if masks is None else _like_weights(masks, classifier)
     return Saved(classifier, tuple(facts["class_names"]), masks, facts["metadata"])
 
@@ -195,7 +198,7 @@ def _build(model: Any, function: str | None, sizes: Mapping[str, Any] | None) ->
         )
     if function is None:
         if sizes is not None:
-            raise TypeError("`sizes` are those that `build` is called with, which is None.")
+            raise TypeError("`sizes` must be None without `build`, whose arguments they are.")
         module = module_of(model)
         if module is None:
             raise TypeError(
@@ -220,8 +223,8 @@ def _weights(model: Any) -> Any:
     arrays = arrays_of(weights)
     if not arrays:
         raise TypeError(
-            "`model` must have its weights as leaves, got a function without any: what it closes over "
-            "is not seen. jax.tree_util.Partial(apply, weights) shows them."
+            "`model` must be a pytree with its weights as leaves, got a function without leaves: what "
+            "is in its closure cannot be saved. Use jax.tree_util.Partial(apply, weights)."
         )
     return arrays
 
@@ -239,7 +242,7 @@ def _check_names(names: Any, model: Any) -> None:
 
 
 def _checked(masks: Any, model: Any) -> Any:
-    """Masks in nested dicts by the paths of the weights that they are of."""
+    """Returns masks in nested dicts by the paths of their weights."""
     if masks is None:
         return None
     given = dict(keyed_leaves(meta.unbox(masks) if isinstance(masks, Mapping) else masks, False))
@@ -257,7 +260,7 @@ def _checked(masks: Any, model: Any) -> Any:
 
 
 def _weights_of(model: Any) -> list[Any]:
-    """The pytrees that masks may be of: all weights of a model, and parts of it that are trained."""
+    """Returns the pytrees that masks may match: all weights of a model, and its parameters."""
     whole = contents_of(model)
     found = [whole]
     if isinstance(whole, jax.tree_util.Partial):
@@ -268,14 +271,14 @@ def _weights_of(model: Any) -> list[Any]:
 
 
 def _misfits(given: Mapping[tuple[Key, ...], Any], weights: Any) -> list[str]:
-    """What keeps masks from being of these weights, as sentences, the worst first."""
+    """Returns why masks do not match these weights, as sentences, the worst first."""
     shapes = {
         path: np.shape(leaf.values if is_quantized(leaf) else leaf)
         for whole in (False, True)
         for path, leaf in keyed_leaves(weights, whole)
     }
     unknown = [
-        f"`masks` must have the structure of the weights, which have nothing at {words(path)}."
+        f"`masks` must have the structure of the weights, which have no array at {words(path)}."
         for path in given
         if path not in shapes
     ]
@@ -288,7 +291,7 @@ def _misfits(given: Mapping[tuple[Key, ...], Any], weights: Any) -> list[str]:
 
 
 def _like_weights(masks: Mapping[Any, Any], model: Any) -> Masks:
-    """Masks in the structure of the weights that they are of, or as they are."""
+    """Returns masks in the structure of their weights, or unchanged."""
     given = dict(walked(masks))
     for weights in _weights_of(model):
         if _misfits(given, weights):
@@ -311,7 +314,7 @@ def _mask(given: Mapping[Any, Any], path: tuple[Key, ...], leaf: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Mean or deviation as JSON, exactly as the Classifier computes with it."""
+    """Returns the mean or the standard deviation as JSON, with the exact value."""
     if value is None:
         return None
     array = np.asarray(value, np.float32)
@@ -319,14 +322,14 @@ def _plain(value: Any) -> Any:
 
 
 def _network(path: Any, facts: Mapping[str, Any]) -> Build:
-    """How the network is built; everything in the header is looked at here."""
+    """Returns how the network is built, after checking the whole header."""
     network: Any = facts.get("network")
     named = isinstance(network, dict) and isinstance(network.get("build"), str)
     named = named and isinstance(network.get("sizes"), dict)
     names = facts.get("class_names")
     named = named and isinstance(names, list) and all(isinstance(name, str) for name in names)
     if not named or not all(map(_is_normalisation, (facts.get("mean"), facts.get("std")))):
-        raise ValueError(f"{path} is damaged: its header does not say what its network is.")
+        raise ValueError(f"{path} is damaged: its header does not describe its network.")
     return Build(network["build"], network["sizes"])
 
 
@@ -350,7 +353,7 @@ def _assembled(
         return dataclasses.replace(built, variables=weights, **arrays)
     if known:
         raise ValueError(
-            f"`build` {network.function!r} must return a Classifier, which was saved, got "
+            f"`build` {network.function!r} must return a Classifier, like the one that was saved, got "
             f"{type(built).__name__}."
         )
     model: LogitsFn = evaluating(filled(built, weights, network.function))
@@ -358,14 +361,14 @@ def _assembled(
 
 
 def _of_version_1(path: Any, facts: Mapping[str, Any], build: Any) -> dict[str, Any]:
-    """The facts of a file of `pruning.save_sparse`, which are in its metadata."""
+    """Returns the header of a file of `pruning.save_sparse`, which has it in its metadata."""
     metadata = facts["metadata"]
     needed = () if build is not None else ("model", "num_classes", "mean", "std")
     missing = [key for key in needed if key not in metadata]
     if missing:
         raise ValueError(
-            f"{path} is a file of pruning.save_sparse, whose metadata lack {', '.join(missing)}: build "
-            "its network yourself, `load(path, build=function)`, and save it by `models.save`."
+            f"{path} is a file of pruning.save_sparse, whose metadata lack {', '.join(missing)}: load "
+            "it with `load(path, build=function)`, and save it again with `models.save`."
         )
     sizes = metadata.get("sizes") or {}
     if build is None and isinstance(sizes, dict):

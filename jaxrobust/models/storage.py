@@ -1,7 +1,7 @@
-r"""One file of facts and arrays, smaller by what is zero, that comes back bit for bit.
+r"""The file format of saved models: a JSON header and arrays, which are stored without their zeros.
 
-Every array is stored in the smallest of three encodings, or densely on request, so that files of
-pruned and of dense networks compare. Numbers are little endian; nothing in a file is ever executed.
+Every array is stored bit for bit in the smallest of three encodings, or densely on request, for a
+comparison of sizes. Numbers are little endian; nothing in a file is ever executed.
 
     offset  bytes  content
     0       8      89 4A 52 50 0D 0A 1A 0A ("\x89JRP\r\n\x1a\n", which text mode would damage)
@@ -18,23 +18,24 @@ The header:
          "offset": 0, "nbytes": 1184, "mask_nbytes": 160, "crc32": 305419896}]}],
      "network": {...}, "mean": [...], "std": [...], "class_names": [...], "masks": [...]}
 
-`jaxrobust.models.saving` says what `network`, `mean`, `std` and `class_names` are; files of version 1,
-of `pruning.save_sparse` in earlier releases, have none of them, nor `masks`, which are leaves like
-those of `leaves` and lie after them. A leaf of type "array" has one array, "quantized" has two (a
-`QuantizedKernel`'s values and scale); "empty", an empty dict, and "none", Python's None, have no array.
-Paths have at most 64 keys, strings or integers, headers at most 2^26 bytes. `offset` is from the start
-of the payload, `nbytes` of the whole data, `crc32` its CRC-32. The data of an array of n elements of b
-bytes, in C order, of which z are not zero (`jaxrobust.models.encoding`):
+`jaxrobust.models.saving` describes `network`, `mean`, `std` and `class_names`. `masks` has entries like
+those of `leaves`; their arrays follow after those of `leaves`. Files of version 1, written by
+`pruning.save_sparse` of earlier releases, have none of these five. A leaf of type "array" has one
+array, and "quantized" has two (the values and the scale of a `QuantizedKernel`); "empty", an empty
+dict, and "none", Python's None, have no array. Paths have at most 64 keys, which are strings or
+integers; headers have at most 2^26 bytes. `offset` is counted from the start of the payload, `nbytes`
+is the size of the data and `crc32` their CRC-32. The data of an array of n elements of b bytes, in C
+order, of which z are not zero, are (`jaxrobust.models.encoding`):
 
     dense         n b bytes: the elements
     bitmask       ceil(n / 8) bytes: a bit for each element, the first one in the lowest bit of the
                   first byte, set where the element is stored, padded with 0; then z b bytes: those
-                  elements, in order; of booleans the bits alone, for they say all
-    bitmask-zlib  the same with the bits as a zlib stream of `mask_nbytes` bytes. Chosen only where the
-                  array gets at least 5 % smaller: at high sparsity, or where whole channels are gone
+                  elements, in order. Boolean arrays have only the bits
+    bitmask-zlib  the same with the bits as a zlib stream of `mask_nbytes` bytes. Chosen only if it
+                  makes the array at least 5 % smaller: at high sparsity, or if whole channels are 0
 
-An element is zero if all its bits are: -0.0 is stored. Sparse encodings are chosen where they are
-smaller: of float32, from a sparsity of about 3.2 % on.
+An element is zero if all its bits are, so that -0.0 is stored. Sparse encodings are chosen if they are
+smaller; for float32, from a sparsity of about 3.2 % on.
 """
 
 import json
@@ -67,24 +68,26 @@ Key = str | int
 def write(
     path: str | os.PathLike[str], facts: Mapping[str, Any], weights: Any, masks: Any, sparse: bool
 ) -> int:
-    """Writes a file, whole or not at all: a kill leaves the old one.
+    """Writes a file atomically: if the process is killed, the old file remains.
 
-    Its content is put together in memory first, which takes the file's size besides the arrays.
+    The content is put together in memory first, which needs the size of the file besides the arrays.
 
     Args:
-      path: Of the file; its folder is made where it is missing, a file there is replaced.
-      facts: JSON, for the header.
+      path: The path of the file. Its folder is created if it does not exist; an existing file is
+        replaced.
+      facts: JSON values for the header.
       weights: Nested dicts, with strings and integers as keys, of arrays, `QuantizedKernel` and None.
       masks: Such dicts of boolean arrays, or None. They are always stored as bits.
       sparse: Whether zeros may be left out of the weights.
 
     Returns:
-      The file's size in bytes.
+      The size of the file in bytes.
 
     Raises:
-      TypeError: What is no array, an array of a type that the format does not know, a kernel in int8
-        with another scale than `jaxrobust.pruning.quantize` gives it, other keys.
-      ValueError: More than 64 levels; an array of more than 32 axes; a header of more than 64 MiB.
+      TypeError: A leaf is not an array, an array has an unsupported type, an int8 kernel has another
+        scale than `jaxrobust.pruning.quantize` makes, or a key is neither a string nor an integer.
+      ValueError: There are more than 64 levels, an array has more than 32 axes, or the header is larger
+        than 64 MiB.
     """
     payload: list[bytes] = []
     content = {"version": VERSION, **facts, "leaves": _encoded(weights, payload, sparse)}
@@ -93,7 +96,7 @@ def write(
     header = json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
     if len(header) > _LONGEST_HEADER:
         raise ValueError(
-            f"`metadata` and paths must fit into {_LONGEST_HEADER} bytes, got {len(header)}."
+            f"`metadata` and paths must have at most {_LONGEST_HEADER} bytes, got {len(header)}."
         )
     prefix = _PREFIX.pack(_MAGIC, len(header), _header_crc(header))
     with files.replace(Path(path)) as file:
@@ -102,28 +105,28 @@ def write(
 
 
 def read(path: str | os.PathLike[str], max_nbytes: int) -> tuple[dict[str, Any], Any, Any]:
-    """Reads what `write` wrote, bit for bit.
+    """Reads a file of `write`, bit for bit.
 
-    Safe on files from anywhere: nothing in them is executed, every byte is covered by a checksum,
-    and the size of what it decodes to is checked before any of it is.
+    Untrusted files are safe: nothing in them is executed, every byte is covered by a checksum, and the
+    size of the decoded arrays is checked before anything is decoded.
 
-    Arrays are decoded one by one. Peak memory is that of all decoded arrays, twice that of the largest
-    besides, and a byte for each of its elements; before that, some 25 times the header's size, which
-    may be 64 MiB at most and is a few KiB in what `write` makes of a usual network.
+    Arrays are decoded one by one. Peak memory is that of all decoded arrays, plus twice that of the
+    largest one and a byte for each of its elements. Before that, it is about 25 times the size of the
+    header, which is a few KiB for a usual network and at most 64 MiB.
 
     Args:
-      path: Of the file.
-      max_nbytes: The most bytes that the decoded arrays may take.
+      path: The path of the file.
+      max_nbytes: The largest number of bytes of the decoded arrays.
 
     Returns:
-      (facts, weights, masks): the header without its leaves, nested dicts of JAX arrays,
-      `QuantizedKernel` and None, and masks or None. Arrays of 64 bits are numpy arrays unless
-      jax_enable_x64 is set, because JAX would cut them to 32.
+      (facts, weights, masks): the header without its leaves; nested dicts of JAX arrays,
+      `QuantizedKernel` and None; and masks or None. Arrays of 64 bits are numpy arrays unless
+      jax_enable_x64 is set, because JAX would cut them to 32 bits.
 
     Raises:
-      FileNotFoundError: No such file.
-      ValueError: Another file, of another version, damaged, cut short, larger than `max_nbytes`, or
-        with a header of more than 64 MiB; the message says which.
+      FileNotFoundError: The file does not exist.
+      ValueError: The file is of another kind or version, is damaged or cut short, is larger than
+        `max_nbytes`, or has a header of more than 64 MiB.
     """
     checks.integer("max_nbytes", max_nbytes, minimum=0)
     with Path(path).open("rb") as file:
@@ -140,7 +143,7 @@ def read(path: str | os.PathLike[str], max_nbytes: int) -> tuple[dict[str, Any],
 
 
 class _RefusedError(Exception):
-    """Why a whole file is not loaded, as a sentence about it."""
+    """An intact file is not loaded; the message says why, as the end of a sentence."""
 
 
 def _header_crc(header: bytes) -> int:
@@ -148,7 +151,7 @@ def _header_crc(header: bytes) -> int:
 
 
 def _encoded(tree: Any, payload: list[bytes], sparse: bool) -> list[dict[str, Any]]:
-    """The leaves for the header; their data are added to the payload."""
+    """Returns the entries of the leaves for the header, and appends their data to the payload."""
     leaves = []
     offset = sum(map(len, payload))
     for keys, kind, arrays in _leaves(tree):
@@ -160,7 +163,7 @@ def _encoded(tree: Any, payload: list[bytes], sparse: bool) -> list[dict[str, An
                 parse(described[-1])
             except DamagedError as error:
                 raise ValueError(
-                    f"`model` must hold arrays that the format can describe, and {error} at "
+                    f"`model` must have arrays that the format supports, but {error} at "
                     f"{words(keys)}: its shape is {np.shape(array)}."
                 ) from None
             payload.append(data)
@@ -170,15 +173,15 @@ def _encoded(tree: Any, payload: list[bytes], sparse: bool) -> list[dict[str, An
 
 
 def words(keys: tuple[Key, ...]) -> str:
-    """A path of the format for messages: "params/head/kernel"."""
+    """Returns a path for messages: "params/head/kernel"."""
     return "/".join(map(str, keys))
 
 
 def _leaves(tree: Any, keys: tuple[Key, ...] = ()) -> Iterator[tuple[tuple[Key, ...], str, tuple]]:
-    """(keys, type, arrays) of every leaf, sorted: equal weights make equal files."""
+    """Yields (keys, type, arrays) of every leaf, sorted, so that equal weights make equal files."""
     if isinstance(tree, Mapping):
         if len(keys) == _DEEPEST and tree:
-            raise ValueError(f"`model` is nested more than {_DEEPEST} deep.")
+            raise ValueError(f"`model` must be nested at most {_DEEPEST} deep.")
         if not tree:
             yield keys, "empty", ()
         for key in tree:
@@ -193,10 +196,10 @@ def _leaves(tree: Any, keys: tuple[Key, ...] = ()) -> Iterator[tuple[tuple[Key, 
     elif isinstance(tree, QuantizedKernel):
         if not _is_kernel(tree.values, tree.scale):
             raise TypeError(
-                "`model` must hold kernels in int8 as `jaxrobust.pruning.quantize` makes them, int8 "
+                "The int8 kernels of `model` must be as `jaxrobust.pruning.quantize` makes them, int8 "
                 "values and a float32 scale for each channel of one axis, got "
-                f"{_described(tree.values)} and {_described(tree.scale)} at {words(keys)}: give it "
-                "such values and such a scale, `QuantizedKernel(values, scale.astype(jnp.float32))`."
+                f"{_described(tree.values)} and {_described(tree.scale)} at {words(keys)}: convert "
+                "them, `QuantizedKernel(values, scale.astype(jnp.float32))`."
             )
         yield keys, "quantized", (tree.values, tree.scale)
     elif isinstance(tree, jax.Array | np.ndarray):
@@ -221,17 +224,17 @@ def _read(file: Any, start: bytes, size: int, max_nbytes: int) -> tuple[dict[str
     for spec in specs:
         require(spec.offset == end, "its arrays do not follow one another")
         end += spec.nbytes
-    require(end == payload_nbytes, "its size is not the one in its header")
+    require(end == payload_nbytes, "its size differs from the one in its header")
     # Before any of it is allocated.
     decoded = sum(spec.size * spec.dtype.itemsize for spec in specs)
     if decoded > max_nbytes:
-        raise _RefusedError(f"decodes to {decoded} bytes, and `max_nbytes` is {max_nbytes}")
+        raise _RefusedError(f"decodes to {decoded} bytes, more than `max_nbytes`, {max_nbytes}")
     trees = [None if group is None else _decoded(file, group) for group in (leaves, masks)]
     return facts, trees[0], trees[1]
 
 
 def _header(file: Any, start: bytes, size: int) -> tuple[dict[str, Any], int]:
-    """What the header says, and how many bytes come after it."""
+    """Returns the header, and the number of bytes after it."""
     require(len(start) == _PREFIX.size, "it ends before its header")
     _, length, checksum = _PREFIX.unpack(start)
     require(length <= size - _PREFIX.size, "it ends inside its header")
@@ -242,13 +245,13 @@ def _header(file: Any, start: bytes, size: int) -> tuple[dict[str, Any], int]:
     try:
         content = json.loads(header)
     except (ValueError, RecursionError) as error:
-        raise DamagedError("its header is no JSON") from error
-    require(isinstance(content, dict), "its header is no object")
+        raise DamagedError("its header is not JSON") from error
+    require(isinstance(content, dict), "its header is not an object")
     version = content.get("version")
     if type(version) is not int or version not in (1, VERSION):
         raise _RefusedError(
-            f"is of format version {version!r}; this release reads 1 and {VERSION}: load it "
-            "with the one that wrote it"
+            f"has format version {version!r}; this release reads 1 and {VERSION}: load it "
+            "with the release that wrote it"
         )
     require(isinstance(content.get("metadata"), dict), "its header lacks entries")
     return content, size - _PREFIX.size - length
@@ -260,13 +263,13 @@ def _parsed(leaves: Any) -> list[tuple[list[Key], str, list[Spec]]]:
 
 
 def _leaf(leaf: Any) -> tuple[list[Key], str, list[Spec]]:
-    require(isinstance(leaf, dict), "a leaf is no object")
+    require(isinstance(leaf, dict), "a leaf is not an object")
     keys, kind, arrays = leaf.get("path"), leaf.get("type"), leaf.get("arrays")
     require(
         isinstance(keys, list) and len(keys) <= _DEEPEST and all(map(_is_key, keys)),
-        "a path is no list of names",
+        "a path is not a list of names",
     )
-    require(isinstance(kind, str) and kind in _ARRAYS_OF, f"a leaf is of the type {kind!r}")
+    require(isinstance(kind, str) and kind in _ARRAYS_OF, f"a leaf has the type {kind!r}")
     require(
         isinstance(arrays, list) and len(arrays) == _ARRAYS_OF[kind], f"{keys} lacks its arrays"
     )
@@ -294,12 +297,12 @@ def _place(tree: dict[Key, Any], keys: list[Key], kind: str, arrays: list[np.nda
         tree[keys[-1]] = _on_device(arrays[0])
     else:
         values, scale = arrays
-        require(_is_kernel(values, scale), f"{keys} is no quantised kernel")
+        require(_is_kernel(values, scale), f"{keys} is not a quantised kernel")
         tree[keys[-1]] = QuantizedKernel(_on_device(values), _on_device(scale))
 
 
 def _is_kernel(values: Any, scale: Any) -> bool:
-    """Whether they are the parts of a `QuantizedKernel`, on saving as on loading."""
+    """Whether two arrays are the parts of a `QuantizedKernel`."""
     if not all(isinstance(part, jax.Array | np.ndarray) for part in (values, scale)):
         return False
     # By name: the byte order of what is saved is nobody's concern.
@@ -313,7 +316,7 @@ def _described(array: Any) -> str:
 
 
 def _is_scale(scale: tuple[int, ...], values: tuple[int, ...]) -> bool:
-    """Whether there is one for each channel: of the last axis, or of another one."""
+    """Whether a scale has one entry for each channel, along the last axis or another one."""
     if scale == values[-1:]:
         return True
     wide = [length for length in scale if length > 1]

@@ -1,8 +1,8 @@
-"""Where the layers of PyTorch's networks are in ours.
+"""Maps the layers of PyTorch networks to the layers of this library.
 
-The names are those of the implementations for CIFAR that most published checkpoints come from: for
-wide_resnet those of the adversarial training literature, for the others those of the widespread
-collection of networks for CIFAR-10; for "cnn", "simple_cnn" and "mlp" those of the Sports-10 reports.
+The names are those of the implementations for CIFAR from which most published checkpoints come: for
+wide_resnet that of the adversarial training literature, for the others the common collection of
+networks for CIFAR-10; for "cnn", "simple_cnn" and "mlp" those of the Sports-10 reports.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,15 +12,15 @@ from jaxrobust.models.residual import has_stem_shortcut
 
 
 class Counterpart(NamedTuple):
-    """Where one PyTorch layer goes.
+    """A PyTorch layer and its counterpart.
 
     Attributes:
-      theirs: Its prefix in the state dict, "features.0".
-      ours: The path of ours, "block_0/conv".
+      theirs: The prefix of the PyTorch layer in the state dict, such as "features.0".
+      ours: The path of the counterpart, such as "block_0/conv".
       kind: "conv", "dense" or "bn".
-      bias: Whether a convolution has one.
-      flattened: For a dense layer behind a flatten of [C, H, W], that shape: its rows are put into
-        the order [H, W, C].
+      bias: Whether a convolution has a bias.
+      flattened: The shape (C, H, W) that PyTorch flattens before a dense layer; its rows are reordered
+        to (H, W, C). None for other layers.
     """
 
     theirs: str
@@ -31,7 +31,7 @@ class Counterpart(NamedTuple):
 
     @property
     def leaves(self) -> list[tuple[str, str, str]]:
-        """(PyTorch's suffix, our collection, our leaf) of every array."""
+        """Returns (PyTorch's suffix, our collection, our leaf) for every array."""
         if self.kind == "bn":
             return [
                 ("weight", "params", "scale"),
@@ -44,7 +44,7 @@ class Counterpart(NamedTuple):
 
 
 def _sequence(convolutions: list[int]) -> list[Counterpart]:
-    """A Sequential of convolutions with bias at these places, BatchNorm right after each."""
+    """Maps a Sequential with biased convolutions at these positions, each followed by BatchNorm."""
     layers = []
     for index, place in enumerate(convolutions):
         layers.append(Counterpart(f"features.{place}", f"block_{index}/conv", "conv"))
@@ -73,7 +73,7 @@ def _conv_bn(conv: str, bn: str, ours: str) -> list[Counterpart]:
 
 
 def _blocks(stage_sizes: tuple[int, ...], theirs: str) -> Iterator[tuple[int, int, str, str]]:
-    """(stage, block, their prefix, our name); `theirs` has places for both, counted from 1 and 0."""
+    """Yields (stage, block, their prefix, our name); `theirs` formats stage from 1, block from 0."""
     for stage, size in enumerate(stage_sizes):
         for block in range(size):
             prefix = theirs.format(stage=stage + 1, block=block)
@@ -123,7 +123,7 @@ def _mobilenet_v1() -> list[Counterpart]:
 
 
 def _mobilenet_v2(stage_sizes: tuple[int, ...], shortcuts: tuple[int, ...]) -> list[Counterpart]:
-    """`shortcuts`: the stages whose first block has a convolution for one."""
+    """Maps a MobileNetV2; `shortcuts` are the stages whose first block has a shortcut convolution."""
     layers = _conv_bn("conv1", "bn1", "stem")
     for index, (stage, block, _, ours) in enumerate(_blocks(stage_sizes, "")):
         theirs = f"layers.{index}"
@@ -182,10 +182,10 @@ NAMES = tuple(_LAYOUTS)
 
 
 def layout(name: str, network: Any) -> list[Counterpart]:
-    """The layers of a network, the head last.
+    """Returns the layers of a network, the head last.
 
     Args:
-      name: One of NAMES.
-      network: What `create(name, ...)` returns, for its sizes.
+      name: One of `NAMES`.
+      network: The result of `create(name, ...)`, which has the sizes.
     """
     return _LAYOUTS[name](network)

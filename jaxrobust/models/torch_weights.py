@@ -1,4 +1,4 @@
-"""Weights of PyTorch networks as variables of ours."""
+"""Converts the weights of PyTorch networks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,28 +23,29 @@ _UNUSED = "sub_block1."
 def from_torch(name: str, state_dict: Mapping[str, Any], **sizes: Any) -> PyTree:
     """Converts a PyTorch state dict into variables for `create(name, ...)`.
 
-    Convolutions go from OIHW to HWIO, dense layers are transposed, BatchNorm's weight, bias and
-    running statistics become scale, bias, mean and var. `num_batches_tracked` is left out. The
-    names expected are those of `jaxrobust.models.torch_layouts`, which are those of the networks for
-    CIFAR that most checkpoints come from; `downsample` may stand for `shortcut`, `linear` for `fc`,
-    and `module.` before everything.
+    Convolutions go from OIHW to HWIO, dense layers are transposed, and BatchNorm's weight, bias and
+    running statistics become scale, bias, mean and var. `num_batches_tracked` is left out. The names
+    must be those of `jaxrobust.models.torch_layouts`: of the networks for CIFAR from which most
+    checkpoints come. `downsample` is accepted for `shortcut`, `linear` for `fc`, and the prefix
+    `module.` for all.
 
-    Weights do not show everything. Preactivation networks exist with `raw_shortcut` (the networks of
-    N-FGSM, Wong2020Fast and Andriushchenko2020Understanding) and without it (Rice2020Overfitting, and
-    what PreAct-18 stands for elsewhere); the wrong one gives other logits without a word. Compare the
-    accuracy with the published one.
+    Weights do not determine everything. Pre-activation networks exist with `raw_shortcut` (the networks
+    of N-FGSM, Wong2020Fast and Andriushchenko2020Understanding) and without it (Rice2020Overfitting,
+    and most others called PreAct-18). The wrong choice gives other logits without an error, so compare
+    the accuracy with the published one.
 
     Args:
-      name: A network of `MODELS`, but "photo_cnn", for images of 32x32x3; any number of classes.
-      state_dict: PyTorch's names to arrays (numpy, or anything that numpy can read).
-      **sizes: Of `create`, where they are not the published ones: `stage_sizes=(5, 5, 5)` for a
-        wide_resnet of depth 34, `final_norm=False` for a preact_resnet18 without BatchNorm at its end.
+      name: A network of `MODELS` except "photo_cnn", for images of 32x32x3 and any number of classes.
+      state_dict: The arrays by their PyTorch names (numpy arrays, or anything that numpy can read).
+      **sizes: Arguments of `create` that differ from the published sizes: `stage_sizes=(5, 5, 5)` for
+        a wide_resnet of depth 34, `final_norm=False` for a preact_resnet18 without BatchNorm at the
+        end.
 
     Returns:
       {"params": ..., "batch_stats": ...}, float32.
 
     Raises:
-      ValueError: An unknown name, or a state dict whose entries or shapes do not fit; the message
+      ValueError: The name is unknown, or entries or shapes of the state dict do not match; the message
         lists all of them.
     """
     checks.one_of("name", name, NAMES)
@@ -77,14 +78,14 @@ def from_torch(name: str, state_dict: Mapping[str, Any], **sizes: Any) -> PyTree
     problems += [f"unexpected {key}" for key in sorted(set(arrays) - seen)]
     if problems:
         raise ValueError(
-            f"The state dict does not fit {name!r}; {len(problems)} problems:\n  "
+            f"`state_dict` does not match {name!r}; {len(problems)} problems:\n  "
             + "\n  ".join(problems)
         )
     return {collection: tree for collection, tree in variables.items() if tree}
 
 
 def _renamed(key: str, head: str) -> str:
-    """A key of a state dict under the name that the layouts have for it."""
+    """Renames a key of a state dict to the name in the layouts."""
     key = key.removeprefix(_WRAPPER)
     for theirs, ours in _ALIASES.items():
         key = key.replace(theirs, ours)
@@ -95,7 +96,7 @@ def _renamed(key: str, head: str) -> str:
 def _expected(
     name: str, sizes: Mapping[str, Any], head: np.ndarray | None
 ) -> dict[tuple[str, ...], tuple]:
-    """The shape of each of our leaves by its path; the number of classes is read off the head."""
+    """Returns the shapes of our leaves by path; the number of classes is that of the head."""
     num_classes = 10 if head is None or head.ndim != 2 or len(head) < 2 else len(head)
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     shapes = jax.eval_shape(create(name, num_classes, **sizes).init, jax.random.key(0), images)

@@ -1,4 +1,4 @@
-"""The module of the library's networks that fits weights of which channels have been taken out."""
+"""Adapts a network of the library to weights from which channels have been removed."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,19 +14,19 @@ from jaxrobust.types import PyTree
 
 
 def resized(network: nn.Module, variables: PyTree) -> nn.Module:
-    """The same network with as many channels in each layer as its weights have.
+    """Returns the network with as many channels in each layer as its weights have.
 
     Args:
-      network: Of `create`, or of one of its classes.
-      variables: {"params": ..., "batch_stats": ...} of this network, shrunk (`pruning.shrink`).
+      network: A network of `create`, or a module of one of its classes.
+      variables: The {"params": ..., "batch_stats": ...} of the network, after `pruning.shrink`.
 
     Returns:
-      A module of the same class whose widths are those of the weights; of unchanged weights it computes
-      the same.
+      A module of the same class with the widths of the weights.
 
     Raises:
-      TypeError: A module of another class: set its attributes to the widths of the weights yourself.
-      ValueError: Variables of another network.
+      TypeError: The module is of another class: set its attributes to the widths of the weights
+        yourself.
+      ValueError: The variables are of another network.
 
     Example:
       >>> import jax
@@ -38,9 +38,8 @@ def resized(network: nn.Module, variables: PyTree) -> nn.Module:
     """
     if type(network) not in _WIDTHS:
         raise TypeError(
-            f"`network` must be one whose widths are known here, got {type(network).__name__}: of your "
-            "own module make one whose attributes are the widths of the smaller weights, and of one of "
-            "the library say in jaxrobust/models/widths.py where its weights have them."
+            f"`network` must be a network of jaxrobust.models, got {type(network).__name__}: create "
+            "your own module with the widths of the smaller weights yourself."
         )
     found: dict[str, Any] = {}
     for name, paths in _WIDTHS[type(network)](network).items():
@@ -61,12 +60,14 @@ def _width(variables: PyTree, path: str) -> int:
     for part in (*path.split("/"), "kernel"):
         tree = tree.get(part) if isinstance(tree, Mapping) else None
     if tree is None:
-        raise ValueError(f"`variables` have no layer {path!r}: they are of another network.")
+        raise ValueError(
+            f"`variables` must be those of `network`, which has a layer {path!r}; they have none."
+        )
     return int(np.shape(tree)[-1])
 
 
 Layers = Mapping[str, str | Iterable[str]]
-"""Of each field whose layer or layers have its widths."""
+"""For each field, the layer or layers that have its widths."""
 
 
 def _blocks(widths: Iterable[int], layer: str = "conv") -> list[str]:
@@ -74,7 +75,7 @@ def _blocks(widths: Iterable[int], layer: str = "conv") -> list[str]:
 
 
 def _places(stage_sizes: Iterable[int], word: str = "block") -> list[tuple[int, str]]:
-    """(block in its stage, name) of all blocks."""
+    """Returns (index of the block in its stage, name) of all blocks."""
     return [
         (block, f"stage_{stage}_{word}_{block}")
         for stage, size in enumerate(stage_sizes)

@@ -1,6 +1,6 @@
-"""The networks by name.
+"""Creates networks by name.
 
-A network is its class and a row of `MODELS`: the annotations of its fields say what sizes it has.
+A network is a class and a row of `MODELS`; the annotated fields of the class are its sizes.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ MODELS: dict[str, nn.Module] = {
     "mobilenet_v2": MobileNetV2(),
     "densenet121": DenseNet(),
 }
-"""The networks in their published sizes, for ten classes; `wide_resnet` is WRN-28-10."""
+"""The networks in their published sizes, for ten classes. `wide_resnet` is WRN-28-10."""
 
 
 @functools.cache
@@ -53,22 +53,23 @@ def _create(name: str, num_classes: int, sizes: tuple[tuple[str, Any], ...]) -> 
 
 
 def create(name: str, num_classes: int = 10, **sizes: Any) -> nn.Module:
-    """The network called `name`, without weights.
+    """Creates a network by its name, without weights.
 
-    The same arguments give the very same object, so code compiled for one Classifier of a network
-    serves all of them. A module that calls it within its own `__call__` takes a `copy()` of it.
+    The same arguments return the same object, so that code that is compiled for one Classifier of a
+    network serves all of them. A module that uses the network within its own `__call__` must take a
+    `copy()` of it.
 
     Args:
       name: One of `MODELS`.
-      num_classes: K, at least 2.
-      **sizes: Constructor fields of the network, `widths` for all of them: see its class.
+      num_classes: The number of classes K, at least 2.
+      **sizes: Fields of the network's class, such as `widths`, which all of them have.
 
     Returns:
-      A linen module: `module.init(key, images)["params"]`, `module.apply(variables, images)`.
+      A linen module: use `module.init(key, images)` and `module.apply(variables, images)`.
 
     Raises:
-      ValueError: An unknown name.
-      TypeError: A size that this network does not have, or of the wrong type.
+      ValueError: The name is unknown.
+      TypeError: The network has no such size, or a size has the wrong type.
 
     Example:
       >>> create("cnn", widths=(8, 8, 16, 16, 32)).widths
@@ -80,16 +81,16 @@ def create(name: str, num_classes: int = 10, **sizes: Any) -> nn.Module:
     kinds = _kinds(prototype)
     for size in sizes:
         if size not in kinds:
-            raise TypeError(f"`{size}` is no size of {name!r}; it has {', '.join(kinds)}.")
+            raise TypeError(f"{name!r} has no size `{size}`; its sizes are {', '.join(kinds)}.")
     frozen = {size: _size(size, value, kinds[size]) for size, value in sizes.items()}
     return _create(name, num_classes, tuple(sorted(frozen.items())))
 
 
 def arguments_of(network: Any) -> dict[str, Any] | None:
-    """The arguments with which `create` makes this network, as few as there can be.
+    """Returns the arguments with which `create` makes a network, without those at their defaults.
 
     Returns:
-      {"name": ..., "num_classes": ..., **sizes}; None for a network that `create` does not make.
+      {"name": ..., "num_classes": ..., **sizes}; None for a network that `create` cannot make.
 
     Example:
       >>> arguments_of(create("resnet18", num_classes=100))
@@ -115,7 +116,7 @@ def arguments_of(network: Any) -> dict[str, Any] | None:
 
 
 def _kinds(network: nn.Module) -> dict[str, frozenset[Any]]:
-    """The sizes that a network has, and of which types its class says that they may be."""
+    """Returns the sizes of a network, and the types that its class allows for each."""
     # A union has its members as arguments; a sequence of integers is one type.
     kinds = get_type_hints(type(network))
     return {
@@ -130,7 +131,7 @@ def _kinds(network: nn.Module) -> dict[str, frozenset[Any]]:
 
 
 def _size(name: str, value: Any, kinds: frozenset[Any]) -> Any:
-    """A size as a static field has it, of one of these types."""
+    """Checks a size, and returns it in hashable form."""
     if value is None and NoneType in kinds:
         return None
     if bool in kinds:

@@ -1,4 +1,4 @@
-"""Smaller networks: weights or whole filters pruned, schedules, int8."""
+"""Compression of networks: pruning of weights and filters, pruning schedules, and int8 weights."""
 
 from jaxrobust.pruning import admm
 from jaxrobust.pruning.channel_groups import ChannelGroup, ChannelGroups, channel_groups

@@ -1,14 +1,14 @@
 """The alternating direction method of multipliers, as pure functions of any pytree of weights.
 
-To minimise f(theta) where theta must lie in a set that only a projection knows, theta is trained freely
-and tied to a copy theta' that lies in the set. With the scaled dual U = u / rho:
+It minimises f(theta) over a set that is given only by its projection. Theta is trained freely and is
+pulled towards a copy theta' that lies in the set. With the scaled dual U = u / rho:
 
-    theta   descends f(theta) + <u, theta - theta'> + rho / 2 ||theta - theta'||^2       (`penalty`)
+    theta   minimises f(theta) + <u, theta - theta'> + rho / 2 ||theta - theta'||^2      (`penalty`)
     U      <- U + theta - theta'                                                         (`updated`)
     theta' <- Proj(theta + U)
 
 in this order (Marshall, algorithm 1). Boyd et al. and Ye et al. update theta' before the dual, which
-is the same but for one update where rho or the set changes.
+differs only in one update when rho or the set changes.
 
 References:
   Boyd et al., "Distributed Optimization and Statistical Learning via the Alternating Direction
@@ -29,15 +29,15 @@ import jax.numpy as jnp
 from jaxrobust.types import Array, PyTree
 
 Project = Callable[[PyTree], PyTree]
-"""Weights -> the nearest weights of the set, of the same structure."""
+"""A function from weights to the nearest weights in the set, with the same structure."""
 
 
 class Multipliers(NamedTuple):
-    """What ties the weights to the set; all of it float32.
+    """The auxiliary variables of ADMM, all float32.
 
     Attributes:
-      auxiliary: theta', of the weights' structure, in the set.
-      dual: U, likewise: the scaled dual.
+      auxiliary: theta', the weights in the set, with the structure of the weights.
+      dual: U, the scaled dual, with the structure of the weights.
       rho: The penalty parameter, a scalar.
     """
 
@@ -47,7 +47,7 @@ class Multipliers(NamedTuple):
 
 
 def started(weights: PyTree, project: Project, rho: Array | float) -> Multipliers:
-    """Theta' = Proj(theta) and a dual of 0."""
+    """Returns the initial variables: theta' = Proj(theta), and a dual of 0."""
     weights = _float32(weights)
     return Multipliers(
         _float32(project(weights)),
@@ -57,7 +57,7 @@ def started(weights: PyTree, project: Project, rho: Array | float) -> Multiplier
 
 
 def penalty(weights: PyTree, multipliers: Multipliers) -> Array:
-    """<u, theta - theta'> + rho / 2 ||theta - theta'||^2, a scalar; u = rho U.
+    """Computes <u, theta - theta'> + rho / 2 ||theta - theta'||^2, a scalar, with u = rho U.
 
     Example:
       >>> held = Multipliers({"w": jnp.array([1.0])}, {"w": jnp.array([0.5])}, jnp.float32(2.0))
@@ -82,19 +82,19 @@ def updated(
     largest_rho: float | None = None,
     rescale: bool = True,
 ) -> Multipliers:
-    """The dual's step, then the projection: what comes between two times of descending.
+    """Updates the dual, and then theta' by the projection.
 
     Args:
-      weights: theta, as descended.
-      multipliers: Before.
-      project: Onto the set; onto a smaller one than before where the budget falls.
-      growth: rho is multiplied by this, up to `largest_rho`.
-      largest_rho: At least rho; None: no limit.
-      rescale: Whether the scaled dual is divided by what rho was multiplied by, so that u stays what it
-        was. False: as the official code of Ye et al. has it, whose u grows along with rho.
+      weights: theta, after training steps on the penalised loss.
+      multipliers: The variables before the update.
+      project: The projection onto the set, which may be smaller than before.
+      growth: The factor by which rho is multiplied, at least 1.
+      largest_rho: The largest rho, at least the present one; None: no limit.
+      rescale: Whether to divide the scaled dual by the growth of rho, which keeps u. False is as in the
+        official code of Ye et al., where u grows with rho.
 
     Returns:
-      After.
+      The variables after the update.
 
     Example:
       >>> held = Multipliers(jnp.array([1.0]), jnp.array([0.0]), jnp.float32(1.0))
@@ -119,18 +119,18 @@ def updated(
 
 
 def residual(weights: PyTree, multipliers: Multipliers) -> Array:
-    """||theta - theta'|| / ||theta||, a scalar: 0 once the weights lie in the set."""
+    """Returns ||theta - theta'|| / ||theta||, a scalar, which is 0 if the weights are in the set."""
     apart = jax.tree.map(jnp.subtract, _float32(weights), multipliers.auxiliary)
     return length(apart) / jnp.maximum(length(weights), 1e-12)
 
 
 def dual_norm(multipliers: Multipliers) -> Array:
-    """||u|| = rho ||U||, a scalar."""
+    """Returns ||u|| = rho ||U||, a scalar."""
     return multipliers.rho * length(multipliers.dual)
 
 
 def length(tree: PyTree) -> Array:
-    """The l2 norm of all leaves together."""
+    """Returns the l2 norm of all leaves together."""
     squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)]
     return jnp.sqrt(sum(squares, jnp.float32(0.0)))
 

@@ -1,8 +1,8 @@
-"""Groups of channels: which indices of which weights stay or go together, read from the program.
+"""Groups of channels: which indices of which weights must be removed together.
 
-A network is evaluated on labels in the place of numbers (`labels.py`, `label_rules.py`). What is added
-up, multiplied or read together is tied, so that residual sums, concatenations, depthwise and grouped
-convolutions, flattens and heads of attention need no specification.
+They are found by evaluating the program of a network on labels instead of numbers (`labels.py`,
+`label_rules.py`). Channels that are added, multiplied or read together are tied, so that residual sums,
+concatenations, depthwise and grouped convolutions, flattens and attention heads need no specification.
 """
 
 import sys
@@ -20,13 +20,14 @@ from jaxrobust.types import PyTree
 
 
 class Place(NamedTuple):
-    """Where the channels of a group are on one axis of one weight.
+    """The indices of the channels of a group on one axis of one weight.
 
     Attributes:
-      path: Of the weight, "params/stem/conv/kernel".
-      axis: Of the weight.
-      indices: int [size, repeat]: those of each channel; after a flatten it has one for each position.
-      is_made: Whether it is a kernel's axis of outputs: where the channels come from.
+      path: The path of the weight, such as "params/stem/conv/kernel".
+      axis: The axis of the weight.
+      indices: int [size, repeat], the indices of each channel; after a flatten, a channel has one for
+        each position.
+      is_made: Whether it is the output axis of a kernel, which makes the channels.
     """
 
     path: str
@@ -36,13 +37,14 @@ class Place(NamedTuple):
 
 
 class ChannelGroup(NamedTuple):
-    """Channels of which each stays or goes by itself, everywhere at once.
+    """Channels that can be removed independently, each at all its places at once.
 
     Attributes:
-      size: How many there are; of grouped convolutions steps of all groups, of attention heads.
-      places: All axes that they are on.
-      coupled: What is computed of all of them together, LayerNorm's mean for example, and so changes
-        when some go: masked they still count, taken out they do not. "" if there is none.
+      size: The number of channels. For grouped convolutions a "channel" is one channel of every group,
+        for attention it is a head.
+      places: All axes on which the channels are.
+      coupled: What is computed from all of them together, for example the mean of LayerNorm. It differs
+        between masked channels, which still count, and removed ones. "" if there is no such operation.
     """
 
     size: int
@@ -51,16 +53,16 @@ class ChannelGroup(NamedTuple):
 
 
 class ChannelGroups(Mapping[str, ChannelGroup]):
-    """What `channel_groups` found, by name; `print` shows it as a table.
+    """The channel groups of a network by name; `print` shows them as a table.
 
-    A group is called after the layer that makes its channels first.
+    A group has the name of the first layer that makes its channels.
 
     Attributes:
-      kernels: In the order in which the program uses them.
-      shapes: Of all weights, by path.
-      refused: Why an axis of a kernel has no channels that can be pruned, by (path, axis).
-      function: That was read: (weights, images) -> logits.
-      images: Shape and type of those that it was read with.
+      kernels: The kernels, in the order in which the program uses them.
+      shapes: The shapes of all weights, by path.
+      refused: The reason why an axis of a kernel has no channels that can be pruned, by (path, axis).
+      function: The function that was read, (weights, images) -> logits.
+      images: The shape and type of the images with which it was read.
     """
 
     def __init__(
@@ -104,27 +106,29 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """How many channels each group has."""
+        """The number of channels of each group."""
         return {name: group.size for name, group in self.items()}
 
 
 def channel_groups(
     function: Callable[[PyTree, Any], Any], weights: PyTree, example: Any
 ) -> ChannelGroups:
-    """The groups of channels of any network, found by reading its program; nothing is computed.
+    """Finds the channel groups of any network from its program; the network is not evaluated.
 
     Args:
-      function: (weights, images [B, H, W, C]) -> logits [B, K], in evaluation mode: the `apply` of a
-        linen module, `lambda model, images: model(images)` for an nnx or an equinox module.
-      weights: The pytree that it takes: variables, parameters or a module; shapes are enough.
-      example: Images [B, H, W, C], or a `jax.ShapeDtypeStruct`, of which only the shape matters.
+      function: A function (weights, images [B, H, W, C]) -> logits [B, K], in evaluation mode: the
+        `apply` of a linen module, or `lambda model, images: model(images)` for an nnx or equinox
+        module.
+      weights: The pytree of weights that it takes: variables, parameters or a module, as arrays or
+        shapes.
+      example: Images [B, H, W, C], or a `jax.ShapeDtypeStruct`; only the shape matters.
 
     Returns:
-      ChannelGroups: for `filter_scores`, `prune_filters`, `filter_masks`, `shrink`.
+      The groups by name, for `filter_scores`, `prune_filters`, `filter_masks` and `shrink`.
 
     Raises:
       TypeError: The function cannot be called or traced.
-      ValueError: An nnx module in training mode.
+      ValueError: `weights` is an nnx module in training mode.
 
     Example:
       >>> import jax.numpy as jnp
@@ -177,7 +181,7 @@ def channel_groups(
 
 
 def _check_mode(weights: Any) -> None:
-    """Raises for an nnx module in training mode: dropout would hide channels, statistics tie images."""
+    """Raises for an nnx module in training mode, whose dropout and batch statistics hide channels."""
     nnx = sys.modules.get("flax.nnx")  # where it is not loaded, nothing is a module of it
     if nnx is None or not isinstance(weights, nnx.Module):
         return
@@ -185,15 +189,15 @@ def _check_mode(weights: Any) -> None:
         modes = [getattr(module, name, None) for name in ("use_running_average", "deterministic")]
         if any(mode is False for mode in modes):
             raise ValueError(
-                f"`weights` is a module in training mode, at {'/'.join(map(str, path)) or 'its root'}: "
-                "call `model.eval()` first."
+                "`weights` must be a module in evaluation mode, got training mode at "
+                f"{'/'.join(map(str, path)) or 'its root'}: call `model.eval()` first."
             )
 
 
 def _tie_shared(
     units: Units, arrays: Sequence[Any], labels: Sequence[Sequence[np.ndarray]]
 ) -> None:
-    """An array that is in the tree twice is one weight."""
+    """Ties an array that is in the tree twice, which is one weight."""
     first: dict[int, Sequence[np.ndarray]] = {}
     for array, axes in zip(arrays, labels, strict=True):
         known = first.setdefault(id(array), axes) if isinstance(array, jax.Array) else axes
@@ -202,14 +206,14 @@ def _tie_shared(
 
 
 class _Found:
-    """What the labels came to, by axis of all weights: each has a number.
+    """The results of reading the labels. Each axis of each weight has a number.
 
     Attributes:
-      axes: (weight, axis) of each number.
-      owner: Of each label the number of its axis; -1 of label 0.
-      first: Of each number its first label.
-      roots: Of each label its unit.
-      roles: Of each kernel, in the order of use: (the axes that it reads, those that it makes).
+      axes: The (weight, axis) of each number.
+      owner: The number of the axis of each label; -1 for label 0.
+      first: The first label of each number.
+      roots: The unit of each label.
+      roles: For each kernel, in the order of use, (the axes that it reads, the axes that it makes).
     """
 
     def __init__(
@@ -230,7 +234,7 @@ class _Found:
         self.roles = self._roles(units)
 
     def _reasons(self, facts: Sequence[tuple[np.ndarray, str]]) -> dict[int, str]:
-        """The first reason for each unit."""
+        """Returns the first reason for each unit."""
         found: dict[int, str] = {}
         for ids, why in facts:
             for root in np.unique(self.roots[ids]).tolist():
@@ -238,7 +242,7 @@ class _Found:
         return found
 
     def _roles(self, units: Units) -> dict[int, tuple[set[int], set[int]]]:
-        """By the labels that a kernel shows; of what else it is computed from, by their units."""
+        """Finds roles by the labels on a kernel, and by the units of what it is computed from."""
         found: dict[int, tuple[set[int], set[int]]] = {}
         for *use, sources in units.uses:
             wide = [leaf for leaf in sorted(sources) if len(self.shapes[leaf]) > 1]
@@ -260,14 +264,14 @@ class _Found:
         return {number for number, (owner, _) in enumerate(self.axes) if owner == leaf}
 
     def _numbers(self, role: int) -> set[int]:
-        """The axes that kernels read (0), or make (1)."""
+        """Returns the axes that kernels read (role 0) or make (role 1)."""
         axes = {(leaf, axis) for leaf, roles in self.roles.items() for axis in roles[role]}
         return {number for number, axis in enumerate(self.axes) if axis in axes}
 
     def groups(
         self, function: Callable[[PyTree, Any], Any], images: jax.ShapeDtypeStruct
     ) -> ChannelGroups:
-        """Units that are on the same axes, as often on each, are a group."""
+        """Groups the units that are on the same axes, equally often on each."""
         read, made = self._numbers(0), self._numbers(1)
         use = {leaf: place for place, leaf in enumerate(self.roles)}
         found: list[tuple[int, int, ChannelGroup]] = []
@@ -313,7 +317,7 @@ class _Found:
     def _members(
         self, read: set[int], made: set[int]
     ) -> dict[tuple[tuple[int, ...], tuple[int, ...], str], list[np.ndarray]]:
-        """The labels of each unit that can be pruned, by (axes, how often on each, what couples it)."""
+        """Returns the labels of each prunable unit by (axes, number on each, what couples it)."""
         order = np.argsort(self.roots[1:], kind="stable") + 1
         starts = np.flatnonzero(np.diff(self.roots[order], prepend=-1))
         found: dict[tuple, list[np.ndarray]] = {}
@@ -330,7 +334,7 @@ class _Found:
         return found
 
     def _reasons_of_axes(self, groups: Mapping[str, ChannelGroup]) -> dict[tuple[str, int], str]:
-        """Why axes of kernels, and of weights that are not used, are in no group."""
+        """Returns why axes of kernels, and of unused weights, are in no group."""
         there = {(place.path, place.axis) for one in groups.values() for place in one.places}
         found = {}
         use = {leaf: place for place, leaf in enumerate(self.roles)}
@@ -346,6 +350,6 @@ class _Found:
 
 
 def _layer(path: str) -> str:
-    """Of a weight: its path without its own name."""
+    """Returns the layer of a weight: its path without the last name."""
     words = path.removeprefix("params/").split("/")
     return "/".join(words[:-1] or words)

@@ -1,14 +1,14 @@
-"""Sets of compressed networks, and the way from any network to the nearest one in such a set.
+"""Constraints: sets of compressed networks, with a projection onto each set.
 
-What a set asks for is which weights are zero, so its projection is a mask: `masks(params, kept)`, then
-`apply_masks`. `kept` is the fraction of the weights that stay, of the kernels that are not excluded; it
-may be traced, so that a budget that falls from epoch to epoch compiles nothing anew. Of equal weights
-those that come first go first.
+A constraint determines which weights are zero, so that its projection is a mask: `masks(params, kept)`,
+and then `apply_masks`. `kept` is the fraction of the weights that stay in the kernels that are not
+excluded. It may be traced, so that another budget needs no recompilation. Among equal weights those
+with lower indices are removed first.
 
-    Irregular   the largest weights, of every kernel or of all together: the Euclidean projection
-    Funnel      no layer denser than the one before it: the Euclidean projection but for whole numbers
-    Redundant   whole filters, of which no two are close: greedy
-    NofM        n of every m neighbours, which hardware is fast with: the Euclidean projection
+    Irregular   the largest weights, of each kernel or of all together; the Euclidean projection
+    Funnel      no layer is denser than the one before it; the Euclidean projection up to rounding
+    Redundant   whole filters, no two of which are close; greedy
+    NofM        n of every m neighbours, for which hardware is fast; the Euclidean projection
 """
 
 import dataclasses
@@ -29,42 +29,42 @@ from jaxrobust.types import Array, Masks, PyTree
 
 
 class Constraint(Protocol):
-    """A set of compressed networks; a frozen dataclass that can be hashed."""
+    """The interface of a set of compressed networks: a hashable frozen dataclass."""
 
     def masks(self, params: PyTree, kept: Array | float, *, exclude: Sequence[str] = ()) -> Masks:
-        """The weights that stay when the parameters are projected onto the set.
+        """Returns the masks of the projection of the parameters onto the set.
 
         Args:
-          params: Nested dicts of floating arrays; masters are float32.
-          kept: The fraction of the weights that stays, in (0, 1], of the kernels that are not
-            excluded. Traced, it is a float32: of a kernel of more than four million weights the
-            number kept may then be one off. A Python number is exact.
-          exclude: Path prefixes of kernels that stay whole.
+          params: Nested dicts of floating arrays.
+          kept: The fraction of the weights that stay, in (0, 1], in the kernels that are not excluded.
+            The count is exact for a Python number. A traced value is float32, and the count may then
+            be off by one in kernels of more than four million weights.
+          exclude: Path prefixes of kernels that are not compressed.
 
         Returns:
-          Masks, of the parameters' structure, True for what stays: all of the biases and the like.
+          Masks with the structure of the parameters, True for weights that stay. Biases and other
+          parameters always stay.
 
         Raises:
-          TypeError: `kept` is no number, or kernels of integers.
-          ValueError: `kept` out of range or out of the set's reach; no kernels; NaN weights; prefixes
-            that match none.
+          TypeError: `kept` is not a number, or a kernel has integers.
+          ValueError: `kept` is out of range or the set cannot reach it; there are no kernels; weights
+            are NaN; or a prefix matches no kernel.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class Irregular:
-    """The largest weights, wherever they are.
+    """Irregular sparsity: the largest weights stay, at any positions.
 
     Attributes:
-      scope: "layer": of every kernel the same fraction. "global": of all kernels together, so that
-        some end up denser than others.
-      floor: At least so many weights of every kernel stay, or all that it has: an empty kernel cuts
-        the network in two. 0: none has to.
-      kernels: What the program does with its weights, `channel_groups(...).kernels`: which of them are
-        kernels. None: by their names.
+      scope: "layer" keeps the same fraction of every kernel. "global" compares all kernels together, so
+        that some are denser than others.
+      floor: The smallest number of weights that stay in a kernel (or all, if it has fewer), at least
+        0; a kernel without weights would disconnect the network.
+      kernels: The kernels, `channel_groups(...).kernels`. None: weights are kernels by their names.
 
     Raises:
-      TypeError, ValueError: A setting of the wrong type or out of range.
+      TypeError, ValueError: A setting has the wrong type or is out of range.
 
     Example:
       >>> params = {"a": {"kernel": jnp.array([[1.0, -4.0]])}, "b": {"kernel": jnp.array([[5.0, 6.0]])}}
@@ -87,7 +87,7 @@ class Irregular:
         checks.integer("floor", self.floor, minimum=0)
 
     def masks(self, params: PyTree, kept: Array | float, *, exclude: Sequence[str] = ()) -> Masks:
-        """As `Constraint.masks`: kept * n weights of each kernel, or of all together, rounded."""
+        """Keeps round(kept * n) weights of each kernel, or of all together; see `Constraint.masks`."""
         kernels = checked_kernels(params, kept, exclude, self.kernels)
         groups = [[path] for path in kernels] if self.scope == "layer" else [list(kernels)]
         found: dict[str, Array] = {}
@@ -105,26 +105,27 @@ class Irregular:
 
 @dataclasses.dataclass(frozen=True)
 class Funnel:
-    """The largest weights such that the density does not increase with depth.
+    """Densities that do not increase with depth: the largest weights of each layer stay.
 
-    The total is exactly round(kept * n). Among all densities that do not increase, those that keep the
-    most of the weights' squares are found (`funnel.counts`): the nearest network of the set, but that
-    whole numbers of weights cost up to a weight or two per layer.
+    The total is exactly round(kept * n). Among all densities that do not increase with depth, those
+    that keep the largest sum of squared weights are chosen (`funnel.counts`). This is the nearest
+    network of the set, up to one or two weights per layer because of rounding.
 
     Attributes:
-      order: Path prefixes in the order of depth: kernels that share one are one layer, whose weights
-        compete. Kernels that it does not name are an error. None: the order in which the program uses
-        its kernels, if `kernels` say so (`training.fit` sees to that). Without `kernels` it is the
-        order of the numbers in the names, so that "block_10" comes after "block_9"; "stem" is first,
-        other names without a number are last, "head" the very last.
-      shortcuts: Without `order`: "block", a shortcut convolution is one layer with its block's last
-        convolution, to which it is added; "layer", it is one of its own.
-      floor: At least so many weights of every layer stay, or all that it has.
-      kernels: What the program does with its weights, `channel_groups(...).kernels`: which of them are
-        kernels, and their order. None: by their names.
+      order: Path prefixes in the order of depth, which together cover all kernels. Kernels that share a
+        prefix are one layer, whose weights compete. None: the order in which the program uses its
+        kernels, if `kernels` are given (`training.fit` gives them). Without `kernels`, the order of the
+        numbers in the names, so that "block_10" comes after "block_9"; "stem" is first, other names
+        without a number come last, and "head" at the very end.
+      shortcuts: If `order` is None: "block" makes a shortcut convolution one layer with the last
+        convolution of its block, to which it is added; "layer" makes it a layer of its own.
+      floor: The smallest number of weights that stay in every layer (or all, if it has fewer), at least
+        0.
+      kernels: The kernels in the order of their use, `channel_groups(...).kernels`. None: weights are
+        kernels by their names.
 
     Raises:
-      TypeError, ValueError: A setting of the wrong type or out of range.
+      TypeError, ValueError: A setting has the wrong type or is out of range.
 
     Example:
       >>> params = {f"block_{i}": {"kernel": jnp.array([[1.0, 2.0, 3.0, 4.0]]) + i} for i in (2, 10)}
@@ -145,7 +146,7 @@ class Funnel:
             raise TypeError(f"`order` must be a tuple of path prefixes, got {self.order!r}.")
 
     def masks(self, params: PyTree, kept: Array | float, *, exclude: Sequence[str] = ()) -> Masks:
-        """As `Constraint.masks`."""
+        """Returns the masks of the projection; see `Constraint.masks`."""
         kernels = checked_kernels(params, kept, exclude, self.kernels)
         layers = self.layers(tuple(kernels))
         scores = [[jnp.abs(kernels[path]) for path in paths] for paths in layers]
@@ -163,13 +164,13 @@ class Funnel:
         return with_leaves(keep_all(params), found)
 
     def layers(self, paths: tuple[str, ...]) -> list[list[str]]:
-        """The kernels in the order of depth, those of one layer together.
+        """Returns the kernels of each layer, in the order of depth.
 
         Args:
-          paths: Of the kernels.
+          paths: The paths of the kernels.
 
         Raises:
-          ValueError: `order` does not name them all, or names what is none.
+          ValueError: `order` does not name all kernels, or a prefix in it matches none.
 
         Example:
           >>> Funnel().layers(("block_10/conv/kernel", "block_2/conv/kernel", "stem/kernel"))
@@ -191,26 +192,27 @@ class Funnel:
         unused = [p[:-1] for p in prefixes if p not in layer_of.values()]
         if unnamed or unused:
             raise ValueError(
-                "`order` must name all kernels that are not excluded and nothing else; it lacks "
-                f"{', '.join(unnamed) or 'none'} and names {', '.join(unused) or 'none'} besides."
+                "`order` must name all kernels that are not excluded and nothing else; missing: "
+                f"{', '.join(unnamed) or 'none'}; unknown: {', '.join(unused) or 'none'}."
             )
         return [[path for path in paths if layer_of[path] == prefix] for prefix in prefixes]
 
 
 @dataclasses.dataclass(frozen=True)
 class Redundant:
-    """Whole filters, any two of a kernel at least phi apart.
+    """Whole filters, any two of which are at least a distance phi apart.
 
-    Of every kernel round(kept * F) of its F filters stay, at least `floor`. By norm, the largest first,
-    a filter stays if it is at least phi away from all that stay; phi is the largest at which enough do,
-    and of these the smallest go until the number is right. Greedy: not the nearest network of the set,
-    which is a hard problem (a largest independent set).
+    Of the F filters of every kernel, round(kept * F) stay, but at least `floor`. Filters are visited by
+    norm, the largest first, and stay if they are at least phi away from all that stay. Phi is the
+    largest distance at which enough filters stay; of these the smallest are removed until the number is
+    exact. The greedy result need not be the nearest network of the set, which is a hard problem (a
+    maximum independent set).
 
     Attributes:
-      floor: At least so many filters of every kernel stay, or all that it has.
-      kernels: What the program does with its weights, `channel_groups(...).kernels`: which of them are
-        kernels, and which axes their filters are on. None: by their names; filters are on the last
-        axis, of a "weight" on the first.
+      floor: The smallest number of filters that stay in every kernel (or all, if it has fewer), at
+        least 1.
+      kernels: The kernels and the axes of their filters, `channel_groups(...).kernels`. None: weights
+        are kernels by their names, with filters on the last axis, or on the first axis of a "weight".
 
     Example:
       >>> kernel = jnp.array([[3.0, 3.1, 0.0], [0.0, 0.1, 1.0]])
@@ -225,7 +227,7 @@ class Redundant:
         checks.integer("floor", self.floor, minimum=1)
 
     def masks(self, params: PyTree, kept: Array | float, *, exclude: Sequence[str] = ()) -> Masks:
-        """As `Constraint.masks`, in whole filters."""
+        """Returns masks of whole filters; see `Constraint.masks`."""
         found = {}
         for path, kernel in checked_kernels(params, kept, exclude, self.kernels).items():
             outputs = axes_of(self.kernels, path, kernel.ndim).outputs
@@ -241,23 +243,21 @@ class Redundant:
 
 @dataclasses.dataclass(frozen=True)
 class NofM:
-    """The n largest of every m neighbours along the axis of input channels.
+    """N:M sparsity: the n largest of every m neighbours along the axis of input channels stay.
 
-    GPUs multiply such matrices (2 of 4) nearly twice as fast. While `kept` is above n / m it is
-    round(kept * m) of them, so that a falling budget falls in steps. A remainder of fewer than m
-    channels is a group of its own, of which n stay: a depthwise kernel, of one input channel, stays
-    whole.
+    GPUs multiply such matrices (2 of 4) nearly twice as fast. If `kept` is above n / m, round(kept * m)
+    of every m stay, so that a falling budget falls in steps. A remainder of fewer than m channels is a
+    group of its own, of which n stay; a depthwise kernel, which has one input channel, is not pruned.
 
     Attributes:
-      n: At least 1.
-      m: Above n.
-      kernels: What the program does with its weights, `channel_groups(...).kernels`: which of them are
-        kernels, and which axes they read (`training.fit` sees to that). None: by their names; of two
-        or four axes, a dense layer's or a convolution's, the last but one is read, of a "weight" the
-        second, and others are refused.
+      n: The number of weights that stay in each group, at least 1.
+      m: The number of weights in a group, above n.
+      kernels: The kernels and the axes of their inputs, `channel_groups(...).kernels` (`training.fit`
+        gives them). None: weights are kernels by their names. The input axis of a kernel of two or four
+        axes is then the last but one, or the second of a "weight"; other kernels are refused.
 
     Raises:
-      TypeError, ValueError: A setting of the wrong type or out of range.
+      TypeError, ValueError: A setting has the wrong type or is out of range.
 
     Example:
       >>> kernel = jnp.array([[1.0], [-3.0], [2.0], [0.5]])
@@ -277,7 +277,7 @@ class NofM:
         checks.integer("m", self.m, minimum=self.n + 1)
 
     def masks(self, params: PyTree, kept: Array | float, *, exclude: Sequence[str] = ()) -> Masks:
-        """As `Constraint.masks`; `kept` of at least n / m."""
+        """Returns the masks of the projection; `kept` is at least n / m. See `Constraint.masks`."""
         kernels = checked_kernels(params, kept, exclude, self.kernels)
         if is_known(kept) and float(kept) < self.n / self.m - 1e-6:
             raise ValueError(
@@ -305,13 +305,13 @@ class NofM:
 def open_kernels(
     params: PyTree, exclude: Sequence[str], kernels: Kernels = None
 ) -> dict[str, Array]:
-    """The kernels that are not excluded, by path, of parameters or masks; raises if there are none."""
+    """Returns the kernels that are not excluded, by path; raises if there are none."""
     named = kernels_of(params, kernels)
     chosen = {path: jnp.asarray(named[path]) for path in not_excluded(named, exclude)}
     if not sum(kernel.size for kernel in chosen.values()):
         raise ValueError(
-            "`params` has no kernels to prune: leaves of two dimensions or more called 'kernel', "
-            "'weight' or 'w', without those that `exclude` names; `kernels` may name others."
+            "`params` must have kernels to prune that `exclude` does not name: arrays of two or more "
+            "dimensions called 'kernel', 'weight' or 'w', or those that `kernels` names."
         )
     return chosen
 
@@ -319,7 +319,7 @@ def open_kernels(
 def checked_kernels(
     params: PyTree, kept: Array | float, exclude: Sequence[str], kernels: Kernels = None
 ) -> dict[str, Array]:
-    """`open_kernels` of parameters; checks them and `kept` as `Constraint.masks` says."""
+    """Returns `open_kernels` of parameters, after the checks that `Constraint.masks` lists."""
     checks.number("kept", kept, above=0.0, maximum=1.0)
     found = open_kernels(params, exclude, kernels)
     for path, kernel in found.items():
@@ -328,24 +328,26 @@ def checked_kernels(
     if not checks.is_traced(found):
         broken = jax.device_get({p: jnp.any(jnp.isnan(k)) for p, k in found.items()})
         for path in (path for path, is_broken in broken.items() if is_broken):
-            raise ValueError(f"`params` has NaN at {path}, which is neither small nor large.")
+            raise ValueError(
+                f"`params` must not have NaN, which cannot be ranked, got one at {path}."
+            )
     return found
 
 
 def is_known(kept: Any) -> bool:
-    """Whether `kept` is a number of the host, which is exact, rather than an array."""
+    """Whether `kept` is a Python number, which is exact, and not an array."""
     return isinstance(kept, int | float | np.number)
 
 
 def number_kept(kept: Array | float, size: int) -> Array | int:
-    """round(kept * size), as an integer."""
+    """Returns round(kept * size) as an integer."""
     if is_known(kept):
         return round(float(kept) * size)
     return jnp.round(jnp.asarray(kept, jnp.float32) * size).astype(jnp.int32)
 
 
 def _with_floor(scores: Array, floor: int) -> Array:
-    """The scores with the `floor` largest of them infinite."""
+    """Returns the scores with the `floor` largest set to infinity."""
     if floor == 0:
         return scores
     flat = jnp.ravel(scores)
@@ -354,7 +356,7 @@ def _with_floor(scores: Array, floor: int) -> Array:
 
 
 def _largest_of_groups(rows: Array, m: int, count: Array | int) -> Array:
-    """The mask of rows [N, I] with the `count` largest of every m along I."""
+    """Returns the mask of the `count` largest of every m along the second axis of rows [N, I]."""
     number, inputs = rows.shape
     short = -inputs % m
     # What fills the last group up is below every weight.
@@ -367,7 +369,7 @@ def _largest_of_groups(rows: Array, m: int, count: Array | int) -> Array:
 
 
 def _depth(path: str) -> tuple[Any, ...]:
-    """A key that sorts paths by the numbers in their names, component by component."""
+    """Returns a key that sorts paths by the numbers in their names, name by name."""
     keys = []
     for name in path.split("/"):
         numbers = tuple(int(digits) for digits in re.findall(r"\d+", name))
@@ -378,7 +380,7 @@ def _depth(path: str) -> tuple[Any, ...]:
 
 
 def _with_shortcuts(paths: list[str]) -> list[list[str]]:
-    """One layer for each kernel, but a shortcut is put with the last other kernel of its block."""
+    """Returns a layer for each kernel, with a shortcut in the layer of its block's last kernel."""
 
     def block_of(path: str) -> str | None:
         names = path.split("/")

@@ -1,4 +1,4 @@
-"""How sparse a network is: by layer, over all kernels, and over all its parameters."""
+"""The sparsity of a network: of each layer, of all kernels, and of all parameters."""
 
 from typing import Any, TypedDict
 
@@ -10,7 +10,7 @@ from jaxrobust.types import Masks, PyTree, QuantizedKernel
 
 
 class LayerSparsity(TypedDict):
-    """Of one kernel: its weights, those that are kept, and the fraction removed."""
+    """The sparsity of one kernel: its weights, those that are kept, and the fraction removed."""
 
     size: int
     kept: int
@@ -18,7 +18,7 @@ class LayerSparsity(TypedDict):
 
 
 class ParameterCounts(TypedDict):
-    """Of all parameters, biases and normalisation included."""
+    """The numbers of all parameters and of those not 0, with biases and normalisation."""
 
     size: int
     nonzero: int
@@ -27,21 +27,23 @@ class ParameterCounts(TypedDict):
 def layer_sparsity(
     params: PyTree, masks: Masks | None = None, *, kernels: Kernels = None
 ) -> dict[str, LayerSparsity]:
-    """The sparsity of every kernel.
+    """Returns the sparsity of every kernel.
 
     Args:
       params: Nested dicts of arrays or `QuantizedKernel`.
-      masks: Of the parameters' structure, before they were quantised or after: what they remove
-        counts. None: the zeros of `params` do.
-      kernels: Which weights are kernels: None by their names, a function of (path, array), or kernels
-        as `channel_groups` finds them.
+      masks: Boolean masks with the structure of the parameters, before or after quantisation; the
+        weights that they remove are counted. None: the zeros of `params` are counted.
+      kernels: Which weights are kernels. None: by their names; or a function of (path, array), or the
+        kernels that `channel_groups` finds.
 
     Returns:
-      {"block_0/conv/kernel": {"size", "kept", "sparsity"}}.
+      {"size": its weights, "kept": those that stay, "sparsity": the fraction removed} for each kernel,
+      by paths like "block_0/conv/kernel".
 
     Raises:
-      TypeError: Masks that are not boolean.
-      ValueError: No kernels, or unknown ones; masks of another structure or other shapes.
+      TypeError: The masks are not boolean.
+      ValueError: There are no kernels, `kernels` are unknown, or the masks have another structure or
+        other shapes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -56,8 +58,8 @@ def layer_sparsity(
     found = {path: leaf for path, leaf in kernels_of(counted, kernels).items() if leaf.size}
     if not found:
         raise ValueError(
-            "`params` has no kernels: leaves of two dimensions or more called 'kernel', 'weight' or "
-            "'w'; `kernels` may name others."
+            "`params` must have kernels: arrays of two or more dimensions called 'kernel', 'weight' or "
+            "'w', or those that `kernels` names."
         )
     return {
         path: {
@@ -70,18 +72,15 @@ def layer_sparsity(
 
 
 def sparsity_of(tree: PyTree, *, kernels: Kernels = None) -> float:
-    """The fraction of all kernel weights that is removed.
+    """Returns the fraction of all kernel weights that is removed, in [0, 1].
 
     Args:
-      tree: Parameters, of which zeros count as removed, or masks.
-      kernels: Which weights are kernels: None by their names, a function of (path, array), or kernels
-        as `channel_groups` finds them.
-
-    Returns:
-      In [0, 1].
+      tree: Parameters, whose zeros count as removed, or boolean masks.
+      kernels: Which weights are kernels. None: by their names; or a function of (path, array), or the
+        kernels that `channel_groups` finds.
 
     Raises:
-      ValueError: No kernels, or unknown ones.
+      ValueError: There are no kernels, or `kernels` are unknown.
 
     Example:
       >>> import jax.numpy as jnp
@@ -94,11 +93,11 @@ def sparsity_of(tree: PyTree, *, kernels: Kernels = None) -> float:
 
 
 def parameter_counts(params: PyTree) -> ParameterCounts:
-    """How many parameters there are, and how many are not zero.
+    """Returns the number of parameters, "size", and the number that is not 0, "nonzero".
 
     Args:
-      params: Nested dicts of arrays or `QuantizedKernel`, whose scales are not counted. Without
-        running statistics: those are no parameters.
+      params: Nested dicts of arrays or `QuantizedKernel`, whose scales are not counted. Leave out the
+        running statistics, which are not parameters.
 
     Example:
       >>> import jax.numpy as jnp
@@ -110,12 +109,12 @@ def parameter_counts(params: PyTree) -> ParameterCounts:
 
 
 def _is_parameter(leaf: Any) -> bool:
-    """Modules have functions and keys of random numbers among their leaves."""
+    """Whether a leaf is a parameter; modules have functions and PRNG keys among their leaves."""
     return is_array(leaf) and not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
 
 
 def _without_scales(tree: PyTree) -> PyTree:
-    """The tree with the values alone of each `QuantizedKernel`, in its place."""
+    """Replaces each `QuantizedKernel` in a tree by its values."""
     return jax.tree.map(
         lambda leaf: leaf.values if isinstance(leaf, QuantizedKernel) else leaf,
         tree,
@@ -124,5 +123,5 @@ def _without_scales(tree: PyTree) -> PyTree:
 
 
 def _nonzero(leaves: list[Any]) -> list[int]:
-    """How many of each are not zero, all fetched from the device at once."""
+    """Returns how many elements of each leaf are not 0, fetched from the device at once."""
     return [int(count) for count in jax.device_get([jnp.count_nonzero(leaf) for leaf in leaves])]

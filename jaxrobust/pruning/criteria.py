@@ -1,8 +1,8 @@
-"""What a filter is worth: its size, its distance from the others, or what the loss makes of it.
+"""Criteria that score filters: by their size, their distance from others, or their effect on the loss.
 
-A channel's score is the sum over the kernels that make it, of every layer of its group: channels that
-are added up, and those of a depthwise convolution, stay or go by one decision. A criterion is a
-function and a row of `CRITERIA`; `filter_scores` takes one that is in no table as well.
+The score of a channel is the sum over the kernels that make it, in all layers of its group: channels
+that are added, and those of a depthwise convolution, are kept or removed together. A criterion is a
+function and a row of `CRITERIA`; `filter_scores` also takes a `Criterion` that is not in the table.
 """
 
 import dataclasses
@@ -21,13 +21,13 @@ from jaxrobust.types import Array, PyTree
 
 
 class Filters(NamedTuple):
-    """The filters of one kernel, in float64, so that ties are those of the weights, not of rounding.
+    """The filters of one kernel, in float64, so that rounding makes no ties.
 
     Attributes:
-      weights: [size, N], those of each channel that the kernel makes.
-      slopes: [size, N], the gradients by them; None without gradients.
-      norm: What their scores are divided by: the kernel's l2 norm, or 1.
-      there: bool [size], which have not been removed.
+      weights: [size, N], the weights of each channel that the kernel makes.
+      slopes: [size, N], the gradients with respect to the weights; None without gradients.
+      norm: The number by which the scores are divided: the l2 norm of the kernel, or 1.
+      there: bool [size], False for channels that have already been removed.
     """
 
     weights: np.ndarray
@@ -37,12 +37,12 @@ class Filters(NamedTuple):
 
 
 class Makers(NamedTuple):
-    """What makes the channels of one group.
+    """The kernels that make the channels of one group.
 
     Attributes:
-      size: How many channels there are.
+      size: The number of channels.
       kernels: The filters of each kernel that makes them.
-      key: A PRNG key of the group's own; None where none was given.
+      key: A PRNG key for the group; None if `filter_scores` was given no key.
     """
 
     size: int
@@ -52,12 +52,13 @@ class Makers(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Criterion:
-    """How the channels of a group are scored.
+    """A criterion that scores the channels of a group.
 
     Attributes:
-      score: Makers -> [size], higher is worth more; `summed` makes one of a function of one kernel.
-      needs: "gradients" or "key", which `filter_scores` must then be given; None: neither.
-      normalises: Whether it makes sense to divide each kernel's scores by the kernel's l2 norm.
+      score: A function from `Makers` to scores [size], of which the lowest are pruned first. `summed`
+        makes it from a function of one kernel.
+      needs: "gradients" or "key" if `filter_scores` must be given these; None: neither.
+      normalises: Whether scores of a kernel can be divided by the l2 norm of the kernel.
 
     Example:
       >>> largest = Criterion(summed(lambda filters: np.abs(filters.weights).max(1)))
@@ -74,10 +75,10 @@ class Criterion:
 
 
 def summed(function: Callable[[Filters], np.ndarray]) -> Callable[[Makers], np.ndarray]:
-    """A score that is the sum over a group's kernels, each divided by its `norm`.
+    """Makes a score that sums a function over the kernels of a group, each divided by its `norm`.
 
     Args:
-      function: Filters of one kernel -> [size].
+      function: A function from the `Filters` of one kernel to scores [size].
     """
 
     @functools.wraps(function)  # so that its source and its name are found
@@ -91,7 +92,7 @@ def summed(function: Callable[[Filters], np.ndarray]) -> Callable[[Makers], np.n
 
 
 def l1(filters: Filters) -> np.ndarray:
-    """Sum |w|.
+    """Scores a filter by sum |w|.
 
     References:
       Li, Kadav, Durdanovic, Samet, Graf, "Pruning Filters for Efficient ConvNets", ICLR 2017,
@@ -101,12 +102,12 @@ def l1(filters: Filters) -> np.ndarray:
 
 
 def l2(filters: Filters) -> np.ndarray:
-    """Square root of sum w^2."""
+    """Scores a filter by the square root of sum w^2."""
     return np.linalg.norm(filters.weights, axis=1)
 
 
 def geometric_median(filters: Filters) -> np.ndarray:
-    """Sum over the other filters F_j of ||w - F_j||_2, small where the others can stand in for it.
+    """Scores a filter by sum ||w - F_j||_2 over the other filters F_j, which can replace it if small.
 
     References:
       He, Liu, Wang, Hu, Yang, "Filter Pruning via Geometric Median for Deep Neural Networks
@@ -121,7 +122,7 @@ def geometric_median(filters: Filters) -> np.ndarray:
 
 
 def taylor(filters: Filters) -> np.ndarray:
-    """|sum w g|, how much the loss changes to first order without the filter; g are its gradients.
+    """Scores a filter by |sum w g|, with gradients g: the first-order change of the loss without it.
 
     References:
       Molchanov, Mallya, Tyree, Frosio, Kautz, "Importance Estimation for Neural Network Pruning", CVPR
@@ -133,7 +134,7 @@ def taylor(filters: Filters) -> np.ndarray:
 
 
 def uniform(makers: Makers) -> Array:
-    """Uniform in [0, 1), one draw for each channel of a group: what a criterion has to beat."""
+    """Scores each channel by a uniform random number in [0, 1), as a baseline for other criteria."""
     assert makers.key is not None  # which `needs` says
     return jax.random.uniform(makers.key, (makers.size,))
 
@@ -158,28 +159,28 @@ def filter_scores(
     normalise: bool = False,
     keep: Keep | None = None,
 ) -> dict[str, np.ndarray]:
-    """What each channel is worth, on the host.
+    """Scores every channel of a network; those with the lowest scores are pruned first.
 
     Args:
-      weights: What the groups were found for, or of linen variables the "params" alone.
-      groups: Of `channel_groups`; the kernels that make a group are those of its program.
-      criterion: The name of one in `CRITERIA`, "l1", "l2", "geometric_median", "taylor" or "random",
-        or a `Criterion`.
-      gradients: Of a loss by the weights, of their structure; for "taylor". Of whole variables
-        {"params": ...} is enough.
-      key: A PRNG key; for "random". Each group's own is folded with its place among the groups.
-      normalise: Whether each kernel is first divided by its l2 norm, so that layers compare under one
-        budget for all. Only for l1, l2 and geometric_median; the others compare as they are.
-      keep: {group: channels kept} of an earlier pruning. Those that it removed score 0 and stand in for
-        no other. None: all channels are there.
+      weights: The weights for which the groups were found, or only the "params" of linen variables.
+      groups: The result of `channel_groups`.
+      criterion: A name in `CRITERIA`, "l1", "l2", "geometric_median", "taylor" or "random", or a
+        `Criterion`.
+      gradients: The gradients of a loss with respect to the weights, with their structure, which
+        "taylor" needs. For whole variables, {"params": ...} is enough.
+      key: A PRNG key, which "random" needs. Each group folds it with its position among the groups.
+      normalise: Whether each kernel is first divided by its l2 norm, so that the scores of different
+        layers can be compared under a global budget. Only for l1, l2 and geometric_median.
+      keep: {group: kept channels} of an earlier pruning. Removed channels score 0 and are not compared
+        with others. None: no channel has been removed.
 
     Returns:
-      {group: float32 [size]}; higher is worth more.
+      {group: float32 [size]}, on the host.
 
     Raises:
-      TypeError: No ChannelGroups; a criterion that is neither a name nor a `Criterion`.
-      ValueError: An unknown criterion, one without what it needs or with scores of another shape;
-        groups of another network; NaN weights or gradients.
+      TypeError: `groups` is not a ChannelGroups, or `criterion` is neither a name nor a `Criterion`.
+      ValueError: The criterion is unknown, lacks its gradients or key, or returns scores of another
+        shape; the groups are of another network; or weights or gradients are NaN.
 
     Example:
       >>> import jax.numpy as jnp
@@ -197,8 +198,8 @@ def filter_scores(
         if (value is None) == (rule.needs == name):
             which = "needs" if value is None else "takes no"
             raise ValueError(f"`criterion` {said} {which} `{name}`.")
-    if normalise and not rule.normalises:
-        raise ValueError(f"`normalise` goes without the criterion {said}.")
+    if normalise and not chosen.normalises:
+        raise ValueError(f"`normalise` must be False for the criterion {said}.")
     where = located(groups, weights)
     # What was removed scores 0, whatever its weights are.
     kept = {} if keep is None else check_keep("keep", groups, keep)
@@ -213,19 +214,14 @@ def filter_scores(
         found = np.asarray(rule.score(Makers(size, tuple(kernels[group]), own)), np.float32)
         if found.shape != (size,):
             raise ValueError(
-                f"`criterion` must give one score for each of the {size} channels of {group!r}, got "
+                f"`criterion` must return one score for each of the {size} channels of {group!r}, got "
                 f"shape {found.shape}."
             )
         scores[group] = np.where(there[group], found, np.float32(0))
         if np.isnan(scores[group]).any():
-            read = [
-                part for f in kernels[group] for part in (f.weights, f.slopes) if part is not None
-            ]
-            of_weights = any(np.isnan(part).any() for part in read)
-            whose = (
-                "kernels or their `gradients`" if of_weights else f"scores of the criterion {said}"
+            raise ValueError(
+                f"`weights` and `gradients` must not have NaN, got one in the kernels of {group!r}."
             )
-            raise ValueError(f"The {whose} have NaN for {group!r}.")
     return scores
 
 
@@ -246,7 +242,7 @@ def _kernels(
     there: dict[str, np.ndarray],
     normalise: bool,
 ) -> dict[str, list[Filters]]:
-    """The kernels that make each group."""
+    """Returns the kernels that make each group."""
     leaves = dict(named_leaves(weights))
     slopes = {} if gradients is None else dict(named_leaves(gradients))
     found: dict[str, list[Filters]] = {group: [] for group in there}
@@ -266,6 +262,6 @@ def _kernels(
 
 
 def _filters(kernel: Any, axis: int, indices: np.ndarray) -> np.ndarray:
-    """Float64 [size, N]: the weights of each channel, those of all its places on the axis."""
+    """Returns float64 [size, N]: the weights of each channel, at all its indices on the axis."""
     moved = np.moveaxis(np.asarray(kernel, np.float64), axis, 0)
     return moved[indices].reshape(len(indices), -1)

@@ -1,8 +1,8 @@
-"""Which filters go: whole channels, those with the lowest scores, under an exact budget.
+"""Filter pruning: removes the channels with the lowest scores, under an exact budget.
 
-What must stay or go together is one channel of a group (`channel_groups` finds them). `sparsity` is
-the fraction of the channels that is removed; n channels lose exactly round(sparsity * n), of equal
-scores those that come first.
+Filters that must be removed together are one channel of a group (see `channel_groups`). `sparsity` is
+the fraction of the channels to remove: exactly round(sparsity * n) of n channels. Among equal scores
+those with lower indices are removed first.
 
 References:
   Li, Kadav, Durdanovic, Samet, Graf, "Pruning Filters for Efficient ConvNets", ICLR 2017,
@@ -38,26 +38,28 @@ def keep_filters(
     exclude: Collection[str] = (),
     previous: Keep | None = None,
 ) -> dict[str, np.ndarray]:
-    """The channels to keep when those with the lowest scores go.
+    """Selects the channels to keep when those with the lowest scores are removed.
 
     Args:
-      scores: {group: [size]}, higher is worth more; of `filter_scores`, or any other.
+      scores: {group: scores [size]}, from `filter_scores` or any other source.
       sparsity: The fraction of the channels to remove, in [0, 1); or, for "layer", {group: fraction},
-        which leaves other groups as they are.
+        which leaves the other groups unpruned.
       scope: "layer" removes this fraction of every group, "global" of all groups together.
-      min_filters: Of every group at least so many are kept, or all that it has.
-      multiple_of: Every group keeps a multiple of this, or all: what it would keep is rounded up, so
-        somewhat less is removed than asked for.
-      exclude: Groups to keep whole. With "global", `sparsity` is of all channels all the same.
-      previous: {group: channels kept} of an earlier pruning; what it removed stays removed, and counts.
+      min_filters: The smallest number of channels to keep in every group (or all, if it has fewer), at
+        least 1.
+      multiple_of: Every group keeps a multiple of this number, or all channels. The number to keep is
+        rounded up, so that somewhat less is removed than `sparsity`.
+      exclude: Groups that are not pruned. With "global", their channels still count in `sparsity`.
+      previous: {group: kept channels} of an earlier pruning. What it removed stays removed, and counts
+        towards `sparsity`.
 
     Returns:
-      {group: int indices, ascending}.
+      {group: int indices of the channels to keep, ascending}.
 
     Raises:
-      TypeError: A sparsity that is no number.
-      ValueError: Out of range, unknown groups or scope, NaN scores; a global sparsity that
-        `min_filters` or `exclude` keep out of reach; `previous` that removed more.
+      TypeError: A sparsity is not a number.
+      ValueError: A value is out of range; a group or the scope is unknown; scores are NaN;
+        `min_filters` or `exclude` make the global sparsity impossible; or `previous` removed more.
 
     Example:
       >>> keep = keep_filters({"width": [3.0, 1.0, 2.0, 1.0]}, 0.5, min_filters=1)
@@ -71,7 +73,7 @@ def keep_filters(
     values = {group: np.asarray(score, np.float32) for group, score in scores.items()}
     for group, score in values.items():
         if score.ndim != 1 or np.isnan(score).any():
-            raise ValueError(f"`scores` must be [size] without NaN, got {score} for {group!r}.")
+            raise ValueError(f"`scores` must be [size], without NaN, got {score} for {group!r}.")
     _check_groups("exclude", exclude, values)
     gone = {group: np.zeros(len(score), bool) for group, score in values.items()}
     if previous is not None:
@@ -101,8 +103,8 @@ def keep_filters(
         count = size - allowed(size, size - counts[group])
         if gone[group].sum() > count:
             raise ValueError(
-                f"`previous` has removed {gone[group].sum()} of the {size} channels of {group!r}, and "
-                f"{count} are to be removed: a removed channel is not revived."
+                f"`sparsity` removes {count} of the {size} channels of {group!r}, but `previous` has "
+                f"removed {gone[group].sum()}: a removed channel cannot be restored."
             )
         keep[group] = np.sort(orders[group][count:])
     return keep
@@ -119,27 +121,29 @@ def prune_filters(
     min_filters: int = 8,
     multiple_of: int = 1,
 ) -> Masks:
-    """Removes the channels with the lowest scores: scores, channels to keep and masks in one call.
+    """Scores the channels of a network, and returns masks that remove those with the lowest scores.
 
-    For scores that need gradients or a key, or that are normalised, and for groups to exclude, call the
-    three: `filter_scores`, `keep_filters` and `filter_masks`.
+    It calls `filter_scores`, `keep_filters` and `filter_masks`. Call these yourself for criteria that
+    need gradients or a key, for normalised scores, or to exclude groups.
 
     Args:
-      weights: What the groups were found for, or of linen variables the "params" alone.
-      sparsity: As `keep_filters`.
-      groups: Of `channel_groups`.
-      masks: Of an earlier pruning by this function: what they remove stays removed, and counts.
-      criterion: As `filter_scores`, one that needs nothing besides.
-      scope: As `keep_filters`, like the next two.
-      min_filters: Of every group at least so many are kept, or all that it has.
-      multiple_of: Every group keeps a multiple of this, or all.
+      weights: The weights for which the groups were found, or only the "params" of linen variables.
+      sparsity: The fraction of the channels to remove, in [0, 1); or, for "layer", {group: fraction}.
+      groups: The result of `channel_groups`.
+      masks: Masks of an earlier pruning by this function. What they remove stays removed, and counts
+        towards `sparsity`.
+      criterion: A name in `CRITERIA` or a `Criterion` that needs neither gradients nor a key.
+      scope: "layer" removes the fraction from every group, "global" from all groups together.
+      min_filters: The smallest number of channels to keep in every group (or all, if it has fewer).
+      multiple_of: Every group keeps a multiple of this number, or all channels.
 
     Returns:
-      Masks, of the structure of `weights`. `kept_filters(masks, groups)` says which channels are left;
-      with `functools.partial(prune_filters, groups=groups)` as its `prune`, `iterative` prunes filters.
+      Masks with the structure of `weights`. `kept_filters(masks, groups)` returns the channels that are
+      left. To prune filters with `iterative`, pass `functools.partial(prune_filters, groups=groups)` as
+      its `prune`.
 
     Raises:
-      TypeError, ValueError: As `filter_scores` and `keep_filters`.
+      TypeError, ValueError: `filter_scores` or `keep_filters` raises.
     """
     if (needs := chosen(criterion).needs) is not None:
         raise ValueError(
@@ -165,15 +169,15 @@ def _check_groups(name: str, groups: Collection[Any], known: Mapping[str, Any]) 
     unknown = [group for group in groups if group not in known]
     if unknown:
         raise ValueError(
-            f"`{name}` names {', '.join(map(repr, unknown))}; the groups are "
-            f"{', '.join(map(repr, known))}."
+            f"`{name}` must name groups of the network, got {', '.join(map(repr, unknown))}; the "
+            f"groups are {', '.join(map(repr, known))}."
         )
 
 
 def _counts_by_layer(
     sizes: Mapping[str, int], sparsity: float | Mapping[str, float], exclude: Collection[str]
 ) -> dict[str, int]:
-    """How many channels go of each group, before anything is rounded."""
+    """Returns the number of channels to remove from each group, before rounding."""
     if isinstance(sparsity, Mapping):
         _check_groups("sparsity", sparsity, sizes)
         named = {g: check_sparsity(f"sparsity[{g!r}]", value) for g, value in sparsity.items()}
@@ -192,17 +196,16 @@ def _counts_together(
     most: Mapping[str, int],
     sparsity: float | Mapping[str, float],
 ) -> dict[str, int]:
-    """How many channels go of each group when those of all groups compete."""
+    """Returns the number of channels to remove from each group when all groups compete."""
     if isinstance(sparsity, Mapping):
-        raise ValueError("A mapping as `sparsity` goes with `scope='layer'`.")
+        raise ValueError("`sparsity` must be a number with `scope='global'`, got a mapping.")
     total = sum(map(len, values.values()))
     count = round(check_sparsity("sparsity", sparsity) * total)
     reachable = sum(most.values())
     if count > reachable:
         raise ValueError(
-            f"`sparsity` {sparsity} cannot be reached: `min_filters`, `multiple_of` and `exclude` keep "
-            f"{total - reachable} of the {total} channels; the largest reachable is "
-            f"{reachable / total}."
+            f"`sparsity` must be at most {reachable / total}, got {sparsity}: `min_filters`, "
+            f"`multiple_of` and `exclude` keep {total - reachable} of the {total} channels."
         )
     groups = np.repeat(np.arange(len(values)), [most[group] for group in values])
     first = [orders[group][: most[group]] for group in values]

@@ -1,12 +1,11 @@
-"""How many weights each layer keeps when the density must not increase with depth.
+"""The numbers of weights that layers keep if the density must not increase with depth.
 
-With s_l(d) the squared weight of layer l that is reached when it is filled, the largest first, up
-to density d, a network of densities d_1 >= d_2 >= ... keeps sum_l n_l int_0^{d_l} s_l, and the
-nearest one keeps the most. For a price per weight, every level of density is a choice by itself:
-the layers that reach it are the first j, for the j with the largest sum_{l <= j} n_l (s_l(d) -
-price); as s_l falls with d, these choices are nested. The price is the one at which the total is
-right. (Isotonic regression of the densities that one threshold for all layers leaves, which comes
-to mind first, is not the nearest.)
+Let s_l(d) be the squared weight of layer l at density d, when its weights are added from the largest to
+the smallest. A network of densities d_1 >= d_2 >= ... keeps sum_l n_l int_0^{d_l} s_l, and the nearest
+network keeps the most. For a given price per weight, each level of density can be decided by itself:
+the first j layers reach it, for the j with the largest sum_{l <= j} n_l (s_l(d) - price). As s_l falls
+with d, these decisions are nested. The price is the one at which the total is exact. (Isotonic
+regression of the densities of a single threshold does not give the nearest network.)
 """
 
 import functools
@@ -24,20 +23,19 @@ _MAX_LEVELS = 4096
 
 @functools.partial(compilation.jit, static_argnames="floor")
 def counts(layers: list[Array], total: Array | int, floor: int = 1) -> list[Array]:
-    """The number of weights that each layer keeps: the most of the sum of squares, in whole numbers.
+    """Returns the number of weights that each layer keeps, so that the sum of squares is largest.
 
-    The densities are optimal as real numbers. As whole ones they are rounded down, raised where a
-    deeper layer would be denser, and mended weight by weight, the cheapest first, until the total
-    is right.
+    The densities are optimal as real numbers. The counts are these rounded down, raised where a deeper
+    layer would be denser, and corrected weight by weight, the cheapest first, until the total is exact.
 
     Args:
-      layers: Floating [n_l], in the order of depth, of which the magnitudes count.
-      total: How many weights stay, at least `floor` of each layer; may be traced.
-      floor: At least so many of every layer stay, or all that it has.
+      layers: The weights of the layers, floating [n_l], in the order of depth.
+      total: The number of weights that stay; may be traced.
+      floor: The smallest number of weights that stay in every layer (or all, if it has fewer).
 
     Returns:
-      int32 scalars k_l with k_1 / n_1 >= k_2 / n_2 >= ... and the sum `total`, unless the floors alone
-      come to more.
+      int32 scalars k_l with k_1 / n_1 >= k_2 / n_2 >= ..., which sum to `total`, or to more if the
+      floors alone are more.
 
     Example:
       >>> [int(k) for k in counts([jnp.array([1.0, 2.0]), jnp.array([5.0, 4.0, 3.0, 0.1])], 3)]
@@ -55,7 +53,7 @@ def counts(layers: list[Array], total: Array | int, floor: int = 1) -> list[Arra
 
 
 def _best_densities(squares: list[Array], sizes: np.ndarray, total: Array | int) -> Array:
-    """float32 [L], not increasing, whose weights sum up to the total: the optimum in real numbers."""
+    """Returns float32 [L], the optimal densities, which do not increase and sum to the total."""
     edges = np.linspace(0.0, 1.0, _MAX_LEVELS + 1)
     if sizes.sum() <= _MAX_LEVELS:
         edges = np.unique(np.concatenate([np.arange(size + 1) / size for size in sizes]))
@@ -93,7 +91,7 @@ def _best_densities(squares: list[Array], sizes: np.ndarray, total: Array | int)
 
 
 def _funnelled(start: Array, sizes: np.ndarray) -> Array:
-    """The smallest whole numbers of at least `start` whose densities do not increase."""
+    """Returns the smallest integers of at least `start` whose densities do not increase."""
 
     def too_few(kept: Array) -> Array:
         short = ~_as_dense(kept[:-1], sizes[:-1], kept[1:], sizes[1:])
@@ -111,7 +109,7 @@ def _mended(
     smallest: Array,
     total: Array | int,
 ) -> Array:
-    """The total made right: one weight at a time, where it keeps the funnel and costs the least."""
+    """Corrects the total one weight at a time, where it keeps the funnel and costs the least."""
 
     def worth(index: Array) -> Array:
         return jnp.stack(
@@ -122,7 +120,7 @@ def _mended(
         )
 
     def choices(kept: Array) -> tuple[Array, Array]:
-        """Where one more would do, where one less."""
+        """Returns where a weight may be added, and where one may be removed."""
         more = jnp.append(True, _as_dense(kept[:-1], sizes[:-1], kept[1:] + 1, sizes[1:]))
         less = jnp.append(_as_dense(kept[:-1] - 1, sizes[:-1], kept[1:], sizes[1:]), True)
         return more & (kept < jnp.asarray(sizes)), less & (kept > smallest)
@@ -145,14 +143,14 @@ def _mended(
 
 
 def _as_dense(kept: Array, sizes: np.ndarray, others: Array, their_sizes: np.ndarray) -> Array:
-    """Kept / sizes >= others / their_sizes, exactly: the products may need 64 bits."""
+    """Whether kept / sizes >= others / their_sizes, exactly: the products may need 64 bits."""
     high, low = _product(kept, their_sizes)
     their_high, their_low = _product(others, sizes)
     return (high > their_high) | ((high == their_high) & (low >= their_low))
 
 
 def _product(left: Array, right: np.ndarray) -> tuple[Array, Array]:
-    """Left * right of integers in [0, 2^31), as two words of 32 bits."""
+    """Multiplies integers in [0, 2^31), and returns two words of 32 bits."""
     a, b = left.astype(jnp.uint32), jnp.asarray(right, jnp.uint32)
     a_high, a_low, b_high, b_low = a >> 16, a & 0xFFFF, b >> 16, b & 0xFFFF
     # Each part is below 2^31, so their sum fits.

@@ -1,4 +1,4 @@
-"""Goes through a program with labels in the place of numbers, loops and choices too."""
+"""Evaluates a program, with its loops and branches, on labels instead of numbers."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -13,7 +13,7 @@ from jaxrobust.pruning.labels import Along, Labelled, Units, fixed_value, number
 
 
 class Reader:
-    """Reads a program with values of labels."""
+    """Evaluates a program on values of labels."""
 
     def __init__(self, units: Units, program: programs.Program) -> None:
         self.units = units
@@ -23,7 +23,7 @@ class Reader:
     def run(
         self, steps: programs.StepList, arrays: Iterator[Labelled], arguments: Sequence[Labelled]
     ) -> list[Labelled]:
-        """The values of the results of steps."""
+        """Returns the values of the results of steps."""
 
         def results(step: programs.Step, operands: list[Any]) -> Sequence[Labelled]:
             return self.results(step.what, arrays, list(map(_of_array, operands)))
@@ -33,7 +33,7 @@ class Reader:
     def results(
         self, what: Any, arrays: Iterator[Labelled], operands: list[Labelled]
     ) -> Sequence[Labelled]:
-        """The values of the results of one step."""
+        """Returns the values of the results of one step."""
         if isinstance(what, programs.StepList):
             return self.run(what, arrays, operands)
         if isinstance(what, programs.Nested):
@@ -48,8 +48,8 @@ class Reader:
     def nested(
         self, what: programs.Nested, parts: list[list[Labelled]], operands: list[Labelled]
     ) -> Sequence[Labelled]:
-        """The values of the results of a loop, a choice or a checkpoint."""
-        params, name = what.equation.params, what.name
+        """Returns the values of the results of a loop, a branch or a checkpoint."""
+        params, name = what.equation.params, what.equation.primitive.name
 
         def inside(index: int, given: Sequence[Labelled]) -> list[Labelled]:
             return self.run(what.parts[index], iter(parts[index]), given)
@@ -85,7 +85,7 @@ class Reader:
     def loop(
         self, body: Callable[[Sequence[Labelled]], list[Labelled]], carry: Sequence[Labelled]
     ) -> list[Labelled]:
-        """What goes from round to round: what comes out of one goes into the next."""
+        """Returns the carry of a loop: the result of one round is the input of the next."""
         while True:
             before = list(map(self.seen, carry))
             after = body(carry)
@@ -97,13 +97,13 @@ class Reader:
                 return list(carry)
 
     def seen(self, value: Labelled) -> object:
-        """What of a value may change from round to round."""
+        """Returns the part of a value that may change from round to round."""
         units = [self.units.of(one.array).tolist() for one in value.labels]
         about = [one.axes for one in (*value.labels, *value.fixed)]
         return units, about, value.vanishes, value.has_images
 
     def row(self, value: Labelled) -> Labelled:
-        """What one round of a loop sees: the same labels in every round."""
+        """Returns the value that one round of a loop sees: the same labels in every round."""
         for one in value.labels:
             if 0 in one.axes:
                 self.units.refuse(one.array, "the rounds of a loop")
@@ -117,7 +117,7 @@ class Reader:
 
 
 def _stacked(value: Labelled, length: int) -> Labelled:
-    """The results of all rounds of a loop."""
+    """Returns the stacked results of all rounds of a loop."""
 
     def move(one: Along) -> Along:
         return Along(one.array[None], frozenset(axis + 1 for axis in one.axes), one.why)
@@ -127,7 +127,7 @@ def _stacked(value: Labelled, length: int) -> Labelled:
 
 
 def _of_array(array: Any) -> Labelled:
-    """A literal, or an array that the program closes over."""
+    """Returns the value of a literal, or of an array in the closure of the program."""
     if isinstance(array, Labelled):
         return array
     if np.ndim(array) == 0:

@@ -1,7 +1,7 @@
-"""Which weights go: the smallest ones, of the whole network or of every layer, or random ones.
+"""Pruning of weights: the smallest ones of the whole network or of every layer, or random ones.
 
-`sparsity` is the fraction of the kernels' weights that is removed. n weights lose exactly
-round(sparsity * n); of equal ones those that come first go first.
+`sparsity` is the fraction of the weights of the kernels to remove: exactly round(sparsity * n) of n
+weights. Among equal weights those with lower indices are removed first.
 
 References:
   Han, Pool, Tran, Dally, "Learning both Weights and Connections for Efficient Neural Networks",
@@ -39,28 +39,29 @@ def global_magnitude(
     exclude: Sequence[str] = (),
     kernels: Kernels = None,
 ) -> Masks:
-    """Removes the smallest weights of all kernels together: one threshold for the network.
+    """Removes the smallest weights of all kernels together, with one threshold for the network.
 
-    May be compiled and vmapped: `sparsity` and `exclude` are static, `params` and `masks` arrays.
+    It can be compiled and vmapped: `sparsity` and `exclude` are static, `params` and `masks` arrays.
 
     Args:
       params: Nested dicts of arrays.
       sparsity: The fraction of all kernel weights to remove, in [0, 1).
-      masks: Of an earlier pruning: what they remove stays removed, and counts.
-      exclude: Path prefixes ("head", "block_0/conv") of kernels to keep whole. `sparsity` is still
-        the fraction of all kernels, so the others lose more.
-      kernels: Which weights are kernels: None by their names, a function of (path, array), or kernels
-        as `channel_groups` finds them.
+      masks: The masks of an earlier pruning. What they remove stays removed, and counts towards
+        `sparsity`.
+      exclude: Path prefixes ("head", "block_0/conv") of kernels that are not pruned. `sparsity` is
+        still a fraction of the weights of all kernels, so that more is removed from the others.
+      kernels: Which weights are kernels. None: by their names; or a function of (path, array), or the
+        kernels that `channel_groups` finds.
 
     Returns:
-      Masks: of the parameters' structure, True keeps the weight. Biases and the like keep the masks
-      that they had, or all.
+      Masks with the structure of the parameters, True for weights that stay. Biases and other
+      parameters keep the masks that they had, or stay.
 
     Raises:
-      TypeError: A sparsity that is no number, kernels of integers.
-      ValueError: A sparsity outside [0, 1); one that cannot be reached because of `exclude`, or only
-        by reviving what `masks` removed; NaN weights; no kernels; prefixes that match
-        none; masks of another structure.
+      TypeError: The sparsity is not a number, or a kernel has integers.
+      ValueError: The sparsity is outside [0, 1), or too high because of `exclude`, or lower than that
+        of `masks`; weights are NaN; there are no kernels; a prefix matches none; or the masks have
+        another structure.
 
     Example:
       >>> import jax.numpy as jnp
@@ -82,25 +83,26 @@ def layerwise_magnitude(
     exclude: Sequence[str] = (),
     kernels: Kernels = None,
 ) -> Masks:
-    """Removes the smallest weights of every kernel: the same fraction of each, or a given one.
+    """Removes the smallest weights of every kernel: the same fraction of each, or a given fraction.
 
     Args:
       params: Nested dicts of arrays.
-      sparsity: In [0, 1), of each kernel; or {path: sparsity}, with paths as in `kernel_paths`: then
-        kernels that it does not name stay as they are.
-      masks: Of an earlier pruning: what they remove stays removed, and counts.
-      exclude: Path prefixes of kernels to keep whole. A single `sparsity` is still the fraction of
-        all kernels, so each of the others loses more.
-      kernels: Which weights are kernels: None by their names, a function of (path, array), or kernels
-        as `channel_groups` finds them.
+      sparsity: The fraction of weights to remove of each kernel, in [0, 1); or {path: fraction}, with
+        the paths of `kernel_paths`, which leaves the other kernels unpruned.
+      masks: The masks of an earlier pruning. What they remove stays removed, and counts towards
+        `sparsity`.
+      exclude: Path prefixes of kernels that are not pruned. A single `sparsity` is still a fraction of
+        the weights of all kernels, so that more is removed from each of the others.
+      kernels: Which weights are kernels. None: by their names; or a function of (path, array), or the
+        kernels that `channel_groups` finds.
 
     Returns:
-      Masks, as `global_magnitude`. Each kernel is rounded by itself, so the total is exact to half
-      a weight per kernel.
+      Masks with the structure of the parameters, True for weights that stay. The count of each kernel
+      is rounded by itself, so that the total is exact up to half a weight per kernel.
 
     Raises:
-      TypeError: A sparsity that is no number, kernels of integers.
-      ValueError: As `global_magnitude`, and a mapping that names what is no kernel.
+      TypeError: A sparsity is not a number, or a kernel has integers.
+      ValueError: `global_magnitude` would raise, or a mapping names a path that is not a kernel.
 
     Example:
       >>> import jax.numpy as jnp
@@ -122,23 +124,25 @@ def random(
     exclude: Sequence[str] = (),
     kernels: Kernels = None,
 ) -> Masks:
-    """Removes random weights: what a criterion has to beat.
+    """Removes random weights, as a baseline for other criteria.
 
     Args:
       key: A PRNG key. With the same key, a higher sparsity removes a superset.
-      params: Nested dicts of arrays, of which only the shapes matter.
-      sparsity: As `global_magnitude`, or as `layerwise_magnitude` for "layer".
-      scope: "global" draws from all kernels together, "layer" from each by itself.
-      masks: As `global_magnitude`, like what follows.
-      exclude: Path prefixes of kernels to keep whole.
-      kernels: Which weights are kernels.
+      params: Nested dicts of arrays; only the shapes matter.
+      sparsity: The fraction of the weights to remove, in [0, 1); or, for "layer", {path: fraction}.
+      scope: "global" draws from all kernels together, "layer" from each kernel by itself.
+      masks: The masks of an earlier pruning. What they remove stays removed, and counts towards
+        `sparsity`.
+      exclude: Path prefixes of kernels that are not pruned.
+      kernels: Which weights are kernels. None: by their names; or a function of (path, array), or the
+        kernels that `channel_groups` finds.
 
     Returns:
-      Masks, as `global_magnitude`.
+      Masks with the structure of the parameters, True for weights that stay.
 
     Raises:
-      TypeError: A sparsity that is no number.
-      ValueError: As `global_magnitude`; an unknown scope.
+      TypeError: A sparsity is not a number.
+      ValueError: `global_magnitude` would raise, or the scope is unknown.
     """
     chosen = kernels_of(params, kernels)
     scores = [
@@ -163,20 +167,22 @@ def masks_from_scores(
     """Removes the weights with the lowest scores, by any criterion.
 
     Args:
-      scores: Floating, of the parameters' structure and shapes; higher is worth more. Only those of
-        kernels are read.
-      sparsity: As `global_magnitude`, or as `layerwise_magnitude` for "layer".
-      scope: "global" compares all kernels together, "layer" each by itself.
-      masks: As `global_magnitude`, like what follows.
-      exclude: Path prefixes of kernels to keep whole.
-      kernels: Which weights are kernels.
+      scores: Floating scores with the structure and shapes of the parameters. Only those of kernels are
+        read.
+      sparsity: The fraction of the weights to remove, in [0, 1); or, for "layer", {path: fraction}.
+      scope: "global" compares all kernels together, "layer" each kernel by itself.
+      masks: The masks of an earlier pruning. What they remove stays removed, and counts towards
+        `sparsity`.
+      exclude: Path prefixes of kernels that are not pruned.
+      kernels: Which weights are kernels. None: by their names; or a function of (path, array), or the
+        kernels that `channel_groups` finds.
 
     Returns:
-      Masks, as `global_magnitude`.
+      Masks with the structure of the parameters, True for weights that stay.
 
     Raises:
-      TypeError: A sparsity that is no number, scores of integers.
-      ValueError: As `global_magnitude`; an unknown scope.
+      TypeError: A sparsity is not a number, or the scores are integers.
+      ValueError: `global_magnitude` would raise, or the scope is unknown.
 
     Example:
       >>> import jax.numpy as jnp
@@ -207,8 +213,8 @@ def _select(
     kernels = kernels_of(scores, which)
     if not sum(kernel.size for kernel in kernels.values()):
         raise ValueError(
-            f"`{name}` has no kernels to prune: leaves of two dimensions or more called 'kernel', "
-            "'weight' or 'w'; `kernels` may name others."
+            f"`{name}` must have kernels to prune: arrays of two or more dimensions called 'kernel', "
+            "'weight' or 'w', or those that `kernels` names."
         )
     for path, kernel in kernels.items():
         # Integers would be compared as float32, which takes large ones that differ for equal.
@@ -246,8 +252,8 @@ def _groups(kernels: Mapping[str, Any], paths: list[str], sparsity: float, scope
     count = round(sparsity * total)
     if count > reachable:
         raise ValueError(
-            f"`sparsity` {sparsity} cannot be reached: `exclude` keeps {total - reachable} of the "
-            f"{total} kernel weights; the largest reachable is {reachable / total}."
+            f"`sparsity` must be at most {reachable / total}, got {sparsity}: `exclude` keeps "
+            f"{total - reachable} of the {total} kernel weights."
         )
     if scope == "global":
         return [(paths, count)] if paths else []
@@ -260,13 +266,14 @@ def _groups_of_mapping(
 ) -> _Groups:
     if scope != "layer" or exclude:
         raise ValueError(
-            "A mapping as `sparsity` goes with `scope='layer'` and without `exclude`: it names the "
+            "`sparsity` may be a mapping only with `scope='layer'` and without `exclude`: it names the "
             "kernels to prune."
         )
     unknown = sorted(map(str, set(sparsity) - set(kernels)))
     if unknown:
         raise ValueError(
-            f"`sparsity` names {', '.join(unknown)}; the kernels are {', '.join(kernels)}."
+            f"`sparsity` must name kernels, got {', '.join(unknown)}; the kernels are "
+            f"{', '.join(kernels)}."
         )
     return [
         ([path], round(check_sparsity(f"sparsity[{path!r}]", value) * kernels[path].size))
@@ -275,7 +282,7 @@ def _groups_of_mapping(
 
 
 def not_excluded(kernels: Mapping[str, Any], exclude: Sequence[str]) -> list[str]:
-    """The paths of the kernels that no prefix of `exclude` covers; raises for one that covers none."""
+    """Returns the kernels that match no prefix of `exclude`; raises for a prefix that matches none."""
     if isinstance(exclude, str):
         raise TypeError(f"`exclude` must be a sequence of path prefixes, got {exclude!r}.")
     prefixes = [f"{prefix.strip('/')}/" for prefix in exclude]
@@ -283,8 +290,8 @@ def not_excluded(kernels: Mapping[str, Any], exclude: Sequence[str]) -> list[str
         # A misspelt prefix would prune silently what was to be kept.
         if not any(f"{path}/".startswith(prefix) for path in kernels):
             raise ValueError(
-                f"`exclude` names {prefix[:-1]!r}, which is no prefix of a kernel's path; they are "
-                f"{', '.join(kernels)}."
+                f"`exclude` must be prefixes of the paths of kernels, got {prefix[:-1]!r}; the kernels "
+                f"are {', '.join(kernels)}."
             )
     return [path for path in kernels if not f"{path}/".startswith(tuple(prefixes))]
 
@@ -304,28 +311,33 @@ def _check_values(
     )
     for path in kernels:
         if broken[path]:
-            raise ValueError(f"`{name}` has NaN at {path}, which is neither small nor large.")
+            raise ValueError(
+                f"`{name}` must not have NaN, which cannot be ranked, got one at {path}."
+            )
     for path in excluded:
         if removed[path]:
-            raise ValueError(f"`masks` remove weights of {path}, which `exclude` keeps whole.")
+            raise ValueError(
+                f"`masks` must not remove weights of {path}, because `exclude` names it."
+            )
     for paths, count in groups:
         already, size = sum(removed[p] for p in paths), sum(kernels[p].size for p in paths)
         if already > count:
             where = paths[0] if len(paths) == 1 else "the kernels"
             raise ValueError(
-                f"`sparsity` asks for {count} of {size} weights of {where} to be removed, and "
-                f"`masks` remove {already} already: a removed weight is not revived."
+                f"`sparsity` removes {count} of {size} weights of {where}, but `masks` already remove "
+                f"{already}: a removed weight cannot be restored."
             )
 
 
 @compilation.jit
 def keep_largest(scores: list[Array], previous: list[Array], count: Array | int) -> list[Array]:
-    """Masks of kernels that lose their `count` lowest scores together, those removed before first.
+    """Returns masks that remove the `count` lowest scores of several kernels together.
 
     Args:
-      scores: Floating, of any shapes.
-      previous: Boolean, of their shapes.
-      count: May be traced: another one compiles nothing anew.
+      scores: The scores of the kernels, floating, of any shapes.
+      previous: Boolean masks of the same shapes; what they remove is removed first.
+      count: The number of weights to remove. It may be traced, so that another one needs no
+        recompilation.
     """
     dtype = jnp.promote_types(jnp.result_type(*scores), jnp.float32)
     keys = jnp.concatenate(
@@ -344,9 +356,9 @@ def keep_largest(scores: list[Array], previous: list[Array], count: Array | int)
 
 
 def _ordered(scores: Array, mask: Array) -> Array:
-    """Integers in the order of the scores, the smallest of all where the mask is False.
+    """Returns integers in the order of the scores, the smallest where the mask is False.
 
-    On a CPU integers sort six times as fast as floats, and denormal numbers do not equal 0.
+    On a CPU integers sort six times as fast as floats, and denormal numbers differ from 0.
     """
     kind = jnp.int32 if scores.dtype == jnp.float32 else jnp.int64
     bits, smallest = jax.lax.bitcast_convert_type(scores, kind), jnp.iinfo(kind).min

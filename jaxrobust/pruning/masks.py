@@ -1,10 +1,9 @@
-"""Masks: which weights of a network stay, as booleans in the parameters' own structure.
+"""Masks: booleans with the structure of the parameters, True for weights that stay.
 
-What is pruned are kernels. Which weights are kernels can be said in three ways, everywhere by the
-argument `kernels`: None goes by the name, leaves of two dimensions or more called "kernel" (flax),
-"weight" (equinox) or "w" (haiku); a function of (path, array) chooses; and what a program uses as
-kernels, `channel_groups(...).kernels`, goes by what the network does with its weights. All else,
-biases and normalisation for example, stays whole.
+Only kernels are pruned; biases and normalisation, for instance, are not. The argument `kernels` says
+which weights are kernels. None goes by the name: arrays of two or more dimensions called "kernel"
+(flax), "weight" (equinox) or "w" (haiku). A function of (path, array) returns whether an array is a
+kernel. `channel_groups(...).kernels` are the weights that the program uses as kernels.
 """
 
 import collections
@@ -22,12 +21,12 @@ _NAMES = ("kernel", "weight", "w")
 
 
 class Kernel(NamedTuple):
-    """A weight that activations are multiplied with and added up, and what its axes are.
+    """A kernel, such as the weight of a convolution or dense layer, and the meaning of its axes.
 
     Attributes:
-      path: Of the weight.
-      inputs: Axes of the channels that it reads; () of a depthwise convolution.
-      outputs: Axes of those that it makes.
+      path: The path of the weight.
+      inputs: The axes of the channels that it reads; () for a depthwise convolution.
+      outputs: The axes of the channels that it makes.
     """
 
     path: str
@@ -36,22 +35,24 @@ class Kernel(NamedTuple):
 
 
 Kernels: TypeAlias = Callable[[str, Any], bool] | Collection[Kernel | str] | None
-"""Which weights are kernels: None by their names, a function of (path, array), or kernels or paths."""
+"""Which weights are kernels: None (by name), a function of (path, array), or kernels or paths."""
 
 
 def kernel_paths(params: PyTree, kernels: Kernels = None) -> tuple[str, ...]:
-    """The kernels that can be pruned, in the order in which ties between their weights are broken.
+    """Returns the paths of the kernels that can be pruned.
+
+    Their order also decides between equal weights: those that come first are removed first.
 
     Args:
       params: A pytree of arrays: nested dicts, an nnx or equinox module or its state.
-      kernels: Which weights they are: None by their names, a function of (path, array), or kernels as
-        `channel_groups` finds them.
+      kernels: Which weights are kernels. None: by their names; or a function of (path, array), or the
+        kernels that `channel_groups` finds.
 
     Returns:
       Paths like "block_0/conv/kernel", in the order of `jax.tree.leaves`; () if there are none.
 
     Raises:
-      ValueError: `kernels` name what `params` do not have.
+      ValueError: `kernels` names a weight that `params` does not have.
 
     Example:
       >>> import jax.numpy as jnp
@@ -65,7 +66,7 @@ def kernel_paths(params: PyTree, kernels: Kernels = None) -> tuple[str, ...]:
 
 
 def kernels_of(params: PyTree, kernels: Kernels = None) -> dict[str, Any]:
-    """The kernels by their paths, in the order of `jax.tree.leaves`."""
+    """Returns the kernels by path, in the order of `jax.tree.leaves`."""
     leaves = {path: leaf for path, leaf in named_leaves(params) if is_array(leaf)}
     if kernels is None or callable(kernels):
         chosen = is_kernel if kernels is None else kernels
@@ -76,30 +77,30 @@ def kernels_of(params: PyTree, kernels: Kernels = None) -> dict[str, Any]:
     unknown = paths - named - {f"params/{path}" for path in named}
     if unknown:
         raise ValueError(
-            f"`kernels` name {min(unknown)!r}, which the weights do not have; they have "
+            f"`kernels` must name weights of the network, got {min(unknown)!r}; the weights are "
             f"{', '.join(leaves)}."
         )
     return {path: leaf for path, leaf in leaves.items() if path in named}
 
 
 def keep_all(params: PyTree) -> Masks:
-    """Masks that remove nothing."""
+    """Returns masks that remove nothing."""
     return jax.tree.map(lambda leaf: jnp.ones(_shape(leaf), bool), params)
 
 
 def apply_masks(params: PyTree, masks: Masks) -> PyTree:
-    """Sets the removed weights to 0, whatever they were (NaN too).
+    """Sets the removed weights to 0, even if they are NaN.
 
     Args:
       params: Nested dicts of arrays.
-      masks: Their structure and shapes, boolean; True keeps the weight.
+      masks: Boolean masks with the structure and shapes of `params`, True for weights that stay.
 
     Returns:
-      As `params`, of the same types.
+      The masked parameters, with the structure and types of `params`.
 
     Raises:
-      TypeError: Masks that are not boolean.
-      ValueError: Masks of another structure or other shapes.
+      TypeError: The masks are not boolean.
+      ValueError: The masks have another structure or other shapes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -118,20 +119,20 @@ def apply_masks(params: PyTree, masks: Masks) -> PyTree:
 
 
 def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
-    """The leaves with their paths, in the order of `jax.tree.leaves`."""
+    """Returns the leaves with their paths, in the order of `jax.tree.leaves`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     named = [("/".join(programs.words(path)), leaf) for path, leaf in leaves]
     if len(dict(named)) < len(named):
         paths = collections.Counter(path for path, _ in named)
         raise ValueError(
-            f"Two weights have the path {paths.most_common(1)[0][0]!r}: a name with a slash stands for "
-            "a path of names; rename one of them."
+            "Weights must have different paths, got two with the path "
+            f"{paths.most_common(1)[0][0]!r}: a slash separates names, so rename one of them."
         )
     return named
 
 
 def is_array(leaf: Any) -> bool:
-    """Whether it has a shape and a type: an array, or what stands for one."""
+    """Whether a leaf has a shape and a type: an array, or a description of one."""
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
@@ -145,9 +146,10 @@ def is_kernel(path: str, leaf: Any) -> bool:
 
 
 def axes_of(kernels: Kernels, path: str, rank: int) -> Kernel:
-    """What a kernel reads and makes, as the program says or else by its name.
+    """Returns the input and output axes of a kernel, from the program or else by its name.
 
-    A "weight" has its outputs first and its inputs second, as in equinox; others have them last.
+    A "weight" has its outputs first and its inputs second, as in equinox; other kernels end with their
+    inputs and outputs.
     """
     for kernel in () if kernels is None or callable(kernels) else kernels:
         if isinstance(kernel, Kernel) and kernel.path in (path, f"params/{path}"):
@@ -158,13 +160,13 @@ def axes_of(kernels: Kernels, path: str, rank: int) -> Kernel:
 
 
 def with_leaves(tree: PyTree, leaves: Mapping[str, Any]) -> PyTree:
-    """The tree with other leaves at some paths."""
+    """Returns the tree with other leaves at some paths."""
     named = [leaves.get(path, leaf) for path, leaf in named_leaves(tree)]
     return jax.tree.unflatten(jax.tree.structure(tree), named)
 
 
 def check_masks(params: PyTree, masks: Masks) -> None:
-    """Raises unless the masks are boolean and of the structure and shapes of the parameters."""
+    """Raises unless the masks are boolean and have the structure and shapes of the parameters."""
     ours, theirs = dict(named_leaves(params)), dict(named_leaves(masks))
     structure: Any = jax.tree.structure(params)
     if jax.tree.structure(masks) != structure and ours.keys() != theirs.keys():
@@ -189,13 +191,13 @@ def check_masks(params: PyTree, masks: Masks) -> None:
             )
     if jax.tree.structure(masks) != structure:
         raise ValueError(
-            "`masks` must have the structure of the parameters; its containers, or what modules among "
-            "them say of themselves, are others."
+            "`masks` must have the structure of the parameters; the containers, or static fields of "
+            "modules among them, differ."
         )
 
 
 def check_sparsity(name: str, value: Any) -> float:
-    """The value as a float; raises unless it is a number in [0, 1) that is known while tracing."""
+    """Returns the value as a float; raises unless it is a number in [0, 1) that is not traced."""
     checks.number(name, value)
     known = isinstance(value, int | float | np.number) or (
         isinstance(value, jax.Array | np.ndarray)
@@ -204,7 +206,7 @@ def check_sparsity(name: str, value: Any) -> float:
         and not isinstance(value, jax.core.Tracer)
     )
     if not known:
-        raise TypeError(f"`{name}` must be a number, known while tracing, got {value!r}.")
+        raise TypeError(f"`{name}` must be a number that is not traced, got {value!r}.")
     if not 0.0 <= float(value) < 1.0:
-        raise ValueError(f"`{name}` must be in [0, 1), got {value}: it is a fraction.")
+        raise ValueError(f"`{name}` must be a fraction in [0, 1), got {value}.")
     return float(value)

@@ -1,4 +1,4 @@
-"""Where groups of channels are on the arrays of a tree, and which of their channels stay."""
+"""Locates channel groups on the arrays of a tree, and the channels that stay."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -16,10 +16,10 @@ class On(NamedTuple):
     """A group on an axis of an array.
 
     Attributes:
-      axis: Of the array.
-      group: Its name.
-      indices: int [size, repeat], on that axis.
-      is_made: Whether it is a kernel's axis of outputs.
+      axis: The axis of the array.
+      group: The name of the group.
+      indices: int [size, repeat], the indices of each channel on that axis.
+      is_made: Whether it is the output axis of a kernel.
     """
 
     axis: int
@@ -29,15 +29,15 @@ class On(NamedTuple):
 
 
 def located(groups: ChannelGroups, tree: PyTree) -> dict[str, list[On]]:
-    """Where the groups are on the arrays of a tree, by their paths there.
+    """Locates the groups on the arrays of a tree, by path.
 
     Args:
-      groups: Of the weights, or of the variables that have the tree as their "params".
-      tree: Weights, or masks of their structure.
+      groups: The groups of the weights, or of variables whose "params" the tree is.
+      tree: Weights, or masks with their structure.
 
     Raises:
-      TypeError: No ChannelGroups.
-      ValueError: Weights of another network.
+      TypeError: `groups` is not a ChannelGroups.
+      ValueError: The weights are of another network.
     """
     if not isinstance(groups, ChannelGroups):
         raise TypeError(
@@ -52,8 +52,8 @@ def located(groups: ChannelGroups, tree: PyTree) -> dict[str, list[On]]:
             continue  # of what is no array, masks have a single True
         if known.get(path) != shape:
             raise ValueError(
-                f"`groups` are of another network, of {known.get(path, 'no shape')} at {path}, where "
-                f"this one has {shape}."
+                f"`groups` must be of this network, which has shape {shape} at {path}, got groups of "
+                f"one with {known.get(path, 'no array')}."
             )
     found: dict[str, list[On]] = {}
     for name, group in groups.items():
@@ -64,16 +64,16 @@ def located(groups: ChannelGroups, tree: PyTree) -> dict[str, list[On]]:
 
 
 def check_keep(name: str, groups: ChannelGroups, keep: Keep) -> dict[str, np.ndarray]:
-    """The channels kept of every group, ascending: of groups that are not named, all.
+    """Returns the kept channels of every group, ascending: all channels of groups that are not named.
 
     Raises:
-      ValueError: Unknown groups; channels out of range, twice, or none at all.
+      ValueError: A group is unknown; or its channels are out of range, repeated, or none.
     """
     unknown = [group for group in keep if group not in groups]
     if unknown:
         raise ValueError(
-            f"`{name}` names {', '.join(map(repr, unknown))}; the groups are "
-            f"{', '.join(map(repr, groups))}."
+            f"`{name}` must name groups of the network, got {', '.join(map(repr, unknown))}; the "
+            f"groups are {', '.join(map(repr, groups))}."
         )
     checked = {}
     for group, size in groups.sizes.items():
@@ -96,7 +96,7 @@ def check_keep(name: str, groups: ChannelGroups, keep: Keep) -> dict[str, np.nda
 
 
 def stays(length: int, entries: Sequence[On], kept: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Of one axis which indices stay: bool [length]; `kept` has every group."""
+    """Returns which indices of an axis stay, bool [length]; `kept` has every group."""
     found = np.ones(length, bool)
     for on in entries:
         found[on.indices] = False

@@ -4,9 +4,9 @@ Symmetric: for each output channel c of a kernel w,
 
     scale_c = max |w_c| / 127,    values_c = round(w_c / scale_c),    w_c ~ scale_c * values_c
 
-so that no weight is off by more than scale_c / 2, and a zero stays exactly zero: pruned weights stay
-pruned. Biases, normalisation and activations stay float32: this makes the file smaller, and computes
-in float32.
+so that no weight changes by more than scale_c / 2, and 0 stays exactly 0: pruned weights stay pruned.
+Biases, normalisation and activations stay float32. Quantisation makes the file smaller; the network
+still computes in float32.
 
 References:
   Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
@@ -26,25 +26,25 @@ _LARGEST = 127  # of int8, and of its negatives: -128 is left out for symmetry
 
 
 def quantize(variables: PyTree, *, kernels: Kernels = None) -> PyTree:
-    """Every kernel in int8, one scale per output channel; everything else as it is.
+    """Quantises every kernel to int8, with one scale per output channel.
 
-    `models.Classifier(network.apply, quantize(variables), mean, std)` is the network in int8: it
-    multiplies the kernels out within the compiled program. Its weights are int8 arguments of compiled
-    code, and its gradients by the image are exact: an attack needs no straight-through estimator as
-    long as only weights are quantised.
+    `models.Classifier(network.apply, quantize(variables), mean, std)` is the quantised network. It
+    converts the int8 kernels to float32 inside the compiled program. Its gradients with respect to the
+    image are exact: an attack needs no straight-through estimator, because only weights are quantised.
 
     Args:
       variables: Nested dicts of floating arrays, such as {"params": ..., "batch_stats": ...}.
-      kernels: Which weights are kernels: None by their names, a function of (path, array), or kernels
-        as `channel_groups` finds them. These say which axis has the channels; otherwise it is the
-        last, of a "weight" the first.
+      kernels: Which weights are kernels. None: by their names; or a function of (path, array), or the
+        kernels that `channel_groups` finds, which know the axis of the output channels. Otherwise it
+        is the last axis, or the first axis of a "weight".
 
     Returns:
-      The same with a `QuantizedKernel` for each kernel. A channel of zeros has scale 1.
+      The variables with a `QuantizedKernel` for each kernel. A channel of zeros has scale 1.
 
     Raises:
-      TypeError: A kernel that is not floating point.
-      ValueError: No kernels (perhaps quantised before), or unknown ones; NaN or infinite weights.
+      TypeError: A kernel is not floating point.
+      ValueError: There are no kernels (they may be quantised already), `kernels` are unknown, or
+        weights are NaN or infinite.
 
     Example:
       >>> import jax.numpy as jnp
@@ -55,8 +55,8 @@ def quantize(variables: PyTree, *, kernels: Kernels = None) -> PyTree:
     found = kernels_of(variables, kernels)
     if not found:
         raise ValueError(
-            "`variables` has no kernels to quantise: leaves of two dimensions or more called 'kernel', "
-            "'weight' or 'w'; `kernels` may name others. They may be quantised already."
+            "`variables` must have kernels to quantise: arrays of two or more dimensions called "
+            "'kernel', 'weight' or 'w', or those that `kernels` names. They may be quantised already."
         )
     quantized = {}
     for path, leaf in found.items():
@@ -66,20 +66,21 @@ def quantize(variables: PyTree, *, kernels: Kernels = None) -> PyTree:
 
 
 def fake_quantize(kernel: Array) -> Array:
-    """A kernel as it is after quantising and dequantising, with the gradient of the identity.
+    """Quantises and dequantises a kernel, with the gradient of the identity.
 
-    For training through the rounding, or attacking the weights: the rounding's own gradient is 0
-    nearly everywhere. (Attacks on images need none of this: `quantize`.) The scale is a
-    constant.
+    Use it to train with quantised weights, or to attack the weights: the true gradient of the rounding
+    is 0 almost everywhere. (Attacks on images do not need it; see `quantize`.) The scale is treated as
+    a constant.
 
     Args:
-      kernel: Floating [..., C_out].
+      kernel: The kernel, floating [..., C_out].
 
     Returns:
-      As `kernel`; up to the last bit that of `dequantize(quantize(...))`.
+      The rounded kernel, of the shape and type of `kernel`, equal to `dequantize(quantize(...))` up to
+      the last bit.
 
     Raises:
-      TypeError: A kernel that is not floating point.
+      TypeError: The kernel is not floating point.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -105,7 +106,7 @@ def _quantized(path: str, kernel: Array, axis: int) -> QuantizedKernel:
     kernel = jnp.asarray(kernel)
     _check_floating(path, kernel)
     if not checks.is_traced(kernel) and not bool(jnp.all(jnp.isfinite(kernel))):
-        raise ValueError(f"`variables` has NaN or infinite weights at {path}.")
+        raise ValueError(f"`variables` must be finite, got NaN or infinite weights at {path}.")
     wide = kernel.astype(jnp.float32)
     scale = _scale(wide, axis)
     # Division may round the largest up to just above 127, never to 127.5.
@@ -113,7 +114,7 @@ def _quantized(path: str, kernel: Array, axis: int) -> QuantizedKernel:
 
 
 def _scale(kernel: Array, axis: int) -> Array:
-    """Of each channel along an axis; broadcasts to the kernel."""
+    """Returns the scale of each channel along an axis, which broadcasts to the kernel."""
     last = kernel.ndim - 1
     others = tuple(other for other in range(kernel.ndim) if other != axis)
     scale = jnp.max(jnp.abs(kernel), axis=others, keepdims=axis != last) / _LARGEST

@@ -1,4 +1,4 @@
-"""Filters of which no two are close: greedy by norm, with the distance that leaves enough of them."""
+"""Greedy selection of filters, no two of which are close."""
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +12,16 @@ _CANDIDATES, _ROUNDS = 32, 3
 
 @compilation.jit
 def apart(filters: Array, count: Array | int) -> tuple[Array, Array]:
-    """The filters that stay, `count` of them, any two at least phi apart for the phi returned.
+    """Selects `count` filters, any two of which are at least phi apart, for the largest phi found.
 
     Args:
-      filters: float [D, F], one per column.
-      count: How many stay, in [1, F]; may be traced.
+      filters: float [D, F], one filter per column.
+      count: The number of filters that stay, in [1, F]; may be traced.
 
     Returns:
-      (bool [F], phi, a scalar of at least 0: the largest, to about one in thirty thousand of the
-      largest distance, at which the greedy choice by norm leaves enough).
+      (bool [F], True for the filters that stay; phi, a scalar of at least 0). Phi is the largest
+      distance at which the greedy choice by norm leaves enough filters, up to about 1 / 30,000 of the
+      largest distance.
 
     Example:
       >>> stays, phi = apart(jnp.array([[3.0, 3.1, 0.0], [0.0, 0.1, 1.0]]), 2)
@@ -52,7 +53,7 @@ def apart(filters: Array, count: Array | int) -> tuple[Array, Array]:
 
 
 def _greedy(distances: Array, phi: Array) -> Array:
-    """Bool [F]: each in its turn stays if it is at least phi away from those that stay."""
+    """Returns bool [F]: filters stay, in turn, if they are at least phi away from those that stay."""
 
     def one(index: Array, stays: Array) -> Array:
         near = stays & (distances[index] < phi) & (jnp.arange(len(stays)) != index)

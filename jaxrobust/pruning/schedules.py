@@ -1,4 +1,4 @@
-"""Pruning little by little: how much each round removes, and rounds with retraining and rewinding."""
+"""Iterative pruning: schedules of the sparsity, and rounds with retraining and rewinding."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,18 +14,20 @@ from jaxrobust.types import Masks, PyTree
 
 
 def geometric_schedule(sparsity: float, num_rounds: int) -> tuple[float, ...]:
-    """Every round removes the same fraction of what is left: s_i = 1 - (1 - sparsity)^(i / n).
+    """Returns sparsities of which each round removes the same fraction of the weights that are left.
+
+    The sparsity after round i of n is s_i = 1 - (1 - sparsity)^(i / n).
 
     Args:
-      sparsity: Of the last round, in [0, 1).
-      num_rounds: n, at least 1.
+      sparsity: The sparsity after the last round, in [0, 1).
+      num_rounds: The number of rounds n, at least 1.
 
     Returns:
       The sparsity after each of the n rounds; the last is exactly `sparsity`.
 
     Raises:
-      TypeError: An argument of the wrong type.
-      ValueError: An argument out of range.
+      TypeError: An argument has the wrong type.
+      ValueError: An argument is out of range.
 
     Example:
       >>> [round(s, 3) for s in geometric_schedule(0.488, 3)]
@@ -44,23 +46,23 @@ def geometric_schedule(sparsity: float, num_rounds: int) -> tuple[float, ...]:
 def exponential_schedule(
     sparsity: float, num_steps: int, initial: float = 0.0
 ) -> tuple[float, ...]:
-    """From `initial` to `sparsity`, each step removing the same fraction of what is left.
+    """Returns sparsities from `initial` to `sparsity`, in steps of the same fraction of what is left.
 
-    s_i = 1 - (1 - initial) ((1 - sparsity) / (1 - initial))^(i / (n - 1)), i = 0 .. n - 1. This
-    is NNCF's with n pruning steps; its default of 100 comes to 14.7 % of a target of 50 % in 10
-    epochs. `geometric_schedule` counts its steps from 1 instead.
+    s_i = 1 - (1 - initial) ((1 - sparsity) / (1 - initial))^(i / (n - 1)), i = 0 .. n - 1. This is the
+    schedule of NNCF with n pruning steps; with its default of 100 steps it reaches 14.7 % of a target
+    of 50 % in 10 epochs. `geometric_schedule` counts its steps from 1 instead.
 
     Args:
-      sparsity: Of the last step, in [0, 1).
-      num_steps: n, at least 1; 1 is one-shot pruning: (sparsity,).
-      initial: Of the first step, in [0, sparsity].
+      sparsity: The sparsity of the last step, in [0, 1).
+      num_steps: The number of steps n, at least 1; 1 is one-shot pruning: (sparsity,).
+      initial: The sparsity of the first step, in [0, sparsity].
 
     Returns:
       The sparsity of each of the n steps; the last is exactly `sparsity`.
 
     Raises:
-      TypeError: An argument of the wrong type.
-      ValueError: An argument out of range.
+      TypeError: An argument has the wrong type.
+      ValueError: An argument is out of range.
 
     Example:
       >>> [round(s, 3) for s in exponential_schedule(0.5, 4, initial=0.1)]
@@ -79,19 +81,19 @@ def exponential_schedule(
 
 
 def cubic_schedule(sparsity: float, num_steps: int, initial: float = 0.0) -> tuple[float, ...]:
-    """Fast at first, slow at the end: s_t = sparsity + (initial - sparsity) (1 - t / n)^3.
+    """Returns sparsities that rise fast at first: s_t = sparsity + (initial - sparsity) (1 - t / n)^3.
 
     Args:
-      sparsity: Of the last step, in [0, 1).
-      num_steps: n, at least 1.
-      initial: Before the first step, in [0, sparsity].
+      sparsity: The sparsity after the last step, in [0, 1).
+      num_steps: The number of steps n, at least 1.
+      initial: The sparsity before the first step, in [0, sparsity].
 
     Returns:
       The sparsity after each of the n steps, t = 1 .. n; the last is exactly `sparsity`.
 
     Raises:
-      TypeError: An argument of the wrong type.
-      ValueError: An argument out of range.
+      TypeError: An argument has the wrong type.
+      ValueError: An argument is out of range.
 
     Example:
       >>> cubic_schedule(0.8, 2)
@@ -119,19 +121,19 @@ def _range(sparsity: float, num_steps: int, initial: float) -> tuple[float, floa
 
 
 def _ascending(values: Iterable[float], first: float, last: float) -> tuple[float, ...]:
-    """The values and `last`, without what rounding leaves outside the two or out of order."""
+    """Returns the values and `last`, ascending and within `first` and `last` in spite of rounding."""
     clipped = (min(max(value, first), last) for value in values)
     return (*itertools.accumulate(clipped, max), last)
 
 
 class Round(NamedTuple):
-    """What one round of `iterative` came to.
+    """The result of one round of `iterative`.
 
     Attributes:
-      number: Counted from 1.
-      sparsity: What was asked for.
-      masks: The parameters' structure, boolean.
-      params: After retraining; 0 wherever the masks are False.
+      number: The number of the round, counted from 1.
+      sparsity: The sparsity of the round.
+      masks: The masks, booleans with the structure of the parameters.
+      params: The parameters after retraining, which are 0 where the masks are False.
     """
 
     number: int
@@ -148,32 +150,34 @@ def iterative(
     rewind_to: PyTree | None = None,
     prune: Callable[..., Masks] = global_magnitude,
 ) -> Iterator[Round]:
-    """Prunes, rewinds and retrains, round by round; yields each round when it is finished.
+    """Prunes, rewinds and retrains in rounds, and yields each round when it is finished.
 
-    Without `rewind_to` the weights go on from where they are (gradual pruning, fine-tuning). With
-    it, what is left starts anew from those values: the initial ones for a lottery ticket, those of
-    an early epoch for deeper networks. Masks only ever lose weights.
+    Without `rewind_to` training continues with the pruned weights (gradual pruning, fine-tuning). With
+    it, the remaining weights restart from those values: the initial ones for a lottery ticket, those of
+    an early epoch for deeper networks. A removed weight is never restored.
 
-    `params` may be whole variables, {"params": ..., "batch_stats": ...}: statistics are never
-    pruned, and are rewound with the weights.
+    `params` may be whole variables, {"params": ..., "batch_stats": ...}: statistics are never pruned,
+    and are rewound with the weights.
 
     Args:
-      params: Trained parameters, nested dicts of arrays; the first round prunes these.
-      sparsities: Of each round, in [0, 1), not descending.
-      retrain: (masked parameters, masks, round counted from 1) -> parameters of the same structure,
-        with the masked ones still 0: `training.fit(..., variables=..., masks=...)` sees to that, and
-        with a `run_dir` for each round the whole can be killed and called again.
-      rewind_to: Parameters of the same structure and shapes, before or early in training.
-      prune: (params, sparsity, masks=earlier masks or None) -> masks that remove at least what the
-        earlier ones did; for random tickets `functools.partial(random, key)`.
+      params: The trained parameters, nested dicts of arrays, which the first round prunes.
+      sparsities: The sparsity after each round, in [0, 1), not descending; at least one.
+      retrain: A function (masked parameters, masks, number of the round from 1) -> parameters of the
+        same structure, in which masked weights are still 0, for instance with
+        `training.fit(..., variables=..., masks=...)`. With a `run_dir` for each round, the whole can be
+        interrupted and called again.
+      rewind_to: Parameters of the same structure and shapes, from before or early in training. None:
+        no rewinding.
+      prune: A function (params, sparsity, masks=earlier masks or None) -> masks that remove at least
+        what the earlier masks do. For random tickets use `functools.partial(random, key)`.
 
     Returns:
-      An iterator of rounds; arguments are checked at the call, work is done while iterating.
+      An iterator of rounds. Arguments are checked at the call; the work is done while iterating.
 
     Raises:
-      TypeError: A sparsity that is no number.
-      ValueError: Sparsities out of range or descending; `rewind_to` that does not fit. While
-        iterating: retraining or `prune` revived removed weights; what `prune` raises.
+      TypeError: A sparsity is not a number.
+      ValueError: The sparsities are out of range or descend, or `rewind_to` has another structure.
+        While iterating: `retrain` or `prune` restored removed weights, or `prune` raised.
 
     Example:
       >>> import jax.numpy as jnp
@@ -192,7 +196,10 @@ def iterative(
     """
     targets = [check_sparsity("sparsities", sparsity) for sparsity in sparsities]
     if not targets or targets != sorted(targets):
-        raise ValueError(f"`sparsities` must be some, not descending, got {tuple(sparsities)}.")
+        raise ValueError(
+            "`sparsities` must have at least one value and must not descend, got "
+            f"{tuple(sparsities)}."
+        )
     if rewind_to is not None and _shapes(rewind_to) != _shapes(params):
         raise ValueError("`rewind_to` must have the structure and shapes of `params`.")
     return _rounds(params, targets, retrain, rewind_to, prune)
@@ -215,8 +222,8 @@ def _rounds(
         params = retrain(start, masks, number)
         if _shapes(params) != _shapes(start):
             raise ValueError(
-                f"`retrain` in round {number} must return parameters of the structure and shapes "
-                "that it was given."
+                f"`retrain` must return parameters with the structure and shapes that it was given; in "
+                f"round {number} it did not."
             )
         _check_removed(params, masks, f"`retrain` in round {number}")
         yield Round(number, sparsity, masks, params)
@@ -228,7 +235,7 @@ def _check_removed(tree: PyTree, masks: Masks, culprit: str) -> None:
     revived = {path: jnp.sum(~kept[path] & (leaf != 0)) for path, leaf in named_leaves(tree)}
     for path, count in jax.device_get(revived).items():
         if count:
-            raise ValueError(f"{culprit} revived {count} removed weights of {path}.")
+            raise ValueError(f"{culprit} restored {count} removed weights of {path}.")
 
 
 def _shapes(tree: PyTree) -> object:

@@ -1,4 +1,4 @@
-"""Which layers bear pruning: one at a time, everything else whole."""
+"""Sensitivity of the layers to pruning, one layer at a time."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
@@ -9,7 +9,7 @@ from jaxrobust.types import Masks, Progress, PyTree
 
 
 class SensitivityRow(TypedDict):
-    """One network of the sweep, as it goes into result.json."""
+    """One network of the sweep, in the form of result.json."""
 
     layer: str
     sparsity: float
@@ -25,25 +25,28 @@ def sensitivity(
     progress: Progress | None = None,
     kernels: Kernels = None,
 ) -> list[SensitivityRow]:
-    """Prunes one layer at a time to each sparsity, and scores every network that results.
+    """Prunes one layer at a time to each sparsity, and scores every resulting network.
 
     Args:
       params: Nested dicts of arrays.
-      sparsities: Each in [0, 1).
-      score: Pruned parameters -> what to record, a JSON value. All have the shapes of `params`, so
-        a compiled function with the parameters as arguments is compiled once.
-      prune: (params, {path: sparsity}) -> masks; for random weights
+      sparsities: The sparsities, each in [0, 1), at least one.
+      score: A function from pruned parameters to the JSON value to record. All have the shapes of
+        `params`, so that a compiled function of the parameters is compiled only once.
+      prune: A function (params, {path: sparsity}) -> masks. For random weights use
         `functools.partial(random, key, scope="layer")`.
-      progress: Called with (the layer, networks scored, all networks) after each.
-      kernels: Which weights are kernels: None by their names, a function of (path, array), or kernels
-        as `channel_groups` finds them. If given, `prune` is given them too, as `kernels=`.
+      progress: A function that is called with (networks scored, all networks) after each network, or
+        None.
+      kernels: Which weights are kernels. None: by their names; or a function of (path, array), or the
+        kernels that `channel_groups` finds. If given, they are passed to `prune` as `kernels=`.
 
     Returns:
-      [{"layer", "sparsity", "score"}], layer by layer in the order of `kernel_paths`.
+      A list of {"layer": the path of the kernel, "sparsity": its sparsity, "score": the score}, layer
+      by layer in the order of `kernel_paths`.
 
     Raises:
-      TypeError: A sparsity that is no number.
-      ValueError: A sparsity outside [0, 1), none, no kernels, or unknown ones; NaN weights.
+      TypeError: A sparsity is not a number.
+      ValueError: A sparsity is outside [0, 1) or there is none; there are no kernels or `kernels` are
+        unknown; or weights are NaN.
 
     Example:
       >>> import jax.numpy as jnp
@@ -61,7 +64,8 @@ def sensitivity(
     options = {} if kernels is None else {"kernels": kernels}
     if not (targets and paths):
         raise ValueError(
-            f"Needs `sparsities` and kernels in `params`, got {len(targets)} and {len(paths)}."
+            "There must be at least one of `sparsities` and one kernel in `params`, got "
+            f"{len(targets)} and {len(paths)}."
         )
     rows: list[SensitivityRow] = []
     for layer in paths:

@@ -1,7 +1,7 @@
-"""Networks without their removed channels: as masks for training, and for real, in smaller arrays.
+"""Removal of channels from a network: with masks for training, or by making its arrays smaller.
 
-The two compute the same: a removed channel is masked wherever it is made (kernels, biases, and the
-scale and bias of BatchNorm, which would otherwise revive it) and wherever it is read.
+Both compute the same. A removed channel is masked wherever it is made (in kernels, biases, and the
+scale and bias of BatchNorm, which would otherwise restore it) and wherever it is read.
 """
 
 import warnings
@@ -21,20 +21,20 @@ _STATISTICS = "batch_stats/"  # of linen variables; they are as they are
 
 
 def filter_masks(weights: PyTree, groups: ChannelGroups, keep: Keep) -> Masks:
-    """Masks that silence the channels that are not kept, for training under them.
+    """Returns masks that set the channels that are not kept to 0, for training.
 
     Args:
-      weights: What the groups were found for, or of linen variables the "params" alone. Of whole
-        variables the running statistics stay as they are: scale and bias of BatchNorm are masked.
-      groups: Of `channel_groups`.
-      keep: {group: indices of the channels kept}; groups that it does not name stay whole.
+      weights: The weights for which the groups were found, or only the "params" of linen variables. In
+        whole variables the running statistics are not masked, but the scale and bias of BatchNorm are.
+      groups: The result of `channel_groups`.
+      keep: {group: indices of the kept channels}; groups that it does not name are not pruned.
 
     Returns:
-      Masks: of the structure of `weights`, True keeps the weight; what `training.fit` takes.
+      Masks with the structure of `weights`, True for weights that stay, which `training.fit` takes.
 
     Raises:
-      TypeError: No ChannelGroups.
-      ValueError: Groups of another network; groups or channels that it does not have.
+      TypeError: `groups` is not a ChannelGroups.
+      ValueError: The groups are of another network, or `keep` names unknown groups or channels.
 
     Example:
       >>> from jaxrobust.pruning import channel_groups
@@ -57,18 +57,20 @@ def filter_masks(weights: PyTree, groups: ChannelGroups, keep: Keep) -> Masks:
 
 
 def kept_filters(masks: Masks, groups: ChannelGroups) -> dict[str, np.ndarray]:
-    """The channels of which masks keep anything: what `filter_masks` was given.
+    """Returns the channels that masks keep, the inverse of `filter_masks`.
+
+    A channel is kept if the masks keep any of its weights.
 
     Args:
-      masks: The structure of the weights, or of their "params", with boolean leaves.
-      groups: Of `channel_groups`.
+      masks: Boolean masks with the structure of the weights, or of their "params".
+      groups: The result of `channel_groups`.
 
     Returns:
-      {group: int indices, ascending}.
+      {group: int indices of the kept channels, ascending}.
 
     Raises:
-      TypeError: No ChannelGroups.
-      ValueError: Groups of another network; a group of which nothing is kept.
+      TypeError: `groups` is not a ChannelGroups.
+      ValueError: The groups are of another network, or nothing is kept of a group.
     """
     where, leaves = located(groups, masks), dict(named_leaves(masks))
     alive = {group: np.zeros(size, bool) for group, size in groups.sizes.items()}
@@ -83,32 +85,33 @@ def kept_filters(masks: Masks, groups: ChannelGroups) -> dict[str, np.ndarray]:
 
 
 def shrink(weights: PyTree, groups: ChannelGroups, keep: Keep, *, check: bool = True) -> PyTree:
-    """Takes the channels that are not kept out of a network.
+    """Removes the channels that are not kept from the weights of a network.
 
-    With the smaller weights the network computes what it does with its own under `filter_masks`; where
-    a group is `coupled`, LayerNorm for example, means and variances are of the channels that are left.
+    With the smaller weights the network computes the same as with its masked weights (`filter_masks`).
+    The exception are `coupled` groups, for example with LayerNorm, whose means and variances are those
+    of the remaining channels.
 
-    The weights alone get smaller. Code that reads its widths from its weights (most functions, nnx and
-    equinox modules) takes them as they are. A linen module has its widths as attributes: of the
-    library's networks `models.resized(network, weights)` is the module that fits; of your own set each
-    layer to what `kept_filters` says is left. Attributes of nnx and equinox modules that say the old
-    widths stay as they are.
+    Only the weights become smaller. Code that reads its widths from its weights (functions, nnx and
+    equinox modules) can use them directly. A linen module has its widths as attributes: for networks
+    of this library `models.resized(network, weights)` returns the matching module; for your own, set
+    the width of each layer to the number of channels in `keep`. Attributes of nnx and equinox modules
+    that hold the old widths are not changed.
 
     Args:
-      weights: What the groups were found for: variables, a module, any pytree.
-      groups: Of `channel_groups`.
-      keep: {group: indices of the channels kept}; groups that it does not name stay whole.
-      check: Whether the program of the smaller weights, where the function takes them, is read too,
-        and where it looks different, compared on random images. False: for code
-        whose numbers, of heads for example, you set afterwards.
+      weights: The weights for which the groups were found: variables, a module, or any pytree.
+      groups: The result of `channel_groups`.
+      keep: {group: indices of the kept channels}; groups that it does not name are not pruned.
+      check: Whether to verify that the code reads the smaller weights correctly, if it accepts them:
+        its program is read again, and if that differs, the outputs are compared on random images.
+        False: for code with fixed numbers, such as the number of heads, that you change afterwards.
 
     Returns:
       A pytree of the same structure with smaller arrays.
 
     Raises:
-      TypeError: No ChannelGroups.
-      ValueError: Groups of another network; groups or channels that it does not have; code that takes
-        the smaller weights and reads them otherwise, because it holds a number of heads, say.
+      TypeError: `groups` is not a ChannelGroups.
+      ValueError: The groups are of another network; `keep` names unknown groups or channels; or the
+        code reads the smaller weights differently, for example because of a fixed number of heads.
 
     Example:
       >>> from jaxrobust.pruning import channel_groups
@@ -128,9 +131,9 @@ def shrink(weights: PyTree, groups: ChannelGroups, keep: Keep, *, check: bool = 
     entry = _read_otherwise(groups, small, kept) if check else None
     if entry is not None and _differs(weights, small, groups, kept):
         raise ValueError(
-            "`keep` does not fit the code, which takes the smaller weights and reads axis "
-            f"{entry[1]} of {entry[0]} otherwise: it holds a number of heads, groups or shares. Keep "
-            "as many channels of each share; or set that number in the code, and give check=False."
+            f"`keep` does not match the code, which reads axis {entry[1]} of {entry[0]} differently "
+            "with the smaller weights: it has a fixed number of heads, groups or parts. Keep the same "
+            "number of channels of each part; or change that number in the code, and give check=False."
         )
     return small
 
@@ -138,16 +141,16 @@ def shrink(weights: PyTree, groups: ChannelGroups, keep: Keep, *, check: bool = 
 def _read_otherwise(
     groups: ChannelGroups, small: PyTree, kept: Mapping[str, np.ndarray]
 ) -> tuple[str, int] | None:
-    """An axis on which the program of the smaller weights has other channels than those kept."""
+    """Returns an axis on which the program of the smaller weights has other channels than kept."""
     try:
         found = channel_groups(groups.function, small, groups.images)
     except Exception as error:
         # The code holds widths: linen modules are built anew, others are changed.
         if not isinstance(small, Mapping):
             warnings.warn(
-                "The function does not take the smaller weights, because its code or the attributes of "
-                f"its modules say the old widths: {str(error).splitlines()[0]} Set them, or keep those "
-                "groups whole by `exclude`.",
+                "The function does not accept the smaller weights, because its code or attributes of "
+                f"its modules have the old widths: {str(error).splitlines()[0]} Change these, or "
+                "exclude those groups from pruning.",
                 stacklevel=3,
             )
         return None
@@ -185,7 +188,7 @@ def _read_otherwise(
 def _differs(
     weights: PyTree, small: PyTree, groups: ChannelGroups, kept: Mapping[str, np.ndarray]
 ) -> bool:
-    """Whether the smaller network computes something else than the masked one, if that can be told."""
+    """Whether the smaller network differs from the masked one; False for coupled groups."""
     shrunk = [name for name, one in kept.items() if len(one) < groups[name].size]
     if any(groups[name].coupled for name in shrunk):
         return False
@@ -205,24 +208,25 @@ def check_shrinking(
     rebuild: Callable[[PyTree], Callable[[PyTree, Any], Any]] | None = None,
     tolerance: float = 1e-3,
 ) -> None:
-    """Raises unless a network computes the same, whichever of its channels are masked or taken out.
+    """Raises unless a network computes the same with masked channels as with removed ones.
 
-    Of every group in turn some of the channels go, at random. Groups that are `coupled` are left out:
-    of those the two differ, as `shrink` says.
+    Random channels of one group at a time are masked and removed. `coupled` groups are left out,
+    because the two differ for them (see `shrink`).
 
     Args:
-      function: (weights, images) -> logits, as `channel_groups` was given it.
-      weights: The network's; moved at random first, for initial biases and statistics tell nothing.
-      groups: Of `channel_groups`.
-      images: [B, H, W, C]; two are enough.
-      rebuild: Smaller weights -> the function that takes them, where the code has widths of its own:
-        `lambda small: models.resized(network, small).apply`. None: `function` takes them.
-      tolerance: The largest difference of logits, as a share of the largest logit.
+      function: The function (weights, images) -> logits that was given to `channel_groups`.
+      weights: The weights of the network. They are perturbed at random first, because initial biases
+        and statistics would hide errors.
+      groups: The result of `channel_groups`.
+      images: Images [B, H, W, C]; two are enough.
+      rebuild: A function from smaller weights to the function that takes them, if the code has fixed
+        widths: `lambda small: models.resized(network, small).apply`. None: `function` takes them.
+      tolerance: The largest difference of logits, relative to the largest logit.
 
     Raises:
-      TypeError: No ChannelGroups.
-      ValueError: The two differ, or the network does not take smaller weights; the message names the
-        group and its axes.
+      TypeError: `groups` is not a ChannelGroups.
+      ValueError: The outputs differ, or the network does not accept smaller weights; the message names
+        the group and its axes.
 
     Example:
       >>> from jaxrobust.pruning import channel_groups
@@ -253,38 +257,38 @@ def check_shrinking(
             shrunk = (function if rebuild is None else rebuild(small))(small, images)
         except Exception as error:  # of a network of which nothing is known
             raise ValueError(
-                f"Without some of {name!r} the network fails: {error} If its code has widths of its "
-                f"own, `rebuild` must make it anew; the group is on {where}."
+                f"The network fails without some channels of {name!r}: {error} If its code has fixed "
+                f"widths, give `rebuild`. The group is on {where}."
             ) from error
         # Compared by the largest logit: other scales say nothing of an untrained network.
         largest = jnp.maximum(jnp.abs(masked).max(), 1e-9)
         difference = float(jnp.abs(masked - shrunk).max() / largest)
         if not difference <= tolerance:
             raise ValueError(
-                f"Without some of {name!r} the masked and the smaller network differ by "
+                f"Without some channels of {name!r} the masked and the smaller network differ by "
                 f"{100 * difference:.1f} % of the largest logit. The group is on {where}."
             )
 
 
 def shrink_state(state: PyTree, weights: PyTree, groups: ChannelGroups, keep: Keep) -> PyTree:
-    """Shrinks all that goes with a network: a training state, an optimizer's, an average, masks.
+    """Shrinks a state that belongs to a network, such as a training or optimizer state or masks.
 
-    An array in `state` belongs to the array of `weights` whose path its own path ends with.
+    An array in `state` belongs to the array of `weights` whose path is the end of its own path.
 
     Args:
-      state: Any pytree that holds trees with the paths of the parameters or statistics, such as
-        `training.TrainState` or the state of an optax optimizer. What belongs to no array of
-        `weights`, and scalars, stay as they are.
-      weights: The network's before it is shrunk, as `shrink` was given them.
-      groups: Of `channel_groups`.
-      keep: As `shrink` was given it.
+      state: A pytree with trees like the parameters or statistics inside, such as
+        `training.TrainState` or the state of an optax optimizer. Scalars, and arrays that belong to no
+        array of `weights`, are not changed.
+      weights: The weights before `shrink`.
+      groups: The result of `channel_groups`.
+      keep: {group: indices of the kept channels}, as given to `shrink`.
 
     Returns:
-      As `state`.
+      The state with smaller arrays, with the same structure.
 
     Raises:
-      ValueError: As `shrink`; an array of another shape than the network's at its path, as optimizers
-        with factored moments keep them: make their state anew.
+      ValueError: `shrink` would raise, or an array has another shape than the array of the network at
+        its path, as in optimizers with factored moments: create their state anew.
 
     Example:
       >>> from jaxrobust.pruning import channel_groups
@@ -310,8 +314,8 @@ def shrink_state(state: PyTree, weights: PyTree, groups: ChannelGroups, keep: Ke
         if owner in where and jnp.ndim(leaf):
             if jnp.shape(leaf) != shapes[owner]:
                 raise ValueError(
-                    f"`state` has shape {jnp.shape(leaf)} at {path}, where the network has "
-                    f"{shapes[owner]}: it cannot be shrunk; make it anew for the smaller network."
+                    f"`state` must have the shapes of the network, {shapes[owner]} at {path}, got "
+                    f"{jnp.shape(leaf)}: create the state anew for the smaller network."
                 )
             leaf = _taken(leaf, where[owner], kept)
         leaves.append(leaf)
@@ -319,7 +323,7 @@ def shrink_state(state: PyTree, weights: PyTree, groups: ChannelGroups, keep: Ke
 
 
 def _owner(path: str, owners: Mapping[str, str]) -> str | None:
-    """By the longest end of the path that is an array's, which tells a/kernel from b/a/kernel."""
+    """Finds the owner by the longest matching end of the path, to tell a/kernel from b/a/kernel."""
     parts = path.split("/")
     ends = ("/".join(parts[start:]) for start in range(len(parts)))
     return next((owners[end] for end in ends if end in owners), None)
@@ -333,7 +337,7 @@ def _by_axis(entries: Sequence[On]) -> dict[int, list[On]]:
 
 
 def _taken(leaf: Any, entries: Sequence[On], kept: Mapping[str, np.ndarray]) -> Any:
-    """On the host: XLA would compile a program for every shape."""
+    """Takes the kept channels on the host, because XLA would compile a program for every shape."""
     for axis, on in _by_axis(entries).items():
         there = stays(leaf.shape[axis], on, kept)
         if not there.all():
