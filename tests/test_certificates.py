@@ -377,7 +377,7 @@ def test_what_has_no_bounds_is_named_with_its_layer():
     [
         (ValueError, "`method` must be one of", {"method": "milp"}),
         (ValueError, "`epsilon` must be a finite number at least 0", {"epsilon": -0.1}),
-        (ValueError, "`epsilon` must be one number or of shape", {"epsilon": np.ones(2)}),
+        (ValueError, "`epsilon` must be a scalar or have shape", {"epsilon": np.ones(2)}),
         (ValueError, r"`images` must lie in \[0, 1\]", {"images": 2 * np.ones_like(IMAGES)}),
         (TypeError, "divide uint8 images by 255", {"images": np.zeros((3, *SHAPE), np.uint8)}),
         (ValueError, "at least one image", {"images": IMAGES[:0], "labels": np.zeros(0, int)}),

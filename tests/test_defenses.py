@@ -91,7 +91,7 @@ def test_a_smaller_sigma_blurs_exactly_in_the_same_program():
     assert blur._cache_size() == 1
     with pytest.raises(ValueError, match="`radius` must be at least 9 for a `sigma` of 3, got 6"):
         dataclasses.replace(wide, sigma=3.0)
-    with pytest.raises(ValueError, match="`radius` must be given"):
+    with pytest.raises(ValueError, match="`radius`, in pixels, must not be None"):
         jax.jit(gaussian_blur)(IMAGES, 1.0)
 
 
@@ -179,7 +179,7 @@ def test_preprocessed_refuses():
         Preprocessed(NETWORK, 75)
     with pytest.raises(TypeError, match="`logits_fn` must be callable"):
         Preprocessed(None, JPEG())
-    with pytest.raises(ValueError, match="must keep the images' shape"):
+    with pytest.raises(ValueError, match="must keep the shape of the images"):
         Preprocessed(NETWORK, lambda x: x[:, ::2])(IMAGES)
 
 
@@ -234,7 +234,7 @@ def test_ensemble_refuses():
         Ensemble((network(), 3))
     with pytest.raises(ValueError, match="`average` must be one of"):
         Ensemble((network(),), "votes")
-    with pytest.raises(ValueError, match="must all return one shape"):
+    with pytest.raises(ValueError, match="must all return the same shape"):
         Ensemble((network(), linear_classifier()))(IMAGES)
 
 

@@ -1,12 +1,12 @@
-"""Verified robustness of small networks: bounds that no perturbation within epsilon can leave.
+"""Verified robustness of small networks, by bounds of their logits over all images within epsilon.
 
-A report says of each image whether it is proved, and by what margins::
+A report says for each image whether its label is proved, and with which margins::
 
     report = certificates.certify(classifier, images, labels, epsilon=1 / 255)
 
-The network is not rewritten: its program is traced, and each operation in it has a rule.
-`defenses.certify_smoothed` is the other kind of certificate, of a classifier smoothed with noise: in
-l2, of any network, and with a small probability of error.
+The network need not be rewritten: its program is traced, and each operation has a rule. For
+certificates of a classifier that is smoothed with noise, see `defenses.certify_smoothed`: these are in
+l2, for any network, and have a small probability of error.
 """
 
 from jaxrobust.certificates.bounds import (

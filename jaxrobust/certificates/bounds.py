@@ -1,4 +1,4 @@
-"""Bounds of a classifier's logits in a linf ball, and what they certify."""
+"""Bounds of the logits of a classifier in a linf ball, and certificates from them."""
 
 import dataclasses
 import functools
@@ -14,11 +14,17 @@ from jaxrobust.certificates.linear import BOUNDS, lower_bounds
 from jaxrobust.certificates.reader import operations_of
 from jaxrobust.types import Array, LogitsFn, Progress, Stochastic
 
-"""Called with (images done, images in all)."""
+Progress = Callable[[int, int], None]
+"""A function that is called with (images done, images in all)."""
 
 
 class Bounds(NamedTuple):
-    """lower <= logits <= upper for every image of a box; float32 [B, K] each."""
+    """Bounds of the logits of every image within epsilon: lower <= logits <= upper.
+
+    Attributes:
+      lower: float32 [B, K].
+      upper: float32 [B, K].
+    """
 
     lower: Array
     upper: Array
@@ -26,22 +32,22 @@ class Bounds(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Certified:
-    """What `certify` proves of N images; host arrays.
+    """The result of `certify` for N images, as host arrays.
 
-    Proved are the margins, in real arithmetic, of the network whose constants are the weights and what
-    float32 makes of weights alone. They are moved outwards by the worst of two roundings: that of the
-    bounds' own float32, and that of a network computed in float32 operation by operation, its sums in
-    any order, its functions to within four steps of float32. A compiled network that rounds otherwise
-    (TF32, bfloat16, convolutions by transforms) is not covered; of it is known that it answered right.
+    The margins are proved for the network in real arithmetic, with float32 constants. They are lowered
+    by the worst rounding of the float32 bounds, and by the worst rounding of a network that is computed
+    in float32 operation by operation, with sums in any order and functions to within four steps of
+    float32. They do not cover a compiled network that rounds differently (TF32, bfloat16, convolutions
+    by transforms); for such a network, only the prediction for the image itself is checked.
 
     Attributes:
-      certified: bool [N]: no image within epsilon has a margin of 0 or less, and the compiled
-        classifier gives the image itself the label.
-      margins: float32 [N, K]: what the label's logit exceeds that of each class by, at least; inf for
+      certified: bool [N]: every image within epsilon has only positive margins, and the compiled
+        classifier predicts the label for the image itself.
+      margins: float32 [N, K], lower bounds of the logit of the label minus that of each class; inf for
         the label itself.
-      labels: int [N].
-      epsilon: float64 [N], radius of the linf ball in pixel units.
-      method: "ibp", "crown-ibp" or "crown".
+      labels: int [N], the true classes.
+      epsilon: float64 [N], the radius of the linf ball in pixel units.
+      method: The method of the bounds, "ibp", "crown-ibp" or "crown".
     """
 
     certified: np.ndarray
@@ -52,21 +58,22 @@ class Certified:
 
 
 def ibp_bounds(logits_fn: LogitsFn, images: Array, epsilon: Any) -> Bounds:
-    """Bounds of the logits by interval arithmetic, from layer to layer.
+    """Bounds the logits by interval arithmetic, from layer to layer (IBP).
 
     Args:
-      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K], made of the operations that
-        docs/certificates.md lists. Row i of its logits must depend on image i alone.
+      logits_fn: A function, images float32 [B, H, W, C] in [0, 1] -> logits [B, K], made of the
+        operations that docs/certificates.md lists. Row i of the logits must depend on image i only.
       images: floating [B, H, W, C] in [0, 1].
-      epsilon: Radius of the linf ball in pixel units, one or [B]; of the ball counts what is in [0, 1].
+      epsilon: The radius of the linf ball in pixel units, at least 0, a scalar or [B]. The bounds are
+        over the images of the ball that lie in [0, 1].
 
     Returns:
-      Bounds.
+      The lower and upper bounds.
 
     Raises:
-      NotImplementedError: An operation that has no bounds here; the message names it and its layer.
-      TypeError: Integer images; a `types.Stochastic`.
-      ValueError: Images outside [0, 1] or of the wrong shape, a negative epsilon.
+      NotImplementedError: An operation of the network has no rule; the message names it and its layer.
+      TypeError: The images are integers, or `logits_fn` is a `types.Stochastic`.
+      ValueError: The images are outside [0, 1] or have the wrong shape, or epsilon is negative.
 
     Example:
       >>> brighter = lambda x: jnp.stack([x.sum((1, 2, 3)), -x.sum((1, 2, 3))], axis=1)
@@ -89,26 +96,28 @@ def crown_bounds(
     intermediate: str = "crown",
     num_rows: int = 256,
 ) -> Bounds:
-    """Bounds of the logits by straight lines below and above each activation, from the logits back.
+    """Bounds the logits by linear functions of the pixels, with lines around each activation (CROWN).
 
-    Nowhere looser than `ibp_bounds`.
+    The bounds are never looser than those of `ibp_bounds`.
 
     Args:
-      logits_fn: As for `ibp_bounds`.
+      logits_fn: A function, images float32 [B, H, W, C] in [0, 1] -> logits [B, K]; see `ibp_bounds`.
       images: floating [B, H, W, C] in [0, 1].
-      epsilon: As for `ibp_bounds`.
-      intermediate: Where the activations' own bounds are from: "crown", the same way, layer by layer,
-        or "ibp" (CROWN-IBP), looser and as many times faster as there are hidden units.
-      num_rows: With "crown" how many units of a layer are bounded at a time: memory for that many
-        times the activations of the images.
+      epsilon: The radius of the linf ball in pixel units, at least 0, a scalar or [B].
+      intermediate: How the inputs of activations are bounded: "crown" in the same way, layer by layer,
+        or "ibp" by intervals (CROWN-IBP), which is looser, and faster by about the number of hidden
+        units.
+      num_rows: With "crown", the number of units of a layer that are bounded at a time, at least 1. The
+        memory is that of the activations of the images times this number.
 
     Returns:
-      Bounds.
+      The lower and upper bounds.
 
     Raises:
-      NotImplementedError: As `ibp_bounds`.
-      TypeError: As `ibp_bounds`.
-      ValueError: As `ibp_bounds`; another `intermediate`.
+      NotImplementedError: An operation of the network has no rule; the message names it and its layer.
+      TypeError: The images are integers, or `logits_fn` is a `types.Stochastic`.
+      ValueError: The images are outside [0, 1] or have the wrong shape, epsilon is negative, or
+        `intermediate` is unknown.
 
     References:
       Zhang et al., "Efficient Neural Network Robustness Certification with General Activation
@@ -128,24 +137,27 @@ def margin_bounds(
     method: str = "crown",
     num_rows: int = 256,
 ) -> Array:
-    """What the label's logit exceeds the others by, at least: tighter than bounds of both logits.
+    """Bounds the margins, the logit of the label minus the other logits, from below.
+
+    The bounds are tighter than the difference of the bounds of two logits.
 
     Args:
-      logits_fn: As for `ibp_bounds`.
+      logits_fn: A function, images float32 [B, H, W, C] in [0, 1] -> logits [B, K]; see `ibp_bounds`.
       images: floating [B, H, W, C] in [0, 1].
-      labels: int [B].
-      epsilon: As for `ibp_bounds`.
-      method: "ibp"; "crown-ibp" or "crown", which are `crown_bounds` with `intermediate="ibp"` and
-        "crown".
-      num_rows: As for `crown_bounds`.
+      labels: int [B], the true classes.
+      epsilon: The radius of the linf ball in pixel units, at least 0, a scalar or [B].
+      method: "ibp" as `ibp_bounds`; "crown-ibp" or "crown" as `crown_bounds` with `intermediate="ibp"`
+        or "crown".
+      num_rows: With "crown", the number of units of a layer that are bounded at a time, at least 1.
 
     Returns:
       float32 [B, K], inf for the label itself.
 
     Raises:
-      NotImplementedError: As `ibp_bounds`.
-      TypeError: As `ibp_bounds`; labels that are no integers.
-      ValueError: As `ibp_bounds`; an unknown method, labels of another shape or out of range.
+      NotImplementedError: An operation of the network has no rule; the message names it and its layer.
+      TypeError: The images are integers, the labels are not, or `logits_fn` is a `types.Stochastic`.
+      ValueError: The images are outside [0, 1] or have the wrong shape; epsilon is negative; the method
+        is unknown; or the labels have another shape or are out of range.
     """
     checks.one_of("method", method, BOUNDS)
     function, images, radii = _prepare(logits_fn, images, epsilon, num_rows)
@@ -167,32 +179,34 @@ def certify(
     num_rows: int = 256,
     progress: Progress | None = None,
 ) -> Certified:
-    """Which images keep their label whatever is done to them within epsilon, proved by bounds.
+    """Proves which images are classified correctly under every perturbation within epsilon.
 
-    The proof is of the network in real arithmetic, with an allowance for float32 (`Certified` says
-    which); besides, an image counts only if the compiled classifier, asked for `batch_size` images at
-    a time, answers it right.
+    The proof is for the network in real arithmetic, with an allowance for float32 (see `Certified`). In
+    addition the compiled classifier must predict the label of the image itself, in batches of
+    `batch_size` images.
 
-    An image that is not certified may be robust or not: attacks tell. The rate with its interval is
-    `evaluation.certified_accuracy`. Other epsilons, and other weights of a Classifier, compile nothing.
+    An image that is not certified may or may not be robust; attack it to find out. For the rate with
+    its confidence interval see `evaluation.certified_accuracy`. Another epsilon, or other weights of a
+    Classifier, need no recompilation.
 
     Args:
-      logits_fn: As for `ibp_bounds`.
+      logits_fn: A function, images float32 [B, H, W, C] in [0, 1] -> logits [B, K]; see `ibp_bounds`.
       images: floating [N, H, W, C] in [0, 1].
-      labels: int [N], true classes.
-      epsilon: Radius of the linf ball in pixel units, one or [N].
-      method: As for `margin_bounds`.
-      batch_size: Images at a time.
-      num_rows: As for `crown_bounds`.
-      progress: Called with ("images", done, in all).
+      labels: int [N], the true classes.
+      epsilon: The radius of the linf ball in pixel units, at least 0, a scalar or [N].
+      method: "ibp", "crown-ibp" or "crown", from fast and loose to slow and tight; see `margin_bounds`.
+      batch_size: The number of images that are processed at a time, at least 1.
+      num_rows: With "crown", the number of units of a layer that are bounded at a time, at least 1.
+      progress: A function that is called with (images done, images in all), or None.
 
     Returns:
-      Certified.
+      Which images are certified, and their margins.
 
     Raises:
-      NotImplementedError: As `ibp_bounds`.
-      TypeError: As `margin_bounds`.
-      ValueError: As `margin_bounds`; no image.
+      NotImplementedError: An operation of the network has no rule; the message names it and its layer.
+      TypeError: The images are integers, the labels are not, or `logits_fn` is a `types.Stochastic`.
+      ValueError: There is no image; the images are outside [0, 1] or have the wrong shape; epsilon is
+        negative; the method is unknown; or the labels have another shape or are out of range.
 
     Example:
       >>> brighter = lambda x: jnp.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], axis=1)
@@ -204,7 +218,7 @@ def certify(
     images, labels = np.asarray(images), np.asarray(labels)
     checks.float_images(images)
     if not len(images):
-        raise ValueError("`images` must hold at least one image, got none.")
+        raise ValueError("`images` must have at least one image, got none.")
     checks.images_and_labels(images, labels)
     checks.value_range(images)
     _check_epsilon(epsilon, len(images))
@@ -237,7 +251,7 @@ def _answers(function: Any, images: Array) -> Array:
 
 
 def _batches(num_images: int, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Indices of batches of one size, the last filled up with its last index, and how many count."""
+    """Yields (indices of a batch, how many count); the last batch repeats its last index."""
     batch_size = min(batch_size, num_images)
     for start in range(0, num_images, batch_size):
         indices = np.minimum(np.arange(start, start + batch_size), num_images - 1)
@@ -248,19 +262,19 @@ def _check_epsilon(epsilon: Any, num_images: int) -> None:
     checks.number("epsilon", epsilon, minimum=0)
     if jnp.shape(epsilon) not in ((), (num_images,)):
         raise ValueError(
-            f"`epsilon` must be one number or of shape {(num_images,)}, got shape {jnp.shape(epsilon)}."
+            f"`epsilon` must be a scalar or have shape {(num_images,)}, got shape {jnp.shape(epsilon)}."
         )
 
 
 def _prepare(
     logits_fn: LogitsFn, images: Any, epsilon: Any, num_rows: int
 ) -> tuple[Any, Array, Array]:
-    """The classifier as an argument of compiled code, the images and every one's radius."""
+    """Returns the classifier as an argument of compiled code, the images, and a radius for each."""
     nodes = jax.tree.leaves(logits_fn, is_leaf=lambda node: isinstance(node, Stochastic))
     if any(isinstance(node, Stochastic) for node in nodes):
         raise TypeError(
-            "`logits_fn` must give an image the same logits every time, got a Stochastic, whose "
-            "answers are random; `defenses.certify_smoothed` is for a classifier smoothed with noise."
+            "`logits_fn` must be deterministic, got a Stochastic; for a classifier that is smoothed "
+            "with noise, use `defenses.certify_smoothed`."
         )
     checks.float_images(images)
     checks.integer("num_rows", num_rows, minimum=1)

@@ -1,9 +1,9 @@
-"""Interval bounds: every operation's values lie between two numbers if those of its operands do.
+"""Interval bounds: the values of each operation are bounded from those of its operands.
 
-Rounding: sums are widened by what their rounding can be at worst, in any order of their terms, here and
-in the network. Single additions, multiplications and divisions are widened by two steps of float32: a
-compiler fuses a product with a sum, which rounds once instead of twice, or divides by multiplying, here
-or in the network. Exponentials and their like are widened by four. What copies or compares is exact.
+Rounding: the interval of a sum is widened by the largest rounding errors of the network and of the
+bound itself, for any order of the terms. Single additions, multiplications and divisions are widened by
+two steps of float32, because a compiler may fuse a product with a sum, or divide by multiplying.
+Exponentials and similar functions are widened by four steps. Copies and comparisons are exact.
 
 References:
   Gowal et al., "Scalable Verified Training for Provably Robust Image Classification", ICCV 2019,
@@ -22,7 +22,7 @@ from jaxrobust.types import Array
 
 
 class Interval(NamedTuple):
-    """Elementwise lower <= value <= upper."""
+    """Elementwise bounds of a value: lower <= value <= upper."""
 
     lower: Array
     upper: Array
@@ -33,16 +33,16 @@ def propagate(
     box: Interval,
     tighten: Callable[[int, list[Interval]], Interval] | None = None,
 ) -> list[Interval]:
-    """Intervals of all operations, from that of the input.
+    """Computes the intervals of all operations from that of the input.
 
     Args:
-      operations: Of one image.
-      box: Of the input, [1, H, W, C] each.
-      tighten: Called with the position of an operation whose interval will decide a relaxation, and the
-        intervals up to its own; returns a better one.
+      operations: The operations of the classifier for one image.
+      box: The interval of the input, [1, H, W, C] each.
+      tighten: A function that is called with the position of an operation whose interval decides a
+        relaxation, and the intervals up to its own; it returns a tighter interval.
 
     Returns:
-      One for each operation.
+      One interval for each operation.
     """
     intervals = [box]
     decisive = _decisive(operations) if tighten is not None else ()
@@ -57,17 +57,18 @@ def propagate(
 
 
 def interval_of(operand: Operand, intervals: list[Interval]) -> Interval:
-    """Of an operation, or of a constant, which is its own bounds."""
+    """Returns the interval of an operation, or of a constant, whose bounds are its value."""
     if isinstance(operand, Reference):
         return intervals[operand.position]
     return Interval(operand, operand)
 
 
 def _decisive(operations: Operations) -> set[int]:
-    """The operations whose intervals are loose and decide relaxations.
+    """Returns the operations whose intervals are loose and decide relaxations.
 
-    An operation on single elements loses nothing, so behind every relaxed one those are looked for that
-    mix elements. One that mixes the pixels themselves loses nothing either: they are independent.
+    An elementwise operation does not loosen intervals, so the operations that mix elements before each
+    relaxed one are returned. One that mixes the pixels themselves does not loosen either, because the
+    pixels are independent.
     """
     found: set[int] = set()
     pending = [o for operation in operations if not operation.is_affine for o in operation.operands]
@@ -85,7 +86,7 @@ def _decisive(operations: Operations) -> set[int]:
 
 
 def _is_pixels(operations: Operations, operand: Operand) -> bool:
-    """Whether a value's elements are single, independent pixels."""
+    """Whether the elements of a value are single, independent pixels."""
     assert isinstance(operand, Reference)
     operation = operations[operand.position]
     if operation.kind == "input":
@@ -185,11 +186,11 @@ _RULES: dict[str, Callable[..., Interval]] = {
 
 
 def rounding(operation: Operation) -> float:
-    """What rounding does to a sum, of the sum of the absolute values: by the network and here."""
+    """Bounds the rounding of a sum, relative to the sum of absolute values: in the network and here."""
     # n terms: n half steps for each of the two computations, and a few for what is done with the ends.
     return (operation.num_terms + 4) * _step_of(operation.result.dtype)
 
 
 def magnitude(operand: Interval) -> Array:
-    """Elementwise the largest absolute value."""
+    """Returns the largest absolute value of each element."""
     return jnp.maximum(jnp.abs(operand.lower), jnp.abs(operand.upper))

@@ -1,15 +1,15 @@
-"""Linear bounds: a linear function of an operation's values is followed back to the pixels.
+"""Linear bounds: a linear function of the values of an operation is propagated back to the pixels.
 
-An affine operation is passed by its transpose, which jax has of any; one that is not affine by the line
-below it where its coefficient is positive and by the one above where it is negative. At the pixels the
-bound is the least that a linear function has in a box.
+An affine operation is passed with its transpose, which jax can derive. An operation that is not affine
+is replaced by the line below it where its coefficient is positive, and by the line above it where the
+coefficient is negative. At the pixels the bound is the minimum of a linear function over a box.
 
-Rounding: large coefficients may cancel to small ones whose rounding is that of the large. So at every
-operation that is passed a bound is lowered by what the rounding of the coefficients can change, and
-with it that of the operation's own value in the network: (terms forwards + terms backwards + 4) steps
-of float32 of |c| (|W| |x|), for any order of the terms. That is (|W|^T |c|) |x|, the absolute
-coefficient times what it meets, without following one back. What a bound then adds up is lowered
-likewise.
+Rounding: large coefficients may cancel to small ones that keep the rounding errors of the large ones.
+So at every operation the bound is lowered by the largest effect of the rounding of the coefficients,
+and of the value of the operation in the network: (terms forwards + terms backwards + 4) steps of
+float32 of |c| (|W| |x|), for any order of the terms. That equals (|W|^T |c|) |x|, the absolute
+coefficient times its value, so that no absolute coefficient need be propagated. Sums of the terms of a
+bound are lowered in the same way.
 
 References:
   Zhang et al., "Efficient Neural Network Robustness Certification with General Activation Functions",
@@ -42,18 +42,18 @@ def lower_bounds(
     method: str,
     num_rows: int,
 ) -> Array:
-    """What linear functions of the logits of one image are at least, anywhere in its box.
+    """Bounds linear functions of the logits from below, over all images within epsilon of one image.
 
     Args:
-      operations: Of the classifier.
+      operations: The operations of the classifier.
       image: [1, H, W, C] in [0, 1].
-      epsilon: [], radius of the linf ball, of which the box is what lies in [0, 1].
-      functionals: [S, K], coefficients of the logits.
+      epsilon: A scalar, the radius of the linf ball. The bounds are over its part in [0, 1].
+      functionals: [S, K], the coefficients of S linear functions of the logits.
       method: One of BOUNDS.
-      num_rows: How many linear functions are followed back at a time within the network.
+      num_rows: The number of linear functions within the network that are propagated at a time.
 
     Returns:
-      [S].
+      [S], the lower bounds.
     """
     # A pixel's own rounding, half a step of float32 below 1, and that of the radius.
     reach = epsilon + jnp.finfo(image.dtype).eps * (0.5 + epsilon)
@@ -91,12 +91,12 @@ def lower_bounds(
 
 
 class _Transpose(NamedTuple):
-    """An affine operation backwards.
+    """The transpose of an affine operation.
 
     Attributes:
-      constant: What it is at 0.
-      pull_back: A coefficient of its result to those of its operands.
-      error: What rounding changes for a coefficient of 1, of its shape; None where there is none.
+      constant: The value of the operation at 0.
+      pull_back: A function from the coefficient of its result to those of its operands.
+      error: The largest rounding error for a coefficient of 1, of its shape; None if there is none.
     """
 
     constant: Array
@@ -105,14 +105,14 @@ class _Transpose(NamedTuple):
 
 
 class _Backwards:
-    """Follows linear functions back; what does not depend on them is computed once."""
+    """Propagates linear functions back; what does not depend on them is computed only once."""
 
     def __init__(self, operations: Operations) -> None:
         self.operations = operations
         self.known: dict[int, Any] = {}
 
     def of(self, index: int, intervals: list[Interval]) -> Any:
-        """The transpose of an affine operation, the lines of another."""
+        """Returns the transpose of an affine operation, or the lines of another."""
         if index not in self.known:
             operation = self.operations[index]
             of_operands = [interval_of(operand, intervals) for operand in operation.operands]
@@ -129,20 +129,20 @@ class _Backwards:
         return self.known[index]
 
     def prepare(self, index: int, intervals: list[Interval]) -> None:
-        """Computes the operations up to this one outside of the loop over functions."""
+        """Prepares the operations up to this one outside the loop over linear functions."""
         for position in range(1, index + 1):
             self.of(position, intervals)
 
     def __call__(
         self, index: int, coefficient: Array, intervals: list[Interval], relaxed: bool = True
     ) -> Array:
-        """The least that sum(coefficient * operation) can be: [].
+        """Returns a lower bound of sum(coefficient * operation), a scalar.
 
         Args:
-          index: The operation's position.
-          coefficient: Of its shape.
-          intervals: Of all operations before it.
-          relaxed: Go through operations that are not affine; otherwise end at their intervals.
+          index: The position of the operation.
+          coefficient: The coefficient, of the shape of the operation.
+          intervals: The intervals of all operations before it.
+          relaxed: Whether to pass operations that are not affine; otherwise their intervals are used.
         """
         coefficients: dict[int, Array] = {index: coefficient}
         total = _Total(coefficient.dtype)
@@ -182,7 +182,7 @@ class _Backwards:
 
 
 class _Total:
-    """A sum, the sum of the absolute values of its terms, and what rounding takes from it at worst."""
+    """A sum, the sum of the absolute values of its terms, and its largest rounding error."""
 
     def __init__(self, dtype: Any) -> None:
         self.dtype = dtype
@@ -196,7 +196,7 @@ class _Total:
         self._add(jnp.sum(terms), jnp.sum(jnp.abs(terms)), num_terms)
 
     def add_least(self, coefficient: Array, interval: Interval) -> None:
-        """The least of sum(coefficient * x) for x in the interval."""
+        """Adds the minimum of sum(coefficient * x) for x in the interval."""
         centre = interval.lower / 2 + interval.upper / 2
         radius = jnp.maximum(interval.upper - centre, centre - interval.lower)
         # The ends were rounded, each product is: its sum may have either sign.
@@ -205,7 +205,7 @@ class _Total:
         self._add(jnp.sum(values), jnp.sum(sizes), num_terms + 4)
 
     def widen(self, coefficient: Array, error: Array) -> None:
-        """An error of each element of an operation, times its coefficient."""
+        """Adds an error of each element of an operation, times its coefficient."""
         self.error += jnp.sum(jnp.abs(coefficient) * error)
 
     def _add(self, value: Array, magnitude: Array, num_terms: int) -> None:
@@ -220,7 +220,7 @@ class _Total:
 
 
 def _slack(num_terms: int, dtype: Any) -> float:
-    """What rounding does to a sum, of the sum of the absolute values: twice the worst, and a few."""
+    """Bounds the rounding of a sum, relative to the sum of absolute values, with a margin."""
     return (num_terms + 4) * float(jnp.finfo(dtype).eps)
 
 
@@ -228,10 +228,10 @@ _ROWS = 16
 
 
 def _shortened(terms: Array) -> tuple[Array, int]:
-    """Fewer terms of the same sum, and how many roundings each has come to meet when they are added.
+    """Adds terms in pairs, and returns fewer terms and the number of roundings when they are added.
 
-    The worst case of a sum grows with its terms, and the order in which a compiler adds them is not
-    known. Of sums that are written out it is.
+    The largest rounding error of a sum grows with its number of terms, because the order in which a
+    compiler adds them is unknown. The order of sums that are written out is known.
     """
     flat = terms.reshape(-1)
     if flat.size <= _ROWS**2:
@@ -241,7 +241,7 @@ def _shortened(terms: Array) -> tuple[Array, int]:
 
 
 def _error(operation: Operation, operands: list[Interval], constant: Array) -> Array | None:
-    """What an affine operation and its transpose are rounded by at worst, for a coefficient of 1."""
+    """Bounds the rounding of an affine operation and its transpose, for a coefficient of 1."""
     if operation.is_copy:
         return None
     sizes = [magnitude(operand) for operand in operands]

@@ -1,4 +1,4 @@
-"""What a program consists of once it has been read: operations."""
+"""The operations that a classifier's program is translated to."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from jaxrobust.types import Array
 
 
 class Reference(NamedTuple):
-    """The value of an operation, by the operation's position."""
+    """A reference to the value of an operation, by its position."""
 
     position: int
 
@@ -20,21 +20,21 @@ Operand = Reference | Array
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """One operation.
+    """An operation of the classifier.
 
     Attributes:
-      kind: "input"; of the affine ones "increasing" (no negative coefficient), "sum" (the same, of many
-        terms), "scale" (each element by itself, of either sign), "difference" and "contraction" (sums
-        of products with constants); "max", "min" and "product" of two operands, "square"; "convex",
-        "concave" and "sigmoid", which are increasing functions of each element by itself.
-      operands: What it takes. Only "max", "min" and "product" have constants among them.
-      function: Of the operands, which is what the operation computes.
-      result: Shape and type.
-      layer: Where it is in the network, for messages.
-      absolute: Of "contraction": the same with the absolute values of its constants.
-      num_terms: Of affine ones: how many terms an element is the sum of; 1 of what is only copied.
-      num_uses: Of affine ones: in how many elements of the result an element of an operand is, at
-        most, which is what a coefficient is the sum of on the way back.
+      kind: "input"; the affine kinds "increasing" (no negative coefficient), "sum" (the same, with many
+        terms), "scale" (elementwise, of either sign), "difference" and "contraction" (sums of products
+        with constants); "max", "min" and "product" of two operands, "square"; "convex", "concave" and
+        "sigmoid", which are increasing elementwise functions.
+      operands: The operands. Only "max", "min" and "product" may have constants among them.
+      function: The function of the operands that the operation computes.
+      result: The shape and type of the result.
+      layer: The layer of the network, for error messages.
+      absolute: For "contraction", the function with the absolute values of the constants.
+      num_terms: For affine kinds, the number of terms whose sum an element is; 1 for copies.
+      num_uses: For affine kinds, the largest number of elements of the result that use an element of an
+        operand: the number of terms of a coefficient that is propagated back.
       mixes: Whether an element of the result depends on several elements of the operands.
     """
 
@@ -55,9 +55,9 @@ class Operation:
 
     @property
     def is_copy(self) -> bool:
-        """Whether nothing is computed, neither forwards nor backwards, that could be rounded."""
+        """Whether the operation only copies, so that nothing is rounded forwards or backwards."""
         return self.kind == "increasing" and self.num_terms == self.num_uses == 1
 
 
 Operations = tuple[Operation, ...]
-"""The first is the input, the last the logits; operands come before the operations that take them."""
+"""The first operation is the input, the last is the logits; operands come before their operations."""

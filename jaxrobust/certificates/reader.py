@@ -1,8 +1,8 @@
-"""A classifier's program as a short list of operations that bounds can be computed for.
+"""Translates the program of a classifier to a list of operations that can be bounded.
 
-The classifier is traced at one image. Calls are inlined, of operations with a form for each platform
-the plain one is taken, and everything that does not depend on the image is computed: weights are folded
-with their BatchNorm, say. What is left are affine operations and a few that are not (`rules`).
+The classifier is traced at one image. Calls are inlined, the plain form of platform-dependent
+operations is taken, and everything that does not depend on the image is computed: BatchNorm, for
+instance, is folded into the weights. What remains are affine operations and a few others (`rules`).
 """
 
 import functools
@@ -20,17 +20,14 @@ from jaxrobust.types import Array, LogitsFn
 
 
 def operations_of(logits_fn: LogitsFn, image: jax.ShapeDtypeStruct) -> Operations:
-    """The operations of a classifier, for one image.
+    """Returns the operations of a classifier for one image.
 
     Args:
-      logits_fn: Images [1, H, W, C] -> logits [1, K]. Its arrays may be traced.
-      image: float32 [1, H, W, C], of which only shape and type matter.
-
-    Returns:
-      Operations.
+      logits_fn: A function, images [1, H, W, C] -> logits [1, K]. Its arrays may be traced.
+      image: float32 [1, H, W, C]; only its shape and type are used.
 
     Raises:
-      NotImplementedError: An operation without a rule; the message names it and its layer.
+      NotImplementedError: An operation has no rule; the message names it and its layer.
     """
     program = programs.as_argument(logits_fn, image)
     found: list[Operation] = []
@@ -61,7 +58,7 @@ def _run(
     arguments: Sequence[Any],
     layer: str,
 ) -> list:
-    """Adds the operations of a traced function; returns its results."""
+    """Adds the operations of a traced function, and returns its results."""
 
     def results(step: Any, operands: list[Any]) -> Sequence[Any]:
         inside = "/".join(name for name in (layer, step.names) if name)
@@ -73,7 +70,7 @@ def _run(
 def _results(
     found: list[Operation], what: Any, arrays: Iterator[Any], operands: list[Any], layer: str
 ) -> Sequence[Any]:
-    """Of a step of a program: what programs stand in it is put in its place."""
+    """Returns the results of a step of a program, with nested programs inlined."""
     if isinstance(what, programs.StepList):
         return _run(found, what, arrays, operands, layer)
     is_known = not any(isinstance(operand, Reference) for operand in operands)
@@ -101,7 +98,7 @@ def _results(
 
 
 def _chosen(nested: programs.Nested) -> int | None:
-    """Which program stands in the place of a checkpoint, or of a choice by the platform."""
+    """Returns which nested program replaces a checkpoint, or a choice by the platform."""
     name, params = nested.equation.primitive.name, nested.equation.params
     if name == "cond" and params.get("branches_platforms") is not None:
         plain = [platforms is None for platforms in params["branches_platforms"]]

@@ -1,8 +1,8 @@
-"""Straight lines below and above an operation that is not affine, within its operands' intervals.
+"""Lines below and above an operation that is not affine, within the intervals of its operands.
 
 Rounding: slopes and offsets are computed in float32, and the network rounds the operation itself. Both
-move a line past the operation by a few steps of float32 of what the line adds up; `Envelope.error` is
-more than that, where functions and their derivatives are computed to within four steps.
+errors are a few steps of float32 of the terms of the line. `Envelope.error` is larger than both, if
+functions and their derivatives are computed to within four steps.
 
 References:
   Zhang et al., "Efficient Neural Network Robustness Certification with General Activation Functions",
@@ -28,11 +28,11 @@ _NUM_STEPS = 8
 
 
 class Affine(NamedTuple):
-    """sum over the operands of slope * operand, plus offset; all of the operation's shape.
+    """The sum over the operands of slope * operand, plus offset; all have the shape of the operation.
 
     Attributes:
-      slopes: One for each operand.
-      offset: The constant.
+      slopes: One slope for each operand.
+      offset: The constant term.
     """
 
     slopes: tuple[Array, ...]
@@ -40,12 +40,12 @@ class Affine(NamedTuple):
 
 
 class Envelope(NamedTuple):
-    """A line that is nowhere above the operation, and one that is nowhere below it, but for rounding.
+    """A line below the operation and a line above it, up to rounding errors.
 
     Attributes:
-      lower: Less `error` it is below the operation, as computed by the network too.
-      upper: Likewise above.
-      error: Of the operation's shape.
+      lower: The lower line; minus `error`, it is below the operation as the network computes it.
+      upper: The upper line; plus `error`, it is above the operation as the network computes it.
+      error: The largest rounding error, of the shape of the operation.
     """
 
     lower: Affine
@@ -54,14 +54,14 @@ class Envelope(NamedTuple):
 
 
 def relax(operation: Operation, operands: list[Interval]) -> Envelope:
-    """Lines for an operation of one of the kinds that are not affine.
+    """Returns the lines of an operation that is not affine.
 
     Args:
-      operation: It.
-      operands: Their intervals.
+      operation: The operation.
+      operands: The intervals of its operands.
 
     Returns:
-      Envelope, which holds between the ends of these intervals.
+      The envelope, which is valid within these intervals.
 
     Example:
       >>> relu = Operation("max", (), jnp.maximum, jax.ShapeDtypeStruct((), jnp.float32))
@@ -87,7 +87,7 @@ def relax(operation: Operation, operands: list[Interval]) -> Envelope:
 
 
 def _ramp(low: Array, high: Array) -> tuple[Array, Array, Array]:
-    """For max(d, 0) and d in [low, high]: slope d <= max(d, 0) <= steeper d + offset."""
+    """Returns (slope, steeper, offset): slope d <= max(d, 0) <= steeper d + offset in [low, high]."""
     mixed = (low < 0) & (high > 0)
     steeper = jnp.where(mixed, high / jnp.where(mixed, high - low, 1), low >= 0)
     # The slope of the two, 0 and 1, that leaves the smaller area.
@@ -96,7 +96,7 @@ def _ramp(low: Array, high: Array) -> tuple[Array, Array, Array]:
 
 
 def _larger(first: Interval, second: Interval) -> Envelope:
-    """max(x, y) = y + max(x - y, 0)."""
+    """Relaxes max(x, y) = y + max(x - y, 0)."""
     low, high = first.lower - second.upper, first.upper - second.lower
     slope, steeper, offset = _ramp(low, high)
     return Envelope(
@@ -107,7 +107,7 @@ def _larger(first: Interval, second: Interval) -> Envelope:
 
 
 def _smaller(first: Interval, second: Interval) -> Envelope:
-    """min(x, y) = y - max(y - x, 0)."""
+    """Relaxes min(x, y) = y - max(y - x, 0)."""
     slope, steeper, offset = _ramp(second.lower - first.upper, second.upper - first.lower)
     return Envelope(
         Affine((steeper, 1 - steeper), -offset),
@@ -117,13 +117,13 @@ def _smaller(first: Interval, second: Interval) -> Envelope:
 
 
 def _ramp_error(offset: Array, first: Interval, second: Interval) -> Array:
-    """Slopes of 0 and 1 are exact, as is the comparison; what pads a maximum has these."""
+    """Bounds the error, which is 0 for the exact slopes 0 and 1 (as in the padding of a maximum)."""
     error = _NUM_STEPS * jnp.finfo(offset.dtype).eps * (magnitude(first) + magnitude(second))
     return jnp.where(offset > 0, error, 0)
 
 
 def _product(first: Interval, second: Interval) -> Envelope:
-    """(x - x_low) (y - y_low) >= 0 and (x - x_low) (y_high - y) >= 0."""
+    """Relaxes x y by (x - x_low) (y - y_low) >= 0 and (x - x_low) (y_high - y) >= 0."""
     below = Affine((second.lower, first.lower), -first.lower * second.lower)
     above = Affine((second.upper, first.lower), -first.lower * second.upper)
     # No term of a line, nor the product, is more than this.
@@ -132,7 +132,7 @@ def _product(first: Interval, second: Interval) -> Envelope:
 
 
 def _curve(operation: Operation, low: Array, high: Array, sign: int = 1) -> Envelope:
-    """Of a convex function a tangent and the chord; sign -1 makes one of a concave function."""
+    """Returns a tangent and the chord of a convex function, or with sign -1 of a concave function."""
 
     def function(value: Array) -> Array:
         return sign * operation.function(value)
@@ -153,7 +153,7 @@ def _curve(operation: Operation, low: Array, high: Array, sign: int = 1) -> Enve
 
 
 def _curve_error(operation: Operation, low: Array, high: Array, *lines: Affine) -> Array:
-    """Of what a line adds up and of the function's values."""
+    """Bounds the rounding of the terms of the lines and of the values of the function."""
     ends = Interval(low, high)
     # The derivatives of sigmoids are differences of numbers of about 1.
     least = float(operation.kind == "sigmoid")
@@ -165,16 +165,17 @@ def _curve_error(operation: Operation, low: Array, high: Array, *lines: Affine) 
 
 
 def _mirrored(lines: Envelope) -> Envelope:
-    """Of minus the function."""
+    """Returns the envelope of minus the function."""
     lower, upper = (Affine((-line.slopes[0],), -line.offset) for line in (lines.lower, lines.upper))
     return Envelope(upper, lower, lines.error)
 
 
 def _sigmoid(operation: Operation, low: Array, high: Array) -> Envelope:
-    """Convex below 0, concave above, steepest at 0.
+    """Relaxes a function that is convex below 0, concave above 0, and steepest at 0.
 
-    On one side of 0 as convex and concave functions are. Across 0 no slope is less than the smaller one
-    of both ends, so the lines through the ends with that slope hold.
+    An interval on one side of 0 is relaxed like a convex or concave function. In an interval across 0
+    no slope is below the smaller slope of the two ends, so lines through the ends with that slope are
+    valid.
     """
     gradient = jax.grad(lambda x: jnp.sum(operation.function(x)))
     slope = jnp.minimum(gradient(low), gradient(high))

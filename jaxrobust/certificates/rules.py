@@ -1,7 +1,7 @@
-"""What each of jax's operations becomes: a table of rules, by the operation's name.
+"""The rules that translate jax's operations, by name.
 
-A rule adds operations for one of the network's; larger ones are taken apart: a maximum over a window is
-a tournament of maxima of two.
+A rule adds operations for one operation of the network. Larger ones are split: a maximum over a window
+becomes a tournament of maxima of two.
 """
 
 import dataclasses
@@ -24,20 +24,20 @@ _CONTRACTIONS = ("conv_general_dilated", "dot_general")
 
 
 def appended(operations: list[Operation], operation: Operation) -> Reference:
-    """Adds an operation to those so far; returns where it is."""
+    """Appends an operation, and returns a reference to it."""
     operations.append(operation)
     return Reference(len(operations) - 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """An operation of the network, of which an operand at least depends on the image.
+    """An operation of the network with at least one operand that depends on the image.
 
     Attributes:
-      operations: Those so far, to which a rule adds.
-      equation: Of jax.
-      operands: References to what depends on the image, and arrays.
-      layer: Where it is in the network.
+      operations: The operations so far, to which a rule adds.
+      equation: The equation of jax.
+      operands: References for operands that depend on the image, arrays for the others.
+      layer: The layer of the network, for error messages.
     """
 
     operations: list[Operation]
@@ -52,12 +52,12 @@ class Reading:
 
     @property
     def unknown(self) -> tuple[Reference, ...]:
-        """The operands that do."""
+        """The operands that depend on the image."""
         return tuple(operand for operand in self.operands if isinstance(operand, Reference))
 
     @property
     def first_only(self) -> bool:
-        """Whether the first operand alone does."""
+        """Whether only the first operand depends on the image."""
         return len(self.unknown) == 1 and not self.known[0]
 
     def add(
@@ -70,7 +70,7 @@ class Reading:
         num_uses: int = 1,
         mixes: bool = False,
     ) -> Reference:
-        """Adds the operation as it is, of which the result at `index` counts."""
+        """Adds the operation itself, with its result at `index`."""
         function = functools.partial(_apply, self.equation, self.operands, index)
         aval = self.equation.outvars[index].aval
         result = jax.ShapeDtypeStruct(aval.shape, aval.dtype)
@@ -79,19 +79,19 @@ class Reading:
         return appended(self.operations, added)
 
     def make(self, kind: str, function: Callable[..., Array], *operands: Operand) -> Reference:
-        """Adds another in its place, whose result has the shape that the function gives it."""
+        """Adds another operation, whose result has the shape that the function returns."""
         result = jax.eval_shape(function, *map(self.shape, operands))
         return appended(self.operations, Operation(kind, operands, function, result, self.layer))
 
     def shape(self, value: Operand) -> jax.ShapeDtypeStruct:
-        """Shape and type of a value."""
+        """Returns the shape and type of a value."""
         if isinstance(value, Reference):
             return self.operations[value.position].result
         return jax.ShapeDtypeStruct(jnp.shape(value), jnp.result_type(value))
 
 
 Rule = Callable[[Reading], Sequence[Any] | None]
-"""What depends on the image -> its results; None where there are no bounds for such operands."""
+"""A function from a `Reading` to its results; None if there are no bounds for such operands."""
 
 
 def _simply(kind: str) -> Rule:
@@ -190,7 +190,7 @@ def _complement_of_erf(found: Reading) -> Sequence[Any]:
 
 
 def _largest(found: Reading) -> Sequence[Any]:
-    """The maximum over axes: of both halves of an axis, until one is left."""
+    """Returns the maximum over axes, as maxima of the two halves of an axis until one is left."""
     (value,), axes = found.operands, found.equation.params["axes"]
 
     def part(value: Operand, axis: int, start: int, stop: int) -> Operand:
@@ -213,7 +213,7 @@ def _largest(found: Reading) -> Sequence[Any]:
 
 
 def _largest_of_windows(found: Reading) -> Sequence[Any] | None:
-    """The maximum of each window: of the values at the window's first place, its second, ..."""
+    """Returns the maximum of each window, over the values at its first position, its second, ..."""
     params, shape = found.equation.params, found.equation.outvars[0].aval.shape
     if set(params["base_dilation"]) != {1}:
         return None
@@ -288,18 +288,18 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("erf", "logistic", "tanh"), _simply("sigmoid")),
     "erfc": _complement_of_erf,
 }
-"""By the name of jax's operation."""
+"""The rules by the name of jax's operation."""
 
 
 def _apply(equation: Any, operands: list[Any], index: int, *values: Array) -> Array:
-    """One result of an operation, its operands that depend on the image replaced by values."""
+    """Returns one result of an operation, with values for the operands that depend on the image."""
     left = iter(values)
     filled = [next(left) if isinstance(operand, Reference) else operand for operand in operands]
     return evaluate(equation, filled)[index]
 
 
 def evaluate(equation: Any, operands: list[Any]) -> Sequence[Any]:
-    """The results of an operation whose operands are known."""
+    """Returns the results of an operation whose operands are known."""
     params = equation.params
     if equation.primitive.name in _CONTRACTIONS:
         # A GPU's default has 10 bits of 23: not what a bound should be computed with.
@@ -321,7 +321,7 @@ def _pad(value: Array, config: list[tuple[int, int, int]]) -> Array:
 
 
 def _terms(equation: Any) -> int:
-    """Of how many terms an element of the result is the sum, at most."""
+    """Returns the largest number of terms whose sum an element of the result is."""
     params, shape = equation.params, equation.invars[0].aval.shape
     if equation.primitive.name == "dot_general":
         return math.prod(shape[axis] for axis in params["dimension_numbers"][0][0])
@@ -335,7 +335,7 @@ def _terms(equation: Any) -> int:
 
 
 def _uses(equation: Any, unknown: int) -> int:
-    """Of a contraction: in how many elements of the result one of the operand is, at most."""
+    """Returns the largest number of results of a contraction that use an element of its operand."""
     params, size = equation.params, math.prod(equation.outvars[0].aval.shape)
     if equation.primitive.name == "dot_general":
         contracted, batch = (axes[1 - unknown] for axes in params["dimension_numbers"])
@@ -348,7 +348,7 @@ def _uses(equation: Any, unknown: int) -> int:
 
 
 def _repetitions(equation: Any) -> int:
-    """How often an element is copied by an operation that copies, at most."""
+    """Returns how often, at most, an operation that copies repeats an element."""
     size = math.prod(equation.outvars[0].aval.shape)
     if equation.primitive.name == "gather":
         return size
@@ -358,9 +358,9 @@ def _repetitions(equation: Any) -> int:
 
 
 def unsupported(equation: Any, layer: str, which: str = "") -> NotImplementedError:
-    """The error of an operation that has no bounds."""
+    """Returns the error for an operation that has no rule."""
     where = f"in {layer}" if layer else "outside any named layer"
     return NotImplementedError(
         f"`logits_fn` has the operation {equation.primitive.name!r}{' ' * bool(which)}{which} {where}, "
-        "for which there are no bounds here (docs/certificates.md lists what there is)."
+        "for which there are no bounds (docs/certificates.md lists the operations that have some)."
     )

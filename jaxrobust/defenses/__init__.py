@@ -1,12 +1,12 @@
-"""Defences: functions from images to logits, built from other such functions.
+"""Defences: functions from images to logits that wrap other such functions.
 
-One that compresses every image before the classifier sees it::
+This one compresses every image before the classifier sees it::
 
     defended = Preprocessed(classifier, JPEG(quality=75))
 
-Each is a frozen dataclass that is a pytree, so a compiled attack serves it with other weights too. To
-attack a defence adaptively, attack it; an attacker who does not know of it attacks `classifier` and
-shows what he found to `defended`.
+Each defence is a frozen dataclass and a pytree, so that a compiled attack can be reused with other
+weights. An adaptive attack attacks `defended`. An attacker who does not know the defence attacks
+`classifier`, and the result is evaluated on `defended`.
 """
 
 from jaxrobust.defenses.averaging import Ensemble, Expectation

@@ -1,4 +1,4 @@
-"""Averages of classifiers: several networks, or one that answers at random."""
+"""Averages of several classifiers, or of the random outputs of one classifier."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -15,19 +15,19 @@ AVERAGES = ("probabilities", "logits")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ensemble:
-    """Several classifiers as one: their mean probabilities, or their mean logits.
+    """An ensemble, which averages the probabilities or the logits of several classifiers.
 
-    Averaged probabilities come out as the logarithm of their mean: its softmax is that mean, so
-    predictions, confidences and the cross-entropy are right. NaN in one member's row is NaN in the
-    ensemble's row, and in no other.
+    Averaged probabilities are returned as the logarithm of their mean. The softmax of that is the mean,
+    so that predictions, confidences and the cross-entropy are correct. NaN in a row of one member makes
+    that row of the ensemble NaN, and no other.
 
     Attributes:
       logits_fns: One or more functions, images [B, H, W, C] -> logits [B, K].
-      average: "probabilities" or "logits" (a geometric mean of the probabilities, scaled).
+      average: "probabilities", or "logits" for the normalised geometric mean of the probabilities.
 
     Raises:
-      TypeError: No sequence (a single function), a member that cannot be called.
-      ValueError: No member, or another `average`.
+      TypeError: `logits_fns` is not a sequence, or a member is not callable.
+      ValueError: There is no member, or `average` is unknown.
 
     Example:
       >>> one = lambda x: jnp.log(jnp.array([[0.9, 0.1]]))
@@ -49,47 +49,48 @@ class Ensemble:
             )
         members = tuple(compilation.as_pytree(member) for member in self.logits_fns)
         if not members:
-            raise ValueError("`logits_fns` must hold at least one function, got none.")
+            raise ValueError("`logits_fns` must have at least one function, got none.")
         object.__setattr__(self, "logits_fns", members)
 
     def __call__(self, images: Array) -> Array:
-        """Images floating [B, H, W, C] in [0, 1] -> logits [B, K].
+        """Returns logits [B, K] for floating images [B, H, W, C] in [0, 1].
 
         Raises:
-          TypeError: Images that are no floating array.
-          ValueError: Images that are not [B, H, W, C]; members with different numbers of classes.
+          TypeError: The images are not a floating array.
+          ValueError: The images are not [B, H, W, C], or members have different numbers of classes.
         """
         checks.float_images(images)
         logits = [member(images) for member in self.logits_fns]
         shapes = sorted({each.shape for each in logits})
         if len(shapes) > 1:
-            raise ValueError(f"`logits_fns` must all return one shape [B, K], got {shapes}.")
+            raise ValueError(f"`logits_fns` must all return the same shape [B, K], got {shapes}.")
         return mean_logits(jnp.stack(logits), self.average)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Expectation:
-    """The mean answer of a classifier that answers at random: expectation over transformation (EOT).
+    """The mean output of a random classifier: expectation over transformation (EOT).
 
-    The probabilities are averaged by default, the prediction that a user of the random classifier
-    gets on average: the cross-entropy is then -log E[p(label)]. "logits" averages logits instead;
-    for an attacker, up to a constant for each image, E[log p], the objective of the first paper.
+    By default it averages the probabilities, which gives the average prediction of the random
+    classifier; the cross-entropy is then -log E[p(label)]. "logits" averages the logits instead, which
+    is E[log p] up to a constant for each image, the objective of Athalye, Engstrom et al.
 
-    The draws are fixed by the key, so the function is deterministic and an attack on it converges.
-    They are evaluated one after the other, and again for the gradient: memory does not grow with
-    their number.
+    The key fixes the draws, so that the function is deterministic and an attack on it converges. Draws
+    are evaluated one after another, and again for the gradient, so that memory does not grow with their
+    number.
 
     Attributes:
-      stochastic_fn: (key, images [B, H, W, C]) -> logits [B, K].
-      key: A PRNG key; draw s uses it folded with s.
-      num_samples: How many draws.
+      stochastic_fn: A function (key, images [B, H, W, C]) -> logits [B, K].
+      key: A PRNG key; draw s uses the key folded with s.
+      num_samples: The number of draws, at least 1.
       average: "probabilities" or "logits".
-      chunk_size: How many draws at a time; more fill an accelerator that a small batch does not.
+      chunk_size: The number of draws that are evaluated at a time, at least 1. More make better use of
+        an accelerator if batches are small.
 
     Raises:
-      TypeError: A stochastic_fn that cannot be called, a number of draws that is no integer.
-      ValueError: Fewer than one draw, or another `average`.
+      TypeError: `stochastic_fn` is not callable, or a number of draws is not an integer.
+      ValueError: A number of draws is below 1, or `average` is unknown.
 
     Example:
       >>> coin = lambda key, x: jnp.where(jax.random.bernoulli(key), 1.0, -1.0) * x.sum((1, 2))
@@ -120,20 +121,20 @@ class Expectation:
         object.__setattr__(self, "stochastic_fn", compilation.as_pytree(self.stochastic_fn))
 
     def __call__(self, images: Array) -> Array:
-        """Images floating [B, H, W, C] in [0, 1] -> logits [B, K]."""
+        """Returns logits [B, K] for floating images [B, H, W, C] in [0, 1]."""
         checks.float_images(images)
         return programs.call(_expectation, self, images)
 
 
 def mean_logits(logits: Array, average: str) -> Array:
-    """Logits whose softmax is the mean probability, or the mean logits.
+    """Averages logits, or the probabilities that they stand for, over the first axis.
 
     Args:
-      logits: [N, ..., K], of which the mean over the first axis is taken.
+      logits: [N, ..., K], the logits of N members or draws.
       average: "probabilities" or "logits".
 
     Returns:
-      [..., K]; for "probabilities" the logarithm of the mean.
+      [..., K]: for "probabilities" the logarithm of the mean probabilities.
 
     References:
       Salman et al., "Provably Robust Deep Learning via Adversarially Trained Smoothed Classifiers",

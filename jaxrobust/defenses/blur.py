@@ -1,4 +1,4 @@
-"""Gaussian blur of a batch, as a product with one matrix for each axis."""
+"""Gaussian blur of a batch, computed as a product with one matrix for each axis."""
 
 import dataclasses
 import functools
@@ -14,24 +14,24 @@ from jaxrobust.types import Array
 def gaussian_blur(
     images: Array, sigma: Array | float, truncate: float = 3.0, radius: int | None = None
 ) -> Array:
-    """Convolves every channel with a Gaussian; beyond its edges an image goes on as its edge pixels.
+    """Blurs images with a Gaussian. Beyond the edges of an image its edge pixels are repeated.
 
     Args:
       images: floating [B, H, W, C].
-      sigma: Standard deviation in pixels, a scalar of at least 0; 0 changes nothing. Traced or not.
-      truncate: The Gaussian is cut off beyond so many standard deviations (rounded to whole
-        pixels) and scaled to sum to one.
-      radius: The most that `truncate * sigma`, rounded, may be, in pixels. Needed for a traced sigma
-        only, which says too late how much there is to compute.
+      sigma: The standard deviation in pixels, a scalar of at least 0, traced or not; 0 changes nothing.
+      truncate: The number of standard deviations, at least 0, at which the Gaussian is cut off (after
+        rounding to whole pixels). It is scaled to sum to 1.
+      radius: The largest value of `truncate * sigma`, rounded, in pixels. It is needed if sigma is
+        traced, because it determines the shape of the computation.
 
     Returns:
-      [B, H, W, C], of the images' type. NaN for a traced sigma below 0 or too large for `radius`:
-      that cannot be an error, and must not be a weaker blur.
+      [B, H, W, C], of the type of the images. If a traced sigma is negative or too large for `radius`,
+      the result is NaN, because compiled code cannot raise an error.
 
     Raises:
-      TypeError: Images that are no floating array.
-      ValueError: A shape other than [B, H, W, C], a sigma that is negative or no scalar, a radius that
-        is too small, a traced sigma without a radius.
+      TypeError: The images are not a floating array.
+      ValueError: The images are not [B, H, W, C]; sigma is negative or not a scalar; the radius is too
+        small; or sigma is traced and there is no radius.
 
     Example:
       >>> image = jnp.zeros((1, 1, 5, 1)).at[0, 0, 2, 0].set(1)
@@ -45,23 +45,22 @@ def gaussian_blur(
     checks.number("truncate", truncate, minimum=0)
     radius = _radius(sigma, truncate, radius)
     if radius is None:
-        raise ValueError("`radius` must be given, in pixels, where `sigma` is traced, got None.")
+        raise ValueError("`radius`, in pixels, must not be None if `sigma` is traced.")
     return _blur(images, sigma, truncate, radius)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class GaussianBlur:
-    """`gaussian_blur` with a given sigma, to go into `Preprocessed`.
+    """A Gaussian blur with a given sigma, for `Preprocessed`.
 
     Attributes:
-      sigma: Standard deviation in pixels, at least 0; a leaf.
-      radius: The reach of the compiled code in pixels, by default that of `sigma`, 3 standard
-        deviations. A smaller sigma put in its place blurs exactly and compiles nothing anew; a
-        traced one that is too large gives NaN.
+      sigma: The standard deviation in pixels, at least 0; a leaf of the pytree.
+      radius: The radius of the compiled blur in pixels. None: 3 times `sigma`. A smaller sigma can then
+        replace this one without recompilation; a larger one, if it is traced, gives NaN.
 
     Raises:
-      ValueError: A negative sigma, or one that needs a larger radius than is given.
+      ValueError: Sigma is negative, or needs a larger radius.
 
     Example:
       >>> GaussianBlur(1.5)
@@ -76,7 +75,7 @@ class GaussianBlur:
         object.__setattr__(self, "radius", _radius(self.sigma, _TRUNCATE, self.radius))
 
     def __call__(self, images: Array) -> Array:
-        """Images floating [B, H, W, C] -> blurred images."""
+        """Blurs floating images [B, H, W, C]."""
         return gaussian_blur(images, self.sigma, _TRUNCATE, self.radius)
 
 
@@ -84,7 +83,7 @@ _TRUNCATE = 3.0
 
 
 def _radius(sigma: Array | float, truncate: float, radius: int | None) -> int | None:
-    """The radius given, or that of a sigma whose value is known."""
+    """Returns the given radius, or that of a sigma whose value is known."""
     if radius is not None:
         checks.integer("radius", radius, minimum=0)
     numbers = int | float | np.number | np.ndarray | jax.Array
@@ -119,7 +118,7 @@ def _blur(images: Array, sigma: Array | float, truncate: Array | float, radius: 
 
 
 def _banded(weights: Array, size: int) -> Array:
-    """[size, size + 2 radius]: the weights in every row, one further to the right in each."""
+    """Returns [size, size + 2 radius]: the weights in every row, each shifted by one to the right."""
     tap = jnp.arange(size + len(weights) - 1) - jnp.arange(size)[:, None]
     inside = (tap >= 0) & (tap < len(weights))
     return jnp.where(inside, weights[jnp.clip(tap, 0, len(weights) - 1)], 0.0)

@@ -1,8 +1,8 @@
-"""What randomised smoothing can promise: predictions with a bounded error, radii with a proof.
+"""Certificates of randomised smoothing: predictions and l2 radii with a bounded error probability.
 
 The smoothed classifier returns the class that the base classifier is most likely to return for
-image + sigma * N(0, I). If that class has a probability of at least p > 1/2, it stays the answer
-within an l2 distance of sigma * Phi^-1(p), for any base classifier whatever.
+image + sigma * N(0, I). If that class has a probability of at least p > 1/2, the prediction is the same
+within an l2 distance of sigma * Phi^-1(p), whatever the base classifier is.
 
 References:
   Cohen, Rosenfeld, Kolter, "Certified Adversarial Robustness via Randomized Smoothing", ICML 2019,
@@ -21,21 +21,22 @@ from jaxrobust.defenses.smoothing import smoothed_counts
 from jaxrobust.types import Array, LogitsFn, as_key
 
 ABSTAIN = -1
-"""What a smoothed classifier predicts where its votes do not decide."""
+"""The prediction of a smoothed classifier that abstains, because its votes do not decide."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How many noisy copies of each image are looked at, and how often what they say may be wrong.
+    """The numbers of noisy copies of each image, and the probability of an error.
 
     Attributes:
-      num_samples: Copies on which the statement rests.
-      num_selection: Copies that select the class before; of `certify_smoothed` alone.
-      alpha: The probability of a wrong statement about an image, in (0, 1].
+      num_samples: The number of copies for the prediction or the certificate, at least 1.
+      num_selection: The number of copies that select the class in `certify_smoothed`, at least 1;
+        `predict` does not use it.
+      alpha: The largest probability of a wrong result for an image, in (0, 1].
 
     Raises:
-      TypeError: A number of copies that is no integer.
-      ValueError: Fewer than one copy, an alpha outside (0, 1].
+      TypeError: A number of copies is not an integer.
+      ValueError: A number of copies is below 1, or alpha is outside (0, 1].
     """
 
     num_samples: int = 1000
@@ -52,13 +53,13 @@ _DEFAULT = Sampling()
 
 
 class Certificate(NamedTuple):
-    """What `certify_smoothed` can say of B images; host arrays.
+    """The result of `certify_smoothed` for B images, as host arrays.
 
     Attributes:
-      predictions: int [B], -1 where it abstains.
-      radii: float64 [B], in pixel units: the prediction is the same within this l2 distance. 0 where
-        it abstains.
-      lower_bounds: float64 [B], of the probability of the class that the selection chose.
+      predictions: int [B], the predicted classes, or -1 if it abstains.
+      radii: float64 [B], the l2 radii in pixel units within which the prediction is the same; 0 if it
+        abstains.
+      lower_bounds: float64 [B], lower bounds of the probability of the selected class.
     """
 
     predictions: np.ndarray
@@ -76,25 +77,27 @@ def predict(
     batch_size: int = 256,
     indices: Any = None,
 ) -> np.ndarray:
-    """The smoothed classifier's class for each image, or -1 where the copies do not decide.
+    """Predicts the class of each image with the smoothed classifier, or -1 if the votes do not decide.
 
-    A returned class is another than the smoothed classifier's with probability alpha at most.
+    A returned class differs from the class of the smoothed classifier with probability at most alpha.
 
     Args:
       key: A PRNG key.
-      logits_fn: Images [B, H, W, C] -> logits [B, K].
+      logits_fn: A function, images [B, H, W, C] -> logits [B, K]. It sees values outside [0, 1].
       images: floating [B, H, W, C] in [0, 1].
-      sigma: Standard deviation of the noise in pixel units.
-      sampling: Its alpha is that of the two-sided binomial test between the two most frequent classes.
-      batch_size: Copies at a time.
-      indices: As for `smoothed_counts`.
+      sigma: The standard deviation of the noise in pixel units, at least 0.
+      sampling: The number of copies, and the alpha of the two-sided binomial test between the two most
+        frequent classes.
+      batch_size: The number of noisy copies that are evaluated at a time, at least 1.
+      indices: int [B], the indices of the images in their data set, which determine their noise. None:
+        0 .. B - 1.
 
     Returns:
       int [B], on the host.
 
     Raises:
-      TypeError: As `smoothed_counts`.
-      ValueError: As `smoothed_counts`.
+      TypeError: The images are integers, or a number of copies or an index is not an integer.
+      ValueError: Shapes do not match, or a value is out of range.
 
     References:
       Cohen, Rosenfeld, Kolter, 2019, PREDICT in section 3.2, proposition 1.
@@ -121,29 +124,31 @@ def certify_smoothed(
     batch_size: int = 256,
     indices: Any = None,
 ) -> Certificate:
-    """The smoothed classifier's class for each image and an l2 radius within which it stays.
+    """Predicts the class of each image, with an l2 radius within which the prediction is certified.
 
-    A first sample of noise selects the class, a second, independent one bounds its probability from
-    below. The statement about an image is wrong with probability alpha at most. The radius is bounded
-    by the number of copies too: sigma * Phi^-1(alpha^(1 / num_samples)), 2.46 sigma by default.
+    A first sample of noise selects the class, and a second, independent one bounds its probability from
+    below. The result for an image is wrong with probability at most alpha. The number of copies limits
+    the radius to sigma * Phi^-1(alpha^(1 / num_samples)), which is 2.46 sigma by default.
 
-    `certificates.certify` is the other kind of certificate: of the network itself, in linf, by bounds.
+    For certificates of the network itself in linf, by bounds of its logits, see `certificates.certify`.
 
     Args:
       key: A PRNG key.
-      logits_fn: Images [B, H, W, C] -> logits [B, K].
+      logits_fn: A function, images [B, H, W, C] -> logits [B, K]. It sees values outside [0, 1].
       images: floating [B, H, W, C] in [0, 1].
-      sigma: Standard deviation of the noise in pixel units.
-      sampling: Copies to select the class and to bound its probability; its alpha below 1.
-      batch_size: Copies at a time.
-      indices: As for `smoothed_counts`.
+      sigma: The standard deviation of the noise in pixel units, at least 0.
+      sampling: The numbers of copies that select the class and that bound its probability, and alpha,
+        which must be below 1.
+      batch_size: The number of noisy copies that are evaluated at a time, at least 1.
+      indices: int [B], the indices of the images in their data set, which determine their noise. None:
+        0 .. B - 1.
 
     Returns:
-      Certificate.
+      The predictions, radii and lower bounds.
 
     Raises:
-      TypeError: As `smoothed_counts`.
-      ValueError: As `smoothed_counts`; an alpha of 1.
+      TypeError: The images are integers, or a number of copies or an index is not an integer.
+      ValueError: Shapes do not match, or a value is out of range, such as an alpha of 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -182,19 +187,21 @@ def certify_smoothed(
 
 
 def lower_confidence_bound(counts: Any, num_samples: int, alpha: float) -> np.ndarray:
-    """One-sided Clopper-Pearson bound: the proportion is at least this, but with probability alpha.
+    """Computes the one-sided Clopper-Pearson lower bound of a proportion.
+
+    The true proportion is below the bound with probability at most alpha.
 
     Args:
-      counts: int, any shape: successes, 0 .. num_samples.
-      num_samples: Trials.
-      alpha: In (0, 1).
+      counts: int of any shape, the numbers of successes, 0 .. num_samples.
+      num_samples: The number of trials, at least 1.
+      alpha: The probability of an error, in (0, 1).
 
     Returns:
-      float64, the counts' shape.
+      float64, of the shape of the counts.
 
     Raises:
-      TypeError: Fractional counts.
-      ValueError: Counts outside 0 .. num_samples, an alpha outside (0, 1).
+      TypeError: The counts are not integers.
+      ValueError: A count is outside 0 .. num_samples, or alpha is outside (0, 1).
 
     Example:
       >>> lower_confidence_bound([0, 50, 100], 100, 0.001).round(4).tolist()
@@ -223,18 +230,18 @@ def lower_confidence_bound(counts: Any, num_samples: int, alpha: float) -> np.nd
 def certified_within(
     labels: Any, certificate: Certificate, radii: Sequence[float]
 ) -> list[dict[str, float | int]]:
-    """How many images are certified to be classified correctly within each radius.
+    """Counts the images that are certified to be classified correctly within each radius.
 
     Args:
-      labels: int [B], true classes.
-      certificate: Of the same images.
-      radii: l2 distances in pixel units; at 0, correct without abstaining.
+      labels: int [B], the true classes.
+      certificate: The certificate of the same images.
+      radii: l2 radii in pixel units, at least 0. Radius 0 counts correct predictions.
 
     Returns:
-      [{"radius", "count", "n"}], one for each radius.
+      A list of {"radius": the radius, "count": the certified images, "n": B}, one for each radius.
 
     Raises:
-      ValueError: Labels and certificate of different lengths, a negative radius.
+      ValueError: Labels and certificate have different lengths, or a radius is negative.
 
     Example:
       >>> certificate = Certificate(np.array([3, -1]), np.array([0.5, 0.0]), np.array([0.9, 0.4]))

@@ -1,6 +1,6 @@
-"""Baseline JPEG, there and back, as libjpeg does it with its default settings.
+"""JPEG compression and decompression, like that of libjpeg with its default settings.
 
-Nothing is entropy-coded: Huffman coding loses nothing, so it changes no pixel.
+There is no entropy coding, because it is lossless and changes no pixel.
 """
 
 import dataclasses
@@ -23,29 +23,29 @@ def jpeg(
     subsampling: str = "4:2:0",
     rounding: str = "straight_through",
 ) -> Array:
-    """What is left of images after JPEG compression: RGB, or gray for one channel.
+    """Compresses images with JPEG and decompresses them; RGB images, or gray ones with one channel.
 
-    The codec is libjpeg's (and so Pillow's), step by step: 8 bits, YCbCr of 8 bits, chroma averaged
+    The codec follows libjpeg (and so Pillow) step by step: 8 bits, YCbCr of 8 bits, chroma averaged
     over 2 x 2 pixels, 8 x 8 DCT, quantisation, and back, with chroma enlarged by the triangle filter
-    ("fancy upsampling"). Only the DCT is computed in floating point, where libjpeg has integers of
-    13 bits: a coefficient close to a tie may go to the other level and move its block a little. On
+    ("fancy upsampling"). Only the DCT differs: it is computed in floating point, where libjpeg uses
+    integers of 13 bits, so that a coefficient close to a tie may be rounded to the other level. On
     photographs at quality 75, 2 to 7 % of the values differ from Pillow's, by 0.02 to 0.1 of 255 on
-    average; on thumbnails of 32 x 32 pixels by 0.04 to 0.7.
+    average; on images of 32 x 32 pixels by 0.04 to 0.7.
 
     Args:
       images: floating [B, H, W, C] in [0, 1] (values outside are clipped), C = 1 or 3, any H and W.
-      quality: 1 to 100, libjpeg's scale of the example tables of the standard's Annex K.
-      subsampling: "4:2:0" halves the chroma's resolution both ways, "4:4:4" leaves it.
-      rounding: "straight_through" has the gradient of the codec that does not round, "exact" the same
-        values and its own gradient, zero almost everywhere; "none" is the codec that does not round.
+      quality: The quality, 1 to 100, by which libjpeg scales the tables of the standard's Annex K.
+      subsampling: "4:2:0" halves the resolution of chroma in both directions, "4:4:4" keeps it.
+      rounding: "straight_through" has the gradient of the codec without rounding. "exact" has the same
+        values and the true gradient, which is zero almost everywhere. "none" does not round.
 
     Returns:
-      [B, H, W, C] in [0, 1], of the images' type; multiples of 1/255 unless rounding is "none".
+      [B, H, W, C] in [0, 1], of the type of the images; multiples of 1/255 unless rounding is "none".
 
     Raises:
-      TypeError: Images that are no floating array, a quality that is no integer.
-      ValueError: Images that are not [B, H, W, C] with C = 1 or 3; a quality, subsampling or
-        rounding that does not exist.
+      TypeError: The images are not a floating array, or the quality is not an integer.
+      ValueError: The images are not [B, H, W, C] with C = 1 or 3, or the quality, subsampling or
+        rounding is unknown.
 
     Example:
       >>> gray = jnp.full((1, 10, 7, 3), 100 / 255)
@@ -67,17 +67,17 @@ def jpeg(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class JPEG:
-    """`jpeg` with given settings, to go into `Preprocessed`; all static.
+    """JPEG compression with given settings, for `Preprocessed`.
 
     Attributes:
-      quality: 1 to 100.
-      subsampling: "4:2:0" or "4:4:4".
-      rounding: "straight_through", "exact" or "none", as for `jpeg`; the default has a gradient that
-        an attack can use.
+      quality: The quality, 1 to 100.
+      subsampling: "4:2:0" or "4:4:4"; see `jpeg`.
+      rounding: "straight_through", "exact" or "none"; see `jpeg`. The default has a gradient that an
+        attack can use.
 
     Raises:
-      TypeError: A quality that is no integer.
-      ValueError: A value that does not exist.
+      TypeError: The quality is not an integer.
+      ValueError: A setting is unknown or out of range.
 
     Example:
       >>> JPEG(75)(jnp.zeros((1, 8, 8, 3))).shape
@@ -92,7 +92,7 @@ class JPEG:
         _check(self.quality, self.subsampling, self.rounding)
 
     def __call__(self, images: Array) -> Array:
-        """Images floating [B, H, W, C] in [0, 1], C = 1 or 3 -> compressed images."""
+        """Compresses floating images [B, H, W, C] in [0, 1], C = 1 or 3, and decompresses them."""
         return jpeg(images, self.quality, self.subsampling, self.rounding)
 
 
@@ -127,10 +127,10 @@ _DCT = np.where(_FREQUENCY == 0, np.sqrt(1 / 8), 0.5) * np.cos(
 
 
 def quantisation_tables(quality: int) -> tuple[Array, Array]:
-    """The tables of libjpeg for luminance and chrominance: int [8, 8], rows by vertical frequency.
+    """Returns libjpeg's tables for luminance and chrominance: int [8, 8], rows by vertical frequency.
 
     Args:
-      quality: 1 to 100; 50 gives the tables of Annex K.
+      quality: The quality, 1 to 100; 50 gives the tables of Annex K.
     """
     percent = 5000 // quality if quality < 50 else 200 - 2 * quality
     luminance, chrominance = (
@@ -167,7 +167,7 @@ def _jpeg(images: Array, tables: tuple[Array, Array], subsampling: str, rounding
 
 
 def _coded(plane: Array, table: Array, rounding: str) -> Array:
-    """One plane [B, H, W] in 0 to 255 through transform, quantisation and back."""
+    """Transforms and quantises one plane [B, H, W] in 0 to 255, and transforms it back."""
     size, height, width = plane.shape
     padding = ((0, 0), (0, -height % 8), (0, -width % 8))
     padded = jnp.pad(plane - 128, padding, mode="edge")
@@ -186,7 +186,7 @@ def _coded(plane: Array, table: Array, rounding: str) -> Array:
 
 
 def _subsampled(plane: Array, table: Array, rounding: str) -> Array:
-    """`_coded` at half the resolution both ways."""
+    """Does the same as `_coded` at half the resolution in both directions."""
     _, height, width = plane.shape
     # libjpeg continues a row before it averages, and a column (but for one row) afterwards.
     plane = jnp.pad(plane, ((0, 0), (0, height % 2), (0, -width % 16)), mode="edge")
@@ -199,7 +199,7 @@ def _subsampled(plane: Array, table: Array, rounding: str) -> Array:
 
 
 def _enlarged(plane: Array, rounding: str) -> Array:
-    """Twice the size by the triangle filter: 3/4 of the nearest sample, 1/4 of the next nearest."""
+    """Doubles the size with the triangle filter: 3/4 of the nearest sample, 1/4 of the next nearest."""
     _, height, width = plane.shape
     if width <= 2:  # libjpeg repeats samples where there are so few
         return jnp.repeat(jnp.repeat(plane, 2, axis=1), 2, axis=2)
@@ -214,7 +214,7 @@ def _enlarged(plane: Array, rounding: str) -> Array:
 
 
 def _floor(values: Array, rounding: str, offset: Array | float = 0.5) -> Array:
-    """floor(values + offset), by default the nearest integer; backwards as `rounding` says."""
+    """Computes floor(values + offset), by default the nearest integer, with `rounding`'s gradient."""
     return _replaced(values, jnp.floor(values + offset), rounding)
 
 
@@ -234,6 +234,6 @@ def _replaced(values: Array, rounded: Array, rounding: str) -> Array:
 
 
 def _clip(values: Array) -> Array:
-    """To 0 .. 255. The derivative at both ends is one: black pixels too should feel a gradient."""
+    """Clips to 0 .. 255. The derivative at both ends is 1, so that black pixels have a gradient."""
     inside = (values >= 0) & (values <= 255)
     return jnp.where(inside, values, jax.lax.stop_gradient(jnp.clip(values, 0, 255)))

@@ -1,4 +1,4 @@
-"""A classifier behind a preprocessing, with a gradient that an adaptive attack can use."""
+"""A classifier with preprocessing, whose gradient an adaptive attack can use."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,25 +14,25 @@ BACKWARD = ("identity", "true")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Preprocessed:
-    """`logits_fn(preprocess(images))`: exact forwards, differentiable backwards.
+    """A defended classifier, `logits_fn(preprocess(images))`, with a choice of its gradient.
 
-    A preprocessing without a useful gradient stops gradient attacks and no attacker: he replaces the
-    gradient by one that points the same way (BPDA). So the gradient here is the attacker's choice:
+    A preprocessing without a useful gradient stops gradient attacks but not an attacker, who replaces
+    the gradient by an approximation (BPDA). So the gradient can be chosen:
 
-    - "identity": the preprocessing counts as the identity, because its output is close to its input.
-      The gradient is that of `logits_fn` at the preprocessed point.
-    - "true": its own derivative. The stronger choice for a blur, which is far from the identity. For
-      `JPEG` that is the derivative of the codec with rounding passed straight through.
+    - "identity" treats the preprocessing as the identity, because its output is close to its input. The
+      gradient is that of `logits_fn` at the preprocessed image.
+    - "true" uses the derivative of the preprocessing. It is the stronger choice for a blur, which is
+      far from the identity. For `JPEG` it is the derivative of the codec without rounding.
 
     Attributes:
-      logits_fn: Images [B, H, W, C] -> logits [B, K].
-      preprocess: Images [B, H, W, C] -> images of the same shape: a `JPEG`, a `GaussianBlur`, any
-        pure function, or a callable pytree.
-      backward: "identity" or "true".
+      logits_fn: A function, images [B, H, W, C] -> logits [B, K].
+      preprocess: A pure function or callable pytree, images [B, H, W, C] -> images of the same shape,
+        such as a `JPEG` or a `GaussianBlur`.
+      backward: The gradient of the preprocessing, "identity" or "true".
 
     Raises:
-      TypeError: A logits_fn or preprocess that cannot be called.
-      ValueError: Another `backward`.
+      TypeError: `logits_fn` or `preprocess` is not callable.
+      ValueError: `backward` is unknown.
 
     Example:
       >>> import jax.numpy as jnp
@@ -59,12 +59,12 @@ class Preprocessed:
         object.__setattr__(self, "preprocess", compilation.as_pytree(self.preprocess))
 
     def __call__(self, images: Array) -> Array:
-        """Images floating [B, H, W, C] in [0, 1] -> logits [B, K].
+        """Returns logits [B, K] for floating images [B, H, W, C] in [0, 1].
 
         Raises:
-          TypeError: Images that are no floating array.
-          ValueError: Images that are not [B, H, W, C]; a preprocessing that changes their shape
-            under `backward="identity"`.
+          TypeError: The images are not a floating array.
+          ValueError: The images are not [B, H, W, C], or the preprocessing changes their shape with
+            `backward="identity"`.
         """
         checks.float_images(images)
         if self.backward == "true":
@@ -73,7 +73,7 @@ class Preprocessed:
         processed = self.preprocess(constant)
         if processed.shape != images.shape:
             raise ValueError(
-                f"`preprocess` must keep the images' shape {images.shape} for "
+                f"`preprocess` must keep the shape of the images, {images.shape}, for "
                 f'`backward="identity"`, got {processed.shape}.'
             )
         # Adds an exact zero, whose derivative is one.

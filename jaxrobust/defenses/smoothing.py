@@ -1,7 +1,7 @@
-"""Randomised smoothing: what a classifier says of an image under Gaussian noise.
+"""Randomised smoothing: the predictions of a classifier for an image with Gaussian noise.
 
-The noise is not clipped to [0, 1] here, since the certificate needs it as it is. A base classifier may
-clip what it is given, as its own first step; the certificate then holds for that classifier.
+The noisy images are not clipped to [0, 1], because the certificate assumes Gaussian noise. The base
+classifier may clip its input as its first step; the certificate then holds for that classifier.
 
 References:
   Cohen, Rosenfeld, Kolter, "Certified Adversarial Robustness via Randomized Smoothing", ICML 2019,
@@ -25,26 +25,27 @@ from jaxrobust.types import Array, LogitsFn, as_key
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Smoothed:
-    """The soft smoothed classifier: log of the mean probabilities over noisy copies of an image.
+    """The soft smoothed classifier: the log of the mean probabilities over noisy copies of an image.
 
-    The noise is fixed by the key, so this is a deterministic, differentiable function: to attack it
-    (expectation over transformation, SmoothAdv) or to answer without a certificate.
+    The key fixes the noise, so that this is a deterministic, differentiable function. Use it to attack
+    a smoothed classifier (expectation over transformation, SmoothAdv), or to predict without a
+    certificate.
 
-    Image i of a batch draws its own noise, from the key folded with i. Code that cuts a batch into
-    parts, as attacks do on a CPU, gives an image another place and so another noise; with
-    `common_noise=True` all images share the draws, and an image's logits depend on nothing else.
+    Image i of a batch has its own noise, from the key folded with i. Code that splits a batch, as
+    attacks do on a CPU, changes the index of an image and thus its noise. With `common_noise=True` all
+    images share the noise, and the logits of an image depend only on the image.
 
     Attributes:
-      logits_fn: Images [B, H, W, C] -> logits [B, K]. It sees values outside [0, 1].
-      sigma: Standard deviation of the noise in pixel units, at least 0; a leaf.
-      num_samples: How many noisy copies of each image.
-      key: A PRNG key; a leaf.
-      common_noise: Whether all images of a batch share the draws.
-      chunk_size: How many copies at a time (see `Expectation`).
+      logits_fn: A function, images [B, H, W, C] -> logits [B, K]. It sees values outside [0, 1].
+      sigma: The standard deviation of the noise in pixel units, at least 0; a leaf of the pytree.
+      num_samples: The number of noisy copies of each image, at least 1.
+      key: A PRNG key; a leaf of the pytree.
+      common_noise: Whether all images of a batch share the noise.
+      chunk_size: The number of copies that are evaluated at a time, at least 1; see `Expectation`.
 
     Raises:
-      TypeError: A logits_fn that cannot be called, a number of copies that is no integer.
-      ValueError: A negative sigma, fewer than one copy.
+      TypeError: `logits_fn` is not callable, or a number of copies is not an integer.
+      ValueError: Sigma is negative, or a number of copies is below 1.
 
     Example:
       >>> smooth = Smoothed(lambda x: x.sum((1, 2)), 0.5, 8, jax.random.key(0))
@@ -70,7 +71,7 @@ class Smoothed:
         object.__setattr__(self, "logits_fn", compilation.as_pytree(self.logits_fn))
 
     def __call__(self, images: Array) -> Array:
-        """Images floating [B, H, W, C] in [0, 1] -> log of the mean probabilities [B, K]."""
+        """Returns log mean probabilities [B, K] for floating images [B, H, W, C] in [0, 1]."""
         noisy = jax.tree_util.Partial(
             _common_noise if self.common_noise else _own_noise, self.logits_fn, self.sigma
         )
@@ -104,28 +105,28 @@ def smoothed_counts(
     batch_size: int = 256,
     indices: Any = None,
 ) -> Array:
-    """How often the classifier returns each class for noisy copies of each image.
+    """Counts how often the classifier predicts each class for noisy copies of each image.
 
-    Copy s of image i draws from the key folded with i, then with s: the noise does not depend on the
-    batch size, nor on the other images. One compiled program serves every sigma and number of copies.
+    Copy s of image i has the noise of the key folded with i and then with s, which does not depend on
+    the batch size or the other images. One compiled program serves every sigma and number of copies.
 
     Args:
       key: A PRNG key.
-      logits_fn: Images [B, H, W, C] -> logits [B, K]. It sees values outside [0, 1]: the noise is
-        not clipped.
+      logits_fn: A function, images [B, H, W, C] -> logits [B, K]. It sees values outside [0, 1],
+        because the noisy images are not clipped.
       images: floating [B, H, W, C] in [0, 1].
-      sigma: Standard deviation of the noise in pixel units, at least 0.
-      num_samples: Copies of each image.
-      batch_size: Copies, of any images, that the classifier sees at a time.
-      indices: int [B], the images' places in their data set, where these are a part of it; by default
+      sigma: The standard deviation of the noise in pixel units, at least 0.
+      num_samples: The number of noisy copies of each image, at least 1.
+      batch_size: The number of noisy copies, of any images, that are evaluated at a time, at least 1.
+      indices: int [B], the indices of the images in their data set, which determine their noise. None:
         0 .. B - 1.
 
     Returns:
-      int32 [B, K]. A copy with a NaN among its logits counts for no class.
+      int32 [B, K]. A copy with NaN among its logits counts for no class.
 
     Raises:
-      TypeError: Integer images, fractional numbers of copies or indices.
-      ValueError: Shapes that do not fit, values out of range, more than 2^31 copies altogether.
+      TypeError: The images are integers, or a number of copies or an index is not an integer.
+      ValueError: Shapes do not match, a value is out of range, or there are more than 2^31 copies.
     """
     checks.integer("num_samples", num_samples, minimum=1)
     checks.integer("batch_size", batch_size, minimum=1)
@@ -142,8 +143,8 @@ def smoothed_counts(
     # Copies are counted in 32 bits.
     if len(images) * num_samples + batch_size >= 2**31:
         raise ValueError(
-            f"`num_samples` must leave less than 2^31 copies of all {len(images)} images, "
-            f"got {num_samples}."
+            f"`num_samples` must be less than 2^31 / {len(images)}, the number of images, got "
+            f"{num_samples}."
         )
     if not checks.is_traced(images):
         checks.value_range(images)
