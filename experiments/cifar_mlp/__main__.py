@@ -1,21 +1,21 @@
-"""Linear classifier, one hidden layer, fooling images on CIFAR-10: all that source 002 measured.
+"""Linear and one-hidden-layer classifiers and fooling images on CIFAR-10, as in source 002.
 
     python -m experiments.cifar_mlp --data cifar10_jpeg --data-dir DIR
     python -m experiments.cifar_mlp --quick
 
-DIR holds CIFAR-10 (data/README.md); --quick runs on scikit-learn's digits, offline. A line and a curve
+DIR has CIFAR-10 (data/README.md); --quick runs on scikit-learn's digits, offline. A line and a curve
 are fitted by gradient descent; a linear classifier and one with a hidden layer are trained by SGD;
-eight hyper-parameters are varied, every value and seed of one of them in one compiled program; and the
-network is fooled. Resumable: killed or stopped with Ctrl-C, the same command goes on with the stage
-that it had not finished. The report says what the source leaves open and what was taken for it.
+eight hyper-parameters are varied, with all values and seeds of one of them in one compiled program; and
+the network is fooled. If a run is killed or stopped with Ctrl-C, the same command resumes it with the
+stage that was not finished. The report says what the source leaves open and what was chosen.
 
-Expected time: 25 minutes of processor time in all, so at most that on 2 cores that are free (31 minutes
-were measured on 2 cores shared with other programs); --quick 1 to 2 minutes, most of it compiling.
+Expected time: 25 minutes of processor time in all, so at most that on 2 free cores (31 minutes were
+measured on 2 cores shared with other programs); --quick takes 1 to 2 minutes, mostly compilation.
 
-Expected numbers on cifar10_jpeg, means of four seeds: one layer 40.5 % of the test images (the source:
-41.1), 100 hidden units 51.8 % (51.4), 200 units 53.0 % (52.7). Four of its eight conclusions are found
-again. A change of the norm of its fooling image fools two thirds of the images that the network has
-right, by PGD without a target; to its own target one in six.
+Expected numbers on cifar10_jpeg, means of four seeds: one layer 40.5 % of the test images (source: 41.1
+%), 100 hidden units 51.8 % (51.4 %), 200 units 53.0 % (52.7 %). Four of the eight conclusions of the
+source are reproduced. Untargeted PGD with the norm of the source's fooling image fools two thirds of
+the correctly classified images; PGD with the source's target fools one in six.
 """
 
 import dataclasses
@@ -60,16 +60,16 @@ class Settings:
 
     Attributes:
       data: cifar10_jpeg, cifar10 or digits.
-      data_dir: What holds the data set (data/README.md).
-      download: Whether to fetch cifar10 into data_dir if it is not there.
-      num_seeds: Each setting is trained with seed, seed + 1, ...
-      num_epochs: Of every training; the main classifier with one layer is trained twice as long.
-      num_attacked: Test images that are attacked.
-      num_shown: Pictures of a kind.
+      data_dir: The folder of the data set (data/README.md).
+      download: Whether to download cifar10 to data_dir if it is missing.
+      num_seeds: The number of trainings of each setting: seed, seed + 1, ...
+      num_epochs: The number of epochs; the main classifier with one layer is trained twice as long.
+      num_attacked: The number of attacked test images.
+      num_shown: The number of pictures of each kind.
       seed: The first seed.
-      run: Name of the run; results go to <results_dir>/cifar_mlp/<run>.
-      results_dir: Where results go.
-      quick: Digits or a tenth of other data, three epochs, two seeds: to see that everything runs.
+      run: The name of the run; results go to <results_dir>/cifar_mlp/<run>.
+      results_dir: The folder of all results.
+      quick: Digits or a tenth of other data, three epochs, two seeds, to see that everything runs.
     """
 
     data: Literal["cifar10_jpeg", "cifar10", "digits"] = "cifar10_jpeg"
@@ -145,10 +145,10 @@ def main(settings: Settings) -> Path:
 def fit(run: Run, splits: programs.Splits, ablation: Ablation) -> dict[Variant, dict[str, Any]]:
     """Trains all settings of an ablation with all seeds, and adds their accuracies to the facts.
 
-    The weights of the first seed are kept in a file, for `load_weights`.
+    The weights of the first seed are saved in a file for `load_weights`.
 
     Returns:
-      What `programs.run` measures of the first seed, by variant and name, lists over the epochs.
+      The measures of `programs.run` for the first seed, by variant and name, as lists over the epochs.
     """
     facts, settings, num_test = run.facts, run.settings, len(splits.test.labels)
     seeds = range(settings.seed, settings.seed + settings.num_seeds)
@@ -185,12 +185,12 @@ def fit(run: Run, splits: programs.Splits, ablation: Ablation) -> dict[Variant, 
 
 
 def weights_path(run: Run, ablation: Ablation) -> Path:
-    """Of the first seed's weights, all settings of an ablation."""
+    """Returns the path of the weights of the first seed, for all settings of an ablation."""
     return run.folder / "weights" / f"{ablation.stage.replace(' ', '-').replace(',', '')}.npz"
 
 
 def load_weights(run: Run, variant: Variant) -> Params:
-    """The first seed's weights, without the padding of the hidden layer."""
+    """Loads the weights of the first seed, without the padding of the hidden layer."""
     ablation = next(a for a in claims.TRAINED if variant in a.variants)
     place = ablation.variants.index(variant)
     with np.load(weights_path(run, ablation)) as archive:
@@ -203,12 +203,12 @@ def load_weights(run: Run, variant: Variant) -> Params:
 
 
 def apply(variables: Params, images: jax.Array) -> jax.Array:
-    """Logits [B, K] of normalised images [B, H, W, C]."""
+    """Returns logits [B, K] for normalised images [B, H, W, C]."""
     return network.logits(variables, images.reshape(len(images), -1))
 
 
 def add_evaluation(facts: Facts, entry: Mapping[str, Any], variant: claims.Variant) -> None:
-    """Adds what a classifier has right, and its three most frequent mistakes."""
+    """Adds the accuracy of a classifier, and its three most frequent mistakes."""
     records.add_model(facts, entry, variant)
     names = [row["class"] for row in entry["evaluation"]["per_class"]]
     for true, taken, count in evaluation.mistakes(entry["evaluation"]["confusion_matrix"])[:3]:

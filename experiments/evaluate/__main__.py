@@ -1,25 +1,25 @@
-"""Attacks a classifier with a suite of attacks, and says whether the result can be trusted.
+"""Attacks a classifier with a suite of attacks, and checks whether the result can be trusted.
 
     python -m experiments.evaluate --model runs/cnn --data digits --epsilon 8/255
     python -m experiments.evaluate --model my_package.my_module:load --data images.npz --suite plus
 
 The model is a run folder of `jaxrobust.training.fit`, a file of `jaxrobust.models.save`, or
 module:function: a Python function without arguments that returns a function from images [B, H, W, C] in
-[0, 1] to logits [B, K]. (A file of a network that is not the library's names such a function too, and
-it is called: evaluate no file of a stranger.) The data are `digits`, `sports10`, `cifar10`, `cifar100`,
-`cifar10_jpeg` (data/README.md says what to place in --data-dir), a folder <split>/<class>/<image> (the
+[0, 1] to logits [B, K]. (The file of a network of another library names such a function too, which is
+called: do not evaluate untrusted files.) The data are `digits`, `sports10`, `cifar10`, `cifar100`,
+`cifar10_jpeg` (data/README.md says what to put into --data-dir), a folder <split>/<class>/<image> (the
 split is test, valid or val), or an .npz with `images` and `labels`.
 
 Expected time: 2 to 3 minutes on 2 cores for a very small network (`simple_cnn` with widths of 8) and
-200 digits of which 56 withstand, a minute of it for the sanity checks; more in proportion to the
-network's arithmetic and to the images that withstand: 5,000 queries and some 3,000 gradients each.
---quick (20 images, 20 steps) takes under a minute, most of it compiling and the sanity checks, which
-keep their 100 steps. A run that was killed goes on with the same command and has lost half a minute at
-most; --save-images, --num-shown, --num-lanes, --curve and --no-diagnostics may differ then, or be
-asked for later: nothing is attacked again.
+200 digits of which 56 are robust, one minute of it for the sanity checks. The time is proportional to
+the arithmetic of the network and to the number of robust images: 5,000 queries and about 3,000
+gradients each. --quick (20 images, 20 steps) takes under a minute, most of it for compilation and the
+sanity checks, which keep their 100 steps. If a run is killed, the same command resumes it, and at most
+half a minute is lost. --save-images, --num-shown, --num-lanes, --curve and --no-diagnostics may be
+changed then, or set later: nothing is attacked again.
 
-Expected numbers: of a network trained on clean images next to nothing is left at 8/255. Where much is
-left, the sanity checks say whether that may be an attack that failed; they are made with every run.
+Expected numbers: a network trained on clean images has a robust accuracy near 0 at 8/255. If the robust
+accuracy is high, the sanity checks, which every run makes, say whether an attack may have failed.
 
 Source: Croce and Hein 2020, https://arxiv.org/abs/2003.01690 (AutoAttack); Carlini et al. 2019,
 https://arxiv.org/abs/1902.06705 (the checks).
@@ -51,25 +51,25 @@ class Settings:
       model: A run folder, a saved model, or module:function.
       data: digits, sports10, cifar10, cifar100, cifar10_jpeg, a folder of images, or an .npz with
         images and labels.
-      suite: standard, plus, rand, the name of one attack in small letters, or a .json of attacks.
-      epsilon: Radius of the ball in pixel units (1 is black to white), as in 0.03 or 8/255.
-      norm: Norm of the ball.
-      num_images: How many of the test images; chosen by the seed alone.
-      curve: More epsilons, at which the suite's first attack is made on all images.
-      save_images: Keep clean and adversarial images in adversarial/suite.npz of the run's folder.
-      num_shown: Adversarial images in the report.
+      suite: standard, plus, rand, the name of one attack in lower case, or a .json file of attacks.
+      epsilon: The radius of the ball in pixel units (1 is black to white), such as 0.03 or 8/255.
+      norm: The norm of the ball.
+      num_images: The number of test images to attack, which the seed alone chooses.
+      curve: Further epsilons, at which the first attack of the suite attacks all images.
+      save_images: Save clean and adversarial images in adversarial/suite.npz of the run's folder.
+      num_shown: The number of adversarial images in the report.
       diagnostics: Whether to make the sanity checks.
-      num_lanes: Images attacked at a time.
-      search_type: The type of the search; what bfloat16 finds is verified in float32.
-      weights: Which weights of a run folder: those after the last epoch or after the best.
-      data_dir: Folder of a named data set.
-      download: Fetch cifar10 or cifar100 into data_dir if it is not there (170 MB).
-      image_size: Side of the images of a folder, in pixels; their own by default.
-      seed: Seed of everything random.
-      run: Name of the run; results go to <results_dir>/evaluate/<run>.
-      results_dir: Folder of all results.
-      quick: 20 images, where no other number is given, and at most 20 steps, to see that all runs.
-      describe: Print the model's layers (shapes, parameters, FLOPs of one image), and attack nothing.
+      num_lanes: The number of images that are attacked at a time.
+      search_type: The precision of the search; what bfloat16 finds is verified in float32.
+      weights: The weights of a run folder: those after the last epoch or after the best epoch.
+      data_dir: The folder of a named data set.
+      download: Download cifar10 or cifar100 to data_dir if it is missing (170 MB).
+      image_size: The side of the images of a folder in pixels; by default their own size.
+      seed: The seed of everything random.
+      run: The name of the run; results go to <results_dir>/evaluate/<run>.
+      results_dir: The folder of all results.
+      quick: 20 images, unless another number is given, and at most 20 steps, to see that all runs.
+      describe: Print the layers of the model (shapes, parameters, FLOPs of one image) and stop.
     """
 
     model: str
@@ -101,7 +101,7 @@ class Settings:
 
     @property
     def epsilons(self) -> list[float]:
-        """Those of the curve."""
+        """The epsilons of the curve."""
         return [suite_names.number("curve", text) for text in self.curve]
 
 
@@ -144,7 +144,7 @@ def main(settings: Settings) -> Path | None:
 
 
 def _check(settings: Settings) -> None:
-    """Refuses what is out of range. Not in `Settings`: the command line would frame the words."""
+    """Raises if a setting is out of range. Not in `Settings`, where the command line would frame it."""
     largest = 1.0 if settings.norm == "linf" else math.inf
     for name, text in (
         ("epsilon", settings.epsilon),
@@ -159,7 +159,7 @@ def _check(settings: Settings) -> None:
         above = 0.0 if name == "epsilon" else -math.inf
         checks.number(name, epsilon, minimum=0.0, above=above, maximum=largest)
     if len({f"{epsilon:.9g}" for epsilon in settings.epsilons}) < len(settings.epsilons):
-        raise ValueError(f"`curve` must have no epsilon twice, got {settings.curve}.")
+        raise ValueError(f"`curve` must have different epsilons, got {settings.curve}.")
     studies.check_settings(settings, {"num_shown": 0, "seed": 0})
 
 
@@ -173,7 +173,7 @@ def _describe(settings: Settings) -> None:
 
 
 def _loaded(settings: Settings) -> tuple[LogitsFn, studies.Examples, int]:
-    """The classifier, its images, and how many classes it tells apart."""
+    """Returns the classifier, the images, and the number of classes."""
     examples = studies.load_examples(
         settings.data,
         settings.num_images,
@@ -193,10 +193,10 @@ def _loaded(settings: Settings) -> tuple[LogitsFn, studies.Examples, int]:
 def _opened(
     settings: Settings,
 ) -> tuple[studies.Run, suite_run.SuiteRun, studies.Examples, list[str]]:
-    """Loads everything, complains of what does not fit together, and opens the run's folder.
+    """Loads everything, raises if the parts do not match, and opens the folder of the run.
 
     Returns:
-      (the run, the suite that attacks, the images, the names of all classes that the model has).
+      (the run, the suite that attacks, the images, the names of all classes of the model).
     """
     classifier, examples, num_classes = _loaded(settings)
     examples.check_labels(num_classes)
@@ -227,7 +227,7 @@ def _opened(
 
 
 def _save_images(path: Path, attacked: suite_run.SuiteRun) -> None:
-    """Keeps clean and adversarial images, unless an earlier process has done so."""
+    """Saves clean and adversarial images, unless an earlier process has done so."""
     if path.exists():
         return
     report, _ = attacked.outcome
@@ -244,7 +244,7 @@ def _save_images(path: Path, attacked: suite_run.SuiteRun) -> None:
 
 
 def _curve(run: studies.Run, attacked: suite_run.SuiteRun, suite: dict[str, Any]) -> dict[str, Any]:
-    """Of the suite's first attack, with what the whole suite leaves at its epsilon."""
+    """Returns the curve of the suite's first attack, with the result of the whole suite as a point."""
     name, attack = next(iter(attacked.suite.items()))
     curve = run.stages.remember(
         f"curve over epsilon at {', '.join(run.settings.curve)}",

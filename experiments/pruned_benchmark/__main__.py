@@ -1,13 +1,13 @@
-"""Filter pruning, accuracy and robustness of four networks: all that source 003 measured.
+"""Filter pruning, accuracy and robustness of four networks, as in source 003.
 
     python -m experiments.pruned_benchmark --data cifar10_jpeg --data-dir DIR
     python -m experiments.pruned_benchmark --data cifar10_jpeg --data-dir DIR --preset cpu
     python -m experiments.pruned_benchmark --quick
 
-DIR holds the data set (data/README.md); --quick without it runs on scikit-learn's digits, offline. Base
-networks are trained, pruned while they are fine-tuned, and their filters taken out for real; controls
-are fine-tuned alike and not pruned. Training trains, test images decide nothing: every figure is of the
-last epoch. Killed or stopped, the same command goes on where it was. Expected time: README.md.
+DIR has the data set (data/README.md); --quick without it runs on scikit-learn's digits, offline. Base
+networks are trained, then pruned during fine-tuning, and their filters are removed from the arrays;
+controls are fine-tuned in the same way without pruning. Test images decide nothing: every figure is of
+the last epoch. If a run is killed or stopped, the same command resumes it. Expected time: README.md.
 
 Source: 003, "Benchmarking Adversarial Robustness of Compressed Deep Learning Models".
 """
@@ -146,29 +146,29 @@ class Settings:
     """Settings. The defaults are those of the full preset.
 
     Attributes:
-      data: cifar10_jpeg (the default), cifar10, cifar100, or digits (of --quick without --data-dir).
-      data_dir: What holds the data set (data/README.md).
-      download: Whether to fetch cifar10 or cifar100 into data_dir if it is not there.
+      data: cifar10_jpeg (the default), cifar10, cifar100, or digits (for --quick without --data-dir).
+      data_dir: The folder of the data set (data/README.md).
+      download: Whether to download cifar10 or cifar100 to data_dir if it is missing.
       preset: full, for a GPU; cpu, smaller networks and fewer images; quick, to see that all runs.
-      networks: The source's four, their relatives for a CPU, two tiny ones: `NETWORKS` has the names.
-      criteria: By which filters are removed: l1, l2, geometric_median, and random, the one to beat.
-      sparsities: Fractions of the filters of every layer to remove, ascending, from 0.1 on.
-      num_epochs: Of the base networks. The source's 10 reach none of its milestones.
-      fine_tuning_epochs: Of pruned networks and of controls. The source does not say how many.
-      pruning_epochs: In how many of these the sparsity rises from 0.1; the rest has the last one.
-      milestones: Epochs of the base networks after which the learning rate falls to a tenth.
-      fine_tuning_milestones: The same for fine-tuning, so that the last epoch is not one of chance.
-      learning_rate: By default the source's.
-      batch_size: By default the source's.
-      num_train: Training images; by default all.
-      num_attacked: Test images that are attacked, at most all; accuracies are of all test images.
-      num_controls: Networks that are fine-tuned and not pruned. The first sees the images in the order
-        in which the pruned ones do; further ones show what another order changes.
-      latency_runs: Measured runs of each latency.
-      max_steps: Of every attack at most so many steps for each start, to try things out.
-      seed: Of everything that is random.
-      run: Name of the run; results go to <results_dir>/pruned_benchmark/<run>.
-      results_dir: Where results go.
+      networks: Names in `NETWORKS`: the four of the source, smaller ones for a CPU, two tiny ones.
+      criteria: The criteria of pruning: l1, l2, geometric_median, and random as a baseline.
+      sparsities: The fractions of the filters of every layer to remove, ascending, at least 0.1.
+      num_epochs: The epochs of the base networks. The source's 10 reach none of its milestones.
+      fine_tuning_epochs: The epochs of pruned networks and controls, which the source does not state.
+      pruning_epochs: The number of these in which the sparsity rises from 0.1 to its last value.
+      milestones: The epochs of the base networks after which the learning rate falls to a tenth.
+      fine_tuning_milestones: The same for fine-tuning, so that the last epoch is a stable one.
+      learning_rate: The learning rate; by default the source's.
+      batch_size: The number of images in a step; by default the source's.
+      num_train: The number of training images; by default all.
+      num_attacked: The number of attacked test images; accuracies are of all test images.
+      num_controls: The number of networks that are fine-tuned without pruning. The first sees the
+        images in the same order as the pruned ones; others show the effect of another order.
+      latency_runs: The number of measured runs of each latency.
+      max_steps: The largest number of steps of every attack for each start, to try things out.
+      seed: The seed of everything random.
+      run: The name of the run; results go to <results_dir>/pruned_benchmark/<run>.
+      results_dir: The folder of all results.
       quick: Short for --preset quick.
     """
 
@@ -227,7 +227,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A base network or what was made of it; its fields are the keys of its facts."""
+    """A base network, a pruned network or a control; its fields are the keys of its facts."""
 
     network: str
     kind: str = "base"  # or "control", which is fine-tuned without pruning, or a criterion
@@ -236,19 +236,19 @@ class Variant:
 
     @property
     def label(self) -> str:
-        """Without the network: "L2, 30 %"."""
+        """The label without the network, such as "L2, 30 %"."""
         if self.kind not in CRITERIA:
             return f"{self.kind} {self.number + 1}" if self.number else self.kind
         return f"{CRITERIA[self.kind].label}, {100 * self.sparsity:g} %"
 
     @property
     def name(self) -> str:
-        """With the network, "resnet50, L2, 30 %": stages and what they keep are named so, on disk."""
+        """The label with the network, such as "resnet50, L2, 30 %"; stages on disk have this name."""
         return f"{self.network}, {self.label}"
 
     @property
     def published(self) -> dict[str, Any]:
-        """What the source's figures of its relative are of."""
+        """The keys of the source's figures for the corresponding network."""
         family = NETWORKS[self.network].family
         return {"network": family, "kind": self.kind, "sparsity": self.sparsity}
 
@@ -290,16 +290,16 @@ class Study:
         self.classifier = functools.cache(lambda v: models.load(self.path(v)).classifier)
 
     def controls(self, network: str) -> list[Variant]:
-        """The controls of a network; with the first others are compared image by image."""
+        """The controls of a network; the first is the one that others are compared with by image."""
         return [Variant(network, "control", 0.0, i) for i in range(self.settings.num_controls)]
 
     def pruned(self, network: str, *criteria: str) -> list[Variant]:
-        """What criteria, by default the one that is shown, make of a network at every sparsity."""
+        """The pruned variants of a network at every sparsity; by default with the shown criterion."""
         chosen, sparsities = criteria or (self.shown_criterion,), self.settings.sparsities
         return [Variant(network, criterion, s) for criterion in chosen for s in sparsities]
 
     def variants(self, *of: str) -> list[Variant]:
-        """Of these networks, by default of all: base, controls, and all that was pruned."""
+        """The base network, controls and pruned variants of these networks, by default of all."""
         found = []
         for network in of or self.settings.networks:
             pruned = self.pruned(network, *self.settings.criteria)
@@ -307,23 +307,23 @@ class Study:
         return found
 
     def path(self, variant: Variant) -> Path:
-        """The file of a trained network; the filters that pruning took out are not in it."""
+        """The file of a trained network, without the filters that pruning removed."""
         words = variant.name.replace(", ", "-").replace(" %", "").replace(" ", "-")
         return self.run.folder / "models" / f"{words.lower().replace('_', '-')}.jrw"
 
     def crafted(self, surrogate: str, setting: str, attack: str) -> Path:
-        """The file of the images that an attack made on a base network."""
+        """The file of the adversarial images that an attack made on a base network."""
         stem = f"{surrogate}-{setting.replace('/', '-of-')}-{attack}".lower().replace("_", "-")
         return self.run.folder / "adversarial" / f"{stem}.npz"
 
     def right_of(self, keys: Any) -> np.ndarray:
-        """Which of the images that are attacked a network has right without an attack."""
+        """Which of the attacked images a network classifies correctly without an attack."""
         fact = self.facts.of("accuracy under attack", keys, attack="none")
         return np.asarray(fact.outcomes)
 
 
 def train(study: Study, variant: Variant, progress: Any) -> dict[str, Any]:
-    """Trains a network, saves it as a file, and says what `MEASURES` asks."""
+    """Trains a network, saves it, and returns the values that `MEASURES` needs."""
     settings, dataset, base = study.settings, study.dataset, Variant(variant.network)
     scale: dict[str, Any] = {"mean": dataset.mean, "std": dataset.std}
     images = training.Data((study.train.images, study.train.labels), **scale)
@@ -350,7 +350,7 @@ def train(study: Study, variant: Variant, progress: Any) -> dict[str, Any]:
 
 
 def _less(study: Study, variant: Variant, what: str) -> float:
-    """The share of the base network's parameters or bytes that a network does without."""
+    """Returns the fraction of the base network's parameters or bytes that pruning saves."""
     return 1 - study.records[variant][what] / study.records[Variant(variant.network)][what]
 
 
@@ -370,7 +370,7 @@ MEASURES: dict[str, Callable[[Study, Variant], Any]] = {
 
 
 def measure(study: Study) -> None:
-    """Trains every network, or reads what it was, and adds the facts of `MEASURES`."""
+    """Trains every network, or reads its record, and adds the facts of `MEASURES`."""
     for variant in study.variants():
         compute = functools.partial(train, study, variant)
         study.records[variant] = study.run.stages.remember(f"train {variant.name}", compute)
@@ -388,7 +388,7 @@ def measure(study: Study) -> None:
 
 
 def show(study: Study) -> None:
-    """Makes the images of every attack on every base network, and adds who has them right."""
+    """Makes adversarial images on every base network, and adds which networks are not fooled."""
     facts = study.facts
     for surrogate, setting in itertools.product(study.settings.networks, ATTACKS):
         right = study.right_of(Variant(surrogate))
@@ -418,7 +418,7 @@ def show(study: Study) -> None:
 def _craft_and_show(
     study: Study, surrogate: str, setting: str, name: str, victims: list[Variant], progress: Any
 ) -> dict[str, str]:
-    """Which of the images each victim has right, packed, by the victim's name."""
+    """Returns which images each victim classifies correctly, packed, by the name of the victim."""
     attack, attacked = study.attacks[setting][name], study.attacked
     path = study.crafted(surrogate, setting, name)
     base, train = study.classifier(Variant(surrogate)), study.train.spread(len(attacked))
@@ -429,7 +429,7 @@ def _craft_and_show(
 
 
 def attack_each(study: Study) -> None:
-    """Attacks every network itself, and adds what it still has right, and what it takes to fool it."""
+    """Attacks every network itself, and adds its robust accuracy and the norms that fool it."""
     facts, attacked, norms = study.facts, study.attacked, dict[Variant, np.ndarray]()
     for variant in study.variants():
 
@@ -452,7 +452,7 @@ def attack_each(study: Study) -> None:
 
 
 def time_each(study: Study) -> None:
-    """Times base and pruned networks, taking turns."""
+    """Times base and pruned networks in turns."""
     for entry in study.run.stages.remember("latency", functools.partial(_times, study)):
         keys = {"batch": entry["batch"]}
         study.facts.add("noise floor", keys, network=entry["network"], value=entry["floor"])
@@ -485,7 +485,7 @@ def _times(study: Study, progress: Any) -> list[dict[str, Any]]:
 
 
 def classify(study: Study, _: Any) -> list[dict[str, Any]]:
-    """Base networks, first controls and the most pruned networks as models of the report."""
+    """Returns the models of the report: base networks, first controls, the most pruned networks."""
     test, names, found = study.dataset.test, study.dataset.class_names, []
     for network in study.settings.networks:
         for variant in (Variant(network), study.controls(network)[0], study.pruned(network)[-1]):
@@ -498,7 +498,7 @@ def classify(study: Study, _: Any) -> list[dict[str, Any]]:
 
 
 def pictured(study: Study) -> tuple[str, list[Any]]:
-    """One image of the first base network under every attack: its class, and rows of pictures."""
+    """Returns an image under every attack on the first base network: its class, rows of pictures."""
     base, names, attacked = study.variants()[0], study.dataset.class_names, study.attacked
     right = np.flatnonzero(study.right_of(base))
     index = int(right[len(right) // 2]) if len(right) else 0
@@ -523,21 +523,16 @@ def pictured(study: Study) -> tuple[str, list[Any]]:
 
 
 def checked(settings: Settings) -> Settings:
-    """Settings that are in range, or an error; plans for more epochs than there are, are cut short."""
+    """Returns the settings after checks, with fine-tuning plans cut to the number of epochs."""
     checks.one_of("data", settings.data, (None, "cifar10_jpeg", "cifar10", "cifar100", "digits"))
     least = {"batch_size": 2, "latency_runs": 2, "seed": 0}
     allowed: dict[str, Any] = {"networks": NETWORKS, "criteria": CRITERIA}
     studies.check_settings(settings, least, sparsities=settings.sparsities, **allowed)
     labels = [CRITERIA[name].label for name in settings.criteria]
     if len(set(labels)) < len(labels) or any("/" in label for label in labels):
-        raise ValueError(f"Labels of criteria name files: none twice, none with /, got {labels}.")
-    for name in settings.criteria:
-        one = CRITERIA[name].own or pruning.CRITERIA.get(name)
-        if one is None or one.needs == "gradients":
-            raise ValueError(
-                f"The criterion {name!r} must be one of pruning.CRITERIA or have its own, and need no "
-                "gradients."
-            )
+        raise ValueError(
+            f"The labels of criteria must be different and without /, as they name files, got {labels}."
+        )
     checks.number("learning_rate", settings.learning_rate, above=0.0)
     for sparsity in settings.sparsities:
         checks.number("sparsities", sparsity, minimum=networks.INITIAL, maximum=0.95)
@@ -560,7 +555,7 @@ def main(settings: Settings) -> Path:
     dataset = data.load(name, settings.data_dir, download=settings.download)
     _check_sizes(settings, dataset)
     if settings.preset == "full" and not settings.quick and jax.default_backend() == "cpu":
-        print("The full preset is made for a GPU, --preset cpu for this one.", file=sys.stderr)
+        print("The full preset is for a GPU; use --preset cpu on this machine.", file=sys.stderr)
     study = Study(settings, dataset)
     measure(study)
     show(study)
@@ -584,7 +579,7 @@ def main(settings: Settings) -> Path:
 
 
 def _check_sizes(settings: Settings, dataset: data.Dataset) -> None:
-    """Refuses what would fail after hours: networks that do not take such images, too few images."""
+    """Raises for what would fail after hours: networks that do not accept the images, few images."""
     for name in settings.networks:
         made = NETWORKS[name].create(dataset.num_classes).init_with_output
         logits_fn = functools.partial(lambda made, x: made(jax.random.key(0), x)[0], made)

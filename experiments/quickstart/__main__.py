@@ -1,4 +1,4 @@
-"""Trains two small networks on handwritten digits, attacks both, explains both, writes a report.
+"""Trains two small networks on handwritten digits, attacks and explains both, and writes a report.
 
     python -m experiments.quickstart
 
@@ -6,11 +6,11 @@ The picture beside the report, picture.png, is that of the README.
 
 Expected time: 1 to 2 minutes on 2 cores; with --quick half of that. The digits come with scikit-learn.
 
-Expected numbers: the standard network has at least 97 % of the clean test images right and under 5 %
-of them under PGD at epsilon 0.15; the adversarially trained one keeps at least 55 %.
+Expected numbers: the standard network classifies at least 97 % of the clean test images correctly, and
+under 5 % under PGD at epsilon 0.15; the adversarially trained network at least 55 %.
 
-Source: the procedure of the two Sports-10 reports (see experiments/sports10) on data that is always
-there; adversarial training as in Madry et al. 2018, https://arxiv.org/abs/1706.06083.
+Source: the procedure of the two Sports-10 reports (see experiments/sports10) on data that needs no
+files; adversarial training as in Madry et al. 2018, https://arxiv.org/abs/1706.06083.
 """
 
 import dataclasses
@@ -29,16 +29,16 @@ class Settings:
     """Settings.
 
     Attributes:
-      epsilon: Radius of the linf ball, in pixel units (1 is black to white).
-      num_epochs: Epochs that each network is trained for.
-      num_steps: Steps of the PGD that attacks the trained networks.
-      train_steps: Steps of the PGD that makes images to train on.
-      num_checked: Images that the sanity checks look at, for each network.
-      num_shown: Images in each network's gallery.
-      seed: Seed of everything random.
-      run: Name of the run; results go to <results_dir>/quickstart/<run>.
-      results_dir: Folder of all results.
-      quick: Two epochs and fewer steps, where no others are given, to see that everything runs.
+      epsilon: The radius of the linf ball in pixel units (1 is black to white).
+      num_epochs: The number of epochs of each training.
+      num_steps: The number of steps of the PGD that attacks the trained networks.
+      train_steps: The number of steps of the PGD that makes the training images.
+      num_checked: The number of images that the sanity checks use, for each network.
+      num_shown: The number of images in the gallery of each network.
+      seed: The seed of everything random.
+      run: The name of the run; results go to <results_dir>/quickstart/<run>.
+      results_dir: The folder of all results.
+      quick: Two epochs and fewer steps, unless others are given, to see that everything runs.
     """
 
     epsilon: float = 0.15
@@ -95,7 +95,7 @@ def main(settings: Settings) -> Path:
 def _trained(
     run: studies.Run, digits: data.Dataset, name: str, recipe: training.Recipe
 ) -> tuple[models.Classifier, dict[str, Any]]:
-    """A network, and the record of its training and of what it has right."""
+    """Returns a trained network, and the record of its training and its accuracy."""
     network = models.create("simple_cnn", widths=(16, 32, 64), hidden_width=128)
     train = digits.train.images, digits.train.labels
     images = training.Data(train, mean=digits.mean, std=digits.std)
@@ -119,7 +119,7 @@ def _trained(
 def _attacked(
     run: studies.Run, digits: data.Dataset, name: str, classifier: models.Classifier, pgd: PGD
 ) -> tuple[evaluation.AttackReport, dict[str, list[Any]]]:
-    """The report of PGD on a network, and the records of all that was made of attacks."""
+    """Returns the report of PGD on a network, and the records of all attacks on it."""
     given: tuple[Any, Any, Any] = (classifier, digits.test.images, digits.test.labels)
     found: dict[str, list[Any]] = {"attacks": []}
     for attack in (FGSM(pgd.epsilon), pgd):

@@ -1,22 +1,22 @@
-"""Robust training with compression in one go: source 004 done again with care.
+"""Adversarial training with compression in one training: a careful reproduction of source 004.
 
     python -m experiments.robust_compression --preset cpu --data-dir DIR
     python -m experiments.robust_compression --preset gpu --data-dir DIR
     python -m experiments.robust_compression --preset quick
 
-DIR holds the data set (data/README.md), by default CIFAR-10 as JPEG; quick without it runs on
+DIR has the data set (data/README.md), by default CIFAR-10 as JPEG; quick without it runs on
 scikit-learn's digits, offline. Networks are trained against PGD and compressed at the same time, by
-ADMM with the source's three sets and one more, and by what there is besides: two-phase ADMM, HYDRA,
-RigL, magnitude pruning with robust fine-tuning, random masks. All have the same number of epochs. Each
-is read back from its saved file, attacked by AutoAttack, and compared with the dense network of the
-same seed; then come the source's curves, transfers, weights, losses, combined networks and times. The
-report says what differs from the source, and why.
+ADMM with the three constraints of the source and one more, and by the alternatives: two-phase ADMM,
+HYDRA, RigL, magnitude pruning with robust fine-tuning, and random masks. All have the same number of
+epochs. Each network is read back from its saved file, attacked by AutoAttack, and compared with the
+dense network of the same seed. Then come the curves, transfers, weights, losses, combined networks and
+times of the source. The report says what differs from the source, and why.
 
-Resumable: killed or stopped with Ctrl-C, the same command goes on with the stage, in a training with
-the epoch, that it had not finished.
+If a run is killed or stopped with Ctrl-C, the same command resumes it, in a training with the epoch
+that was not finished.
 
-Expected time of the cpu preset on 2 free cores: 1.5 hours, of which the trainings are an hour. quick:
-some 140 seconds of one core, of which compiling is the most.
+Expected time of the cpu preset on 2 free cores: 1.5 hours, of which the trainings take an hour. quick:
+about 140 seconds on one core, most of it for compilation.
 
 Source: 004, "Robust Convolutional Neural Networks with Resource Constraints".
 """
@@ -76,45 +76,48 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Settings. What is not given is the preset's.
+    """Settings. Those that are not given are the preset's.
 
     Attributes:
-      data: By default cifar10_jpeg, and digits with the preset quick where there is no --data-dir.
-      data_dir: What holds the data set (data/README.md).
-      download: Whether to fetch cifar10 or cifar100 into data_dir if it is not there.
-      preset: gpu, the source's networks on all images; cpu, small ones on a part of them, for 2 cores;
-        or quick, tiny ones and few steps, to see that everything runs.
+      data: The data set. By default cifar10_jpeg; digits for the preset quick without --data-dir.
+      data_dir: The folder of the data set (data/README.md).
+      download: Whether to download cifar10 or cifar100 to data_dir if it is missing.
+      preset: gpu: the networks of the source on all images; cpu: small networks on a part of them, for
+        2 cores; quick: tiny networks and few steps, to see that everything runs.
       networks: Names in experiments/robust_compression/networks.py. All methods are compared on the
-        first, over all seeds; of the others there are the dense network and the irregular scheme.
-      methods: irregular, funnel, redundant and n_of_m are one-shot ADMM with these sets; two_phase,
-        hydra, rigl, magnitude (then robust fine-tuning) and random_masks the alternatives;
-        dense_phases is the dense network, its training interrupted like theirs.
-      kept: Shares of the weights to keep, stem and classifier not counted, descending.
-      alternatives: Whether the alternatives keep "all" of these shares, or the "last" alone.
-      seeds: Trainings of everything that all methods are compared on; seed, seed + 1 and so on.
-      radii: Of the attack in training, in linf; at the first all methods are compared and all networks
-        trained, at the others the first network too.
-      ratios: Shares kept of naturally trained networks (figure B.1), descending.
-      num_epochs: Of every method in all, whatever its phases.
-      max_steps: The most steps of the attack in training.
-      learning_rate: The source's 0.05; a fifth of it in the last quarter of the epochs.
-      batch_size: Images in a step.
-      weight_decay: Of all parameters.
-      rho: Of ADMM, reached where the learning rate falls, and in the one-shot schemes from a hundredth
-        of it. Too small a rho shows as a large residual, and as a loss at the last projection.
-      num_train: Training images; None: all but those of validation.
-      num_validation: Training images, at most a tenth, that say after each epoch what a network is
-        worth; they are not trained on, and decide nothing.
-      num_attacked: Test images that are attacked, for each seed others; accuracies are of all.
-      fully_attacked: Which networks meet all of AutoAttack: "main", the dense ones and those of the
-        irregular scheme; or "all". The others meet its first two attacks.
-      curve_epsilons: Radii of the curves, rising; a curve ends where accuracy falls below chance.
-      curve_steps: Steps of their PGD; the source's are 100.
-      num_timed: Images that are timed one by one, and batches of 100.
-      suite_steps: Of every attack of AutoAttack at most so many steps, to try things out.
+        first network, over all seeds; the others are trained densely and with the irregular scheme.
+      methods: irregular, funnel, redundant and n_of_m are one-shot ADMM with these constraints;
+        two_phase, hydra, rigl, magnitude (then robust fine-tuning) and random_masks are the
+        alternatives; dense_phases is the dense network, whose training is split in phases like theirs.
+      kept: The fractions of the weights to keep, without stem and classifier, descending.
+      alternatives: Whether the alternatives keep "all" of these fractions, or only the "last".
+      seeds: The number of trainings of everything that is compared: seed, seed + 1 and so on.
+      radii: The linf radii of the attack in training. At the first radius all methods are compared and
+        all networks trained; at the others only the first network is trained.
+      ratios: The fractions to keep of naturally trained networks (figure B.1), descending.
+      num_epochs: The number of epochs of every method, over all its phases.
+      max_steps: The largest number of steps of the attack in training.
+      learning_rate: The learning rate, 0.05 in the source; a fifth of it in the last quarter of the
+        epochs.
+      batch_size: The number of images in a step.
+      weight_decay: The weight decay of all parameters.
+      rho: The rho of ADMM when the learning rate falls; the one-shot schemes start at a hundredth of
+        it. If it is too small, the residual is large and the last projection costs accuracy.
+      num_train: The number of training images; None: all but those of validation.
+      num_validation: The number of training images, at most a tenth, on which networks are evaluated
+        after each epoch. They are not trained on, and decide nothing.
+      num_attacked: The number of attacked test images, which differ between seeds; accuracies are of
+        all test images.
+      fully_attacked: The networks that all of AutoAttack attacks: "main", the dense ones and those of
+        the irregular scheme; or "all". The others are attacked by its first two attacks.
+      curve_epsilons: The radii of the curves, ascending; a curve ends where accuracy falls below
+        chance.
+      curve_steps: The steps of the PGD of the curves, 100 in the source.
+      num_timed: The number of images that are timed one by one, and of timed batches of 100.
+      suite_steps: The largest number of steps of every attack of AutoAttack, to try things out.
       seed: The first of the seeds.
-      run: Name of the run; results go to <results_dir>/robust_compression/<run>.
-      results_dir: Where results go.
+      run: The name of the run; results go to <results_dir>/robust_compression/<run>.
+      results_dir: The folder of all results.
       quick: Short for --preset quick.
     """
 
@@ -150,20 +153,20 @@ class Settings:
 
     @property
     def data_set(self) -> str:
-        """The data set's name."""
+        """The name of the data set."""
         if self.data is not None:
             return self.data
         return "digits" if self.preset == "quick" and self.data_dir is None else "cifar10_jpeg"
 
     @property
     def all_seeds(self) -> range:
-        """The seeds of what all methods are compared on."""
+        """The seeds over which all methods are compared."""
         return range(self.seed, self.seed + self.seeds)
 
     def pair(self, network: str, radius: float) -> list[Variant]:
-        """The dense network and the irregular scheme at every share: those of the source.
+        """The dense network and the irregular scheme at every fraction, as in the source.
 
-        Naturally trained, with the radius 0, at every ratio of figure B.1.
+        With the radius 0 they are naturally trained, at every ratio of figure B.1.
         """
         shares = self.kept if radius else self.ratios
         schemes = [Variant(network, "irregular", share, radius) for share in shares]
@@ -188,17 +191,17 @@ class Settings:
         return found
 
     def asked(self, variant: Variant) -> float:
-        """The share that was asked for: N of M is whole numbers, and nearest to one of them."""
+        """The fraction in the settings that is nearest: N of M has only whole numbers."""
         return min(self.kept, key=lambda kept: abs(kept - variant.kept))
 
     def seeded(self, variant: Variant) -> list[Variant]:
-        """A variant with every seed that it is trained with: those that are compared with all."""
+        """A variant with every seed with which it is trained: all seeds if it is compared."""
         several = [*self.compared(), Variant(self.networks[0], radius=0.0)]
         seeds = self.all_seeds if variant.but(seed=None) in several else [self.seed]
         return [variant.but(seed=seed) for seed in seeds]
 
     def robust(self) -> list[Variant]:
-        """All that are trained against attacks, in the order of training."""
+        """All variants that are trained against attacks, in the order of training."""
         compared = [v.but(seed=seed) for seed in self.all_seeds for v in self.compared()]
         pairs = [v.but(seed=self.seed) for pair in self.pairs() for v in pair]
         return list(dict.fromkeys(compared + pairs))
@@ -217,7 +220,7 @@ def check(settings: Settings) -> None:
     studies.check_settings(settings, least, networks=NETWORKS, methods=METHODS)
     if "irregular" not in settings.methods:
         raise ValueError(
-            f"`methods` must hold irregular, the source's own scheme, got {settings.methods}."
+            f"`methods` must include irregular, the scheme of the source, got {settings.methods}."
         )
     for name, most in (("kept", 0.99), ("ratios", 0.99), ("radii", 1.0)):
         shares = getattr(settings, name)
@@ -226,30 +229,30 @@ def check(settings: Settings) -> None:
         # The main radius is the first of them, whichever it is.
         wanted = list(shares) if name == "radii" else sorted(shares, reverse=True)
         if not shares or list(shares) != wanted or len(set(shares)) < len(shares):
-            order = "" if name == "radii" else ", descending"
-            raise ValueError(f"`{name}` must be some{order}, none twice, got {shares}.")
+            order = "different" if name == "radii" else "descending"
+            raise ValueError(f"`{name}` must be one or more {order} numbers, got {shares}.")
     epsilons = settings.curve_epsilons
     if list(epsilons) != sorted(set(epsilons)) or epsilons[:1] != (0,) or epsilons[-1] > 1:
-        raise ValueError(f"`curve_epsilons` must rise from 0 to at most 1, got {epsilons}.")
+        raise ValueError(f"`curve_epsilons` must ascend from 0 to at most 1, got {epsilons}.")
     for name in ("learning_rate", "rho"):
         checks.number(name, getattr(settings, name), above=0.0)
     checks.number("weight_decay", settings.weight_decay, minimum=0.0)
 
 
 def check_sizes(study: Study) -> None:
-    """Refuses what would fail after hours: networks that do not take such images, too few images."""
+    """Raises for what would fail after hours: networks that do not accept the images, few images."""
     settings, train, shape = study.settings, study.dataset.train, study.dataset.image_shape
     for name in settings.networks:
         try:
             jax.eval_shape(study.network(name).init, jax.random.key(0), jnp.zeros((1, *shape)))
         except Exception as error:  # of flax and of jax, of many classes
             raise ValueError(
-                f"`networks`: {name} does not take images of {shape}: {error}"
+                f"`networks` must accept images of shape {shape}, but {name} does not: {error}"
             ) from error
     left = len(train) - len(study.validation)
     if settings.num_train is not None and settings.num_train > left:
         raise ValueError(
-            f"`num_train` must be at most the {left} training images that are not for validation, got "
+            f"`num_train` must be at most {left}, the training images that are not for validation, got "
             f"{settings.num_train}."
         )
 
@@ -273,7 +276,7 @@ def main(settings: Settings) -> Path:
     study = Study(run, dataset)
     check_sizes(study)
     if settings.preset == "gpu" and jax.default_backend() == "cpu":
-        print("This preset is made for a GPU, --preset cpu for this machine.", file=sys.stderr)
+        print("This preset is for a GPU; use --preset cpu on this machine.", file=sys.stderr)
     measured = measures.measure(study)
     recipe = trainings.recipe(study, settings.radii[0], 0, settings.num_epochs)
     return run.finish(

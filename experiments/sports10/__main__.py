@@ -1,22 +1,22 @@
-"""Sports-10 photographs: everything that two course reports measured, done again with care.
+"""Sports-10 photographs: a careful reproduction of everything that two course reports measured.
 
     python -m experiments.sports10 --data-dir DIR
     python -m experiments.sports10 --data-dir DIR --quick
 
-DIR holds train/<class>/*.jpg and valid/<class>/*.jpg (data/README.md). Five networks are trained,
-three of them cross-validated (problem A); attacked and defended (problem B); pruned, fine-tuned,
-quantised and timed (problem C). Resumable: killed or stopped with Ctrl-C, the same command goes on with
-the stage that it had not finished. --quick shrinks everything to see that it runs.
+DIR has train/<class>/*.jpg and valid/<class>/*.jpg (data/README.md). Five networks are trained, three
+of them with cross-validation (problem A); attacked and defended (problem B); pruned, fine-tuned,
+quantised and timed (problem C). If a run is killed or stopped with Ctrl-C, the same command resumes it
+with the stage that was not finished. --quick reduces everything, to see that it runs.
 
 Expected time on 2 cores: about 85 minutes; --quick just under 2.
 
-Expected numbers: docs/results/coverage.md names each table of the two reports and where it is here.
+Expected numbers: docs/results/coverage.md lists each table of the two reports and where it is here.
 
 Source: the two Sports-10 reports that the project reproduces, A (mlp, cnn; 58 and 82 % of 50
 photographs) and B (simple_cnn, resnet_small; 68 and 72 %). Both choose the epoch or the learning rate
-by the test images. Here they decide nothing: they are drawn beside the training curve, and the weights
-are those of the last epoch, or their moving average. The recipe of our own network was chosen by
-held-out training photographs (networks.py).
+by the test images. Here the test images decide nothing: they are only shown beside the training curve,
+and the weights are those of the last epoch, or their moving average. The recipe of our own network was
+chosen on held-out training photographs (networks.py).
 """
 
 from pathlib import Path

@@ -17,22 +17,23 @@ class Config:
 
     Attributes:
       data_dir: The folder with train/<class>/*.jpg and valid/<class>/*.jpg.
-      models: Which networks: mlp, cnn, simple_cnn, resnet_small, photo_cnn.
-      num_seeds: The networks are trained with seed, seed + 1, ...; the first of them is explained and
-        attacked. Slow ones are trained less often: cnn three times, resnet_small once.
-      num_folds: Folds of the cross-validation on the training photographs (not of cnn, resnet_small).
+      models: The networks: mlp, cnn, simple_cnn, resnet_small, photo_cnn.
+      num_seeds: The number of trainings of each network: seed, seed + 1, ... The first is explained
+        and attacked. Slow networks are trained less often: cnn three times, resnet_small once.
+      num_folds: The number of folds of the cross-validation on the training photographs (not for cnn
+        and resnet_small).
       seed: The first seed.
-      num_epochs: Epochs of every network; by default as many as its recipe has.
-      sparsities: Fractions of the weights to prune, ascending.
-      epsilon: Radius of the linf ball of the main attacks, in pixel units.
-      step_size: Step size of PGD, in pixel units.
-      num_steps: Steps of PGD.
-      target: The class that targeted attacks aim at.
-      num_recorded: Examples of each attack in the gallery.
-      latency_runs: Measured runs of each latency.
-      run: Name of the run; results go to <results_dir>/sports10/<run>.
-      results_dir: Where results go.
-      quick: Two networks, two epochs, few steps: to see that everything runs.
+      num_epochs: The number of epochs of every network; by default that of its recipe.
+      sparsities: The fractions of the weights to prune, ascending.
+      epsilon: The radius of the linf ball of the main attacks, in pixel units.
+      step_size: The step size of PGD, in pixel units.
+      num_steps: The number of steps of PGD.
+      target: The class at which targeted attacks aim.
+      num_recorded: The number of examples of each attack in the gallery.
+      latency_runs: The number of measured runs of each latency.
+      run: The name of the run; results go to <results_dir>/sports10/<run>.
+      results_dir: The folder of all results.
+      quick: Two networks, two epochs and few steps, to see that everything runs.
       skip_damaged: Leave damaged photographs out, and list them.
     """
 
@@ -70,7 +71,7 @@ PRESETS = {
 
 
 def check(config: Config) -> None:
-    """Raises ValueError for settings that nothing can be made of."""
+    """Raises ValueError for settings that are out of range."""
     least = {"num_folds": 2, "seed": 0, "num_recorded": 0, "latency_runs": 2}
     studies.check_settings(config, least, models=SUBJECTS)
     checks.number("epsilon", config.epsilon, above=0.0, maximum=1.0)

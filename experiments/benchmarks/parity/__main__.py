@@ -1,16 +1,16 @@
-"""How strong our attacks are beside PyTorch's libraries, on the same weights, images and radii.
+"""Compares the strength of our attacks with PyTorch libraries, on equal weights, images and radii.
 
     python -m experiments.benchmarks.parity --peer-python PEER/bin/python --shared SHARED --cifar CIFAR
     python -m experiments.benchmarks.parity --peer-python PEER/bin/python --shared SHARED --quick
 
-SHARED holds reference/sports10_cnn, CIFAR is cifar10-jpeg.tar.xz or the folder that it unpacks to.
-experiments/benchmarks/README.md says what PEER is, and how to cut the work into runs of two processes.
+SHARED has reference/sports10_cnn; CIFAR is cifar10-jpeg.tar.xz or its unpacked folder.
+experiments/benchmarks/README.md says what PEER is, and how to split the work into two processes.
 
-Expected time: half an hour on 2 cores to train the two CIFAR networks (networks.py beside this file),
-then many hours, most of them of the peers. Every answer is kept: killed, the same command goes on with
-the first that it had not finished, and asks a peer that broke once more. With --quick, 2 minutes.
-Expected numbers: docs/results/parity.md, which `--docs docs/results/parity.md` writes from all runs in
-<results_dir>/parity but quick ones.
+Expected time: half an hour on 2 cores to train the two CIFAR networks (networks.py in this folder),
+then many hours, most of them for the PyTorch libraries. Every result is saved: if a run is killed, the
+same command resumes it, and asks a library that failed once more. --quick takes 2 minutes. Expected
+numbers: docs/results/parity.md, which `--docs docs/results/parity.md` writes from all runs in
+<results_dir>/parity except quick ones.
 """
 
 import dataclasses
@@ -29,29 +29,28 @@ class Config:
     """Settings.
 
     Attributes:
-      peer_python: Python of an environment with the peers.
-      shared: The folder that holds reference/sports10_cnn.
-      cifar: cifar10-jpeg.tar.xz, or the folder that it unpacks to; without it, the reference network
-        alone.
-      networks: Which of reference, cifar_standard and cifar_robust.
-      norms: Which of linf, l2 and l1.
+      peer_python: The Python of an environment with the PyTorch libraries.
+      shared: The folder that has reference/sports10_cnn.
+      cifar: cifar10-jpeg.tar.xz or its unpacked folder; without it only the reference network is used.
+      networks: The networks to use, of reference, cifar_standard and cifar_robust.
+      norms: The norms to use, of linf, l2 and l1.
       smallest: Whether to compare minimal norms too.
-      attacks: Which to compare within a ball, by their names in the tables; None: all. AutoAttack
-        needs the attacks that it is made of.
-      art: Whether ART is one of the peers; it is the slowest of all.
-      num_images: Of each network, at most: the first of its 50 or 200.
-      num_radii: For each network and norm; 0: minimal norms alone.
-      num_searches: Of Carlini-Wagner.
-      num_iterations: Of each of its searches.
-      num_threads: That PyTorch may use; by default as many as this process may use cores.
-      seeds: Of the attacks, on both sides. What draws anything is made once with each (but one that
-        takes too long, matrix.py), and the sums are compared: of two equally strong attacks either may
-        win by an image or two.
-      run: Name of the run; results go to <results_dir>/parity/<run>.
-      results_dir: Where results go.
-      docs: A Markdown file for the tables of all runs in <results_dir>/parity; None: beside
-        result.json, for this one.
-      quick: Few steps, few images, the reference network alone, to see that everything runs.
+      attacks: The attacks to compare within a ball, by their names in the tables; None: all.
+        AutoAttack needs the attacks of which it consists.
+      art: Whether to compare with ART, which is the slowest library.
+      num_images: The largest number of images of each network: the first of its 50 or 200.
+      num_radii: The number of radii for each network and norm; 0: only minimal norms.
+      num_searches: The number of searches of Carlini-Wagner.
+      num_iterations: The number of iterations of each of these searches.
+      num_threads: The number of threads of PyTorch; by default the number of available cores.
+      seeds: The seeds of the attacks on both sides. Random attacks are made once with each seed (except
+        one that takes too long, matrix.py), and the sums are compared, because either of two equally
+        strong attacks may win by an image or two.
+      run: The name of the run; results go to <results_dir>/parity/<run>.
+      results_dir: The folder of all results.
+      docs: A Markdown file for the tables of all runs in <results_dir>/parity; None: a file beside
+        result.json, for this run.
+      quick: Few steps, few images, only the reference network, to see that everything runs.
     """
 
     peer_python: Path
@@ -75,7 +74,7 @@ class Config:
 
     @property
     def effort(self) -> matrix.Effort:
-        """How long attacks work."""
+        """The numbers of steps of the attacks."""
         searches = {"num_searches": self.num_searches, "num_iterations": self.num_iterations}
         return matrix.QUICK if self.quick else matrix.Effort(**searches)
 
@@ -88,7 +87,7 @@ def check(config: Config) -> None:
         raise ValueError(f"`seeds` must be different integers, at least one, got {config.seeds}.")
     missing = [name for name in matrix.SUITE if name not in (config.attacks or matrix.SUITE)]
     if missing and "AutoAttack" in (config.attacks or ()):
-        raise ValueError(f"`attacks` with AutoAttack must have {', '.join(missing)} too.")
+        raise ValueError(f"`attacks` must have {', '.join(missing)} too if they have AutoAttack.")
 
 
 def main(config: Config) -> Path:
@@ -146,7 +145,7 @@ def main(config: Config) -> Path:
 def _compared(
     config: Config, network: network_files.Network, ask: harness.Ask, stages: studies.Stages
 ) -> dict[str, list[dict[str, Any]]]:
-    """What a network adds to the lists of result.json."""
+    """Returns what a network adds to the lists of result.json."""
     count = min(8, config.num_images) if config.quick else config.num_images
     network = network.first(count)
     seeds = config.seeds[:1] if config.quick else config.seeds
