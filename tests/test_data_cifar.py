@@ -123,7 +123,7 @@ def test_other_archive_is_refused(root, size, words):
     content[len(content) // 2] ^= 1
     path.write_bytes(content[:size])
     with pytest.raises(
-        ValueError, match=rf"cifar-10-python.*not the official.*got .*{words}.*anew"
+        ValueError, match=rf"cifar-10-python.*not the official.*got .*{words}.*again"
     ):
         data.load("cifar10", root, download=True)
     assert path.is_file() and not (root / "cifar10").exists()
@@ -267,7 +267,7 @@ def test_folder_of_another_format_is_named(root):
     folder.mkdir(parents=True)
     (folder / "dataset_info.json").write_text('{"name": "cifar10", "fileFormat": "tfrecord"}')
     with pytest.raises(
-        ValueError, match=r"cifar10/3\.0\.2' must be.*'array_record', got 'tfrecord'"
+        ValueError, match=r"cifar10/3\.0\.2' must have.*'array_record', got 'tfrecord'"
     ):
         data.load("cifar10", root)
 
