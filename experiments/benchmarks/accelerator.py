@@ -1,18 +1,18 @@
-"""What an accelerator does in eight minutes: attacks, training and AutoAttack, against PyTorch.
+"""Compares attacks, training and AutoAttack with PyTorch on an accelerator, in eight minutes.
 
     python -m experiments.benchmarks.accelerator --data-dir DATA
 
-Expected time: 8 minutes on one GPU: nothing is begun that would take longer, as far as that can be
-seen; the same command goes on with what is left, and makes again what one side failed in. --quick takes
-5 minutes on 2 cores. Expected numbers: none has been measured yet.
+Expected time: 8 minutes on one GPU. Nothing is started that is expected to take longer; the same
+command continues with what is left, and repeats what failed on one side. --quick takes 5 minutes on 2
+cores. Expected numbers: none has been measured yet.
 
 It needs this tree, jax, torch, and the wheels of flax, optax, orbax-checkpoint, chex, torchattacks,
-tyro, equinox and dm-haiku; nothing is fetched. DATA holds cifar10-jpeg.tar.xz or what it unpacks to,
-for the network that AutoAttack is made on; without it, images are noise and the network is not trained.
+tyro, equinox and dm-haiku; nothing is downloaded. DATA has cifar10-jpeg.tar.xz or its unpacked folder,
+for the network that AutoAttack attacks; without it, images are noise and the network is not trained.
 
 Both sides have the same weights, images, steps, type and TF32 setting on the same device; PyTorch runs
-eagerly and by torch.compile. `share` is that of a large matrix product's rate in the same type: the
-network's FLOPs (`programs.describe`), once forward and once backward for each step.
+eagerly and with torch.compile. `share` is the fraction of the rate of a large matrix product of the
+same type, for the FLOPs of the network (`programs.describe`), forward and backward for each step.
 
 Sources: PGD, https://arxiv.org/abs/1706.06083; AutoAttack, https://arxiv.org/abs/2003.01690.
 """
@@ -54,12 +54,12 @@ class Config(harness.PeerSettings):
     """Settings.
 
     Attributes:
-      data_dir: Folder of cifar10-jpeg.tar.xz or of what it unpacks to.
+      data_dir: The folder of cifar10-jpeg.tar.xz or of its unpacked folder.
       precision: float32, tf32 or bfloat16, on both sides.
-      minutes: After which nothing new is begun.
-      peer_python: Python of an environment with torch and torchattacks; by default this one.
-      output: Where the JSON goes, with the precision in its name, and where a run that was cut off is
-        continued from.
+      minutes: The number of minutes after which nothing new is started.
+      peer_python: The Python of an environment with torch and torchattacks; by default this one.
+      output: The path of the JSON file, with the precision in its name, from which an interrupted run
+        is also resumed.
     """
 
     data_dir: Path | None = None

@@ -1,16 +1,16 @@
-"""How many images a second PGD attacks, against torchattacks on the same network in the same run.
+"""Compares the images per second of PGD with torchattacks, on the same network in the same run.
 
     python -m experiments.benchmarks.attack_throughput --peer-python PEER/bin/python
     python -m experiments.benchmarks.attack_throughput --peer-python PEER/bin/python --networks users
 
-Expected time: 3 minutes on 2 cores, with --quick one. Expected numbers: at least 1.5 times
-torchattacks' throughput on simple_cnn (batch 128) and .95 times on resnet_small (batch 64). Both sides
-must agree on the logits to 1e-4 of the largest. experiments/benchmarks/README.md says what PEER is and
-how it is timed.
+Expected time: 3 minutes on 2 cores; --quick takes one. Expected numbers: at least 1.5 times the
+throughput of torchattacks on simple_cnn (batch 128) and 0.95 times on resnet_small (batch 64). The
+logits of both sides must agree to 1e-4 of the largest. experiments/benchmarks/README.md says what PEER
+is and how the time is measured.
 
-With --networks users: 12 minutes with `--rounds 2`, 4 minutes with `--num-steps 10` besides; it needs
-equinox and dm-haiku. Expected numbers: README.md. With JAXROBUST_PLAIN=1 networks are evaluated as they
-are, with JAXROBUST_ONEDNN=1 by another library's convolutions.
+--networks users takes 12 minutes with `--rounds 2`, and 4 minutes with `--num-steps 10` in addition; it
+needs equinox and dm-haiku. Expected numbers: README.md. With JAXROBUST_PLAIN=1 networks are evaluated
+without changes, with JAXROBUST_ONEDNN=1 with the convolutions of another library.
 """
 
 import dataclasses
@@ -36,9 +36,9 @@ class Config(harness.PeerSettings):
     """Settings of the benchmark.
 
     Attributes:
-      networks: library, two networks of ours; or users, networks that users wrote in jax.lax, linen,
-        nnx, equinox and haiku, whose JSON has "users" in its name.
-      num_steps: Of PGD.
+      networks: library, two networks of this library; or users, networks of users in jax.lax, linen,
+        nnx, equinox and haiku, whose JSON file has "users" in its name.
+      num_steps: The number of steps of PGD.
     """
 
     networks: Literal["library", "users"] = "library"

@@ -1,16 +1,16 @@
-r"""How long AutoAttack takes to its verdict, against torchattacks on the same network in the same run.
+r"""Compares the time of AutoAttack with torchattacks, on the same network in the same run.
 
     python -m experiments.benchmarks.auto_attack --peer-python PEER/bin/python --shared SHARED \
         --cifar CIFAR
 
-Expected time: 25 minutes on 2 cores, once the networks are there (experiments/benchmarks/parity, which
-says what SHARED and CIFAR are); with --quick (8 images) one minute. Expected numbers: README.md. With
+Expected time: 25 minutes on 2 cores, if the networks exist (experiments/benchmarks/parity, which says
+what SHARED and CIFAR are); --quick (8 images) takes one minute. Expected numbers: README.md. With
 JAXROBUST_ONEDNN=1 our side uses the convolutions of the library that PyTorch uses.
 
-Both sides make the attacks of `standard` with the same settings on the same kind of device. What
-arithmetic alone would allow is reckoned from the rate of a large matrix product in the same run: the
-network's operations on all the images that were asked about, at that rate. What each attack takes
-beyond that is in rows of its own.
+Both sides make the attacks of `standard` with the same settings on the same kind of device. The time of
+the arithmetic alone is estimated from the rate of a large matrix product in the same run: the
+operations of the network on all queried images, at that rate. Further rows have the additional time of
+each attack.
 """
 
 import dataclasses
@@ -39,13 +39,13 @@ class Config(harness.PeerSettings):
     """Settings.
 
     Attributes:
-      shared: The folder that holds reference/sports10_cnn.
-      cifar: cifar10-jpeg.tar.xz, or the folder that it unpacks to; without it, the reference network
-        alone, and so with `quick`.
-      networks: Which of reference and cifar_robust; the latter needs `cifar`.
-      reference_epsilon: linf radius on the reference network; half of the images withstand it.
-      cifar_epsilon: linf radius on the robust CIFAR network; a quarter of the images withstand it.
-      num_lanes: Of our attacks.
+      shared: The folder that has reference/sports10_cnn.
+      cifar: cifar10-jpeg.tar.xz or its unpacked folder; without it, and with `quick`, only the
+        reference network is used.
+      networks: The networks to use, of reference and cifar_robust; the latter needs `cifar`.
+      reference_epsilon: The linf radius for the reference network, at which half the images are robust.
+      cifar_epsilon: The linf radius for the robust CIFAR network, at which a quarter are robust.
+      num_lanes: The number of images that our attacks process at a time.
       results_dir: The networks are in <results_dir>/parity/networks.
     """
 

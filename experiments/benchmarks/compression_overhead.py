@@ -1,12 +1,12 @@
-"""What compressing while training costs, against plain adversarial training with the same attack.
+"""Measures the cost of compression during training, against plain training with the same attack.
 
     python -m experiments.benchmarks.compression_overhead
 
-Expected time: 8 minutes on 2 cores, with --quick one. Expected numbers: README.md. Plain training under
-PGD and training with each method of `fit(compression=...)` take turns on the same images from the same
-weights. Compared is what an epoch takes, the method's update at its end included; the first epoch of a
-call, in which the machine warms up, is left out, and compilation is in none. Epochs are of few steps
-here, so that the update at their end weighs more than in a study.
+Expected time: 8 minutes on 2 cores; --quick takes one. Expected numbers: README.md. Plain training
+under PGD, and training with each compression method, run in turns on the same images from the same
+weights. The time of an epoch is compared, including the update of the method at its end; the first
+epoch of a call, in which the machine warms up, is left out, and compilation is never included. Epochs
+have few steps here, so that the update weighs more than in a study.
 """
 
 import dataclasses
@@ -42,11 +42,11 @@ class Config(harness.Settings):
 
     Attributes:
       network: A name in `jaxrobust.models.MODELS`.
-      widths: Of it; none: the published ones.
-      num_images: Of 32x32 pixels, random: what they show changes no time.
-      batch_size: Images in a step.
-      pgd_steps: Of the attack.
-      rounds: How often each trains for three epochs; the medians are compared.
+      widths: The widths of the network; none: the published ones.
+      num_images: The number of images, which are random, of 32x32 pixels.
+      batch_size: The number of images in a step.
+      pgd_steps: The number of steps of the attack.
+      rounds: The number of trainings of three epochs for each; the medians are compared.
     """
 
     network: str = "resnet18"

@@ -1,12 +1,13 @@
-"""How much faster and smaller networks are whose filters have been taken out, against the dense ones.
+"""Compares the time and size of networks without the pruned filters with the dense networks.
 
     python -m experiments.benchmarks.filter_pruning
 
-Expected time: 2 minutes on 2 cores, with --quick (narrow networks) half of one. Expected numbers:
-README.md. Every layer loses the same share of its filters (`pruning.prune_filters`, L1) and the network
-is rebuilt without them (`pruning.shrink`). All take turns on the same batch, compiled ahead of time, on
-one device with all the cores that this process may use (`evaluation.compare_latency`). Their weights
-are the initial ones: time and size are the same for any. Files are real ones, float32, no optimizer.
+Expected time: 2 minutes on 2 cores; --quick (narrow networks) takes half a minute. Expected numbers:
+README.md. The same fraction of the filters of every layer is removed (`pruning.prune_filters`, L1), and
+the network is rebuilt without them (`pruning.shrink`). The networks are timed in turns on the same
+batch, compiled ahead of time, on one device with all available cores (`evaluation.compare_latency`).
+Their weights are the initial ones, because time and size are the same for any weights. The files are
+real ones in float32, without an optimizer.
 """
 
 import dataclasses
@@ -37,10 +38,10 @@ class Config(harness.Settings):
 
     Attributes:
       networks: Names in `jaxrobust.models.MODELS`.
-      sparsities: Fractions of the filters of every layer to remove.
-      multiple_of: The filters that stay are rounded up to a multiple of this.
-      batch_size: Images in a batch.
-      runs: Measured rounds.
+      sparsities: The fractions of the filters of every layer to remove.
+      multiple_of: The number of filters that stay is rounded up to a multiple of this number.
+      batch_size: The number of images in a batch.
+      runs: The number of measured rounds.
     """
 
     networks: tuple[str, ...] = ("vgg19", "resnet18")

@@ -1,4 +1,4 @@
-"""What all benchmarks share: the peer's process, turns, medians with their spread, JSON and a table."""
+"""Shared code of all benchmarks: the peer's process, timing in turns, medians, JSON and a table."""
 
 import contextlib
 import dataclasses
@@ -40,8 +40,8 @@ class Settings:
     """Settings of every benchmark.
 
     Attributes:
-      output: Where the JSON goes; a rehearsal's goes beside it.
-      quick: A rehearsal, not a measurement: little of everything, to see that it runs.
+      output: The path of the JSON file; a rehearsal writes another file beside it.
+      quick: A rehearsal with little of everything, to see that it runs; not a measurement.
     """
 
     output: Path
@@ -53,9 +53,9 @@ class PeerSettings(Settings):
     """Settings of a benchmark with a peer.
 
     Attributes:
-      peer_python: Python of an environment with PyTorch and the libraries that are compared with.
-      rounds: How often each side runs; the medians are compared.
-      num_threads: That PyTorch may use; by default as many as this process may use cores.
+      peer_python: The Python of an environment with PyTorch and the libraries to compare with.
+      rounds: The number of runs of each side; the medians are compared.
+      num_threads: The number of threads of PyTorch; by default the number of available cores.
     """
 
     peer_python: Path

@@ -1,12 +1,12 @@
-"""How many images a second are trained on, against PyTorch on the same network in the same run.
+"""Compares the images per second of training with PyTorch, on the same network in the same run.
 
     python -m experiments.benchmarks.training_throughput --peer-python PEER/bin/python
 
 Both sides take the same SGD steps (Nesterov momentum .9, weight decay 5e-4) from the same weights on
-the same batch, in float32, and must have the same loss to 1 % after them, where nothing is random.
-Clean steps, and steps under PGD with the network in evaluation mode; PyTorch's PGD is written out in
-torch_worker.py, channels last, without a library's checks. Expected time: 5 minutes on 2 cores, with
---quick one. Expected numbers: README.md. experiments/benchmarks/README.md says what PEER is.
+the same batch, in float32. Where nothing is random, their losses must agree to 1 % afterwards. There
+are clean steps, and steps under PGD with the network in evaluation mode; PyTorch's PGD is written in
+torch_worker.py, channels last, without the checks of a library. Expected time: 5 minutes on 2 cores;
+--quick takes one. Expected numbers: README.md. experiments/benchmarks/README.md says what PEER is.
 """
 
 import dataclasses
@@ -36,10 +36,10 @@ class Config(harness.PeerSettings):
     """Settings.
 
     Attributes:
-      networks: Which of simple_cnn and resnet_small.
-      batch_size: Images in a step.
-      steps: That a round takes.
-      pgd_steps: Of the attack in adversarial training.
+      networks: The networks to use, of simple_cnn and resnet_small.
+      batch_size: The number of images in a step.
+      steps: The number of steps in a round.
+      pgd_steps: The number of steps of the attack in adversarial training.
     """
 
     networks: tuple[str, ...] = _NETWORKS

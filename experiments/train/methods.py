@@ -1,4 +1,4 @@
-"""What each method of training does, as a recipe, and which settings are refused."""
+"""The recipe of each training method, and the checks of its settings."""
 
 import dataclasses
 import math
@@ -148,7 +148,7 @@ def _check_options(options: Options) -> None:
         checks.integer(f"training.{name}", given[name], minimum=0)
         if name != "patience" and given[name] > options.num_epochs:
             raise ValueError(
-                f"`training.{name}` must be at most the {options.num_epochs} epochs, got "
+                f"`training.{name}` must be at most {options.num_epochs}, the number of epochs, got "
                 f"{given[name]}."
             )
 
@@ -161,7 +161,7 @@ def _check_stages(settings: Settings, largest: float) -> None:
             "`attack_milestones` need `attack_epsilons` or `attack_steps`, and these need them."
         )
     if milestones and not set(STAGED) & set(settings.methods):
-        raise ValueError("`attack_milestones` are of the methods pgd, trades and mart.")
+        raise ValueError("`attack_milestones` needs one of the methods pgd, trades and mart.")
     if list(milestones) != sorted(set(milestones) & set(range(1, num_epochs))):
         raise ValueError(
             f"`attack_milestones` must ascend and be at least 1 and below the {num_epochs} epochs, got "
