@@ -190,7 +190,7 @@ def test_criteria_are_brute_force_over_the_kernels_of_a_group(criterion, normali
     params, groups = variables["params"], groups_of("resnet_small")
     if normalise and not ALL[criterion].normalises:
         with pytest.raises(
-            ValueError, match="`normalise` must be False for the criterion 'taylor'"
+            ValueError, match=f"`normalise` must be False for the criterion '{criterion}'"
         ):
             scored(criterion, params, groups, normalise=True)
         return

@@ -533,6 +533,13 @@ def checked(settings: Settings) -> Settings:
         raise ValueError(
             f"The labels of criteria must be different and without /, as they name files, got {labels}."
         )
+    for name in settings.criteria:
+        one = CRITERIA[name].own or pruning.CRITERIA.get(name)
+        if one is None or one.needs == "gradients":
+            raise ValueError(
+                f"The criterion {name!r} must be in pruning.CRITERIA or have its own, and must not "
+                "need gradients."
+            )
     checks.number("learning_rate", settings.learning_rate, above=0.0)
     for sparsity in settings.sparsities:
         checks.number("sparsities", sparsity, minimum=networks.INITIAL, maximum=0.95)

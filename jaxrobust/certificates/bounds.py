@@ -14,9 +14,6 @@ from jaxrobust.certificates.linear import BOUNDS, lower_bounds
 from jaxrobust.certificates.reader import operations_of
 from jaxrobust.types import Array, LogitsFn, Progress, Stochastic
 
-Progress = Callable[[int, int], None]
-"""A function that is called with (images done, images in all)."""
-
 
 class Bounds(NamedTuple):
     """Bounds of the logits of every image within epsilon: lower <= logits <= upper.
@@ -197,7 +194,7 @@ def certify(
       method: "ibp", "crown-ibp" or "crown", from fast and loose to slow and tight; see `margin_bounds`.
       batch_size: The number of images that are processed at a time, at least 1.
       num_rows: With "crown", the number of units of a layer that are bounded at a time, at least 1.
-      progress: A function that is called with (images done, images in all), or None.
+      progress: A function that is called with ("images", images done, images in all), or None.
 
     Returns:
       Which images are certified, and their margins.

@@ -198,7 +198,7 @@ def filter_scores(
         if (value is None) == (rule.needs == name):
             which = "needs" if value is None else "takes no"
             raise ValueError(f"`criterion` {said} {which} `{name}`.")
-    if normalise and not chosen.normalises:
+    if normalise and not rule.normalises:
         raise ValueError(f"`normalise` must be False for the criterion {said}.")
     where = located(groups, weights)
     # What was removed scores 0, whatever its weights are.
@@ -219,9 +219,14 @@ def filter_scores(
             )
         scores[group] = np.where(there[group], found, np.float32(0))
         if np.isnan(scores[group]).any():
-            raise ValueError(
-                f"`weights` and `gradients` must not have NaN, got one in the kernels of {group!r}."
-            )
+            read = [
+                part for f in kernels[group] for part in (f.weights, f.slopes) if part is not None
+            ]
+            if any(np.isnan(part).any() for part in read):
+                raise ValueError(
+                    f"`weights` and `gradients` must not have NaN, got one in the kernels of {group!r}."
+                )
+            raise ValueError(f"The scores of the criterion {said} have NaN for {group!r}.")
     return scores
 
 

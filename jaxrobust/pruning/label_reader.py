@@ -49,7 +49,7 @@ class Reader:
         self, what: programs.Nested, parts: list[list[Labelled]], operands: list[Labelled]
     ) -> Sequence[Labelled]:
         """Returns the values of the results of a loop, a branch or a checkpoint."""
-        params, name = what.equation.params, what.equation.primitive.name
+        params, name = what.equation.params, what.name
 
         def inside(index: int, given: Sequence[Labelled]) -> list[Labelled]:
             return self.run(what.parts[index], iter(parts[index]), given)
