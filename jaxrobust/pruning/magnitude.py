@@ -303,6 +303,7 @@ def _check_values(
     groups: _Groups,
     excluded: set[str],
 ) -> None:
+    # One transfer for all kernels: each would wait for the device by itself.
     broken, removed = jax.device_get(
         (
             {path: jnp.any(jnp.isnan(kernel)) for path, kernel in kernels.items()},
