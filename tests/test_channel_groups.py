@@ -336,7 +336,7 @@ def test_a_number_of_heads_that_the_code_holds_is_refused_when_weights_shrink():
 
     groups = pruning.channel_groups(function, weights, tokens)
     assert groups.sizes == {"q": 4}
-    with pytest.raises(ValueError, match="`keep` does not fit the code.*number of heads"):
+    with pytest.raises(ValueError, match="`keep` does not match the code.*number of heads"):
         pruning.shrink(weights, groups, {"q": [0, 1]})
     small = pruning.shrink(weights, groups, {"q": [0, 2]}, check=False)
     masks = pruning.filter_masks(weights, groups, {"q": [0, 2]})

@@ -453,7 +453,7 @@ def test_what_came_of_a_training_is_said(checked, overfitted, tmp_path):
         (["--attack-epsilons", "2/255"], "need `attack_epsilons` or `attack_steps`"),
         (
             ["--methods", "free", "--attack-milestones", 5, "--attack-steps", 2, 4],
-            "are of the methods pgd, trades and mart",
+            "needs one of the methods pgd, trades and mart",
         ),
         (
             ["--attack-milestones", 5, 30, "--attack-steps", 2, 4, 6],

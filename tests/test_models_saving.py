@@ -596,7 +596,7 @@ WRONG = {
         make_equinox,
         {"build": f"{HERE}:make_equinox", "sizes": {"inference": False}},
         ValueError,
-        "got False at drop/inference in the place of True",
+        "got False at drop/inference instead of True",
     ),
     "another class": (
         make_classifier,

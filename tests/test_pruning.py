@@ -243,11 +243,13 @@ def test_errors_of_parameters_and_masks():
     with pytest.raises(ValueError, match="NaN, .* at k1/kernel"):
         pruning.global_magnitude(broken, 0.5)
     for empty in ({}, {"bias": jnp.ones(3)}, {"kernel": jnp.ones(3)}, {"kernel": jnp.ones((0, 3))}):
-        with pytest.raises(ValueError, match="no kernels"):
+        with pytest.raises(ValueError, match="must have kernels"):
             pruning.global_magnitude(empty, 0.5)
-        with pytest.raises(ValueError, match="no kernels"):
+        with pytest.raises(ValueError, match="must have kernels"):
             pruning.sparsity_of(empty)
-    with pytest.raises(ValueError, match=r"names k7/kernel; the kernels are k0/kernel, k1/kernel"):
+    with pytest.raises(
+        ValueError, match=r"must name kernels, got k7/kernel; the kernels are k0/kernel, k1/kernel"
+    ):
         pruning.layerwise_magnitude(params, {"k7/kernel": 0.5})
     with pytest.raises(ValueError, match="`scope` must be one of"):
         pruning.random(jax.random.key(0), params, 0.5, scope="filter")

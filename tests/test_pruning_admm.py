@@ -222,7 +222,7 @@ def test_depth_is_the_order_of_numbers_and_shortcuts_count_with_their_block():
         ["block_10/conv_1/kernel"],
         ["block_10/conv_0/kernel", "block_10/shortcut/conv/kernel"],
     ]
-    with pytest.raises(ValueError, match="lacks block_2/conv_0/kernel and names block_3 besides"):
+    with pytest.raises(ValueError, match="missing: block_2/conv_0/kernel; unknown: block_3"):
         Funnel(order=("block_10", "block_3")).layers(paths[:4])
     with pytest.raises(TypeError, match="`order` must be a tuple"):
         Funnel(order=["block_2"])

@@ -564,7 +564,7 @@ def test_errors_of_criteria_and_budgets():
     ):
         pruning.filter_scores(weights | {"a": {"kernel": jnp.full((2, 4), jnp.nan)}}, groups)
     keep = functools.partial(pruning.keep_filters, {"width": np.arange(4.0)}, min_filters=1)
-    with pytest.raises(ValueError, match=r"`sparsity` must be in \[0, 1\), got 1"):
+    with pytest.raises(ValueError, match=r"`sparsity` must be a fraction in \[0, 1\), got 1"):
         keep(1.0)
     with pytest.raises(ValueError, match="`scope` must be one of"):
         keep(0.5, scope="network")

@@ -210,7 +210,7 @@ def test_what_does_not_fit_is_refused():
         run(ADMM(kept=(1.0, 0.9, 0.8, 0.7, 0.6)))
     with pytest.raises(ValueError, match="`kept` must be at least 1/4 for 1 of 4, got 0.1"):
         run(ADMM(pruning.NofM(1, 4), kept=(0.5, 0.1)))
-    with pytest.raises(ValueError, match="`exclude` names 'tail'"):
+    with pytest.raises(ValueError, match="`exclude` must be prefixes .*, got 'tail'"):
         run(RigL(exclude=("tail",)))
     schedule = AttackSchedule(((1, PGD_2), (3, PGD(0.06, 0.02, num_steps=2))))
     staged = dataclasses.replace(RECIPE, adversary=schedule)
