@@ -121,7 +121,7 @@ def test_wrong_input_to_curves():
             ValueError, match=r"`maps` must have shape \(3, 4, 5\), got \(2, 4, 5\)"
         ):
             curve(classifier, IMAGES, MAPS[:2], LABELS)
-        with pytest.raises(TypeError, match=r"`maps` must be a floating array .* got int32"):
+        with pytest.raises(TypeError, match=r"`maps` must be a floating-point array .* got int32"):
             curve(classifier, IMAGES, MAPS.astype(int), LABELS)
         with pytest.raises(TypeError, match="`labels` must be the classes that `maps` explain"):
             curve(classifier, IMAGES, MAPS, None)

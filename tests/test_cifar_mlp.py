@@ -381,8 +381,10 @@ def test_quick_from_end_to_end_resumed_and_refused(tmp_path, capsys):
         assert outcomes[row.outcomes].sum() == row.count and len(outcomes[row.outcomes]) == row.n
     text = report.read_text()
     assert "not on CIFAR-10" in text
-    covered = (ROOT / "docs" / "coverage.md").read_text().split("\n# What source 002")[1]
-    anchors = set(re.findall(r"`#([a-z0-9-]+)`", covered.split("\n# ")[0]))
+    covered = (
+        (ROOT / "docs" / "results" / "coverage.md").read_text().split("\n## What source 002")[1]
+    )
+    anchors = set(re.findall(r"`#([a-z0-9-]+)`", covered.split("\n## ")[0]))
     assert anchors
     for anchor in anchors:
         assert f'id="{anchor}"' in text, anchor

@@ -409,7 +409,7 @@ def test_what_cannot_be_saved_leaves_the_old_file(tmp_path):
         ({True: jnp.ones(1)}, TypeError, "strings or integers as keys, got True"),
         ({"key": jax.random.key(0)}, TypeError, "key<fry> at key"),
         ({"text": np.array(["a"])}, TypeError, "at text"),
-        (deep, ValueError, "more than 64 deep"),
+        (deep, ValueError, "nested at most 64 deep"),
     ):
         with pytest.raises(error, match=message):
             write(path, variables)

@@ -459,8 +459,10 @@ def test_tables_of_transfer_time_and_size(made):
 
 def test_every_section_that_the_coverage_names_is_there(made):
     _, found = page(made(THREE))
-    covered = (ROOT / "docs" / "coverage.md").read_text().split("\n# What source 003")[1]
-    anchors = set(re.findall(r"`#([a-z0-9-]+)`", covered.split("\n# ")[0]))
+    covered = (
+        (ROOT / "docs" / "results" / "coverage.md").read_text().split("\n## What source 003")[1]
+    )
+    anchors = set(re.findall(r"`#([a-z0-9-]+)`", covered.split("\n## ")[0]))
     assert anchors and anchors <= {block.get("id") for block in found}
 
 
@@ -517,8 +519,10 @@ def test_quick_from_end_to_end_resumed_and_refused(tmp_path, capsys):
     assert (facts[facts.measure == "logit difference"].value < 1e-3).all()
 
     text = report.read_text()
-    covered = (ROOT / "docs" / "coverage.md").read_text().split("\n# What source 003")[1]
-    anchors = set(re.findall(r"`#([a-z0-9-]+)`", covered.split("\n# ")[0]))
+    covered = (
+        (ROOT / "docs" / "results" / "coverage.md").read_text().split("\n## What source 003")[1]
+    )
+    anchors = set(re.findall(r"`#([a-z0-9-]+)`", covered.split("\n## ")[0]))
     assert anchors
     for anchor in anchors:
         assert f'id="{anchor}"' in text, anchor

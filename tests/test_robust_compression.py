@@ -523,8 +523,10 @@ def test_quick_from_end_to_end_resumed_and_refused(tmp_path, capsys):
     assert smaller(np.zeros((2, 32, 32, 3), np.float32)).shape == (2, 10)
 
     text = report.read_text()
-    covered = (ROOT / "docs" / "coverage.md").read_text().split("\n# What source 004")[1]
-    anchors = set(re.findall(r"`#([a-z0-9-]+)`", covered.split("\n# ")[0]))
+    covered = (
+        (ROOT / "docs" / "results" / "coverage.md").read_text().split("\n## What source 004")[1]
+    )
+    anchors = set(re.findall(r"`#([a-z0-9-]+)`", covered.split("\n## ")[0]))
     assert anchors
     for anchor in anchors:
         assert f'id="{anchor}"' in text, anchor

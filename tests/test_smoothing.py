@@ -195,7 +195,7 @@ def test_certified_accuracy_counts():
         ({"alpha": 1.0}, "`alpha` must be below 1"),
         ({"sigma": -1.0}, "`sigma` .* at least 0"),
         ({"num_samples": 0}, "`num_samples` must be at least 1"),
-        ({"num_samples": 2**30}, "less than 2.31 copies"),
+        ({"num_samples": 2**30}, r"`num_samples` must be less than 2\^31"),
         ({"indices": np.arange(3)}, "`indices` must be integers of shape"),
         ({"images": 2 * IMAGES + 1}, "must lie in"),
     ],

@@ -53,7 +53,7 @@ def test_a_histogram_of_nothing_but_zeros():
         ({"num_bins": 4}, "`num_bins` must be odd"),
         ({"num_bins": 1}, "`num_bins` must be at least 3"),
         ({"limit": 0.0}, "`limit`"),
-        ({"exclude": ["stem", "conv"]}, "`params` must have kernels"),
+        ({"exclude": ["stem", "conv"]}, "`params` must have at least one kernel"),
         ({"exclude": ["stom"]}, "`exclude` must be prefixes .*, got 'stom'"),
         ({"params": {"kernel": np.full((2, 2), np.nan)}}, "`params` must be finite"),
     ],
