@@ -89,7 +89,10 @@ def comment_of(name, value, package):
 
 def write_fractions(app, what, name, obj, options, signature, returned):
     """An epsilon of 8 / 255 is not to be read as 0.03137254901960784."""
-    fraction = lambda number: f"{float(number[0]) * 255:g} / 255"  # noqa: E731
+
+    def fraction(number):
+        return f"{float(number[0]) * 255:g} / 255"
+
     return signature and re.sub(r"\b0\.0\d{12,}", fraction, signature), returned
 
 

@@ -556,21 +556,19 @@ def test_which_functions_are_settled(function, settled):
 # Weights that change during a run -----------------------------------------------------------------
 
 
+def attacked(attack, logits_fn, labels, path=None, progress=None):
+    execution = Execution(4, "float32", path, progress)
+    return evaluation.attack_dataset(
+        attack, logits_fn, IMAGES, labels, key=KEY, execution=execution
+    )
+
+
 def test_a_change_of_weights_ends_a_run_and_keeps_what_was_found(tmp_path):
     box = {"w": jnp.asarray(np.diag([1.0, 2.0]), jnp.float32)}
     logits_fn, labels = closure(box), np.ones(8, int)
     attack = attacks.PGD(0.1, 0.02, 40)
     path = tmp_path / "state.npz"
-
-    def run(progress=None):
-        return evaluation.attack_dataset(
-            attack,
-            logits_fn,
-            IMAGES,
-            labels,
-            key=KEY,
-            execution=Execution(4, "float32", path, progress),
-        )
+    run = functools.partial(attacked, attack, logits_fn, labels, path)
 
     def changes(what, done, total):
         if done > total // 2:
@@ -597,14 +595,7 @@ def test_weights_of_numpy_in_a_pytree_are_watched_too():
         weights[...] = 2.0
 
     with pytest.raises(ValueError, match="has changed"):
-        evaluation.attack_dataset(
-            attacks.PGD(0.1),
-            logits_fn,
-            IMAGES,
-            np.zeros(8, int),
-            key=KEY,
-            execution=Execution(progress=changes),
-        )
+        attacked(attacks.PGD(0.1), logits_fn, np.zeros(8, int), progress=changes)
 
 
 def test_a_state_is_never_of_weights_that_were_changed(tmp_path):
@@ -612,18 +603,7 @@ def test_a_state_is_never_of_weights_that_were_changed(tmp_path):
     weights = {"w": np.eye(2, dtype=np.float32), "big": np.zeros(1 << 22, np.float32)}
     logits_fn = jax.tree_util.Partial(lambda w, x: means(x) @ w["w"], weights)
     labels = means(IMAGES).argmax(1)
-    attack = attacks.PGD(0.02, 0.002, 60)
-
-    def run(path, progress=None):
-        return evaluation.attack_dataset(
-            attack,
-            logits_fn,
-            IMAGES,
-            labels,
-            key=KEY,
-            execution=Execution(4, "float32", path, progress),
-        )
-
+    run = functools.partial(attacked, attacks.PGD(0.02, 0.002, 60), logits_fn, labels)
     whole = run(tmp_path / "undisturbed")
 
     def changes(what, done, total):

@@ -48,6 +48,7 @@ def to_dict(attack: Attack) -> dict[str, Any]:
       >>> to_dict(FGSM(epsilon=0.5))
       {'name': 'FGSM', 'epsilon': 0.5, 'norm': 'linf', 'targeted': False}
     """
+    # Every attack is a dataclass, of which its base class says nothing.
     fields = {
         field.name: getattr(attack, field.name)
         for field in dataclasses.fields(attack)  # type: ignore[arg-type]
