@@ -520,7 +520,13 @@ def _class_or_none(names: Sequence[str], index: int | None) -> str | None:
 
 
 def said(entry: Entry, prefix: str, names: Sequence[str]) -> str:
-    """What a model says of an image, and how confidently; `prefix` is of the keys, "adversarial_"."""
+    r"""Returns a model's answer to an image and its confidence, as in "cat (98 %)".
+
+    Args:
+      entry: An entry of a gallery or a record.
+      prefix: "adversarial\_" for the adversarial image, "" for the image itself.
+      names: K class names.
+    """
     name = class_name(names, entry[f"{prefix}prediction"])
     return f"{name} ({formatting.confidence(entry[f'{prefix}confidence'])})"
 
