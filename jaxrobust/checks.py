@@ -20,7 +20,7 @@ def one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
 
 
 def instance(name: str, value: Any, kind: type, such_as: str) -> None:
-    """Raises TypeError unless `value` is of a class; `such_as` shows how one is written."""
+    """Raises TypeError unless `value` is a `kind`; `such_as` describes one, for the message."""
     if not isinstance(value, kind):
         raise TypeError(f"`{name}` must be {such_as}, got {type(value).__name__}.")
 
@@ -45,18 +45,18 @@ def number(
         raise TypeError(f"`{name}` must be a number, got {value!r}.")
     if isinstance(value, jax.Array | np.ndarray) and not is_traced(value):
         if not jnp.issubdtype(value.dtype, jnp.number):
-            if value.dtype != object:  # of a placeholder nothing can be said
+            if value.dtype != object:  # nothing is known about a placeholder
                 raise TypeError(f"`{name}` must be a number, got an array of {value.dtype}.")
             return
         if not value.size:
             return
-        # The one that is furthest out speaks for all.
+        # If the value that is furthest out is allowed, all are.
         low, high = float(np.min(value)), float(np.max(value))
         value = low if not (low >= minimum and low > above) or math.isnan(low) else high
     if not isinstance(value, int | float | np.number):
         return
     if not (math.isfinite(value) and minimum <= value <= maximum and value > above):
-        minimum = minimum if minimum > above else -math.inf  # which says the same
+        minimum = minimum if minimum > above else -math.inf  # `above` says it already
         bounds = [
             f"{words} {bound:g}"
             for words, bound in (("above", above), ("at least", minimum), ("at most", maximum))
@@ -93,7 +93,7 @@ def float_images(images: Any) -> None:
     """Raises unless `images` is a floating-point array [B, H, W, C]. It reads no values.
 
     Raises:
-      TypeError: `images` is not an array, or not of floating point.
+      TypeError: `images` is not an array of floating-point numbers.
       ValueError: `images` does not have four axes.
     """
     if not hasattr(images, "shape") or not hasattr(images, "dtype"):
@@ -151,11 +151,11 @@ def value_range(images: Any) -> None:
         )
 
 
-_PIECE = 1 << 24  # values looked at together: a few megabytes beside the array itself
+_PIECE = 1 << 24  # values per piece: a piece needs only a few megabytes beside the array itself
 
 
 def _ends(array: Any) -> tuple[Any, Any]:
-    """The smallest and the largest value, or NaN if there is one; found where the array lies."""
+    """Returns the smallest and the largest value, or NaN if there is one, without moving the array."""
     if isinstance(array, jax.Array):
         low, high = jax.device_get((jnp.min(array), jnp.max(array)))
         return low.item(), high.item()
@@ -163,7 +163,7 @@ def _ends(array: Any) -> tuple[Any, Any]:
     pieces = [flat[start : start + _PIECE] for start in range(0, flat.size, _PIECE)]
     if np.issubdtype(flat.dtype, np.integer):
         return min(int(p.min()) for p in pieces), max(int(p.max()) for p in pieces)
-    # In numpy's own types, to which those of ml_dtypes convert; NaN spreads.
+    # float64 holds the values of every floating type, those of ml_dtypes too, and keeps NaN.
     ends = np.array([(p.min(), p.max()) for p in pieces], np.float64)
     return float(ends[:, 0].min()), float(ends[:, 1].max())
 
@@ -192,7 +192,7 @@ def is_traced(*values: Any) -> bool:
     """Says whether jax is tracing this code or one of the values, so that values are not known.
 
     Args:
-      *values: Pytrees. Under `jax.grad` alone only what is differentiated is traced.
+      *values: Pytrees. Under `jax.grad` alone, only the values to be differentiated are traced.
     """
     leaves = [jnp.zeros(()), *jax.tree.leaves(values)]
     return any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)

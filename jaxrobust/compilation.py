@@ -17,7 +17,7 @@ from jaxrobust import checks
 F = TypeVar("F", bound=Callable[..., Any])
 
 # jaxlib 0.10 sends CPU convolutions to a fusion library that runs them on one core (PGD through a
-# small network: 4 times slower). The library is kept for what it is good at.
+# small network: 4 times slower). The library is kept for matrix products and reductions.
 _CPU_OPTIONS = {
     "xla_cpu_experimental_ynn_fusion_type": (
         "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
@@ -58,13 +58,14 @@ def has_fast_forms() -> bool:
     return plain != "1" and not _IS_PORTABLE.get() and jax.default_backend() == "cpu"
 
 
-# Its requests have another format in other releases, and one that is not understood ends the process.
+# Other releases use another format for oneDNN's requests, and a request in the wrong format ends the
+# process.
 _ONEDNN_RELEASES = ("0.10.2",)
 
 
 @contextlib.contextmanager
 def portable() -> Iterator[None]:
-    """Makes programs that are traced in the block use nothing that only this machine's jaxlib has."""
+    """Makes programs traced in the block portable: they use nothing that only this jaxlib has."""
     token = _IS_PORTABLE.set(True)
     try:
         yield
@@ -121,7 +122,7 @@ def use_every_core() -> None:
 
 def num_cores() -> int:
     """Counts the cores that this process may use, which may be fewer than the machine has."""
-    # Not every system can tell which ones it is bound to.
+    # Not every system can tell which cores a process is bound to.
     bound = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
     return len(bound(0))
 
@@ -129,7 +130,7 @@ def num_cores() -> int:
 def microbatch_size() -> int | None:
     """Returns how many images an attack works on at a time; None means all at once.
 
-    On the CPU, activations of fewer images compete for the cache. Measured on a noisy machine with a
+    On the CPU, the activations of fewer images fit into the cache better. On a noisy machine with a
     small residual network, 32 images were 6 % faster than 64 in two comparisons and 9 % slower in a
     third.
     """
@@ -155,12 +156,12 @@ def group_sizes() -> tuple[int, ...] | None:
     return (4, 5, 6, 7) if jax.default_backend() == "cpu" else None
 
 
-# XLA may leave out that a value is rounded to bfloat16 in between: an attack's program then sees other
-# logits than the program that the image is shown to afterwards.
+# XLA may skip the rounding of intermediate values to bfloat16. An attack's program would then compute
+# other logits than the program that evaluates the image afterwards.
 _EXACT_TYPES = {"xla_allow_excess_precision": False}
 
 
-# LLVM's optimisations take most of the time of compiling on the CPU.
+# On the CPU, LLVM's optimisations take most of the compilation time.
 _HURRY = {"xla_backend_optimization_level": 0}
 
 
@@ -202,7 +203,7 @@ def jit(
         try:
             return outermost()(*args, **kwargs)
         except ValueError as error:
-            # Under jax.grad with the traced value in a closure, only jax itself can tell.
+            # If jax.grad traces a value in a closure, only jax itself knows that it is tracing.
             if "compiler_options" not in str(error):
                 raise
             return nested(*args, **kwargs)

@@ -1,15 +1,16 @@
 """Saves a classifier as one file that jax runs without this package, on a CPU or a GPU.
 
 `jax.export` writes the network's operations and weights, for any batch size. To classify with the file
-or to attack it, only jax is needed, with flatbuffers, which jax uses to read it::
+or to attack it, only jax and flatbuffers are needed (jax reads the file with flatbuffers)::
 
     import pathlib, jax
 
     logits_fn = jax.export.deserialize(pathlib.Path("model.jaxexport").read_bytes()).call
     logits_fn(images)  # float32 [B, H, W, C] in [0, 1] -> logits [B, K]
 
-`jax.grad` goes through it if it was saved with gradients. A file is code: load only files that you
-would run. jax promises to read files that its releases of the last half year wrote, and no older ones.
+`jax.grad` works on `logits_fn` if the file was saved with gradients. A file is code: load only files
+that you would run. jax promises to read files that its releases of the last half year wrote, but no
+older ones.
 """
 
 import os
@@ -85,7 +86,7 @@ def save(
     (batch,) = jax.export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
     with compilation.portable():
-        # A lambda of its own: nothing that was traced for this machine is taken from a cache.
+        # A new lambda, so that jax does not reuse what it has traced for this machine alone.
         try:
             exported = jax.export.export(
                 jax.jit(lambda images: function(images)), platforms=tuple(platforms)
@@ -135,8 +136,8 @@ def load(path: str | os.PathLike[str]) -> Callable[[Array], Array]:
     Raises:
       FileNotFoundError: There is no such file.
       ModuleNotFoundError: flatbuffers is not installed.
-      ValueError: `save` did not write the file, or it did with a release of jax that this one cannot
-        read.
+      ValueError: `save` did not write the file, or it wrote it with a release of jax whose files this
+        release cannot read.
     """
     data = Path(path).read_bytes()
     with packages.extra("export", "An exported file"):

@@ -128,8 +128,8 @@ def claim(
         return
     if not path.exists():
         raise ValueError(
-            f"{folder} holds results but no {SETTINGS} to say of what. Use another folder, or delete "
-            "this one to start anew."
+            f"{folder} holds results but no {SETTINGS} that says what they belong to. Use another "
+            "folder, or delete this one to start anew."
         )
     # Through JSON, so that a tuple equals the list that it was saved as.
     current = json.loads(json.dumps(_finite(settings)))

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxrobust.types import Array
 
 _TINY = 1e-12  # in the denominators of DLR, as in the reference implementation
-# A class with a logit of no more than this has been masked: no image can get it. Networks mask with
-# -inf, or with the smallest number of a type.
+# A class whose logit is at most this is masked: it is never predicted. Networks mask with -inf, or with
+# the smallest number of a type.
 _IMPOSSIBLE = -1e20
 
 
@@ -32,7 +32,7 @@ def is_possible(logits: Array) -> Array:
 
 
 def bounded(logits: Array) -> Array:
-    """Replaces masked logits by -1e20, whose differences float32 can hold and which has no gradient.
+    """Replaces masked logits by the constant -1e20, which float32 can subtract without overflow.
 
     Args:
       logits: [..., K].

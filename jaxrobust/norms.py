@@ -68,7 +68,7 @@ def project(perturbation: Array, image: Array, epsilon: Array | float, order: st
         nearest = jnp.clip(perturbation, -epsilon, epsilon)
     elif order == "l2":
         length = norm(perturbation, "l2")
-        # where, not minimum of a quotient: a zero perturbation must not divide by zero.
+        # `where` instead of a minimum of quotients: a zero perturbation must not divide by zero.
         scale = jnp.where(length > epsilon, epsilon / jnp.maximum(length, 1e-30), 1.0)
         nearest = perturbation * scale
     else:
@@ -79,9 +79,9 @@ def project(perturbation: Array, image: Array, epsilon: Array | float, order: st
 def _project_l1(perturbation: Array, image: Array, epsilon: Array | float) -> Array:
     """The nearest point of the l1 ball that keeps the image inside [0, 1].
 
-    It is sign(p) * clip(|p| - threshold, 0, room), where room is how far a value can move, with the
-    smallest threshold for which the sum is at most epsilon. The sum falls with the threshold in
-    straight pieces: bisection finds the piece, and a division the place on it.
+    It is sign(p) * clip(|p| - threshold, 0, room), where room is how far each value can move, with the
+    smallest threshold for which the l1 norm is at most epsilon. The norm is a piecewise linear function
+    of the threshold: bisection finds the piece, and a division finds the threshold on that piece.
     """
     magnitude = jnp.abs(perturbation)
     room = jnp.where(perturbation > 0, 1.0 - image, image)
@@ -102,7 +102,7 @@ def _project_l1(perturbation: Array, image: Array, epsilon: Array | float) -> Ar
     fixed = jnp.sum(jnp.where(magnitude - middle >= room, room, 0.0))
     count = jnp.sum(moving).astype(magnitude.dtype)
     exact = (jnp.sum(jnp.where(moving, magnitude, 0.0)) + fixed - epsilon) / count
-    # Outside of the bracket it belongs to another piece (or to none): rounding.
+    # Rounding can put it outside of the bracket, where it belongs to another piece or to none.
     threshold = jnp.where((exact >= low) & (exact <= high), exact, high)
     threshold = jnp.where(total(zero) <= epsilon, 0.0, threshold)
     return jnp.sign(perturbation) * jnp.clip(magnitude - threshold, 0.0, room)

@@ -1,4 +1,4 @@
-"""Optional packages: an import of one that is missing says what to install."""
+"""Optional packages: if one is missing, its import says what to install."""
 
 import contextlib
 from collections.abc import Iterator

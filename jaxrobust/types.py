@@ -59,7 +59,7 @@ def dequantize(variables: PyTree) -> PyTree:
         return isinstance(node, QuantizedKernel)
 
     if not any(map(is_quantized, jax.tree.leaves(variables, is_leaf=is_quantized))):
-        return variables  # the very objects: a module that changes when it is called is no copy
+        return variables  # not a copy: a module may change its state when it is called
     return jax.tree.map(
         lambda leaf: leaf.values.astype(jnp.float32) * leaf.scale if is_quantized(leaf) else leaf,
         variables,
@@ -117,8 +117,8 @@ def fold_keys(key: Any, indices: Array) -> Array:
 class Stochastic:
     """A classifier whose answers are random; its logits are the mean over several samples.
 
-    Attacks follow the mean gradient of as many samples (expectation over transformation) and draw new
-    samples at every step.
+    Attacks follow the mean gradient over the same number of samples (expectation over transformation)
+    and draw new samples at every step.
 
     Attributes:
       function: PRNG keys [B], images [B, H, W, C] -> logits [B, K]; row i must depend on key i and
@@ -159,8 +159,8 @@ class Stochastic:
 class BatchDependent:
     """Marks a classifier whose answer to an image is meant to depend on the rest of the batch.
 
-    Evaluation refuses such a classifier, because mostly it is one that was left in training mode.
-    Wrapped in this class it is accepted, and every figure then depends on the batch size.
+    Evaluation refuses such a classifier, because usually it has been left in training mode by mistake.
+    A classifier that is wrapped in this class is accepted; every figure then depends on the batch size.
 
     Attributes:
       logits_fn: Images [B, H, W, C] -> logits [B, K].

@@ -185,7 +185,7 @@ def test_wrong_settings_are_refused_before_anything_runs(module, wrong, message)
 def test_a_process_answers_and_one_that_stops_is_said_to_have_stopped(tmp_path):
     with (
         harness.peer(HERE, "experiments.benchmarks.no_such_module") as ask,
-        pytest.raises(RuntimeError, match="stopped; its own words are above"),
+        pytest.raises(RuntimeError, match="stopped; its own messages are above"),
     ):
         ask("load")
     with (
@@ -234,7 +234,7 @@ def test_the_accelerator_goes_on_with_what_is_left_and_with_what_failed(
         return list(made)
 
     assert run() == ["PGD", "training"]
-    assert "No time was left for AutoAttack of n" in capsys.readouterr().out
+    assert "There was no time left for AutoAttack of n" in capsys.readouterr().out
     rows = json.loads((tmp_path / "accelerator_quick.json").read_text())["rows"]
     assert rows[0]["images_per_second"] == {"jaxrobust": 2.0}
     assert rows[0]["share_of_matrix_rate"] == pytest.approx(8.0 / 4 * 2.0 / 100.0)

@@ -272,7 +272,7 @@ ONE, HIDDEN = "one layer", "hidden layer"
         (ONE, "regularizer", (0.4, 0.4, 0.4, 0.35), "reversed", "Not so here: 0.1 changes"),
         (ONE, "regularizer", (0.4, 0.4, 0.4, 0.391), "open", "Not shown here: 0.1 may change"),
         (HIDDEN, "batch_size", (0.5, 0.49, 0.48, 0.47), "found", "As the source found it."),
-        (HIDDEN, "batch_size", (0.5, 0.48, 0.49, 0.47), "order", "In part: the ends differ"),
+        (HIDDEN, "batch_size", (0.5, 0.48, 0.49, 0.47), "order", "In part: the first and the last"),
         (HIDDEN, "batch_size", (0.5, 0.5, 0.5, 0.4999), "open", "Not shown here: 128 against 1024"),
         (HIDDEN, "batch_size", (0.45, 0.46, 0.47, 0.48), "reversed", "Not so here: 128 against"),
         (HIDDEN, "decay", (0.45, 0.46, 0.5, 0.49), "found", "As the source found it."),
@@ -281,7 +281,7 @@ ONE, HIDDEN = "one layer", "hidden layer"
             "decay",
             (0.45, 0.46, 0.5, 0.51),
             "part",
-            "In part: 0.9 against 1 is as it says; 0.9 against 0.8 goes the other way.",
+            "In part: 0.9 against 1 is as the source says; 0.9 against 0.8 goes the other way.",
         ),
     ],
 )

@@ -354,9 +354,9 @@ def test_a_description_attacks_nothing(model, place, tmp_path, capsys):
         ({"num_images": 0}, "`num_images` must be at least 1"),
         ({"suite": "best"}, "`suite` must be one of standard, plus, rand, fgsm"),
         ({"suite": "none.json"}, "`suite` must be an existing file"),
-        ({"model": "none"}, "`model` must be a folder of a training run"),
+        ({"model": "none"}, "`model` must be the folder of a training run"),
         ({"model": "my_models.py"}, "is not a file of"),
-        ({"model": "."}, "is no run of"),
+        ({"model": "."}, "is not the folder of a run of"),
         ({"model": "orbax"}, "as training.save_variables of earlier releases wrote: read its"),
         ({"model": "run", "data": "images.npz"}, "'run' raises an error for images of shape"),
         ({"model": "no_module:f"}, "cannot be imported: ModuleNotFoundError"),
@@ -376,7 +376,7 @@ def test_a_description_attacks_nothing(model, place, tmp_path, capsys):
         ({"data": "rare.npz", "num_images": 2}, "`labels` must lie in 0 .. 1 .* in 0 .. 7"),
         ({"data": "hole.npz"}, r"`images` must be finite .* got nan at \(3, 0, 1, 2\)"),
         ({"data": "unlabelled.npz"}, "must hold `images` and `labels`, got images"),
-        ({"data": "text.npz"}, "is no .npz of arrays"),
+        ({"data": "text.npz"}, "is not an .npz file of arrays"),
         ({"data": "none.npz"}, "`data` must be an existing file"),
         ({"data": "none"}, "`data` must be one of"),
     ],
@@ -478,14 +478,14 @@ def test_moving_averages_are_what_a_run_is_evaluated_by(tmp_path, place):
     [
         ("[]", "must hold an object of at least one attack"),
         ("{", "not valid JSON"),
-        ('{"a": {"name": "FGSM"}, "a": {"name": "PGD"}}', "'a' is there twice"),
+        ('{"a": {"name": "FGSM"}, "a": {"name": "PGD"}}', "'a' appears twice"),
         ('{"a": {"name": "FSGM"}}', "'a': `name` must be one of"),
         ('{"a": {"name": "FGSM", "steps": 3}}', "FGSM has no `steps`"),
         ('{"a": {"name": "FGSM", "norm": "l2"}}', "`norm` must be that of the suite, 'linf'"),
         ('{"a": {"name": "FGSM", "epsilon": "2/10"}}', "`epsilon` must be that of the suite, 0.1"),
         (
             '{"a": {"name": "CarliniWagner"}}',
-            "`name` must be of an attack that keeps to an epsilon",
+            "`name` must name an attack that keeps to an epsilon",
         ),
         ('{"a": {"name": "PGD", "targeted": true}}', "`targeted` must be false"),
         ('{"a": 3}', "must be an object like"),
@@ -663,5 +663,5 @@ def test_a_folder_needs_no_train_split(tmp_path):
     np.testing.assert_array_equal(alone.labels, [0, 1])
     assert alone.images.max() <= 1
     (place / "test").rename(place / "tests")
-    with pytest.raises(ValueError, match="must hold one folder of test, valid, val"):
+    with pytest.raises(ValueError, match="must hold exactly one of the folders test, valid, val"):
         studies.load_examples(str(place), 10)

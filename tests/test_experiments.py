@@ -423,7 +423,7 @@ def test_what_came_of_a_training_is_said(checked, overfitted, tmp_path):
     "options, message",
     [
         (["--models", "vgg"], "`models` must be one of"),
-        (["--methods", "pgd", "pgd"], "`methods` must be at least one and none twice"),
+        (["--methods", "pgd", "pgd"], "`methods` must have at least one value and none twice"),
         (["--methods", "n_fgsm", "--norm", "l2"], "`norm` must be 'linf' for n_fgsm"),
         (["--epsilon", "8"], "`epsilon` must be a finite number"),
         (["--training.milestones", 3], "`training.milestones` and the schedule"),
@@ -447,7 +447,7 @@ def test_what_came_of_a_training_is_said(checked, overfitted, tmp_path):
         (["--data", "cifar10_jpeg"], "needs `data_dir`"),
         (
             ["--attack-milestones", 5, "--attack-epsilons", "2/255"],
-            "`attack_epsilons` must be none or 2, one more than `attack_milestones`",
+            "`attack_epsilons` must be empty or have 2 values, one more than `attack_milestones`",
         ),
         (["--attack-milestones", 5], "need `attack_epsilons` or `attack_steps`"),
         (["--attack-epsilons", "2/255"], "need `attack_epsilons` or `attack_steps`"),
@@ -457,7 +457,7 @@ def test_what_came_of_a_training_is_said(checked, overfitted, tmp_path):
         ),
         (
             ["--attack-milestones", 5, 30, "--attack-steps", 2, 4, 6],
-            "`attack_milestones` must ascend and be at least 1 and below the 30 epochs",
+            "`attack_milestones` must ascend from at least 1 to less than 30",
         ),
         (
             ["--attack-milestones", 5, "--attack-epsilons", 2, 3],

@@ -64,8 +64,8 @@ def test_a_fact_is_found_by_exactly_its_keys():
     [
         (lambda f: f.of("loss", Variant("mlp")), r"no fact 'loss'; the measures are accuracy"),
         (lambda f: f.of("accuracy", Variant("cnn")), r"network='cnn'.*nearest: network='mlp'"),
-        (lambda f: f.where("accuracy", network="mlp"), "other keys besides: sparsity. Give"),
-        (lambda f: f.add("accuracy", Variant("mlp"), value=1.0), "is there twice"),
+        (lambda f: f.where("accuracy", network="mlp"), "have further keys: sparsity. Give"),
+        (lambda f: f.add("accuracy", Variant("mlp"), value=1.0), "There is already a fact"),
     ],
 )
 def test_what_is_missing_or_twice_is_named(ask, words):
@@ -272,7 +272,7 @@ def test_one_more_of_equal_values_says_nothing_and_groups_are_of_one_size():
     of_seeds(facts, "b", (0.3, 0.1 + 0.2, 0.3))
     measured = facts.where("accuracy", network=ANY, sparsity=ANY, seed=ANY)
     assert comparison.one_more(measured, "seed", "network", "noise") == []
-    with pytest.raises(ValueError, match="as many values in each network, got \\[2, 3\\]"):
+    with pytest.raises(ValueError, match="same number of values in each network, got \\[2, 3\\]"):
         comparison.one_more(measured[1:], "seed", "network", "noise")
 
 
@@ -281,7 +281,7 @@ def test_facts_that_comparisons_make_are_found_by_the_same_keys():
     same = [facts.add("right", network=name, outcomes=RIGHT) for name in "ab"]
     facts.extend([comparison.paired(*same, "gap", {"epsilon": 8 / 255, "other": None})])
     assert facts.of("gap", epsilon=8 / 255).value == 0
-    with pytest.raises(ValueError, match="there twice"):
+    with pytest.raises(ValueError, match="already a fact"):
         facts.add("gap", epsilon=0.0313725490196, value=1)
 
 

@@ -448,7 +448,7 @@ def test_logits_are_not_taken_for_probabilities():
         ),
         (lambda x: {"logits": means(x)}, r"got dict; choose one of its entries \['logits'\]"),
         (lambda x: None, "got None"),
-        (lambda x: means(x).astype(int), "floating logits, got int32"),
+        (lambda x: means(x).astype(int), "floating-point logits, got int32"),
     ],
 )
 def test_what_a_model_returns_besides_logits(logits_fn, message):

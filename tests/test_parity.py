@@ -242,7 +242,7 @@ def test_every_comparison_has_a_name_and_some_can_be_chosen(network, tmp_path, o
     assert [c["attack"] for c in compare.within_ball(comparison, "linf", 1)] == ["PGD"]
     with pytest.raises(ValueError, match="`attacks` must be one of .* got 'PDG'"):
         parity.check(parity.Config(tmp_path, tmp_path, attacks=("PDG",)))
-    with pytest.raises(ValueError, match="`attacks` must have APGD-T, FAB-T, Square"):
+    with pytest.raises(ValueError, match="AutoAttack must also have APGD-T, FAB-T, Square"):
         parity.check(parity.Config(tmp_path, tmp_path, attacks=("APGD-CE", "AutoAttack")))
     for wrong in ({"num_images": 0}, {"num_radii": -1}, {"num_searches": 0}, {"norms": ("l0",)}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -350,7 +350,7 @@ def test_a_broken_peer_is_no_success_and_is_asked_again(network, tmp_path, one_a
     broken = every_answer()
     broken["torchattacks", "Square", False] = {"error": "RuntimeError: no"}
     cells = compared(network, tmp_path, Judge(network, broken), "linf")
-    assert cells[-1]["peers"]["torchattacks"] == {"error": "of its suite Square broke"}
+    assert cells[-1]["peers"]["torchattacks"] == {"error": "Square of its suite failed"}
     assert compare.counted(cells)["broke"] == 2
     judge = Judge(network, every_answer())
     cells = compared(network, tmp_path, judge, "linf")
@@ -476,7 +476,7 @@ def test_a_comparison_is_there_once_and_a_network_has_one_meaning():
     assert text.count("APGD-CE | 50 |") == 1
     other = other_result()
     other["networks"][0]["fingerprint"] = "g"
-    with pytest.raises(ValueError, match="two called 'small'"):
+    with pytest.raises(ValueError, match="two named 'small'"):
         tables.markdown([one_result(), other])
 
 
@@ -495,7 +495,7 @@ def test_a_python_without_the_peers_is_refused_before_anything_is_made(tmp_path)
 def test_nothing_left_to_compare_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "versions", lambda python, *packages: {})
     config = parity.Config(tmp_path, tmp_path, networks=("cifar_robust",), quick=True)
-    with pytest.raises(ValueError, match="leave something to compare"):
+    with pytest.raises(ValueError, match="name a network that can be used"):
         parity.main(config)
 
 

@@ -87,10 +87,10 @@ def test_finished_runs_find_their_universal_perturbation():
         ({"networks": ("vgg11",)}, "`networks` must be one of"),
         ({"networks": ("vgg19", "vgg19")}, "none twice"),
         ({"criteria": ("l3",)}, "`criteria` must be one of"),
-        ({"criteria": ()}, "`criteria` must be at least one"),
+        ({"criteria": ()}, "`criteria` must have at least one value"),
         ({"sparsities": (0.05, 0.5)}, "`sparsities` must be a finite number at least 0.1"),
         ({"sparsities": (0.5, 0.3)}, "`sparsities` must ascend"),
-        ({"sparsities": ()}, "`sparsities` must be at least one"),
+        ({"sparsities": ()}, "`sparsities` must have at least one value"),
         ({"fine_tuning_epochs": 0}, "`fine_tuning_epochs` must be at least 1"),
         ({"milestones": (20, 10)}, "`milestones` must ascend"),
         ({"fine_tuning_milestones": (2, 1)}, "`fine_tuning_milestones` must ascend"),
@@ -361,10 +361,10 @@ EFFECTS = [
         "points (−1.0 to +1.0).",
     ),
     ([(0.0, None, None)], "no change is shown at 10 %, at most 0.0 points."),
-    ([(0.01, None, None, 2)], "+1.0 points, of too few networks to say more."),
+    ([(0.01, None, None, 2)], "+1.0 points, with too few networks for an interval."),
     (
         [(0.01, None, None, 2), (-0.01, None, None, 2)],
-        "−1.0 points to +1.0 points, of too few networks to say more.",
+        "−1.0 points to +1.0 points, with too few networks for an interval.",
     ),
 ]
 
@@ -378,7 +378,7 @@ def test_effects_in_words(made):
         for index, (value, low, high, *n) in enumerate(means):
             figures = {"value": value, "low": low, "high": high, "n": (n or [4])[0]}
             facts.add("accuracy from pruning", sparsity=(index + 1) / 10, **figures)
-        assert f"What pruning adds to that: {said}" in answers(study, facts)[0]
+        assert f"The additional effect of pruning: {said}" in answers(study, facts)[0]
 
 
 @pytest.mark.parametrize("criteria", [("l2",), ("l1", "l2"), ("random",)])
@@ -387,9 +387,9 @@ def test_texts_of_one_network_and_one_control(made, criteria):
     _, found = page(study)
     said = json.dumps(found)
     assert "the mean of" not in answers(study)[0] and "1 controls" not in said
-    assert "of 20" not in said and "All networks together" not in said
+    assert "one in 20" not in said and "All networks together" not in said
     assert 'id": "transfer-tables' not in said
-    assert "it is not known what another training would change" in said
+    assert "the variation between trainings is not known" in said
     assert ("With L1: " in answers(study)[0]) == (len(criteria) > 1)
     # The source has nothing of what was pruned at random.
     assert ("CW, source" in said) == (criteria != ("random",))
@@ -397,7 +397,7 @@ def test_texts_of_one_network_and_one_control(made, criteria):
 
 def test_answers_say_what_the_figures_do(made):
     accuracy, shown, white = answers(made(THREE))
-    assert "changes accuracy by +22.5 points against the base" in accuracy
+    assert "changes accuracy by +22.5 points compared with the base" in accuracy
     assert "it falls by −15.0 points (−21.2 to −8.8) at 50 %" in accuracy
     assert "within 7.1 points of the mean" in accuracy
     assert "mobilenet_v1 (1 above and 1 below, of 2), resnet50 (1 above" in accuracy
@@ -405,7 +405,7 @@ def test_answers_say_what_the_figures_do(made):
     assert "of 14 cases" in shown and "42 of 84 on CIFAR-10 and 17 of 54 on CIFAR-100" in shown
     assert white.count("leaves the controls 45.0 %; with pruning it") == 3
     gone = answers(made(THREE, white={"FGSM at 8/255": 0}))[2]
-    assert "the controls have next to nothing left: FGSM at 8/255 (0.0 %)." in gone
+    assert "the controls have almost no image right: FGSM at 8/255 (0.0 %)." in gone
 
 
 def test_tables_of_accuracy(made):
@@ -447,7 +447,7 @@ def test_tables_of_transfer_time_and_size(made):
     assert best[:2] == ["mobilenet_v1", "base"] and best[3] == pytest.approx(15)
     theirs = cells(found["The source's table 11: made on VGG19"])
     assert theirs["ResNet50, 30 %"][4] == pytest.approx(0.822)
-    assert "In doubt is 82.2" in found["The source's table 11: made on VGG19"]["caption"]
+    assert "is in doubt, 82.2" in found["The source's table 11: made on VGG19"]["caption"]
     timed = tables(study, "inference-time")["Batches of 32"]["rows"]
     assert timed[1][:2] == ["mobilenet_v1", "L2, 10 %"]
     assert timed[1][6:8] == ["faster", pytest.approx(4 / 3)] and timed[0][6:8] == ["", 1.0]

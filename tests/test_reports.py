@@ -160,8 +160,8 @@ def test_no_such_file(tmp_path):
         ('{"format": 2}', "`experiment` is missing"),
         (
             '{"format": 1}',
-            "made by an earlier release; run the same command again: its finished stages are read, "
-            "and nothing is trained anew",
+            "an earlier release has written this file; run the same command again: it reads the "
+            "finished stages, and trains nothing anew",
         ),
     ],
 )
@@ -198,7 +198,10 @@ def test_what_is_wrong_in_the_header_is_named(tmp_path, change, message):
             "`blocks[1].id` must be unique, got 'a': that is `blocks[0].id`.",
         ),
         ([heading(2, "run")], "`blocks[0].id` must be unique, got 'run': that is the report its"),
-        ([heading(1, "a"), heading(3, "b")], "`blocks[1].level` must be at most 2: above it is 1"),
+        (
+            [heading(1, "a"), heading(3, "b")],
+            "`blocks[1].level` must be at most 2: the level above it is 1",
+        ),
         ([heading(4, "a")], "`blocks[0].level` must be one of (1, 2, 3), got 4"),
         ([heading(True, "a")], "`blocks[0].level` must be one of (1, 2, 3), got True"),
         ([heading(2, "A b")], "`blocks[0].id` must be an id of a-z, 0-9 and -"),

@@ -102,9 +102,9 @@ def test_the_verdicts_say_what_was_found(tmp_path):
     text = {block["question"]: " ".join(block["text"].replace("\\", "").split()) for block in found}
     sparsity = text["Which sparsity?"].replace("\N{NO-BREAK SPACE}", " ")
     assert sparsity.startswith("50 %, fine-tuned. ")
-    assert "on the mean of 3 seeds, and its file is 3.1 times smaller (120 KiB)." in sparsity
+    assert "averaged over 3 seeds, and its file is 3.1 times smaller (120 KiB)." in sparsity
     assert "faster at batch 1, no difference shown at batch 16." in sparsity
     assert "−2.0 points (−3.0 to −1.0) at 50 %, of 3 seeds; −50.0 points" in sparsity
     attacks = text["Does pruning make attacks easier?"].replace("\N{NO-BREAK SPACE}", " ")
-    assert attacks.startswith("Beyond chance easier in 1 of 1 case, harder in 0.")
+    assert attacks.startswith("Beyond chance, attacks are easier in 1 of 1 case and harder in 0.")
     assert "simple_cnn at 50 %: easier (−75.0 points, p < 0.0001, n = 40)" in attacks

@@ -66,8 +66,8 @@ def a_study(kept: dict[str, list[int]], held_out: tuple[int, int] = (20, 38)) ->
 @pytest.mark.parametrize(
     "held_out, first, phrases",
     [
-        ((20, 38), "photo_cnn.", ["better than mlp beyond chance", "flatters it"]),
-        ((37, 38), "photo_cnn.", ["not told apart from mlp", "76.2 %", "mean of 2 seeds"]),
+        ((20, 38), "photo_cnn.", ["better than mlp beyond chance", "may be too high"]),
+        ((37, 38), "photo_cnn.", ["No difference to mlp is shown", "76.2 %", "mean of 2 seeds"]),
         ((38, 20), "mlp.", ["better than photo_cnn beyond chance", "cnn took too long"]),
     ],
 )
@@ -76,7 +76,7 @@ def test_which_model_is_the_best_on_the_folds(held_out, first, phrases):
     assert answer.splitlines()[0] == first
     for phrase in phrases:
         assert phrase in answer, answer
-    assert ("flatters it" in answer) == (first == "photo_cnn.")
+    assert ("may be too high" in answer) == (first == "photo_cnn.")
 
 
 @pytest.mark.parametrize(

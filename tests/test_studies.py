@@ -87,10 +87,10 @@ def test_a_damaged_stage_is_named(tmp_path):
     studies.Stages(tmp_path).remember("stage", lambda _: 1)
     (path,) = (tmp_path / "stages").glob("*.json")
     path.write_text("{")
-    with pytest.raises(ValueError, match="is no result of a stage; delete it"):
+    with pytest.raises(ValueError, match="is not the result of a stage; delete it"):
         studies.Stages(tmp_path).remember("stage", lambda _: 1)
     path.write_text(json.dumps({"stage": "x", "seconds": 1, "within": {}, "result": 1}))
-    with pytest.raises(ValueError, match="holds another stage"):
+    with pytest.raises(ValueError, match="holds the result of another stage"):
         studies.Stages(tmp_path).remember("stage", lambda _: 1)
 
 
@@ -214,8 +214,8 @@ def test_settings_are_checked_by_their_types():
         ({"most": 0}, ValueError, "`most` must be at least 1"),
         ({"most": True}, TypeError, "`most` must be an integer"),
         ({"names": ("d",)}, ValueError, "`names` must be one of"),
-        ({"names": ("a", "a")}, ValueError, "`names` must be at least one and none twice"),
-        ({"names": ()}, ValueError, "`names` must be at least one and none twice"),
+        ({"names": ("a", "a")}, ValueError, "`names` must have at least one value and none twice"),
+        ({"names": ()}, ValueError, "`names` must have at least one value and none twice"),
     ):
         with pytest.raises(error, match=message):
             check(**given)

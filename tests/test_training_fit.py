@@ -247,7 +247,7 @@ def test_refuses_the_run_directory_of_other_settings(tmp_path, change, words):
 def test_refuses_checkpoints_of_unknown_origin(tmp_path):
     quick_fit(run_dir=tmp_path)
     (tmp_path / "settings.json").unlink()
-    with pytest.raises(ValueError, match=r"no settings\.json to say of what"):
+    with pytest.raises(ValueError, match=r"no settings\.json that says what they belong to"):
         quick_fit(run_dir=tmp_path)
 
 

@@ -106,9 +106,7 @@ def test_a_column_without_facts(render):
     titles, rows = columns_of(render, "column('Gap', 'gap')", "[dense]")
     assert titles == ["V", "Gap"] and rows == [[None]]
     # A key that was forgotten is one.
-    with pytest.raises(
-        ValueError, match="no fact 'gap' with the keys network; those that there are"
-    ):
+    with pytest.raises(ValueError, match="no fact 'gap' with the keys network; the existing ones"):
         columns_of(render, "column('Gap', 'gap', sparsity=none)")
 
 
@@ -177,7 +175,7 @@ def test_intervals_bars_and_heat(render):
     ],
 )
 def test_what_a_drawing_has_no_place_for_is_refused(render, call, match):
-    with pytest.raises(ValueError, match=f"The column 'T' is drawn without its {match}"):
+    with pytest.raises(ValueError, match=f"The column 'T' cannot show its {match}"):
         render(f"S.\n{{{{ {call} }}}}")
 
 
@@ -276,7 +274,7 @@ def test_text_stays_text(render):
         (
             "{{ table([column('A', 'accuracy', unit='%', scale=100)], [dense]) }}",
             ValueError,
-            "The column 'A' of % draws shares as they are",
+            "The column 'A' has the unit %, which sets the scale",
         ),
         ("{{ nothing_there }}", ValueError, "A sentence cannot hold None"),
         ("{{ holds }}", ValueError, "A sentence cannot hold True"),

@@ -2,17 +2,19 @@
 
     python -m experiments.benchmarks.accelerator --data-dir DATA
 
-Expected time: 8 minutes on one GPU. Nothing is started that is expected to take longer; the same
-command continues with what is left, and repeats what failed on one side. --quick takes 5 minutes on 2
-cores. Expected numbers: none has been measured yet.
+Expected time: 8 minutes on one GPU. A part that is not expected to end in this time is not started; the
+same command continues with the remaining parts, and repeats those that failed on one side. --quick
+takes 5 minutes on 2 cores. Expected numbers: none has been measured yet.
 
-It needs this tree, jax, torch, and the wheels of flax, optax, orbax-checkpoint, chex, torchattacks,
-tyro, equinox and dm-haiku; nothing is downloaded. DATA has cifar10-jpeg.tar.xz or its unpacked folder,
-for the network that AutoAttack attacks; without it, images are noise and the network is not trained.
+The benchmark needs this tree, jax, torch, and the wheels of flax, optax, orbax-checkpoint, chex,
+torchattacks, tyro, equinox and dm-haiku; nothing is downloaded. DATA has cifar10-jpeg.tar.xz or its
+unpacked folder, for the network that AutoAttack attacks; without it, images are noise and the network
+is not trained.
 
 Both sides have the same weights, images, steps, type and TF32 setting on the same device; PyTorch runs
-eagerly and with torch.compile. `share` is the fraction of the rate of a large matrix product of the
-same type, for the FLOPs of the network (`programs.describe`), forward and backward for each step.
+eagerly and with torch.compile. `share` compares our rate of FLOPs with that of a large matrix product
+of the same type, as a fraction. It counts the FLOPs of the network (`programs.describe`), forward and
+backward for each step.
 
 Sources: PGD, https://arxiv.org/abs/1706.06083; AutoAttack, https://arxiv.org/abs/2003.01690.
 """
@@ -56,7 +58,7 @@ class Config(harness.PeerSettings):
     Attributes:
       data_dir: The folder of cifar10-jpeg.tar.xz or of its unpacked folder.
       precision: float32, tf32 or bfloat16, on both sides.
-      minutes: The number of minutes after which nothing new is started.
+      minutes: The number of minutes within which every part must be expected to end.
       peer_python: The Python of an environment with torch and torchattacks; by default this one.
       output: The path of the JSON file, with the precision in its name, from which an interrupted run
         is also resumed.
@@ -72,7 +74,7 @@ class Config(harness.PeerSettings):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A network, its images' side in pixels, how many at a time, and the steps of the attacks on it."""
+    """A network, the side of its images in pixels, a batch size, and the steps of its attacks."""
 
     name: str
     side: int
@@ -87,14 +89,14 @@ _CASES = (
     Case("resnet50", 224, 128, {"PGD": 40}, users_networks.of_arrays),
 )
 Part = tuple[harness.Row, float, Callable[[], harness.Row]]
-"""The keys of a row, about how many seconds it takes, and what computes it."""
+"""The keys of a row, its expected time in seconds, and the function that computes it."""
 _QUICK = (Case("resnet_small", 32, 8, {"PGD": 2, "APGD": 3}),)
 
 
 def main(config: Config) -> None:
-    """Measures what is not there yet, in the order of its worth."""
+    """Measures the parts that have no result yet, the most important first."""
     studies.check_settings(config)
-    # Two libraries share the device's memory; jax would take most of it at its start.
+    # Two libraries share the device's memory, of which jax would take most at its start.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     products = {"tf32": "tensorfloat32", "float32": "float32"}.get(config.precision)
     if products is not None:
@@ -108,7 +110,7 @@ def main(config: Config) -> None:
 
 
 def _rows(config: Config, rate: float, ask: harness.Ask) -> Iterator[harness.Row]:
-    """The rows of an earlier run in which nothing failed, then what there is time for."""
+    """Yields the rows of an earlier run in which nothing failed, then new rows while there is time."""
     deadline, found, left = time.monotonic() + 60 * config.minutes, [], []
     if harness.output(config).exists():
         before = json.loads(harness.output(config).read_text(encoding="utf-8"))
@@ -129,11 +131,11 @@ def _rows(config: Config, rate: float, ask: harness.Ask) -> Iterator[harness.Row
             row["share_of_matrix_rate"] = share
         yield row | {"images_per_second": speeds, "wall_seconds": time.monotonic() - start}
     if left:
-        print(f"No time was left for {', '.join(left)}: run the same command again.")
+        print(f"There was no time left for {', '.join(left)}: run the same command again.")
 
 
 def _parts(config: Config, ask: harness.Ask) -> Iterator[Part]:
-    """What can be measured, in the order of its worth."""
+    """Yields all parts that can be measured, the most important first."""
     first, *others = _QUICK if config.quick else _CASES
     yield from _attacks(config, first, ask)
     for name, seconds, compute in (("training", 60, _training), ("AutoAttack", 150, _auto_attack)):
@@ -144,9 +146,9 @@ def _parts(config: Config, ask: harness.Ask) -> Iterator[Part]:
 
 
 def _attacks(config: Config, case: Case, ask: harness.Ask) -> Iterator[Part]:
-    """Attacks on a batch: ours, PyTorch's eagerly and compiled, with the same weights."""
+    """Yields attacks on a batch: ours, and PyTorch's eagerly and compiled, with the same weights."""
 
-    @functools.cache  # and not at all where everything has been measured
+    @functools.cache  # never called if everything has been measured
     def drawn() -> tuple[LogitsFn, tuple[Any, Any], float]:
         shape = {"side": case.side, "statistics_batch": 16, "precision": config.precision}
         shape["num_threads"] = config.num_threads
@@ -169,7 +171,7 @@ def _attacks(config: Config, case: Case, ask: harness.Ask) -> Iterator[Part]:
             ask, {"jaxrobust": logits_fn}, batch, attack, request, config.rounds, _PEERS
         )
         images = case.batch_size
-        # A gradient costs a forward pass and about as much again.
+        # A step costs a forward pass, and a backward pass that costs about the same.
         counted = {"images": images, "flops": 2.0 * num_steps * flops * images}
         return counted | harness.compared(runs)
 
@@ -179,7 +181,7 @@ def _attacks(config: Config, case: Case, ask: harness.Ask) -> Iterator[Part]:
 
 
 def narrowed(logits_fn: LogitsFn) -> LogitsFn:
-    """The classifier with weights and images in bfloat16."""
+    """Returns the classifier with weights and images in bfloat16."""
     weights = jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(jnp.bfloat16), logits_fn)
     return jax.tree_util.Partial(_in_bfloat16, weights)
 
@@ -194,9 +196,9 @@ def _work(config: Config, steps: int, pgd_steps: int) -> Work:
 
 
 def _training(config: Config, case: Case, ask: harness.Ask) -> harness.Row:
-    """Steps of PGD-10 training on one batch; an epoch is as many as 50,000 images have batches."""
+    """Times steps of PGD-10 training on one batch; an epoch has the steps of 50,000 images."""
     work = _work(config, 1, 2) if config.quick else _work(config, 3, 10)
-    # Weights stay float32: products alone are made in bfloat16.
+    # Weights stay float32: only products are in bfloat16.
     exact = "float32" if config.precision == "float32" else "tf32"
     drawn = training_throughput.draw(ask, case.name, case.batch_size, precision=exact)
     row = training_throughput.race(ask, drawn, work, config.rounds, _PEERS)
@@ -206,7 +208,7 @@ def _training(config: Config, case: Case, ask: harness.Ask) -> harness.Row:
 
 
 def _auto_attack(config: Config, case: Case, ask: harness.Ask) -> harness.Row:
-    """AutoAttack, once, on 1,000 images of a network that was trained under PGD for a minute."""
+    """Times AutoAttack once, on 1,000 images and a network trained under PGD for a minute."""
     num_images, effort = (8, matrix.QUICK) if config.quick else (1000, matrix.Effort())
     module: Any = models.create(case.name)
     variables = module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
@@ -227,7 +229,7 @@ def _auto_attack(config: Config, case: Case, ask: harness.Ask) -> harness.Row:
             index += 1
     variables = {"params": ours.state.params, "batch_stats": ours.state.batch_stats}
     exact = models.Classifier(module.apply, variables, np.array(MEAN), np.array(STD))
-    if labels is None:  # so that there is something to attack
+    if labels is None:  # the predictions, so that there are images to attack
         labels = evaluation.logits(exact, images).argmax(1)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.npz"

@@ -8,9 +8,9 @@ throughput of torchattacks on simple_cnn (batch 128) and 0.95 times on resnet_sm
 logits of both sides must agree to 1e-4 of the largest. experiments/benchmarks/README.md says what PEER
 is and how the time is measured.
 
---networks users takes 12 minutes with `--rounds 2`, and 4 minutes with `--num-steps 10` in addition; it
+--networks users takes 12 minutes with `--rounds 2`, and 4 minutes if also `--num-steps 10` is given; it
 needs equinox and dm-haiku. Expected numbers: README.md. With JAXROBUST_PLAIN=1 networks are evaluated
-without changes, with JAXROBUST_ONEDNN=1 with the convolutions of another library.
+unchanged; with JAXROBUST_ONEDNN=1 they use the convolutions of oneDNN.
 """
 
 import dataclasses
@@ -36,8 +36,8 @@ class Config(harness.PeerSettings):
     """Settings of the benchmark.
 
     Attributes:
-      networks: library, two networks of this library; or users, networks of users in jax.lax, linen,
-        nnx, equinox and haiku, whose JSON file has "users" in its name.
+      networks: library, for two networks of this library; or users, for networks as users write them in
+        jax.lax, linen, nnx, equinox and haiku, whose JSON file has "users" in its name.
       num_steps: The number of steps of PGD.
     """
 
@@ -48,18 +48,18 @@ class Config(harness.PeerSettings):
 
 
 def of_the_library(name: str, weights: network_files.Arrays) -> LogitsFn:
-    """The library's own network of this name with PyTorch's weights."""
+    """Returns the library's own network of this name with PyTorch's weights."""
     mean, std = np.array(harness.IMAGENET_MEAN), np.array(harness.IMAGENET_STD)
     variables = network_files.from_torch(name, weights)
     return models.Classifier(models.create(name).apply, variables, mean, std)
 
 
 Case = tuple[str, int, Mapping[str, network_files.Build]]
-"""PyTorch's network, batch, and ours by the framework that they are written in."""
+"""The name of PyTorch's network, the batch size, and functions that build ours, by framework."""
 
 
 def cases(networks: str) -> list[Case]:
-    """The networks that are compared."""
+    """Returns the networks that are compared."""
     ours: dict[str, network_files.Build] = {"jaxrobust": of_the_library}
     if networks == "library":
         return [("simple_cnn", 128, ours), ("resnet_small", 64, ours)]
@@ -75,7 +75,7 @@ def cases(networks: str) -> list[Case]:
 
 
 def ours(attack: Any, logits_fn: LogitsFn, images: Any, labels: Any) -> harness.Row:
-    """Our attack on a batch."""
+    """Times our attack on a batch."""
 
     def facts(result: Any) -> harness.Row:
         fooled = np.asarray(result.success)
@@ -85,7 +85,7 @@ def ours(attack: Any, logits_fn: LogitsFn, images: Any, labels: Any) -> harness.
 
 
 def theirs(ask: harness.Ask, request: harness.Row, compiled: bool = False) -> harness.Row:
-    """An attack of PyTorch's (torch_worker.py) on the batch."""
+    """Times an attack of a PyTorch library (torch_worker.py) on the batch."""
     run = ask("attack", compiled=compiled, **request)
     facts = {"success": float(np.mean(run["fooled"])), "robust": sum(run["robust"])}
     return {"seconds": run["seconds"], "memory": run["memory"], **facts}
@@ -100,7 +100,7 @@ def race(
     rounds: int,
     peers: Sequence[str] = ("torchattacks",),
 ) -> dict[str, list[harness.Row]]:
-    """Lets PyTorch (eagerly, or as "torch.compile") and our functions attack a batch in turns."""
+    """Attacks a batch in turns with PyTorch (eagerly, or as "torch.compile") and our functions."""
     sides: dict[str, harness.Side] = {
         peer: functools.partial(theirs, ask, request, compiled=peer == "torch.compile")
         for peer in peers
@@ -111,7 +111,7 @@ def race(
 
 
 def compare(config: Config, case: Case) -> Iterator[harness.Row]:
-    """Times networks that have the weights of one of PyTorch's, in turns with it: a row for each."""
+    """Times our networks with PyTorch's weights, in turns with PyTorch; yields a row for each."""
     name, batch_size, builds = case
     attack = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=config.num_steps, keep="last")
     settings = {"eps": attack.epsilon, "alpha": attack.step_size, "steps": attack.num_steps}

@@ -3,9 +3,9 @@ r"""Compares the time of AutoAttack with torchattacks, on the same network in th
     python -m experiments.benchmarks.auto_attack --peer-python PEER/bin/python --shared SHARED \
         --cifar CIFAR
 
-Expected time: 25 minutes on 2 cores, if the networks exist (experiments/benchmarks/parity, which says
-what SHARED and CIFAR are); --quick (8 images) takes one minute. Expected numbers: README.md. With
-JAXROBUST_ONEDNN=1 our side uses the convolutions of the library that PyTorch uses.
+Expected time: 25 minutes on 2 cores, if the networks exist (experiments/benchmarks/parity makes them,
+and says what SHARED and CIFAR are); --quick (8 images) takes one minute. Expected numbers: README.md.
+With JAXROBUST_ONEDNN=1 our side uses oneDNN, the library that PyTorch uses for convolutions.
 
 Both sides make the attacks of `standard` with the same settings on the same kind of device. The time of
 the arithmetic alone is estimated from the rate of a large matrix product in the same run: the
@@ -31,7 +31,7 @@ from jaxrobust import compilation, evaluation, studies
 from jaxrobust.evaluation import Execution
 
 _NETWORKS = ("reference", "cifar_robust")
-_SIDES = {"cpu": 2048, "cuda": 8192}  # of the matrices of which the product is timed
+_SIDES = {"cpu": 2048, "cuda": 8192}  # of the matrices whose product is timed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,10 +78,10 @@ def race(
     rounds: int,
     execution: Execution,
 ) -> tuple[dict[str, list[harness.Row]], list[evaluation.SuiteReport]]:
-    """Lets both sides make AutoAttack on (classifier, images, labels), and a matrix product, in turns.
+    """Runs AutoAttack of both sides on (classifier, images, labels), and a matrix product, in turns.
 
-    Without rounds each makes it once; else the peer's first call has few steps. Returns what
-    `harness.turns` does, and our reports of all calls.
+    Without rounds each side runs once; otherwise the peer's first call has few steps. Returns the
+    result of `harness.turns`, and our reports of all calls.
     """
     suite = matrix.suite(effort, "linf", epsilon)
     reports: list[evaluation.SuiteReport] = []
@@ -109,7 +109,7 @@ def race(
 def compare(
     config: Config, network: network_files.Network, epsilon: float
 ) -> Iterator[harness.Row]:
-    """Times both sides on one network: a row for the suite, and for what ours does in each part."""
+    """Times both sides on one network; yields a row for the suite, and one for each part of ours."""
     effort, rounds, batch = matrix.Effort(), config.rounds, network.target
     execution = Execution(config.num_lanes)
     if config.quick:
@@ -145,7 +145,7 @@ def compare(
 
 
 def matrix_rate(kind: Any = jnp.float32) -> float:
-    """Operations per second of a product of two large matrices of a type: the best of some."""
+    """Returns the operations per second of a product of two large matrices: the best of 8 runs."""
     side = _SIDES[harness.peer_device()]
     factor = jnp.ones((side, side), kind)
     product = compilation.jit(lambda a: a @ a)
@@ -157,14 +157,15 @@ def matrix_rate(kind: Any = jnp.float32) -> float:
 def _operations(
     batch: tuple[Any, Any, Any], report: evaluation.SuiteReport, execution: Execution
 ) -> dict[str, float]:
-    """{attack: operations of the network alone}: each attack once more, on what was left to it.
+    """Returns {attack: operations of the network alone}.
 
-    A gradient by the image costs as much again as the forward pass. The starts are drawn anew, so that
-    the numbers are those of the timed run but for the steps to a success.
+    Each attack runs once more, on the images that were left to it. A gradient by the image is counted
+    like a forward pass. The starts are drawn anew, so the numbers can differ from those of the timed
+    run in the steps to a success.
     """
     classifier, images, labels = batch
     image = jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
-    # Before compilation, after which a GPU's own kernels would not be counted, nor are oneDNN's.
+    # Counted before compilation and without oneDNN: kernels of a GPU or of oneDNN are not counted.
     with mock.patch.dict(os.environ, JAXROBUST_ONEDNN="0"):
         analysis = jax.jit(classifier.__call__).lower(image).cost_analysis()
     forward = float((analysis or {}).get("flops", float("nan")))

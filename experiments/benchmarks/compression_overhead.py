@@ -23,7 +23,7 @@ from jaxrobust import models, pruning, studies, training
 from jaxrobust.attacks import PGD
 
 _EPSILON = 8 / 255
-# Plain training takes part twice: what two alike differ by.
+# Plain training takes part twice, to show by how much two equal trainings differ.
 METHODS: dict[str, Any] = {
     "plain": None,
     "plain_again": None,
@@ -42,11 +42,11 @@ class Config(harness.Settings):
 
     Attributes:
       network: A name in `jaxrobust.models.MODELS`.
-      widths: The widths of the network; none: the published ones.
+      widths: The widths of the network; empty: the published ones.
       num_images: The number of images, which are random, of 32x32 pixels.
       batch_size: The number of images in a step.
       pgd_steps: The number of steps of the attack.
-      rounds: The number of trainings of three epochs for each; the medians are compared.
+      rounds: The number of trainings of three epochs with each method; the medians are compared.
     """
 
     network: str = "resnet18"
@@ -59,7 +59,7 @@ class Config(harness.Settings):
 
 
 def measure(config: Config) -> Iterator[harness.Row]:
-    """Times an epoch of each method in every round: a row for each."""
+    """Times an epoch of each method in every round; yields a row for each method."""
     sizes = {"widths": config.widths} if config.widths else {}
     network = models.create(config.network, 10, **sizes)
     generator = np.random.default_rng(0)
@@ -94,5 +94,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    jax.devices()  # jax has looked: no devices are made of single cores, training takes all of them
+    jax.devices()  # initialises jax with one device for all cores, which training uses
     studies.run_script(main, Config, PRESETS)

@@ -53,7 +53,7 @@ class Config(harness.Settings):
 
 
 def compare(config: Config, name: str) -> Iterator[harness.Row]:
-    """Times a network dense and shrunk to every sparsity, and weighs their files: a row for each."""
+    """Times a network dense and shrunk to every sparsity, with file sizes; yields a row for each."""
     sizes = _NARROW.get(name, {}) if config.quick else {}
     network = models.create(name, _NUM_CLASSES, **sizes)
     variables = network.init(jax.random.key(0), jnp.zeros((1, *_IMAGE)))
@@ -100,5 +100,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    jax.devices()  # jax has looked: no devices are made of single cores, all cores share a batch
+    jax.devices()  # initialises jax with one device for all cores, which share a batch
     studies.run_script(main, Config, PRESETS)

@@ -1,4 +1,4 @@
-"""Shared code of all benchmarks: the peer's process, timing in turns, medians, JSON and a table."""
+"""Code that all benchmarks share: the peer's process, timing in turns, medians, JSON and a table."""
 
 import contextlib
 import dataclasses
@@ -18,9 +18,9 @@ from jaxrobust import compilation, files, studies
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Row = dict[str, Any]
 Ask = Callable[..., Row]
-"""Asks the peer: `ask(do, **settings)` returns its answer, or raises PeerError where that broke."""
+"""Asks the peer: `ask(do, **settings)` returns its answer, or raises PeerError if the peer failed."""
 Side = Callable[[], Row]
-"""Runs once; returns its "seconds" and other facts by name."""
+"""Runs one side once; returns its "seconds" and other facts by name."""
 
 _ROOT = Path(__file__).resolve().parents[2]
 _TABLES = json.loads(Path(__file__).with_name("columns.json").read_text(encoding="utf-8"))
@@ -31,7 +31,7 @@ print(json.dumps({name: importlib.metadata.version(name) for name in sys.argv[1:
 
 
 def peer_device() -> str:
-    """Where PyTorch is to compute: "cuda" where jax computes on a GPU, else "cpu"."""
+    """The device that PyTorch should use: "cuda" if jax computes on a GPU, else "cpu"."""
     return "cuda" if jax.default_backend() == "gpu" else "cpu"
 
 
@@ -41,7 +41,7 @@ class Settings:
 
     Attributes:
       output: The path of the JSON file; a rehearsal writes another file beside it.
-      quick: A rehearsal with little of everything, to see that it runs; not a measurement.
+      quick: Make a small rehearsal, to see that everything runs; it is not a measurement.
     """
 
     output: Path
@@ -64,14 +64,21 @@ class PeerSettings(Settings):
 
 
 def versions(python: Path, *packages: str) -> dict[str, str]:
-    """The versions of packages beside a Python; ValueError where it does not run or lacks one."""
+    """Returns the versions of packages in the environment of a Python.
+
+    Raises:
+      FileNotFoundError: There is no such Python.
+      ValueError: The Python does not run, or lacks one of the packages.
+    """
     command = [_program(python), "-c", _VERSIONS, *packages]
     try:
         run = subprocess.run(command, capture_output=True, text=True)
     except OSError as error:
-        raise ValueError(f"`peer_python` must be a Python, got {str(python)!r}: {error}") from error
+        raise ValueError(
+            f"`peer_python` must be a Python interpreter, got {str(python)!r}: {error}"
+        ) from error
     if run.returncode:
-        last = (run.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        last = (run.stderr.strip().splitlines() or ["it printed no message"])[-1]
         needed = ", ".join(packages)
         raise ValueError(f"`peer_python` must have {needed}, got {str(python)!r}: {last}")
     return json.loads(run.stdout)
@@ -79,20 +86,20 @@ def versions(python: Path, *packages: str) -> dict[str, str]:
 
 def _program(python: Path) -> str:
     if not python.is_file():
-        raise FileNotFoundError(f"`peer_python` must be a Python, got {str(python)!r}.")
-    # Not resolved: a virtual environment's Python is a link, and the link says which.
+        raise FileNotFoundError(f"`peer_python` must be a Python interpreter, got {str(python)!r}.")
+    # Not resolved: a virtual environment's Python is a link, whose path identifies the environment.
     return str(python.absolute())
 
 
 class PeerError(ValueError):
-    """What the peer was asked for broke."""
+    """A request to the peer failed."""
 
 
 @contextlib.contextmanager
 def peer(python: Path, module: str = "experiments.benchmarks.torch_worker") -> Iterator[Ask]:
-    """A module of this project that answers lines of JSON, in a process of another Python.
+    """Runs a module of this project, which answers lines of JSON, in a process of another Python.
 
-    Asked, it raises RuntimeError where the process has ended instead of answering.
+    The yielded function raises RuntimeError if the process has ended instead of answering.
     """
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     environment = {**os.environ, "OMP_PROC_BIND": "close", "PYTHONPATH": str(_ROOT)}
@@ -105,7 +112,7 @@ def peer(python: Path, module: str = "experiments.benchmarks.torch_worker") -> I
             process.stdin.flush()
         answer = process.stdout.readline()
         if not answer:
-            raise RuntimeError(f"{python} stopped; its own words are above.")
+            raise RuntimeError(f"{python} stopped; its own messages are above.")
         found = json.loads(answer)
         if "error" in found:
             raise PeerError(found["error"])
@@ -119,9 +126,9 @@ def peer(python: Path, module: str = "experiments.benchmarks.torch_worker") -> I
 
 
 def clocked(compute: Callable[[], Any], facts: Callable[[Any], Row] = lambda result: {}) -> Row:
-    """Times what is computed, until the device has done it; `facts` of the result are not timed.
+    """Times a computation until the device has finished it; `facts` of the result are not timed.
 
-    "memory" is the device's peak in bytes since the process began, None where it does not say.
+    "memory" is the device's peak use in bytes since the process began, or None if it is unknown.
     """
     start = time.perf_counter()
     result = jax.block_until_ready(compute())
@@ -133,10 +140,10 @@ def clocked(compute: Callable[[], Any], facts: Callable[[Any], Row] = lambda res
 def turns(
     sides: Mapping[str, Side], rounds: int, first: Mapping[str, Side] | None = None
 ) -> dict[str, list[Row]]:
-    """Lets sides run in turn, so that drift of the machine meets all alike.
+    """Runs the sides in turns, so that drift of the machine affects all alike.
 
-    Each has a first call, in which it compiles, and which `first` may replace by another; one whose
-    peer breaks takes no more turns. Returns {side: its first call, then one for each round}.
+    Each side has a first call, in which it compiles; `first` may replace this call by another. A side
+    whose peer fails takes no more turns. Returns {side: its first call, then one for each round}.
     """
     runs: dict[str, list[Row]] = {name: [] for name in sides}
     for turn in ({**sides, **(first or {})}, *[sides] * rounds):
@@ -150,17 +157,17 @@ def turns(
 
 
 def ratio(seconds: Sequence[float], reference: Sequence[float]) -> dict[str, float]:
-    """How many times as long as the reference: of the medians, and the extremes over the rounds."""
+    """Returns the ratio of the median times, and the extremes of the ratio over the rounds."""
     ratios = [own / other for own, other in zip(seconds, reference, strict=True)]
     median = statistics.median(seconds) / statistics.median(reference)
     return {"median": median, "low": min(ratios), "high": max(ratios)}
 
 
 def compared(runs: Mapping[str, Sequence[Row]], reference: str = "jaxrobust") -> Row:
-    """What `turns` found as it goes into JSON: fact by fact, then side by side.
+    """Returns the results of `turns` in the form of the JSON file: {fact: {side: value}}.
 
-    "seconds" are those of all rounds; of one that only made its first call, of that. "ratio" is that to
-    the reference; other facts are those of the last run. A side that failed is in "error" alone.
+    "seconds" are those of all rounds, or of the first call if there are no rounds. "ratio" is the ratio
+    to the reference; other facts are those of the last run. A side that failed is only in "error".
     """
     row: Row = {"seconds": {}, "median_seconds": {}, "first_call_seconds": {}, "ratio": {}}
     for side, (first, *rounds) in runs.items():
@@ -180,7 +187,7 @@ def compared(runs: Mapping[str, Sequence[Row]], reference: str = "jaxrobust") ->
 
 
 def line(columns: Mapping[str, str], row: Row | None = None) -> str:
-    """A line of a table of columns.json: a row, with a dash for what it lacks, or the headings."""
+    """Formats a row of a table of columns.json, with dashes for missing values, or the headings."""
     cells = []
     for title, path in columns.items():
         value: Any = title if row is None else row
@@ -192,16 +199,16 @@ def line(columns: Mapping[str, str], row: Row | None = None) -> str:
 
 
 def output(settings: Settings) -> Path:
-    """Where the JSON goes."""
+    """Returns the path of the JSON file."""
     path = settings.output
     return path.with_stem(f"{path.stem}_quick") if settings.quick else path
 
 
 def record(settings: Settings, table: str, rows: Iterable[Row], **header: Any) -> None:
-    """Writes rows as JSON and prints them, each as soon as it is measured: a killed run keeps it.
+    """Writes rows as JSON and prints them as soon as they are measured, so a killed run keeps them.
 
-    `table` names columns in columns.json, {heading: where it is in a row, with slashes between keys};
-    `header` goes into the JSON besides rows, settings and environment.
+    `table` names columns in columns.json: {heading: path of the value in a row, with slashes between
+    keys}. `header` is added to the JSON, beside rows, settings and environment.
     """
     environment = studies.environment() | {"num_cores": compilation.num_cores()}
     document = {"config": studies.configuration(settings), "environment": environment, **header}

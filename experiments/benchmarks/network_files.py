@@ -1,6 +1,6 @@
 """Networks and images in .npz files that both sides of a benchmark read.
 
-weights/<name>    by PyTorch's names and in its layouts
+weights/<name>    weights by PyTorch's names and in its layouts
 ours/<path>       the same weights as jaxrobust's variables, unless PyTorch drew them
 images            float32 [N, H, W, C] in [0, 1]
 labels            int [N]
@@ -8,7 +8,7 @@ logits            float32 [N, K], as the side that wrote the file computes them
 mean, std         float32 [C]
 architecture      the network's name in layers.json
 widths            int [stages]
-recipe            JSON: how it was trained
+recipe            JSON: how the network was trained
 """
 
 import dataclasses
@@ -29,15 +29,15 @@ from jaxrobust.types import LogitsFn, PyTree
 
 Arrays = dict[str, np.ndarray]
 Build = Callable[[str, Arrays], LogitsFn]
-"""Builds ours from PyTorch's name of a network and its weights."""
+"""Builds our network from PyTorch's name of a network and its weights."""
 
-# Of the logits. A GPU multiplies at reduced precision, on both sides, and not in the same order.
+# Of the logits. On a GPU both sides multiply at reduced precision, and in different orders.
 _TOLERANCE = {"cpu": 1e-4, "cuda": 0.05}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Network:
-    """A trained network of ours: its file, and the images that it is attacked on, as they are there."""
+    """A trained network of ours, its file, and the images of this file that it is attacked on."""
 
     name: str
     path: Path
@@ -48,18 +48,18 @@ class Network:
 
     @property
     def target(self) -> tuple[models.Classifier, np.ndarray, np.ndarray]:
-        """What attacks take: the classifier, images and labels."""
+        """The classifier, images and labels, which attacks take."""
         return self.classifier, self.images, self.labels
 
     def first(self, count: int) -> "Network":
-        """With the first of its images alone."""
+        """Returns the network with only the first `count` of its images."""
         images, labels = self.images[:count], self.labels[:count]
         return dataclasses.replace(self, images=images, labels=labels)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Drawn:
-    """What PyTorch has drawn: a network, and noise that it takes for `labels`."""
+    """A network that PyTorch has drawn, and noise images, whose `labels` are its predictions."""
 
     name: str
     weights: Arrays
@@ -68,7 +68,11 @@ class Drawn:
     logits: np.ndarray
 
     def build(self, builds: Mapping[str, Build], tolerance: float = 1e-4) -> dict[str, LogitsFn]:
-        """Ours with these weights; RuntimeError where logits differ by more than that share."""
+        """Builds our networks with these weights.
+
+        Raises:
+          RuntimeError: The logits differ by more than `tolerance` times the largest of PyTorch's.
+        """
         functions = {key: build(self.name, self.weights) for key, build in builds.items()}
         for key, function in functions.items():
             logits = evaluation.logits(function, self.images, min(len(self.images), 128))
@@ -79,14 +83,14 @@ class Drawn:
 
 
 def _places(architecture: str) -> Iterator[tuple[str, str]]:
-    """(PyTorch's name, the path of ours) of each array, in PyTorch's order."""
+    """Yields (PyTorch's name, our path) of each array, in PyTorch's order."""
     for layer in layout(architecture, models.create(architecture)):
         for suffix, collection, leaf in layer.leaves:
             yield f"{layer.theirs}.{suffix}", f"{collection}/{layer.ours}/{leaf}"
 
 
 def to_torch(architecture: str, variables: PyTree) -> Arrays:
-    """Our variables by PyTorch's names: the inverse of `models.from_torch`, of any widths."""
+    """Returns our variables by PyTorch's names: the inverse of `models.from_torch`, for any widths."""
     ours = traverse_util.flatten_dict(variables, sep="/")
     weights = {}
     for name, path in _places(architecture):
@@ -99,7 +103,7 @@ def to_torch(architecture: str, variables: PyTree) -> Arrays:
 
 
 def from_torch(architecture: str, weights: Arrays) -> PyTree:
-    """Ours from what torch_worker.py has drawn, whose names of weights are others."""
+    """Returns our variables from weights that torch_worker.py has drawn, which have other names."""
     names = [name for name, _ in _places(architecture)]
     values = [v for name, v in weights.items() if not name.endswith("num_batches_tracked")]
     return models.from_torch(architecture, dict(zip(names, values, strict=True)))
@@ -114,7 +118,7 @@ def save(
     widths: tuple[int, ...] = (),
     recipe: dict[str, Any] | None = None,
 ) -> None:
-    """Writes a network of ours; `widths` where they are not the first ones in layers.json."""
+    """Writes a network of ours; `widths` are needed if they are not the first in layers.json."""
     variables = traverse_util.flatten_dict(classifier.variables, sep="/")
     arrays: dict[str, Any] = {
         **{f"weights/{k}": v for k, v in to_torch(architecture, classifier.variables).items()},
@@ -133,7 +137,7 @@ def save(
 
 
 def read(name: str, path: Path) -> Network:
-    """What `save` wrote."""
+    """Reads a file that `save` wrote."""
     arrays = _arrays(path)
     module = models.create(str(arrays["architecture"]), widths=tuple(arrays["widths"].tolist()))
     variables = traverse_util.unflatten_dict(_below("ours/", arrays), sep="/")
@@ -152,21 +156,27 @@ def _below(prefix: str, arrays: Arrays) -> Arrays:
 
 
 def fingerprint(path: Path) -> str:
-    """SHA-256 of a file's weights, images and labels; not of logits, which each machine rounds anew."""
+    """SHA-256 of a file's weights, images and labels, without logits, whose rounding may differ."""
     digest = hashlib.sha256()
     for name, array in sorted(_arrays(path).items()):
         if name not in ("logits", "recipe"):
-            whole = np.ascontiguousarray(array)  # of which a number is an array of one
+            whole = np.ascontiguousarray(array)  # a number becomes an array with one entry
             digest.update(f"{name} {whole.dtype} {whole.shape} ".encode() + whole.tobytes())
     return digest.hexdigest()
 
 
 def load(ask: harness.Ask, path: Path, **settings: Any) -> harness.Row:
-    """Has the peer take a network: its device and threads, and how far its logits are from ours."""
+    """Has the peer load a network; returns its device, its threads, and the difference of logits.
+
+    Raises:
+      ValueError: The logits of the two sides differ too much.
+    """
     device = harness.peer_device()
     hello = ask("load", path=str(path.resolve()), device=device, **settings)
     if not hello["logits_difference"] <= _TOLERANCE[device]:
-        raise ValueError(f"The sides' logits of {path} differ by {hello['logits_difference']:.2g}.")
+        raise ValueError(
+            f"The two sides' logits of {path} differ by {hello['logits_difference']:.2g}."
+        )
     return hello
 
 

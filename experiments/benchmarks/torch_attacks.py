@@ -13,10 +13,11 @@ from torch import nn
 def build(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, request: dict[str, Any]
 ) -> Callable[[], torch.Tensor]:
-    """An attack, as a function that returns the attacked images: building it is not in its time.
+    """Builds an attack: a function that returns the attacked images, so building it is not timed.
 
-    `request` has "library" (torchattacks, art or foolbox), "attacks" as (class, arguments), of which
-    torchattacks can have several, each made on what withstood those before it, and a "seed".
+    `request` has "library" (torchattacks, art or foolbox), "attacks", a list of (class, arguments), and
+    a "seed". Only torchattacks can have several attacks; each is made on the images that withstood
+    those before it.
     """
     library, seed = request["library"], request.get("seed")
     if seed is not None:

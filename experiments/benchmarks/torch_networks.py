@@ -1,6 +1,6 @@
 """The networks of layers.json in PyTorch, for a process without jaxrobust.
 
-A layer there is its kind and its sizes, as `_KINDS` takes them.
+A layer in that file is its kind followed by its sizes, which are the arguments in `_KINDS`.
 """
 
 import json
@@ -15,7 +15,7 @@ _TABLE = json.loads(Path(__file__).with_name("layers.json").read_text(encoding="
 
 
 class Residual(nn.Module):
-    """A branch added to a shortcut or, without one, to the input; `start` is before both."""
+    """A branch added to a shortcut or, if that is empty, to the input; `start` precedes both."""
 
     def __init__(self, start: list, branch: list, shortcut: list, scale: float = 1) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Residual(nn.Module):
 
 
 class Pad(nn.Module):
-    """Every second pixel, with so many channels of zeros before and behind."""
+    """Keeps every second pixel, and adds `extra` channels of zeros before and after the others."""
 
     def __init__(self, extra: int) -> None:
         super().__init__()
@@ -62,12 +62,12 @@ _KINDS: dict[str, Callable[..., nn.Module]] = {
 
 
 def build(layers: Sequence[Sequence[Any]]) -> nn.Sequential:
-    """Layers one after the other."""
+    """Builds a network of layers in sequence."""
     return nn.Sequential(*(_KINDS[kind](*sizes) for kind, *sizes in layers))
 
 
 def create(architecture: str, widths: Sequence[int] = ()) -> nn.Sequential:
-    """A network with random weights; without widths, the first of that name."""
+    """Returns a network with random weights; without widths, the first of that name."""
     for entry in _TABLE:
         if entry["architecture"] == architecture and list(widths) in ([], entry["widths"]):
             return build(entry["layers"])
@@ -75,7 +75,7 @@ def create(architecture: str, widths: Sequence[int] = ()) -> nn.Sequential:
 
 
 class ChannelsLast(torch.autograd.Function):
-    """Puts a batch into the layout that convolutions are fastest in, and its gradient back.
+    """Converts a batch to the layout in which convolutions are fastest, and its gradient back.
 
     Libraries call `view` on images and gradients, which fails in any layout but the plain one.
     """
@@ -91,7 +91,10 @@ class ChannelsLast(torch.autograd.Function):
 
 
 class Classifier(nn.Module):
-    """Images float32 [B, C, H, W] in [0, 1] to logits float32 [B, K], in the type of `mean`."""
+    """Maps images float32 [B, C, H, W] in [0, 1] to logits float32 [B, K].
+
+    The network computes in the type of `mean`.
+    """
 
     mean: torch.Tensor
     std: torch.Tensor

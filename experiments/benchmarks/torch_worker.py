@@ -1,7 +1,8 @@
-"""PyTorch's side of the benchmarks: runs in an environment of its own, without jaxrobust.
+"""PyTorch's side of the benchmarks, which runs in an environment of its own without jaxrobust.
 
-One JSON object a line, in and out: "do" names a method of Session, whose other arguments are beside it.
-What breaks is answered by {"error": ...}, and the next line is read.
+Requests and answers are lines with one JSON object each. "do" in a request names a method of Session;
+the other keys are its arguments. A request that fails is answered by {"error": ...}, and the next line
+is read.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ _BOX = 1e-6
 
 
 class Session:
-    """A network with its images, and what is asked about them."""
+    """A network with its images, and the requests that can be made about them."""
 
     def load(
         self,
@@ -35,14 +36,14 @@ class Session:
         precision: str | None = None,
         channels_last: bool = False,
     ) -> Answer:
-        """Takes a network with its images from a file (network_files.py), or draws them and writes it.
+        """Loads a network with its images from a file (network_files.py), or draws and saves them.
 
-        `draw` has "architecture", "mean", "std", "batch_size", "side" of the images in pixels, and
-        "statistics_batch", how much noise BatchNorm's statistics are of. `precision` is "float32",
-        "tf32" or "bfloat16". Libraries cannot all take images that are `channels_last`.
+        `draw` has "architecture", "mean", "std", "batch_size", the "side" of the images in pixels, and
+        "statistics_batch", the size of the batches of noise for BatchNorm's statistics. `precision` is
+        "float32", "tf32" or "bfloat16". Not all libraries can take images that are `channels_last`.
         """
         if device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("jax has a GPU and this PyTorch has none; set JAX_PLATFORMS=cpu.")
+            raise ValueError("jax uses a GPU, but this PyTorch finds none; set JAX_PLATFORMS=cpu.")
         torch.manual_seed(0)
         torch.set_num_threads(num_threads or torch.get_num_threads())
         if precision is not None:
@@ -63,7 +64,7 @@ class Session:
         self.labels = torch.from_numpy(data["labels"]).long().to(self.device)
         self.first_weights = copy.deepcopy(self.network.state_dict())
         self.model = model.to(torch.bfloat16 if precision == "bfloat16" else torch.float32)
-        self.forms: dict[bool, Any] = {False: self.model}  # and compiled, once that is asked for
+        self.forms: dict[bool, Any] = {False: self.model}  # and compiled, on the first request
         return {
             "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
             "num_threads": torch.get_num_threads(),
@@ -75,7 +76,7 @@ class Session:
             data = dict(archive)
         self.network = torch_networks.create(str(data["architecture"]), data["widths"].tolist())
         state = self.network.state_dict()
-        # By their order: the names in the file are those of other implementations.
+        # Matched by order, because the file has the names of other implementations.
         names = [name for name in state if not name.endswith("num_batches_tracked")]
         weights = [torch.from_numpy(v) for k, v in data.items() if k.startswith("weights/")]
         self.network.load_state_dict(state | dict(zip(names, weights, strict=True)))
@@ -95,7 +96,10 @@ class Session:
         return weights | arrays | {"images": images}
 
     def attack(self, compiled: bool = False, **request: Any) -> Answer:
-        """One attack (torch_attacks.py), judged: its "seconds", and "memory" in bytes on a GPU."""
+        """Runs and judges an attack (torch_attacks.py).
+
+        Adds "seconds" to the verdict and, on a GPU, "memory" in bytes.
+        """
         clean, labels = self._chosen(request)
         run = torch_attacks.build(self._form(compiled), clean.clone(), labels, request)
         if clean.is_cuda:
@@ -104,18 +108,18 @@ class Session:
         found = run()
         seconds = self._time() - start
         memory = torch.cuda.max_memory_allocated() if clean.is_cuda else None
-        self.model.eval()  # whatever the library left it in
+        self.model.eval()  # the library may have left it in another mode
         return self._judged(found.detach(), request) | {"seconds": seconds, "memory": memory}
 
     def judge(self, path: str, **request: Any) -> Answer:
-        """Images that were made elsewhere, float32 [B, H, W, C] in a .npy file, judged alike."""
+        """Judges images that were made elsewhere: float32 [B, H, W, C] in a .npy file."""
         return self._judged(torch.from_numpy(np.load(path)).permute(0, 3, 1, 2), request)
 
     def _judged(self, found: torch.Tensor, request: dict[str, Any]) -> Answer:
-        """What holds of images, whatever a library says of them.
+        """Judges the images themselves, whatever a library reports about them.
 
-        An image is robust where the clean one is right and the returned one is right too, or lies
-        outside the ball or [0, 1]; "outside" counts those that fool and lie there.
+        An image is robust if the clean image is right, and the returned image is right too or is
+        outside the ball or [0, 1]. "outside" counts the images outside that fool the network.
         """
         clean, labels = self._chosen(request)
         found = found.contiguous().to(self.device)
@@ -140,9 +144,10 @@ class Session:
         }
 
     def train(self, compiled: bool, **work: Any) -> Answer:
-        """Steps of SGD from the network as it was loaded, on labels 0 to 9 in turn: "seconds", "loss".
+        """Takes steps of SGD from the loaded weights, on labels 0 to 9 in turn.
 
-        PGD starts at the images themselves, with the network in evaluation mode.
+        PGD starts at the images themselves, with the network in evaluation mode. Returns "seconds" and
+        the last "loss".
         """
         self.network.load_state_dict(self.first_weights)
         self.model.requires_grad_(True)
@@ -185,7 +190,7 @@ class Session:
         return self.forms[compiled]
 
     def _time(self) -> float:
-        if self.device.type == "cuda":  # which returns before it has computed
+        if self.device.type == "cuda":  # calls return before the GPU has finished
             torch.cuda.synchronize()
         return time.perf_counter()
 
@@ -194,11 +199,11 @@ def main() -> None:
     """Serves until it is killed."""
     session = Session()
     for line in sys.stdin:
-        with contextlib.redirect_stdout(sys.stderr):  # libraries print
+        with contextlib.redirect_stdout(sys.stderr):  # libraries print to stdout
             try:
                 ask = json.loads(line)
                 answer = getattr(session, ask.pop("do"))(**ask)
-            except Exception as error:  # one request that breaks must not end the others
+            except Exception as error:  # a request that fails must not end the process
                 traceback.print_exc()
                 answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), flush=True)

@@ -3,10 +3,11 @@
     python -m experiments.benchmarks.training_throughput --peer-python PEER/bin/python
 
 Both sides take the same SGD steps (Nesterov momentum .9, weight decay 5e-4) from the same weights on
-the same batch, in float32. Where nothing is random, their losses must agree to 1 % afterwards. There
-are clean steps, and steps under PGD with the network in evaluation mode; PyTorch's PGD is written in
-torch_worker.py, channels last, without the checks of a library. Expected time: 5 minutes on 2 cores;
---quick takes one. Expected numbers: README.md. experiments/benchmarks/README.md says what PEER is.
+the same batch, in float32. If the network has no random parts, their losses must agree to 1 %
+afterwards. There are clean steps, and steps under PGD with the network in evaluation mode. PyTorch's
+PGD is written in torch_worker.py, with channels last and without the checks of a library. Expected
+time: 5 minutes on 2 cores; --quick takes one. Expected numbers: README.md.
+experiments/benchmarks/README.md says what PEER is.
 """
 
 import dataclasses
@@ -52,7 +53,7 @@ class Config(harness.PeerSettings):
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a round is: SGD steps, each under PGD of `pgd_steps` (0: clean), products in `precision`."""
+    """The work of a round: SGD steps under PGD of `pgd_steps` (0: clean), products in `precision`."""
 
     steps: int
     pgd_steps: int
@@ -61,7 +62,7 @@ class Work:
 
 
 class Ours:
-    """Our side: steps of training, of which each round begins with the same variables."""
+    """Our side: rounds of training steps, each of which begins with the same variables."""
 
     def __init__(self, name: str, variables: Any, work: Work) -> None:
         attack = PGD(EPSILON, STEP_SIZE, work.pgd_steps or 1, random_start=False)
@@ -88,12 +89,12 @@ class Ours:
         self.state = jax.block_until_ready(state)
 
     def step(self, batch: Any, index: int) -> Any:
-        """A step: the loss before it."""
+        """Takes a step; returns the loss before it."""
         self.state, metrics = self._step(self.state, batch, jax.random.key(index))
         return metrics["loss"]
 
     def run(self, batch: Any) -> harness.Row:
-        """A round: seconds, and the loss before its last step."""
+        """Runs a round; returns its seconds, and the loss before its last step."""
         self.begin()
         return harness.clocked(
             lambda: [self.step(batch, index) for index in range(self._num_steps)],
@@ -131,7 +132,7 @@ def draw(ask: harness.Ask, name: str, batch_size: int, **load: Any) -> network_f
 
 
 def compare(config: Config, name: str, pgd_steps: int) -> harness.Row:
-    """Times both sides on one network; RuntimeError where they disagree on the loss."""
+    """Times both sides on one network; raises RuntimeError if they disagree on the loss."""
     with harness.peer(config.peer_python) as ask:
         drawn = draw(ask, name, config.batch_size, num_threads=config.num_threads)
         row = race(ask, drawn, Work(config.steps, pgd_steps), config.rounds)

@@ -1,7 +1,7 @@
-"""The networks of layers.json as users of each framework have them, with PyTorch's weights.
+"""The networks of layers.json as users of each framework would write them, with PyTorch's weights.
 
-Each function takes (name, PyTorch's weights) and returns logits_fn; the layers are those of the
-framework, and nothing of jaxrobust is in them.
+Each function takes (name, PyTorch's weights) and returns logits_fn. The layers are those of the
+framework; nothing in them is from jaxrobust.
 """
 
 import functools
@@ -34,7 +34,7 @@ def _layers(name: str) -> Any:
 
 
 def arrays_of(weights: Weights) -> list[Arrays]:
-    """The layers of a state dict in their order: HWIO kernels, the names of flax."""
+    """Returns the layers of a state dict in order, with HWIO kernels and the names of flax."""
     names = {"weight": "kernel", "running_mean": "mean", "running_var": "var"}
     found: list[Arrays] = []
     for _, entries in itertools.groupby(weights.items(), lambda item: item[0].rpartition(".")[0]):
@@ -58,7 +58,7 @@ def _max(x: Any, size: int, stride: int, pad: int) -> Any:
     return nn.max_pool(x, (size, size), (stride, stride), ((pad, pad), (pad, pad)))
 
 
-# What has no weights. Images may be [B, H, W, C] or [C, H, W].
+# Layers without weights. Images may be [B, H, W, C] or [C, H, W].
 _PLAIN: dict[str, Callable[..., Any]] = {
     "relu": jax.nn.relu,
     "relu6": jax.nn.relu6,
@@ -70,7 +70,7 @@ _PLAIN: dict[str, Callable[..., Any]] = {
 
 
 def _evaluate(layers: Sequence[Any], x: Any, layer: Callable[[str, Any, Any], Any]) -> Any:
-    """Evaluates layers; those with weights by `layer`, (kind, sizes, x) -> y."""
+    """Evaluates layers; `layer`, (kind, sizes, x) -> y, evaluates those with weights."""
     for kind, *sizes in layers:
         if kind == "residual":
             start, branch, shortcut, *scale = sizes
@@ -86,7 +86,7 @@ def _evaluate(layers: Sequence[Any], x: Any, layer: Callable[[str, Any, Any], An
 
 
 def _with_weights(layers: Sequence[Any]) -> Iterator[tuple[str, Any]]:
-    """(kind, sizes) of the layers that have weights, in PyTorch's order."""
+    """Yields (kind, sizes) of the layers that have weights, in PyTorch's order."""
     for kind, *sizes in layers:
         if kind == "residual":
             for part in sizes[:3]:
@@ -96,7 +96,7 @@ def _with_weights(layers: Sequence[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _made(layers: Sequence[Any], weights: Weights, make: Callable[..., Any]) -> list[Any]:
-    """`make` (kind, sizes, its arrays) of every layer that has weights."""
+    """Calls `make` with (kind, sizes, arrays) of every layer that has weights."""
     pairs = zip(_with_weights(layers), arrays_of(weights), strict=True)
     return [make(kind, sizes, own) for (kind, sizes), own in pairs]
 
@@ -123,18 +123,18 @@ def _in_lax(layers: Any, arrays: list[Arrays], images: Any) -> Any:
 
 
 def of_arrays(name: str, weights: Weights) -> LogitsFn:
-    """A function of jax.lax, with its weights as arguments."""
+    """Returns a function in jax.lax, with its weights as arguments."""
     return jax.tree_util.Partial(functools.partial(_in_lax, _layers(name)), arrays_of(weights))
 
 
 def in_lax(name: str, weights: Weights) -> LogitsFn:
-    """The same function as a closure over its weights."""
+    """Returns the same function as a closure over its weights."""
     network = of_arrays(name, weights)
     return lambda images: network(images)
 
 
 def in_linen(name: str, weights: Weights) -> LogitsFn:
-    """A module of linen's own layers, whose names are their numbers."""
+    """Returns a module of linen's own layers, whose names are their numbers."""
     layers = _layers(name)
 
     class Network(nn.Module):
@@ -163,7 +163,7 @@ def in_linen(name: str, weights: Weights) -> LogitsFn:
 
 
 def in_nnx(name: str, weights: Weights) -> LogitsFn:
-    """A module of nnx' own layers."""
+    """Returns a module of nnx' own layers."""
     layers, rngs = _layers(name), nnx.Rngs(0)
 
     def made(kind: str, sizes: Any, own: Arrays) -> Any:
@@ -205,7 +205,7 @@ class _EquinoxNorm(eqx.Module):
 
 
 def in_equinox(name: str, weights: Weights) -> LogitsFn:
-    """A module of equinox: channels first, one image at a time under vmap."""
+    """Returns a module of equinox, with channels first and one image at a time under vmap."""
     layers, key = _layers(name), jax.random.key(0)
 
     def made(kind: str, sizes: Any, own: Arrays) -> Any:
@@ -231,7 +231,7 @@ def in_equinox(name: str, weights: Weights) -> LogitsFn:
 
 
 def in_haiku(name: str, weights: Weights) -> LogitsFn:
-    """A function of haiku's layers, with biases and without BatchNorm."""
+    """Returns a function of haiku's layers, with biases and without BatchNorm."""
     layers, arrays = _layers(name), arrays_of(weights)
 
     def layer(kind: str, sizes: Any, x: Any) -> Any:

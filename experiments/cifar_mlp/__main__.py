@@ -5,9 +5,9 @@
 
 DIR has CIFAR-10 (data/README.md); --quick runs on scikit-learn's digits, offline. A line and a curve
 are fitted by gradient descent; a linear classifier and one with a hidden layer are trained by SGD;
-eight hyper-parameters are varied, with all values and seeds of one of them in one compiled program; and
-the network is fooled. If a run is killed or stopped with Ctrl-C, the same command resumes it with the
-stage that was not finished. The report says what the source leaves open and what was chosen.
+eight hyper-parameters are varied, each with all its values and seeds in one compiled program; and the
+network is fooled. If a run is killed or stopped with Ctrl-C, the same command resumes it at the
+unfinished stage. The report says what the source leaves open, and what was chosen instead.
 
 Expected time: 25 minutes of processor time in all, so at most that on 2 free cores (31 minutes were
 measured on 2 cores shared with other programs); --quick takes 1 to 2 minutes, mostly compilation.
@@ -37,7 +37,7 @@ SCALE = 1e-3  # standard deviation of the first weights; the source does not say
 NUM_FOLDS = 10  # one of them validates
 QUICK_IMAGES = (5120, 1000)  # of the train and of the test split, at most
 
-# What decides about results besides the settings: a run that was made with others is not gone on with.
+# Constants that results depend on, besides the settings: a run with other constants is not resumed.
 CONSTANTS = {
     "networks": [own._asdict() for own in claims.OWN.values()],
     "ablations": [[a.network, a.hyperparameter, list(a.settings)] for a in claims.ABLATIONS],
@@ -46,7 +46,7 @@ CONSTANTS = {
     "ascent": [fooling.SMALL_STEP, fooling.MOST_STEPS, list(fooling.CURVE)],
 }
 
-# The networks that are looked at; the second is fooled.
+# The networks that are evaluated; the second one is also attacked.
 CLASSIFIERS = (
     Variant("one layer"),
     Variant("hidden layer", "width", 100),
@@ -69,7 +69,8 @@ class Settings:
       seed: The first seed.
       run: The name of the run; results go to <results_dir>/cifar_mlp/<run>.
       results_dir: The folder of all results.
-      quick: Digits or a tenth of other data, three epochs, two seeds, to see that everything runs.
+      quick: Use digits or a tenth of other data, three epochs and two seeds, to see that everything
+        runs.
     """
 
     data: Literal["cifar10_jpeg", "cifar10", "digits"] = "cifar10_jpeg"
@@ -152,7 +153,7 @@ def fit(run: Run, splits: programs.Splits, ablation: Ablation) -> dict[Variant, 
     """
     facts, settings, num_test = run.facts, run.settings, len(splits.test.labels)
     seeds = range(settings.seed, settings.seed + settings.num_seeds)
-    # The main classifier with one layer has the source's 60 epochs where the ablations have its 30.
+    # As in the source, the main classifier with one layer has 60 epochs, and the ablations have 30.
     num_epochs = settings.num_epochs * (1 if ablation.hyperparameter else 2)
 
     def compute(_: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What source 002 varies and concludes, and whether its conclusions hold, decided by figures alone."""
+"""The ablations and conclusions of source 002, and tests of whether its conclusions hold."""
 
 import dataclasses
 
@@ -8,7 +8,8 @@ from experiments.cifar_mlp.programs import Hyperparameters
 from jaxrobust import evaluation
 from jaxrobust.studies import ANY, Facts, comparison
 
-# Of both networks: all that the source's text says, and the same in its ablations.
+# The hyper-parameters of both networks, as far as the source's text gives them; its ablations have the
+# same, except for the one that they vary.
 OWN = {
     "one layer": Hyperparameters(
         learning_rate=5e-3, decay=0.9, regularizer=0.0, batch_size=256, width=0
@@ -17,7 +18,9 @@ OWN = {
         learning_rate=0.1, decay=0.9, regularizer=0.0, batch_size=128, width=100
     ),
 }
-SAME = 0.01  # within a point of accuracy a hyper-parameter is said to change nothing
+SAME = (
+    0.01  # a hyper-parameter that changes accuracy by less than a point is said to change nothing
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,18 +33,18 @@ class Variant:
 
     @property
     def hyperparameters(self) -> Hyperparameters:
-        """All of them."""
+        """All hyper-parameters of this variant."""
         own = OWN[self.network]
         return own._replace(**{self.hyperparameter: self.setting}) if self.hyperparameter else own
 
     @property
     def label(self) -> str:
-        """Its name in a table of the settings."""
+        """The name in a table of the settings."""
         return f"{self.setting:g}"
 
     @property
     def name(self) -> str:
-        """Its name in a table of networks."""
+        """The name in a table of networks."""
         is_own = self.hyperparameters == OWN[self.network]
         return self.network if is_own else f"{self.network}, {self.hyperparameter} {self.label}"
 
@@ -52,11 +55,11 @@ class Ablation:
 
     Attributes:
       network: A key of `OWN`.
-      hyperparameter: What is varied; None for the network as it is.
+      hyperparameter: The hyper-parameter that is varied; None for the network without a change.
       settings: The values, in the source's order.
-      better: Pairs (setting, setting) of which, by the source's conclusion, the first has the higher
-        accuracy; none where it concludes that nothing changes.
-      ordered: Whether it concludes that the accuracy rises, or falls, from setting to setting.
+      better: Pairs (setting, setting); the source concludes that the first has the higher accuracy.
+        Empty if it concludes that nothing changes.
+      ordered: Whether the source concludes that the accuracy rises, or falls, from setting to setting.
     """
 
     network: str
@@ -67,7 +70,7 @@ class Ablation:
 
     @property
     def variants(self) -> list[Variant]:
-        """One for each setting."""
+        """One variant for each setting."""
         return [Variant(self.network, self.hyperparameter, value) for value in self.settings]
 
     @property
@@ -77,13 +80,13 @@ class Ablation:
 
     @property
     def stage(self) -> str:
-        """The name of the stage that trains it."""
+        """The name of the stage that trains this ablation."""
         varied = f", {self.hyperparameter.replace('_', ' ')}" if self.hyperparameter else ""
         return f"train {self.network}{varied}"
 
     @property
     def keys(self) -> dict[str, str | None]:
-        """What all its facts have in common."""
+        """The keys that all facts of this ablation share."""
         return {"network": self.network, "hyperparameter": self.hyperparameter}
 
 
@@ -103,22 +106,28 @@ ABLATIONS = (
     Ablation("hidden layer", "learning_rate", (0.2, 0.1, 0.05, 0.01), ((0.1, 0.2), (0.1, 0.01))),
     Ablation("hidden layer", "decay", DECAYS, ((0.9, 1.0), (0.9, 0.8))),
 )
-TRAINED = (Ablation("one layer"), *ABLATIONS)  # the first as it is: the main one with one layer
+TRAINED = (Ablation("one layer"), *ABLATIONS)  # the first is the main network with one layer
 
 
 def conclude(facts: Facts, ablation: Ablation) -> str:
-    """Compares the settings of an ablation, and judges what the source concludes from it.
+    """Compares the settings of an ablation, and judges the source's conclusion from it.
 
-    Where the facts have the test accuracy of every seed, its means and the source's, this adds the
-    "difference" to the source's own setting, paired over the seeds; that of a mean "to source"; "steps
-    in order", from setting to setting, that rise or fall as the source's; and every difference that is
-    claimed, with the key outcome: "found" if it should be positive and its 95 % interval lies above 0,
-    or if it should be none and the interval lies within a point; "reversed" if it lies outside; "open".
+    The facts must have the test accuracy of every seed, the means over the seeds, and the source's.
+    This adds four measures:
+
+    - "difference": to the source's own setting, paired over the seeds;
+    - "to source": of a mean to the source's figure;
+    - "steps in order": for each step from setting to setting, whether it rises or falls as the
+      source's;
+    - "claimed difference": every difference that the source claims, with the key outcome. The outcome
+      of a positive difference is "found" if its 95 % interval is above 0 and "reversed" if it is below
+      0; that of no difference is "found" if the interval is within a point of 0 and "reversed" if it is
+      outside; otherwise it is "open".
 
     Returns:
-      "found"; "part": some differences are as the source says; "order": the ends are, but not all steps
-      between them; "reversed": none is, and none is open; "open": none is shown; "undecided": one seed
-      says nothing about chance.
+      "found": all differences are as the source says; "part": some are; "order": all are, but not all
+      steps between the ends are in order; "reversed": all are reversed or, if the source claims no
+      difference, at least one is; "open": otherwise; "undecided": one seed says nothing about chance.
     """
     own = ablation.own
     means = facts.where("test accuracy", ablation.keys, setting=ANY)
@@ -138,7 +147,7 @@ def conclude(facts: Facts, ablation: Ablation) -> str:
         gap = evaluation.paired_mean_difference(*np.array(sides, float))
         if gap["n"] == 1:
             return "undecided"
-        # Where all seeds agree to the last digit there is no interval, but the difference itself.
+        # If all seeds agree to the last digit, there is no interval, and the mean takes its place.
         low, high = (gap["mean"] if end is None else end for end in (gap["low"], gap["high"]))
         found, turned = low > 0, high < 0
         if not ablation.better:
@@ -152,5 +161,7 @@ def conclude(facts: Facts, ablation: Ablation) -> str:
         return "order" if ablation.ordered and not in_order else "found"
     if ablation.better and "found" in outcomes:
         return "part"
-    decides = "open" if ablation.better else "reversed"  # one setting that matters is enough
+    decides = (
+        "open" if ablation.better else "reversed"
+    )  # one setting that changes accuracy is enough
     return decides if decides in outcomes else (outcomes - {"found"}).pop()

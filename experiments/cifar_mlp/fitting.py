@@ -1,10 +1,10 @@
-"""A line, a curve and a map of the plane, fitted by gradient descent: the source's first problem.
+"""Fits a line, a curve and a map of the plane by gradient descent: the source's first problem.
 
-All three are one linear layer y = W f(x) + b under the loss L = mean_i |y_i - t_i|^2, descended by
-W <- W - rate * dL/dW from zero. Features: x itself for the line, x, x^2 and x^3 for the curve, and two
-coordinates for the affine map, which is what the source's course has fitted. Its text gives the
-learning rate, 1e-4, and a figure, but neither data nor results, so the data here are drawn from known
-functions with noise, and the fits are held to least squares.
+Each fit is a linear layer y = W f(x) + b with the loss L = mean_i |y_i - t_i|^2. Gradient descent
+starts at zero: W <- W - rate * dL/dW. The features are x for the line, x, x^2 and x^3 for the curve,
+and two coordinates for the affine map, which is the problem that the source's course poses. The
+source's text gives the learning rate, 1e-4, and a figure, but neither data nor results. So the data
+here are drawn from known functions with noise, and the fits are compared with least squares.
 """
 
 import functools
@@ -23,7 +23,11 @@ NUM_POINTS = 60
 
 
 class Problem(NamedTuple):
-    """Points to fit: features float32 [N, D], targets float32 [N, H]; the last moment ends the fit."""
+    """Points to fit, and how.
+
+    Features are float32 [N, D], targets float32 [N, H]. `moments` are steps at which the fit is shown;
+    the fit ends at the last.
+    """
 
     features: np.ndarray
     targets: np.ndarray
@@ -32,7 +36,7 @@ class Problem(NamedTuple):
 
 
 def squared_error(layer: Layer, features: jax.Array, targets: jax.Array) -> jax.Array:
-    """The mean over the points of the squared distance to the target."""
+    """Returns the mean over the points of the squared distance to the target."""
     errors = features @ layer.weights + layer.bias - targets
     return jnp.mean(jnp.sum(errors**2, axis=1))
 
@@ -41,7 +45,7 @@ def squared_error(layer: Layer, features: jax.Array, targets: jax.Array) -> jax.
 def descend(
     features: Any, targets: Any, rate: float | jax.Array, num_steps: int
 ) -> tuple[Layer, jax.Array]:
-    """Gradient descent from zero: layers and losses before each step and at the end, [T + 1, ...]."""
+    """Descends from zero; returns layers and losses before each step and at the end, [T + 1, ...]."""
     start = Layer(
         jnp.zeros((features.shape[1], targets.shape[1])), jnp.zeros(targets.shape[1], jnp.float32)
     )
@@ -57,18 +61,18 @@ def descend(
 
 
 def least_squares(features: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """The best weights and, as the last row, bias: float64 [D + 1, H], where all descents lead."""
+    """Returns the best weights and, as the last row, the bias: float64 [D + 1, H]."""
     columns = np.column_stack([features, np.ones(len(features))])
     return np.linalg.lstsq(columns, targets.astype(np.float64), rcond=None)[0]
 
 
 def problems(seed: int) -> dict[str, Problem]:
-    """The three fits."""
+    """Returns the three problems by name."""
     generator = np.random.default_rng(seed)
     x = np.sort(generator.uniform(-1, 1, NUM_POINTS))[:, None]
     line = 2 * x + 1 + generator.normal(0, 0.3, x.shape)
     curve = 2 * x**3 - x + 0.5 + generator.normal(0, 0.15, x.shape)
-    # Pixels of an image, as matches between two photographs are: the source's rate fits their scale.
+    # Pixel coordinates, as of matches between two photographs: the source's rate suits this scale.
     grid = np.linspace(-100, 100, 5)
     plane = np.stack(np.meshgrid(grid, grid), axis=-1).reshape(-1, 2)
     moved = plane @ np.array([[1.2, 0.3], [-0.4, 0.9]]) + generator.normal(0, 3, plane.shape)
@@ -83,7 +87,7 @@ def problems(seed: int) -> dict[str, Problem]:
 
 
 def measure(run: Run) -> dict[str, dict[str, Any]]:
-    """What `fit` finds of each problem; adds the losses to the run's facts."""
+    """Returns the result of `fit` for each problem, and adds the losses to the run's facts."""
     fits = run.stages.remember(
         "gradient descent",
         lambda _: {name: fit(problem) for name, problem in problems(run.settings.seed).items()},
@@ -95,11 +99,11 @@ def measure(run: Run) -> dict[str, dict[str, Any]]:
 
 
 def fit(problem: Problem) -> dict[str, Any]:
-    """The way of gradient descent, and where least squares would have led.
+    """Fits a problem by gradient descent, and by least squares for comparison.
 
     Returns:
       JSON values: "losses" at the start, at the end and of least squares; "fitted" and "least_squares",
-      the weights and then the bias of each output; "points" {"step", "x", "y"} of the data, whose step
+      the weights and then the bias of each output; "points", {"step", "x", "y"} of the data, whose step
       is None, and of the fit at each moment; "loss" over "steps"; "rate".
     """
     features, targets, rate, moments = problem
@@ -109,7 +113,7 @@ def fit(problem: Problem) -> dict[str, Any]:
     shown = {None: targets} | {step: features @ weights[step] + biases[step] for step in moments}
     points = []
     for step, values in shown.items():
-        # A map of the plane is drawn as points of the plane, a function over its argument.
+        # A map of the plane is drawn as points of the plane, and a function over its argument.
         x, y = values.T if values.shape[1] > 1 else (features[:, 0], values[:, 0])
         points.append({"step": step, "x": x.tolist(), "y": y.tolist()})
     steps = np.unique(np.geomspace(1, moments[-1], 60).round().astype(int))

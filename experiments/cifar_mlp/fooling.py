@@ -1,12 +1,12 @@
-"""The source's fooling images: its own procedure, and the library's attacks beside it.
+"""Makes the source's fooling images by its own procedure and by the library's attacks.
 
-The source takes one step of "targeted PGD" from a truck that its network has right, ends at an image
-that the network calls an automobile, and reports a difference of norm 91 over 3 x 32 x 32 values from 0
-to 255. That is 91 / 255 = 0.357 in the unit of everything here, pixels from 0 to 1.
+The source takes one step of "targeted PGD" from a truck that its network has right. The result is an
+image that the network calls an automobile. The source reports a difference of norm 91 over 3 x 32 x 32
+values from 0 to 255, which is 91 / 255 = 0.357 for pixels from 0 to 1, as they are here.
 
-As published: the image plus a step of that norm along the gradient of the target's score, and small
-steps until the network answers with the target, which say how long the way is. As defined: PGD, FAB and
-Carlini-Wagner of the library, which keep to a ball or look for its smallest radius.
+The procedure as published adds a step of that norm along the gradient of the target's score. With small
+steps until the network predicts the target, it also shows how far the target is. The attacks as defined
+are PGD, FAB and Carlini-Wagner of the library, which stay in a ball or look for its smallest radius.
 """
 
 import functools
@@ -37,12 +37,12 @@ CURVE = tuple(EPSILON * share for share in (0, 0.25, 0.5, 0.75, 1, 1.5, 2, 3))
 def ascend(
     classifier: Any, images: jax.Array, targets: jax.Array, step_size: Any, num_steps: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """Gradient ascent on the target's score, by the image, until the target is the answer.
+    """Changes images by gradient ascent on the target's score, until the target is predicted.
 
     Each step along the gradient has the l2 length `step_size`; images stay in [0, 1].
 
     Returns:
-      Images [B, H, W, C] and steps [B]; of an image that never gets there, all of them.
+      Images [B, H, W, C] and numbers of steps [B], which are `num_steps` if the target is not reached.
     """
 
     def score(points: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -61,7 +61,7 @@ def ascend(
 
 
 def attacks(quick: bool = False) -> list[Attack]:
-    """All l2; those with a target aim at the source's."""
+    """Returns the attacks, all in l2; targeted ones aim at the source's target."""
     step = 2.5 * EPSILON / NUM_STEPS
     search = (1.0, 20, 3) if quick else (0.1, 200, 6)
     return [
@@ -76,11 +76,12 @@ def attacks(quick: bool = False) -> list[Attack]:
 
 
 def measure(run: Run, dataset: data.Dataset, classifier: models.Classifier) -> dict[str, Any]:
-    """Attacks a classifier, and adds what came of it to the run's facts.
+    """Attacks a classifier, and adds the results to the run's facts.
 
     Returns:
-      Names for the report: the classes "start" and "goal" of the source's fooling image, truck and
-      automobile, here the last and the second; records of the attacks, the sanity checks, pictures.
+      Names for the report: the classes "start" and "goal" of the source's fooling image (truck and
+      automobile, which are the last and the second class), records of the attacks, the sanity checks
+      and pictures.
     """
     facts, remember, test = run.facts, run.stages.remember, dataset.test
     pair = (dataset.num_classes - 1, 1)
@@ -124,13 +125,13 @@ def _attacked(
     attack: Attack,
     progress: Any,
 ) -> dict[str, Any]:
-    """What an attack makes of images, and the median norm; of FAB a curve besides, of PGD pictures."""
+    """Returns the record of an attack and the median norm; for FAB a curve too, for PGD pictures."""
     images, labels = dataset.test.images[rows], dataset.test.labels[rows]
     options: Any = {"key": run.key, "targets": goal if attack.targeted else None}
     options["execution"] = Execution(progress=progress)
     report = evaluation.attack_dataset(attack, classifier, images, labels, **options)
-    moved = report.fools & report.attacked  # at any norm: some attacks look for the smallest
-    if report.targets is not None:  # what is taken for the target already needs no change
+    moved = report.fools & report.attacked  # at any norm: some attacks look for the smallest norm
+    if report.targets is not None:  # images already taken for the target need no change
         moved &= report.clean_predictions != report.targets
     result: dict[str, Any] = {
         "entry": evaluation.summarise(report, NETWORK, dataset.class_names),
@@ -147,7 +148,7 @@ def _attacked(
 
 
 def _add_norm(facts: Facts, of: Any, norm: Any) -> None:
-    """The median l2 norm of what fooled, where anything did, of pixels in [0, 1] and of grey levels."""
+    """Adds the median l2 norm of the successes, if any, in pixels of [0, 1] and in grey levels."""
     for measure, scale in (("norm", 1), ("levels", 255)) if norm else ():
         bounds = {end: norm[end] and scale * norm[end] for end in ("low", "high")}
         facts.add(measure, of, value=scale * norm["median"], n=norm["n"], **bounds)
@@ -156,11 +157,11 @@ def _add_norm(facts: Facts, of: Any, norm: Any) -> None:
 def ascents_of(
     classifier: models.Classifier, split: data.Split, pair: tuple[int, int], num_shown: int
 ) -> dict[str, Any]:
-    """The source's procedure, from the first class to the second, on all images that are right.
+    """Runs the source's procedure, from the first class to the second, on all images that are right.
 
     Returns:
-      JSON values of each of `ASCENTS`: "fooled" and "norm" of every image; "images", the ends of those
-      at "rows", to be shown. {} where no image of the first class is right.
+      JSON values for each of `ASCENTS`: "fooled" and "norm" of every image, and "images", the results
+      for the test images "rows", which are shown. {} if no image of the first class is right.
     """
     rows = np.flatnonzero(split.labels == pair[0])
     rows = rows[evaluation.logits(classifier, split.images[rows]).argmax(axis=1) == pair[0]]
@@ -170,7 +171,7 @@ def ascents_of(
         ends = np.asarray(ascend(classifier, images, targets, step_size, num_steps)[0])
         fooled = evaluation.logits(classifier, ends).argmax(axis=1) == pair[1]
         norms = np.sqrt(((ends - np.asarray(images)) ** 2).sum(axis=(1, 2, 3)))
-        # Successes first: what the source shows is one.
+        # Successes first, because the source shows a success.
         order = np.argsort(~fooled, kind="stable")[:num_shown]
         result[name] = {"fooled": fooled.tolist(), "norm": norms.tolist()}
         result[name] |= {"rows": rows[order].tolist(), "images": encode_array(ends[order])}

@@ -1,14 +1,16 @@
-"""The classifier of source 002 as pure functions: its logits, its loss, its update.
+"""The classifier of source 002 as pure functions: its logits, its loss and its update.
 
-With one layer x W + b is the logits; with a hidden layer relu(x W1 + b1) W2 + b2. A batch has the loss
+The logits are z = x W + b with one layer, and z = relu(x W1 + b1) W2 + b2 with a hidden layer. The loss
+of a batch is
 
     L = mean_i [ log sum_k exp z_ik - z_(i, y_i) ] + reg / 2 * sum of all squared weights
 
-whose gradient, by the formula that the source implements as its backward pass, is for one layer
+For one layer, its gradient by the formulas that the source implements as its backward pass is
 
     dL/dW = x^T (softmax(z) - onehot(y)) / B + reg * W        dL/db = mean (softmax(z) - onehot(y))
 
-and SGD takes W <- W - rate * dL/dW. `jax.grad` finds the same (tests/test_cifar_mlp.py compares).
+SGD takes W <- W - rate * dL/dW. `jax.grad` computes the same gradient (tests/test_cifar_mlp.py compares
+them).
 """
 
 import itertools
@@ -32,10 +34,10 @@ Params = tuple[Layer, ...]
 
 
 def initial(key: jax.Array, sizes: Sequence[int], scale: Any, width: Any = None) -> Params:
-    """Weights drawn from a normal distribution of deviation `scale`, biases of zero.
+    """Draws weights from a normal distribution with standard deviation `scale`; biases are zero.
 
-    Of the hidden units only `width`, which may be traced, are there. The others are padding: with zeros
-    on both sides a unit answers 0, gets a gradient of 0 and stays zero, so nothing has to mask it.
+    Only the first `width` hidden units are used; `width` may be traced. The others are padding. Their
+    weights are zero on both sides, so they output 0, get a gradient of 0 and stay zero without a mask.
     """
     keys = jax.random.split(key, len(sizes) - 1)
     layers = [
@@ -53,29 +55,29 @@ def initial(key: jax.Array, sizes: Sequence[int], scale: Any, width: Any = None)
 
 
 def logits(params: Params, images: jax.Array) -> jax.Array:
-    """The logits [B, K] of normalised images [B, D], or [K] of one image [D]."""
+    """Returns the logits [B, K] of normalised images [B, D], or [K] of one image [D]."""
     first, *rest = params
     return after_first(rest, images @ first.weights + first.bias)
 
 
 def after_first(layers: Sequence[Layer], values: jax.Array) -> jax.Array:
-    """What the layers behind the first make of its outputs [B, H]."""
+    """Applies the layers after the first to its outputs [B, H]; returns logits [B, K]."""
     for layer in layers:
         values = jax.nn.relu(values) @ layer.weights + layer.bias
     return values
 
 
 def data_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """The mean cross-entropy of the softmax, in nats, of logits [B, K]."""
+    """Returns the mean cross-entropy in nats of the softmax of logits [B, K]."""
     return jnp.mean(jax.vmap(losses.cross_entropy)(logits, labels))
 
 
 def penalty(params: Params, regularizer: jax.Array | float) -> jax.Array:
-    """Half the regularizer times the sum of all squared weights; biases are free."""
+    """Returns half the regularizer times the sum of all squared weights, without biases."""
     squares = jnp.stack([jnp.sum(layer.weights**2) for layer in params])
     return 0.5 * regularizer * jnp.sum(squares)
 
 
 def update(params: Params, gradient: Params, rate: jax.Array | float) -> Params:
-    """One step of SGD: against the gradient, `rate` times its length."""
+    """Takes a step of SGD: subtracts `rate` times the gradient."""
     return jax.tree.map(lambda value, slope: value - rate * slope, params, gradient)

@@ -1,4 +1,4 @@
-"""What the pictures of the report show: what weights look like, and the source's fooling images."""
+"""The pictures of the report: weights drawn as images, and the source's fooling images."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,18 +15,18 @@ NUM_UNITS = 18  # of the hidden layer, shown
 
 
 def templates(weights: np.ndarray, dataset: data.Dataset) -> np.ndarray:
-    """Weights [D, N] as images [N, H, W, C]: around grey, clipped at their 99th percentile."""
+    """Draws weights [D, N] as images [N, H, W, C]: 0 is grey; clipped at the 99th percentile."""
     largest = np.maximum(np.quantile(np.abs(weights), 0.99, axis=0), 1e-12)
     return (0.5 + 0.5 * weights / largest).T.reshape(-1, *dataset.image_shape)
 
 
 def class_means(split: data.Split) -> list[np.ndarray]:
-    """The mean image of each class."""
+    """Returns the mean image of each class."""
     return [split.images[split.labels == k].mean(axis=0) / 255 for k in np.unique(split.labels)]
 
 
 def units(params: Params, dataset: data.Dataset) -> list[dict[str, Any]]:
-    """The strongest units of the hidden layer, and the class that each speaks for most."""
+    """Returns the strongest units of the hidden layer, and the class that each supports most."""
     first, last = params
     strength = np.linalg.norm(last.weights, axis=1) * np.linalg.norm(first.weights, axis=0)
     chosen = np.argsort(-strength)[:NUM_UNITS]
@@ -40,7 +40,7 @@ def units(params: Params, dataset: data.Dataset) -> list[dict[str, Any]]:
 def fooled(
     ascent: Mapping[str, Any], classifier: models.Classifier, dataset: data.Dataset
 ) -> list[dict[str, Any]]:
-    """Images before and after an ascent of `fooling.ascents_of`, the answers, and what has changed."""
+    """Returns images before and after an ascent of `fooling.ascents_of`, predictions and changes."""
     names, rows, found = dataset.class_names, ascent["rows"], decode_array(ascent["images"])
     clean, labels = as_float(dataset.test.images[rows]), dataset.test.labels[rows]
     answers = [softmax(evaluation.logits(classifier, images)) for images in (clean, found)]

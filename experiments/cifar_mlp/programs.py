@@ -1,16 +1,17 @@
-"""Training as one compiled program: every value of a hyper-parameter and every seed of an ablation.
+"""Trains all values of a hyper-parameter, with all seeds, in one compiled program.
 
-`run` scans over epochs and, within them, over batches; the settings of an ablation stand side by side,
-and the seeds follow one another. All settings of a seed start from the same weights and see the same
-images in the same order, so that their differences are paired. Three things follow:
+`run` scans over epochs and, within them, over batches. It trains the settings of an ablation together,
+and the seeds one after another. All settings of a seed start from the same weights and see the same
+images in the same order, so that their differences are paired. This has three consequences:
 
 - The images of a batch are read once for all settings, and the first layers of all settings are one
-  matrix product, [B, D] x [D, S * H]: half the time of `vmap` over the whole network, which XLA makes a
-  product of three dimensions. The layers behind it are small, and vmapped.
-- Batch sizes are multiples of the smallest, the unit of the scan: a setting with batches of four units
-  adds four gradients up before it takes their mean for a step, which is exactly SGD with that batch.
+  matrix product, [B, D] x [D, S * H]. This takes half the time of `vmap` over the whole network, which
+  XLA computes as a product with three dimensions. The layers after the first are small, and vmapped.
+- Batch sizes are multiples of the smallest, the unit of the scan. A setting with batches of four units
+  sums four gradients and takes a step with their mean, which is exactly SGD with that batch.
 - Hidden widths are padded to the largest, with zeros that stay zeros (`network.initial`). A program for
-  each width would compute less (500 units instead of 800 for the source's) and read the images often.
+  each width would compute less (500 units instead of 800 for the source's widths), but read the images
+  several times.
 """
 
 import functools
@@ -26,13 +27,13 @@ from jaxrobust import compilation, data
 
 
 class Hyperparameters(NamedTuple):
-    """Of one training, or of S of them, each [S]."""
+    """The hyper-parameters of one training, or arrays [S] of those of S trainings."""
 
     learning_rate: Any  # of the first epoch
-    decay: Any  # what the learning rate is multiplied by after each epoch
+    decay: Any  # the factor of the learning rate after each epoch
     regularizer: Any  # of `network.penalty`
-    batch_size: Any  # a multiple of the smallest of them
-    width: Any  # units of the hidden layer; 0 where there is none
+    batch_size: Any  # a multiple of the smallest batch size
+    width: Any  # units of the hidden layer; 0 if there is none
 
 
 class Examples(NamedTuple):
@@ -43,7 +44,7 @@ class Examples(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """What a classifier is trained on, chosen by and measured on; D pixels' mean and deviation."""
+    """Training, validation and test images, and the mean and standard deviation of each pixel [D]."""
 
     train: Examples
     validation: Examples
@@ -53,7 +54,7 @@ class Splits(NamedTuple):
 
 
 def splits_of(dataset: data.Dataset, num_folds: int) -> Splits:
-    """A data set as rows of pixels; the first of `num_folds` folds of its train split validates."""
+    """Returns a data set as rows of pixels; the first of `num_folds` training folds validates."""
     train = dataset.train
     fitted, held_out = data.stratified_folds(train.labels, num_folds)[0]
     parts = (
@@ -70,12 +71,17 @@ def splits_of(dataset: data.Dataset, num_folds: int) -> Splits:
 def run(
     keys: jax.Array, settings: Hyperparameters, splits: Splits, scale: float, num_epochs: int
 ) -> tuple[Params, dict[str, jax.Array]]:
-    """Trains all settings [S] with all seeds [R], from weights of deviation `scale`, in one program.
+    """Trains all settings [S] with all seeds [R] in one program.
+
+    The first weights have the standard deviation `scale`.
 
     Returns:
-      The weights, leaves [R, S, ...]; and train_loss and train_accuracy, of the batches as they were
-      trained on, validation_loss and validation_accuracy, after each epoch, float32 [R, S, E], and
-      test_accuracy, after the last, [R, S].
+      The weights, leaves [R, S, ...], and float32 arrays by name: train_loss and train_accuracy [R, S,
+      E], means over the batches during an epoch; validation_loss and validation_accuracy [R, S, E],
+      after each epoch; test_accuracy [R, S], after the last epoch.
+
+    Raises:
+      ValueError: Batch sizes are not multiples of the smallest, or exceed the training images.
     """
     num_classes = int(np.max(splits.train.labels)) + 1
     sizes, widths = (tuple(map(int, column)) for column in settings[3:])
@@ -97,7 +103,7 @@ def _train(
     train, num_settings, unit = splits.train, len(widths), min(sizes)
     learning_rates, decays, regularizers = floats
     batches = jnp.array(sizes) // unit
-    # No fewer images for a small batch than for a large one.
+    # All batch sizes see the same number of images.
     num_units = len(train.labels) // max(sizes) * (max(sizes) // unit)
     if any(size % unit for size in sizes):
         raise ValueError(f"`batch_size` must be multiples of the smallest, got {list(sizes)}.")
@@ -108,7 +114,7 @@ def _train(
         )
 
     def answers(params: Params, images: jax.Array) -> jax.Array:
-        """The logits [S, B, K] of all settings."""
+        """Returns the logits [S, B, K] of all settings."""
         normalised = (images.astype(jnp.float32) / 255 - splits.mean) / splits.std
         first, *rest = params
         wide = normalised @ first.weights.reshape(images.shape[1], -1)
@@ -116,13 +122,13 @@ def _train(
         return jax.vmap(network.after_first, in_axes=(0, 1))(rest, values)
 
     def scores(params: Params, examples: Examples) -> tuple[jax.Array, jax.Array]:
-        """Losses and accuracies, [S]."""
+        """Returns losses [S] and accuracies [S]."""
         logits = answers(params, examples.images)
         losses = jax.vmap(network.data_loss, in_axes=(0, None))(logits, examples.labels)
         return losses, jnp.mean(logits.argmax(axis=2) == examples.labels, axis=1)
 
     def objective(params: Params, batch: Examples) -> tuple[jax.Array, Any]:
-        """The sum of the losses: its gradient is that of each, because none depends on another."""
+        """Returns the sum of the losses, from which each setting gets its own gradient."""
         losses, accuracies = scores(params, batch)
         penalties = jax.vmap(network.penalty, in_axes=(_axes(params), 0))(params, regularizers)
         return jnp.sum(losses + penalties), (losses, accuracies)
@@ -168,7 +174,7 @@ def _train(
 def _initial(
     key: jax.Array, widths: tuple[int, ...], sizes: tuple[int, int, int], scale: Any
 ) -> Params:
-    """The first weights of all settings: equal, but for the units that a setting does not have."""
+    """Returns the first weights of all settings, equal except for the units that a setting lacks."""
     if sizes[1]:
         return _swapped(
             jax.vmap(lambda w: network.initial(key, sizes, scale, w))(jnp.array(widths))
@@ -177,11 +183,11 @@ def _initial(
 
 
 def _swapped(params: Params) -> Params:
-    """Weights with the settings in front, [S, D, H], as [D, S, H], and the reverse; others stay."""
+    """Swaps the first two axes of the first weights, [S, D, H] or [D, S, H]; others stay the same."""
     first, *rest = params
     return (first._replace(weights=first.weights.swapaxes(0, 1)), *rest)
 
 
 def _axes(params: Params) -> Any:
-    """Where the settings are: in the middle of the first weights, [D, S, H], else in front."""
+    """Returns the axis of the settings: the second of the first weights [D, S, H], else the first."""
     return (Layer(1, 0), *(Layer(0, 0) for _ in params[1:]))

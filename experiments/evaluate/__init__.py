@@ -1,1 +1,1 @@
-"""Anybody's classifier under a suite of attacks, with checks of whether the result can be trusted."""
+"""Attacks any classifier with a suite of attacks, and checks whether the result can be trusted."""

@@ -39,7 +39,7 @@ from jaxrobust.evaluation import Execution, Sweep
 from jaxrobust.studies import records, suite_names, suite_run
 from jaxrobust.types import LogitsFn, Stochastic
 
-# Settings that change no verdict: a run goes on, or is drawn anew, with others.
+# Settings that change no verdict: a run may be resumed, or its report drawn anew, with others.
 _VIEWS = ("save_images", "num_shown", "num_lanes", "curve", "diagnostics", "download", "describe")
 
 
@@ -144,7 +144,10 @@ def main(settings: Settings) -> Path | None:
 
 
 def _check(settings: Settings) -> None:
-    """Raises if a setting is out of range. Not in `Settings`, where the command line would frame it."""
+    """Raises if a setting is out of range.
+
+    This is not done in `Settings`, because the command line would draw a frame around the message.
+    """
     largest = 1.0 if settings.norm == "linf" else math.inf
     for name, text in (
         ("epsilon", settings.epsilon),

@@ -1,4 +1,4 @@
-"""Filter pruning, accuracy and robustness of four networks, as in source 003.
+"""Measures accuracy and robustness of four networks under filter pruning, as in source 003.
 
     python -m experiments.pruned_benchmark --data cifar10_jpeg --data-dir DIR
     python -m experiments.pruned_benchmark --data cifar10_jpeg --data-dir DIR --preset cpu
@@ -6,8 +6,9 @@
 
 DIR has the data set (data/README.md); --quick without it runs on scikit-learn's digits, offline. Base
 networks are trained, then pruned during fine-tuning, and their filters are removed from the arrays;
-controls are fine-tuned in the same way without pruning. Test images decide nothing: every figure is of
-the last epoch. If a run is killed or stopped, the same command resumes it. Expected time: README.md.
+controls are fine-tuned in the same way without pruning. Nothing is chosen by test images: every figure
+is of the last epoch. If a run is killed or stopped, the same command resumes it. Expected time and
+numbers: docs/results/index.md.
 
 Source: 003, "Benchmarking Adversarial Robustness of Compressed Deep Learning Models".
 """
@@ -33,8 +34,8 @@ from jaxrobust.reports import blocks
 from jaxrobust.studies import suite_names
 from jaxrobust.studies.outcomes import pack, right_ones, unpack
 
-# The study is these tables. One more network, criterion or attack is one more row; one more column is a
-# row of MEASURES, below, and a `column` in report.md.j2, which asks for it by its name.
+# These tables define the study. To add a network, criterion or attack, add a row. To add a column of
+# the report, add a row to MEASURES below, and a `column` in report.md.j2 that refers to it by its name.
 
 BOTTLENECK = {"stem_width": 8, "stem_shortcut": True, "bottleneck": True}
 # The source's four networks, and smaller ones of the same families for a CPU.
@@ -75,34 +76,34 @@ NETWORKS = {
     ),
 }
 
-# By what filters are removed: what readers know it as, and, where `pruning.CRITERIA` does not have it,
-# a `pruning.Criterion`.
+# The criteria by which filters are removed: a label for readers and, if `pruning.CRITERIA` lacks the
+# criterion, a `pruning.Criterion`.
 CRITERIA = {
     "l1": Labelled("L1"),
     "l2": Labelled("L2"),
     "geometric_median": Labelled("GM"),
-    "random": Labelled("random"),  # the one to beat
+    "random": Labelled("random"),  # the baseline
 }
 
 EPSILON = 8 / 255
 CW = functools.partial(CarliniWagner, learning_rate=0.01, initial_constant=0.01)
-# Made on every base network and shown to the others; the same attacks with both parameters.
+# These attacks are made on every base network and shown to the others, with two sets of parameters.
 #
-# The source runs ART with the parameters of its table 7. Read against ART's code they mean:
+# The source runs ART with the parameters of its table 7. In ART's code they mean:
 #
-#   CW      10 steps for each of 10 constants, the default of ART: it stops before it has found the
-#           smallest perturbation, or any.
+#   CW      10 steps for each of 10 constants, the default of ART. It stops before it has found the
+#           smallest perturbation, or any perturbation.
 #   DF      an overshoot of 1e-6, so that images end on the base network's own boundary, and 5 steps.
-#   FGSM    0.2 of the range from black to white; table 7's 100 iterations do not exist.
-#   BiM     epsilon 1: every image may become any other.
-#   PGD     ART starts at the image by default: this is BiM with epsilon 0.3.
-#   APGD    five starts, of which the later attack only what the first has left; here one.
-#   UP      epsilon 10 where pixels end at 1: no bound at all; one pass over the test images.
+#   FGSM    0.2 of the range from black to white; the 100 iterations in table 7 have no meaning.
+#   BiM     epsilon 1, with which every image can become any other.
+#   PGD     ART starts at the image by default, so this is BiM with epsilon 0.3.
+#   APGD    five starts, of which later ones attack only images that withstood the first; here one.
+#   UP      epsilon 10, which is no bound for pixels of at most 1; one pass over the test images.
 #
 # ART's CW halves and doubles its steps by a line search of its own; here it is the paper's Adam, with
-# as many steps and constants. DeepFool here steps 1e-4 beyond the boundary besides. Both leave images
-# that are wrong without an attack as they are, where ART moves them too. Noise is uniform in the ball:
-# what an attack has to beat, and much at 0.3.
+# as many steps and constants. DeepFool here also steps 1e-4 beyond the boundary. Both do not change
+# images that are wrong without an attack, while ART does. Noise is uniform in the ball: it is the
+# baseline for attacks, and already costs much accuracy at 0.3.
 ATTACKS: dict[str, dict[str, Any]] = {
     "source": {
         "CW": CW(num_iterations=10, num_searches=10),
@@ -125,19 +126,19 @@ ATTACKS: dict[str, dict[str, Any]] = {
         "noise": RandomNoise(EPSILON),
     },
 }
-# Made on every network itself, all with an epsilon. Of the seven those that a CPU can make on every
-# network: CW would take as long as all of them; BiM is PGD here, but for its start.
+# Attacks with an epsilon that are made on every network itself: those of the seven that a CPU can make
+# on every network. CW would take as long as all of them; BiM is PGD here, except for its start.
 WHITE_BOX: dict[str, Any] = {
     "FGSM at 8/255": FGSM(EPSILON),
     "PGD at 8/255": PGD(EPSILON, 2 / 255, 20),
     "APGD at 1/255": APGD(1 / 255, num_iterations=50),
 }
-# The one of these whose epsilon is so small that networks not trained against attacks still differ.
+# Its epsilon is so small that networks that were not trained against attacks still differ.
 COMPARED = "APGD at 1/255"
-SMALLEST = DeepFool()  # of every network itself, the smallest perturbation
-RADIUS = 0.5  # of the l2 ball in which smallest perturbations count, and usual on CIFAR-10
-BATCH_SIZES = (32, 64)  # of what is timed, the source's
-HELD_TOGETHER = 64  # images on which the masked and the shrunk network are held against each other
+SMALLEST = DeepFool()  # finds the smallest perturbation of every network itself
+RADIUS = 0.5  # of the l2 ball for smallest perturbations, as is usual on CIFAR-10
+BATCH_SIZES = (32, 64)  # of the timings, as in the source
+HELD_TOGETHER = 64  # images on which masked and shrunk networks are compared
 PUBLISHED = Path(__file__).with_name("published.csv")
 
 
@@ -152,7 +153,8 @@ class Settings:
       preset: full, for a GPU; cpu, smaller networks and fewer images; quick, to see that all runs.
       networks: Names in `NETWORKS`: the four of the source, smaller ones for a CPU, two tiny ones.
       criteria: The criteria of pruning: l1, l2, geometric_median, and random as a baseline.
-      sparsities: The fractions of the filters of every layer to remove, ascending, at least 0.1.
+      sparsities: The fractions of the filters of every layer to remove, in ascending order, at least
+        0.1.
       num_epochs: The epochs of the base networks. The source's 10 reach none of its milestones.
       fine_tuning_epochs: The epochs of pruned networks and controls, which the source does not state.
       pruning_epochs: The number of these in which the sparsity rises from 0.1 to its last value.
@@ -261,7 +263,7 @@ class Study:
         self.attacks = {s: {n: cut(a) for n, a in of.items()} for s, of in ATTACKS.items()}
         self.white_box = {name: cut(attack) for name, attack in WHITE_BOX.items()}
         self.smallest = cut(SMALLEST)
-        constants = {  # what decides about results besides the settings
+        constants = {  # that results depend on, besides the settings
             "attacks": {
                 setting: {name: threats.described(attack, setting) for name, attack in of.items()}
                 for setting, of in self.attacks.items()
@@ -282,9 +284,9 @@ class Study:
         self.train = dataset.train.spread(settings.num_train)
         self.attacked = dataset.test.spread(settings.num_attacked)
         self.records: dict[Variant, dict[str, Any]] = {}  # what `train` returned
-        # Whose networks are timed and shown other networks' images: the source's choice.
+        # The criterion whose networks are timed and shown other networks' images, as in the source.
         self.shown_criterion = "l2" if "l2" in settings.criteria else settings.criteria[0]
-        # The source's data set beside whose figures these stand, if any.
+        # The source's data set to compare with, if any.
         name = dataset.name.removesuffix("_jpeg")
         self.source_data = name if "cifar" in name else None
         self.classifier = functools.cache(lambda v: models.load(self.path(v)).classifier)
@@ -339,7 +341,7 @@ def train(study: Study, variant: Variant, progress: Any) -> dict[str, Any]:
     names, test = dataset.class_names, dataset.test
     size = models.save(study.path(variant), classifier, class_names=names, sparse=False)
     small = study.classifier(variant)
-    if variant != base:  # that a shrunk network computes what the masked one did, which was trained
+    if variant != base:  # checks that the shrunk network computes the same as the masked one
         masked = models.Classifier(network.apply, kept.pop("masked"), **scale)
         logits = [evaluation.logits(c, test.images[:HELD_TOGETHER]) for c in (masked, small)]
         kept["difference"] = float(np.abs(logits[0] - logits[1]).max())
@@ -354,9 +356,9 @@ def _less(study: Study, variant: Variant, what: str) -> float:
     return 1 - study.records[variant][what] / study.records[Variant(variant.network)][what]
 
 
-# What is measured of every network without an attack, as facts of these names: of its record, which
-# `train` returned, or of itself, which is `study.classifier(variant)`. A figure, or bool [N], of which
-# the share is taken; None is no fact.
+# The measurements of every network without an attack, as facts of these names. They use its record,
+# which `train` returned, or the network itself, `study.classifier(variant)`. A value is a figure, or
+# bool [N], whose mean is the figure; None adds no fact.
 MEASURES: dict[str, Callable[[Study, Variant], Any]] = {
     "accuracy": lambda study, v: unpack(study.records[v]["right"], len(study.dataset.test)),
     "parameters": lambda study, v: study.records[v]["parameters"],
@@ -404,7 +406,7 @@ def show(study: Study) -> None:
                 found = unpack(record[victim.name], len(right))
                 made_on = keys | {"surrogate": surrogate}
                 facts.add("accuracy under attack", victim, outcomes=found, **made_on)
-                # Of these images alone: CW and DeepFool leave as they are what the base has wrong.
+                # Only for these images: CW and DeepFool do not change those that the base has wrong.
                 if victim.network == surrogate:
                     facts.add("still right", victim, outcomes=found[right], **keys)
             if threats.looks_for_the_smallest(attack):
@@ -531,7 +533,7 @@ def checked(settings: Settings) -> Settings:
     labels = [CRITERIA[name].label for name in settings.criteria]
     if len(set(labels)) < len(labels) or any("/" in label for label in labels):
         raise ValueError(
-            f"The labels of criteria must be different and without /, as they name files, got {labels}."
+            f"The labels of criteria name files, so they must differ and have no /, got {labels}."
         )
     for name in settings.criteria:
         one = CRITERIA[name].own or pruning.CRITERIA.get(name)
@@ -586,7 +588,10 @@ def main(settings: Settings) -> Path:
 
 
 def _check_sizes(settings: Settings, dataset: data.Dataset) -> None:
-    """Raises for what would fail after hours: networks that do not accept the images, few images."""
+    """Raises if a network does not accept the images, or if there are too few images.
+
+    Otherwise the study would fail after hours.
+    """
     for name in settings.networks:
         made = NETWORKS[name].create(dataset.num_classes).init_with_output
         logits_fn = functools.partial(lambda made, x: made(jax.random.key(0), x)[0], made)

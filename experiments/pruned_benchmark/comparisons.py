@@ -1,4 +1,4 @@
-"""What training on and pruning change: facts made of facts, numbers only."""
+"""Computes the effects of fine-tuning and of pruning: facts made from facts, numbers only."""
 
 import dataclasses
 from pathlib import Path
@@ -18,12 +18,12 @@ from jaxrobust.studies.comparison import (
     without,
 )
 
-FEWEST = 3  # networks for an interval over them: with fewer, Student's t says nothing
-FLOOR = 0.02  # of the images: where the controls have so few left, nothing can be seen
+FEWEST = 3  # the fewest networks for an interval over networks by Student's t
+FLOOR = 0.02  # if the controls have less than this share right, no difference can be seen
 
 
 def publish(facts: Facts, path: Path, data_set: str | None, num_classes: int) -> list[Fact]:
-    """Adds what the source has of a data set, and of its changes; returns figures in doubt."""
+    """Adds the source's figures of a data set and of its changes; returns figures in doubt."""
     published, doubted = Facts(), []
     for fact in Facts().read(path):
         keys, figures = fact.keys, {"value": fact.value, "deviation": fact.deviation}
@@ -34,15 +34,15 @@ def publish(facts: Facts, path: Path, data_set: str | None, num_classes: int) ->
             doubted += [fact] * ("doubt" in keys)
     accuracies = facts.where("accuracy", network=ANY, kind=ANY, sparsity=ANY, source="003")
     facts.extend(less(facts, accuracies, _to_base, "accuracy to base"))
-    # Of the largest changes under attack that its tables print, those that are within a point.
+    # Which of the largest changes under attack that its tables print are within a point.
     for fact in [f for f in published if f.keys["kind"] == "base"]:
         if fact.keys.get("surrogate") == fact.keys["network"]:
             extremes(published, fact, ANY)
     for name in ("cifar10", "cifar100"):
         changes = [f for f in published if f.keys.get("end") == "max" and f.keys["data"] == name]
-        within = np.array([abs(round(value(f), 4)) <= 0.01 for f in changes])  # as it is printed
+        within = np.array([abs(round(value(f), 4)) <= 0.01 for f in changes])  # rounded as printed
         facts.add("within a point", data=name, outcomes=within)
-    # What its files hold beside what its networks' weights take.
+    # The sizes of its files, compared with those of its networks' weights.
     for base in facts.where("file size", network=ANY, kind="base", source="003"):
         of = without(base.keys, "kind")
         count = networks.num_parameters(of["network"], num_classes)
@@ -56,13 +56,13 @@ def publish(facts: Facts, path: Path, data_set: str | None, num_classes: int) ->
 
 
 def compare(facts: Facts, attacks: Any, white_box: Any, compared: str, sparsities: Any) -> None:
-    """Adds differences to base networks and controls, and what pruning does over the networks."""
+    """Adds differences to base networks and controls, and effects of pruning over the networks."""
     accuracies = _measured(facts, "accuracy")
     facts.extend(over_images(facts, accuracies, _to_base, "accuracy to base"))
     facts.extend(over_images(facts, accuracies, _to_control, "accuracy to control"))
     against_controls(facts, "accuracy")
 
-    # Of the images that both have right without an attack, where there are any.
+    # Over the images that both have right without an attack, if there are any.
     attacked = _measured(facts, "white-box accuracy", attack=compared)
 
     def right(keys: dict[str, Any]) -> np.ndarray:
@@ -103,7 +103,7 @@ def _to_control(keys: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _measured(facts: Facts, measure: str, **keys: Any) -> list[Fact]:
-    """A measure of all networks; controls alone have the key "number"."""
+    """Returns a measure of all networks; only controls have the key "number"."""
     free: dict[str, Any] = {"network": ANY, "kind": ANY, "sparsity": ANY, **keys}
     return [*facts.where(measure, **free), *facts.where(measure, number=ANY, **free)]
 
@@ -111,36 +111,35 @@ def _measured(facts: Facts, measure: str, **keys: Any) -> list[Fact]:
 def against_controls(facts: Facts, measure: str, *, relative: bool = False, **keys: Any) -> None:
     """Compares base and pruned networks with the mean of their network's controls.
 
-    Each pruned network is one training, and what another would have given is in how the networks
-    differ: intervals over the networks are Student's. Where a network lacks a value nothing is
-    compared. With `relative` gaps are shares of the mean of the controls.
+    Each pruned network is one training, so intervals are Student's, over the networks. If a network
+    lacks a value, nothing is compared. With `relative`, gaps are shares of the mean of the controls.
     """
     measured = _measured(facts, measure, **keys)
     if any(fact.value is None for fact in measured):
         return
     controls = [fact for fact in measured if "number" in fact.keys]
-    # Of controls: the mean of a network's controls, and without the key "network" that of all.
+    # "of controls": the mean of a network's controls, and without the key "network" that of all.
     of_one = ("kind", "sparsity", "number")
     before = facts.extend(means(controls, of_one, f"{measure} of controls"))
     facts.extend(means(controls, (*of_one, "network"), f"{measure} of controls"))
-    # Gap: a base or pruned network less the mean of its controls.
+    # "gap": a base or pruned network minus the mean of its controls.
     mean_of = {fact.keys["network"]: value(fact) for fact in before}
     gaps = []
     for fact in [fact for fact in measured if fact not in controls]:
         mean = mean_of[fact.keys["network"]]
         gap = (value(fact) - mean) / (mean if relative else 1.0)
         gaps.append(facts.add(f"{measure} gap", fact.keys, value=gap))
-    # From training: the controls less the base, mean over the networks.
+    # "from training": the controls minus the base, as a mean over the networks.
     trained = [dataclasses.replace(g, value=-value(g)) for g in gaps if g.keys["kind"] == "base"]
     over = ("network", "kind", "sparsity")
     facts.extend(means(trained, over, f"{measure} from training", fewest=FEWEST))
-    # From pruning: the pruned less the controls, mean over the networks, at each sparsity; by each
-    # criterion, and without the key "kind" by all of them, averaged first.
+    # "from pruning": the pruned networks minus the controls, as a mean over the networks, at each
+    # sparsity; for each criterion, and without the key "kind" for the mean of the criteria.
     pruned = [gap for gap in gaps if gap.keys["kind"] != "base"]
     for found in (pruned, means(pruned, "kind", measure)):
         facts.extend(means(found, "network", f"{measure} from pruning", fewest=FEWEST))
-    # Beyond noise: how many of a network's pruned networks are farther from the mean of its controls
-    # than one more control would be, whose interval is the gap of the kind "control".
+    # "beyond noise": how many of a network's pruned networks are farther from the mean of its controls
+    # than one more control would be. The interval of that is the gap of the kind "control".
     for noise in facts.extend(one_more(controls, "number", "network", f"{measure} gap")):
         for network in mean_of:
             mine = np.array([value(gap) for gap in pruned if gap.keys["network"] == network])
@@ -150,7 +149,7 @@ def against_controls(facts: Facts, measure: str, *, relative: bool = False, **ke
 
 
 def extremes(facts: Facts, base: Fact, sparsities: Any, *, together: bool = False) -> None:
-    """Adds the best and worst of what was pruned less base and control, by criterion or together."""
+    """Adds the best and worst pruned network minus base and control, by criterion or together."""
     of = without(base.keys, "kind", "sparsity")
     others = facts.where(base.measure, of, kind=ANY, sparsity=sparsities)
     pruned = [fact for fact in others if fact.keys["kind"] != "base"]

@@ -1,4 +1,4 @@
-"""The networks of the study: how they are made, trained, and pruned while they are fine-tuned."""
+"""Makes and trains the networks of the study, and prunes them during fine-tuning."""
 
 import dataclasses
 import functools
@@ -14,63 +14,63 @@ import numpy as np
 from jaxrobust import models, pruning, training
 from jaxrobust.types import Progress
 
-# The source's way: SGD with learning rate 0.1, momentum 0.9 (Nesterov) and batches of 128, the rate a
-# tenth after each milestone; pruning by NNCF's exponential schedule, from 10 % in the first epoch of
-# fine-tuning on. An epoch of fine-tuning is a training of its own under the masks of that epoch, so
-# that momentum starts anew with each; the controls do the same with masks that remove nothing.
-MOMENTUM, FACTOR = 0.9, 0.1  # the factor is of the learning rate, at a milestone
-INITIAL = 0.1  # sparsity of the first epoch of fine-tuning, the source's pruning_init
-MIN_FILTERS = 1  # so that narrow layers too lose the share that is asked for, as nearly as they can
+# As in the source: SGD with learning rate 0.1, momentum 0.9 (Nesterov) and batches of 128, where the
+# rate falls to a tenth after each milestone; pruning by NNCF's exponential schedule, which begins at
+# 10 % in the first epoch of fine-tuning. Each epoch of fine-tuning is a separate training under the
+# masks of that epoch, so momentum starts anew; the controls do the same with masks that remove nothing.
+MOMENTUM, FACTOR = 0.9, 0.1  # the factor is that of the learning rate at a milestone
+INITIAL = 0.1  # the sparsity of the first epoch of fine-tuning, the source's pruning_init
+MIN_FILTERS = 1  # so that narrow layers also lose nearly the requested share
 CONSTANTS = (MOMENTUM, FACTOR, MIN_FILTERS, INITIAL)
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A base network: of a name in `jaxrobust.models.MODELS`, with other sizes where they are given."""
+    """A base network: a name in `jaxrobust.models.MODELS`, and sizes that differ from the published."""
 
-    family: str  # if it is one of the source's, its figures stand beside
+    family: str  # in MODELS; the source's figures of this family are shown beside
     sizes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    words: str = "as published, for 32x32 pixels"  # for readers
+    words: str = "as published, for 32x32 pixels"  # a description for readers
 
     def create(self, num_classes: int) -> nn.Module:
-        """The network without weights."""
+        """Returns the network without weights."""
         return models.create(self.family, num_classes, **self.sizes)
 
 
 class Labelled(NamedTuple):
-    """By what filters are removed: what readers know it as, and one that the library does not have."""
+    """The label of a criterion for removing filters, and the criterion if the library lacks it."""
 
     label: str
     own: pruning.Criterion | None = None
 
 
 def described(own: pruning.Criterion) -> Any:
-    """A criterion of one's own as a run's settings have it: its source, and what is not usual of it."""
+    """Returns the form of a criterion in a run's settings: its source code and non-default fields."""
     scores = inspect.getsource(own.score) if inspect.isfunction(own.score) else own.score
     if own == pruning.Criterion(own.score):
         return scores
     return {"score": scores, "needs": own.needs, "normalises": own.normalises}
 
 
-# (network without the filters that pruning took out, its variables, what is kept of its training)
+# (network without the removed filters, its variables, the record of its training)
 TrainedNetwork = tuple[nn.Module, Any, dict[str, Any]]
 
 
 def shapes(network: nn.Module, image: Any) -> Any:
-    """The shapes of a network's weights for images [1, H, W, C], found out without making them."""
+    """Returns the shapes of a network's weights for images [1, H, W, C], without making the weights."""
     return jax.eval_shape(network.init, jax.random.key(0), image)
 
 
 @functools.cache
 def num_parameters(family: str, num_classes: int) -> int:
-    """How many parameters a network of the source has, for 32x32 pixels."""
+    """Returns the number of parameters of a network of the source, for 32x32 pixels."""
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
     found = shapes(models.create(family, num_classes), image)
     return sum(leaf.size for leaf in jax.tree.leaves(found["params"]))
 
 
 def recipe(settings: Any, num_train: int, **changes: Any) -> training.Recipe:
-    """The source's way of training."""
+    """Returns the source's recipe."""
     source = training.Recipe(
         batch_size=min(settings.batch_size, num_train),
         optimizer=training.SGD(momentum=MOMENTUM, nesterov=True, weight_decay=0.0),
@@ -81,7 +81,7 @@ def recipe(settings: Any, num_train: int, **changes: Any) -> training.Recipe:
 
 
 def schedule(sparsity: float, num_epochs: int, pruning_epochs: int) -> list[float]:
-    """The sparsity of every epoch of fine-tuning."""
+    """Returns the sparsity of every epoch of fine-tuning."""
     if pruning_epochs == 1:
         return [sparsity] * num_epochs
     rising = pruning.exponential_schedule(sparsity, pruning_epochs, INITIAL)
@@ -90,7 +90,7 @@ def schedule(sparsity: float, num_epochs: int, pruning_epochs: int) -> list[floa
 
 def train(settings: Any, images: training.Data, network: nn.Module, folder: Path) -> TrainedNetwork:
     """Trains a base network; checkpoints go into `folder` while it is under way."""
-    milestones = settings.milestones or (settings.num_epochs,)  # at the end the rate falls no more
+    milestones = settings.milestones or (settings.num_epochs,)  # at the end, so without effect
     rate = training.Steps(settings.learning_rate, milestones, FACTOR)
     way = recipe(settings, len(images.train[1]), num_epochs=settings.num_epochs, schedule=rate)
     fitted = training.fit(network, images, way, run_dir=folder)
@@ -108,9 +108,9 @@ def fine_tune(
     criterion: Labelled | None,
     progress: Progress,
 ) -> TrainedNetwork:
-    """Trains a base network on, from `variables`, and prunes it; without criterion it is a control."""
+    """Fine-tunes a base network from `variables` and prunes it; without a criterion it is a control."""
     num_epochs, sparsities = settings.fine_tuning_epochs, [0.0] * settings.fine_tuning_epochs
-    if criterion is not None:  # a control keeps all filters, whatever they score
+    if criterion is not None:  # a control keeps all filters, whatever their scores
         sparsities = schedule(variant.sparsity, num_epochs, settings.pruning_epochs)
     image = jax.ShapeDtypeStruct((1, *images.train[0].shape[1:]), np.float32)
     groups = pruning.channel_groups(network.apply, shapes(network, image), image)
@@ -140,10 +140,9 @@ def fine_tune(
         progress(f"epoch {epoch + 1}", epoch + 1, num_epochs)
     assert keep is not None  # there is at least one epoch
     small = pruning.shrink(variables, groups, keep)
-    # The weights before filters were taken out, and the share of the channels that is left, coupled
-    # ones counted once.
+    # The share of the channels that is left, where coupled channels count once.
     left = sum(map(len, keep.values())) / sum(groups.sizes.values())
     kept = {"history": history, "seconds_per_epoch": fitted.seconds_per_epoch, "kept": left}
-    # A control is the base network itself, by its name too: what is compiled for it serves both.
+    # A control has the same network object as the base, so both share compiled programs.
     shrunk = network if criterion is None else models.resized(network, small)
     return shrunk, small, kept | {"masked": variables}

@@ -1,4 +1,4 @@
-"""Attacks on the networks of the study: images that are made once and shown to many, and white box."""
+"""Attacks on the networks of the study: images made once and shown to many, and white-box attacks."""
 
 import dataclasses
 from pathlib import Path
@@ -14,23 +14,23 @@ from jaxrobust.studies.outcomes import pack
 from jaxrobust.types import LogitsFn, Progress
 
 _DESCRIBED = ("epsilon", "max_passes", "inner", "num_steps", "overshoot")
-UNIVERSAL_BATCH = 4  # DeepFool on so many images together; 1 is the paper's, and slower
+UNIVERSAL_BATCH = 4  # the images of each DeepFool; the paper has 1, which is slower
 
 
 def is_made_on_test(setting: str) -> bool:
-    """Whether a universal perturbation is made on the images that it is then shown with.
+    """Returns whether a universal perturbation is made on the test images to which it is applied.
 
-    So it is in the source; else it is on as many training images, as "universal" promises.
+    It is in the source. Otherwise it is made on as many training images, as "universal" promises.
     """
     return setting == "source"
 
 
 def described(attack: Any, setting: str) -> Any:
-    """An attack as a run's settings have it, in JSON."""
+    """Returns an attack in the form of a run's settings, in JSON."""
     if not isinstance(attack, UniversalPerturbation):
         return training.describe(attack)
-    # As finished runs have it, from when it was a class of this module; what has no place in that is
-    # said where it is not the default.
+    # The form of finished runs, from when it was a class of this module; fields that this form lacks
+    # are added if they are not the default.
     usual = UniversalPerturbation(attack.epsilon)
     others: dict[str, Any] = {}
     for prefix, one, default in (("", attack, usual), ("inner.", attack.inner, usual.inner)):
@@ -49,7 +49,7 @@ def described(attack: Any, setting: str) -> Any:
 
 
 def looks_for_the_smallest(attack: Any) -> bool:
-    """Whether an attack has no epsilon to keep to."""
+    """Returns whether an attack looks for the smallest perturbation, without an epsilon."""
     return not isinstance(attack, UniversalPerturbation) and attack.keep == "closest"
 
 
@@ -62,9 +62,9 @@ def craft(
     key: jax.Array,
     progress: Progress,
 ) -> None:
-    """Makes the images of an attack on test images and keeps them in a file, unless it is there.
+    """Makes the images of an attack on test images and saves them, unless the file exists.
 
-    A universal perturbation is made on other images, and is what its file keeps.
+    A universal perturbation is made on `made_on`, and the perturbation is saved.
     """
     if path.exists():
         return
@@ -83,7 +83,7 @@ def craft(
 
 
 def images_of(attack: Any, path: Path, clean: np.ndarray) -> np.ndarray:
-    """The images that `craft` made, float32 [N, H, W, C]; `clean` are those that it started from."""
+    """Returns the images that `craft` made from `clean`, float32 [N, H, W, C]."""
     if isinstance(attack, UniversalPerturbation):
         with np.load(path, allow_pickle=False) as archive:
             return np.clip(as_float(clean) + archive["perturbation"], 0.0, 1.0)
@@ -91,7 +91,7 @@ def images_of(attack: Any, path: Path, clean: np.ndarray) -> np.ndarray:
 
 
 def norms(report: evaluation.AttackReport) -> np.ndarray:
-    """L2 norms of perturbations: infinite where none fools, 0 where the image was wrong before."""
+    """Returns l2 norms of perturbations: infinite for a failure, 0 for an image wrong when clean."""
     return np.where(report.attacked, np.where(report.success, report.l2, np.inf), 0.0)
 
 
@@ -103,10 +103,10 @@ def white_box(
     key: jax.Array,
     progress: Progress,
 ) -> dict[str, Any]:
-    """What a network still has right under attacks, packed, and the norms that `smallest` takes."""
+    """Returns which images a network has right under attacks, packed, and the norms of `smallest`."""
     images, right = (attacked.images, attacked.labels), {}
     options: Any = {"key": key, "execution": Execution(progress=progress)}
-    for name, attack in attacks.items():  # only who is fooled is asked
+    for name, attack in attacks.items():  # only which images are fooled matters
         report = evaluation.attack_dataset(
             attack, classifier, *images, until_fooled=True, **options
         )

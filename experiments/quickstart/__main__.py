@@ -38,7 +38,7 @@ class Settings:
       seed: The seed of everything random.
       run: The name of the run; results go to <results_dir>/quickstart/<run>.
       results_dir: The folder of all results.
-      quick: Two epochs and fewer steps, unless others are given, to see that everything runs.
+      quick: Use two epochs and fewer steps, unless others are given, to see that everything runs.
     """
 
     epsilon: float = 0.15
@@ -151,7 +151,7 @@ def _draw(
     classifier: models.Classifier,
     report: evaluation.AttackReport,
 ) -> None:
-    """Writes picture.png, of the first image that PGD turned from right to wrong, if there is one."""
+    """Writes picture.png, which shows the first image that PGD changed from right to wrong, if any."""
     turned = np.flatnonzero(report.attacked & report.success)[:1].tolist()
     for entry in studies.gallery(classifier, report, turned, model="standard"):
         reports.write_example(run.folder / "picture.png", entry, digits.class_names)

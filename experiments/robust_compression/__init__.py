@@ -1,1 +1,1 @@
-"""Source 004 done again: robust networks trained and compressed in one go, and what is left of them."""
+"""Reproduces source 004: trains and compresses robust networks in one training, and attacks them."""

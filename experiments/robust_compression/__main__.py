@@ -1,19 +1,19 @@
-"""Adversarial training with compression in one training: a careful reproduction of source 004.
+"""Reproduces source 004 carefully: adversarial training with compression in the same training.
 
     python -m experiments.robust_compression --preset cpu --data-dir DIR
     python -m experiments.robust_compression --preset gpu --data-dir DIR
     python -m experiments.robust_compression --preset quick
 
-DIR has the data set (data/README.md), by default CIFAR-10 as JPEG; quick without it runs on
-scikit-learn's digits, offline. Networks are trained against PGD and compressed at the same time, by
-ADMM with the three constraints of the source and one more, and by the alternatives: two-phase ADMM,
-HYDRA, RigL, magnitude pruning with robust fine-tuning, and random masks. All have the same number of
-epochs. Each network is read back from its saved file, attacked by AutoAttack, and compared with the
+DIR has the data set (data/README.md), by default CIFAR-10 as JPEG; the preset quick without --data-dir
+runs on scikit-learn's digits, offline. Networks are trained against PGD and compressed at the same
+time, by ADMM with the three constraints of the source and one more, and by the alternatives: two-phase
+ADMM, HYDRA, RigL, magnitude pruning with robust fine-tuning, and random masks. All have the same number
+of epochs. Each network is read back from its saved file, attacked by AutoAttack, and compared with the
 dense network of the same seed. Then come the curves, transfers, weights, losses, combined networks and
 times of the source. The report says what differs from the source, and why.
 
-If a run is killed or stopped with Ctrl-C, the same command resumes it, in a training with the epoch
-that was not finished.
+If a run is killed or stopped with Ctrl-C, the same command resumes it; a training resumes at the
+unfinished epoch.
 
 Expected time of the cpu preset on 2 free cores: 1.5 hours, of which the trainings take an hour. quick:
 about 140 seconds on one core, most of it for compilation.
@@ -76,7 +76,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Settings. Those that are not given are the preset's.
+    """Settings. If a setting is not given, the preset determines it.
 
     Attributes:
       data: The data set. By default cifar10_jpeg; digits for the preset quick without --data-dir.
@@ -89,30 +89,30 @@ class Settings:
       methods: irregular, funnel, redundant and n_of_m are one-shot ADMM with these constraints;
         two_phase, hydra, rigl, magnitude (then robust fine-tuning) and random_masks are the
         alternatives; dense_phases is the dense network, whose training is split in phases like theirs.
-      kept: The fractions of the weights to keep, without stem and classifier, descending.
+      kept: The fractions of the weights to keep, without stem and classifier, in descending order.
       alternatives: Whether the alternatives keep "all" of these fractions, or only the "last".
-      seeds: The number of trainings of everything that is compared: seed, seed + 1 and so on.
+      seeds: The number of trainings of each compared network: seed, seed + 1 and so on.
       radii: The linf radii of the attack in training. At the first radius all methods are compared and
         all networks trained; at the others only the first network is trained.
-      ratios: The fractions to keep of naturally trained networks (figure B.1), descending.
+      ratios: The fractions to keep of naturally trained networks (figure B.1), in descending order.
       num_epochs: The number of epochs of every method, over all its phases.
       max_steps: The largest number of steps of the attack in training.
-      learning_rate: The learning rate, 0.05 in the source; a fifth of it in the last quarter of the
-        epochs.
+      learning_rate: The learning rate, 0.05 in the source; it falls to a fifth for the last quarter of
+        the epochs.
       batch_size: The number of images in a step.
       weight_decay: The weight decay of all parameters.
       rho: The rho of ADMM when the learning rate falls; the one-shot schemes start at a hundredth of
         it. If it is too small, the residual is large and the last projection costs accuracy.
-      num_train: The number of training images; None: all but those of validation.
+      num_train: The number of training images; None: all except those of validation.
       num_validation: The number of training images, at most a tenth, on which networks are evaluated
-        after each epoch. They are not trained on, and decide nothing.
-      num_attacked: The number of attacked test images, which differ between seeds; accuracies are of
-        all test images.
+        after each epoch. Networks are not trained on them, and nothing is chosen by them.
+      num_attacked: The number of attacked test images, which differ between seeds; clean accuracies
+        are of all test images.
       fully_attacked: The networks that all of AutoAttack attacks: "main", the dense ones and those of
         the irregular scheme; or "all". The others are attacked by its first two attacks.
-      curve_epsilons: The radii of the curves, ascending; a curve ends where accuracy falls below
-        chance.
-      curve_steps: The steps of the PGD of the curves, 100 in the source.
+      curve_epsilons: The radii of the curves, in ascending order; a curve ends where accuracy falls
+        below chance.
+      curve_steps: The number of steps of PGD for the curves, 100 in the source.
       num_timed: The number of images that are timed one by one, and of timed batches of 100.
       suite_steps: The largest number of steps of every attack of AutoAttack, to try things out.
       seed: The first of the seeds.
@@ -181,7 +181,7 @@ class Settings:
         ]
 
     def compared(self) -> list[Variant]:
-        """Everything that is compared over seeds: the first network by all methods."""
+        """The variants that are compared over seeds: the first network by all methods."""
         found = [Variant(self.networks[0], radius=self.radii[0])]
         for method in self.methods:
             is_last = self.alternatives == "last" and method in networks.ALTERNATIVES
@@ -191,7 +191,7 @@ class Settings:
         return found
 
     def asked(self, variant: Variant) -> float:
-        """The fraction in the settings that is nearest: N of M has only whole numbers."""
+        """The nearest fraction in the settings, because N of M cannot keep every fraction."""
         return min(self.kept, key=lambda kept: abs(kept - variant.kept))
 
     def seeded(self, variant: Variant) -> list[Variant]:
@@ -209,14 +209,14 @@ class Settings:
     def variants(self) -> list[Variant]:
         """All networks."""
         first, *natural = [v for network in self.networks for v in self.pair(network, 0.0)]
-        # The spread of natural weights over seeds, to which robust ones are compared.
+        # All seeds, because the weights of natural and robust networks are compared over seeds.
         others = [variant.but(seed=self.seed) for variant in natural]
         return self.robust() + self.seeded(first) + others
 
 
 def check(settings: Settings) -> None:
     """Raises ValueError or TypeError for a setting that is out of range or unknown."""
-    least = {"num_epochs": 6, "batch_size": 2, "num_timed": 2, "seed": 0}  # a phase takes an epoch
+    least = {"num_epochs": 6, "batch_size": 2, "num_timed": 2, "seed": 0}  # an epoch for each phase
     studies.check_settings(settings, least, networks=NETWORKS, methods=METHODS)
     if "irregular" not in settings.methods:
         raise ValueError(
@@ -240,20 +240,23 @@ def check(settings: Settings) -> None:
 
 
 def check_sizes(study: Study) -> None:
-    """Raises for what would fail after hours: networks that do not accept the images, few images."""
+    """Raises ValueError if a network does not accept the images, or if there are too few images.
+
+    Otherwise the study would fail after hours.
+    """
     settings, train, shape = study.settings, study.dataset.train, study.dataset.image_shape
     for name in settings.networks:
         try:
             jax.eval_shape(study.network(name).init, jax.random.key(0), jnp.zeros((1, *shape)))
-        except Exception as error:  # of flax and of jax, of many classes
+        except Exception as error:  # flax and jax raise errors of many classes
             raise ValueError(
                 f"`networks` must accept images of shape {shape}, but {name} does not: {error}"
             ) from error
     left = len(train) - len(study.validation)
     if settings.num_train is not None and settings.num_train > left:
         raise ValueError(
-            f"`num_train` must be at most {left}, the training images that are not for validation, got "
-            f"{settings.num_train}."
+            f"`num_train` must be at most {left}, the number of training images without those for "
+            f"validation, got {settings.num_train}."
         )
 
 

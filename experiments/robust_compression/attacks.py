@@ -1,4 +1,4 @@
-"""What is measured under attack, stages and their facts: AutoAttack, curves, transfer, combinations."""
+"""Measurements under attack: AutoAttack, curves over epsilon, transfer, and combined networks."""
 
 import itertools
 from typing import Any
@@ -17,27 +17,27 @@ from jaxrobust.studies import ANY, comparison, records, suite_names, suite_run
 from jaxrobust.studies.outcomes import pack, rate_of, right_ones, unpack
 from jaxrobust.training.compression.budget_schedules import LONGEST_STEP
 
-# Of combined networks: 0.1 and 32 are the source's.
+# For combined networks; 0.1 and 32 are from the source.
 EPSILONS, STEPS = (EPSILON, 0.1), 32
 MEMBERS, ATTACKS = ("natural", "robust", "combined"), ("PGD", "CW", "APGD")
 PANEL_EPSILONS = (0.0, 0.016, 0.03, 0.06, 0.1, 0.2, 0.3)
-PANEL_STEPS, NUM_PANELS = 7, 3  # 7 are the source's
+PANEL_STEPS, NUM_PANELS = 7, 3  # the 7 steps are from the source
 
 
 def pgd(epsilon: float, num_steps: int) -> PGD:
-    """PGD whose steps together reach 2.5 times as far as its ball does; a single one less."""
+    """Returns PGD whose steps together are 2.5 epsilon long; a step is at most LONGEST_STEP epsilon."""
     return PGD(epsilon, epsilon * min(2.5 / num_steps, LONGEST_STEP), num_steps)
 
 
 def auto_attack(study: Study, num_attacks: int | None = None) -> dict[str, Attack]:
-    """All of AutoAttack, or as many of its attacks as are asked for."""
+    """Returns AutoAttack, or only the first `num_attacks` of its attacks."""
     suite = evaluation.auto_attack_suite(EPSILON, num_classes=study.dataset.num_classes)
     few, steps = itertools.islice(suite.items(), num_attacks), study.settings.suite_steps
     return {name: suite_names.shortened(attack, steps) for name, attack in few}
 
 
 def run_suites(study: Study) -> None:
-    """AutoAttack on every robust network: all of it, or its first two attacks."""
+    """Runs AutoAttack on every robust network: all of it, or only its first two attacks."""
     for variant in study.settings.robust():
         is_full = study.settings.fully_attacked == "all" or variant.method in ("dense", "irregular")
         attacked = suite_run.SuiteRun(
@@ -53,7 +53,7 @@ def run_suites(study: Study) -> None:
 
 
 def curves(study: Study) -> None:
-    """Algorithm 2: accuracy under PGD over epsilon, until it is below chance."""
+    """Measures accuracy under PGD over epsilon, until it is below chance (algorithm 2)."""
     settings, pairs = study.settings, itertools.chain.from_iterable(study.settings.pairs())
     for variant in itertools.chain.from_iterable(map(settings.seeded, pairs)):
         curve = study.run.stages.remember(
@@ -71,9 +71,10 @@ def curves(study: Study) -> None:
 
 
 def transfer(study: Study, radius: float, after: str) -> dict[str, Any]:
-    """Algorithm 3: PGD on the strongest and the weakest network of a radius of training, shown to all.
+    """Shows images of PGD on the strongest and the weakest network to all networks (algorithm 3).
 
-    They are chosen by what is left after an attack and those before it.
+    The networks are those trained at `radius`. The strongest and the weakest are chosen by the accuracy
+    after the attack `after` and those before it.
     """
     facts, settings = study.run.facts, study.settings
     pairs = [pair for pair in settings.pairs() if pair[0].radius == radius]
@@ -113,7 +114,7 @@ def transfer(study: Study, radius: float, after: str) -> dict[str, Any]:
 
 
 def under_fgsm(study: Study, network: str) -> None:
-    """What naturally trained networks have right under FGSM (figure B.1)."""
+    """Measures the accuracy of naturally trained networks under FGSM (figure B.1)."""
     natural = [one.but(seed=study.settings.seed) for one in study.settings.pair(network, 0.0)]
 
     def right(variant: Variant) -> np.ndarray:
@@ -130,10 +131,11 @@ def under_fgsm(study: Study, network: str) -> None:
 
 
 def combine(study: Study, after: str) -> None:
-    """Table C.1: natural and robust networks, and the means of their probabilities.
+    """Attacks natural and robust networks and the means of their probabilities (table C.1).
 
-    "made_on" is the member whose images the combination is shown. Of the robust one is known what
-    withstands two attacks of AutoAttack, of which `after` is the second.
+    The key "made_on" is the member on which images were made that are shown to the combination. The
+    result of the robust network under two attacks of AutoAttack, of which `after` is the second, is
+    already among the facts.
     """
     facts, settings = study.run.facts, study.settings
     attacked = itertools.product(ATTACKS, EPSILONS, (None, *MEMBERS[:2]))
@@ -158,7 +160,7 @@ def combine(study: Study, after: str) -> None:
 
 
 def _label(attack: str | None, epsilon: float | None = None, made_on: str | None = None) -> str:
-    """What an attack is called in the record of combined networks, in earlier runs too."""
+    """Returns the name of an attack in the record of combined networks; finished runs have it too."""
     words = "no attack" if epsilon is None else f"{attack}, {epsilon_label(epsilon)}"
     return f"{words}, made on {made_on}" if made_on else words
 
@@ -166,7 +168,7 @@ def _label(attack: str | None, epsilon: float | None = None, made_on: str | None
 def _combined(
     study: Study, robust: Variant, known: np.ndarray, progress: Any
 ) -> dict[str, dict[str, str]]:
-    """{member: {label: outcomes, packed}}."""
+    """Returns {member: {label: packed outcomes}}."""
     pair = study.classifier(robust.but(radius=0.0)), study.classifier(robust)
     whole, (images, labels) = Ensemble(pair), study.attacked(robust.seed)
     closest = CarliniWagnerLinf(num_steps=10 * study.settings.curve_steps)
@@ -195,14 +197,14 @@ def _combined(
 
 
 def combined_steps(study: Study) -> int:
-    """Of PGD on combined networks: the source's, or fewer where curves have fewer."""
+    """Returns the steps of PGD on combined networks: the source's, or as few as curves have."""
     return min(STEPS, study.settings.curve_steps)
 
 
 def panels(study: Study) -> dict[str, Any]:
-    """Figures 3.1 and A.2: images over epsilon, made on the dense and on the smallest network.
+    """Draws images over epsilon, made on the dense and on the smallest network (figures 3.1 and A.2).
 
-    Both have them right; where there are none such, any are shown.
+    Both networks have the clean images right, if there are such images.
     """
     settings, names = study.settings, study.dataset.class_names
     pair = settings.pair(settings.networks[0], settings.radii[0])

@@ -1,4 +1,4 @@
-"""What is measured of the networks, and how they compare: facts."""
+"""Measures and compares the networks, and adds the results as facts."""
 
 import dataclasses
 import itertools
@@ -15,13 +15,13 @@ from jaxrobust import evaluation, studies
 from jaxrobust.studies import ANY, Fact, comparison, records
 from jaxrobust.studies.outcomes import unpack
 
-MARGIN = 0.03  # what compression may cost, in shares of the images
-FAR = 0.05  # a residual beyond which the last projection takes more than a little away
-LOSS = 1 / 3  # a network that loses more than this of the dense one's accuracy has collapsed
-SIZES = (1, 100)  # images at a time, the source's
+MARGIN = 0.03  # the loss of accuracy that is accepted for compression
+FAR = 0.05  # above this residual, the last projection changes the network considerably
+LOSS = 1 / 3  # a network that loses more than this share of the dense one's accuracy has collapsed
+SIZES = (1, 100)  # images at a time, as in the source
 NUM_BINS = 61
 RANDOM = "random_masks"
-# What one-shot ADMM, irregular, is compared with: each question has a correction of its own.
+# The methods that irregular one-shot ADMM is compared with; each question has its own correction.
 RIVALS = {
     "schemes": SCHEMES[1:],
     "alternatives": tuple(method for method in networks.ALTERNATIVES if method != RANDOM),
@@ -30,7 +30,7 @@ RIVALS = {
 
 
 def measure(study: Study) -> dict[str, Any]:
-    """Trains, measures and compares everything; returns what the template needs besides facts."""
+    """Trains, measures and compares all networks; returns names for the template, besides facts."""
     settings, facts = study.settings, study.run.facts
     facts.read(Path(__file__).with_name("published.csv"), source="004")
     for variant in settings.variants():
@@ -52,7 +52,7 @@ def measure(study: Study) -> dict[str, Any]:
 
 
 def train(study: Study, variant: Variant) -> None:
-    """A training: accuracy, what is in the file, the loss over the epochs and its alarm."""
+    """Trains a network; adds its accuracy, figures of its file, its loss over epochs and the alarm."""
     facts, record = study.run.facts, trainings.train(study, variant)
     facts.add("accuracy", variant, outcomes=unpack(record["right"], len(study.test)))
     left, promised = record["weights"] - record["zeros"], record["promised"]
@@ -82,7 +82,7 @@ def train(study: Study, variant: Variant) -> None:
 
 
 def entries(study: Study) -> list[dict[str, Any]]:
-    """Dense and irregular networks of the first seed as models of the report."""
+    """Returns dense and irregular networks of the first seed as models of the report."""
     found, settings, test = [], study.settings, study.test
     for network in settings.networks:
         natural, pair = settings.pair(network, 0.0)[0], settings.pair(network, settings.radii[0])
@@ -103,7 +103,7 @@ def entries(study: Study) -> list[dict[str, Any]]:
 
 
 def weights(study: Study) -> None:
-    """Figures 4.1, 4.2, B.2 and B.3: histograms, zeros apart; and how much the weights vary."""
+    """Adds histograms without zeros (figures 4.1, 4.2, B.2, B.3), and the spread of the weights."""
     facts, settings = study.run.facts, study.settings
 
     def deviations(variant: Variant) -> list[Any]:
@@ -116,7 +116,7 @@ def weights(study: Study) -> None:
 
     for network in settings.networks:
         natural, pair = settings.pair(network, 0.0)[0], settings.pair(network, settings.radii[0])
-        # Both in one frame, in which the narrower one is more than a spike.
+        # One range for both histograms, in which the narrower one is more than a spike.
         limit = 5 * max(deviations(natural)[0], deviations(pair[0])[0])
         draw(natural, False, limit=limit)
         draw(pair[0], False, limit=limit)
@@ -135,7 +135,7 @@ def _histogram(study: Study, variant: Variant, **look: Any) -> dict[str, Any]:
 
 
 def time(study: Study) -> None:
-    """Time of one image and of 100 (algorithms 4 and 5, figures 4.7 and D.1)."""
+    """Times one image and 100 images (algorithms 4 and 5, figures 4.7 and D.1)."""
     facts, settings = study.run.facts, study.settings
     for entry in study.run.stages.remember("latency", lambda progress: _times(study, progress)):
         pair, batch = settings.pair(entry["network"], settings.radii[0]), entry["batch"]
@@ -151,7 +151,7 @@ def _times(study: Study, progress: Any) -> list[dict[str, Any]]:
     cases = list(itertools.product(settings.networks, SIZES))
     for done, (network, size) in enumerate(cases, start=1):
         pair = settings.pair(network, settings.radii[0])
-        # The same images again where there are too few: times do not depend on what is seen.
+        # Images are repeated if there are too few, because times do not depend on their content.
         wanted = (size * settings.num_timed, *study.test.images.shape[1:])
         timed = evaluation.dataset_latency(
             {str(one.kept): study.classifier(one.but(seed=settings.seed)) for one in pair},
@@ -166,7 +166,7 @@ def _times(study: Study, progress: Any) -> list[dict[str, Any]]:
 
 
 def average(study: Study) -> None:
-    """Means over the seeds; of one seed its own figures."""
+    """Adds means over the seeds, or the figures themselves if there is only one seed."""
     facts, settings = study.run.facts, study.settings
     several = [*settings.compared(), *itertools.chain.from_iterable(settings.pairs())]
     measured: list[tuple[str, dict[str, Any]]] = [
@@ -177,13 +177,16 @@ def average(study: Study) -> None:
     for variant, (measure, keys) in itertools.product(dict.fromkeys(several), measured):
         found, seeds = facts.where(measure, variant, seed=ANY, **keys), settings.seeded(variant)
         means = comparison.means(found, "seed", f"mean {measure}", alone=True)
-        # A curve ends where it is below chance, with another seed elsewhere.
+        # Curves of different seeds end at different epsilons, where they fall below chance.
         full = [mean for mean in means if mean.count is None and mean.n == len(seeds)]
         facts.extend(means if len(seeds) == 1 else full)
 
 
 def compare_all(study: Study, first: str, last: str) -> None:
-    """Every method with the dense network, the irregular scheme with the others, and what collapsed."""
+    """Compares all methods with the dense network, and the irregular scheme with other methods.
+
+    Also adds which networks have collapsed.
+    """
     facts, settings = study.run.facts, study.settings
     dense, *compared = settings.compared()
     measures: list[tuple[str, dict[str, Any]]]
@@ -226,9 +229,10 @@ def compare_all(study: Study, first: str, last: str) -> None:
 def compare(
     study: Study, pairs: list[tuple[Variant, Variant]], measure: str, **keys: Any
 ) -> list[Fact]:
-    """Adds how much more the first of each pair has right: over its seeds, or of one over the images.
+    """Adds the difference of the first to the second network of each pair.
 
-    "<measure> difference" has the keys of the first, and `other` and `other_kept` of the second.
+    It is paired over the seeds or, with one seed, over the images. "<measure> difference" has the keys
+    of the first network, and the method and share of the second as `other` and `other_kept`.
     """
     own = [
         dataclasses.replace(
@@ -248,5 +252,5 @@ def compare(
 
 
 def has_collapsed(dense: Sequence[float], compressed: Sequence[float]) -> bool:
-    """Whether any accuracy of a compressed network is less than two thirds of the dense one's."""
+    """Returns whether any accuracy of a compressed network is below two thirds of the dense one's."""
     return any(c < (1 - LOSS) * d for d, c in zip(dense, compressed, strict=True))

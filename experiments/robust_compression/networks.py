@@ -1,6 +1,6 @@
-"""The networks of the study: which there are, how each is called, and the data that they share.
+"""The networks of the study with their names, and the data that they share.
 
-The source has ResNet34 and MobileNetV2; ResNet18 stands beside them, and small ones for a CPU.
+The source has ResNet34 and MobileNetV2. This study adds ResNet18, and small networks for a CPU.
 """
 
 import dataclasses
@@ -13,16 +13,16 @@ import numpy as np
 from jaxrobust import data, models
 from jaxrobust.evaluation.attack_report import epsilon_label
 
-EPSILON = 8 / 255  # what every network is attacked at, the source's 0.03
+EPSILON = 8 / 255  # at which every network is attacked; 0.03 in the source
 
-# The source's one-shot ADMM with its three sets S, and one more; then the alternatives.
+# The source's one-shot ADMM with its three sets S and one more, and the alternatives.
 SCHEMES = ("irregular", "funnel", "redundant", "n_of_m")
 ALTERNATIVES = ("two_phase", "hydra", "rigl", "magnitude", "random_masks")
-CONTROL = "dense_phases"  # nothing is pruned: what an interrupted training alone costs
+CONTROL = "dense_phases"  # nothing is pruned, to measure the cost of an interrupted training
 METHODS = (*SCHEMES, *ALTERNATIVES, CONTROL)
-PRETRAINED = "pretrained"  # the dense half that the methods in phases begin with
+PRETRAINED = "pretrained"  # the dense half of the training, with which methods in phases begin
 
-# The stages of a run have these words in their names.
+# The names of methods in tables, and in the names of stages on the disk.
 METHOD_WORDS = {
     "dense": "dense",
     PRETRAINED: "dense half",
@@ -45,10 +45,10 @@ class Network:
 
     Attributes:
       family: A name of `jaxrobust.models.MODELS`.
-      source: The source's network whose figures stand beside it, as published.csv calls it.
-      exclude: Path prefixes of the kernels that stay whole: stem and classifier.
-      sizes: Constructor fields, where they are not the published ones.
-      words: What it is, for tables.
+      source: The name in published.csv of the source's network that it is compared with.
+      exclude: The path prefixes of the kernels that are not pruned: stem and classifier.
+      sizes: The constructor fields that differ from the published ones.
+      words: A description for tables.
     """
 
     family: str
@@ -62,8 +62,8 @@ NETWORKS = {
     "resnet34": Network("resnet34", "ResNet"),
     "resnet18": Network("resnet18", "ResNet"),
     "mobilenet_v2": Network("mobilenet_v2", "MobileNet"),
-    # Of four times as many weights, on what 2 cores can train in two minutes, random masks keep as much
-    # as any method: a tenth of its weights is enough for all that it learns.
+    # With four times as many weights, random masks are as good as any method in a training of two
+    # minutes on 2 cores, because a tenth of the weights is enough for all that the network learns.
     "resnet10_slim": Network(
         "resnet18",
         "ResNet",
@@ -97,11 +97,11 @@ class Variant:
     """A trained network; its fields are the keys of the facts about it.
 
     Attributes:
-      network: Its name in NETWORKS.
+      network: The name in NETWORKS.
       method: "dense" or one of METHODS.
-      kept: Share of the weights kept, stem and classifier not counted.
-      radius: Of the attack that it was trained against; 0 for natural training.
-      seed: An integer, of its training; None: all seeds that there are.
+      kept: The share of the weights that is kept, without stem and classifier.
+      radius: The radius of the attack in training; 0 for natural training.
+      seed: The seed of the training, an integer; None: all seeds.
     """
 
     network: str
@@ -111,7 +111,7 @@ class Variant:
     seed: Any = None
 
     def but(self, **changes: Any) -> "Variant":
-        """The same but for some fields."""
+        """Returns the variant with some fields changed."""
         return dataclasses.replace(self, **changes)
 
     @property
@@ -121,12 +121,12 @@ class Variant:
 
     @property
     def exclude(self) -> tuple[str, ...]:
-        """Path prefixes of the kernels that stay whole."""
+        """The path prefixes of the kernels that are not pruned."""
         return NETWORKS[self.network].exclude
 
     @property
     def share(self) -> str:
-        """Of the weights, in words: "50 %", or "dense"."""
+        """The share of the weights in words: "50 %", or "dense"."""
         return "dense" if self.kept == 1 else f"{100 * self.kept:g} %"
 
     @property
@@ -136,29 +136,29 @@ class Variant:
 
     @property
     def words(self) -> str:
-        """Without network and seed: "ADMM, irregular, 50 %, trained at 8/255"."""
+        """The description without network and seed: "ADMM, irregular, 50 %, trained at 8/255"."""
         share = [] if self.kept == 1 else [self.share]
         at = f"trained at {epsilon_label(self.radius)}" if self.radius else "natural"
         return ", ".join([self.method_words, *share, at])
 
     @property
     def name(self) -> str:
-        """With network and seed, as stages have it."""
+        """The description with network and seed, as in the names of stages."""
         return f"{self.network}, {self.words}, seed {self.seed}"
 
     @property
     def stem(self) -> str:
-        """Of its files."""
+        """The name of the variant's files, without a suffix."""
         words = [self.network, self.method, f"{100 * self.kept:g}", epsilon_label(self.radius)]
         return "-".join([*words, f"seed{self.seed}"]).replace("/", "of").replace("_", "-").lower()
 
 
 class Study:
-    """The run, its data, and its trained networks as they were saved.
+    """A run with its data and its trained networks, as they are saved.
 
     Args:
-      run: Of `studies.start`.
-      dataset: The data.
+      run: The result of `studies.start`.
+      dataset: The data set.
     """
 
     def __init__(self, run: Any, dataset: data.Dataset) -> None:
@@ -173,30 +173,30 @@ class Study:
         self._classifiers: dict[Variant, models.Classifier] = {}
 
     def attacked_rows(self, seed: int) -> np.ndarray:
-        """The test images that networks of a seed are attacked on: others for each."""
+        """Returns the rows of the attacked test images, which differ between seeds."""
         part = seed - self.settings.seed, self.settings.seeds
         return spread_rows(len(self.test), self.settings.num_attacked, part)
 
     def attacked(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """These images, with labels."""
+        """Returns the attacked test images of a seed, and their labels."""
         rows = self.attacked_rows(seed)
         return self.test.images[rows], self.test.labels[rows]
 
     def target(self, variant: Variant) -> tuple[models.Classifier, np.ndarray, np.ndarray]:
-        """What attacks take: the network of a variant, and the images and labels of its seed."""
+        """Returns the network of a variant, and the images and labels of its seed, for attacks."""
         return self.classifier(variant), *self.attacked(variant.seed)
 
     def network(self, name: str) -> nn.Module:
-        """A network without weights."""
+        """Returns a network without weights."""
         known = NETWORKS[name]
         return models.create(known.family, self.dataset.num_classes, **known.sizes)
 
     def path(self, variant: Variant) -> Path:
-        """The file that a trained network is saved in, without the weights that are zero."""
+        """Returns the path of the file of a trained network, which leaves out zeros."""
         return self.run.folder / "models" / f"{variant.stem}.jrw"
 
     def save(self, variant: Variant, variables: Any) -> tuple[int, int]:
-        """Saves a network; returns the bytes of the file, and of one with the zeros written out."""
+        """Saves a network; returns the size of the file in bytes, and of one that includes zeros."""
         apply, names = self.network(variant.network).apply, self.dataset.class_names
         model = models.Classifier(apply, variables, self.dataset.mean, self.dataset.std)
         dense, sparse = (
@@ -206,14 +206,17 @@ class Study:
         return sparse, dense
 
     def classifier(self, variant: Variant) -> models.Classifier:
-        """A trained network, read from its file: what is measured is what was saved."""
+        """Returns a trained network, read from its file, so that the saved network is measured."""
         if variant not in self._classifiers:
             self._classifiers[variant] = models.load(self.path(variant)).classifier
         return self._classifiers[variant]
 
 
 def spread_rows(size: int, most: int | None, part: tuple[int, int] = (0, 1)) -> np.ndarray:
-    """At most so many rows, spread evenly; parts, (number, of how many), share as few as they can."""
+    """Returns at most `most` rows, spread evenly.
+
+    `part` is (number, number of parts); the rows of different parts overlap as little as possible.
+    """
     count = size if most is None else min(most, size)
     number, parts = part
     shifted = np.arange(count) + (number + 0.5) / parts

@@ -1,6 +1,6 @@
-"""How every network of the study is trained: dense, in one shot, and by the alternatives.
+"""Trains every network of the study: dense, in one shot, and by the alternatives.
 
-All methods have `num_epochs` epochs in all. In phases:
+All methods have `num_epochs` epochs in all, in these phases:
 
     dense, ADMM's schemes, RigL, random masks   one training of all epochs
     magnitude       half of them dense; pruned; the other half under the masks
@@ -8,9 +8,9 @@ All methods have `num_epochs` epochs in all. In phases:
     hydra           half of them dense; a quarter for the scores; a quarter under the masks
     dense_phases    half of them dense; the other half dense too: the control of those three
 
-The dense half is one training for the four of them. The attack, the learning rate and the share kept
-are of the epoch, counted over all phases: no method meets a weaker attack than another, or a higher
-learning rate. What a new phase has anew is the momentum.
+These four methods share the training of the dense half. The attack, the learning rate and the share
+kept depend on the epoch, counted over all phases, so no method has a weaker attack than another, or a
+higher learning rate. Only the momentum starts anew in a new phase.
 """
 
 import dataclasses
@@ -34,18 +34,22 @@ from jaxrobust.training.step.attack_schedule import strength
 NATURAL_WEIGHT, MOMENTUM, CLIP = 0.1, 0.9, 5.0
 PHOTOGRAPHS = Augmentation(flip=0.5, translate=0.125)
 NUM_RADII = 3  # at most, in the first half of the epochs
-LATE, FACTOR = 0.75, 0.2  # of the epochs, from which on the learning rate is this much of itself
-# Of two-phase ADMM, after Ye et al.; its rho times the learning rate grows to STEEPEST and no further.
+LATE, FACTOR = 0.75, 0.2  # after this share of the epochs, the learning rate falls by this factor
+# For two-phase ADMM, after Ye et al.; rho times the learning rate grows to STEEPEST and no further.
 GROWTH, STEEPEST = 1.3, 0.2
-RISE = 100.0  # of rho in one-shot ADMM, from the first epoch to where the learning rate falls
+RISE = 100.0  # the factor by which one-shot ADMM's rho rises, until the learning rate falls
 UPDATES = 4  # of ADMM's multipliers in an epoch
 CONSTANTS = [NATURAL_WEIGHT, MOMENTUM, CLIP, NUM_RADII, LATE, FACTOR]
 CONSTANTS += [GROWTH, STEEPEST, RISE, UPDATES]
-_BLOCK = 4  # N of every 4 weights; of 8 where that is no whole number, at least one
+_BLOCK = 4  # N of every 4 weights, or of 8 if N would not be a whole number of at least one
 
 
 def train(study: Study, variant: Variant) -> dict[str, Any]:
-    """Trains a network, saves it as a file, and says what it is (`_finished`); once."""
+    """Trains a network once and saves it as a file; returns its record (`_finished`).
+
+    Raises:
+      ValueError: The training is finished, but the file of the network is missing.
+    """
     if variant not in study.records:
         if any(phases(variant.method, study.settings.num_epochs)[1:]):
             train(study, _dense_half(variant))
@@ -82,7 +86,7 @@ def _trained(study: Study, variant: Variant) -> dict[str, Any]:
 
 
 def compression(study: Study, variant: Variant) -> training.Compression | None:
-    """What ties the weights in the phase that compresses; None: nothing, or masks alone."""
+    """Returns the compression of the phase that compresses; None: nothing, or only masks."""
     settings, exclude = study.settings, variant.exclude
     if variant.method == "rigl":
         return RigL(variant.kept, exclude=exclude)
@@ -90,8 +94,8 @@ def compression(study: Study, variant: Variant) -> training.Compression | None:
         return Hydra(pruning.Irregular(), variant.kept, exclude=exclude)
     if variant.method not in (*SCHEMES, "two_phase"):
         return None
-    # Small while there is much to learn: it draws the weights to where they were at the last update,
-    # and with the whole rho from the start the network learns less (docs/compression.md).
+    # Rho is small at first, because it draws the weights to their values at the last update: with the
+    # whole rho from the start the network learns less (docs/compression.md).
     until = max(1, round(LATE * settings.num_epochs * UPDATES))
     course: dict[str, Any] = {"rho": settings.rho / RISE, "rho_growth": RISE ** (1 / until)}
     course |= {"largest_rho": settings.rho, "kept": budgets(settings, variant.kept)}
@@ -104,12 +108,12 @@ def compression(study: Study, variant: Variant) -> training.Compression | None:
 
 
 def largest_rho(settings: Any) -> float:
-    """Of two-phase ADMM, a bound of ours: some way below where steps of this rate grow unstable."""
+    """Returns our bound of two-phase ADMM's rho, below that at which steps become unstable."""
     return max(settings.rho, STEEPEST / settings.learning_rate)
 
 
 def constraint(study: Study, variant: Variant) -> Any:
-    """The set of a scheme of one-shot ADMM."""
+    """Returns the constraint set of a scheme of one-shot ADMM."""
     if variant.method == "n_of_m":
         return pruning.NofM(*n_of_m(variant.kept))
     if variant.method == "redundant":
@@ -117,7 +121,7 @@ def constraint(study: Study, variant: Variant) -> Any:
     if variant.method != "funnel":
         return pruning.Irregular()
     if networks.NETWORKS[variant.network].family != "mobilenet_v2":
-        return pruning.Funnel()  # of residual networks the set knows shortcuts and blocks
+        return pruning.Funnel()  # knows the shortcuts and blocks of residual networks
     network = study.network(variant.network)
     image = jax.ShapeDtypeStruct((1, *study.dataset.image_shape), np.float32)
     shapes = jax.eval_shape(network.init, jax.random.key(0), image)
@@ -127,22 +131,22 @@ def constraint(study: Study, variant: Variant) -> Any:
 
 
 def share_of(method: str, kept: float) -> float:
-    """The share that a method keeps where it cannot keep any: N of M is whole numbers."""
+    """Returns the share that a method keeps, which for N of M is a ratio of whole numbers."""
     if method == networks.CONTROL:
         return 1.0
     return n_of_m(kept)[0] / n_of_m(kept)[1] if method == "n_of_m" else kept
 
 
 def n_of_m(kept: float) -> tuple[int, int]:
-    """(N, M) nearest to a share: 2 of 4 for a half, 1 of 8 for a tenth."""
+    """Returns the (N, M) nearest to a share: 2 of 4 for a half, 1 of 8 for a tenth."""
     exact = abs(kept * _BLOCK - round(kept * _BLOCK)) < 1e-6 and round(kept * _BLOCK) > 0
     size = _BLOCK if exact else 2 * _BLOCK
     return max(1, round(kept * size)), size
 
 
 def promised(variant: Variant, sizes: list[int]) -> int | None:
-    """How many weights of kernels of these sizes a method says that it keeps; None: it says none."""
-    # What whole filters and groups of M keep depends on the shapes of the kernels.
+    """Returns how many weights of kernels of these sizes a method promises to keep, if it does."""
+    # For whole filters and groups of M this number depends on the shapes of the kernels.
     if variant.method in ("redundant", "n_of_m"):
         return None
     if variant.method == "funnel":
@@ -151,11 +155,11 @@ def promised(variant: Variant, sizes: list[int]) -> int | None:
 
 
 def _random_masks(study: Study, variant: Variant) -> Any:
-    """As many weights of every layer as the irregular scheme keeps, drawn at random."""
+    """Returns random masks that keep as many weights of every layer as the irregular scheme."""
     network, shape = study.network(variant.network), study.dataset.image_shape
     params = training.initial_variables(network, shape, variant.seed)["params"]
     kernels = open_kernels(params, variant.exclude)
-    # One number with `exclude` would be of all kernels, those that stay whole too.
+    # Not one number with `exclude`, which would be a share of all kernels, including unpruned ones.
     removed = {p: 1 - round(variant.kept * leaf.size) / leaf.size for p, leaf in kernels.items()}
     key = jax.random.fold_in(jax.random.key(variant.seed), 1)
     return pruning.random(key, params, removed, scope="layer")
@@ -169,7 +173,7 @@ def _fit(
     variables: Any = None,
     masks: Any = None,
 ) -> training.FitResult:
-    """A phase of a training: 0, 1 or 2."""
+    """Runs a phase of a training: 0, 1 or 2."""
     epochs = phases(variant.method, study.settings.num_epochs)
     train, held = study.train, study.validation
     return training.fit(
@@ -200,9 +204,10 @@ def _checkpoints(study: Study, variant: Variant, phase: int) -> Any:
 def _finished(
     study: Study, variant: Variant, fits: list[training.FitResult], earlier: Any = ()
 ) -> dict[str, Any]:
-    """Saves a network, deletes its checkpoints, and says what it is."""
+    """Saves a network, deletes its checkpoints, and returns its record."""
     network, mean, std = study.network(variant.network), study.dataset.mean, study.dataset.std
-    # Estimated alike for all: a compression gives back such, a training without one moving averages.
+    # Estimated for all networks in the same way: a compression returns estimated statistics, but a
+    # training without compression returns moving averages.
     variables = training.reestimate_batch_stats(
         network,
         fits[-1].variables,
@@ -249,9 +254,9 @@ def _finished(
 
 
 def phases(method: str, num_epochs: int) -> tuple[int, int, int]:
-    """The epochs of the phases of a method, 0 of those that it lacks.
+    """Returns the epochs of the three phases of a method, 0 for phases that it lacks.
 
-    Together they are `num_epochs`, but for the dense half alone.
+    Their sum is `num_epochs`, except for the dense half alone.
     """
     half = num_epochs // 2
     rest = num_epochs - half
@@ -265,7 +270,7 @@ def phases(method: str, num_epochs: int) -> tuple[int, int, int]:
 
 
 def recipe(study: Study, radius: float, first: int, num_epochs: int) -> training.Recipe:
-    """How a training or one of its phases goes, `first` epochs after the beginning."""
+    """Returns the recipe of a training or of a phase that starts after `first` epochs."""
     settings = study.settings
     drop = round(LATE * settings.num_epochs) - first
     rate: Any = training.Constant(settings.learning_rate * (FACTOR if drop <= 0 else 1))
@@ -292,17 +297,18 @@ def recipe(study: Study, radius: float, first: int, num_epochs: int) -> training
 
 
 def attacks_of(settings: Any, radius: float) -> AttackSchedule:
-    """The attack of every epoch, the same for all methods."""
-    # Radius and steps rise as the source's do, but within the first half of the epochs: what is pruned
-    # in the second half, by whatever method, meets the whole attack.
+    """Returns the attack of every epoch, the same for all methods."""
+    # Radius and steps rise as the source's do, but within the first half of the epochs, so that methods
+    # that prune in the second half are trained under the whole attack.
     rising, whole = settings.num_epochs // 2, pgd(radius, settings.max_steps)
     return training.source_sequences(rising, whole, 1.0, num_radii=min(NUM_RADII, rising // 3))[0]
 
 
 def budgets(settings: Any, kept: float) -> tuple[float, ...]:
-    """The share kept in every epoch of a one-shot scheme: it falls only where the attack stays.
+    """Returns the share kept in every epoch of a one-shot scheme.
 
-    It rests from where the learning rate falls, so that the weights come to lie in the set.
+    It never falls in an epoch in which the attack changes. It stays the same after the learning rate
+    has fallen, so that the weights can converge to the set.
     """
     changes = [first for first, _ in attacks_of(settings, settings.radii[0]).stages]
     rests = round(LATE * settings.num_epochs)

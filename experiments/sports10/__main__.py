@@ -1,4 +1,4 @@
-"""Sports-10 photographs: a careful reproduction of everything that two course reports measured.
+"""Reproduces carefully everything that two course reports measured on Sports-10 photographs.
 
     python -m experiments.sports10 --data-dir DIR
     python -m experiments.sports10 --data-dir DIR --quick
@@ -6,17 +6,18 @@
 DIR has train/<class>/*.jpg and valid/<class>/*.jpg (data/README.md). Five networks are trained, three
 of them with cross-validation (problem A); attacked and defended (problem B); pruned, fine-tuned,
 quantised and timed (problem C). If a run is killed or stopped with Ctrl-C, the same command resumes it
-with the stage that was not finished. --quick reduces everything, to see that it runs.
+at the unfinished stage. --quick reduces everything, to see that it runs.
 
 Expected time on 2 cores: about 85 minutes; --quick just under 2.
 
-Expected numbers: docs/results/coverage.md lists each table of the two reports and where it is here.
+Expected numbers: docs/results/index.md. docs/results/coverage.md lists each table of the two reports
+and where it is here.
 
 Source: the two Sports-10 reports that the project reproduces, A (mlp, cnn; 58 and 82 % of 50
 photographs) and B (simple_cnn, resnet_small; 68 and 72 %). Both choose the epoch or the learning rate
-by the test images. Here the test images decide nothing: they are only shown beside the training curve,
-and the weights are those of the last epoch, or their moving average. The recipe of our own network was
-chosen on held-out training photographs (networks.py).
+by the test images. Here nothing is chosen by the test images: they are only shown beside the training
+curve, and the weights are those of the last epoch, or their moving average. The recipe of our own
+network was chosen on held-out training photographs (networks.py).
 """
 
 from pathlib import Path
@@ -27,7 +28,7 @@ from experiments.sports10.networks import FINE_TUNING, SUBJECTS
 from experiments.sports10.study import Study, photographs
 from jaxrobust import checks, studies, training
 
-# What decides about results besides the settings: a run that was made with others is not gone on with.
+# Constants that results depend on, besides the settings: a run with other constants is not resumed.
 CONSTANTS = {
     "epsilons": EPSILONS,
     "curve": robustness.CURVE,

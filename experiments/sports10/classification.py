@@ -1,4 +1,4 @@
-"""Problem A: accuracy with its certainty, confusions, and what the answers rest on."""
+"""Problem A: accuracy and its uncertainty, confusions, and maps that explain the answers."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ def measure(study: Study) -> dict[str, Any]:
     remember, entries, explained = study.run.stages.remember, [], []
     for name in study.config.models:
         entry = remember(f"evaluate {name}", functools.partial(_evaluate, study, name))
-        entries.append(entry | {"description": None})  # which earlier runs kept
+        entries.append(entry | {"description": None})  # earlier runs saved a description
         explained += remember(f"explain {name}", functools.partial(_explain, study, name))
     _counts(study)
     _seeds(study, entries)
@@ -38,7 +38,7 @@ def measure(study: Study) -> dict[str, Any]:
 
 
 def _evaluate(study: Study, name: str, _: Any) -> dict[str, Any]:
-    """The network of the first seed as the report shows it, with the accuracy of all seeds."""
+    """Returns the record of the network of the first seed, with the accuracy of all seeds."""
     fitted, test = study.trained(name, study.config.seed), study.test(name)
     entry = studies.model_entry(
         name,
@@ -57,7 +57,7 @@ def _evaluate(study: Study, name: str, _: Any) -> dict[str, Any]:
 
 
 def _explain(study: Study, name: str, _: Any) -> list[dict[str, Any]]:
-    """Three classes, each with an image that the network has right and one that it has wrong."""
+    """Explains an image that the network has right and one that it has wrong, of three classes."""
     base, test = study.base(name), study.test(name)
     answers = evaluation.logits(base, test.images).argmax(axis=1)
     chosen = studies.right_and_wrong(answers, test.labels, num_classes=3)
@@ -67,7 +67,7 @@ def _explain(study: Study, name: str, _: Any) -> list[dict[str, Any]]:
 
 
 def _counts(study: Study) -> None:
-    """How many photographs each class has."""
+    """Adds the number of photographs of each class."""
     dataset = study.dataset(study.config.models[0])
     for split in ("train", "test"):
         counts = np.bincount(getattr(dataset, split).labels, minlength=dataset.num_classes)
@@ -76,7 +76,7 @@ def _counts(study: Study) -> None:
 
 
 def _seeds(study: Study, entries: list[dict[str, Any]]) -> None:
-    """Accuracy of every seed; the mistakes of the first, the most frequent ones first."""
+    """Adds the accuracy of every seed, and the mistakes of the first, most frequent first."""
     facts = study.facts
     for entry in entries:
         network = entry["name"]
@@ -93,7 +93,7 @@ def _seeds(study: Study, entries: list[dict[str, Any]]) -> None:
 
 
 def _folds(study: Study) -> None:
-    """Right of the held-out photographs, and which differences between networks are real."""
+    """Adds the held-out accuracies, and tests of the differences between networks."""
     facts, compared = study.facts, []
     dense = facts.where("right of held-out", network=ANY, kind="dense", sparsity=0.0)
     right = {fact.keys["network"]: np.asarray(fact.outcomes) for fact in dense}
@@ -107,7 +107,7 @@ def _folds(study: Study) -> None:
 
 
 def _ensembles(study: Study) -> None:
-    """Networks that differ in their seed, answering together."""
+    """Adds the accuracy of ensembles of networks that differ in their seed."""
     name, seeds, test = study.chosen, study.seeds_of(study.chosen), study.test(study.chosen)
     members = [study.classifier(name, study.trained(name, seed).variables) for seed in seeds]
     probabilities = [softmax(evaluation.logits(member, test.images)) for member in members]
@@ -126,12 +126,12 @@ def _ensembles(study: Study) -> None:
 
 
 def _num_steps(study: Study) -> int:
-    """Of the curves of deletion and insertion."""
+    """Returns the number of steps of the curves of deletion and insertion."""
     return 5 if study.config.quick else 20
 
 
 def _maps(study: Study, progress: Any) -> dict[str, Any]:
-    """Every method of attribution on one network: maps of a few images, figures of all."""
+    """Runs every method of attribution on one network: maps of a few images, figures of all."""
     name, quick = study.chosen, study.config.quick
     classifier, test, images = study.base(name), study.test(name), study.pixels(name)
     predicted = predictions(evaluation.logits(classifier, test.images))
@@ -170,7 +170,7 @@ def _maps(study: Study, progress: Any) -> dict[str, Any]:
 
 
 def _faithfulness(study: Study, maps: dict[str, Any]) -> None:
-    """Deletion and insertion against random maps; correlations with maps of randomised networks."""
+    """Adds deletion and insertion, also against random maps, and correlations under randomisation."""
     for method, scores in maps["scores"].items():
         keys = {"network": study.chosen, "method": method}
         for kind, values in scores.items():

@@ -14,17 +14,19 @@ from experiments.sports10.study import Study, masked
 from jaxrobust import data, evaluation, models, pruning, studies, training
 from jaxrobust.studies import ANY, comparison, records
 
-TOLERATED = 0.04  # of accuracy, that a smaller network may cost
-TICKET_NETWORK = "simple_cnn"  # of which report B claims it, and small enough to train often
-ROUNDS = 2  # of the lottery ticket's pruning
+TOLERATED = 0.04  # the largest loss of accuracy that is accepted for a smaller network
+TICKET_NETWORK = (
+    "simple_cnn"  # report B claims a ticket of it, and it is small enough to train often
+)
+ROUNDS = 2  # of pruning for the lottery ticket
 
 
 def measure(study: Study) -> dict[str, Any]:
     """Measures all of problem C.
 
     Returns:
-      Names for problem_c.md.j2 and verdicts_c.md.j2: what their tables have rows of, and the choice of
-      a sparsity.
+      Names for problem_c.md.j2 and verdicts_c.md.j2: the rows of their tables, and the choice of a
+      sparsity.
     """
     names = study.config.models
     for name in names:
@@ -52,13 +54,13 @@ def measure(study: Study) -> dict[str, Any]:
 
 
 def _variants(study: Study, name: str) -> list[Variant]:
-    """Dense, pruned, and with int8 weights: of the dense network and of the sparsest."""
+    """Returns the dense and pruned variants, and int8 variants of the dense and the sparsest."""
     sparsest = Variant(name, "int8", study.config.sparsities[-1])
     return [*pruned_attacks.variants(study, name), sparsest]
 
 
 def _accuracy_and_size(study: Study, name: str, facts: studies.Facts, progress: Any) -> None:
-    """Accuracy of every seed, and what files the first seed's network takes."""
+    """Adds the accuracy of every seed, and the file sizes of the first seed's networks."""
     first, test, judged = study.config.seed, study.test(name), _variants(study, name)
     for done, variant in enumerate(judged, start=1):
         seeds = [first] if variant.kind == "int8" else study.seeds_at(name, variant.sparsity)
@@ -88,7 +90,7 @@ def _accuracy_and_size(study: Study, name: str, facts: studies.Facts, progress: 
 
 
 def _file_size(study: Study, variant: Variant, stored: Any, kind: str) -> float:
-    """Of a network's file on the disk, in KiB."""
+    """Saves a network, and returns the size of its file in KiB."""
     path = (
         study.run.folder
         / "models"
@@ -99,10 +101,10 @@ def _file_size(study: Study, variant: Variant, stored: Any, kind: str) -> float:
 
 
 def _compare_seeds(study: Study) -> None:
-    """Means over the seeds of each sparsity, paired with the dense networks that were pruned."""
+    """Adds means over the seeds of each sparsity, paired with the dense networks before pruning."""
     facts = study.facts
     for name in study.config.models:
-        facts.add("gain of seeds", Variant(name), value=0.0)  # where its line begins
+        facts.add("gain of seeds", Variant(name), value=0.0)  # the first point of the chart's line
     tuned = facts.where("test accuracy", network=ANY, kind="pruned", sparsity=ANY, seed=ANY)
     dense = [facts.of("test accuracy", _dense(fact.keys)) for fact in tuned]
     parents = [dataclasses.replace(d, keys=t.keys) for d, t in zip(dense, tuned, strict=True)]
@@ -116,7 +118,7 @@ def _dense(keys: dict[str, Any]) -> dict[str, Any]:
 
 
 def _compare_folds(study: Study) -> None:
-    """Held-out accuracy against that of the dense network, robust accuracy against the control's."""
+    """Compares held-out accuracy with the dense network's, and robust accuracy with the control's."""
     facts, kinds = study.facts, ("control", "pruned")
     tuned = facts.where("right of held-out", network=ANY, kind=kinds, sparsity=ANY)
     facts.extend(comparison.over_images(facts, tuned, _dense, "gain of held-out"))
@@ -129,13 +131,13 @@ def _compare_folds(study: Study) -> None:
         correct=False,
     )
     facts.extend(gaps)
-    # As the verdict has them: corrected, and without those of no image.
+    # For the verdict: with Holm's correction, and without comparisons over no image.
     cases = comparison.corrected([gap for gap in gaps if gap.n])
     facts.extend(dataclasses.replace(case, measure="robust gain, corrected") for case in cases)
 
 
 def _layers(study: Study, name: str, facts: studies.Facts, _: Any) -> None:
-    """Where global pruning takes its weights, and what each layer can spare by itself."""
+    """Adds how many weights global pruning removes from each layer, and each layer's sensitivity."""
     first = study.config.seed
     variables, split = study.trained(name, first).variables, study.test(name)
     for variant in folds.pruned(study, name):
@@ -159,7 +161,7 @@ def _layers(study: Study, name: str, facts: studies.Facts, _: Any) -> None:
 
 
 def _times(study: Study, name: str, facts: studies.Facts, _: Any) -> None:
-    """Dense, masked and quantised, interleaved; the quantised one multiplies its weights out."""
+    """Times the dense, masked and quantised networks in turns; the last dequantises its weights."""
     config, images = study.config, study.test(name).images
     timed = {str(variant): variant for variant in pruned_attacks.variants(study, name)}
     programs = {
@@ -176,7 +178,7 @@ def _times(study: Study, name: str, facts: studies.Facts, _: Any) -> None:
             records.add_latency(facts, entry, keys)
             facts.add("95th percentile of latency", keys, value=entry["p95_ms"])
             gap = entry["difference"]
-            if gap is not None:  # -1 faster, 1 slower, 0 no difference shown; finished runs have it
+            if gap is not None:  # -1: faster, 1: slower, 0: no difference shown
                 facts.add("direction", keys, value=gap["different"] * np.sign(gap["median_ms"]))
             if variant.kind != "pruned":  # masked networks run the dense program
                 for figure in ("flops", "bytes_accessed", "peak_memory_bytes", "compile_seconds"):
@@ -193,7 +195,7 @@ def _times(study: Study, name: str, facts: studies.Facts, _: Any) -> None:
 
 
 def _test_files(study: Study) -> list[Path]:
-    """The files of the test photographs."""
+    """Returns the paths of the test photographs."""
     root = study.config.data_dir.expanduser()
     root = root / "sports10" if (root / "sports10").is_dir() else root
     split = next(name for name in ("valid", "test", "val") if (root / name).is_dir())
@@ -201,7 +203,7 @@ def _test_files(study: Study) -> list[Path]:
 
 
 def _tickets(study: Study, name: str, facts: studies.Facts, progress: Any) -> None:
-    """One-shot, iterative, rewound and random masks, each trained and judged on the first fold."""
+    """Trains with one-shot, iterative, rewound and random masks, and judges on the first fold."""
     seed, sparsity = study.config.seed, study.config.sparsities[-1]
     rows, split = study.fold_rows()[0][0], study.held_out(name, 0)
     recipe, tuning = study.recipe(name, seed), study.fine_tuning(name, seed)
@@ -222,7 +224,7 @@ def _tickets(study: Study, name: str, facts: studies.Facts, progress: Any) -> No
         return study.fit(name, run, used, rows=rows, variables=start, masks=masks).variables
 
     def iterate(words: str, start: Any, used: training.Recipe) -> tuple[Any, Any]:
-        """(variables, masks); each round begins with `start`, or where the last one ended."""
+        """Returns (variables, masks); a round begins with `start` or the result of the last round."""
         variables, masks = dense, None
         for i, level in enumerate(schedule):
             masks = pruning.global_magnitude(variables["params"], level, masks=masks)
@@ -242,7 +244,7 @@ def _tickets(study: Study, name: str, facts: studies.Facts, progress: Any) -> No
 
 
 def _compare_tickets(study: Study) -> None:
-    """Each network against the dense one, and the ticket against what it must beat."""
+    """Compares each network with the dense one, and the ticket with the networks it must beat."""
     facts = study.facts
     found = facts.where("ticket accuracy", method=ANY)[1:]
     gaps = comparison.over_images(facts, found, lambda _: {"method": "dense"}, "ticket gain")
@@ -253,7 +255,10 @@ def _compare_tickets(study: Study) -> None:
 
 
 def _choice(study: Study) -> dict[str, Any]:
-    """The best network's highest sparsity of tolerable cost, by the seeds and, if there, the folds."""
+    """Chooses the highest sparsity of the best network at which the loss of accuracy is accepted.
+
+    The loss is that over the seeds and, if measured, over the folds.
+    """
     facts = study.facts
 
     def change(variant: Variant) -> float:
@@ -265,7 +270,7 @@ def _choice(study: Study) -> dict[str, Any]:
         key=lambda name: facts.of("right of held-out", Variant(name)).value or 0.0,
         default=study.config.models[-1],
     )
-    # The small number: differences of fiftieths are not exact.
+    # The small number allows for rounding, because differences of fiftieths are not exact.
     accepted = [v for v in folds.pruned(study, name) if change(v) >= -TOLERATED - 1e-9]
     variant = accepted[-1] if accepted else None
     return {"network": name, "variant": variant, "tolerated_points": 100 * TOLERATED}

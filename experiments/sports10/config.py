@@ -8,7 +8,7 @@ from jaxrobust import checks, studies
 from jaxrobust.attacks import PGD
 
 OURS = "photo_cnn"
-EPSILONS = (0.01, 0.03, 0.05, 0.1)  # source 001's
+EPSILONS = (0.01, 0.03, 0.05, 0.1)  # those of source 001
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Config:
         and resnet_small).
       seed: The first seed.
       num_epochs: The number of epochs of every network; by default that of its recipe.
-      sparsities: The fractions of the weights to prune, ascending.
+      sparsities: The fractions of the weights to prune, in ascending order.
       epsilon: The radius of the linf ball of the main attacks, in pixel units.
       step_size: The step size of PGD, in pixel units.
       num_steps: The number of steps of PGD.
@@ -33,7 +33,7 @@ class Config:
       latency_runs: The number of measured runs of each latency.
       run: The name of the run; results go to <results_dir>/sports10/<run>.
       results_dir: The folder of all results.
-      quick: Two networks, two epochs and few steps, to see that everything runs.
+      quick: Use two networks, two epochs and few steps, to see that everything runs.
       skip_damaged: Leave damaged photographs out, and list them.
     """
 

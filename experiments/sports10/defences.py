@@ -1,4 +1,4 @@
-"""Problem B: defences, each attacked as if unknown and as if known; a certificate."""
+"""Problem B: defences, attacked by those who know them and by those who do not; a certificate."""
 
 import dataclasses
 import functools
@@ -19,11 +19,11 @@ from jaxrobust.studies.outcomes import right_ones
 SIGMA = 0.25  # of the noise of randomised smoothing, in pixel units
 RADII = (0.0, 0.125, 0.25, 0.375, 0.5)
 SMALL = 0.01  # the second epsilon
-# Of the bare network's epochs: each epoch of adversarial training costs three.
+# Shares of the bare network's epochs; an epoch of adversarial training takes as long as three of these.
 ADVERSARIAL_SHARE, NOISE_SHARE = 2 / 5, 1 / 2
 # Noisy copies of an image: for the attack's mean, for the vote, for the certificate.
 COPIES = (16, 200, 1000)
-# What each is called, in the report and in the files of the attacks on it.
+# The names of the defences in the report, and in the files of the attacks on them.
 WORDS = {
     "none": "none",
     "jpeg_75": "JPEG, quality 75",
@@ -40,13 +40,13 @@ WORDS = {
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Noisy:
-    """An augmentation followed by Gaussian noise, as randomised smoothing wants its network trained."""
+    """An augmentation followed by Gaussian noise, for training the network of randomised smoothing."""
 
     augment: data.augment.Augmentation | data.Resized
     sigma: float  # standard deviation of the noise in pixel units
 
     def __call__(self, key: jax.Array, images: jax.Array) -> jax.Array:
-        """Augments float32 [B, H, W, C]; what it returns leaves [0, 1]."""
+        """Augments float32 [B, H, W, C]; the result can be outside [0, 1]."""
         first, second = jax.random.split(key)
         moved = self.augment(first, images)
         return moved + self.sigma * jax.random.normal(second, moved.shape)
@@ -61,18 +61,18 @@ def measure(study: Study) -> None:
 
 
 def epsilons(study: Study) -> tuple[float, ...]:
-    """The smaller one first; it is left out where the main one is no larger."""
+    """Returns the small and the main epsilon, or only the main one if it is not larger."""
     main = study.config.epsilon
     return (SMALL, main) if main > SMALL else (main,)
 
 
 def copies(study: Study) -> tuple[int, int, int]:
-    """`COPIES`, or what --quick makes of them."""
+    """Returns `COPIES`, or fewer with --quick."""
     return (4, 20, 100) if study.config.quick else COPIES
 
 
 def compare(facts: studies.Facts, network: str, epsilon: float) -> None:
-    """What each defence keeps of an attacker who knows it, against the bare network."""
+    """Compares each defence's accuracy under an attacker who knows it with the bare network's."""
 
     def bare(keys: dict[str, Any]) -> dict[str, Any] | None:
         return None if keys["defence"] == "none" else keys | {"defence": "none"}
@@ -88,7 +88,7 @@ def _trained(study: Study, name: str, how: str, share: float, **changes: Any) ->
 
 
 def _defended(study: Study, name: str) -> dict[str, Any]:
-    """The defences by their keys: images -> logits with a gradient, as an attacker who knows them."""
+    """Returns the defences by their keys, as differentiable functions from images to logits."""
     base, epsilon = study.base(name), study.config.epsilon
     adversary = PGD(epsilon, epsilon, 2)
     robust = _trained(study, name, "adversarially", ADVERSARIAL_SHARE, adversary=adversary)
@@ -115,7 +115,7 @@ def _defended(study: Study, name: str) -> dict[str, Any]:
 
 
 def _right(study: Study, defence: Any, images: Any, labels: np.ndarray) -> np.ndarray:
-    """Which images a defence has right; smoothing by the votes that the certificate is about."""
+    """Returns which images a defence has right; smoothing answers by votes over noisy copies."""
     if not isinstance(defence, defenses.Smoothed):
         return right_ones(defence, images, labels)
     pixels = jnp.asarray(as_float(images))
@@ -126,7 +126,7 @@ def _right(study: Study, defence: Any, images: Any, labels: np.ndarray) -> np.nd
 
 
 def _answers(study: Study, name: str, facts: studies.Facts, progress: Any) -> None:
-    """Which photographs each defence has right, clean and against both attackers."""
+    """Adds which photographs each defence has right, clean and under both attackers."""
     test, defended = study.test(name), _defended(study, name)
     attacks = {epsilon: study.make("PGD", epsilon) for epsilon in epsilons(study)}
     naive = {epsilon: study.attack(attack, name) for epsilon, attack in attacks.items()}
@@ -138,7 +138,7 @@ def _answers(study: Study, name: str, facts: studies.Facts, progress: Any) -> No
             unknown = clean & _right(study, defence, report.images, test.labels)
             if key != "none":
                 report = study.attack(attacks[epsilon], name, defence, f" with {WORDS[key]}")
-            # Who knows the defence can also do as if he did not.
+            # An attacker who knows the defence can also attack the bare network.
             known = unknown & _right(study, defence, report.images, test.labels)
             for attacker, right in (("unknowing", unknown), ("adaptive", known)):
                 keys |= {"attacker": attacker, "epsilon": epsilon}
@@ -148,7 +148,7 @@ def _answers(study: Study, name: str, facts: studies.Facts, progress: Any) -> No
 
 
 def _certify(study: Study, name: str, facts: studies.Facts, smoothed: Any) -> None:
-    """At each radius: what is certified, and what PGD within it leaves right."""
+    """Adds, at each radius, the certified accuracy and the accuracy under PGD within the radius."""
     test, num_samples = study.test(name), copies(study)[2]
     images = jnp.asarray(as_float(test.images))
     sampling = defenses.Sampling(num_samples)
@@ -159,7 +159,7 @@ def _certify(study: Study, name: str, facts: studies.Facts, smoothed: Any) -> No
         if radius:
             attack = PGD(radius, radius / 5, 5 if study.config.quick else 20, norm="l2")
             report = study.attack(attack, name, smoothed, f" with {WORDS['smoothing']}")
-            # A smaller radius lies within a larger one.
+            # An attack within a smaller radius counts for a larger one too.
             right = right & _right(study, smoothed, report.images, test.labels)
         rate = evaluation.rate(int(entry["count"]), int(entry["n"]))
         facts.add_rate("certified accuracy", {"radius": radius}, rate)

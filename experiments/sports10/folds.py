@@ -1,4 +1,4 @@
-"""Variants of a network, and cross-validation: 1,593 judgements where the test set has 50."""
+"""Variants of a network, and cross-validation on 1,593 photographs, where the test set has only 50."""
 
 import dataclasses
 import functools
@@ -12,23 +12,23 @@ from jaxrobust import evaluation, pruning
 from jaxrobust.attacks import PGD
 from jaxrobust.studies.outcomes import right_ones
 
-EPSILON = 0.005  # small, so that something is left to compare: at .03 nearly every photograph falls
+EPSILON = 0.005  # small, because at .03 attacks succeed on nearly every photograph
 NUM_STEPS = 20
-CONTROL = "dense, fine-tuned"  # what pruned networks are compared with: they are fine-tuned too
+CONTROL = "dense, fine-tuned"  # the control for pruned networks, which are fine-tuned too
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A network as it was compressed, and the attack that it was put under, if any.
+    """A network with its compression and, if it is attacked, the attack.
 
     Attributes:
-      network: Its name.
-      kind: "dense", as it was trained; "control", fine-tuned without a pruning before it; "pruned",
-        and fine-tuned; "int8", with rounded weights.
-      sparsity: Share of the kernels' weights that was removed.
+      network: The name of the network.
+      kind: "dense", as it was trained; "control", fine-tuned without pruning; "pruned", pruned and
+        fine-tuned; "int8", with weights rounded to int8.
+      sparsity: The share of the kernels' weights that is removed.
       attack: "FGSM" or "PGD".
       targeted: Whether the attack aims at the study's target.
-      epsilon: Radius of its linf ball, in pixel units.
+      epsilon: The radius of the attack's linf ball, in pixel units.
     """
 
     network: str
@@ -40,22 +40,22 @@ class Variant:
 
     @property
     def label(self) -> str:
-        """For readers, in names of files, and in the records of cross-validation: "80 %, int8"."""
+        """The name in reports, file names and records of cross-validation, such as "80 %, int8"."""
         share = f"{100 * self.sparsity:g} %"
         int8 = f"{share}, int8" if self.sparsity else "int8"
         return {"dense": "dense", "control": CONTROL, "pruned": share, "int8": int8}[self.kind]
 
 
 def pruned(study: Study, name: str) -> list[Variant]:
-    """A network at every sparsity."""
+    """Returns a network pruned to every sparsity."""
     return [Variant(name, "pruned", sparsity) for sparsity in study.config.sparsities]
 
 
 def variants(study: Study, name: str) -> list[Variant]:
-    """What is cross-validated of a network.
+    """Returns the variants of a network that are cross-validated.
 
-    Of simple_cnn every sparsity, because report B claims a lottery ticket there; of ours the highest;
-    of others the dense network alone.
+    These are all sparsities of simple_cnn, because report B claims a lottery ticket there, the highest
+    sparsity of our network, and only the dense network of others.
     """
     kept = {"simple_cnn": slice(None), OURS: slice(-1, None)}.get(name, slice(0))
     found = pruned(study, name)[kept]
@@ -63,10 +63,10 @@ def variants(study: Study, name: str) -> list[Variant]:
 
 
 def weights(study: Study, variant: Variant, seed: int, fold: int | None = None) -> Any:
-    """A variant's variables, as `Study.trained` has them; int8 kernels are `QuantizedKernel`s.
+    """Returns a variant's variables; int8 kernels are `QuantizedKernel`s.
 
-    `pruning.dequantize` multiplies those out for an attack. They are constants for it, so its gradient
-    passes straight through the rounding and is the exact gradient of the quantised network.
+    `pruning.dequantize` converts these to floats for an attack. The weights are constants for the
+    attack, so its gradient is the exact gradient of the quantised network.
     """
     if variant.sparsity or variant.kind == "control":
         found = study.pruned(variant.network, variant.sparsity, seed, fold)[2]
@@ -76,7 +76,7 @@ def weights(study: Study, variant: Variant, seed: int, fold: int | None = None) 
 
 
 def num_steps(study: Study) -> int:
-    """Of the attack on the folds."""
+    """Returns the number of steps of the attack on the folds."""
     return 5 if study.config.quick else NUM_STEPS
 
 
@@ -84,7 +84,7 @@ def measure(study: Study) -> None:
     """Adds which photographs each variant has right when held out, and which also under PGD.
 
     Every training photograph is judged by the network of the fold that held it out. A dense network
-    that nothing is compared with is not attacked.
+    without pruned variants to compare is not attacked.
     """
     for name in study.folded:
         record = functools.partial(_judge, study, name)
@@ -96,7 +96,7 @@ def measure(study: Study) -> None:
 
 
 def _judge(study: Study, name: str, progress: Any) -> dict[str, dict[str, list[int]]]:
-    """{"right": {label of the variant: [0 or 1 for each photograph]}, "robust": likewise}."""
+    """Returns "right" and "robust", each as {label of the variant: [0 or 1 for each photograph]}."""
     train, judged = study.dataset(name).train, variants(study, name)
     right, robust = (np.zeros((len(judged), len(train)), int) for _ in range(2))
     attack = PGD(EPSILON, EPSILON / 4, num_steps(study))

@@ -14,7 +14,7 @@ from jaxrobust.attacks import FGSM, PGD
 
 
 def measure(study: Study) -> dict[str, Any]:
-    """Attacks every variant, and finds what half of the attacks need.
+    """Attacks every variant, and finds the epsilon and steps at which half of the attacks succeed.
 
     Returns:
       Names for problem_c.md.j2: the rows of its tables.
@@ -31,18 +31,18 @@ def measure(study: Study) -> dict[str, Any]:
 
 
 def variants(study: Study, name: str) -> list[Variant]:
-    """Dense, pruned, and dense with int8 weights."""
+    """Returns the dense network, the pruned networks, and the dense network with int8 weights."""
     return [Variant(name), *folds.pruned(study, name), Variant(name, "int8")]
 
 
 def _white_box(study: Study, name: str) -> list[Variant]:
-    """Every attack on every variant, at the main epsilon."""
+    """Returns every attack on every variant, at the main epsilon."""
     threats, judged = study.threats(study.config.epsilon), variants(study, name)
     return [dataclasses.replace(variant, **threat) for threat in threats for variant in judged]
 
 
 def _transferred(study: Study, name: str) -> list[Variant]:
-    """Every attack on every pruned variant, over epsilon."""
+    """Returns every attack on every pruned variant, at every epsilon."""
     # An attack on a slow network takes ten seconds.
     epsilons = (study.config.epsilon,) if SUBJECTS[name].slow else study.epsilons
     threats, judged = study.threats(*epsilons), folds.pruned(study, name)
@@ -55,7 +55,10 @@ def _classifier(study: Study, variant: Variant) -> models.Classifier:
 
 
 def _attacks(study: Study, name: str, facts: studies.Facts, progress: Any) -> None:
-    """The dense network's saved examples and fresh attacks on each variant, and their way back."""
+    """Attacks each variant with the dense network's saved examples and with new attacks.
+
+    Examples made on pruned variants are also shown to the dense network.
+    """
     rows = dict.fromkeys([*_white_box(study, name), *_transferred(study, name)])
     dense = study.base(name)
     for done, row in enumerate(rows, start=1):
@@ -80,7 +83,7 @@ def _attacks(study: Study, name: str, facts: studies.Facts, progress: Any) -> No
 
 
 def _half(study: Study, name: str, facts: studies.Facts, progress: Any) -> None:
-    """The epsilon, and the number of steps, that half of the attacks need."""
+    """Adds the epsilon, and the number of steps, at which half of the attacks succeed."""
     test, judged, slow = study.test(name), variants(study, name), SUBJECTS[name].slow
     tolerance = 1e-3 if study.config.quick or slow else 2e-4
     facts.add("tolerance", network=name, value=tolerance)
@@ -92,7 +95,7 @@ def _half(study: Study, name: str, facts: studies.Facts, progress: Any) -> None:
             found = search(attack, classifier, test.images, test.labels)
             figures = {"value": found["epsilon"], "low": found["low"], "high": found["high"]}
             facts.add("epsilon for half", variant, attack=type(attack).__name__, **figures)
-        # At an epsilon small enough for the steps to be worth counting.
+        # Steps so small that their number is informative.
         fine = PGD(0.03, 0.001, study.config.num_steps, random_start=False)
         report = study.attack(fine, name, classifier, f" at {variant.label}, small steps")
         facts.add("small steps for half", variant, value=evaluation.steps_for_success(report))

@@ -1,8 +1,9 @@
-"""Report A's attacks as published beside FGSM and PGD as defined, on the same networks.
+"""Compares report A's attacks as published with FGSM and PGD as defined, on the same networks.
 
-As published: each step adds the sign of the gradient of one class's logit, the target's, or without a
-target the predicted class's own, to images that are normalised and then clipped to [0, 1]. On report
-A's own network this gives the figures that it prints (tests/test_sports10_published.py).
+Each step of the published procedure adds the sign of the gradient of one class's logit to images that
+are normalised and then clipped to [0, 1]. The class is the target or, without a target, the predicted
+class itself. On report A's own network this gives the figures that the report prints
+(tests/test_sports10_published.py).
 """
 
 import functools
@@ -17,7 +18,7 @@ from jaxrobust import compilation, studies
 from jaxrobust.models import Classifier
 from jaxrobust.reports.pictures import decode_array, encode_array
 
-# (attack, procedure, the sign of its steps, whether pixels outside [0, 1] alone are clipped).
+# (attack, procedure, the sign of its steps, whether it clips pixels instead of normalised values).
 PROCEDURES = (
     ("none", "as_published", 1, False),
     ("FGSM", "as_published", 1, False),
@@ -39,11 +40,12 @@ def as_published(
     sign: jax.Array | float = 1.0,
     bounds: tuple[Any, Any] = (0.0, 1.0),
 ) -> jax.Array:
-    """The published procedure on images [B, H, W, C]; its last two arguments mend it.
+    """Runs the published procedure on images [B, H, W, C]; the last two arguments can mend it.
 
-    It ascends the logit of `classes`, int [B]: the predicted ones, or the target's; with `sign` -1 it
-    descends it. Epsilon and step size are in normalised units, and so are the bounds of the clipping
-    and what is returned. No step only clips; one with step_size = epsilon is its FGSM.
+    It ascends the logit of `classes`, int [B], which are the predicted classes or the target; with
+    `sign` -1 it descends this logit. Epsilon, step size, the bounds of the clipping and the returned
+    images are in normalised units. Without steps it only clips; one step with step_size = epsilon is
+    the published FGSM.
     """
     start = (images - classifier.mean) / classifier.std
 
@@ -59,10 +61,10 @@ def as_published(
 
 
 def measure(study: Study) -> dict[str, Any]:
-    """Adds the facts of both procedures, for report A's networks where they are part of the run.
+    """Adds the facts of both procedures, for those of report A's networks that are in the run.
 
     Returns:
-      {"published": by network what `_shown` keeps}.
+      {"published": {network: the result of `_shown`}}.
     """
     found = {}
     for name in [name for name in ("mlp", "cnn") if name in study.config.models]:
@@ -77,7 +79,7 @@ def measure(study: Study) -> dict[str, Any]:
 def _published(
     study: Study, name: str, classes: Any, attack: str, sign: int, clips_pixels: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(what a procedure makes of the test photographs, in normalised units; its logits)."""
+    """Returns the test photographs after a procedure, in normalised units, and their logits."""
     config, classifier = study.config, study.base(name)
     num_steps = {"none": 0, "FGSM": 1, "PGD": config.num_steps}[attack]
     step_size = config.step_size if attack == "PGD" else config.epsilon
@@ -91,7 +93,7 @@ def _published(
 
 
 def _compare(study: Study, name: str, facts: studies.Facts, _: Any) -> None:
-    """Success, norms, and what becomes of the logit that the attack is about."""
+    """Adds success, norms, and the change of the predicted or targeted class's logit."""
     classifier, labels = study.base(name), study.test(name).labels
     start = np.asarray((study.pixels(name) - classifier.mean) / classifier.std)
     clean = np.asarray(classifier.apply_fn(classifier.variables, jnp.asarray(start)))
@@ -122,7 +124,7 @@ def _compare(study: Study, name: str, facts: studies.Facts, _: Any) -> None:
 
 
 def _shown(study: Study, name: str, _: Any) -> dict[str, Any]:
-    """Three photographs that the network has right, and what it is shown by FGSM instead of them."""
+    """Returns three photographs that the network has right, before and after both kinds of FGSM."""
     base, report = study.base(name), study.attack(study.make("FGSM"), name)
     published, logits = _published(study, name, report.clean_predictions, "FGSM", 1, False)
     pixels = np.clip(published * base.std + base.mean, 0, 1)

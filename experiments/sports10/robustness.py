@@ -1,4 +1,4 @@
-"""Problem B: white-box attacks, what they do to the maps, and transfer between networks."""
+"""Problem B: white-box attacks, their effect on the maps, and transfer between networks."""
 
 import functools
 import itertools
@@ -30,7 +30,7 @@ def measure(study: Study) -> dict[str, Any]:
 
 
 def methods(study: Study, name: str) -> list[str]:
-    """The methods of attribution that a network allows: an MLP has no layer with pixels."""
+    """Returns the methods of attribution that a network allows: an MLP has no layer with pixels."""
     layer = attribution.layers(study.base(name), study.pixels(name)[:1]).default
     given = attribution.METHODS.items()
     found = [name for name, method in given if not (method.needs_layer and layer is None)]
@@ -38,7 +38,7 @@ def methods(study: Study, name: str) -> list[str]:
 
 
 def add_attack(facts: studies.Facts, report: AttackReport, **keys: Any) -> None:
-    """Adds how often an attack succeeded, its norms, confidences, and the steps that half needed."""
+    """Adds an attack's success rate, norms, confidences, and the steps by which half succeeded."""
     wins, sure = report.success & report.attacked, evaluation.confidences(report)
     facts.add_rate("success", keys, evaluation.success_rate(report))
     facts.add("l2", keys, value=report.l2[wins].mean() if wins.any() else None)
@@ -49,7 +49,7 @@ def add_attack(facts: studies.Facts, report: AttackReport, **keys: Any) -> None:
 
 
 def _records(study: Study) -> dict[str, list[Any]]:
-    """The attacks at the main epsilon, image by image, curves over epsilon and sanity checks."""
+    """Returns records of the attacks at the main epsilon, curves over epsilon and sanity checks."""
     kinds = ("attacks", "gallery", "matrices", "curves", "diagnostics")
     found: dict[str, list[Any]] = {kind: [] for kind in kinds}
     names, remember = study.config.models, study.run.stages.remember
@@ -69,7 +69,7 @@ def _records(study: Study) -> dict[str, list[Any]]:
     for name in names:
         curves = functools.partial(_curves, study, name)
         found["curves"] += remember(f"curves over epsilon, {name}", curves)
-    # They compile seven programs: with --quick, for the network that compiles fastest.
+    # Each compiles seven programs, so --quick has only that of the network that compiles fastest.
     for name in names[:1] if study.config.quick else names:
         sane = remember(f"sanity checks of {name}", functools.partial(_sanity, study, name))
         found["diagnostics"].append({"model": name} | sane)
@@ -82,7 +82,7 @@ def _pictures(study: Study, name: str, report: AttackReport, _: Any) -> list[dic
 
 
 def _same_size(study: Study) -> list[list[str]]:
-    """Networks that take the same images, two or more of them."""
+    """Returns groups of at least two networks that take images of the same size."""
     sizes: dict[int, list[str]] = {}
     for name in study.config.models:
         sizes.setdefault(SUBJECTS[name].image_size, []).append(name)
@@ -106,7 +106,7 @@ def _sanity(study: Study, name: str, progress: Any) -> dict[str, Any]:
 
 
 def _transfer(study: Study) -> None:
-    """Both directions between the two networks of each report, at every epsilon."""
+    """Adds transfer in both directions between the two networks of each report, at every epsilon."""
     reports = (["mlp", "cnn"], ["simple_cnn", "resnet_small"])
     pairs = [pair for pair in reports if set(pair) <= set(study.config.models)]
     for pair in pairs or [names[:2] for names in _same_size(study)]:
@@ -120,7 +120,7 @@ def _transfer(study: Study) -> None:
 
 
 def _shifts(study: Study, name: str, facts: studies.Facts, _: Any) -> None:
-    """How far the maps move under attack, with random noise of the same size as the control."""
+    """Adds how far the maps move under attack, and under random noise of the same size (control)."""
     classifier, report = study.base(name), study.attack(study.make("PGD"), name)
     chosen = np.flatnonzero(report.attacked)
     clean, attacked = (jnp.asarray(i[chosen]) for i in (report.clean_images, report.images))

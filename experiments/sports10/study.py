@@ -1,4 +1,4 @@
-"""What the stages of the study share: photographs, trained networks, saved attacks."""
+"""Data that the stages of the study share: photographs, trained networks, saved attacks."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ ALL: Any = slice(None)
 
 @functools.cache
 def photographs(config: Config, size: int) -> data.Dataset:
-    """The photographs in one size; with --quick every fifth of a split, where there are many."""
+    """Loads the photographs in one size; --quick takes every fifth of a split if there are many."""
     dataset = data.load("sports10", config.data_dir, size, skip_damaged=config.skip_damaged)
     if not config.quick or len(dataset.train) < 500:
         return dataset
@@ -41,43 +41,43 @@ class Study:
         self.config, self.run, self.facts = config, run, run.facts
         self.class_names = photographs(config, 32).class_names
         self.target = self.class_names.index(config.target)
-        self.key = run.key  # of whatever is random outside of training
+        self.key = run.key  # for everything random outside of training
         self.folded = [name for name in config.models if SUBJECTS[name].folds]
-        # The network that is explained by every method and defended: ours where it takes part.
+        # The network that is explained by every method and defended: ours, if it is in the run.
         self.chosen = OURS if OURS in config.models else config.models[-1]
         self.epsilons = EPSILONS[1:2] if config.quick else EPSILONS  # of attacks over epsilon
         self._fitted: dict[str, training.FitResult] = {}
 
     def seeds_of(self, name: str) -> range:
-        """The seeds that a network is trained with."""
+        """Returns the seeds with which a network is trained."""
         first, count = self.config.seed, self.config.num_seeds
         return range(first, first + min(count, SUBJECTS[name].max_seeds))
 
     def seeds_at(self, name: str, sparsity: float) -> range:
-        """The seeds whose networks are pruned to a sparsity; dense, with 0, there are all."""
+        """Returns the seeds whose networks are pruned to a sparsity; all seeds for sparsity 0."""
         swept = SUBJECTS[name].swept or sparsity in (0.0, self.config.sparsities[-1])
         return self.seeds_of(name) if swept else self.seeds_of(name)[:1]
 
     def dataset(self, name: str) -> data.Dataset:
-        """The photographs in the size that a network takes."""
+        """Returns the photographs in the size that a network takes."""
         return photographs(self.config, SUBJECTS[name].image_size)
 
     def test(self, name: str) -> data.Split:
-        """The 50 test photographs in the size that a network takes."""
+        """Returns the 50 test photographs in the size that a network takes."""
         return self.dataset(name).test
 
     def pixels(self, name: str) -> jax.Array:
-        """The test photographs in [0, 1], float32 [N, H, W, C]."""
+        """Returns the test photographs as float32 [N, H, W, C] in [0, 1]."""
         return jnp.asarray(self.test(name).images / np.float32(255))
 
     def classifier(self, name: str, variables: Any) -> models.Classifier:
-        """A network with weights."""
+        """Returns the classifier of a network with these weights."""
         dataset = self.dataset(name)
         network = models.create(name, dataset.num_classes)
         return models.Classifier(network.apply, variables, dataset.mean, dataset.std)
 
     def right(self, name: str, variables: Any, split: data.Split) -> np.ndarray:
-        """Which images of a split a network with these weights has right: bool [N]."""
+        """Returns which images of a split a network with these weights has right: bool [N]."""
         return right_ones(self.classifier(name, variables), split.images, split.labels)
 
     def fit(
@@ -92,8 +92,8 @@ class Study:
     ) -> training.FitResult:
         """Trains a network on rows of the photographs; a finished training is read back.
 
-        `stage` names the training and its folder; `validation` is drawn beside the training curve, and
-        used for nothing; `start` are `variables` and `masks` of `training.fit`.
+        `stage` names the training and its folder. `validation` is only drawn beside the training curve.
+        `start` can have the arguments `variables` and `masks` of `training.fit`.
         """
         if stage not in self._fitted:
             dataset = self.dataset(name)
@@ -111,20 +111,20 @@ class Study:
         return self._fitted[stage]
 
     def recipe(self, name: str, seed: int, share: float = 1.0, **changes: Any) -> training.Recipe:
-        """How a network is trained, with --num-epochs, of which a share is taken."""
+        """Returns a network's recipe, with a share of its epochs or of --num-epochs."""
         recipe = SUBJECTS[name].training
         num_epochs = max(1, round(share * (self.config.num_epochs or recipe.num_epochs)))
         return dataclasses.replace(recipe, seed=seed, num_epochs=num_epochs, **changes)
 
     def fine_tuning(self, name: str, seed: int) -> training.Recipe:
-        """How a pruned network is fine-tuned."""
+        """Returns the recipe by which a pruned network is fine-tuned."""
         subject = SUBJECTS[name]
         num_epochs = 1 if self.config.quick else subject.fine_tuning_epochs
         changes: Any = {"num_epochs": num_epochs, "augmentation": subject.training.augmentation}
         return dataclasses.replace(FINE_TUNING, seed=seed, **changes)
 
     def trained(self, name: str, seed: int, fold: int | None = None) -> training.FitResult:
-        """A network trained with a seed, on all training photographs or all but those of a fold."""
+        """Trains a network with a seed, on all training photographs or all except those of a fold."""
         recipe = self.recipe(name, seed)
         if fold is not None:
             rows = self.fold_rows()[fold][0]
@@ -133,24 +133,27 @@ class Study:
         return self.fit(name, f"train {name}, seed {seed}", recipe, validation=shown)
 
     def base(self, name: str) -> models.Classifier:
-        """The network of the first seed: the one explained and attacked."""
+        """Returns the network of the first seed, which is explained and attacked."""
         return self.classifier(name, self.trained(name, self.config.seed).variables)
 
     def fold_rows(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The rows (to train on, held out) of each fold."""
+        """Returns (rows to train on, held-out rows) for each fold."""
         labels = photographs(self.config, 32).train.labels
         return data.stratified_folds(labels, self.config.num_folds, seed=self.config.seed)
 
     def held_out(self, name: str, fold: int) -> data.Split:
-        """The training photographs of a fold, in the size that a network takes."""
+        """Returns the held-out photographs of a fold, in the size that a network takes."""
         return self.dataset(name).train.take(self.fold_rows()[fold][1])
 
     def pruned(
         self, name: str, sparsity: float, seed: int, fold: int | None = None
     ) -> tuple[Any, Any, Any]:
-        """(masks, variables just pruned, variables fine-tuned) of a network of `trained`.
+        """Prunes and fine-tunes a network of `trained`.
 
-        Sparsity 0 is the control: the same fine-tuning without a pruning before it.
+        Sparsity 0 is the control: the same fine-tuning without pruning.
+
+        Returns:
+          (masks, variables after pruning, variables after fine-tuning).
         """
         variables, rows = self.trained(name, seed, fold).variables, ALL
         words = f"seed {seed}"
@@ -163,7 +166,7 @@ class Study:
         return masks, cut, fitted.variables
 
     def threats(self, *epsilons: float) -> list[dict[str, Any]]:
-        """FGSM and PGD at each epsilon, as arguments of `make` and keys of facts; untargeted first."""
+        """Returns FGSM and PGD at each epsilon, as arguments of `make` and keys; untargeted first."""
         return [
             {"attack": attack, "epsilon": epsilon, "targeted": targeted}
             for targeted in (False, True)
@@ -172,7 +175,7 @@ class Study:
         ]
 
     def make(self, attack: str | None, epsilon: Any = None, targeted: Any = False) -> Attack:
-        """An attack, at the main epsilon by default; PGD's step keeps its proportion to epsilon."""
+        """Makes an attack, by default at the main epsilon; PGD's step is proportional to epsilon."""
         main, epsilon = self.config.epsilon, epsilon or self.config.epsilon
         if attack == "FGSM":
             return FGSM(epsilon, targeted=targeted)
@@ -182,10 +185,10 @@ class Study:
     def attack(
         self, attack: Attack, name: str, classifier: Any = None, words: str = ""
     ) -> evaluation.AttackReport:
-        """Attacks the test photographs of a network; crafted once, and read back from then on.
+        """Attacks the test photographs of a network; a finished attack is read back.
 
-        A targeted attack aims at the study's target. A classifier other than the network itself has
-        `words`, which go behind the network's name in the file's.
+        A targeted attack aims at the study's target. If `classifier` is not the network itself, `words`
+        follow the network's name in the file name.
         """
         test, aim = self.test(name), f" to {self.config.target}" if attack.targeted else ""
         return self.run.attack(
@@ -199,5 +202,5 @@ class Study:
 
 
 def masked(variables: Any, masks: Any) -> Any:
-    """A network's variables with the weights that a mask removes set to zero."""
+    """Returns a network's variables, in which the weights that a mask removes are zero."""
     return dict(variables) | {"params": pruning.apply_masks(variables["params"], masks)}

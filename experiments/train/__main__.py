@@ -20,7 +20,7 @@ The options --training.* are the values of a recipe (`jaxrobust.training.Recipe`
 trades and mart may grow in stages: --attack-milestones 10 20 --attack-epsilons 2/255 4/255 8/255
 --attack-steps 2 4 10. --num-validation training images are held out. The weights of the best epoch on
 them (under PGD if the training is adversarial) are attacked in the end, because the last weights of a
-long adversarial training are not the best. The test images decide nothing.
+long adversarial training are not the best. Nothing is chosen by the test images.
 
 Expected time: it depends on the arithmetic of the network. simple_cnn on 50,000 images of 32x32 takes
 about half a minute per epoch on 2 cores, and the first line of each epoch says what yours takes.
@@ -43,7 +43,7 @@ from jaxrobust.data.augment import Augmentation
 from jaxrobust.evaluation import Execution
 from jaxrobust.studies import records, suite_names, suite_run
 
-# Photographs are mirrored and moved by up to an eighth, the usual for CIFAR; digits are neither.
+# Photographs are mirrored and moved by up to an eighth, as is usual for CIFAR; digits are not.
 _PHOTOGRAPHS = Augmentation(flip=0.5, translate=0.125)
 
 
@@ -74,7 +74,7 @@ def main(settings: Settings) -> Path:
     variants = [Variant(n, m) for n in settings.models for m in settings.methods]
     recipes = {v.name: recipe(settings, v.method, augmentation) for v in variants}
     image = jax.ShapeDtypeStruct((1, *dataset.image_shape), np.float32)
-    for name in settings.models:  # sizes that do not fit, before the first of them is trained
+    for name in settings.models:  # raises if sizes do not fit, before anything is trained
         jax.eval_shape(_network(settings, name, dataset).init, jax.random.key(0), image)
     suite: dict[str, Any] = {}
     label = ""

@@ -15,7 +15,7 @@ _VALIDATION_STEPS = 10
 
 
 def recipe(settings: Settings, method: str, augmentation: Any = None) -> Recipe:
-    """How a method trains; `augmentation` is that of the training images."""
+    """Returns the recipe of a method; `augmentation` is applied to the training images."""
     options, attack = settings.training, _attack(settings, method)
     if method == "free":
         options = _fewer_epochs(options, settings.train_steps)
@@ -43,7 +43,7 @@ def recipe(settings: Settings, method: str, augmentation: Any = None) -> Recipe:
 
 
 def _attack(settings: Settings, method: str) -> Any:
-    """What makes the images of training; None for clean ones."""
+    """Returns the attack that makes the training images, or None for clean images."""
     if method in STAGED:
         return _staged(settings, KLAscent if method == "trades" else PGD)
     if method == "fgsm_rs":
@@ -54,7 +54,7 @@ def _attack(settings: Settings, method: str) -> Any:
 
 
 def _staged(settings: Settings, attack: type[PGD] | type[KLAscent]) -> Any:
-    """The attack of training, or those of its stages; a step is 2.5 epsilon over their number."""
+    """Returns the attack of training, or its stages; a step is 2.5 epsilon / the number of steps."""
     starts = [1, *(milestone + 1 for milestone in settings.attack_milestones)]
     epsilons = settings.attack_epsilons or (settings.epsilon,) * len(starts)
     numbers = settings.attack_steps or (settings.train_steps,) * len(starts)
@@ -67,7 +67,7 @@ def _staged(settings: Settings, attack: type[PGD] | type[KLAscent]) -> Any:
 
 
 def _fewer_epochs(options: Options, replays: int) -> Options:
-    """The settings of a training that takes so many steps where others take one."""
+    """Divides the numbers of epochs by `replays`, the number of steps taken on each batch."""
 
     def fewer(epochs: int) -> int:
         return max(1, round(epochs / replays)) if epochs else 0
@@ -117,7 +117,10 @@ def _objective(options: Options, method: str) -> Any:
 
 
 def check(settings: Settings) -> None:
-    """Refuses what is out of range. Not in `Settings`: the command line would frame the words."""
+    """Raises if a setting is out of range.
+
+    This is not done in `Settings`, because the command line would draw a frame around the message.
+    """
     largest = 1.0 if settings.norm == "linf" else math.inf
     checks.number("epsilon", settings.radius, above=0.0, maximum=largest)
     known = {"models": models.MODELS, "methods": get_args(Method)}
@@ -133,11 +136,11 @@ def check(settings: Settings) -> None:
     if "mart" in methods and settings.training.label_smoothing:
         raise ValueError("`training.label_smoothing` must be 0 for mart, whose loss has none.")
     for method in settings.methods:
-        recipe(settings, method)  # which checks all of them
+        recipe(settings, method)  # checks the remaining settings
 
 
 def _check_options(options: Options) -> None:
-    """Refuses what is out of range, whether the method or the optimizer reads it or not."""
+    """Raises if an option is out of range, even if the method or the optimizer does not use it."""
     given = {name: value for name, value in vars(options).items() if value is not None}
     for name in ("momentum", "natural_weight", "label_smoothing", "ema_decay"):
         checks.fraction(f"training.{name}", given.get(name, 0.0))
@@ -154,25 +157,25 @@ def _check_options(options: Options) -> None:
 
 
 def _check_stages(settings: Settings, largest: float) -> None:
-    """Refuses stages of the attack that would not be reached, or change nothing."""
+    """Raises if a stage of the attack would not be reached, or would change nothing."""
     milestones, num_epochs = settings.attack_milestones, settings.training.num_epochs
     if bool(milestones) != bool(settings.attack_epsilons or settings.attack_steps):
         raise ValueError(
-            "`attack_milestones` need `attack_epsilons` or `attack_steps`, and these need them."
+            "`attack_milestones` must be given together with `attack_epsilons` or `attack_steps`."
         )
     if milestones and not set(STAGED) & set(settings.methods):
         raise ValueError("`attack_milestones` needs one of the methods pgd, trades and mart.")
     if list(milestones) != sorted(set(milestones) & set(range(1, num_epochs))):
         raise ValueError(
-            f"`attack_milestones` must ascend and be at least 1 and below the {num_epochs} epochs, got "
-            f"{milestones}."
+            f"`attack_milestones` must ascend from at least 1 to less than {num_epochs}, the number of "
+            f"epochs, got {milestones}."
         )
     for name in ("attack_epsilons", "attack_steps"):
         given = getattr(settings, name)
         if given and len(given) != len(milestones) + 1:
             raise ValueError(
-                f"`{name}` must be none or {len(milestones) + 1}, one more than `attack_milestones`, "
-                f"got {given}."
+                f"`{name}` must be empty or have {len(milestones) + 1} values, one more than "
+                f"`attack_milestones`, got {given}."
             )
     for epsilon in settings.attack_epsilons:
         value = suite_names.number("attack_epsilons", epsilon)

@@ -1,4 +1,4 @@
-"""The settings of a run."""
+"""The settings of a training run, with a preset for a quick run."""
 
 import dataclasses
 from pathlib import Path
@@ -23,7 +23,8 @@ class Options:
       momentum: The momentum of sgd.
       nesterov: Whether sgd has Nesterov's momentum.
       gradient_clip: The largest global l2 norm of a gradient; None: no clipping.
-      schedule: constant, cosine (to 0), step (falls at milestones) or plateau (when `monitor` stalls).
+      schedule: constant, cosine (falls to 0), step (falls at milestones) or plateau (falls when
+        `monitor` stops improving).
       warmup_epochs: The number of epochs in which the learning rate grows linearly at the start.
       milestones: The epochs after which step lowers the learning rate.
       factor: The factor by which the learning rate falls; None: 0.1 in step, 0.5 in plateau.
@@ -84,8 +85,8 @@ class Settings:
       norm: The norm of the ball; trades has no l1, and fgsm_rs, n_fgsm and free have only linf.
       train_steps: The steps of the training attack in pgd, trades and mart; the replays in free.
       attack_milestones: The epochs after which the attack of pgd, trades and mart changes its stage.
-      attack_epsilons: The radii of the stages, one more than milestones; none: always `epsilon`.
-      attack_steps: The steps of the stages, one more than milestones; none: always `train_steps`.
+      attack_epsilons: The radii of the stages, one more than milestones; empty: always `epsilon`.
+      attack_steps: The steps of the stages, one more than milestones; empty: always `train_steps`.
       num_train: The number of training images; None: all.
       num_validation: The number of these that are held out to choose the best epoch.
       weights: The weights that are attacked: those after the best epoch or after the last.
@@ -95,7 +96,7 @@ class Settings:
       num_devices: The number of devices that share each batch.
       run: The name of the run; results go to <results_dir>/train/<run>.
       results_dir: The folder of all results.
-      quick: Few images, epochs and steps, unless others are given, to see that everything runs.
+      quick: Use few images, epochs and steps, unless others are given, to see that everything runs.
     """
 
     models: tuple[str, ...] = ("simple_cnn",)

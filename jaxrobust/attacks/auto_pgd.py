@@ -222,7 +222,7 @@ class APGD(Attack):
         return -loss if self.targeted else loss
 
     def tell(self, state: State, evaluation: Evaluation) -> State:
-        """Takes a step, and before it adapts the step size if this is a checkpoint."""
+        """Takes a step; at a checkpoint, the step size is adapted first."""
         if self.loss != "targeted_dlr":
             return self._step(state, evaluation)
         looking = state.step < 0

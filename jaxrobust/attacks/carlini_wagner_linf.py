@@ -118,7 +118,7 @@ class CarliniWagnerLinf(Attack):
         return jnp.minimum(won_by - self.confidence, 0.0)
 
     def tell(self, state: State, evaluation: Evaluation) -> State:
-        """Takes a step of Adam, and lowers tau first if the point fools within it."""
+        """Takes a step of Adam, and lowers tau first if the point fools within tau."""
         change = after_tanh(state.w) - state.original
         largest = jnp.max(jnp.abs(change))
         won = losses.margin(evaluation.logits, state.label, self.targeted) > self.confidence

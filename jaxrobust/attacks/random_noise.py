@@ -35,7 +35,8 @@ class RandomNoise(Attack):
 
     Attributes:
       epsilon: The radius of the ball in pixel units, not negative; for linf at most 1.
-      num_steps: One less than the number of draws, at least 1: the last point is a draw too.
+      num_steps: The number of steps, at least 1. There is one more draw, because the last point is
+        a draw too.
       norm: "linf", "l2" or "l1".
       targeted: Whether the labels are the classes to reach.
     """

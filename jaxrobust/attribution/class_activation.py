@@ -10,8 +10,8 @@ with channels k:
     eigen_cam            relu( A v ), v the first right singular vector of A as [H' W', C']
     score_cam            relu( sum_k w_k A_k ),  w the softmax of the logits of the image masked by A_k
 
-Unless another layer is named, it is the last layer that is a map of one image and through which the
-whole computation goes: in a residual network the last sum after its activation. `layers` lists all
+Unless another layer is named, the layer is the last one that is a map of one image and through which
+the whole computation goes: in a residual network the last sum after its activation. `layers` lists all
 layers. Tokens [T, C] of a transformer are placed where they lie in the image; if that cannot be found
 out, pass `reshape`.
 
@@ -61,7 +61,8 @@ class Seen(NamedTuple):
 
     Attributes:
       outputs: float32 [H', W', C'], the layer's output.
-      gradient: () -> float32 [H', W', C'], the gradient of the class's logit by the outputs.
+      gradient: () -> float32 [H', W', C'], the gradient of the class's logit with respect
+        to the outputs.
       logit: An image [H, W, C] -> the class's logit, a scalar.
       enlarged: A map [H', W'] -> the map at the size of the image, [H, W].
       image: float32 [H, W, C] in [0, 1].
@@ -188,10 +189,11 @@ def grad_cam(outputs: Array, gradient: Array) -> Array:
 def grad_cam_plus_plus(outputs: Array, gradient: Array) -> Array:
     """Grad-CAM++: weights a layer's channels by positive gradients, each position by its own alpha.
 
-    The score is Y = exp(f) for the logit f. In a piecewise linear network its n-th derivative by an
-    activation is exp(f) g^n, so alpha = g^2 / (2 g^2 + sum(A) g^3) = 1 / (2 + sum(A) g). The second
-    form is used, because powers of small gradients vanish in float32. The factor exp(f) in the weights
-    is the same for the whole map and is left out, because it would overflow.
+    The score is Y = exp(f) for the logit f. In a piecewise linear network its n-th derivative with
+    respect to an activation is exp(f) g^n, so alpha = g^2 / (2 g^2 + sum(A) g^3) =
+    1 / (2 + sum(A) g). The second form is used, because powers of small gradients vanish in float32.
+    The factor exp(f) in the weights is the same for the whole map and is left out, because it would
+    overflow.
 
     Alpha matters only where the gradient is positive. After a ReLU the denominator is at least 2
     there. With signed activations it can come close to 0, and one position would dominate all others,

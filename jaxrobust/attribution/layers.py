@@ -1,7 +1,8 @@
 """Finds the layers of any network: their names, and which of them are maps of an image.
 
 The network is not changed. The program that jax traces is read instead, whatever framework it comes
-from: the result of any operation can be read, and the rest of the network can be differentiated by it.
+from: the result of any operation can be read, and the rest of the network can be differentiated with
+respect to it.
 
 A layer of flax.linen or haiku, or an operation in a `jax.named_scope`, has the path of its module:
 "block_0/conv" is the result of that module, and "block_0" is the result of the whole block, with its
@@ -39,7 +40,7 @@ class Layer:
       dtype: The type of the output.
       view: How to read a map from the output; None if it is not a map of one image.
       reason: Why it is not a map of one image; "" if it is one.
-      value: The value of the program that the output is.
+      value: The value in the traced program that holds the output.
       is_learned: Whether the layer comes after a convolution or a matrix product with weights. The
         normalisation of images, for example, does not.
     """
@@ -99,8 +100,8 @@ def layers(function: LogitsFn, images: Any) -> Layers:
       images: [B, H, W, C] in [0, 1], or a `jax.ShapeDtypeStruct`; only the shape matters.
 
     Returns:
-      Layers, in the order in which they finish: all operations that have a name of their own, and those
-      of the others whose results are maps.
+      Layers, in the order in which they finish: all operations that have a name of their own, and of
+      the others those whose results are maps.
 
     Raises:
       TypeError: The function cannot be called or traced or is `Stochastic`, or `images` is not an

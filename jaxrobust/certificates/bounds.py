@@ -38,8 +38,8 @@ class Certified:
     by transforms); for such a network, only the prediction for the image itself is checked.
 
     Attributes:
-      certified: bool [N]: every image within epsilon has only positive margins, and the compiled
-        classifier predicts the label for the image itself.
+      certified: bool [N], whether every image within epsilon has only positive margins and the
+        compiled classifier predicts the label for the image itself.
       margins: float32 [N, K], lower bounds of the logit of the label minus that of each class; inf for
         the label itself.
       labels: int [N], the true classes.

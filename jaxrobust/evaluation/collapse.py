@@ -40,11 +40,11 @@ def loss_alarm(
         explosion. At least 0.
 
     Returns:
-      {"collapsed": whether the last loss is at least ln K or not finite, "collapse_epoch": the first
-      epoch of those at the end that all have such a loss, "explosion_epoch": the first epoch whose loss
-      exploded or was not finite, "lowest_epoch": the epoch of the smallest loss since the last reset,
-      "rise": the last loss divided by that smallest loss, minus 1, or None if that is not a finite
-      number}.
+      {"collapsed": whether the last loss is at least ln K or not finite, "collapse_epoch": the epoch
+      from which on all losses are this high, or None, "explosion_epoch": the first epoch whose loss
+      exploded or was not finite, or None, "lowest_epoch": the epoch of the smallest loss since the
+      last reset, "rise": the last loss divided by that smallest loss, minus 1, or None if that is not
+      a finite number}.
 
     Raises:
       TypeError: The number of classes or an epoch is not an integer.

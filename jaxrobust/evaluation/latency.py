@@ -2,7 +2,7 @@
 
 The time is what a caller waits for, from the call of the compiled program until its result is there:
 the Python code, the dispatch and the compiled code. For a small network on a fast device, Python and
-dispatch are a share of the time that no pruning can save. Compilation and warm-up are not included.
+dispatch take a share of the time that pruning cannot reduce. Compilation and warm-up are not included.
 
 References:
   Georges, Buytaert, Eeckhout, "Statistically Rigorous Java Performance Evaluation", OOPSLA 2007.

@@ -70,7 +70,7 @@ class UniversalResult:
     Attributes:
       perturbation: float32 [H, W, C] in pixel units, the perturbation after the pass that fooled most.
         It is added to images, which are then clipped to [0, 1].
-      fooling_rates: The share of fooled images after each pass, over the images it was made on.
+      fooling_rates: The share of fooled images after each pass, over the images of the search.
       converged: Whether the target rate was reached.
     """
 

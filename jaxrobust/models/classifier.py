@@ -27,8 +27,8 @@ class Classifier:
       variables: The pytree that `apply_fn` takes, {"params": ..., "batch_stats": ...}. Int8 kernels
         (`jaxrobust.pruning.quantize`) are converted to float32 inside the compiled program.
       mean: [C] or a scalar, subtracted from pixel values in [0, 1].
-      std: [C] or a scalar; what is left is divided by it. With mean 0 and std 1 the network gets the
-        pixels unchanged.
+      std: [C] or a scalar, by which the difference is divided. With mean 0 and std 1 the network gets
+        the pixels unchanged.
 
     Example:
       >>> import jax.numpy as jnp

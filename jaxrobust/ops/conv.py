@@ -1,15 +1,16 @@
-"""Convolutions that are fast on the CPU, their input gradients above all.
+"""Convolutions that are fast on the CPU, above all their gradients with respect to the input.
 
-Attacks live on the gradient of a frozen network by its input. XLA's own input gradient of a
-convolution runs 4 to 9 times slower inside `lax.scan` than outside it on the CPU, so it is written here
-as convolutions of the cotangent, for kernels, strides and paddings of any size. The gradient by the
-weights is XLA's, but for 1x1 kernels, where one matrix product is up to ten times faster; a program
-that does not use it does not compute it. The convolution itself is XLA's too, but for the smallest
-maps: 2x2 pixels of 512 channels took it 440 ms for 64 images on 2 cores, four matrix products 2 ms.
+Attacks need the gradient of a frozen network with respect to its input. On the CPU, XLA's own input
+gradient of a convolution runs 4 to 9 times slower inside `lax.scan` than outside it, so this module
+computes it as convolutions of the cotangent, for kernels, strides and paddings of any size. The
+gradient with respect to the weights is XLA's, except for 1x1 kernels, where one matrix product is up to
+ten times faster; a program that does not use this gradient does not compute it. The convolution itself
+is XLA's too, except on the smallest maps: for 64 images of 2x2 pixels and 512 channels XLA took 440 ms
+on 2 cores, and four matrix products took 2 ms.
 
-These are forms for the CPU; `jaxrobust.programs` puts them into a network where it runs on one. Layout:
-images NHWC, kernels HWIO. They have a reverse-mode rule of their own, so they cannot be differentiated
-in forward mode (`jax.jvp`).
+`jaxrobust.programs` puts these operations into networks that run on the CPU. Images are NHWC and
+kernels are HWIO. The operations define their own reverse-mode derivatives, so they cannot be
+differentiated in forward mode (`jax.jvp`).
 """
 
 import functools
@@ -31,17 +32,18 @@ Activation = Literal["relu", "relu6"] | None
 ACTIVATIONS = (None, "relu", "relu6")
 _ONES, _NO_PADDING = (1, 1), ((0, 0), (0, 0))
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-_MOST_PHASES = 16  # of a transposed convolution, each of which is a convolution of its own
-_FEW_CHANNELS = 4  # of images: their gradient is one matrix product, and patches that are added up
+_MOST_PHASES = 16  # a transposed convolution computes each of its phases as one convolution
+_FEW_CHANNELS = 4  # with at most so many input channels, `_gradient_by_patches` is used
 
 
 class Window(NamedTuple):
-    """Where a kernel is laid on the images.
+    """The positions of the images at which a kernel is applied.
 
     Attributes:
-      strides: Of rows and columns.
-      padding: ((top, bottom), (left, right)) zeros; negative ones cut rows and columns off.
-      dilation: How far apart the kernel's rows and columns are laid.
+      strides: The strides of rows and columns.
+      padding: ((top, bottom), (left, right)), the numbers of zeros to add; a negative number cuts off
+        rows or columns.
+      dilation: The distances between neighbouring rows and columns of the kernel.
     """
 
     strides: Pair = _ONES
@@ -58,25 +60,25 @@ def convolution(
     residual: Array | None = None,
     activation: Activation = None,
 ) -> Array:
-    """A two-dimensional convolution (cross-correlation, as in every deep learning library).
+    """Computes a two-dimensional convolution (cross-correlation, as in every deep learning library).
 
-    The gradient of an activation is computed from the output, so that neither the convolution's own
-    value nor the sum's is kept for it.
+    The gradient of the activation is computed from the output, so that no intermediate value has to be
+    kept for it.
 
     Args:
       images: [B, H, W, C_in].
       kernel: [rows, columns, C_in, C_out].
       window: Strides, padding and dilation.
-      bias: [C_out] to add, or None.
-      residual: [B, H', W', C_out] to add, or None.
-      activation: "relu" or "relu6", which the sum goes through, with the derivatives that
-        `jax.nn.relu` and `jax.nn.relu6` have; or None.
+      bias: [C_out], which is added to the result, or None.
+      residual: [B, H', W', C_out], which is added to the result, or None.
+      activation: "relu" or "relu6", applied to the sum, with the derivatives of `jax.nn.relu` and
+        `jax.nn.relu6`; or None.
 
     Returns:
       [B, H', W', C_out].
 
     Raises:
-      ValueError: Another activation.
+      ValueError: `activation` is unknown.
 
     Example:
       >>> image, kernel = jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1))
@@ -108,14 +110,14 @@ def _convolution(
 
 
 def activated(values: Array, activation: Activation) -> Array:
-    """What goes on of values, with no derivative of its own at the edges."""
+    """Applies an activation without its derivative rule; `behind` computes the gradient."""
     if activation is None:
         return values
     return jnp.maximum(values, 0) if activation == "relu" else jnp.clip(values, 0, 6)
 
 
 def behind(outputs: Array | None, activation: Activation, cotangent: Array) -> Array:
-    """Of an activation's outputs the cotangent of what went into it."""
+    """Computes the cotangent of an activation's input from its outputs and their cotangent."""
     if outputs is None:
         return cotangent
     is_open = outputs > 0 if activation == "relu" else (outputs > 0) & (outputs < 6)
@@ -163,7 +165,7 @@ def _convolve(images: Array, kernel: Array, window: Window) -> Array:
 
 
 def output_size(images: Array, kernel: Array, window: Window) -> Pair:
-    """(H', W') of a convolution."""
+    """Returns (H', W'), the size of a convolution's output."""
     rows, columns = (
         (size + sum(zeros) - (taps - 1) * apart - 1) // stride + 1
         for size, zeros, taps, apart, stride in zip(
@@ -186,14 +188,14 @@ def _is_small(images: Array, kernel: Array, window: Window) -> bool:
 
 
 def _convolve_small(images: Array, kernel: Array, window: Window) -> Array:
-    """Stride 1, few output positions: a matrix product for each, of the pixels that it sees."""
+    """Computes each of a few output positions as one matrix product of the pixels under the kernel."""
     (top, _), (left, _) = window.padding
     rows, columns, _, outputs = kernel.shape
     batch, height, width, _ = images.shape
     size = output_size(images, kernel, window)
     positions = []
     for row, column in itertools.product(*map(range, size)):
-        # Of the window that begins at -top and -left, what lies on the image.
+        # The part of the window that lies on the image, and not on the padding.
         first, start = max(row - top, 0), max(column - left, 0)
         last = max(first, min(row - top + rows, height))
         end = max(start, min(column - left + columns, width))
@@ -207,7 +209,7 @@ def _convolve_small(images: Array, kernel: Array, window: Window) -> Array:
 def _input_gradient(
     cotangent: Array, kernel: Array, shape: tuple[int, ...], window: Window
 ) -> Array:
-    """The cotangent spread over the images' pixels: a transposed convolution. shape: of the images."""
+    """Computes the images' gradient, a transposed convolution; `shape` is that of the images."""
     rows, columns, inputs, _ = kernel.shape
     if (rows, columns) == _ONES and window.padding == _NO_PADDING and window.strides == _ONES:
         return jnp.dot(cotangent, kernel[0, 0].T)
@@ -222,7 +224,7 @@ def _input_gradient(
 
 
 def has_phases(window: Window) -> bool:
-    """Whether the input gradient is computed as a few convolutions of the cotangent."""
+    """Says whether the input gradient is computed as a few convolutions of the cotangent."""
     rows, columns = window.strides
     return rows * columns <= _MOST_PHASES and _ONES in (window.strides, window.dilation)
 
@@ -234,7 +236,7 @@ def spread(
     window: Window,
     convolve: Callable[[Array, Array, Window], Array],
 ) -> Array:
-    """The cotangent spread over images of a shape by the rotated kernel, where it `has_phases`."""
+    """Computes the images' gradient with the rotated kernel, for a window that `has_phases`."""
     before = [
         apart * (taps - 1) - zeros[0]
         for taps, zeros, apart in zip(
@@ -262,20 +264,22 @@ def transposed_convolution(
     *,
     convolve: Callable[[Array, Array, Window], Array] = convolution,
 ) -> Array:
-    """A convolution of images between whose pixels zeros are laid, without multiplying by them.
+    """Convolves images with zeros between their pixels, without multiplying by these zeros.
 
-    With a factor of s the output's rows s a + r, for one r, see every s-th row of the kernel alone: s
-    convolutions of the images as they are, for rows and columns, instead of one over an image that is
-    mostly zeros. Each of them has its own gradient.
+    With a factor of s, the rows s a + r of the output depend only on every s-th row of the kernel, for
+    each r. So the rows need s convolutions of the images as they are, instead of one convolution of
+    images that are mostly zeros. The same holds for the columns. Each of these convolutions has its own
+    gradient.
 
     Args:
       images: [B, H, W, C_in].
       kernel: [rows, columns, C_in, C_out].
-      factors: Of rows and columns: a pixel's distance to the next, `lhs_dilation` of jax.
-      before: Zeros at the top and at the left.
-      size: (H', W') of the output; what is missing below and on the right is zeros.
-      dilation: Of the kernel; 1 where a factor is not.
-      convolve: With which each of them is made.
+      factors: The distances between neighbouring pixels of the images, for rows and for columns; jax
+        calls them `lhs_dilation`.
+      before: The numbers of zeros at the top and on the left.
+      size: (H', W'), the size of the output; zeros are added at the bottom and on the right as needed.
+      dilation: The dilation of the kernel's rows and columns; 1 where the factor is above 1.
+      convolve: The function that computes each of the convolutions.
 
     Returns:
       [B, H', W', C_out].
@@ -293,33 +297,31 @@ def transposed_convolution(
         taps, padding = [], []
         for axis, (offset, count) in enumerate(zip(offsets, (height, width), strict=True)):
             factor, zeros, apart = factors[axis], before[axis], dilation[axis]
-            # The first row of the kernel that is laid on pixels, as is each factor-th after it; all
-            # others are laid on the zeros between them.
+            # The first row of the kernel that meets pixels. So does each factor-th row after it; all
+            # other rows meet the zeros between the pixels.
             first = (zeros - offset) % factor
             length = len(range(first, kernel.shape[axis], factor))
-            start = (
-                offset + first - zeros
-            ) // factor  # the image's row that the first tap is laid on
+            start = (offset + first - zeros) // factor  # the image's row that the first tap meets
             taps.append(slice(first, None, factor))
-            # Negative where the image has rows that no tap of this phase sees: then it is cut.
+            # Negative if the image has rows that no tap of this phase meets: they are cut off.
             last = start + count - 1 + apart * (length - 1)
             padding.append((-start, last - (images.shape[axis + 1] - 1)))
         part = kernel[tuple(taps)]
-        if 0 in part.shape[:2]:  # a stride that is longer than the kernel
+        if 0 in part.shape[:2]:  # the stride is longer than the kernel
             shape = (len(images), height, width, kernel.shape[3])
             return jnp.zeros(shape, jnp.result_type(images, kernel))
         window = Window(padding=(padding[0], padding[1]), dilation=dilation)
         return convolve(images, part, window)
 
-    # All phases are as long as the longest, so that they can be merged; the rest is cut off after.
+    # All phases are as long as the longest one, so that they can be merged; then the rest is cut off.
     phases = [[phase((row, column)) for column in range(factors[1])] for row in range(factors[0])]
     return interleave(phases)[:, : size[0], : size[1]]
 
 
 def interleave(phases: Sequence[Sequence[Array]]) -> Array:
-    """Merges [S][T] images [B, H, W, C] into one [B, S * H, T * W, C].
+    """Merges S x T batches of images, each [B, H, W, C], into one batch [B, S * H, T * W, C].
 
-    phases[i][j] goes to the rows S h + i and the columns T w + j.
+    phases[i][j] becomes the rows S h + i and the columns T w + j.
     """
     batch, height, width, channels = phases[0][0].shape
     if len(phases) == len(phases[0]) == 1:
@@ -330,7 +332,7 @@ def interleave(phases: Sequence[Sequence[Array]]) -> Array:
 
 
 def _gradient_by_patches(cotangent: Array, kernel: Array, padding: Padding) -> Array:
-    """Stride 1, few input channels: one matrix product, then the patches are added up (col2im)."""
+    """Computes the images' gradient by one matrix product, whose patches are added up (col2im)."""
     rows, columns, inputs, outputs = kernel.shape
     (top, bottom), (left, right) = padding
     batch, height, width, _ = cotangent.shape
@@ -342,7 +344,7 @@ def _gradient_by_patches(cotangent: Array, kernel: Array, padding: Padding) -> A
         for j in range(columns):
             position = (i * columns + j) * inputs
             patch = patches[..., position : position + inputs]
-            # Output (h, w) came from input (h + i - top, w + j - left).
+            # This tap carried input (h + i - top, w + j - left) to output (h, w).
             total = total + lax.pad(
                 patch,
                 jnp.zeros((), patch.dtype),

@@ -1,6 +1,6 @@
-"""Convolutions of each channel by itself, in a form that is fast on the CPU.
+"""Depthwise convolutions (each channel by itself), in a form that is fast on the CPU.
 
-XLA on the CPU has no good code for as many groups as channels: there a sum of shifted products takes a
+On the CPU, XLA is slow if there are as many groups as channels. A sum of shifted products takes a
 hundredth of the time, forwards and backwards.
 """
 
@@ -35,20 +35,20 @@ def depthwise_convolution(
     bias: Array | None = None,
     activation: Activation = None,
 ) -> Array:
-    """A convolution of each channel by itself.
+    """Convolves each channel by itself.
 
     Args:
       images: [B, H, W, C].
       kernel: [rows, columns, 1, C].
       window: Strides, padding and dilation.
-      bias: [C] to add, or None.
+      bias: [C], which is added to the result, or None.
       activation: "relu" or "relu6", as in `convolution`, or None.
 
     Returns:
       [B, H', W', C].
 
     Raises:
-      ValueError: Another activation, or a kernel of another shape.
+      ValueError: `activation` is unknown, or `kernel` has another shape.
 
     Example:
       >>> image, kernel = jnp.ones((1, 3, 3, 2)), jnp.ones((3, 3, 1, 2))
@@ -75,17 +75,18 @@ def _depthwise(
 
 
 def _once(values: Array) -> Array:
-    """The same values, which XLA on the CPU does not compute anew wherever they are used.
+    """Returns the same values, but keeps XLA on the CPU from computing them again for each use.
 
-    It fuses what is cheap into each of its uses: nine products into each tap of the gradient. A
-    division counts as dear; that this one is by 1 it cannot tell. A barrier would be gone by then.
+    XLA repeats cheap operations wherever their result is used: here nine products for each tap of the
+    gradient. It does not repeat a division, and it cannot tell that this one divides by 1. An
+    optimisation barrier does not help: XLA has removed it by then.
     """
     one = jnp.ones((), values.dtype)
     return values / lax.clamp(one, values, one)
 
 
 def _products(images: Array, kernel: Array, window: Window) -> Array:
-    """The sum over all taps, rounded once."""
+    """Adds up the products of all taps and rounds the sum once."""
     kind = jnp.result_type(images, kernel)
     at, kernel = _shifted(_wide(images), kernel, window), _wide(kernel)
     products = (at(i, j) * kernel[i, j][None, None] for i, j in _taps(kernel))
@@ -102,7 +103,7 @@ def _taps(kernel: Array) -> Iterator[tuple[int, int]]:
 
 
 def _shifted(images: Array, kernel: Array, window: Window) -> Callable[[int, int], Array]:
-    """What a tap of the kernel sees of the images at every place of the output."""
+    """Returns a function from a tap of the kernel to the pixels that it meets, [B, H', W', C]."""
     edges = [(*zeros, 0) for zeros in window.padding]
     padded = lax.pad(images, jnp.zeros((), images.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
     size = output_size(images, kernel, window)
@@ -146,7 +147,7 @@ _depthwise.defvjp(_forward, _backward)
 def _input_gradient(
     shape: tuple[int, ...], kernel: Array, cotangent: Array, window: Window
 ) -> Array:
-    """Every tap's share goes back to where it was read: products, spread and shifted."""
+    """Computes the images' gradient: each tap's share is added where the tap has read."""
     if has_phases(window):
         return spread(cotangent, kernel[::-1, ::-1], shape, window, depthwise_convolution)
     zeros = jnp.zeros(shape, cotangent.dtype)

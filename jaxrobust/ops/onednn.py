@@ -1,7 +1,8 @@
-"""Convolutions by the copy of oneDNN inside jaxlib; `jaxrobust.compilation.with_onednn` says when.
+"""Convolutions by the copy of oneDNN inside jaxlib, if `jaxrobust.compilation.with_onednn` says so.
 
-XLA offers no way to ask for it, so this is the call that its own rewriter would make. A request that
-oneDNN refuses ends the process, so what is not plainly a convolution of float32 images goes to XLA.
+XLA has no public way to ask for oneDNN, so this module makes the call that XLA's own rewriter would
+make. A request that oneDNN refuses ends the process, so only plain convolutions of float32 images are
+sent to it.
 """
 
 import json
@@ -16,7 +17,7 @@ from jaxrobust.types import Array
 def takes(
     images: Array, kernel: Array, bias: Array | None, residual: Array | None, window: Any
 ) -> bool:
-    """Whether this is a convolution that `convolve` makes; arguments as there."""
+    """Says whether `convolve` accepts a convolution; the arguments are those of `convolve`."""
     operands = [operand for operand in (images, kernel, bias, residual) if operand is not None]
     return (
         all(operand.dtype == jnp.float32 for operand in operands)
@@ -43,22 +44,24 @@ def convolve(
     window: Any,
     activation: Literal["relu", "relu6"] | None = None,
 ) -> Array:
-    """Convolution, plus bias, plus residual, activation: in one call.
+    """Computes a convolution, adds a bias and a residual, and applies an activation, in one call.
+
+    All arrays are float32.
 
     Args:
-      images: float32 [B, H, W, C_in], like the other arrays.
+      images: [B, H, W, C_in].
       kernel: [rows, columns, C_in, C_out].
       bias: [C_out], or None.
       residual: [B, H', W', C_out], or None.
-      window: Strides of rows and columns, and padding, not negative.
-      activation: What the sum goes through, or None.
+      window: Strides and padding of rows and columns; the padding must not be negative.
+      activation: The activation, or None.
 
     Returns:
       [B, H', W', C_out].
     """
     shape = (len(images), *_sides(images, kernel, window), kernel.shape[3])
     operands, steps = [images, kernel], []
-    if bias is None and residual is not None:  # it takes none without the other
+    if bias is None and residual is not None:  # oneDNN takes no residual without a bias
         bias = jnp.zeros(kernel.shape[3], kernel.dtype)
     if bias is not None:
         operands.append(bias)
@@ -71,7 +74,7 @@ def convolve(
     call = jax.ffi.ffi_call(
         "__onednn$convolution",
         jax.ShapeDtypeStruct(shape, images.dtype),
-        vmap_method="sequential",  # of stacked kernels; attacks ask about whole batches
+        vmap_method="sequential",  # only for stacked kernels; attacks pass whole batches
         custom_call_api_version=1,
         legacy_backend_config=_request(window.strides, window.padding, steps),
     )
@@ -79,7 +82,7 @@ def convolve(
 
 
 def _request(strides: tuple, padding: tuple, steps: list[str]) -> str:
-    """xla.cpu.OneDnnConvolutionConfig as JSON, in which 64-bit numbers are strings."""
+    """Writes an xla.cpu.OneDnnConvolutionConfig as JSON, in which 64-bit numbers are strings."""
 
     def text(numbers: tuple[int, ...]) -> list[str]:
         return [str(number) for number in numbers]

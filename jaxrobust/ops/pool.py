@@ -1,7 +1,7 @@
 """Pooling whose gradients are fast on the CPU.
 
-Windows are read through strided slices. A reshape to [B, H/2, 2, W/2, 2, C] would be shorter, and is
-silently wrong: behind a convolution XLA on the CPU then returns false gradients.
+Windows are read through strided slices. A reshape to [B, H/2, 2, W/2, 2, C] would be shorter, but it is
+silently wrong: after a convolution, XLA on the CPU then returns wrong gradients.
 """
 
 import functools
@@ -21,9 +21,10 @@ class Pool(NamedTuple):
     """The windows of a pooling.
 
     Attributes:
-      size: Rows and columns.
-      strides: Of rows and columns.
-      padding: ((top, bottom), (left, right)) rows and columns that are in no maximum and in no sum.
+      size: The numbers of rows and columns of a window.
+      strides: The strides of rows and columns.
+      padding: ((top, bottom), (left, right)), the numbers of rows and columns to add; they do not
+        change a maximum or a sum.
     """
 
     size: Pair
@@ -32,7 +33,7 @@ class Pool(NamedTuple):
 
 
 def _places(images: Array, pool: Pool, edge: float) -> list[Array]:
-    """What every place of the windows sees, each [B, H', W', C], in reading order."""
+    """Returns the pixels at each place of the windows, each [B, H', W', C], in reading order."""
     edges = [(*padding, 0) for padding in pool.padding]
     outside = jnp.asarray(edge, images.dtype)
     padded = lax.pad(images, outside, ((0, 0, 0), *edges, (0, 0, 0)))
@@ -54,7 +55,7 @@ def _output_size(padded: tuple[int, ...], pool: Pool) -> Pair:
 
 
 def _back(shares: list[Array], shape: tuple[int, ...], pool: Pool) -> Array:
-    """Each place's share to the pixel that it saw; the inverse of `_places`."""
+    """Adds each place's share to the pixel that the place has read: the transpose of `_places`."""
     size = shares[0].shape[1:3]
     tiles = tuple(side * stride for side, stride in zip(size, pool.strides, strict=True))
     if pool.size == pool.strides and pool.padding == ((0, 0), (0, 0)) and tiles == shape[1:3]:
@@ -73,7 +74,7 @@ def _back(shares: list[Array], shape: tuple[int, ...], pool: Pool) -> Array:
 
 
 def _reduced(function: Callable[[Array, Array], Array], places: list[Array]) -> Array:
-    """In pairs, so that neighbours meet first."""
+    """Combines the places in pairs, neighbours first."""
     while len(places) > 1:
         pairs = list(itertools.zip_longest(places[::2], places[1::2]))
         places = [one if other is None else function(one, other) for one, other in pairs]
@@ -82,9 +83,9 @@ def _reduced(function: Callable[[Array, Array], Array], places: list[Array]) -> 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def max_pool(images: Array, pool: Pool) -> Array:
-    """The largest value of every window.
+    """Computes the largest value of each window.
 
-    Among equal values the first in reading order receives the gradient, as in XLA and PyTorch.
+    Among equal values, the first in reading order receives the gradient, as in XLA and PyTorch.
 
     Args:
       images: [B, H, W, C].
@@ -121,7 +122,7 @@ max_pool.defvjp(_max_forward, _max_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def sum_pool(images: Array, pool: Pool) -> Array:
-    """The sum of every window.
+    """Computes the sum of each window.
 
     Args:
       images: [B, H, W, C].
@@ -138,7 +139,7 @@ def sum_pool(images: Array, pool: Pool) -> Array:
 
 
 def _sum_forward(images: Array, pool: Pool) -> tuple[Array, Array]:
-    # The images' shape, as an array of nothing.
+    # An empty array, which carries the shape of the images.
     return sum_pool(images, pool), jnp.zeros((*images.shape, 0))
 
 

@@ -1,7 +1,7 @@
-"""What jax traces of a function: its equations as a key, the arrays that it closes over as arguments.
+"""Functions as jax traces them: the equations are a key, and closed-over arrays become arguments.
 
-`as_argument` brings any classifier into a form that compiled code takes: what it closes over is read
-anew at each call, and functions whose equations are equal share what has been compiled.
+`as_argument` converts any classifier to a form that compiled code takes. What the classifier closes
+over is read again at each call, and functions with equal equations share compiled code.
 """
 
 from jaxrobust.programs.arguments import (

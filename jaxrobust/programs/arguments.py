@@ -1,4 +1,4 @@
-"""Any classifier as an argument of compiled code.
+"""Makes any classifier an argument of compiled code.
 
 A callable pytree whose weights are its leaves (a `Classifier`, `jax.tree_util.Partial(apply, weights)`)
 is traced once. Any other function (a closure, a bound method, an nnx module, a pytree with a closure
@@ -26,7 +26,7 @@ from jaxrobust.programs import derivatives
 from jaxrobust.programs.tracing import Program, trace, trace_settled
 from jaxrobust.types import LogitsFn, Stochastic
 
-# Where the code of libraries lies: Python's own and installed packages, and this package.
+# The folders of libraries: Python's own, installed packages, and this package.
 LIBRARIES = tuple(
     str(folder) + os.sep
     for folder in {
@@ -35,7 +35,7 @@ LIBRARIES = tuple(
     }
 )
 
-# What may read anything, by a name that is made while it runs.
+# Functions that can read a variable whose name is only known at run time.
 _READERS = {"__import__", "eval", "exec", "getattr", "globals", "vars"}
 
 
@@ -112,12 +112,12 @@ def call(body: Callable[..., Any], logits_fn: LogitsFn, *arguments: Any, **optio
 
 
 def is_settled(function: Any) -> bool:
-    """Says whether compiled code sees all changes of a callable pytree, because its arrays are leaves.
+    """Says whether a callable is settled: a pytree of arrays, in which nothing else can change.
 
-    It is not settled if a leaf is not an array (for example an activation function), or if a function
-    or class of the user in its static part reads something that could change: a closure, a default
-    that is an array, or a number or an array of its module. It is then traced at each call, like every
-    closure. So are nnx modules of flax, which may change when they are called.
+    A callable is not settled if a leaf is not an array (for example an activation function), or if a
+    user's function or class in its static part reads something that could change: a closure, a default
+    that is an array, or a number or an array of its module. Nor are nnx modules of flax, which may
+    change when they are called. A callable that is not settled is traced at each call.
 
     Example:
       >>> def apply(weights, images):
@@ -149,13 +149,13 @@ def _is_array(leaf: Any) -> bool:
 
 
 def _is_fixed(value: Any, seen: set[int]) -> bool:
-    """Whether a static value is compared by what it says, and its functions read nothing else."""
+    """Says whether a static value compares by value, and its functions read nothing that may change."""
     if isinstance(value, tuple | list | frozenset | set):
         return all(_is_fixed(entry, seen) for entry in value)
     if isinstance(value, Mapping):
         return all(_is_fixed(entry, seen) for entry in value.values())
     if id(value) in seen or not callable(value):
-        return True  # of data: whoever compiles compares it
+        return True  # data, which jax compares when it looks for a compiled program
     seen.add(id(value))
     if isinstance(value, type):
         return _is_fixed_class(value, seen)
@@ -167,11 +167,11 @@ def _is_fixed(value: Any, seen: set[int]) -> bool:
         return _is_fixed_function(value, seen)
     inner = getattr(value, "__wrapped__", None)
     if type(value).__module__.split(".")[0] == "jax" and inner is None:
-        inner = getattr(value, "fun", None)  # of what a Partial makes of other callables
-    if inner is not None:  # of jax.jit, custom_jvp and their like
+        inner = getattr(value, "fun", None)  # jax's wrapper of a callable in a Partial
+    if inner is not None:  # the function inside jax.jit, custom_jvp and the like
         return all(_is_fixed(one, seen) for one in (inner, *derivatives.rules_of(value)))
-    # A callable object, such as a linen module: part of the key if it is compared by value, but for
-    # functions among its fields, which are compared by where they lie.
+    # A callable object, such as a linen module, is part of the key if it compares by value. Functions
+    # among its fields compare by identity, so they are checked too.
     fields = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
     return (
         _has_value(value)
@@ -181,7 +181,7 @@ def _is_fixed(value: Any, seen: set[int]) -> bool:
 
 
 def _is_fixed_class(kind: type, seen: set[int]) -> bool:
-    """Whether the methods of a class read nothing that may change."""
+    """Says whether the methods of a class read nothing that may change."""
     if any(base.__module__.startswith("flax.nnx") for base in kind.__mro__):
         return False
     users = [base for base in kind.__mro__ if not is_of_library(sys.modules.get(base.__module__))]
@@ -197,13 +197,13 @@ def _is_fixed_function(function: python_types.FunctionType, seen: set[int]) -> b
     code = function.__code__
     closed_over = [_content(cell) for cell in function.__closure__ or ()]
     if code.co_filename.startswith(LIBRARIES):
-        # A library does not change what its functions close over; users' functions may be among it.
+        # A library does not change what its functions close over, but this can be a user's function.
         return all(_is_constant(one) or _is_code(one, seen) for one in closed_over)
     defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     reads_itself = vars(function).keys() - {"__wrapped__"}
     if reads_itself or not all(map(_is_constant, defaults)) or _imports(code):
         return False
-    # The class that a method belongs to is a closure of it, where it says `super()`.
+    # A method that calls `super()` closes over its class, which is allowed.
     if not all(isinstance(one, type) and _is_code(one, seen) for one in closed_over):
         return False
     names, module = names_of(code), function.__globals__
@@ -213,20 +213,20 @@ def _is_fixed_function(function: python_types.FunctionType, seen: set[int]) -> b
 
 
 def _is_code(value: Any, seen: set[int]) -> bool:
-    """Whether it is a library's module, or a function or class that reads nothing that may change."""
+    """Says whether a value is a library's module, or code that reads nothing that may change."""
     if isinstance(value, python_types.ModuleType):
         return is_of_library(value)
     if isinstance(value, type) and not is_of_library(sys.modules.get(value.__module__)):
         own = {name: one for name, one in vars(value).items() if not name.startswith("__")}
         if not all(callable(one) or hasattr(one, "__get__") for one in own.values()):
-            return False  # numbers and arrays of a class may be set
+            return False  # numbers and arrays of a class may change
     return callable(value) and _is_fixed(value, seen)
 
 
 def is_of_library(module: Any) -> bool:
-    """Whether a module is Python's, of an installed package or of this one."""
+    """Says whether a module belongs to Python, to an installed package or to this package."""
     file = getattr(module, "__file__", None)
-    # What has no file is part of Python itself, unless it is typed in.
+    # A module without a file is part of Python, unless it is an interactive session.
     return (
         getattr(module, "__name__", "") != "__main__"
         if file is None
@@ -237,19 +237,19 @@ def is_of_library(module: Any) -> bool:
 def _content(cell: Any) -> Any:
     try:
         return cell.cell_contents
-    except ValueError:  # of a name that has no value yet
+    except ValueError:  # the variable has no value yet
         return object()
 
 
 def _imports(code: Any) -> bool:
-    """Whether a function imports anything while it runs."""
+    """Says whether a function imports anything while it runs."""
     inner = (constant for constant in code.co_consts if isinstance(constant, python_types.CodeType))
     found = any(instruction.opname == "IMPORT_NAME" for instruction in dis.get_instructions(code))
     return found or any(map(_imports, inner))
 
 
 def names_of(code: Any) -> set[str]:
-    """What a function may read from its module, by itself or in functions within it."""
+    """Returns the names that a function, or a function inside it, may read from its module."""
     inner = (constant for constant in code.co_consts if isinstance(constant, python_types.CodeType))
     return set(code.co_names).union(*(names_of(one) for one in inner))
 
@@ -261,7 +261,7 @@ def _is_constant(value: Any) -> bool:
 
 
 def _has_value(value: Any) -> bool:
-    """Whether it is compared by what it is, not by where it lies."""
+    """Says whether an object is hashable and compares by value, not by identity."""
     kind = type(value)
     if isinstance(value, python_types.ModuleType | type):
         return True
@@ -275,14 +275,14 @@ def _has_value(value: Any) -> bool:
 
 
 def _traced(function: Callable[..., Any], *examples: Any) -> Program:
-    # jax keeps what it has traced of a function that users have compiled: the function itself is asked.
+    # jax remembers its traces of a function that users have compiled, so the inner one is traced.
     while type(function).__name__ in ("PjitFunction", "JitWrapped"):
         function = function.__wrapped__  # type: ignore[attr-defined]
     return explained(trace, function, *examples)
 
 
 def explained(function: Callable[..., Any], *arguments: Any) -> Any:
-    """`function(*arguments)`; what it raises because it cannot be traced is said in other words."""
+    """Calls a function, and explains errors that mean that the user's function cannot be traced."""
     try:
         return function(*arguments)
     except jax.errors.TracerArrayConversionError as error:
@@ -291,17 +291,17 @@ def explained(function: Callable[..., Any], *arguments: Any) -> Any:
             "cannot trace."
         ) from error
     except Exception as error:
-        if type(error).__name__ == "TraceContextError":  # flax', which is not imported here
+        if type(error).__name__ == "TraceContextError":  # flax's error; flax is not imported here
             raise ValueError(
                 "`logits_fn` changes its own state when it is called, as an nnx module does in "
                 "training mode: call `model.eval()` first, which stops dropout and freezes the "
                 "statistics of BatchNorm. If the module is an argument of a function that `nnx.jit` "
                 "has compiled, pass the module itself instead; flax leaves it empty after this error."
             ) from error
-        if "No `deterministic` argument was provided" in str(error):  # flax' attention and dropout
+        if "No `deterministic` argument was provided" in str(error):  # from flax
             raise ValueError(
-                "The network does not know whether it is trained: call `model.eval()` on an nnx module "
-                "first, or pass `deterministic=True`."
+                "The network does not know whether it is in training: call `model.eval()` on an nnx "
+                "module first, or pass `deterministic=True`."
             ) from error
         if isinstance(error, TypeError) and "not a valid JAX type" in str(error):
             raise TypeError(
@@ -311,22 +311,22 @@ def explained(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def check_logits(results: Any, images: Any, name: str = "logits_fn") -> None:
-    """Raises unless what a function of images returned, or its shapes, is logits [B, K].
+    """Raises unless a function of images has returned logits [B, K].
 
     Args:
-      results: Returned.
-      images: [B, H, W, C], of which only the length matters.
-      name: Of the function, for the message.
+      results: The result of the function, or its shape and type.
+      images: [B, H, W, C]; only the length matters.
+      name: The function's name, for the message.
 
     Raises:
-      TypeError: Not one floating array.
-      ValueError: Another shape, or fewer than two classes.
+      TypeError: The result is not one floating-point array.
+      ValueError: The result has another shape, or fewer than two classes.
     """
     if not hasattr(results, "shape"):
         shown = "None" if results is None else type(results).__name__
         hint = ""
         if isinstance(results, tuple | list) and results and hasattr(results[0], "shape"):
-            hint = "; if its first entry is the logits: `lambda images: model(images)[0]`"
+            hint = "; if its first entry is the logits, use `lambda images: model(images)[0]`"
         elif isinstance(results, Mapping):
             hint = (
                 f"; choose one of its entries {list(results)}: `lambda images: model(images)[...]`"
@@ -335,11 +335,11 @@ def check_logits(results: Any, images: Any, name: str = "logits_fn") -> None:
     shape = tuple(results.shape)
     if len(shape) != 2 or shape[0] != images.shape[0] or shape[1] < 2:
         raise ValueError(
-            f"`{name}` must return [B, K] = [{images.shape[0]}, K] with K of at least 2, "
+            f"`{name}` must return [B, K] = [{images.shape[0]}, K] with K at least 2, "
             f"got shape {shape}."
         )
     if not jnp.issubdtype(results.dtype, jnp.floating):
-        raise TypeError(f"`{name}` must return floating logits, got {results.dtype}.")
+        raise TypeError(f"`{name}` must return floating-point logits, got {results.dtype}.")
 
 
 @functools.cache

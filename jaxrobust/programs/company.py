@@ -18,22 +18,29 @@ from jaxrobust.programs import comparing
 from jaxrobust.programs.arguments import as_argument
 from jaxrobust.types import Array, BatchDependent, LogitsFn, Stochastic, fold_keys
 
-# How far answers to one image may be apart, as a share of how far those to different images are: with
-# other images beside it (nothing of its own arithmetic changes), and in another row or alone (rounding
-# does, of a network that computes in bfloat16 by more).
+# The largest allowed distances between answers to the same image, as shares of the distances between
+# answers to different images. The first is for other images beside it, where its own arithmetic stays
+# the same. The second is for another row, or for the image alone, where rounding changes, which
+# matters most in bfloat16.
 _BESIDE, _MOVED = 1e-4, 0.03
-_MASKED = 1e20  # logits beyond this say that no image can get the class
-_ALONE = 3  # images that are shown alone
+_MASKED = 1e20  # a logit beyond this is masked: the class is never predicted
+_ALONE = 3  # the number of images that are evaluated alone
 
 TRAINING_MODE = (
     "The classifier is probably in training mode, where BatchNorm takes its statistics from the batch "
-    "and dropout is at work: call `model.eval()` (nnx), or apply the module with `train=False`, "
+    "and dropout is active: call `model.eval()` (nnx), or apply the module with `train=False`, "
     "`use_running_average=True` or `deterministic=True` (linen)."
 )
 
 
 class Dependence(NamedTuple):
-    """How many of n images get other logits, and when: "asked twice", "beside others" or "alone"."""
+    """A dependence of a classifier's answers on the batch.
+
+    Attributes:
+      when: When the logits differ: "asked twice", "beside others" or "alone".
+      moved: The number of images whose logits differ.
+      n: The number of images.
+    """
 
     when: str
     moved: int
@@ -42,9 +49,9 @@ class Dependence(NamedTuple):
     def __str__(self) -> str:
         if self.when == "asked twice":
             return (
-                f"The classifier is stochastic: {self.moved} of {self.n} images get other logits at a "
-                "second look. Declare it as a `jaxrobust.types.Stochastic`, whose figures are means "
-                "over its answers."
+                f"The classifier is stochastic: {self.moved} of {self.n} images get other logits when "
+                "they are evaluated twice. Declare it as a `jaxrobust.types.Stochastic`, whose figures "
+                "are means over its answers."
             )
         where = {
             "beside others": "when other images are in their batch",
@@ -101,10 +108,10 @@ def dependence(
     if isinstance(logits_fn, BatchDependent) or not len(images):
         return None
     count = len(images)
-    # A seed of its own: images that somebody drew from the usual one would be the noise themselves.
+    # An unusual seed, because the images may themselves be noise that was drawn with a usual one.
     noise = np.random.default_rng(0x6A61785F).random(images.shape, np.float32)
     places = np.arange(count)
-    # Batches of one shape: nothing is compiled for the sake of these looks.
+    # All batches have the shape of `images`, so that these checks compile nothing more.
     function = as_argument(logits_fn, jax.ShapeDtypeStruct(images.shape, np.float32))
 
     def shown(images: np.ndarray, places: np.ndarray = places) -> np.ndarray:
@@ -115,13 +122,13 @@ def dependence(
         pair = np.concatenate([images, noise])
         try:
             function, two = as_argument(logits_fn, pair), np.arange(2)
-        except Exception:  # a function of one image and no more has no company
+        except Exception:  # the function only takes batches of one image
             return None
         both = shown(pair, two)
         moved = _far(both, np.concatenate([first, both[1:]]), _MOVED)
         return Dependence("beside others", moved, 1) if moved else None
-    # Rows with an even number of ones in binary: every regular grouping of rows, by neighbours or by
-    # strides, has members on both sides.
+    # One half is the rows whose number has an even count of ones in binary: every regular group of
+    # rows, of neighbours or with a stride, then has rows in both halves.
     stays = np.array([row.bit_count() % 2 == 0 for row in range(count)])
     moved = 0
     for stay in (stays, ~stays):
@@ -149,10 +156,10 @@ def check(
     first: np.ndarray | None = None,
     thorough: bool = False,
 ) -> None:
-    """Refuses what `dependence`, called alike, finds.
+    """Raises if `dependence`, with the same arguments, finds a dependence.
 
     Raises:
-      ValueError: The answers depend on the batch; the message says what is the likely reason.
+      ValueError: The answers depend on the batch; the message names the likely reason.
     """
     found = dependence(logits_fn, images, first=first, thorough=thorough)
     if found is None:
@@ -160,18 +167,18 @@ def check(
     advice = (
         ""
         if found.when == "asked twice"
-        else " Every figure would depend on the batch size. If that is meant, wrap the classifier: "
+        else " Every figure would depend on the batch size. If this is intended, wrap the classifier: "
         "`jaxrobust.types.BatchDependent(logits_fn)`."
     )
     raise ValueError(f"`logits_fn` cannot be evaluated. {found}{advice}")
 
 
 class _Known:
-    """An array that has been looked at, which is not kept alive by that.
+    """An array of a checked program, to which only a weak reference is kept.
 
     Attributes:
-      content: Type, shape and a digest, of those that are made anew at each call, as constants of
-        numpy are; or None.
+      content: The type, shape and digest of an array that is made anew at each call, such as a constant
+        of numpy; None for other arrays.
     """
 
     def __init__(self, array: Any, *, with_content: bool) -> None:
@@ -189,10 +196,10 @@ _checked: "weakref.WeakKeyDictionary[Any, Sequence[_Known]]" = weakref.WeakKeyDi
 
 
 def check_once(logits_fn: LogitsFn, function: Any, images: np.ndarray) -> None:
-    """`check`, once for each program and its arrays, as long as these are the last ones that it had.
+    """Calls `check`, unless the program was last checked with the same arrays.
 
     Raises:
-      ValueError: As `check`.
+      ValueError: The answers depend on the batch.
     """
     program: Any = function.function if isinstance(function, Stochastic) else function
     known = _checked.get(program.code)
@@ -204,7 +211,7 @@ def check_once(logits_fn: LogitsFn, function: Any, images: np.ndarray) -> None:
     for sentence in unusual(first):
         warnings.warn(sentence, stacklevel=4)
     check(logits_fn, images, first=first)
-    # Arrays that were others at the last call may be the same ones, made anew.
+    # An array that was replaced since the last call may be made anew at each call: keep its content.
     before: Sequence[_Known | None] = known or [None] * len(program.arrays)
     _checked[program.code] = [
         _Known(array, with_content=one is not None and not one.is_same(array))
@@ -217,7 +224,7 @@ def unusual(values: np.ndarray) -> tuple[str, ...]:
     rows = values[~np.isnan(values).any(axis=1)].astype(np.float64)
     if not len(rows):
         return ()
-    # Of narrow types too; a network's logits are never so by chance in all of several rows.
+    # The tolerance allows for narrow types. Logits do not have such rows by chance.
     sums = rows.sum(axis=1)
     if rows.min() >= 0 and rows.max() <= 1 and np.abs(sums - 1).max() < 1e-2:
         return (
@@ -229,7 +236,7 @@ def unusual(values: np.ndarray) -> tuple[str, ...]:
 
 
 def _far(first: np.ndarray, second: np.ndarray, tolerance: float, rows: Any = slice(None)) -> int:
-    """How many rows of two answers to the same images are further apart than that."""
+    """Counts the rows in which two answers to the same images differ by more than the tolerance."""
     same = (first == second) | (np.isnan(first) & np.isnan(second))
     with np.errstate(invalid="ignore", over="ignore"):
         apart = np.where(same, 0.0, np.abs(first.astype(np.float64) - second))
@@ -239,10 +246,10 @@ def _far(first: np.ndarray, second: np.ndarray, tolerance: float, rows: Any = sl
 
 
 def _scales(logits: np.ndarray) -> np.ndarray:
-    """How far answers to different images are apart: of each class, but at least as in half of them.
+    """Returns for each class how far its logits for different images are apart.
 
-    Classes that are masked in all images, or have one logit for all, say nothing about the others. One
-    that is masked in some images spreads far, and speaks for itself alone.
+    A class counts at least as much as the median class. Classes that are masked, or have the same logit
+    for all images, do not count for the median.
     """
     rows = logits[~np.isnan(logits).any(axis=1)].astype(np.float64)
     ordinary = (np.abs(rows) < _MASKED).all(axis=0)
@@ -251,7 +258,7 @@ def _scales(logits: np.ndarray) -> np.ndarray:
         spreads[ordinary] = np.ptp(rows[:, ordinary], axis=0)
         sizes[ordinary] = np.abs(rows[:, ordinary]).max(axis=0)
     varied = spreads > 0
-    # Where all images get almost one answer, rounding is all that there is to see.
+    # If all images get almost the same answer, their distances are only rounding errors.
     return np.maximum(spreads, max(_middle(spreads[varied]), 1e-4 * _middle(sizes[varied])))
 
 

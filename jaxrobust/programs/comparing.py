@@ -1,9 +1,9 @@
-"""When two traced functions are one program: their equations, without names and arrays.
+"""Keys that say whether two traced functions have the same equations, apart from names and arrays.
 
-A key is made of primitives, parameters, types and literals, with variables counted in the order in
-which they appear. Derivative rules of one's own are part of it (`derivatives.py`): two functions that
-differ in their backward pass alone are two programs. What cannot be compared, a callback for example,
-is equal to nothing but itself.
+A key is made of primitives, parameters, types and literals. Variables are numbered in the order in
+which they appear. Custom derivative rules are part of the key (`derivatives.py`): functions that differ
+only in their backward pass are different programs. Anything that cannot be compared, such as a
+callback, is equal only to itself.
 """
 
 import enum
@@ -19,14 +19,14 @@ from jax.extend import core
 from jaxrobust.programs import derivatives
 from jaxrobust.programs.derivatives import CUSTOM
 
-# Names, and what jax remembers of where a function comes from, change nothing that is computed.
+# Names and debugging information do not change what is computed.
 _NAMES = ("name", "debug_info")
-# Of calls with derivatives of their own: Python functions, in whose place the traced rule stands.
+# Python functions of calls with custom derivatives; the traced rule is compared instead.
 _FUNCTIONS = ("jvp_jaxpr_fun", "jvp_jaxpr_thunk", "fwd_jaxpr_thunk", "bwd", "out_trees")
 
 
 class Incomparable:
-    """Stands for a value that cannot be compared: it equals no other, and prints as its type."""
+    """Stands for a value that cannot be compared. It equals only itself, and prints its type."""
 
     def __init__(self, value: Any) -> None:
         self._word = f"<{type(value).__module__}.{type(value).__qualname__}>"
@@ -36,19 +36,19 @@ class Incomparable:
 
 
 def text_of(key: tuple) -> str:
-    """A key in 16 hexadecimal digits that are the same in every process."""
-    words = re.sub(r"0x[0-9a-f]+", "", repr(key))  # where something lay in memory
+    """Returns a digest of a key: 16 hexadecimal digits, which are the same in every process."""
+    words = re.sub(r"0x[0-9a-f]+", "", repr(key))  # without addresses in memory
     return hashlib.sha256(words.encode()).hexdigest()[:16]
 
 
 class Numbers:
-    """Variables by the order in which they appear."""
+    """Numbers variables in the order in which they appear."""
 
     def __init__(self) -> None:
         self._numbers: dict[Any, int] = {}
 
     def of(self, atoms: Sequence[Any]) -> tuple:
-        """Numbers of variables, with their types where they are new, and literals as they are."""
+        """Returns the numbers of variables, with the types of new ones, and the values of literals."""
         return tuple(map(self._one, atoms))
 
     def _one(self, atom: Any) -> tuple:
@@ -61,11 +61,11 @@ class Numbers:
 
 
 def key_of(jaxpr: Any, *, with_rules: bool = True) -> tuple:
-    """The key of a jaxpr: hashable, equal for equal ones. Arrays inside are compared by their values.
+    """Returns the key of a jaxpr, which is hashable. Arrays within equations compare by value.
 
     Args:
-      jaxpr: `jax.extend.core.Jaxpr`; its own constants are arguments.
-      with_rules: Whether derivative rules are compared.
+      jaxpr: `jax.extend.core.Jaxpr`; its constants are treated as arguments.
+      with_rules: Whether derivative rules are part of the key.
     """
     numbers = Numbers()
     start = numbers.of((*jaxpr.constvars, *jaxpr.invars))
@@ -83,13 +83,13 @@ def key_of(jaxpr: Any, *, with_rules: bool = True) -> tuple:
 
 
 def context(equation: Any) -> tuple:
-    """Settings of jax when an equation was traced, as far as they change what is computed."""
+    """Returns the settings of jax under which an equation was traced, if they change the result."""
     words = ("compute_type", "threefry_partitionable", "xla_metadata")
     return tuple(_comparable(getattr(equation.ctx, word, None), False) for word in words)
 
 
 def parameters(equation: Any, without: Sequence[str] = (), *, with_rules: bool = True) -> tuple:
-    """An equation's parameters, but for some, in a form that compares by what they say."""
+    """Returns an equation's parameters, without some, in a form that can be compared by value."""
     params, is_custom = equation.params, equation.primitive.name in CUSTOM
     left_out = (*_NAMES, *without, *(_FUNCTIONS if is_custom else ()))
     words = sorted(set(params) - set(left_out))
@@ -100,19 +100,19 @@ def parameters(equation: Any, without: Sequence[str] = (), *, with_rules: bool =
 
 
 def _rule_key(equation: Any) -> Any:
-    """Of a rule that stays a Python function: inside a loop, say."""
+    """Returns the key of a rule that remains a Python function, for example inside a loop."""
     known = derivatives.known_rule(equation)
     if known is not None:
         return known
     try:
         rule, arrays = derivatives.rule_of(equation)
-    except Exception as error:  # a rule that raises is the user's own business, until it is needed
+    except Exception as error:  # a rule that raises does not matter until it is needed
         return Incomparable(error)
     return rule_key(rule), tuple(map(content, arrays))
 
 
 def rule_key(rule: derivatives.Rule) -> tuple:
-    """The key of a traced rule, whose arrays are arguments."""
+    """Returns the key of a traced rule, whose arrays are treated as arguments."""
     return tuple(key_of(part.jaxpr, with_rules=False) for part in rule.parts), rule.counts
 
 
@@ -130,19 +130,19 @@ def _comparable(value: Any, with_rules: bool) -> Any:
         entries = tuple(_comparable(entry, with_rules) for entry in value)
         return type(value).__qualname__, entries
     if isinstance(value, float):
-        return "float", value.hex()  # of which NaN equals NaN, and 0.0 not -0.0
+        return "float", value.hex()  # so that NaN equals NaN, but 0.0 does not equal -0.0
     if value is None or isinstance(value, bool | int | str | bytes | type | enum.Enum | np.dtype):
         return type(value).__qualname__, value
     try:
         hash(value)
     except TypeError:
         return Incomparable(value)
-    # What compares by where it lies, a callback say, is equal to itself alone.
+    # An object that compares by identity, such as a callback, is equal only to itself.
     return value
 
 
 def content(value: Any) -> Any:
-    """What an array is compared by: type, shape and a digest of its numbers."""
+    """Returns what an array is compared by: its type, its shape and a digest of its values."""
     if isinstance(value, jax.core.Tracer):
         return Incomparable(value)
     if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):

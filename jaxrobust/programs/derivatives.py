@@ -1,7 +1,8 @@
-"""Derivative rules of one's own, traced: what `jax.custom_jvp` and `jax.custom_vjp` do, as equations.
+"""Traces custom derivative rules (`jax.custom_jvp` and `jax.custom_vjp`) into equations.
 
-In a traced program such a rule is a Python function, which sees what it closes over when it is called,
-and keeps it alive. Traced, it is equations and arrays as everything else.
+In a program that jax has traced, such a rule is still a Python function: it reads its closure when it
+is called, and keeps the closure alive. Here it becomes equations and arrays, like the rest of the
+program.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ import jaxrobust
 from jaxrobust.ops import Activation
 
 CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
-# Whose rules are always the same. What makes rules of users' functions is none of it.
+# Rules from these folders never change. Code that makes rules from users' functions is not in them.
 _FOLDERS = tuple(
     f"{Path(file).resolve().parent}{os.sep}{inside}"
     for file, inside in ((jax.__file__, f"_src{os.sep}nn{os.sep}"), (jaxrobust.__file__, ""))
@@ -28,16 +29,16 @@ _FOLDERS = tuple(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rule:
-    """A call with a derivative of its own.
+    """A call with a custom derivative.
 
     Attributes:
-      primal: The call's own equations.
-      parts: Of custom_vjp the way there (arguments -> results and residuals) and the way back
-        (residuals and cotangents -> cotangents); of custom_jvp the one that makes results and tangents
-        of arguments and tangents. Arrays that the rule closes over come before these arguments.
-      counts: How many such arrays each part has.
-      floating: Which arguments have a derivative.
-      smooth: Which results have one.
+      primal: The equations of the call itself.
+      parts: For a custom_vjp, the forward pass (arguments -> results and residuals) and the backward
+        pass (residuals and cotangents -> cotangents). For a custom_jvp, one part (arguments and
+        tangents -> results and tangents). The arrays that a part closes over are its first arguments.
+      counts: The number of these arrays, for each part.
+      floating: Whether each argument has a derivative.
+      smooth: Whether each result has a derivative.
     """
 
     primal: core.ClosedJaxpr
@@ -48,33 +49,33 @@ class Rule:
 
 
 def bind(equation: Any, arguments: Sequence[Any]) -> list[Any]:
-    """An equation's results, computed or traced."""
+    """Returns an equation's results for given arguments, which may be traced."""
     params = equation.primitive.get_bind_params(equation.params)
-    # Releases of jax before 0.10 give functions apart from parameters.
+    # Releases of jax before 0.10 return functions and parameters separately.
     functions, params = params if isinstance(params, tuple) else ((), params)
     results = equation.primitive.bind(*functions, *arguments, **params)
     return list(results) if equation.primitive.multiple_results else [results]
 
 
 def rule_of(equation: Any) -> tuple[Rule, list[Any]]:
-    """Traces the rule of a custom call, once: derivatives of derivatives are not looked at.
+    """Traces the rule of a custom call, but no derivatives of the rule itself.
 
     Args:
-      equation: Whose primitive is one of CUSTOM.
+      equation: An equation whose primitive is one of CUSTOM.
 
     Returns:
       (the rule, the arrays that its parts close over).
 
     Raises:
-      Exception: What the user's rule raises.
-      NotImplementedError: A rule that is told which of its tangents are zero (`symbolic_zeros`).
+      Exception: The user's rule raised it.
+      NotImplementedError: The rule uses `symbolic_zeros`.
     """
     if equation.params.get("symbolic_zeros"):
         raise NotImplementedError(
-            "Such a rule asks what is differentiated, which is not known here."
+            "A rule with `symbolic_zeros` asks what is differentiated, which is not known here."
         )
     shapes = [_shape(variable) for variable in equation.invars]
-    # What the function closes over comes first, and has no derivative.
+    # The first arguments are what the function closes over; they have no derivative.
     constants = equation.params.get("num_consts", 0)
     floating = tuple(
         index >= constants and _is_floating(shape) for index, shape in enumerate(shapes)
@@ -128,15 +129,15 @@ def _is_floating(shape: jax.ShapeDtypeStruct) -> bool:
 
 
 def _nothing(shape: Any) -> np.ndarray:
-    """The tangent of what has none."""
+    """Makes the tangent of an array that has no derivative."""
     return np.zeros(shape.shape, jax.dtypes.float0)
 
 
 def _plain(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
-    """The same without users' rules, and with its constants as its first arguments.
+    """Removes users' rules from a jaxpr, and makes its constants its first arguments.
 
-    The Python functions of rules would keep alive what they close over. What a rule does is not
-    differentiated again: `call` refuses that.
+    The Python functions of rules would keep their closures alive. The rules are not needed, because
+    `call` refuses to differentiate a rule.
     """
 
     def run(constants: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
@@ -174,12 +175,12 @@ def _shape(variable: Any) -> jax.ShapeDtypeStruct:
 
 
 def call(rule: Rule, arrays: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
-    """The call with its rule.
+    """Computes a call with a custom derivative.
 
     Args:
-      rule: What it does.
-      arrays: That its parts close over.
-      arguments: Of the call.
+      rule: The call and its rule.
+      arrays: The arrays that the rule's parts close over.
+      arguments: The arguments of the call.
     """
     floating, smooth, num_results = rule.floating, rule.smooth, len(rule.smooth)
     first, *others = (core.jaxpr_as_fun(part) for part in rule.parts)
@@ -188,7 +189,7 @@ def call(rule: Rule, arrays: Sequence[Any], arguments: Sequence[Any]) -> list[An
     def primal(arrays: list[Any], arguments: list[Any]) -> list[Any]:
         return list(own(*arguments))
 
-    # One part is a custom_jvp: it makes results and tangents at once. Two are a custom_vjp, below.
+    # A rule with one part is a custom_jvp; a rule with two parts is a custom_vjp, below.
     if len(rule.parts) == 1:
         with_tangents = jax.custom_jvp(primal)
 
@@ -196,7 +197,7 @@ def call(rule: Rule, arrays: Sequence[Any], arguments: Sequence[Any]) -> list[An
         def of_both(primals: Any, tangents: Any) -> tuple[list[Any], list[Any]]:
             (arrays, arguments), (_, moved) = primals, tangents
             floats = [one for one, is_float in zip(moved, floating, strict=True) if is_float]
-            # The rule was traced once: its own derivative is not known, and asking for it is refused.
+            # The derivative of the rule itself is not known, so `_once` refuses it.
             found = first(*_once(arrays), *_once(arguments), *floats)
             results, moved = found[:num_results], iter(found[num_results:])
             return list(results), [
@@ -209,13 +210,13 @@ def call(rule: Rule, arrays: Sequence[Any], arguments: Sequence[Any]) -> list[An
     with_rule = jax.custom_vjp(primal)
 
     def forward(arrays: list[Any], arguments: list[Any]) -> tuple[list[Any], Any]:
-        # Of the arrays those of the way there come first; those of the way back are saved for it.
+        # The first arrays are those of the forward pass; the others are saved for the backward pass.
         results = first(*_once(arrays[:count]), *_once(arguments))
         return list(results[:num_results]), (arrays[count:], list(results[num_results:]))
 
     def backward(saved: Any, cotangents: list[Any]) -> tuple[None, list[Any]]:
         arrays, residuals = saved
-        # The traced way back has no place for what has no derivative, such as integers.
+        # The traced backward pass only takes cotangents of results that have a derivative.
         wanted = [one for one, is_smooth in zip(cotangents, smooth, strict=True) if is_smooth]
         found = iter(others[0](*_once(arrays), *_once(residuals), *_once(wanted)))
         return None, [next(found) if is_float else None for is_float in floating]
@@ -225,7 +226,7 @@ def call(rule: Rule, arrays: Sequence[Any], arguments: Sequence[Any]) -> list[An
 
 
 def _once(values: Sequence[Any]) -> list[Any]:
-    """The values; to differentiate them is an error."""
+    """Returns the same values, but makes it an error to differentiate them."""
     return [_undifferentiated(value) if _is_floating(value) else value for value in values]
 
 
@@ -237,13 +238,13 @@ def _undifferentiated(value: Any) -> Any:
 @_undifferentiated.defjvp
 def _refuse(primals: Any, tangents: Any) -> Any:
     raise NotImplementedError(
-        "The second derivative of a function with a derivative of its own (jax.custom_vjp, "
+        "The second derivative of a function with a custom derivative (jax.custom_vjp, "
         "jax.custom_jvp) is not known here; differentiate the function itself."
     )
 
 
 def known_rule(equation: Any) -> str | None:
-    """The name of a rule of jax' own layers or of this package, for a function of theirs; else None."""
+    """Returns the name of a rule of jax's own layers or of this package; None for other rules."""
     source = equation.params["call_jaxpr"].jaxpr.debug_info.func_src_info or ""
     if not source.partition(" at ")[2].startswith(_FOLDERS):
         return None
@@ -262,7 +263,7 @@ def known_rule(equation: Any) -> str | None:
 
 
 def activation_of(equation: Any) -> Activation:
-    """Whether a custom call is `jax.nn.relu` or `jax.nn.relu6`; None: neither."""
+    """Returns "relu" or "relu6" if a custom call is that function of `jax.nn`, else None."""
     name = known_rule(equation)
     for known in ("relu", "relu6"):
         if name is not None and name.startswith(f"{known}: jax._src.nn.functions."):
@@ -271,13 +272,13 @@ def activation_of(equation: Any) -> Activation:
 
 
 def rules_of(function: Any) -> list[Any]:
-    """The functions of a `jax.custom_jvp` or `jax.custom_vjp` that say what its derivative is."""
+    """Returns the functions that define the derivative of a `jax.custom_jvp` or `jax.custom_vjp`."""
     rules = [getattr(function, word, None) for word in ("fwd", "bwd", "jvp", "vmap_rule")]
     return [one for rule in rules if rule is not None for one in _of_arguments(rule) or [rule]]
 
 
 def _of_arguments(function: Any) -> list[Any]:
-    """The rules, one for each argument, that `defjvps` has made one function of."""
+    """Returns the rules, one for each argument, that `defjvps` has joined into one function."""
     if getattr(function, "__qualname__", "") != "custom_jvp.defjvps.<locals>.jvp":
         return []
     cells = dict(zip(function.__code__.co_freevars, function.__closure__, strict=True))
@@ -285,7 +286,7 @@ def _of_arguments(function: Any) -> list[Any]:
 
 
 def _functions(value: Any, depth: int) -> list[Any]:
-    """The innermost functions behind jax' own wrappers of a rule, of which little is known."""
+    """Returns the innermost functions inside jax's wrappers of a rule, which are not documented."""
     function = getattr(value, "f", value)
     if rules := _of_arguments(function):
         return rules

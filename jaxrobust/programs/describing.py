@@ -1,4 +1,4 @@
-"""A table of a network's layers, whatever framework it is written in."""
+"""Makes a table of the layers of a network of any framework."""
 
 import dataclasses
 import math
@@ -141,7 +141,7 @@ def describe(function: Callable[[Any], Any], images: Any) -> Description:
     for operation in naming.operations(program, paths):
         found.setdefault(operation.name, []).append(operation)
     used: set[int] = set()
-    counted: set[int] = set()  # a rule closes over the same array several times
+    counted: set[int] = set()  # a rule may close over the same array several times
     layers = []
     for name, operations in found.items():
         # A weight that several layers share counts in the first of them alone.
@@ -166,7 +166,7 @@ def describe(function: Callable[[Any], Any], images: Any) -> Description:
 
 
 def _size(array: Any) -> tuple[int, int]:
-    """(numbers, bytes); keys of random numbers are no weights."""
+    """Returns the size of an array, (numbers, bytes); PRNG keys do not count."""
     array = jnp.asarray(array)
     if jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended):
         return 0, 0

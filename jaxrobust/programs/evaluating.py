@@ -1,4 +1,4 @@
-"""Evaluates a traced function: on the CPU by the fast forms of its operations."""
+"""Evaluates traced functions, on the CPU with the fast forms of their operations."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -19,13 +19,13 @@ Results = Callable[[Step, list[Any]], Sequence[Any]]
 def evaluate(
     steps: StepList, arrays: Iterator[Any], arguments: Sequence[Any], *, plain: bool = False
 ) -> list[Any]:
-    """The results of steps.
+    """Computes the results of steps.
 
     Args:
-      steps: Of a `Program`.
-      arrays: What they close over, one after the other.
-      arguments: Arrays.
-      plain: Whether no fast form is used.
+      steps: The steps of a `Program`.
+      arrays: The arrays that they close over, one after the other.
+      arguments: The arguments, which are arrays.
+      plain: Whether to use no fast forms.
     """
     return _evaluate(steps, arrays, arguments, compilation.has_fast_forms() and not plain)
 
@@ -33,13 +33,14 @@ def evaluate(
 def walk(
     steps: StepList, arrays: Iterator[Any], arguments: Sequence[Any], results: Results
 ) -> list[Any]:
-    """Goes through steps in their order, with values of any kind.
+    """Walks through steps in their order, with values of any kind.
 
     Args:
-      steps: Of a `Program`, or within one.
-      arrays: Values for what they close over, one after the other.
-      arguments: Values.
-      results: (step, operands) -> values of its outputs. It takes the arrays of what is inside.
+      steps: The steps of a `Program`, or of a part of one.
+      arrays: Values for the arrays that they close over, one after the other.
+      arguments: Values for the arguments.
+      results: A function (step, operands) -> values of the step's outputs. It must take the arrays of
+        the step's parts from `arrays`.
 
     Returns:
       The values of the outputs.
@@ -78,13 +79,13 @@ def _evaluate(
 def apply(
     what: Any, arrays: Iterator[Any], operands: Sequence[Any], *, fast: bool
 ) -> Sequence[Any]:
-    """The results of one equation, or of what stands in its place.
+    """Computes the results of one step.
 
     Args:
-      what: Of a step that is no call.
-      arrays: What it closes over are the next ones.
-      operands: Arrays, or what the fast forms make of them.
-      fast: Whether by the fast forms.
+      what: The step's `what`, which must not be a call.
+      arrays: The arrays; the next ones are those that the step closes over.
+      operands: Arrays, or values that the fast forms have made.
+      fast: Whether to use the fast forms.
     """
     if fast and hasattr(what, "primitive"):
         form = forms.FORMS.get(what.primitive.name)
@@ -102,13 +103,13 @@ def apply(
 def nested(
     what: Nested, arrays: Sequence[list[Any]], operands: Sequence[Any], *, fast: bool = False
 ) -> Sequence[Any]:
-    """The results of a loop, a choice or a checkpoint, whose parts are evaluated as everything else.
+    """Computes the results of a loop, a choice or a checkpoint, and evaluates its parts.
 
     Args:
-      what: Loop, choice or checkpoint.
-      arrays: What its parts close over.
-      operands: Arrays.
-      fast: Whether by the fast forms.
+      what: The loop, choice or checkpoint.
+      arrays: For each part, the arrays that it closes over.
+      operands: The operands, which are arrays.
+      fast: Whether to use the fast forms.
     """
     params, name = what.equation.params, what.name
     pairs = zip(what.parts, arrays, strict=True)
@@ -117,7 +118,7 @@ def nested(
         _, constants, carry, rows = what.rounds(operands)
         num_carry = len(carry)
 
-        # The part closes over nothing any more, and is evaluated by fast forms where they are wanted.
+        # The part has its arrays already, and uses fast forms if `fast` says so.
         def body(carry: Sequence[Any], row: Sequence[Any]) -> tuple[Any, Any]:
             results = parts[0](*constants, *carry, *row)
             return results[:num_carry], results[num_carry:]
@@ -141,7 +142,7 @@ def nested(
     if name == "cond":
         index, *others = operands
         platforms = params.get("branches_platforms")
-        # A choice by a value, or by the platform that the program is compiled for.
+        # The choice depends on a value, or on the platform that the program is compiled for.
         if platforms is None:
             return lax.switch(index, parts, *others)
         by_name = {
@@ -149,10 +150,10 @@ def nested(
             for part, names in zip(parts, platforms, strict=True)
             for platform in names or ("default",)
         }
-        if fast:  # for the CPU alone
+        if fast:  # fast forms run only on the CPU
             return by_name["cpu" if "cpu" in by_name else "default"](*others)
         return lax.platform_dependent(*others, **by_name)
-    # What is left is a checkpoint: it saves memory, so it must stay one.
+    # The only other kind is a checkpoint, which is kept because it saves memory.
     checkpoint = jax.checkpoint(
         parts[0], prevent_cse=params["prevent_cse"], policy=params["policy"]
     )

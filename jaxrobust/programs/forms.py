@@ -1,10 +1,11 @@
-"""Which operations of a traced network are computed by the fast forms of `jaxrobust.ops`, on the CPU.
+"""Computes operations of traced networks on the CPU with the fast forms of `jaxrobust.ops`.
 
-A convolution is not computed where it stands. It waits as an `Image` for what follows: scales and
-shifts of its channels (BatchNorm in evaluation mode, a bias) go into its kernel and bias, a sum becomes
-its residual, `jax.nn.relu` its own ReLU. Whatever else asks for its value computes it. Images lie in
-memory as [B, H, W, C], whatever layout the network is written in: transposing one only changes what is
-said of its axes, so the transpositions around convolutions and pooling cost nothing.
+A convolution is not computed at its own place. It waits as an `Image` for the operations that follow:
+scales and shifts of its channels (BatchNorm in evaluation mode, a bias) go into its kernel and bias, an
+added array becomes its residual, and `jax.nn.relu` becomes its activation. It is computed when any
+other operation needs its value. Images are stored as [B, H, W, C], even if the network uses another
+layout: transposing an image only changes the description of its axes, so the transpositions around
+convolutions and pooling cost nothing.
 """
 
 import dataclasses
@@ -21,13 +22,13 @@ from jaxrobust.programs import derivatives
 from jaxrobust.types import Array
 
 _BATCH, _ROWS, _COLUMNS, _CHANNELS = range(4)
-_MOST_TAPS = 25  # of a pooling's window, each of which is an operation of its own
-_MOST_WEIGHTS = 81  # of a channel's kernel, likewise
+_MOST_TAPS = 25  # the largest window of a pooling: each of its places takes an operation
+_MOST_WEIGHTS = 81  # the largest kernel of a channel, likewise
 
 
 @dataclasses.dataclass(eq=False)
 class Convolution:
-    """A convolution that has not been computed, and what is added to it."""
+    """A convolution that has not been computed yet, with its bias, residual and activation."""
 
     images: Array
     kernel: Array
@@ -38,7 +39,7 @@ class Convolution:
     depthwise: bool = False
 
     def compute(self) -> Array:
-        """[B, H, W, C]."""
+        """Computes the convolution, [B, H, W, C]."""
         options: Any = {"bias": self.bias, "activation": self.activation}
         if self.depthwise:
             return ops.depthwise_convolution(self.images, self.kernel, self.window, **options)
@@ -47,13 +48,13 @@ class Convolution:
 
 
 class Image:
-    """A value of the program that lies as [B, H, W, C], or a convolution that is going to.
+    """A value of the program that is stored as [B, H, W, C], or a convolution that will be.
 
     Attributes:
-      shape: That the value has in the program.
-      axes: For each axis of this shape the one of [B, H, W, C] that it is; None: of length 1. Those of
-        length 1 may be missing.
-      is_shared: Whether several operations use it, so that it is better computed once as it is.
+      shape: The shape of the value in the program.
+      axes: For each axis of this shape, the axis of [B, H, W, C] that it is, or None for an axis of
+        length 1. Axes of [B, H, W, C] with length 1 may be missing.
+      is_shared: Whether several operations use the value, so that it is computed once and not changed.
     """
 
     def __init__(
@@ -65,18 +66,18 @@ class Image:
 
     @property
     def waiting(self) -> Convolution | None:
-        """The convolution, as long as it may be changed."""
+        """The convolution, if it may still be changed; otherwise None."""
         found = self._found
         return found if isinstance(found, Convolution) and not self.is_shared else None
 
     def array(self) -> Array:
-        """[B, H, W, C]."""
+        """Returns the value as [B, H, W, C]."""
         if isinstance(self._found, Convolution):
             self._found = self._found.compute()
         return self._found
 
     def value(self) -> Array:
-        """As the program has it."""
+        """Returns the value as the program has it."""
         if self._value is None:
             present = [axis for axis in self.axes if axis is not None]
             order = (*present, *(axis for axis in range(4) if axis not in present))
@@ -87,7 +88,7 @@ class Image:
         return self._value
 
     def moved(self, shape: Sequence[int], axes: Sequence[int | None]) -> "Image":
-        """The same under another shape."""
+        """Returns the same image with another shape in the program."""
         if self.is_shared:
             self.array()
         image = Image(self._found, shape, axes)
@@ -97,12 +98,12 @@ class Image:
 
 @dataclasses.dataclass(eq=False)
 class Repeated:
-    """A smaller array that is repeated along axes: a bias as large as the image, for example.
+    """A smaller array that is repeated along axes, such as a bias that is broadcast to an image.
 
     Attributes:
-      array: As it is.
-      shape: That the value has in the program.
-      axes: Which axis of this shape each of the array's is.
+      array: The smaller array.
+      shape: The shape of the value in the program.
+      axes: For each axis of the array, the axis of this shape that it is.
     """
 
     array: Array
@@ -110,17 +111,17 @@ class Repeated:
     axes: tuple[int, ...]
 
     def value(self) -> Array:
-        """As the program has it."""
+        """Returns the value as the program has it."""
         return lax.broadcast_in_dim(self.array, self.shape, self.axes)
 
 
 def value(operand: Any) -> Any:
-    """An operand as the program has it."""
+    """Returns an operand as the program has it."""
     return operand.value() if isinstance(operand, Image | Repeated) else operand
 
 
 def placed(operand: Any, axes: tuple[int | None, ...]) -> Array:
-    """A value [B, H, W, C], each of them perhaps 1, of which the axes are given; a number as it is."""
+    """Converts an operand whose axes are given to [B, H, W, C]; a number is returned unchanged."""
     if isinstance(operand, Image) and operand.axes == axes:
         return operand.array()
     array = jnp.asarray(value(operand))
@@ -142,7 +143,7 @@ def _convolution(equation: Any, operands: Sequence[Any]) -> Sequence[Any] | None
     spec = params["dimension_numbers"]
     result = equation.outvars[0].aval
     types = {jnp.result_type(operand.aval) for operand in equation.invars} | {result.dtype}
-    # The forms know images of one floating type; everything else is left to jax.
+    # The forms compute with images of one floating-point type; everything else is left to jax.
     if (
         len(spec.lhs_spec) != 4
         or len(types) != 1
@@ -151,7 +152,7 @@ def _convolution(equation: Any, operands: Sequence[Any]) -> Sequence[Any] | None
         or 0 in (*result.shape, *equation.invars[0].aval.shape)
     ):
         return None
-    # The forms' own order of axes, whatever the framework's; the result remembers what it was.
+    # The forms have their own order of axes; the result remembers the order of the program.
     images = placed(images, _axes_of(spec.lhs_spec))
     outputs, inputs, rows, columns = spec.rhs_spec
     kernel = lax.transpose(jnp.asarray(value(kernel)), (rows, columns, inputs, outputs))
@@ -160,7 +161,7 @@ def _convolution(equation: Any, operands: Sequence[Any]) -> Sequence[Any] | None
     window = ops.Window(strides, (tuple(above), tuple(beside)), tuple(params["rhs_dilation"]))
     factors = tuple(params["lhs_dilation"])
     is_depthwise = groups == images.shape[-1] == kernel.shape[-1] and groups > 1
-    # Zeros between the pixels: a transposed convolution, or the gradient of one with a stride.
+    # Zeros between the pixels: a transposed convolution, or the gradient of a strided one.
     if factors != (1, 1):
         if groups > 1 or strides != (1, 1) or window.dilation != (1, 1):
             return None
@@ -168,7 +169,7 @@ def _convolution(equation: Any, operands: Sequence[Any]) -> Sequence[Any] | None
         size = (result.shape[spec.out_spec[2]], result.shape[spec.out_spec[3]])
         array = ops.transposed_convolution(images, kernel, factors, before, size)
         return [Image(array, result.shape, axes)]
-    # Groups have a form where each channel is one, with few weights: each is an operation of its own.
+    # Groups have a form only if each is one channel with few weights: each weight takes an operation.
     if groups > 1 and (not is_depthwise or math.prod(kernel.shape[:2]) > _MOST_WEIGHTS):
         return None
     found = Convolution(images, kernel, window, depthwise=is_depthwise)
@@ -176,7 +177,7 @@ def _convolution(equation: Any, operands: Sequence[Any]) -> Sequence[Any] | None
 
 
 def _axes_of(spec: Sequence[int]) -> tuple[int, ...]:
-    """Of positions of batch, channels, rows and columns: which axis lies at each position."""
+    """Returns the axis at each position from the positions of batch, channels, rows and columns."""
     axes = dict(zip(spec, (_BATCH, _CHANNELS, _ROWS, _COLUMNS), strict=True))
     return tuple(axes[position] for position in range(4))
 
@@ -237,13 +238,13 @@ def _changed(image: Image, **changes: Any) -> Image:
 
 
 def _open(operand: Any) -> Convolution | None:
-    """The convolution of an operand, if something may still be added to it."""
+    """Returns the convolution of an operand if something may still be added to it, else None."""
     waiting = operand.waiting if isinstance(operand, Image) else None
     return None if waiting is None or waiting.activation else waiting
 
 
 def _of_channels(operand: Any, image: Image) -> Array | None:
-    """[C] where an operand is one number, or one for each channel of the image, and of its type."""
+    """Returns [C] if an operand has one number, or one for each channel, of the kernel's type."""
     waiting = image.waiting
     assert waiting is not None
     if isinstance(operand, Image):
@@ -275,7 +276,7 @@ def _activation(equation: Any, operands: Sequence[Any]) -> Sequence[Any] | None:
 
 
 def _elementwise(equation: Any, operands: Sequence[Any]) -> Sequence[Any] | None:
-    """The same operation on images as they lie."""
+    """Applies the same operation to images as they are stored."""
     images = [operand for operand in operands if isinstance(operand, Image)]
     shape = equation.outvars[0].aval.shape
     axes = next((image.axes for image in images if image.shape == shape), None)
@@ -302,13 +303,13 @@ def _repeated(equation: Any, operands: Sequence[Any]) -> Sequence[Any] | None:
 
 
 def _reshaped(equation: Any, operands: Sequence[Any]) -> Sequence[Any] | None:
-    """Axes of length 1 come and go."""
+    """Adds or removes axes of length 1."""
     image, *others = operands
     shape = equation.outvars[0].aval.shape
     if not isinstance(image, Image) or others or not shape or 0 in shape:
         return None
     is_reshape = equation.primitive.name == "reshape"
-    if is_reshape and equation.params["dimensions"] is not None:  # a transposition besides
+    if is_reshape and equation.params["dimensions"] is not None:  # it also transposes
         return None
     kept = [(size, axis) for size, axis in zip(image.shape, image.axes, strict=True) if size > 1]
     if [size for size, _ in kept] != [size for size in shape if size > 1]:
@@ -350,7 +351,7 @@ def _pooled(equation: Any, operands: Sequence[Any]) -> Sequence[Any] | None:
 def _axes_of_windows(
     shape: Sequence[int], sizes: Sequence[int], strides: Sequence[int]
 ) -> tuple[int | None, ...] | None:
-    """Windows have rows and columns; of the others the first is the batch, the last the channels."""
+    """Finds the axes: windows are on rows and columns; the others are batch, then channels."""
     windows = [axis for axis in range(len(shape)) if sizes[axis] > 1 or strides[axis] > 1]
     others = [axis for axis in range(len(shape)) if axis not in windows and shape[axis] > 1]
     if len(windows) > 2 or len(others) > 2:
@@ -366,7 +367,7 @@ def _axes_of_windows(
 
 
 def _reduced(equation: Any, operands: Sequence[Any]) -> Sequence[Any] | None:
-    """Over all pixels: what is left are images and channels."""
+    """Reduces over all pixels, which leaves images and channels."""
     (image,) = operands
     if not isinstance(image, Image):
         return None
@@ -379,7 +380,7 @@ def _reduced(equation: Any, operands: Sequence[Any]) -> Sequence[Any] | None:
     axes = (_ROWS, _COLUMNS)
     is_sum = equation.primitive.name == "reduce_sum"
     array = image.array()
-    if is_sum:  # in its own type, as the primitive
+    if is_sum:  # in the array's own type, like the primitive
         return [jnp.sum(array, axis=axes, dtype=array.dtype)]
     return [jnp.max(array, axis=axes)]
 

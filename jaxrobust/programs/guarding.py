@@ -1,4 +1,4 @@
-"""Checks the fast forms: a network for which they differ from plain evaluation does not use them."""
+"""Checks the fast forms, and turns them off for a network if they differ from plain evaluation."""
 
 import warnings
 from typing import Any
@@ -13,39 +13,39 @@ from jaxrobust.programs.arguments import as_argument
 from jaxrobust.programs.tracing import Program
 from jaxrobust.types import LogitsFn, Stochastic
 
-# How far logits may be apart, of the largest, and gradients, of their length, in half of the images: a
-# ReLU or a maximum that rounding puts on its other side changes a gradient by more than rounding.
+# The largest allowed distances of logits and of gradients, as shares of their lengths. Only the better
+# half of the gradients counts: if rounding switches a ReLU or a maximum, a gradient changes by more.
 _EXACT, _NARROW = (1e-3, 0.05), (0.05, 0.5)
 _known: dict[str, str | None] = {}
-_LOOKED_AT = 4  # images
+_LOOKED_AT = 4  # the number of images to compare
 
 
 def guard(logits_fn: LogitsFn, images: np.ndarray, traced: Any = None) -> str | None:
     """Compares the fast forms with plain evaluation on a batch, once for each network.
 
-    If logits or input gradients differ by more than rounding, the network is evaluated plainly from
-    then on, at any batch size.
+    If logits or input gradients differ by more than rounding, the network is evaluated without fast
+    forms from then on, at any batch size.
 
     Args:
       logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K].
-      images: float32 [B, H, W, C] in [0, 1], of which a few are used.
+      images: float32 [B, H, W, C] in [0, 1]; only a few of them are used.
       traced: The classifier for any batch size, as `as_argument` returns it, if it is known.
 
     Returns:
-      A sentence that says what differs, which is also a warning; None if nothing differs.
+      A sentence that says what differs, which is also given as a warning; None if nothing differs.
     """
     if not compilation.has_fast_forms():
         return None
-    # Known by its kind, before anything is traced: this is asked at every call of an attack.
+    # Every call of an attack comes here, so a known kind is answered before anything is traced.
     if traced is not None and (known := getattr(traced, "function", traced).code.kind) in _known:
         return _known[known]
-    try:  # of a few images, as long as the function takes them
+    try:  # with a few images, if the function accepts so few
         few = images[:_LOOKED_AT]
         function = as_argument(logits_fn, few)
     except Exception:
         few = images
         function = as_argument(logits_fn, few)
-    # Of a classifier that answers at random, one sample with the same keys on both sides.
+    # A random classifier is compared on one sample, with the same keys on both sides.
     arguments: tuple[Any, ...] = (jnp.asarray(few),)
     program: Any = function
     if isinstance(function, Stochastic):
@@ -59,7 +59,7 @@ def guard(logits_fn: LogitsFn, images: np.ndarray, traced: Any = None) -> str | 
         return None
     if code.kind in _known:
         return _known[code.kind]
-    # The same weights both ways, to the gradients: attacks follow those.
+    # Logits and gradients are compared with the same weights, because attacks follow the gradients.
     plain = Program(code.as_plain(), program.arrays)
     found, expected = (_logits_and_gradient(one, arguments) for one in (program, plain))
     logits, gradients = map(_distances, found, expected)
@@ -68,19 +68,20 @@ def guard(logits_fn: LogitsFn, images: np.ndarray, traced: Any = None) -> str | 
     if logits.max(initial=0) <= of_logits and nearest_half.max(initial=0) <= of_gradients:
         _known[code.kind] = None
         return None
-    # From here on nothing that is traced of this network has fast forms.
+    # From here on, this network is traced without fast forms.
     tracing.distrust(code)
     _known[code.kind] = sentence = (
         "The fast forms of this library compute other values for this network than plain evaluation "
         f"does (logits differ by {logits.max():.2g} of the largest, input gradients by "
-        f"{nearest_half.max():.2g}): it is evaluated as it stands, which is slower. Please report it."
+        f"{nearest_half.max():.2g}). The network is evaluated without them, which is slower. Please "
+        "report this."
     )
     warnings.warn(sentence, stacklevel=3)
     return sentence
 
 
 def _logits_and_gradient(program: Program, arguments: tuple[Any, ...]) -> list[np.ndarray]:
-    # Compiled in a hurry: it runs once.
+    # It runs only once, so quick compilation matters more than speed.
     compiled = compilation.jit(_both, in_a_hurry=True)
     return [np.asarray(part, np.float64) for part in compiled(program, *arguments)]
 
@@ -99,7 +100,7 @@ def _both(program: Program, *arguments: Any) -> tuple[Any, Any]:
 
 
 def _distances(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """The distances of rows, as shares of the lengths of the expected rows."""
+    """Returns the distances of rows, as shares of the lengths of the expected rows."""
     found, expected = (part.reshape(len(part), -1) for part in (found, expected))
     same = (found == expected) | (np.isnan(found) & np.isnan(expected))
     with np.errstate(invalid="ignore"):

@@ -1,7 +1,7 @@
-"""A program as lines: one operation after the other, calls and checkpoints put in their place.
+"""Writes a program as lines: one operation after the other, with calls and checkpoints inlined.
 
-Each line names the values that it takes and makes, so that a program can be stopped behind any of
-them, looked at, and gone on with.
+Each line names the values that it takes and makes, so that a program can be stopped after any value and
+continued with another one.
 """
 
 import collections
@@ -22,7 +22,7 @@ from jaxrobust.programs.tracing import Code, Program
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """What a line takes or makes, by its number."""
+    """A value that a line takes or makes, identified by its number."""
 
     number: int
 
@@ -31,16 +31,17 @@ class Line(NamedTuple):
     """One operation.
 
     Attributes:
-      what: As `Step` has it. In `within` also a word for what no equation says: "copied"; "joined", of
-        branches or rounds, of which the result is any; "row" of an operand with one axis more, and
-        "stacked" rows.
+      what: The operation, as in `Step`. Lines in `within` can also have a word here. "copied": the
+        result is the operand. "joined": the result is one of the operands, from branches or rounds of a
+        loop. "row": the result is a row of the operand. "stacked": the result is a stack of rows.
       operands: Values, and literals as they are.
-      results: What it makes.
-      arrays: What it closes over.
-      names: The modules and scopes that it stands in, "block_0/conv" for example.
-      calls: The calls that it stands in, the outermost first, by their places in `Lines.calls`.
-      context: jax' settings when it was traced.
-      within: Of an operation with programs inside their lines, each of them once.
+      results: The values that it makes.
+      arrays: The values of the arrays that it closes over.
+      names: The modules and scopes that it belongs to, such as "block_0/conv".
+      calls: The calls that it belongs to, the outermost first, as indices into `Lines.calls`.
+      context: jax's settings when it was traced.
+      within: The lines of the programs inside the operation, such as the body of a loop; each body
+        appears once.
     """
 
     what: Any
@@ -54,7 +55,7 @@ class Line(NamedTuple):
 
 
 class Call(NamedTuple):
-    """The name of a function that was compiled by itself, and what it returned."""
+    """The name of an inner function that was compiled by itself, and the values that it returned."""
 
     name: str
     results: tuple[Any, ...]
@@ -64,12 +65,12 @@ class Lines(NamedTuple):
     """A program as lines.
 
     Attributes:
-      arrays: Values that stand for the program's arrays.
-      inputs: For what it is called with.
-      lines: In their order.
-      outputs: Values, or literals.
-      shapes: Of each value shape and type.
-      calls: Of functions that were compiled by themselves.
+      arrays: The values that stand for the program's arrays.
+      inputs: The values that stand for its arguments.
+      lines: The lines, in their order.
+      outputs: The values or literals that it returns.
+      shapes: The shape and type of each value, by its number.
+      calls: The calls of inner functions that were compiled by themselves.
     """
 
     arrays: tuple[Value, ...]
@@ -84,10 +85,10 @@ _known: "weakref.WeakKeyDictionary[Code, Lines]" = weakref.WeakKeyDictionary()
 
 
 def lines_of(program: Program) -> Lines:
-    """The lines of a program, the same ones for all programs of one code.
+    """Returns the lines of a program, which are the same for all programs with the same code.
 
     Args:
-      program: Of any function.
+      program: The program of any function.
     """
     found = _known.get(program.code)
     if found is None:
@@ -110,15 +111,15 @@ def lines_of(program: Program) -> Lines:
 def stop_behind(
     program: Program, value: Value, *arguments: Any
 ) -> tuple[Any, Callable[[Any], list[Any]]]:
-    """Runs a program until a value is made.
+    """Runs a program until it has made a value.
 
     Args:
-      program: Of any function.
+      program: The program of any function.
       value: The result of one of its lines.
-      *arguments: What it is called with, one array each.
+      *arguments: The arguments of the program, each an array.
 
     Returns:
-      (the value, a function that goes on with another one in its place and returns the outputs).
+      (the value, a function that takes a replacement for it, runs the rest and returns the outputs).
     """
     lines = lines_of(program)
     (behind,) = (place for place, line in enumerate(lines.lines, 1) if value in line.results)
@@ -126,7 +127,7 @@ def stop_behind(
     values = _run(program, arrays, lines.lines[:behind])
     later = [one for line in lines.lines[behind:] for one in (*line.operands, *line.arrays)]
     needed = {value, *(one for one in (*later, *lines.outputs) if isinstance(one, Value))}
-    # Computed here: what the rest is differentiated by has no part in them.
+    # Other values are computed here, because they do not depend on the replacement.
     values = {one: forms.value(values[one]) for one in needed & values.keys()}
 
     def rest(instead: Any) -> list[Any]:
@@ -137,7 +138,7 @@ def stop_behind(
 
 
 def _run(program: Program, values: dict[Value, Any], chosen: Sequence[Line]) -> dict[Value, Any]:
-    """These values and those that some lines make, by the fast forms where there are any."""
+    """Runs some lines, with fast forms if there are any, and returns all values."""
     lines = lines_of(program)
     fast = compilation.has_fast_forms() and not program.code.is_plain
     taken = [one for line in lines.lines for one in line.operands if isinstance(one, Value)]
@@ -157,13 +158,13 @@ def _run(program: Program, values: dict[Value, Any], chosen: Sequence[Line]) -> 
 
 
 class _Writer:
-    """Writes lines; values are numbers."""
+    """Writes lines, and numbers the values."""
 
     def __init__(self) -> None:
         self.lines, self.shapes, self.calls = list[Line](), list[Any](), list[Call]()
 
     def new(self, shape: Any) -> Value:
-        """A value of this shape and type."""
+        """Makes a new value of a shape and type."""
         self.shapes.append(shape)
         return Value(len(self.shapes) - 1)
 
@@ -175,22 +176,22 @@ class _Writer:
         names: str,
         calls: tuple[int, ...],
     ) -> list[Any]:
-        """The values that steps return."""
+        """Writes the lines of steps and returns the values of their outputs."""
 
         def results(step: Step, operands: list[Any]) -> Sequence[Any]:
             inside = "/".join(name for name in (names, step.names) if name)
             what = step.what
             if isinstance(what, StepList):
-                # A call is put in its place among the calls before the lines inside refer to it.
+                # The call gets its place in the list before the lines inside refer to it.
                 place = len(self.calls)
                 self.calls.append(Call(what.name, ()))
                 found = self.run(what, arrays, operands, inside, (*calls, place))
                 self.calls[place] = Call(what.name, tuple(found))
                 return found
-            # A checkpoint computes what its part does: its lines stand as if it were not there.
+            # A checkpoint does not change what is computed, so its lines are written without it.
             if isinstance(what, Nested) and what.name in ("checkpoint", "remat2"):
                 return self.run(what.parts[0], arrays, operands, inside, calls)
-            # Anything else is one line, which can be run, with the lines inside it, which explain it.
+            # Anything else is one line that can be run; the lines in `within` only explain it.
             own = list(islice(arrays, _num_arrays(what)))
             before, self.lines = self.lines, []
             ends = self.within(what, own, operands, inside, calls)
@@ -219,7 +220,7 @@ class _Writer:
     def within(
         self, what: Any, own: list[Any], operands: list[Any], names: str, calls: tuple[int, ...]
     ) -> list[tuple[str, list[Any]]]:
-        """Writes the lines inside an operation; of each result, how it comes from what."""
+        """Writes the lines inside an operation; returns for each result its word and operands."""
         if (found := tracing.inside(what)) is not None:
             steps, closed_over = found
             constants = [self.new(jax.typeof(array)) for array in closed_over]
@@ -240,7 +241,7 @@ class _Writer:
         rows = [self.new(variable.aval) for variable in what.parts[body].inputs[last:]]
         for one, whole in zip(rows, whole_rows, strict=True):
             self.lines.append(Line("row", (whole,), (one,), (), names, calls, None))
-        # Values of their own: what a loop begins with is not what later rounds take.
+        # Carried values are new values, because only the first round takes what the loop begins with.
         rounds_take = [self.new(one.aval) for one in what.parts[body].inputs[first:last]]
         for one, begun in zip(rounds_take, carry, strict=True):
             self.lines.append(Line("copied", (begun,), (one,), (), names, calls, None))
@@ -251,7 +252,7 @@ class _Writer:
 
 
 def _num_arrays(what: Any) -> int:
-    """How many arrays an operation closes over."""
+    """Counts the arrays that an operation closes over."""
     if isinstance(what, Nested):
         return sum(part.num_arrays for part in what.parts)
     return sum(getattr(what, "counts", ()))

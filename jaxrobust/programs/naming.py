@@ -1,8 +1,8 @@
-"""Names: of a program's weights the paths in the user's tree, of its operations the layers.
+"""Names the weights of a program by their paths in the user's tree, and its operations by layers.
 
-An operation has the name of the module that it stands in (flax.linen, haiku and `jax.named_scope` leave
-that in what jax traces); where none does, as in nnx and equinox, the common path of the weights that it
-consumes: "blocks/3/conv".
+An operation has the name of its module, if jax knows it while tracing (from flax.linen, haiku or
+`jax.named_scope`). Otherwise, as in nnx and equinox, its name is the common path of the weights that it
+uses, such as "blocks/3/conv".
 """
 
 import contextlib
@@ -25,14 +25,14 @@ from jaxrobust.programs.tracing import Program
 
 
 class NamedOperation(NamedTuple):
-    """An operation whose result depends on what the program is called with.
+    """An operation whose result depends on the program's arguments.
 
     Attributes:
-      name: Of its layer; "" if nothing tells.
-      equation: As jax has it; None for a choice or a loop, whose operations are there by themselves.
-      result: Shape and type of its first result.
-      weights: Which of the program's arrays it consumes, folded with others or as they are.
-      times: How often it is made: in a loop of known length more than once.
+      name: The name of its layer; "" if it is not known.
+      equation: jax's equation; None for a choice or a loop, whose inner operations are listed apart.
+      result: The shape and type of its first result.
+      weights: The indices of the program's arrays that it uses, directly or through other values.
+      times: How often it runs, which can be more than once in a loop of known length.
     """
 
     name: str
@@ -45,27 +45,27 @@ class NamedOperation(NamedTuple):
 def weight_paths(
     function: Callable[..., Any], program: Program
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Where each array of a program stands in the function that it was traced from.
+    """Finds the path of each array of a program in the function that it was traced from.
 
     Args:
       function: A callable pytree (an nnx or equinox module, `jax.tree_util.Partial(apply, weights)`), a
-        bound method, or a function that closes over pytrees or objects which hold them.
-      program: What was traced of it.
+        bound method, or a function that closes over pytrees or over objects that hold pytrees.
+      program: The program that was traced from the function.
 
     Returns:
-      (for each array of the program its path, "blocks/0/conv/kernel" for example; the paths of a
-      callable pytree's other floating arrays, which it does not use). What all paths begin with is left
-      out. Arrays that are found nowhere are called "constant_0", "constant_1" and so on.
+      (the path of each array of the program, such as "blocks/0/conv/kernel"; the paths of a callable
+      pytree's floating-point arrays that the program does not use). The common beginning of all paths
+      is left out. Arrays that are not found are called "constant_0", "constant_1" and so on.
     """
     at: dict[Any, list[Path]] = {}
     for path, array in _arrays_of(function, (), set(), _MOST_LEVELS):
-        # Arrays of numpy are copied when they are traced.
+        # Tracing copies arrays of numpy, so they are found by their content.
         known_by = id(array) if isinstance(array, jax.Array) else comparing.content(array)
         at.setdefault(known_by, []).append(path)
     found: list[Path | None] = []
     for array in program.arrays:
         paths = at.get(id(array), [])[:1] or at.get(comparing.content(array), [])
-        # Of several equal arrays each has its own path, in their order.
+        # Several equal arrays get their paths in order.
         found.append(None if not paths else paths.pop(0) if len(paths) > 1 else paths[0])
     traced = {id(array) for array in program.arrays}
     idle = [
@@ -74,8 +74,8 @@ def weight_paths(
         if isinstance(leaf, jax.Array) and id(leaf) in at and id(leaf) not in traced
         if jnp.issubdtype(leaf.dtype, jnp.floating)
     ]
-    # A layer keeps its own name where it is the only one.
-    # A Classifier's mean and deviation stand beside the network and say nothing of its names.
+    # The common beginning of all paths is left out, but a single layer keeps its own name.
+    # The mean and deviation of a Classifier are not part of the network, so they are ignored here.
     beside = (None, ("mean",), ("std",))
     start = len(_common([path[:-2] for path in [*found, *idle] if path not in beside]))
     numbers = itertools.count()
@@ -87,12 +87,12 @@ def weight_paths(
 
 
 Path = tuple[str, ...]
-_MOST_LEVELS = 30  # of objects that hold objects
+_MOST_LEVELS = 30  # the largest depth of objects within objects
 _KEY_OF_VARIABLE = "GetAttrKey"
 
 
 def words(keys: Sequence[Any]) -> Path:
-    """A path of jax in words. An nnx variable is a tree of its value, which is no word."""
+    """Converts a path of jax to words, without the last key of an nnx variable, which is "value"."""
     found = [jax.tree_util.keystr((key,), simple=True) for key in keys]
     if len(found) > 1 and found[-1] == "value" and type(keys[-1]).__name__ == _KEY_OF_VARIABLE:
         found.pop()
@@ -104,16 +104,16 @@ def _leaves_of(value: Any) -> list[tuple[Any, Any]]:
         return list(jax.tree_util.tree_leaves_with_path(value))
     except (
         Exception
-    ):  # keys that cannot be sorted, trees that hold themselves: they cost names alone
+    ):  # keys that cannot be sorted, or trees that contain themselves: only names are lost
         return []
 
 
 def _arrays_of(value: Any, path: Path, seen: set[int], levels: int) -> Iterator[tuple[Path, Any]]:
-    """All arrays that a function can see, with their paths."""
+    """Yields all arrays that a function can see, with their paths."""
     if id(value) in seen or not levels:
         return
     seen.add(id(value))
-    if isinstance(value, jax.tree_util.Partial):  # of one argument its place says nothing
+    if isinstance(value, jax.tree_util.Partial):  # the index of a single argument is left out
         parts = [
             *((str(place), one) for place, one in enumerate(value.args)),
             *value.keywords.items(),
@@ -130,13 +130,13 @@ def _arrays_of(value: Any, path: Path, seen: set[int], levels: int) -> Iterator[
         else:
             for word, part in _parts(leaf):
                 yield from _arrays_of(part, (*inside, word), seen, levels - 1)
-    inner = getattr(value, "__wrapped__", None)  # of what libraries make of functions
+    inner = getattr(value, "__wrapped__", None)  # the user's function inside a library's wrapper
     if inner is not None and not jax.tree_util.all_leaves([value]):
         yield from _arrays_of(inner, path, seen, levels - 1)
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """What a function, a bound method or an object of the user's reads, by its names."""
+    """Yields the values that a function, a bound method or a user's object reads, with their names."""
     if isinstance(value, python_types.MethodType):
         yield "self", value.__self__
         yield "function", value.__func__
@@ -147,7 +147,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, python_types.FunctionType):
         code, module = value.__code__, value.__globals__
         for name, cell in zip(code.co_freevars, value.__closure__ or (), strict=True):
-            with contextlib.suppress(ValueError):  # of a name that has no value yet
+            with contextlib.suppress(ValueError):  # the variable has no value yet
                 yield name, cell.cell_contents
         yield from ((f"default_{index}", one) for index, one in enumerate(value.__defaults__ or ()))
         yield from (value.__kwdefaults__ or {}).items()
@@ -163,14 +163,14 @@ def _is_of_user(value: Any) -> bool:
 
 
 def operations(program: Program, paths: Sequence[str]) -> list[NamedOperation]:
-    """The operations of a program whose results depend on what it is called with, in their order.
+    """Lists the operations of a program whose results depend on its arguments, in their order.
 
-    Calls and the bodies of loops are inlined. Of branches for platforms the one for the CPU is taken,
-    of all others the one that uses the most weights.
+    Calls and the bodies of loops are inlined. From branches for platforms, the one for the CPU is
+    taken; from other branches, the one that uses the most weights.
 
     Args:
-      program: Of any function.
-      paths: Of its arrays, as `weight_paths` gives them.
+      program: The program of any function.
+      paths: The paths of its arrays, as `weight_paths` returns them.
     """
     reader = _Reader(paths, {id(array): index for index, array in enumerate(program.arrays)})
     arrays = [frozenset([index]) for index in range(len(paths))]
@@ -179,13 +179,13 @@ def operations(program: Program, paths: Sequence[str]) -> list[NamedOperation]:
     return reader.found
 
 
-# Of a value: which arrays it is computed from; None where it depends on the images.
+# The indices of the arrays that a value is computed from; None if it depends on the images.
 _Source = frozenset[int] | None
 _NONE: frozenset[int] = frozenset()
 
 
 class _Reader:
-    """Reads programs; values are what they depend on."""
+    """Walks through programs; the value of a variable is the set of arrays that it depends on."""
 
     def __init__(self, paths: Sequence[str], indices: Mapping[int, int]) -> None:
         self.paths, self.indices, self.found = paths, indices, list[NamedOperation]()
@@ -214,7 +214,7 @@ class _Reader:
         if isinstance(what, Nested):
             return self.nested(step, arrays, sources, layer, times)
         if (inside := tracing.inside(what)) is not None:
-            # What a rule closes over is among the program's arrays, what its function does is not.
+            # The program's arrays include those that a rule closes over, but not those of its function.
             of_rule = list(islice(arrays, sum(getattr(what, "counts", ()))))
             steps, closed_over = inside
             own = [self.indices.get(id(array)) for array in closed_over]
@@ -232,7 +232,7 @@ class _Reader:
     def add(
         self, step: Step, equation: Any, weights: frozenset[int], layer: str, times: int
     ) -> None:
-        """An operation, named by its layer or its weights."""
+        """Adds an operation, which is named by its layer or its weights."""
         indices = tuple(sorted(weights))
         name = layer or layer_of([self.paths[index] for index in indices])
         result = step.outputs[0].aval
@@ -241,7 +241,7 @@ class _Reader:
     def add_rest(
         self, step: Step, before: int, weights: frozenset[int], layer: str, times: int
     ) -> None:
-        """What goes into a step and no operation inside has consumed: it chooses among weights, say."""
+        """Adds the step itself if it uses weights that no operation inside uses, as a choice does."""
         inside = (frozenset(operation.weights) for operation in self.found[before:])
         rest = weights - _NONE.union(*inside)
         if rest:
@@ -258,8 +258,8 @@ class _Reader:
 
         before, used = len(self.found), _union([*sources, *(one for part in parts for one in part)])
         if name == "cond":
-            # One branch will run. Of those that could, the one with the most weights is counted; what
-            # comes out depends on what any of them reads.
+            # Only one branch will run. The one with the most weights is counted, but the results can
+            # depend on anything that some branch reads.
             index, *given = sources
             chosen = for_the_cpu(params)
             tried = []
@@ -271,16 +271,16 @@ class _Reader:
             joined = [_joined(one) for one in zip(*(results for _, results in tried), strict=True)]
             found = [None] * len(joined) if index is None else joined
         elif name in ("scan", "while"):
-            # A body is counted as often as it runs where that is known, as of `scan`, and else once.
+            # A body is counted as often as it runs if this is known, as for `scan`, otherwise once.
             body = 0 if name == "scan" else 1
             times *= params.get("length", 1)
             _, constants, carry, rows = what.rounds(sources)
-            while True:  # what a carried value depends on may change from round to round
+            while True:  # a carried value may depend on more arrays after each round
                 results = inside(body, [*constants, *carry, *rows], times)
                 after = [_joined(one) for one in zip(carry, results, strict=False)]
                 if after == carry:
                     break
-                # Counted again with the larger set, or its operations would be there twice.
+                # The body is walked through again with the larger sets; the first result is dropped.
                 carry = after
                 del self.found[before:]
             found = [*carry, *results[len(carry) :]]
@@ -292,7 +292,7 @@ class _Reader:
 
 
 def _source(value: Any) -> _Source:
-    """Of a literal no array."""
+    """Returns what an operand depends on; a literal depends on no array."""
     return value if value is None or isinstance(value, frozenset) else _NONE
 
 
@@ -309,7 +309,7 @@ def _joined(sources: Sequence[_Source]) -> _Source:
 
 
 def for_the_cpu(params: Mapping[str, Any]) -> int | None:
-    """Of branches for platforms the one for the CPU or all others; None where they are none."""
+    """Returns the index of the branch that runs on the CPU; None if branches are not by platform."""
     for index, names in enumerate(params.get("branches_platforms") or ()):
         if not names or "cpu" in names:
             return index
@@ -317,13 +317,13 @@ def for_the_cpu(params: Mapping[str, Any]) -> int | None:
 
 
 def layer_of(paths: Sequence[str]) -> str:
-    """Of weights: the path that they have in common, without their own names."""
+    """Returns the common path of weights, without the weights' own names."""
     split = [tuple(path.split("/")) for path in paths]
     return "/".join(_common([words[:-1] or words for words in split]))
 
 
 def _common(paths: Sequence[Path]) -> Path:
-    """What all of them begin with."""
+    """Returns the common beginning of all paths."""
     found = []
     for words in zip(*paths, strict=False):
         if len(set(words)) > 1:

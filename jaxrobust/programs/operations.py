@@ -1,6 +1,6 @@
-"""Operations of jax by what they do, as far as several readers of programs ask that."""
+"""Groups of jax's operations that several readers of programs need."""
 
-# They move numbers, or choose among them, and compute none.
+# These move numbers or choose among them, and compute none.
 MOVES = {
     *("broadcast_in_dim", "concatenate", "convert_element_type", "copy", "dynamic_slice", "gather"),
     *(
@@ -14,7 +14,7 @@ MOVES = {
     ),
     *("scatter", "select_n", "slice", "sort", "split", "squeeze", "stop_gradient", "transpose"),
 }
-# Their result at a place depends on their operands at that place alone.
+# The result of these at a place depends only on the operands at the same place.
 ELEMENTWISE = {
     *("abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh"),
     *("cbrt", "ceil", "clamp", "convert_element_type", "copy", "copy_p", "cos", "cosh", "digamma"),
@@ -25,7 +25,7 @@ ELEMENTWISE = {
     *("shift_right_logical", "sign", "sin", "sinh", "sqrt", "square", "stop_gradient", "sub"),
     *("tan", "tanh", "xor"),
 }
-# They make one number of all along some axes.
+# These combine all numbers along some axes into one.
 REDUCTIONS = {
     *("argmax", "argmin", "reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod"),
     *("reduce_sum",),

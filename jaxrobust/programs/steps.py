@@ -1,4 +1,4 @@
-"""A traced function as a list of steps: what there is to evaluate, bound, or look at."""
+"""Traced functions as lists of steps, which can be evaluated, bounded or examined."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from jaxrobust.programs import derivatives
 
-# Equations in which programs stand, and the parameters in which they do.
+# Equations that contain programs, and the parameters that hold these programs.
 PARTS = {
     "checkpoint": ("jaxpr",),
     "cond": ("branches",),
@@ -17,15 +17,15 @@ PARTS = {
 
 
 class Step(NamedTuple):
-    """One equation, or what stands in its place.
+    """One step of a traced function.
 
     Attributes:
-      what: The equation; the steps of a call, in its place; an equation with programs inside; the
-        traced rule of a custom call.
+      what: An equation of jax; the steps of a call; an equation with programs inside; or the traced
+        rule of a custom call.
       inputs: Variables and literals of jax.
       outputs: Variables.
-      names: Where it stands in the program, "layer/activation" for example.
-      context: jax' settings when it was traced.
+      names: The modules and scopes that it belongs to, such as "layer/activation".
+      context: jax's settings when it was traced.
     """
 
     what: "Any | StepList | Nested | derivatives.Rule"
@@ -39,13 +39,13 @@ class StepList(NamedTuple):
     """A traced function, without the arrays that it closes over.
 
     Attributes:
-      constants: Variables that stand for its arrays.
-      inputs: Variables.
-      steps: In their order.
-      outputs: Variables and literals.
+      constants: The variables that stand for its own arrays.
+      inputs: The variables that stand for its arguments.
+      steps: The steps, in their order.
+      outputs: The variables and literals that it returns.
       uses: How often each variable is used.
-      num_arrays: How many arrays it takes, with those of what is inside.
-      name: Of the function, where it is a call: "relu".
+      num_arrays: The number of arrays that it takes, with those of calls and parts inside.
+      name: The name of the function if it is a call, such as "relu".
     """
 
     constants: Sequence[Any]
@@ -61,7 +61,7 @@ class Nested(NamedTuple):
     """A loop, a choice or a checkpoint.
 
     Attributes:
-      equation: As jax has it.
+      equation: The equation of jax.
       parts: The programs inside, in the order of `PARTS`.
     """
 
@@ -70,15 +70,15 @@ class Nested(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the equation's primitive: a key of `PARTS`."""
+        """The name of the equation's primitive, which is a key of `PARTS`."""
         return str(self.equation.primitive.name)
 
     def divided(self, arrays: Iterator[Any]) -> list[list[Any]]:
-        """Of each part the arrays that it closes over, which are the next ones."""
+        """Takes the next arrays and returns, for each part, those that it closes over."""
         return [list(islice(arrays, part.num_arrays)) for part in self.parts]
 
     def rounds(self, operands: Sequence[Any]) -> "Rounds":
-        """The operands of a scan or a while loop, by what becomes of them."""
+        """Divides the operands of a scan or a while loop by their role."""
         params, first = self.equation.params, 0
         if self.name == "while":
             first, num_constants = params["cond_nconsts"], params["body_nconsts"]
@@ -97,10 +97,10 @@ class Rounds(NamedTuple):
     """The operands of a loop.
 
     Attributes:
-      condition: Of the condition of a while loop alone, the same in every round.
-      constants: Of the body, the same in every round.
-      carry: What goes from one round to the next.
-      rows: Of a scan, of which each round takes its own.
+      condition: The constants of the condition of a while loop, the same in every round.
+      constants: The constants of the body, the same in every round.
+      carry: The values that go from one round to the next.
+      rows: The arrays of a scan from which each round takes its own row.
     """
 
     condition: list[Any]

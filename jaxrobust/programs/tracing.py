@@ -1,4 +1,4 @@
-"""Functions as jax traces them: equations that compiled code shares, arrays that are its arguments."""
+"""Traces functions into programs: equal functions share their equations, and arrays are arguments."""
 
 import collections
 import copy
@@ -16,22 +16,22 @@ from jaxrobust import compilation
 from jaxrobust.programs import comparing, derivatives, evaluating
 from jaxrobust.programs.steps import PARTS, Nested, Step, StepList
 
-# Calls that are put in their place.
+# Calls that are replaced by the steps of the function that they call.
 _CALLS = ("closed_call", "core_call", "jit", "pjit")
 
 
 class Code:
-    """The steps of a traced function. Equal programs share one; it compares by identity.
+    """The steps of a traced function. Equal programs share one `Code`; it compares by identity.
 
     Attributes:
-      steps: What is computed.
-      arguments: Shapes and types of what the function was traced with.
-      structure: Of what it returns.
-      text: The key in a few digits, the same in every process.
-      kind: The operations in a few digits, the same for every batch size.
-      has_forms: Whether some of them have a fast form with a gradient of its own.
-      is_narrow: Whether anything is computed in less than 32 bits.
-      is_plain: Whether it is evaluated as it stands, whatever has a fast form.
+      steps: The steps.
+      arguments: The shapes and types of the arguments that the function was traced with.
+      structure: The tree structure of the result.
+      text: A digest of the key, the same in every process.
+      kind: A digest of the operations, the same for every batch size.
+      has_forms: Whether some operations have a fast form with its own gradient.
+      is_narrow: Whether some values have fewer than 32 bits.
+      is_plain: Whether the code is evaluated without fast forms.
     """
 
     def __init__(self, steps: StepList, arguments: tuple, structure: Any, text: str) -> None:
@@ -48,7 +48,7 @@ class Code:
         self.is_plain = self.kind in _distrusted
 
     def as_plain(self) -> "Code":
-        """The same, evaluated as it stands."""
+        """Returns a copy that is evaluated without fast forms."""
         plain = copy.copy(self)
         plain.is_plain = True
         return plain
@@ -57,13 +57,13 @@ class Code:
         return f"Code({self.text})"
 
 
-# With gradients of their own: what could go wrong.
+# The operations whose fast forms have their own gradients, which `guarding` therefore checks.
 _FORMS = ("conv_general_dilated", "reduce_window_max", "reduce_window_sum")
 _distrusted: set[str] = set()
 
 
 def equations_of(steps: StepList) -> Iterator[Any]:
-    """All equations of steps, those inside too."""
+    """Yields all equations of steps, with those inside calls, loops and choices."""
     for step in steps.steps:
         if isinstance(step.what, StepList):
             yield from equations_of(step.what)
@@ -76,14 +76,14 @@ def equations_of(steps: StepList) -> Iterator[Any]:
 
 
 def distrust(code: Code) -> None:
-    """Programs with these operations are evaluated as they stand, if they are traced from now on."""
+    """Turns fast forms off for all programs with these operations that are traced from now on."""
     _distrusted.add(code.kind)
     for key in [key for key, known in _codes.items() if known.kind == code.kind]:
         _codes.pop(key, None)
     _traced.clear()
 
 
-# By key, for as long as a Program or a compiled function holds them.
+# The codes by their keys, for as long as a Program or a compiled function refers to them.
 _codes: "weakref.WeakValueDictionary[tuple, Code]" = weakref.WeakValueDictionary()
 
 
@@ -129,22 +129,22 @@ class Program:
 
     @property
     def results(self) -> Any:
-        """Shapes and types of what it returns."""
+        """The shapes and types of the result."""
         outputs = self.code.steps.outputs
         shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in outputs]
         return jax.tree.unflatten(self.code.structure, shapes)
 
 
 def trace(function: Callable[..., Any], *examples: Any) -> Program:
-    """Traces a function, once and now: nothing is taken from an earlier trace.
+    """Traces a function anew: nothing is taken from an earlier trace.
 
     Args:
-      function: Any pure function of arrays, a closure or a bound method too.
-      *examples: What to call it with, of which shapes and types alone matter.
+      function: Any pure function of arrays, which may be a closure or a bound method.
+      *examples: Arguments to trace with; only their shapes and types matter.
 
     Returns:
-      Program. Two functions whose equations are equal give programs of one `code`, which compiled code
-      is kept under; the arrays that the functions close over may differ.
+      The program. Functions with equal equations give programs with the same `code`, so they share
+      compiled code; the arrays that they close over may differ.
 
     Example:
       >>> weights = {"w": jnp.ones(3)}
@@ -154,7 +154,7 @@ def trace(function: Callable[..., Any], *examples: Any) -> Program:
       >>> before.code is now.code, now(jnp.ones((1, 3))).tolist()
       (True, [6.0])
     """
-    # A function of its own each time: a trace that jax remembers would not look at the closure again.
+    # A new lambda each time: for a known function, jax would reuse its trace and the old closure.
     closed, result = jax.make_jaxpr(lambda *arguments: function(*arguments), return_shape=True)(
         *examples
     )
@@ -163,14 +163,14 @@ def trace(function: Callable[..., Any], *examples: Any) -> Program:
 
 
 def trace_settled(function: Any, *examples: Any) -> Program:
-    """`trace` of a callable pytree whose leaves are all that may change: jax remembers its traces.
+    """Traces a callable pytree of which only the leaves may change, so that jax may reuse a trace.
 
     Args:
       function: A callable pytree of arrays.
-      *examples: As for `trace`.
+      *examples: Arguments to trace with, as in `trace`.
 
     Returns:
-      Program, whose first arrays are the leaves.
+      The program, whose first arrays are the leaves.
     """
     leaves = jax.tree.leaves(function)
     traced = _apply.trace(function, *examples)
@@ -187,10 +187,13 @@ _traced: "weakref.WeakKeyDictionary[Any, tuple[Code, list]]" = weakref.WeakKeyDi
 
 
 def fast(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function of any pytrees, computed by the fast forms where there are some.
+    """Makes a function use the fast forms of its operations.
 
     Args:
-      function: Pure. What it is given besides arrays is static.
+      function: A pure function of any pytrees. Arguments other than arrays are static.
+
+    Returns:
+      A function with the same arguments and results.
 
     Example:
       >>> fast(lambda images, scale: images * scale)(jnp.ones(2), 3).tolist()
@@ -217,7 +220,7 @@ def fast(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _code(closed: Any, num_leaves: int, structure: Any) -> tuple[Code, list[Any]]:
-    """What equal programs share, and the arrays of this one; the first arguments are arrays too."""
+    """Returns the shared code and this program's arrays, without the first `num_leaves` of them."""
     arrays = list[Any]()
     leaves, inputs = closed.jaxpr.invars[:num_leaves], closed.jaxpr.invars[num_leaves:]
     steps, key = read(closed.jaxpr, [*leaves, *closed.consts], arrays, num_leaves)
@@ -232,9 +235,9 @@ def _code(closed: Any, num_leaves: int, structure: Any) -> tuple[Code, list[Any]
 def read(
     jaxpr: Any, constants: Sequence[Any], arrays: list[Any], num_leaves: int = 0
 ) -> tuple[StepList, tuple]:
-    """The steps of a jaxpr and their key; its arrays go to the end of the list.
+    """Returns the steps of a jaxpr and their key, and appends its arrays to the list.
 
-    The first arguments may be arrays too, before its own.
+    The first `num_leaves` arguments of the jaxpr count as arrays, before its own constants.
     """
     before = len(arrays)
     arrays += constants
@@ -248,7 +251,7 @@ def read(
         uses.update(v for v in equation.invars if not isinstance(v, core.Literal))
         scope = _scope(equation.source_info.name_stack)
         steps.append(Step(what, equation.invars, equation.outvars, scope, equation.ctx))
-        # Equal equations in layers of other names are another program: layers are asked for by name.
+        # The names of layers are part of the key, because callers look layers up by name.
         key = (key, scope, comparing.context(equation))
         keys.append((numbers.of(equation.invars), key, numbers.of(equation.outvars)))
     num_arrays = len(arrays) - before
@@ -264,7 +267,7 @@ def _read_equation(equation: Any, arrays: list[Any]) -> tuple[Any, tuple]:
     if name in derivatives.CUSTOM and derivatives.known_rule(equation) is None:
         try:
             rule, closed_over = derivatives.rule_of(equation)
-        except Exception:  # it stays what it is, and is equal to nothing
+        except Exception:  # the equation is kept as it is, and equals no other
             return equation, (name, comparing.parameters(equation))
         arrays += closed_over
         primal = comparing.parameters(equation, with_rules=False)
@@ -278,10 +281,10 @@ def _read_equation(equation: Any, arrays: list[Any]) -> tuple[Any, tuple]:
 
 
 def _scope(stack: Any) -> str:
-    """Modules and named scopes that an equation stands in.
+    """Returns the names of the modules and named scopes around an equation.
 
-    Transformations are none of them, nor what jax calls an einsum, nor the classes of equinox, which
-    are the same for all layers.
+    Names that do not tell layers apart are left out: those of transformations, of einsums, and of
+    equinox's classes.
     """
     names = [entry.name for entry in stack.stack if type(entry).__name__ == "Scope"]
     is_layer = re.compile(r"(?!eqx\.)[\w./-]+")
@@ -289,24 +292,24 @@ def _scope(stack: Any) -> str:
 
 
 def _opened(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
-    """A jaxpr, closed or not, and its arrays."""
+    """Returns the jaxpr and the arrays of a jaxpr that may be closed."""
     return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
 
 
 def _type(value: Any) -> Any:
-    """Its dtype, of keys too."""
+    """Returns the dtype of an array, a PRNG key or a number."""
     return value.dtype if hasattr(value, "dtype") else jnp.result_type(value)
 
 
 def held(array: Any) -> Any:
-    """The array as it is now, on the device: one of numpy may be written to. A number stays one."""
+    """Copies an array of numpy to the device, because it may be written to; a number is kept."""
     if isinstance(array, jax.Array | int | float | complex):
         return array
     return jnp.array(np.asarray(array))
 
 
 def inside(what: Any) -> tuple[StepList, list[Any]] | None:
-    """Of a custom call what it computes, without its derivative: steps and their arrays; else None."""
+    """Returns what a custom call computes, as (steps, their arrays); None for anything else."""
     if isinstance(what, derivatives.Rule):
         closed = what.primal
     elif getattr(what, "primitive", None) is not None and what.primitive.name in derivatives.CUSTOM:

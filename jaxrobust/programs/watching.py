@@ -13,7 +13,7 @@ from jaxrobust.programs.arguments import as_argument, is_settled
 from jaxrobust.programs.tracing import Program, trace
 from jaxrobust.types import LogitsFn
 
-_SHARE = 0.02  # of a run's time, that looking whether weights have changed may take
+_SHARE = 0.02  # the share of a run's time that checks for changed weights may take
 
 
 def fingerprint(logits_fn: LogitsFn, images: Any) -> dict[str, str]:
@@ -81,7 +81,7 @@ class Watch:
 
 def _look_at(logits_fn: LogitsFn, images: Any) -> Callable[[], tuple]:
     if is_settled(logits_fn):
-        # jax' arrays never change; those of numpy may be written to.
+        # jax's arrays never change, but arrays of numpy may be written to.
         leaves = [leaf for leaf in jax.tree.leaves(logits_fn) if isinstance(leaf, np.ndarray)]
         return lambda: tuple(hashlib.sha256(_bytes(leaf)).digest() for leaf in leaves)
 
@@ -102,10 +102,10 @@ def _is_same(before: Any, now: Any) -> bool:
 
 
 def _whole(logits_fn: LogitsFn, images: Any) -> Program:
-    """The program of a classifier, weights that are leaves included among its arguments."""
+    """Returns the program of a classifier; the weights of a settled one are among its arguments."""
     if not is_settled(logits_fn):
         found: Any = as_argument(logits_fn, images)
-        whole: Program = getattr(found, "function", found)  # of a Stochastic one
+        whole: Program = getattr(found, "function", found)  # `function` is that of a Stochastic
         return whole
     leaves, structure = jax.tree.flatten(logits_fn)
     return trace(

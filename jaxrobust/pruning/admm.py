@@ -14,8 +14,9 @@ References:
   Boyd et al., "Distributed Optimization and Statistical Learning via the Alternating Direction
   Method of Multipliers", 2011, sections 3.1.1 (the scaled form), 3.4.1 (rho that varies: the scaled
   dual must be rescaled) and 9 (sets that are not convex),
-  https://web.stanford.edu/~boyd/papers/pdf/admm_distr_stats.pdf Ye et al., "Adversarial Robustness
-  vs. Model Compression, or Both?", ICCV 2019, https://arxiv.org/abs/1903.12561
+  https://web.stanford.edu/~boyd/papers/pdf/admm_distr_stats.pdf
+  Ye et al., "Adversarial Robustness vs. Model Compression, or Both?", ICCV 2019,
+  https://arxiv.org/abs/1903.12561
   Marshall, "Robust Convolutional Neural Networks with Resource Constraints", master's thesis,
   Université Grenoble Alpes
 """

@@ -61,7 +61,7 @@ class Irregular:
         that some are denser than others.
       floor: The smallest number of weights that stay in a kernel (or all, if it has fewer), at least
         0; a kernel without weights would disconnect the network.
-      kernels: The kernels, `channel_groups(...).kernels`. None: weights are kernels by their names.
+      kernels: The kernels, `channel_groups(...).kernels`. None: the names of the weights decide.
 
     Raises:
       TypeError, ValueError: A setting has the wrong type or is out of range.
@@ -121,8 +121,8 @@ class Funnel:
         convolution of its block, to which it is added; "layer" makes it a layer of its own.
       floor: The smallest number of weights that stay in every layer (or all, if it has fewer), at least
         0.
-      kernels: The kernels in the order of their use, `channel_groups(...).kernels`. None: weights are
-        kernels by their names.
+      kernels: The kernels in the order of their use, `channel_groups(...).kernels`. None: the
+        names of the weights decide.
 
     Raises:
       TypeError, ValueError: A setting has the wrong type or is out of range.
@@ -211,8 +211,8 @@ class Redundant:
     Attributes:
       floor: The smallest number of filters that stay in every kernel (or all, if it has fewer), at
         least 1.
-      kernels: The kernels and the axes of their filters, `channel_groups(...).kernels`. None: weights
-        are kernels by their names, with filters on the last axis, or on the first axis of a "weight".
+      kernels: The kernels and the axes of their filters, `channel_groups(...).kernels`. None: the
+        names of the weights decide, and filters are on the last axis, or the first of a "weight".
 
     Example:
       >>> kernel = jnp.array([[3.0, 3.1, 0.0], [0.0, 0.1, 1.0]])
@@ -253,7 +253,7 @@ class NofM:
       n: The number of weights that stay in each group, at least 1.
       m: The number of weights in a group, above n.
       kernels: The kernels and the axes of their inputs, `channel_groups(...).kernels` (`training.fit`
-        gives them). None: weights are kernels by their names. The input axis of a kernel of two or four
+        gives them). None: the names of the weights decide. The input axis of a kernel of two or four
         axes is then the last but one, or the second of a "weight"; other kernels are refused.
 
     Raises:

@@ -18,7 +18,7 @@ class LayerSparsity(TypedDict):
 
 
 class ParameterCounts(TypedDict):
-    """The numbers of all parameters and of those not 0, with biases and normalisation."""
+    """The number of all parameters, biases and normalisation included, and of those not 0."""
 
     size: int
     nonzero: int
@@ -33,8 +33,8 @@ def layer_sparsity(
       params: Nested dicts of arrays or `QuantizedKernel`.
       masks: Boolean masks with the structure of the parameters, before or after quantisation; the
         weights that they remove are counted. None: the zeros of `params` are counted.
-      kernels: Which weights are kernels. None: by their names; or a function of (path, array), or the
-        kernels that `channel_groups` finds.
+      kernels: Which weights are kernels: the kernels that `channel_groups` finds, or a function of
+        (path, array). None: the names of the weights decide.
 
     Returns:
       {"size": its weights, "kept": those that stay, "sparsity": the fraction removed} for each kernel,
@@ -76,8 +76,8 @@ def sparsity_of(tree: PyTree, *, kernels: Kernels = None) -> float:
 
     Args:
       tree: Parameters, whose zeros count as removed, or boolean masks.
-      kernels: Which weights are kernels. None: by their names; or a function of (path, array), or the
-        kernels that `channel_groups` finds.
+      kernels: Which weights are kernels: the kernels that `channel_groups` finds, or a function of
+        (path, array). None: the names of the weights decide.
 
     Raises:
       ValueError: There are no kernels, or `kernels` are unknown.

@@ -143,7 +143,7 @@ def prune_filters(
       its `prune`.
 
     Raises:
-      TypeError, ValueError: `filter_scores` or `keep_filters` raises.
+      TypeError, ValueError: `filter_scores` or `keep_filters` raises it.
     """
     if (needs := chosen(criterion).needs) is not None:
         raise ValueError(

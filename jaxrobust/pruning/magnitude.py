@@ -50,8 +50,8 @@ def global_magnitude(
         `sparsity`.
       exclude: Path prefixes ("head", "block_0/conv") of kernels that are not pruned. `sparsity` is
         still a fraction of the weights of all kernels, so that more is removed from the others.
-      kernels: Which weights are kernels. None: by their names; or a function of (path, array), or the
-        kernels that `channel_groups` finds.
+      kernels: Which weights are kernels: the kernels that `channel_groups` finds, or a function of
+        (path, array). None: the names of the weights decide.
 
     Returns:
       Masks with the structure of the parameters, True for weights that stay. Biases and other
@@ -93,8 +93,8 @@ def layerwise_magnitude(
         `sparsity`.
       exclude: Path prefixes of kernels that are not pruned. A single `sparsity` is still a fraction of
         the weights of all kernels, so that more is removed from each of the others.
-      kernels: Which weights are kernels. None: by their names; or a function of (path, array), or the
-        kernels that `channel_groups` finds.
+      kernels: Which weights are kernels: the kernels that `channel_groups` finds, or a function of
+        (path, array). None: the names of the weights decide.
 
     Returns:
       Masks with the structure of the parameters, True for weights that stay. The count of each kernel
@@ -134,8 +134,8 @@ def random(
       masks: The masks of an earlier pruning. What they remove stays removed, and counts towards
         `sparsity`.
       exclude: Path prefixes of kernels that are not pruned.
-      kernels: Which weights are kernels. None: by their names; or a function of (path, array), or the
-        kernels that `channel_groups` finds.
+      kernels: Which weights are kernels: the kernels that `channel_groups` finds, or a function of
+        (path, array). None: the names of the weights decide.
 
     Returns:
       Masks with the structure of the parameters, True for weights that stay.
@@ -174,8 +174,8 @@ def masks_from_scores(
       masks: The masks of an earlier pruning. What they remove stays removed, and counts towards
         `sparsity`.
       exclude: Path prefixes of kernels that are not pruned.
-      kernels: Which weights are kernels. None: by their names; or a function of (path, array), or the
-        kernels that `channel_groups` finds.
+      kernels: Which weights are kernels: the kernels that `channel_groups` finds, or a function of
+        (path, array). None: the names of the weights decide.
 
     Returns:
       Masks with the structure of the parameters, True for weights that stay.

@@ -45,8 +45,8 @@ def kernel_paths(params: PyTree, kernels: Kernels = None) -> tuple[str, ...]:
 
     Args:
       params: A pytree of arrays: nested dicts, an nnx or equinox module or its state.
-      kernels: Which weights are kernels. None: by their names; or a function of (path, array), or the
-        kernels that `channel_groups` finds.
+      kernels: Which weights are kernels: the kernels that `channel_groups` finds, or a function of
+        (path, array). None: the names of the weights decide.
 
     Returns:
       Paths like "block_0/conv/kernel", in the order of `jax.tree.leaves`; () if there are none.

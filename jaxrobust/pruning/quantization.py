@@ -34,9 +34,9 @@ def quantize(variables: PyTree, *, kernels: Kernels = None) -> PyTree:
 
     Args:
       variables: Nested dicts of floating arrays, such as {"params": ..., "batch_stats": ...}.
-      kernels: Which weights are kernels. None: by their names; or a function of (path, array), or the
-        kernels that `channel_groups` finds, which know the axis of the output channels. Otherwise it
-        is the last axis, or the first axis of a "weight".
+      kernels: Which weights are kernels: the kernels that `channel_groups` finds, or a function of
+        (path, array). None: the names of the weights decide. The kernels of `channel_groups` know the
+        axis of the output channels; otherwise it is the last axis, or the first of a "weight".
 
     Returns:
       The variables with a `QuantizedKernel` for each kernel. A channel of zeros has scale 1.

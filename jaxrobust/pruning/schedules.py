@@ -14,7 +14,7 @@ from jaxrobust.types import Masks, PyTree
 
 
 def geometric_schedule(sparsity: float, num_rounds: int) -> tuple[float, ...]:
-    """Returns sparsities of which each round removes the same fraction of the weights that are left.
+    """Returns sparsities with which each round removes the same fraction of the remaining weights.
 
     The sparsity after round i of n is s_i = 1 - (1 - sparsity)^(i / n).
 

@@ -36,8 +36,9 @@ def sensitivity(
         `functools.partial(random, key, scope="layer")`.
       progress: A function that is called with (networks scored, all networks) after each network, or
         None.
-      kernels: Which weights are kernels. None: by their names; or a function of (path, array), or the
-        kernels that `channel_groups` finds. If given, they are passed to `prune` as `kernels=`.
+      kernels: Which weights are kernels: the kernels that `channel_groups` finds, or a function of
+        (path, array). None: the names of the weights decide. If given, they are passed to
+        `prune` as `kernels=`.
 
     Returns:
       A list of {"layer": the path of the kernel, "sparsity": its sparsity, "score": the score}, layer

@@ -88,8 +88,8 @@ def shrink(weights: PyTree, groups: ChannelGroups, keep: Keep, *, check: bool = 
     """Removes the channels that are not kept from the weights of a network.
 
     With the smaller weights the network computes the same as with its masked weights (`filter_masks`).
-    The exception are `coupled` groups, for example with LayerNorm, whose means and variances are those
-    of the remaining channels.
+    `coupled` groups are the exception: the means and variances of LayerNorm, for example, are then
+    those of the remaining channels.
 
     Only the weights become smaller. Code that reads its widths from its weights (functions, nnx and
     equinox modules) can use them directly. A linen module has its widths as attributes: for networks

@@ -1,4 +1,4 @@
-"""Reports: one self-contained HTML file, drawn from a result.json alone.
+"""Reports: one self-contained HTML file for each run, drawn from its result.json alone.
 
 `python -m jaxrobust.reports results/<experiment>/<run>/result.json` writes report.html beside it.
 matplotlib, pillow and jinja2 load when a report is written, not when this package is imported.

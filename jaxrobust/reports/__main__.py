@@ -7,7 +7,7 @@ from jaxrobust.reports.html import write_report
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Writes a report and prints where it is; 2 and a line on stderr when it cannot."""
+    """Writes a report and prints its path; on an error, prints a line on stderr and returns 2."""
     parser = argparse.ArgumentParser(
         prog="python -m jaxrobust.reports",
         description="Writes one self-contained HTML report from a result.json.",

@@ -1,7 +1,7 @@
-"""Blocks of a report: headings, prose, tables, charts and pictures as they go into result.json.
+"""Makes the blocks of a report: headings, prose, tables, charts and pictures, as in result.json.
 
-Each is checked when it is made. Captions, texts, verdicts and notices are Markdown; everything else
-is plain text. docs/result_format.md has the format.
+Each block is checked when it is made. Captions, texts, verdicts and notices are Markdown; everything
+else is plain text. docs/result_format.md describes the format.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,11 +16,11 @@ Block = dict[str, Any]
 
 
 class Frame(TypedDict, total=False):
-    """What any block can have around it.
+    """Options that every kind of block has.
 
     Attributes:
-      id: Its anchor, a-z, 0-9 and "-", once in a report: a link can lead there.
-      folded: Whether it shows only its title until it is opened.
+      id: The block's anchor for links, made of a-z, 0-9 and "-", and unique in a report.
+      folded: Whether the block shows only its title until it is opened.
     """
 
     id: str
@@ -28,42 +28,42 @@ class Frame(TypedDict, total=False):
 
 
 class Titled(Frame, total=False):
-    """What a block can have around it that need not have a title.
+    """Options of a block whose title is optional.
 
     Attributes:
-      title: Above it.
+      title: The title above the block.
     """
 
     title: str | None
 
 
 def heading(title: str, identifier: str, level: int = 2) -> Block:
-    """A heading, with which a part or a section begins.
+    """Makes a heading, which begins a part or a section.
 
     Args:
-      title: Its words.
-      identifier: Its anchor, a-z, 0-9 and "-", once in a report.
+      title: The text of the heading.
+      identifier: The anchor for links, made of a-z, 0-9 and "-", and unique in a report.
       level: 1 for a part, 2 for a section, 3 within a section.
     """
     return _block("heading", {"id": identifier, "title": title}, level=level)
 
 
 def text(markdown: str, **frame: Unpack[Titled]) -> Block:
-    """Paragraphs.
+    """Makes a block of paragraphs.
 
     Args:
-      markdown: What they say.
-      **frame: `Titled`.
+      markdown: The text.
+      **frame: The options of `Titled`.
     """
     return _block("text", frame, text=markdown)
 
 
 def notice(tone: str, markdown: str) -> Block:
-    """A remark that stands out, on whether figures can be believed.
+    """Makes a remark that stands out, about whether figures can be believed.
 
     Args:
       tone: "sound" or "doubtful".
-      markdown: What it says.
+      markdown: The text.
     """
     return _block("notice", {}, tone=tone, text=markdown)
 
@@ -76,14 +76,14 @@ def column(
     *,
     p_value: bool = False,
 ) -> Block:
-    """A column of a table.
+    """Makes a column of a table.
 
     Args:
-      title: Its heading.
-      unit: Behind the heading.
-      decimals: Of its numbers.
+      title: The heading.
+      unit: The unit, which is written after the heading. With "%", shares are drawn as percentages.
+      decimals: The number of decimals; None chooses it from the numbers.
       group: A heading that neighbouring columns share.
-      p_value: Whether it is of p-values: what rounds to 0 then reads as less than the smallest number.
+      p_value: Whether the numbers are p-values; one that rounds to 0 then becomes "< 0.001", say.
     """
     described = {"title": title, "unit": unit, "decimals": decimals, "group": group or None}
     described["p_value"] = p_value or None
@@ -98,15 +98,15 @@ def table(
     highlight: Sequence[int] = (),
     **frame: Unpack[Titled],
 ) -> Block:
-    """A table.
+    """Makes a table.
 
     Args:
-      columns: Headings, or what `column` returns.
-      rows: Cells: strings, numbers, None, rates, {"value", "low", "high"} or {"value", "deviation"},
-        the latter two with "n" besides where it is known.
-      caption: What a reader must know to read it.
-      highlight: Rows that stand out.
-      **frame: `Titled`.
+      columns: For each column its heading, or what `column` returns.
+      rows: The rows of cells: strings, numbers, None, rates, {"value", "low", "high"} or {"value",
+        "deviation"}; the last two may also have "n".
+      caption: What a reader must know to read the table.
+      highlight: The indices of the rows that stand out.
+      **frame: The options of `Titled`.
     """
     return _block(
         "table",
@@ -128,18 +128,18 @@ def line(
     steps: bool = False,
     model: str | None = None,
 ) -> dict[str, Any]:
-    """A line of a chart.
+    """Makes a line of a chart.
 
     Args:
-      name: In the legend.
-      x: Positions.
-      y: Numbers; or rates or {"value", "low", "high", "n"?}, whose bounds become a band, with a gap
-        where a point has none. None is left out.
-      dashed: For a control, or the second of two lines of a model.
-      scatter: Points without a line between them.
-      steps: Steps as of a histogram: x are the middles of bins of one width, and what a logarithmic
-        axis has no place for is a gap.
-      model: Whose colour the line takes, where its name is another.
+      name: The line's name in the legend.
+      x: The positions of the points.
+      y: The values of the points: numbers, rates or {"value", "low", "high", "n"?}. Bounds are drawn as
+        a band, with a gap at points without bounds. Points with None are left out.
+      dashed: Whether the line is dashed, for a control or the second of two lines of a model.
+      scatter: Whether to draw only points, without a line between them.
+      steps: Whether to draw the outline of a histogram: x are then the middles of bins of equal width.
+        Bins that a logarithmic axis cannot show become gaps.
+      model: The name that determines the colour and marker, if it is not the line's name.
     """
     known = [(p, v, formatting.ends(v)) for p, v in zip(x, y, strict=True)]
     known = [point for point in known if point[2][0] is not None]
@@ -160,13 +160,13 @@ def axis(
     log: bool = False,
     limits: tuple[float, float] | None = None,
 ) -> Block:
-    """An axis of a chart.
+    """Makes an axis of a chart.
 
     Args:
-      title: Beside it.
-      percent: Whether it is of shares, 0 to 1.
-      log: Whether it is logarithmic.
-      limits: Its ends, of y alone, for charts that are to be compared.
+      title: The title of the axis.
+      percent: Whether the values are shares, from 0 to 1.
+      log: Whether the axis is logarithmic.
+      limits: The two ends of the axis, for charts that are to be compared.
     """
     described: Block = {"title": title, "log": log, "percent": percent}
     return described if limits is None else described | {"limits": list(limits)}
@@ -180,15 +180,15 @@ def chart(
     caption: str = "",
     **frame: Unpack[Frame],
 ) -> Block:
-    """A line chart.
+    """Makes a line chart.
 
     Args:
-      title: Above it.
-      x: The title of the axis, or what `axis` returns.
-      y: Likewise.
-      series: From `line`.
-      caption: What a reader must know to read it.
-      **frame: `Frame`.
+      title: The title above the chart.
+      x: The title of the x axis, or what `axis` returns.
+      y: The title of the y axis, or what `axis` returns.
+      series: The lines, as `line` returns them.
+      caption: What a reader must know to read the chart.
+      **frame: The options of `Frame`.
     """
     x, y = (axis(one) if isinstance(one, str) else one for one in (x, y))
     return _block("chart", frame, title=title, x=x, y=y, series=list(series), caption=caption)
@@ -203,15 +203,15 @@ def intervals(
     bars: bool = False,
     **frame: Unpack[Frame],
 ) -> Block:
-    """Values as dots with their intervals; groups stand one below the other.
+    """Makes a chart of values as dots with their intervals; the groups stand one below the other.
 
     Args:
-      title: Above it.
-      groups: {group: {name: a rate, {"value", "low", "high"} or a number}}.
-      caption: What a reader must know to read it.
-      percent: Whether the values are shares, 0 to 1; rates always are.
-      bars: Whether to draw bars from 0 instead of dots, for what is counted: sizes, times.
-      **frame: `Frame`.
+      title: The title above the chart.
+      groups: {group: {name: value}}; a value is a rate, {"value", "low", "high"} or a number.
+      caption: What a reader must know to read the chart.
+      percent: Whether the values are shares, from 0 to 1; rates always are.
+      bars: Whether to draw bars from 0 instead of dots, for example for sizes and times.
+      **frame: The options of `Frame`.
     """
     drawn = [
         {
@@ -236,18 +236,18 @@ def heat(
     by_row: bool = False,
     **frame: Unpack[Titled],
 ) -> Block:
-    """A table whose cells are coloured by their size.
+    """Makes a table whose cells are coloured by their values.
 
     Args:
-      rows: Names of the rows.
-      columns: Names of the columns.
-      values: Rates, numbers or None, a list for each row.
-      titles: What the rows are, and what the columns are.
-      caption: What a reader must know to read it.
-      percent: Whether numbers are shares, 0 to 1; rates always are.
-      decimals: Of the numbers.
-      by_row: Whether the colour is a cell's share of its row, as in a confusion matrix.
-      **frame: `Titled`.
+      rows: The names of the rows.
+      columns: The names of the columns.
+      values: A list of rates, numbers or None for each row.
+      titles: (the title of the rows, the title of the columns).
+      caption: What a reader must know to read the table.
+      percent: Whether the numbers are shares, from 0 to 1; rates always are.
+      decimals: The number of decimals; None chooses it from the numbers.
+      by_row: Whether the colour shows a cell's share of its row, as in a confusion matrix.
+      **frame: The options of `Titled`.
     """
     return _block(
         "heat",
@@ -278,19 +278,19 @@ def tile(
     style: str = "image",
     against: Any = None,
 ) -> dict[str, Any]:
-    """A picture of a grid.
+    """Makes a picture of a grid.
 
     Args:
-      image: uint8, or float in [0, 1], [H, W, 1 or 3]; not of the style "heat".
-      title: Above it.
-      text: Below it.
-      values: float [H, W], the map of the styles "heat" and "overlay".
+      image: uint8, or float in [0, 1], [H, W, 1 or 3]; the style "heat" does not use it.
+      title: The title above the picture.
+      text: The text below the picture.
+      values: float [H, W], the map for the styles "heat" and "overlay".
       style: "image", "heat" (the map alone), "overlay" (the map over the image) or "difference".
-      against: Of the style "difference": the image that `image` is compared with.
+      against: The image that `image` is compared with, for the style "difference".
     """
     found: dict[str, Any] = {"style": style}
     if image is not None and style != "heat":
-        # As floats: a perturbation of half a grey level is a perturbation.
+        # A difference keeps floats, because a perturbation can be smaller than a grey level.
         found["image"] = encode_array(
             as_bytes(np.asarray(image)) if against is None else _exact(image)
         )
@@ -308,13 +308,14 @@ def pictures(
     columns: Sequence[str] = (),
     **frame: Unpack[Titled],
 ) -> Block:
-    """A grid of pictures.
+    """Makes a grid of pictures.
 
     Args:
-      rows: (label, tiles) or (label, tiles, text beside the label); None has no picture.
-      caption: What a reader must know to read it.
-      columns: Headings of the tiles.
-      **frame: `Titled`.
+      rows: (label, tiles) or (label, tiles, text beside the label) for each row. A tile is what `tile`
+        returns, or None for an empty place.
+      caption: What a reader must know to read the pictures.
+      columns: The headings of the columns of tiles.
+      **frame: The options of `Titled`.
     """
     drawn = [
         {"label": label, "tiles": list(tiles)} | ({"text": text[0]} if text else {})
@@ -324,23 +325,23 @@ def pictures(
 
 
 def verdict(question: str, text: str, evidence: Sequence[tuple[str, str]] = ()) -> Block:
-    """A question that the study answers.
+    """Makes a question with the study's answer.
 
     Args:
       question: What a reader wants to know.
-      text: Markdown: the answer is the first paragraph; then what it means in figures, and how sure
-        it is and why.
-      evidence: (words, identifier of a heading or a block) to look at.
+      text: Markdown. The first paragraph is the answer; the following ones say what it means in
+        figures, how certain it is and why.
+      evidence: Links to look at: (words, id of a heading or a block).
     """
     links = [{"text": words, "href": f"#{target}"} for words, target in evidence]
     return _block("verdict", {}, question=question, text=text, evidence=links or None)
 
 
 def _block(kind: str, frame: Mapping[str, Any], **fields: Any) -> Block:
-    """A block without what it does not say; ValueError where something in it is wrong."""
+    """Makes a block without its empty fields; raises ValueError if something in it is wrong."""
     if unknown := frame.keys() - {"id", "title", "folded"}:
-        raise TypeError(f"A block has no {sorted(unknown)}; around it are `id`, `title`, `folded`.")
-    # 0 is said: a number of decimals.
+        raise TypeError(f"A block has no {sorted(unknown)}; it may have `id`, `title`, `folded`.")
+    # 0 is kept, because it can be a number of decimals.
     said = {
         key: value
         for key, value in (fields | dict(frame)).items()
@@ -352,7 +353,7 @@ def _block(kind: str, frame: Mapping[str, Any], **fields: Any) -> Block:
 
 
 def _plain(value: Any) -> Any:
-    """A number of numpy as one of Python."""
+    """Converts a number of numpy to one of Python."""
     return value.item() if isinstance(value, np.generic) else value
 
 

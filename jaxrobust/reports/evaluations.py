@@ -1,7 +1,7 @@
-"""Blocks of what `evaluation` and `studies` measure: models, attacks, suites, curves and pictures.
+"""Makes blocks from what `evaluation` and `studies` measure: models, attacks, suites and curves.
 
-Each function takes the dicts that those return, one or a list of them, and returns blocks without a
-heading; none, where there is nothing to show.
+Each function takes dicts that functions of these packages return, and returns blocks without a heading.
+If there is nothing to show, it returns no blocks.
 """
 
 import functools
@@ -27,11 +27,11 @@ BANNERS = {
 }
 """What a verdict of `evaluation.sanity` means for the robust accuracy, from the best to the worst."""
 
-# More of them than a reader looks at only make the page slow or long.
+# More of these than a reader looks at would only make the page slow or long.
 _MAX_RECORDS, _MAX_ALL_RECORDS, _MAX_LOGITS = 200, 5000, 20
 _MAX_OPEN, _MAX_OPEN_EXAMPLES = 4, 12
 _LOGITS_APART = 2 * "\N{NO-BREAK SPACE}"
-# What the norms of an attack in files of earlier releases are means over.
+# Files of earlier releases do not say which images their mean norms are over: it is these.
 _ALL = "all images attacked"
 
 
@@ -41,13 +41,13 @@ def key_figures(
     suites: Sequence[Entry] = (),
     diagnostics: Sequence[Entry] = (),
 ) -> list[Block]:
-    """Of each model the accuracy, what the strongest suite and attack leave, and the sanity checks.
+    """Shows each model's accuracy, its lowest robust accuracies and the verdict of its sanity checks.
 
     Args:
-      models: From `studies.model_entry`.
-      attacks: From `evaluation.summarise`.
-      suites: From `evaluation.summarise_suite`.
-      diagnostics: From `evaluation.sanity`, with the "model" that each is of.
+      models: Records of `studies.model_entry`.
+      attacks: Records of `evaluation.summarise`.
+      suites: Records of `evaluation.summarise_suite`.
+      diagnostics: Records of `evaluation.sanity`, each with the model's name as "model".
     """
     checked = [
         {"model": one["model"]} | one["diagnostics"] for one in suites if one.get("diagnostics")
@@ -76,7 +76,7 @@ def key_figures(
 
 
 def _strongest(model: str, entries: Sequence[Entry]) -> Entry:
-    """The entry that leaves a model the least, with a label; of equals the last, of none nothing."""
+    """Returns the entry with a model's lowest robust accuracy, the last one of equals; {} if none."""
     known = [
         {"label": ", ".join(one["name"] for one in entry.get("attacks", ())), **entry}
         for entry in reversed(entries)
@@ -91,10 +91,10 @@ def _of_model(found: Mapping[str, Any]) -> Callable[[Entry], Any]:
 
 
 def models(entries: Sequence[Entry]) -> list[Block]:
-    """Sizes and accuracies of models, and the accuracies of those trained with several seeds.
+    """Shows the sizes and accuracies of models, and the accuracy with each seed if there are several.
 
     Args:
-      entries: From `studies.model_entry`.
+      entries: Records of `studies.model_entry`.
     """
     columns: _Columns = [
         ("Model", lambda entry: entry["name"]),
@@ -125,10 +125,10 @@ def _seeds(entry: Entry) -> Block:
 
 
 def training(entries: Sequence[Entry]) -> list[Block]:
-    """Loss and accuracy over the epochs, two charts for each model that has epochs.
+    """Draws loss and accuracy over the epochs, in two charts for each model that has epochs.
 
     Args:
-      entries: From `studies.model_entry`.
+      entries: Records of `studies.model_entry`.
     """
     recorded = [
         (entry, {q: _recorded(entry, q) for q in ("loss", "accuracy")}) for entry in entries
@@ -160,7 +160,7 @@ def training(entries: Sequence[Entry]) -> list[Block]:
 
 
 def _recorded(entry: Entry, quantity: str) -> list[Any]:
-    """The lines of what was recorded: of the training images, of the validation images."""
+    """Returns the lines of a quantity: on the training images and on the validation images."""
     lines = []
     for part, words in (("train", "training"), ("validation", "validation")):
         rows = [
@@ -175,10 +175,11 @@ def _recorded(entry: Entry, quantity: str) -> list[Any]:
 
 
 def classes(entries: Sequence[Entry]) -> list[Block]:
-    """Precision, recall and F1 of each class.
+    """Shows precision, recall and F1 of each class.
 
     Args:
-      entries: From `studies.model_entry`, or {"name", "evaluation": from `evaluation.evaluate`}.
+      entries: Records of `studies.model_entry`, or {"name", "evaluation"} with a result of
+        `evaluation.evaluate`.
     """
     scores = {"precision": "Precision", "recall": "Recall", "f1": "F1"}
     columns: list[str | Block] = ["Class", column("Support", decimals=0)]
@@ -200,10 +201,10 @@ def classes(entries: Sequence[Entry]) -> list[Block]:
 
 
 def confusion(entries: Sequence[Entry]) -> list[Block]:
-    """Confusion matrices.
+    """Shows confusion matrices.
 
     Args:
-      entries: As in `classes`.
+      entries: Records, as in `classes`.
     """
     drawn: list[Block] = []
     for entry in entries:
@@ -225,10 +226,10 @@ def confusion(entries: Sequence[Entry]) -> list[Block]:
 
 
 def attacks(entries: Sequence[Entry]) -> list[Block]:
-    """What attacks did to models: a table, and the rates as charts.
+    """Shows the results of attacks on models: a table, and charts of the rates.
 
     Args:
-      entries: From `evaluation.summarise`.
+      entries: Records of `evaluation.summarise`.
     """
     over = {entry.get("norms_of", _ALL) for entry in entries}
     mixed = len(over) > 1
@@ -262,10 +263,10 @@ def _dots(entries: Sequence[Entry], key: str) -> list[Block]:
 
 
 def records(entries: Sequence[Entry], class_names: Sequence[str]) -> list[Block]:
-    """What the model said of each image before and after an attack, with its logits; folded.
+    """Shows the model's answer and logits for each image before and after an attack, folded.
 
     Args:
-      entries: From `evaluation.summarise`.
+      entries: Records of `evaluation.summarise`.
       class_names: K names.
     """
     entries = [entry for entry in entries if entry["records"]]
@@ -295,7 +296,7 @@ def records(entries: Sequence[Entry], class_names: Sequence[str]) -> list[Block]
 
 
 def _logits(logits: Sequence[Any], names: Sequence[str]) -> str:
-    """All logits in the order of the classes, or the five largest by name where they are many."""
+    """Writes all logits in the order of the classes, or only the five largest if there are many."""
     if len(logits) <= _MAX_LOGITS:
         return _LOGITS_APART.join(formatting.number(value, 2) for value in logits)
     known = [(value, index) for index, value in enumerate(logits) if formatting.finite(value)]
@@ -306,10 +307,11 @@ def _logits(logits: Sequence[Any], names: Sequence[str]) -> str:
 
 
 def suite(summary: Entry) -> list[Block]:
-    """What each attack of a suite left of a model, and whether to believe it.
+    """Shows a model's robust accuracy after each attack of a suite, and whether to believe it.
 
     Args:
-      summary: From `evaluation.summarise_suite`; with "label" and "diagnostics" where these are known.
+      summary: A record of `evaluation.summarise_suite`; with "label" and "diagnostics" if these are
+        known.
     """
     model, label = summary["model"], summary.get("label")
     checks = sanity(summary["diagnostics"]) if summary.get("diagnostics") else []
@@ -335,10 +337,11 @@ def suite(summary: Entry) -> list[Block]:
 
 
 def sanity(diagnostics: Entry | Sequence[Entry]) -> list[Block]:
-    """Whether a robust accuracy can be believed: what the sanity checks found, and each of them.
+    """Shows whether a robust accuracy can be believed: the verdict and each of the sanity checks.
 
     Args:
-      diagnostics: From `evaluation.sanity`, or a list; with "model" where it is not said above.
+      diagnostics: A record of `evaluation.sanity`, or a list of them; with "model" if the text above
+        does not name the model.
     """
     if not isinstance(diagnostics, Mapping):
         return [block for one in diagnostics for block in sanity(one)]
@@ -362,11 +365,11 @@ def sanity(diagnostics: Entry | Sequence[Entry]) -> list[Block]:
 
 
 def curves(entries: Sequence[Entry]) -> list[Block]:
-    """Robust accuracy over epsilon, a chart for each attack.
+    """Draws robust accuracy over epsilon, in one chart for each attack.
 
     Args:
-      entries: From `evaluation.robustness_curve` or `evaluation.curve_from_norms`; in "suite" may stand
-        {"label", "epsilon", "robust_accuracy"}, a single point of several attacks together.
+      entries: Records of `evaluation.robustness_curve` or `evaluation.curve_from_norms`. An entry may
+        have a "suite", {"label", "epsilon", "robust_accuracy"}, which is drawn as a single point.
     """
     drawn = []
     for label, same in _grouped(entries, lambda entry: entry["label"]):
@@ -390,10 +393,10 @@ def _curve(name: str, points: Sequence[Entry], **look: Any) -> dict[str, Any]:
 
 
 def transfer(entries: Sequence[Entry]) -> list[Block]:
-    """How often what fools one model fools another.
+    """Shows how often images that fool one model fool another.
 
     Args:
-      entries: From `evaluation.transfer_matrix`.
+      entries: Records of `evaluation.transfer_matrix`.
     """
     drawn = [
         blocks.heat(
@@ -406,10 +409,10 @@ def transfer(entries: Sequence[Entry]) -> list[Block]:
 
 
 def explanations(entries: Sequence[Entry], class_names: Sequence[str]) -> list[Block]:
-    """Images that a model has right and wrong, with the maps of what the answer rests on.
+    """Draws images that a model has right and wrong, with the maps that explain the answer.
 
     Args:
-      entries: From `studies.explanations`.
+      entries: Records of `studies.explanations`.
       class_names: K names.
     """
     drawn = []
@@ -432,7 +435,7 @@ def explanations(entries: Sequence[Entry], class_names: Sequence[str]) -> list[B
 
 
 def _explained(entry: Entry | None, num_maps: int, names: Sequence[str]) -> list[Any]:
-    """The image and its maps; without an entry nothing in as many places."""
+    """Returns the tiles of an image and its maps; without an entry, the same number of empty tiles."""
     if entry is None:
         return [None] * (1 + num_maps)
     image = decode_array(entry["image"])
@@ -445,7 +448,7 @@ def _map_titles(entries: Sequence[Entry]) -> list[str]:
 
 
 def _maps(entry: Entry, prefix: str, image: np.ndarray, num_maps: int) -> list[Block | None]:
-    """Saliency and, where two are wanted, Grad-CAM or nothing in its place."""
+    """Returns the tile of saliency and, if two are wanted, that of Grad-CAM (None if it has none)."""
     cam = entry.get(f"{prefix}grad_cam")
     return [
         blocks.tile(values=decode_array(entry[f"{prefix}saliency"]), style="heat"),
@@ -454,10 +457,10 @@ def _maps(entry: Entry, prefix: str, image: np.ndarray, num_maps: int) -> list[B
 
 
 def gallery(entries: Sequence[Entry], class_names: Sequence[str]) -> list[Block]:
-    """Images before and after attacks with the perturbation between them, and maps of both.
+    """Draws images before and after attacks, with the perturbation between them, and maps of both.
 
     Args:
-      entries: From `studies.gallery`.
+      entries: Records of `studies.gallery`.
       class_names: K names.
     """
     drawn: list[Block] = []
@@ -504,12 +507,12 @@ def _example(entry: Entry, num_maps: int, names: Sequence[str]) -> tuple[str, li
 
 
 def class_name(names: Sequence[str], index: int) -> str:
-    """The name of a class, or its number where it has no name."""
+    """Returns the name of a class, or its number if it has no name."""
     return names[index] if 0 <= index < len(names) else str(index)
 
 
 def titled(entry: Entry) -> str:
-    """An attack's label with its target, unless the label says so itself."""
+    """Returns an attack's label with its target, unless the label already has the target."""
     label, target = str(entry["label"]), entry.get("target")
     suffix = f"target {target}"
     return label if not target or label.endswith(suffix) else f"{label}, {suffix}"
@@ -541,7 +544,7 @@ _Columns = list[tuple[str | Block, Callable[[Entry], Any]]]
 def _table(
     entries: Sequence[Entry], columns: _Columns, caption: str = "", **look: Any
 ) -> list[Block]:
-    """A row for each entry, without the columns of which no entry knows anything."""
+    """Makes a table with a row for each entry, without columns that no entry has a value for."""
     rows = [[value(entry) for _, value in columns] for entry in entries]
     kept = [k for k in range(len(columns)) if any(row[k] is not None for row in rows)]
     cells = [[row[k] for k in kept] for row in rows]
@@ -549,7 +552,7 @@ def _table(
 
 
 def _note(name: str, **values: str) -> str:
-    """What a block says of itself; values are words that need no escape."""
+    """Returns a note for the reader; `values` are filled in, and must not need an escape."""
     return _notes()[name].format(**values)
 
 
@@ -561,7 +564,7 @@ def _notes() -> dict[str, str]:
 
 
 def _after(notes: Sequence[str], drawn: list[Block], **values: str) -> list[Block]:
-    """What is drawn, if anything is, after what a reader must know of it."""
+    """Puts notes before the blocks; returns [] if there are no blocks."""
     said = " ".join(_note(name, **values) for name in notes)
     return [blocks.text(said), *drawn] if drawn else []
 
@@ -569,7 +572,7 @@ def _after(notes: Sequence[str], drawn: list[Block], **values: str) -> list[Bloc
 def _grouped(
     entries: Sequence[Entry], key: Callable[[Entry], Any]
 ) -> Iterator[tuple[Any, list[Entry]]]:
-    """Entries by their key, in the order of first appearance."""
+    """Groups entries by their key, in the order of first appearance."""
     groups: dict[Any, list[Entry]] = {}
     for entry in entries:
         groups.setdefault(key(entry), []).append(entry)
@@ -579,7 +582,7 @@ def _grouped(
 def _warnings(
     entries: Sequence[Entry], place: Callable[[Entry], Entry] = lambda entry: entry
 ) -> list[Block]:
-    """What is doubtful about some entries, each sentence once with the models that it is about."""
+    """Shows the warnings of entries, each sentence once, with the models that it is about."""
     about: dict[str, dict[str, None]] = {}
     for entry in entries:
         for sentence in place(entry).get("warnings") or ():

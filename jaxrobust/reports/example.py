@@ -1,4 +1,4 @@
-"""One attacked image as a picture of its own, for pages that are not a report."""
+"""Draws one attacked image as a picture, for pages other than reports."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,32 +7,32 @@ from typing import Any
 from jaxrobust import files, packages
 from jaxrobust.reports import formatting, pictures
 
-# Inches, of which there are 100 dots to one.
+# In inches, at 100 dots per inch.
 _WIDTH, _HEIGHT, _TILE = 9.0, 2.2, 1.7
 
 
 def write_example(path: str | Path, entry: dict[str, Any], class_names: Sequence[str]) -> None:
-    """Writes what an attack did to one image as a PNG of 900 by 220 pixels.
+    """Writes a PNG of 900 by 220 pixels that shows what an attack did to one image.
 
     Five tiles stand in a row, each with words below it: the image, the perturbation (amplified, and
     grey where nothing changed), the adversarial image, and Grad-CAM of both images.
 
     Args:
       path: The file to write.
-      entry: One of those that `studies.gallery` returns, with Grad-CAM.
+      entry: A record of `studies.gallery`, with Grad-CAM.
       class_names: K names.
 
     Raises:
       ModuleNotFoundError: matplotlib is not installed; the extra `reports` brings it.
-      ValueError: The network has no layer that Grad-CAM can be drawn of.
+      ValueError: The entry has no Grad-CAM, because the network has no layer for it.
     """
     with packages.extra("reports", "A picture of an attacked image"):
         import matplotlib
         from matplotlib.figure import Figure
 
     if "grad_cam" not in entry:
-        raise ValueError("`entry` must have Grad-CAM, but its network has no layer to draw.")
-    # Our settings, and not the reader's; a class may be called "$".
+        raise ValueError("`entry` must have Grad-CAM, but its network has no layer for it.")
+    # The user's settings of matplotlib are not used. A "$" in a class name does not begin a formula.
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams["text.parse_math"] = False
@@ -52,7 +52,7 @@ def write_example(path: str | Path, entry: dict[str, Any], class_names: Sequence
 
 
 def _tiles(entry: dict[str, Any], class_names: Sequence[str]) -> list[tuple[Any, str, str]]:
-    """Each tile, uint8 [H, W, 3], what it is, and what there is to say of it."""
+    """Returns each tile, uint8 [H, W, 3], with its name and the text below it."""
     names = ("image", "adversarial", "grad_cam", "adversarial_grad_cam")
     image, found, before, after = (pictures.decode_array(entry[name]) for name in names)
     difference, factor = pictures.perturbation(image, found)

@@ -1,8 +1,8 @@
-"""Figures as SVG text, drawn by matplotlib and coloured by the page.
+"""Draws figures as SVG text with matplotlib, in the colours of the page.
 
-Colours are CSS variables: each is drawn as a stand-in that no figure uses otherwise and replaced in
-the finished SVG, so that one figure is readable on light and on dark paper. Text stays text, in the
-page's own font. The same input gives the same bytes.
+Colours are CSS variables, so that a figure is readable on light and on dark paper: matplotlib draws
+with a stand-in for each colour, which is replaced in the finished SVG. Text stays text, in the page's
+own font. The same input gives the same bytes.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 from jaxrobust import packages
 from jaxrobust.reports.formatting import finite
 
-NUM_SERIES = 8  # colours
-NUM_LOOKS = NUM_SERIES**2  # colour and marker
+NUM_SERIES = 8  # the number of colours
+NUM_LOOKS = NUM_SERIES**2  # the number of pairs of a colour and a marker
 _MARKERS = "os^DvPX*"
 _GLYPHS = "●■▲◆▼✚✖★"
 
@@ -28,12 +28,12 @@ _STAND_INS = {_INK: "ink", _MUTED: "muted", _LINE: "line", _PAPER: "paper"}
 _SERIES = [f"#0102{16 + index:02x}" for index in range(NUM_SERIES)]
 _STAND_INS |= {colour: f"series-{index}" for index, colour in enumerate(_SERIES)}
 
-# Inches. Narrow, so that on a phone the figure is not shrunk until its text cannot be read.
+# In inches. Figures are narrow, so that their text is still readable on a phone.
 _WIDTH, _HEIGHT = 3.8, 2.5
 
 
 class Series(NamedTuple):
-    """How one model or series is drawn in every figure, and the same in HTML for the legend."""
+    """The look of a model or series: colour and marker in figures, CSS and glyph in the legend."""
 
     colour: str
     marker: str
@@ -42,7 +42,7 @@ class Series(NamedTuple):
 
 
 def series(index: int) -> Series:
-    """The look of the model at `index`: colour and shape both differ, for 64 models in all."""
+    """Returns the look with an index from 0 to 63; all have different pairs of colour and marker."""
     colour, shape = index % NUM_SERIES, (index + index // NUM_SERIES) % NUM_SERIES
     return Series(_SERIES[colour], _MARKERS[shape], f"var(--series-{colour})", _GLYPHS[shape])
 
@@ -74,12 +74,12 @@ _STYLE: dict[Any, Any] = {
 
 @contextlib.contextmanager
 def _settings() -> Iterator[None]:
-    """Our settings while a figure is drawn: the reader's own must not change a report's bytes."""
+    """Applies the settings of reports to the block; those of the user must not change a report."""
     with packages.extra("reports", "A chart"):
         import matplotlib
 
     with matplotlib.rc_context(), warnings.catch_warnings():
-        # Text is measured in matplotlib's font, which lacks some scripts, and drawn in the page's.
+        # matplotlib only measures text; its font lacks some scripts, but the page draws the text.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
@@ -93,26 +93,25 @@ def intervals(
     percent: bool = True,
     bars: bool = False,
 ) -> str:
-    """Values as dots with their intervals, one block for each label, one line for each value.
+    """Draws values as dots with their intervals, in one block for each label.
 
     Args:
-      groups: Label -> (look, (value, low, high)) of each model or series.
-      name: Prefix of the ids in the SVG, unique on the page.
+      groups: {label: [(look, (value, low, high))]}, with one entry for each model or series.
+      name: A prefix for the ids in the SVG, unique on the page.
       percent: Whether the values are shares, to be written as percentages.
-      bars: Whether to draw bars from 0 instead of dots: for sizes and times, of which the length is
-        what matters.
+      bars: Whether to draw bars from 0 instead of dots, for sizes and times, whose lengths matter.
 
     Returns:
       SVG text.
     """
-    line, gap = 0.17, 0.14  # inches
+    line, gap = 0.17, 0.14  # in inches
     labels = {label: textwrap.wrap(label, 54) or [""] for label in groups}
     heights = [line * (len(labels[label]) + len(rows)) + gap for label, rows in groups.items()]
     figure, axes = _axes(sum(heights) + 0.4)
     y, shown = 0.0, []
     for (label, rows), height in zip(groups.items(), heights, strict=True):
         for text in labels[label]:
-            # Above its dots rather than left of them: a long label then costs no width.
+            # The label stands above its dots, where a long label takes no width from them.
             patch = {"facecolor": _PAPER, "edgecolor": "none", "pad": 1}
             left = {"transform": axes.get_yaxis_transform(), "va": "center", "ha": "left"}
             axes.text(0, y, text, color=_INK, bbox=patch, **left)
@@ -149,15 +148,15 @@ def lines(
     y: dict[str, Any],
     name: str,
 ) -> str:
-    """Lines with markers, and bands where there are intervals.
+    """Draws lines with markers, and bands for their intervals.
 
     Args:
-      series: (look, {"x", "y", "low"?, "high"?, "dashed"?, "scatter"?, "steps"?}) of each line, as
-        in a chart of docs/result_format.md. A point without a finite x and y, or that a logarithmic
-        axis has no place for, is left out.
-      x: {"title", "percent"?, "log"?, "limits"?} of the axis.
-      y: The same.
-      name: As in `intervals`.
+      series: (look, {"x", "y", "low"?, "high"?, "dashed"?, "scatter"?, "steps"?}) for each line, as in
+        a chart of docs/result_format.md. A point is left out if its x or y is not finite, or not above
+        0 on a logarithmic axis.
+      x: The axis, {"title", "percent"?, "log"?, "limits"?}.
+      y: The other axis, likewise.
+      name: A prefix for the ids in the SVG, unique on the page.
 
     Returns:
       SVG text.
@@ -184,7 +183,7 @@ def lines(
                 over, _, *ends = zip(*banded, strict=True)
                 axes.vlines(over, *ends, color=look.colour, alpha=0.55, linewidth=1)
             else:
-                # NaN is a gap: a point without an interval has none between its neighbours' either.
+                # NaN makes a gap in the band at a point without an interval.
                 known = [
                     point if point in banded else (point[0], *[math.nan] * 3) for point in points
                 ]
@@ -199,7 +198,7 @@ def lines(
             marker=look.marker,
             markersize=3 if scatter else 4,
             alpha=0.55 if scatter else 1,
-            markevery=1 if scatter else max(1, len(points) // 12),  # more would cover the line
+            markevery=1 if scatter else max(1, len(points) // 12),  # more would hide the line
             clip_on=False,
         )
     axes.set(xlabel=x["title"], ylabel=y["title"])
@@ -209,7 +208,7 @@ def lines(
 
 
 def _steps(axes: Any, look: Series, item: dict[str, Any], y: dict[str, Any]) -> None:
-    """A histogram's outline; a bin without a place on the axis is a gap, not a line across it."""
+    """Draws the outline of a histogram; a bin that the axis cannot show becomes a gap."""
     half = (item["x"][1] - item["x"][0]) / 2
     edges = [item["x"][0] - half, *(middle + half for middle in item["x"])]
     values = [value if _has_place(value, y) else math.nan for value in item["y"]]
@@ -224,7 +223,7 @@ def _has_place(value: Any, axis: dict[str, Any]) -> bool:
 def _scale(
     axis: Any, values: Sequence[float], wanted: dict[str, Any], measured: bool = False
 ) -> None:
-    """Limits and ticks of an axis; of measured shares it shows all, so that charts compare."""
+    """Sets the limits and ticks of an axis; measured shares get 0 to 100 %, so that charts compare."""
     with packages.extra("reports", "A chart"):
         from matplotlib import ticker
 
@@ -246,7 +245,7 @@ def _scale(
         steps = [1, 2, 2.5, 5, 10]
         locator = ticker.MaxNLocator(6, steps=steps, integer=whole and not percent)
         axis.set_major_locator(locator)
-        # A small difference must not look large, unless there is nothing but small differences.
+        # The axis begins at 0, so that small differences do not look large, unless all are small.
         if measured and values and 0 <= 2 * min(values) <= max(values):
             set_limits(0)
         if percent:
@@ -261,7 +260,7 @@ def _scale(
 
 
 def _log_ticks(axis: Any, values: Sequence[float]) -> None:
-    """Ticks where the values are, if they are few and apart; else at 1, 2, 5 or at powers of ten."""
+    """Sets ticks at the values if they are few and far apart, else at 1, 2, 5 or powers of ten."""
     with packages.extra("reports", "A chart"):
         from matplotlib import ticker
 
@@ -275,7 +274,7 @@ def _log_ticks(axis: Any, values: Sequence[float]) -> None:
 
 
 def _plain(value: float) -> str:
-    # matplotlib writes powers in TeX, and text in a figure is never parsed.
+    # matplotlib would write powers in TeX, which these figures do not parse.
     return f"{value:,.0f}" if 1e3 <= value < 1e7 else f"{value:.3g}"
 
 
@@ -288,14 +287,14 @@ def _axes(height: float) -> tuple[Any, Any]:
 
 
 def _svg(figure: Any, name: str) -> str:
-    """The figure as an `<svg>` to put into HTML: no ids, styles or addresses of its own."""
+    """Converts a figure to an `<svg>` that can stand in HTML: its ids get the prefix `name`."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     text = re.sub(r"<style.*?</style>", "", text, flags=re.S)  # it would style the whole page
-    # Ids count from one in every figure, and a page may hold an id once.
+    # matplotlib uses the same ids in every figure, but an id must be unique on a page.
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
     text = re.sub(r"font: (?:\d+ )?([\d.]+px) [^;\"]*", r"font-size: \1", text)
     for stand_in, variable in _STAND_INS.items():

@@ -1,4 +1,4 @@
-"""Numbers as text: what a report writes for rates, confidences, sizes and what is missing."""
+"""Formats numbers as text: rates, confidences, sizes, and a dash for a missing number."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,12 @@ _SPACE = "\N{NO-BREAK SPACE}"
 
 
 def finite(value: Any) -> bool:
-    """Whether `value` is a number that can be shown: not None, NaN, infinite or a bool."""
+    """Says whether `value` is a number that can be shown: not None, NaN, infinite or a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def ends(value: Any) -> tuple[Any, Any, Any]:
-    """(middle, low, high) of a number, a RATE or an ESTIMATE; None where it has no bound.
+    """Returns (middle, low, high) of a number, a RATE or an ESTIMATE; a missing bound is None.
 
     Example:
       >>> ends(0.5), ends({"value": 3.0, "deviation": 0.5})
@@ -32,7 +32,7 @@ def ends(value: Any) -> tuple[Any, Any, Any]:
 
 
 def number(value: Any, decimals: int = 3) -> str:
-    """A number with fixed decimals, so that a column of them lines up.
+    """Formats a number with fixed decimals, so that the numbers of a column line up.
 
     Example:
       >>> number(0.5), number(1234567, 0), number(None), number(-0.000001)
@@ -40,14 +40,14 @@ def number(value: Any, decimals: int = 3) -> str:
     """
     if not finite(value):
         return DASH
-    # What rounds to nothing is not nothing: 0.000 would say that an attack changed no pixel.
+    # A tiny number must not become 0.000, which would say that an attack changed no pixel.
     tiny = value != 0 and abs(value) < 0.5 * 10.0**-decimals
     text = f"{value:.1e}" if tiny else f"{value:,.{decimals}f}"
     return text.replace("-", _MINUS)
 
 
 def epsilon(value: Any) -> str:
-    """An epsilon as labels spell it, or a dash.
+    """Formats an epsilon as labels do; a missing one becomes a dash.
 
     Example:
       >>> epsilon(8 / 255), epsilon(0.1), epsilon(None)
@@ -57,10 +57,10 @@ def epsilon(value: Any) -> str:
 
 
 def measure(value: Any, decimals: int, percent: bool = False) -> str:
-    r"""A number with its decimals, or a share as a percentage.
+    r"""Formats a number with its decimals, or a share as a percentage.
 
-    What rounds to nothing reads as nothing here: a table states its precision, and a difference of
-    1e-16 is none.
+    Unlike in `number`, a tiny number becomes 0: a table states its precision, and a difference of 1e-16
+    does not count.
 
     Example:
       >>> measure(0.25, 1, percent=True), measure(3.14159, 2), measure(-1e-16, 1)
@@ -75,13 +75,13 @@ def measure(value: Any, decimals: int, percent: bool = False) -> str:
 
 
 def p_value(value: float, decimals: int) -> str:
-    """A p-value with its decimals; what rounds to 0 is said to be less than the smallest of them.
+    """Formats a p-value with its decimals; one that rounds to 0 becomes, for example, "< 0.001".
 
     Example:
       >>> p_value(0.0312, 3), p_value(4e-5, 3), p_value(0.0496, 3)
       ('0.031', '< 0.001', '0.0496')
     """
-    # 0.0496 must not read as 0.050, of which one would say that it is not below 0.05.
+    # 0.0496 must not become 0.050, because 0.0496 is below 0.05.
     while decimals < 6 and (round(value, decimals) < 0.05) != (value < 0.05):
         decimals += 1
     least = 10.0**-decimals
@@ -89,9 +89,9 @@ def p_value(value: float, decimals: int) -> str:
 
 
 def shared_decimals(values: Sequence[float], percent: bool = False) -> int:
-    """The decimals for numbers that stand in one column: as few as say all.
+    """Returns the smallest number of decimals that shows all numbers of a column exactly.
 
-    At most three digits of the largest, and one decimal of a percentage.
+    It is at most one for percentages; otherwise the largest number gets at most three digits.
 
     Example:
       >>> shared_decimals([0.01, 0.25]), shared_decimals([2 / 3]), shared_decimals([1, 16])
@@ -107,7 +107,7 @@ def shared_decimals(values: Sequence[float], percent: bool = False) -> int:
 
 
 def seconds(value: Any) -> str:
-    """A duration in seconds, about three digits of it.
+    """Formats a duration in seconds with about three digits.
 
     Example:
       >>> seconds(0.25), seconds(12.34), seconds(1234.5)
@@ -119,7 +119,7 @@ def seconds(value: Any) -> str:
 
 
 def confidence(value: Any) -> str:
-    r"""A probability as a whole percentage that never claims a certainty it does not have.
+    r"""Formats a probability as a whole percentage; only an exact 0 or 1 becomes 0 % or 100 %.
 
     Example:
       >>> confidence(0.874), confidence(0.9999), confidence(1e-9)
@@ -136,17 +136,17 @@ def confidence(value: Any) -> str:
 
 
 def _decimals(rate: dict[str, Any]) -> int:
-    """As many decimals as the sample supports: below 1,000 images one image is a tenth or more."""
+    """Returns the decimals that a sample supports: one from 1,000 images on, none below that."""
     value, n = rate["rate"], rate["n"]
     decimals = 1 if finite(n) and n >= 1000 else 0
-    # 498 of 500 must not read as 100 %, nor 2 of 500 as 0 %.
+    # 498 of 500 must not become 100 %, nor 2 of 500 become 0 %.
     while 0 < value < 1 and decimals < 4 and float(f"{100 * value:.{decimals}f}") in (0, 100):
         decimals += 1
     return decimals
 
 
 def rate_value(rate: dict[str, Any] | None) -> str:
-    r"""The percentage of a RATE, or a dash.
+    r"""Formats the percentage of a RATE; a missing one becomes a dash.
 
     Example:
       >>> rate_value({"count": 498, "n": 500, "rate": 0.996, "low": 0.985, "high": 0.999})
@@ -158,9 +158,9 @@ def rate_value(rate: dict[str, Any] | None) -> str:
 
 
 def rate_interval(rate: dict[str, Any] | None, with_size: bool = True) -> str:
-    r"""The 95 % interval and the sample size of a RATE, in brackets; empty where there is no rate.
+    r"""Formats the 95 % interval and the sample size of a RATE, in brackets; "" if there is no rate.
 
-    Where the sample size is said elsewhere, the interval is alone in the brackets.
+    With `with_size=False` the sample size is left out.
 
     Example:
       >>> rate_interval({"count": 41, "n": 50, "rate": 0.82, "low": 0.692, "high": 0.902})
@@ -177,5 +177,5 @@ def rate_interval(rate: dict[str, Any] | None, with_size: bool = True) -> str:
 
 
 def sample_size(rate: dict[str, Any]) -> str:
-    """The sample size of a RATE, as `n = 50`."""
+    """Formats the sample size of a RATE, as in `n = 50`."""
     return f"n{_SPACE}={_SPACE}{number(rate['n'], 0)}"

@@ -1,4 +1,4 @@
-"""The report: a result.json becomes one HTML file that needs nothing but a browser."""
+"""Writes a report: one HTML file, made from a result.json, that needs only a browser."""
 
 import base64
 import hashlib
@@ -16,20 +16,21 @@ def write_report(
 ) -> Path:
     """Writes the report of one run.
 
-    Everything in it comes from the result.json, and the same file gives the same bytes. The report
-    is one file: it asks nothing of the network, and its policy lets no script run but its own.
+    Everything in the report comes from the result.json, and the same result.json gives the same bytes.
+    The report is a single file: it loads nothing from the internet, and its content security policy
+    only lets its own script run.
 
     Args:
       result_path: The result.json, as docs/result_format.md describes it.
-      output: The HTML file to write; `report.html` beside the result by default. It is replaced
-        in one step, so a killed run leaves no half of a report.
+      output: The HTML file to write; `report.html` beside the result by default. The file is replaced
+        in one step, so a killed run does not leave half a report.
 
     Returns:
       The path of the report.
 
     Raises:
       FileNotFoundError: There is no such result.json.
-      ValueError: It is not JSON, of another format, or a key is missing or of the wrong kind; the
+      ValueError: The file is not JSON, has another format, or has a key that is missing or wrong; the
         message names the file and the key.
     """
     path = Path(result_path)
@@ -51,7 +52,7 @@ def _render(result: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # From figures.py and markdown.py, which escape what is not theirs.
+    # This filter is for text from figures.py and markdown.py, which they have already escaped.
     environment.filters["markup"] = Markup
     folder = Path(__file__).with_name("templates")
     style, script = ((folder / name).read_text("utf-8") for name in ("style.css", "script.js"))

@@ -1,4 +1,4 @@
-"""Which colour and marker belongs to which name: the same in every figure of a report."""
+"""Assigns a colour and a marker to each name, the same in all figures of a report."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,13 +8,13 @@ from jaxrobust.reports.figures import NUM_LOOKS, NUM_SERIES, Series, series
 
 
 def assign(blocks: Sequence[Block]) -> dict[str, Series]:
-    """The look of each name in charts, in the order in which they appear.
+    """Assigns a look to each name in charts, in the order in which the names appear.
 
-    The first eight names have a colour each. Any other takes the first look whose colour nothing beside
-    it in its charts has: names that never meet may then share one.
+    Each of the first eight names gets its own colour. Any other name takes the first look whose colour
+    no other name in its charts has. Names that are never in the same chart may share a look.
 
     Args:
-      blocks: Of a result.
+      blocks: The blocks of a result.
     """
     beside: dict[str, dict[str, None]] = {}
     for names in _together(blocks):
@@ -30,18 +30,18 @@ def assign(blocks: Sequence[Block]) -> dict[str, Series]:
 def _free(taken: set[int]) -> int:
     colours = {index % NUM_SERIES for index in taken}
     free = [index for index in range(NUM_LOOKS) if index not in taken]
-    # More than eight in one chart share colours, and are told apart by their markers.
+    # If a chart has more than eight names, some share a colour and differ only in their markers.
     first = free[0] if free else 0
     return next((index for index in free if index % NUM_SERIES not in colours), first)
 
 
 def series_name(item: dict[str, Any]) -> str:
-    """The name that decides a series' look."""
+    """Returns the name that determines a series' look."""
     return str(item.get("model") or item["name"])
 
 
 def _together(blocks: Sequence[Block]) -> Iterator[list[str]]:
-    """The names of each chart."""
+    """Yields the names of each chart."""
     for block in blocks:
         if block["kind"] == "chart":
             yield [series_name(item) for item in block["series"]]

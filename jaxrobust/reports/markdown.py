@@ -1,4 +1,4 @@
-"""Prose of a report: Markdown without HTML, pictures and headings, which are blocks of their own."""
+"""Renders the prose of a report: Markdown without HTML, pictures and headings."""
 
 import functools
 import re
@@ -12,7 +12,7 @@ _OPENING = re.compile(r"^(\s*)([#+=~-]|\d+(?=[.)](?:\s|$)))", re.MULTILINE)
 
 
 def escape(text: str) -> str:
-    r"""Text that Markdown shows as it is: for names and sentences that a reader did not write.
+    r"""Escapes a text so that Markdown shows it unchanged.
 
     Example:
       >>> print(escape("*a* <b>"), escape("# c"), escape("1. d"))
@@ -23,9 +23,9 @@ def escape(text: str) -> str:
 
 
 def render(text: str) -> str:
-    """HTML of a text: paragraphs, lists, quotations, emphasis, code and links.
+    """Converts a text to HTML: paragraphs, lists, quotations, emphasis, code and links.
 
-    What is HTML in the text is shown as text, and a link leads to no script.
+    HTML in the text is shown as text, and links to scripts are not made.
 
     Args:
       text: Markdown.
@@ -35,7 +35,7 @@ def render(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    r"""The text without its marks, for a terminal.
+    r"""Removes the marks of Markdown from a text, for a terminal.
 
     Args:
       text: Markdown.
@@ -45,14 +45,14 @@ def plain(text: str) -> str:
       'It is 84 % [of 50], see the table.'
     """
     inline = [token.children for token in _parser().parse(text) if token.type == "inline"]
-    # A line's end is a token of its own, and has no content.
+    # The end of a line is a token without content.
     return "\n".join(
         "".join(one.content or "\n" * one.type.endswith("break") for one in part) for part in inline
     )
 
 
 def plain_line(text: str) -> str:
-    """A line's text without its marks, for titles: what would begin a list is no list there.
+    """Removes the marks of Markdown from a title; "1. The first" does not begin a list there.
 
     Args:
       text: Markdown.
@@ -66,7 +66,7 @@ def plain_line(text: str) -> str:
 
 
 def links(text: str) -> Iterator[str]:
-    """The addresses that a text leads to.
+    """Yields the addresses of the links in a text.
 
     Args:
       text: Markdown.
@@ -82,7 +82,7 @@ def _parser() -> Any:
     with packages.extra("reports", "Markdown"):
         from markdown_it import MarkdownIt
 
-    # Indented text is no code: templates indent what they repeat.
+    # Indented text is not code, because templates indent the bodies of loops.
     return MarkdownIt("commonmark", {"html": False}).disable(
         ["code", "heading", "lheading", "html_block", "html_inline", "image", "reference"]
     )

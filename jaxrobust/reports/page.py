@@ -1,4 +1,4 @@
-"""From a checked result to what the template prints: sections of blocks, with their figures drawn."""
+"""Converts a checked result to the sections and blocks that the page's template prints."""
 
 import itertools
 import json
@@ -11,23 +11,24 @@ from jaxrobust.reports.reading import APPENDIX, DATA, RUN
 from jaxrobust.reports.reading_blocks import tile_style
 from jaxrobust.reports.tables import heat_table, table
 
-# Narrower columns than these leave nothing to see: the tiles then wrap, each under its own title.
+# With more columns, the tiles would be too small: they wrap instead, each under its own title.
 _MAX_LINED = 10
-# Nearest neighbour is for enlarging; a larger image is shrunk by the page, and smoothly.
+# The page enlarges small images pixel by pixel, and shrinks larger ones smoothly.
 _MAX_PIXELATED = 128
-# What stands side by side, and is drawn as one where it is neighbours.
+# The kinds of blocks that stand side by side, and the kind of the row that neighbours share.
 _ROWS = {"chart": "charts", "intervals": "charts", "heat": "matrices", "verdict": "answers"}
 
 
 def build_context(result: dict[str, Any]) -> dict[str, Any]:
-    """Everything that the template needs.
+    """Makes everything that the template needs.
 
     Args:
-      result: As `read_result` returns it.
+      result: The result, as `read_result` returns it.
 
     Returns:
-      {"result", "meta", "sections", "contents"}. A section has "id", "title", "level", "blocks"; the
-      first, without a title, is what stands before all headings. Contents are (level, id, title).
+      {"result", "meta", "summary", "sections", "contents"}. A section has "id", "title", "level" and
+      "blocks". The first section has no title, and holds the blocks before the first heading. Contents
+      are (level, id, title) of the other sections.
     """
     whole = [*result["blocks"], *_appendix(result)]
     look_of = looks.assign(whole)
@@ -58,7 +59,7 @@ def build_context(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _appendix(result: dict[str, Any]) -> list[Block]:
-    """What every report has at its end: the data, and what it takes to make the run again."""
+    """Makes the end of every report: the data, and what is needed to repeat the run."""
     data, environment = result["data"], result["environment"]
     shape = " \N{MULTIPLICATION SIGN} ".join(str(size) for size in data["image_shape"])
     rows = [["Data set", data["name"]]]
@@ -69,13 +70,13 @@ def _appendix(result: dict[str, Any]) -> list[Block]:
         ["Image size", shape],
         [f"{len(data['class_names'])} classes", ", ".join(data["class_names"])],
     ]
-    # The data that the figures are of.
+    # The data that the figures were measured on.
     found = [blocks.heading("Data", DATA), blocks.table(["", ""], rows)]
     if data.get("skipped_files"):
         files = [str(file) for file in data["skipped_files"]]
         title = f"{len(files)} skipped {'file' if len(files) == 1 else 'files'}"
         found.append(blocks.table(["File"], [[file] for file in files], title=title, folded=True))
-    # What it takes to make the run again.
+    # What is needed to repeat the run.
     run = [
         ["Experiment", result["experiment"]],
         ["Seed", formatting.number(result["seed"], 0)],
@@ -90,13 +91,13 @@ def _appendix(result: dict[str, Any]) -> list[Block]:
     ):
         if inner:
             found.append(blocks.table(columns, inner, title=title, folded=True))
-    # Where a report has parts, this is one; elsewhere its sections stand by themselves.
+    # If the report has parts, the appendix becomes a part; otherwise it only has sections.
     in_parts = any(block["kind"] == "heading" and block["level"] == 1 for block in result["blocks"])
     return [blocks.heading("Data and run", APPENDIX, 1), *found] if in_parts else found
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[list[str]]:
-    """Nested settings as rows: `attack.epsilon`, 0.03."""
+    """Yields nested settings as rows, such as ["attack.epsilon", "0.03"]."""
     for key, value in settings.items():
         if isinstance(value, dict) and value:
             yield from _flat(value, f"{prefix}{key}.")
@@ -108,7 +109,7 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[list[str]]:
 
 
 def _in_rows(drawn: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Blocks; neighbours that share a row of the page are one, "charts", "matrices" or "answers"."""
+    """Yields blocks; neighbours that share a row become one block: "charts", "matrices", "answers"."""
 
     def row(block: dict[str, Any]) -> str | None:
         return None if block["folded"] else _ROWS.get(block["kind"])
@@ -118,7 +119,7 @@ def _in_rows(drawn: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             yield from run
             continue
         inside = list(run)
-        # One legend for all, if they draw the same series.
+        # Charts of the same series get one legend together.
         legend = inside[0].get("legend")
         if len(inside) > 1 and legend and all(one["legend"] == legend for one in inside):
             inside = [one | {"legend": None} for one in inside]
@@ -130,7 +131,7 @@ def _in_rows(drawn: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 def _drawn(
     block: Block, look_of: dict[str, figures.Series], name: str, level: int
 ) -> dict[str, Any]:
-    """A block as the template prints it: `level` is that of the heading above it."""
+    """Converts a block for the template; `level` is the level of the heading above it."""
     kind = block["kind"]
     head = {
         "kind": kind,
@@ -174,11 +175,11 @@ def _chart(block: Block, look_of: dict[str, figures.Series], name: str) -> dict[
 
 
 def _points(item: dict[str, Any], percent: bool) -> Iterator[list[Any]]:
-    """The rows of a series in the table of the chart's numbers."""
+    """Yields the rows of a series for the table of the chart's numbers."""
     for index, (over, value) in enumerate(zip(item["x"], item["y"], strict=True)):
         if item.get("low") and (item.get("n") or item["low"][index] is not None):
             ends = {key: item[key][index] for key in ("low", "high", "n") if item.get(key)}
-            # With its n a share is a rate, and has the decimals that so many images support.
+            # A share with n is drawn as a rate, with the decimals that n images support.
             value = {"rate" if percent and "n" in ends else "value": value} | ends
         yield [item["name"], over, value]
 
@@ -225,7 +226,7 @@ def _pictures(block: Block) -> dict[str, Any]:
 
 
 def _tile(item: dict[str, Any], column: str, lined: bool) -> dict[str, Any]:
-    """A tile under its own title, or under that of its column where this is not above it."""
+    """Converts a tile for the template; without a title of its own, it gets that of its column."""
     arrays = {
         key: pictures.decode_array(item[key])
         for key in ("image", "map", "against")

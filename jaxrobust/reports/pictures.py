@@ -1,7 +1,7 @@
-"""Arrays to pictures: PNG data URIs of native size, which the page enlarges pixel by pixel.
+"""Converts arrays to pictures: PNG data URIs of native size, which the page enlarges.
 
-Images are uint8 [H, W, C] in 0 .. 255 or floating [H, W, C] in [0, 1], with one channel or three;
-maps (saliency, Grad-CAM) are floating [H, W] of any range.
+Images are uint8 [H, W, C] in 0 .. 255 or floating point [H, W, C] in [0, 1], with one channel or three.
+Maps (saliency, Grad-CAM) are floating point [H, W], of any range.
 """
 
 import base64
@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxrobust import packages
 
-# Little endian whatever the machine: the file says so.
+# The arrays in a file are little endian on every machine.
 _DTYPES: dict[str, np.dtype] = {"uint8": np.dtype("u1"), "float32": np.dtype("<f4")}
 
 
@@ -23,14 +23,14 @@ def decode_array(value: dict[str, Any]) -> np.ndarray:
     """Decodes an array of a result.json.
 
     Args:
-      value: {"dtype": "uint8" | "float32", "shape": [...], "base64": "..."}, the bytes in
-        little endian and C order.
+      value: {"dtype": "uint8" or "float32", "shape": [...], "base64": "..."}, with the bytes in little
+        endian and C order.
 
     Returns:
-      The array, read-only, of that shape and type.
+      The array, which is read-only.
 
     Raises:
-      ValueError: An unknown dtype, broken base64, or data that do not fill the shape.
+      ValueError: The dtype is unknown, the base64 is damaged, or the data do not fill the shape.
 
     Example:
       >>> decode_array({"dtype": "uint8", "shape": [2], "base64": "AQI="})
@@ -53,7 +53,7 @@ def decode_array(value: dict[str, Any]) -> np.ndarray:
 
 
 def encode_array(array: Any) -> dict[str, Any]:
-    """An array for JSON: {"dtype", "shape", "base64"}, little endian, C order."""
+    """Encodes an array for JSON as {"dtype", "shape", "base64"}, in little endian and C order."""
     array = np.ascontiguousarray(array)
     little = array.astype(array.dtype.newbyteorder("<"))
     return {
@@ -64,28 +64,28 @@ def encode_array(array: Any) -> dict[str, Any]:
 
 
 def as_bytes(image: np.ndarray) -> np.ndarray:
-    """An image, or many, as uint8; NaN is black."""
+    """Converts one image, or many, to uint8; NaN becomes black."""
     if image.dtype == np.uint8:
         return image
     return np.rint(255 * np.clip(np.nan_to_num(image, nan=0.0), 0.0, 1.0)).astype(np.uint8)
 
 
 def to_rgb(image: np.ndarray) -> np.ndarray:
-    """An image as uint8 [H, W, 3]; a grey one is repeated."""
+    """Converts an image to uint8 [H, W, 3]; a single channel is repeated."""
     image = as_bytes(image)
     return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
 
 
 def perturbation(image: np.ndarray, adversarial: np.ndarray) -> tuple[np.ndarray, float | None]:
-    """The difference of two images, amplified so that its largest value fills the range.
+    """Draws the difference of two images, amplified so that its largest value fills the range.
 
     Args:
-      image: uint8 or floating [H, W, C].
-      adversarial: the same shape.
+      image: uint8 or floating point [H, W, C].
+      adversarial: uint8 or floating point [H, W, C].
 
     Returns:
-      uint8 [H, W, 3], grey where nothing changed, and the factor; None where nothing changed
-      at all.
+      (uint8 [H, W, 3], which is grey where nothing changed; the factor, or None if the images are
+      equal).
     """
     difference = np.nan_to_num(_unit(adversarial) - _unit(image))
     largest = float(np.abs(difference).max(initial=0.0))
@@ -96,19 +96,20 @@ def perturbation(image: np.ndarray, adversarial: np.ndarray) -> tuple[np.ndarray
 
 
 def amplified(factor: float | None) -> str:
-    """How strongly a perturbation is shown; None is that of two equal images."""
+    """Writes the factor by which a perturbation is amplified, or "none" for equal images."""
     return "none" if factor is None else f"\N{MULTIPLICATION SIGN} {factor:,.1f}"
 
 
 def heat(values: np.ndarray) -> np.ndarray:
-    """A map [H, W] in colour, uint8 [H, W, 3], stretched from its own minimum to its maximum."""
+    """Draws a map [H, W] in colour, stretched from its minimum to its maximum: uint8 [H, W, 3]."""
     return _colours("magma")[np.rint(255 * _stretched(values)).astype(np.uint8)]
 
 
 def overlay(image: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """A map [H, W] laid over an image [H, W, C], uint8 [H, W, 3]: it covers where it is high.
+    """Draws a map [H, W] over an image [H, W, C]: uint8 [H, W, 3].
 
-    The image is drawn in grey, so that every colour belongs to the map.
+    The map hides the image most where it is high. The image is grey, so that all colours come from the
+    map.
     """
     strength = _stretched(values)[..., None]
     colour = _colours("viridis")[np.rint(255 * strength[..., 0]).astype(np.uint8)]
@@ -119,7 +120,7 @@ def overlay(image: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def data_uri(image: np.ndarray) -> str:
-    """An image, uint8 [H, W, 3], as the data URI of a PNG of its own size."""
+    """Converts an image, uint8 [H, W, 3], to the data URI of a PNG of the same size."""
     with packages.extra("reports", "A picture of a report"):
         from PIL import Image
 
@@ -134,7 +135,7 @@ def _unit(image: np.ndarray) -> np.ndarray:
 
 
 def _stretched(values: np.ndarray) -> np.ndarray:
-    """A map on [0, 1]; a flat one is 0 everywhere, because nothing in it stands out."""
+    """Stretches a map to [0, 1]; a flat map becomes 0, because nothing in it stands out."""
     values = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     low, high = values.min(initial=np.inf), values.max(initial=-np.inf)
     return (values - low) / (high - low) if high > low else np.zeros_like(values)

@@ -1,4 +1,4 @@
-"""Reading a result.json: every complaint names the file, the place in it and what was wrong."""
+"""Reads a result.json; each error names the file, the place in it and what is wrong."""
 
 import json
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from jaxrobust.reports.schema import ANYTHING, INTEGER, MAPPING, NUMBER, TEXT, c
 FORMAT = 2
 
 DATA, RUN, APPENDIX = "data", "run", "appendix"
-"""The ids of what the report adds by itself."""
+"""The ids of the sections that the report adds by itself."""
 
 _RESULT = {
     "experiment": TEXT,
@@ -50,7 +50,7 @@ def read_result(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: there is no such file; name the result.json of a run, as in "
+            f"{path}: there is no such file; give the result.json of a run, such as "
             "results/<experiment>/<run>/result.json."
         )
     try:
@@ -66,18 +66,18 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def check_result(result: Any) -> None:
-    """Raises ValueError, naming the place, unless this is a result.
+    """Raises ValueError, naming the place, unless `result` is valid.
 
     Args:
-      result: Of JSON.
+      result: The content of a result.json.
     """
     if not isinstance(result, dict):
         raise ValueError(f"the file must hold an object, got {short(result)}.")
     found = result.get("format")
     if found == 1:
         raise ValueError(
-            "made by an earlier release; run the same command again: its finished stages are read, "
-            "and nothing is trained anew."
+            "an earlier release has written this file; run the same command again: it reads the "
+            "finished stages, and trains nothing anew."
         )
     if found != FORMAT:
         raise ValueError(f"`format` must be {FORMAT}, got {short(found)}.")
@@ -86,7 +86,7 @@ def check_result(result: Any) -> None:
 
 
 def _check_outline(result: dict[str, Any]) -> None:
-    """Ids are unique, what refers to them finds them, and no level of headings is left out."""
+    """Checks that ids are unique, that links lead to ids, and that headings skip no level."""
     taken = dict.fromkeys((DATA, RUN, APPENDIX), "the report itself")
     level = 1
     for position, item in enumerate(result["blocks"]):
@@ -99,7 +99,7 @@ def _check_outline(result: dict[str, Any]) -> None:
         if item["kind"] == "heading":
             if item["level"] > level + 1:
                 raise ValueError(
-                    f"{where}.level` must be at most {level + 1}: above it is {level}."
+                    f"{where}.level` must be at most {level + 1}: the level above it is {level}."
                 )
             level = item["level"]
     for where, href in _links(result):
@@ -111,7 +111,7 @@ def _check_outline(result: dict[str, Any]) -> None:
 
 
 def _links(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The addresses of evidence, and those in prose that are of this report."""
+    """Yields the addresses of evidence, and those links in prose that stay within the report."""
     prose = [(f"summary[{index}]", text) for index, text in enumerate(result["summary"])]
     for position, item in enumerate(result["blocks"]):
         where = f"blocks[{position}]"

@@ -1,4 +1,4 @@
-"""What a block must hold: docs/result_format.md, BLOCK."""
+"""Checks blocks: docs/result_format.md, BLOCK, says what a block must hold."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -61,7 +61,7 @@ _NEEDS = {
 
 
 def tile_style(tile: dict[str, Any]) -> str:
-    """How a tile is drawn: as it says, or by what it has."""
+    """Returns how a tile is drawn: its style, or the one that its contents imply."""
     if tile.get("style"):
         return str(tile["style"])
     if tile.get("map"):
@@ -77,7 +77,7 @@ def _tile(value: Any, where: str) -> None:
     check(style, one_of(*_NEEDS), f"{where}.style")
     for key in _NEEDS[style]:
         if not value.get(key):
-            raise ValueError(f"`{where}.{key}` is missing, and the style {style!r} needs it.")
+            raise ValueError(f"`{where}.{key}` is missing, but the style {style!r} needs it.")
     shapes = {key: array_shape(value[key], f"{where}.{key}") for key in _NEEDS[style]}
     if "image" in shapes:
         check_image(shapes["image"], f"{where}.image")
@@ -147,7 +147,7 @@ def block(value: Any, where: str) -> None:
     check(kind, one_of(*_KINDS), f"{where}.kind")
     check(value, _KINDS[kind], where)
     if value.get("folded") and not value.get("title"):
-        raise ValueError(f"`{where}.title` is missing, and a folded block shows nothing else.")
+        raise ValueError(f"`{where}.title` is missing, but a folded block shows nothing else.")
     if kind in _FURTHER:
         _FURTHER[kind](value, where)
 
@@ -188,8 +188,8 @@ def _chart(value: dict[str, Any], where: str) -> None:
         look = (series.get("model") or series["name"], *drawn)
         if look in looks:
             raise ValueError(
-                f"`{place}` must not look as `{looks[look]}` does: give it another name, or make "
-                "it dashed."
+                f"`{place}` must not look like `{looks[look]}`: give it another name, or make it "
+                "dashed."
             )
         looks[look] = place
 
@@ -199,7 +199,7 @@ def _intervals(value: dict[str, Any], where: str) -> None:
         names = [item["name"] for item in group["items"]]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"`{where}.groups[{position}]` must have one item {name!r}.")
+                raise ValueError(f"`{where}.groups[{position}]` must have only one item {name!r}.")
 
 
 def _pictures(value: dict[str, Any], where: str) -> None:

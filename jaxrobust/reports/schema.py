@@ -1,8 +1,8 @@
-"""What a piece of a result.json must look like, and the complaint when it does not.
+"""Checks parts of a result.json against schemas.
 
-A schema, in the words of docs/result_format.md, is a dict of keys ("?": may be absent or null), a
-list of one that says what every item is, a Kind, or a function of the value and its place that
-raises ValueError.
+A schema is a dict of keys and schemas (a key with "?" may be absent or null), a list with one schema
+for all items, a Kind, or a function of the value and its place that raises ValueError. The names are
+those of docs/result_format.md.
 """
 
 import re
@@ -13,14 +13,19 @@ from jaxrobust.reports.pictures import decode_array
 
 
 class Kind(NamedTuple):
-    """A leaf of the schema: what it is called and what passes."""
+    """A leaf of a schema.
+
+    Attributes:
+      words: What the value must be, for the message.
+      passes: A function that says whether a value is accepted.
+    """
 
     words: str
     passes: Callable[[Any], bool]
 
 
 def _is_number(value: Any) -> bool:
-    # None is how JSON writes a number that could not be measured.
+    # null (None) is a number that could not be measured.
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
@@ -65,8 +70,8 @@ def check(value: Any, schema: Any, where: str) -> None:
 
 
 def one_of(*allowed: Any) -> Kind:
-    """The leaf that is one of some values."""
-    # 1 == True, and a level of true is none.
+    """Makes a leaf that accepts only some values."""
+    # The types are compared too, because 1 == True in Python.
     return Kind(
         f"one of {allowed}",
         lambda value: any(type(value) is type(one) and value == one for one in allowed),
@@ -74,13 +79,13 @@ def one_of(*allowed: Any) -> Kind:
 
 
 def short(value: Any) -> str:
-    """A value as a complaint quotes it: 60 characters at most."""
+    """Shortens a value to at most 60 characters, for a message."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def array_shape(value: dict[str, Any], where: str) -> tuple[int, ...]:
-    """The shape of an ARRAY; ValueError, naming the place, unless its data fill that shape."""
+    """Returns the shape of an ARRAY; raises ValueError, naming the place, if it cannot be decoded."""
     try:
         return decode_array(value).shape
     except ValueError as error:
@@ -88,6 +93,6 @@ def array_shape(value: dict[str, Any], where: str) -> tuple[int, ...]:
 
 
 def check_image(shape: tuple[int, ...], where: str) -> None:
-    """Raises ValueError, naming the place, unless this is the shape of an image."""
+    """Raises ValueError, naming the place, unless `shape` is that of an image."""
     if len(shape) != 3 or shape[2] not in (1, 3) or 0 in shape:
         raise ValueError(f"`{where}` must be [H, W, 1] or [H, W, 3], got shape {shape}.")

@@ -1,4 +1,4 @@
-"""Generic tables: cells as text, with the decimals of a column shared so that its numbers line up."""
+"""Formats tables: all numbers of a column get the same decimals, so that they line up."""
 
 import itertools
 from collections.abc import Sequence
@@ -7,18 +7,18 @@ from typing import Any
 from jaxrobust.reports import formatting
 
 _NO_BREAK = "\u00a0"
-# Characters of a cell: what is longer is broken where the column is narrow, but not at every word.
+# Numbers of characters: a longer text may be broken into lines, but not at every word.
 _ON_ONE_LINE, _SENTENCE = 20, 40
 
 
 def table(block: dict[str, Any]) -> dict[str, Any]:
-    """A table as the template prints it.
+    """Converts a table for the template.
 
     Args:
-      block: {"columns", "rows", "highlight"?} of docs/result_format.md.
+      block: {"columns", "rows", "highlight"?}, as in docs/result_format.md.
 
     Returns:
-      {"columns", "groups", "rows"}; groups is empty where no column has one.
+      {"columns", "groups", "rows"}; groups is empty if no column has a group.
     """
     by_column = list(zip(*block["rows"], strict=True)) or [()] * len(block["columns"])
     pairs = zip(block["columns"], by_column, strict=True)
@@ -36,11 +36,11 @@ def table(block: dict[str, Any]) -> dict[str, Any]:
 
 
 def heat_table(block: dict[str, Any]) -> dict[str, Any]:
-    """A block of kind heat for the template's heat table: text, and how strong the colour is."""
+    """Converts a block of kind heat for the template: each cell has a text and a share of colour."""
     numbers = [item for row in block["values"] for item in row if formatting.finite(item)]
     percent = bool(block.get("percent"))
     decimals = _given(block.get("decimals"), numbers, percent)
-    # Shares and sizes are coloured from 0, and what has both signs from its least.
+    # The colours begin at 0, or at the smallest value if there are negative ones.
     low = min([*numbers, 0.0])
     high = 1.0 if percent and max(numbers, default=0.0) <= 1 else max(numbers, default=0.0)
 
@@ -70,7 +70,7 @@ def _column(column: dict[str, Any], cells: Sequence[Any], number: int) -> dict[s
     percent = column.get("unit") == "%"
     numbers = [value for item in cells for value in _numbers(item)]
     wide = any(isinstance(item, dict) for item in cells)
-    # One sample size for all is said once, above: a table of many rates is wide enough.
+    # If all cells have the same sample size, only the heading has it, to keep the table narrow.
     sizes = {_data(item).get("n") for item in cells if isinstance(item, dict)}
     one = len(sizes) == 1 and None not in sizes
     size = formatting.sample_size({"n": sizes.pop()}) if one else None
@@ -92,7 +92,7 @@ def _column(column: dict[str, Any], cells: Sequence[Any], number: int) -> dict[s
 
 
 def _groups(columns: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Neighbours of one group under one heading; a line is drawn where a group begins."""
+    """Puts neighbouring columns of a group under one heading; a line is drawn where a group begins."""
     if not any(column["group"] for column in columns):
         return []
     groups: list[dict[str, Any]] = []
@@ -115,12 +115,12 @@ def _cell(item: Any, column: dict[str, Any]) -> dict[str, Any]:
         ends = [item[key] for key in ("low", "high", "deviation") if key in item]
         if all(formatting.finite(end) for end in ends):
             scaled = [formatting.measure(100 * end if percent else end, decimals) for end in ends]
-            # A dash between signed numbers would read as one more sign.
+            # Between signed numbers, a dash would look like another sign.
             between = " to " if min(ends) < 0 else formatting.DASH
             said = [f"± {scaled[0]}" if len(ends) == 1 else between.join(scaled)]
             if not column["sized"] and "n" in data:
                 said.append(formatting.sample_size(data))
-            bare = len(ends) == 1 and len(said) == 1  # ± 0.4 reads without brackets
+            bare = len(ends) == 1 and len(said) == 1  # ± 0.4 needs no brackets
             detail = said[0] if bare else f"({', '.join(said)})"
     elif isinstance(item, str):
         text = item.replace(" ", _NO_BREAK) if len(item) <= _ON_ONE_LINE else item
@@ -145,7 +145,7 @@ def _cell(item: Any, column: dict[str, Any]) -> dict[str, Any]:
 
 
 def _data(item: Any) -> dict[str, Any]:
-    """The numbers of a cell as the page's script sorts and copies them: all of their digits."""
+    """Returns a cell's numbers with all digits, for sorting and copying on the page."""
     if not isinstance(item, dict):
         return {"value": item} if formatting.finite(item) else {}
     known = {"value": item.get("rate", item.get("value"))}
@@ -158,5 +158,5 @@ def _is_rate(item: Any) -> bool:
 
 
 def _numbers(item: Any) -> list[Any]:
-    """The numbers of a cell that share the column's decimals; a rate has its own."""
+    """Returns the numbers of a cell that get the column's decimals; a rate has its own decimals."""
     return [] if _is_rate(item) else [value for key, value in _data(item).items() if key != "n"]

@@ -1,4 +1,4 @@
-"""What the experiment scripts share: a command line, timed stages, result.json and its pictures."""
+"""Code that experiment scripts share: a command line, timed stages, facts and result.json."""
 
 from jaxrobust.studies import comparison, records, suite_names, suite_run
 from jaxrobust.studies.classifiers import (

@@ -1,4 +1,4 @@
-"""The classifier that a command line names: a file or a run of ours, or anybody's Python function."""
+"""Loads the classifier that a command line names: a saved model, a training run or a function."""
 
 import sys
 from collections.abc import Mapping
@@ -15,25 +15,26 @@ from jaxrobust.types import LogitsFn
 
 
 def load_model(name: str, weights: str = "last") -> models.Saved:
-    """What a name on a command line stands for: a classifier, and the names of its classes if known.
+    """Loads the classifier that a command line names.
 
-    A saved model of a network that is not one of `jaxrobust.models.create` names a Python function,
-    which is imported and called, as "module:function" is: name no file of a stranger.
+    This can run code: "module:function" is imported and called, and so is the Python function that a
+    saved model names if its network is not one of `jaxrobust.models.create`. Load only files that you
+    trust.
 
     Args:
       name: A folder of `jaxrobust.training.fit`, a file of `jaxrobust.models.save`, or
-        "module:function", a Python function without arguments that returns the LogitsFn. A run must be
-        of a network of `jaxrobust.models.create`.
-      weights: "last" or "best", of a run of `fit`.
+        "module:function", a Python function without arguments that returns the LogitsFn. The network of
+        a training run must be one of `jaxrobust.models.create`.
+      weights: "last" or "best", the weights to load from a training run.
 
     Returns:
       The classifier, images float32 [B, H, W, C] in [0, 1] -> logits [B, K], and what was saved with
-      it.
+      it, such as the names of the classes.
 
     Raises:
-      FileNotFoundError: No such file.
-      ValueError: A file that is none of these, a network that cannot be made of it, or a function
-        that cannot be imported, raises an error or returns something else.
+      FileNotFoundError: There is no such file.
+      ValueError: The file or folder is of another kind, its network cannot be built, or the function
+        cannot be imported, raises an error or does not return a function.
     """
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -45,28 +46,31 @@ def load_model(name: str, weights: str = "last") -> models.Saved:
     module, colon, function = name.partition(":")
     if not colon or not module or not function:
         raise FileNotFoundError(
-            f"`model` must be a folder of a training run, a saved model or module:function, got "
+            f"`model` must be the folder of a training run, a saved model or module:function, got "
             f"{name!r}, which does not exist."
         )
     return models.Saved(_called(name))
 
 
 def check_classifier(logits_fn: LogitsFn, name: str, image_shape: tuple[int, ...]) -> int:
-    """How many classes it tells apart, found out without computing anything.
+    """Checks that a classifier takes images of a shape, without computing anything.
 
     Args:
-      logits_fn: Of `load_model`.
-      name: As given to it.
+      logits_fn: The classifier, as `load_model` returns it.
+      name: The name that `load_model` was given, for the message.
       image_shape: (H, W, C).
 
+    Returns:
+      The number of classes.
+
     Raises:
-      ValueError: It does not take such images, or does not return logits [B, K].
+      ValueError: The classifier does not take such images, or does not return logits [B, K].
     """
     image = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
     try:
         return programs.logits_shape(logits_fn, image)[1]
     except Exception as error:
-        if "`logits_fn`" in str(error):  # the library's own words for what is wrong
+        if "`logits_fn`" in str(error):  # an error message of this library
             raise ValueError(f"{name!r} cannot be evaluated: {error}") from error
         raise ValueError(
             f"{name!r} raises an error for images of shape {tuple(image_shape)}: {error_words(error)}"
@@ -76,15 +80,20 @@ def check_classifier(logits_fn: LogitsFn, name: str, image_shape: tuple[int, ...
 def describe_inputs(
     logits_fn: LogitsFn, images: np.ndarray, labels: np.ndarray
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """What a run is of: fingerprints for `start`, and the logits float32 [N, K] of the images.
+    """Describes the inputs of a run, so that `start` can tell whether they have changed.
 
     Args:
       logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K].
       images: [N, H, W, C].
       labels: int [N].
 
+    Returns:
+      (fingerprints of the classifier, the images and the labels; the logits of the images, float32
+      [N, K]).
+
     Raises:
-      TypeError, ValueError: Images, labels or logits that nothing can be made of.
+      TypeError: The images, labels or logits have the wrong type.
+      ValueError: The images, labels or logits have the wrong shape or values.
     """
     clean = prepare(logits_fn, images, labels)
     identity = programs.fingerprint(logits_fn, clean.one_image)
@@ -94,10 +103,10 @@ def describe_inputs(
 
 
 def num_parameters(logits_fn: LogitsFn) -> int | None:
-    """How many weights a classifier has; None for a function that does not show them."""
-    if isinstance(logits_fn, models.Classifier):  # without the mean and the deviation of its images
+    """Counts the weights of a classifier; None for a function whose weights are not visible."""
+    if isinstance(logits_fn, models.Classifier):  # the mean and the deviation are not counted
         weights = logits_fn.variables
-        if isinstance(weights, Mapping) and "params" in weights:  # without running statistics
+        if isinstance(weights, Mapping) and "params" in weights:  # nor are running statistics
             weights = weights["params"]
     else:
         weights = compilation.as_pytree(logits_fn)
@@ -105,16 +114,16 @@ def num_parameters(logits_fn: LogitsFn) -> int | None:
 
 
 def _of_folder(folder: Path, weights: str) -> models.Classifier:
-    """The network of a run of `fit`."""
+    """Loads the network of a run of `fit`."""
     if not (folder / "settings.json").is_file():
         if (folder / "_CHECKPOINT_METADATA").is_file():
             raise ValueError(
                 f"{str(folder)!r} is a checkpoint of orbax, as training.save_variables of earlier "
-                "releases wrote: read its weights by orbax.checkpoint, and save models.Classifier("
-                "network.apply, weights, mean, std) by jaxrobust.models.save. (Of a run give the run's "
-                "own folder.)"
+                "releases wrote: read its weights with orbax.checkpoint, and save models.Classifier("
+                "network.apply, weights, mean, std) with jaxrobust.models.save. (For a training run, "
+                "give the run's own folder.)"
             )
-        raise ValueError(f"{str(folder)!r} is no run of jaxrobust.training.fit.")
+        raise ValueError(f"{str(folder)!r} is not the folder of a run of jaxrobust.training.fit.")
     variables, settings = training.load_run(folder, weights)
     described = dict(settings["model"])
     kind = described.pop("type")
@@ -124,8 +133,8 @@ def _of_folder(folder: Path, weights: str) -> models.Classifier:
             mean, std = (np.asarray(settings[name], np.float32) for name in ("mean", "std"))
             return models.Classifier(made.apply, variables, mean, std)
     raise ValueError(
-        f"{str(folder)!r} is a run of {kind}, which is no network of jaxrobust.models; save what `fit` "
-        "returns by jaxrobust.models.save, or name a module:function that returns it as a "
+        f"{str(folder)!r} is a run of {kind}, which is not a network of jaxrobust.models; save what "
+        "`fit` returns with jaxrobust.models.save, or name a module:function that returns it as a "
         "jaxrobust.models.Classifier."
     )
 
@@ -137,7 +146,7 @@ def _called(name: str) -> LogitsFn:
     except Exception as error:
         raise ValueError(
             f"{name!r}, called without arguments to get the classifier, raised {error_words(error)}. "
-            "It must be a function that returns it: `def load(): return logits_fn`."
+            "It must be a function that returns the classifier: `def load(): return logits_fn`."
         ) from error
     if not callable(logits_fn):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The command line of an experiment script: options, presets, and what errors look like."""
+"""The command line of an experiment script: options, presets and error messages."""
 
 import argparse
 import contextlib
@@ -16,7 +16,7 @@ from jaxrobust.studies import ctrl_c
 
 Settings = TypeVar("Settings")
 Presets = Mapping[str, Mapping[str, Any]]
-_UNIONS = (typing.Union, types.UnionType)  # `int | None` is the one or the other
+_UNIONS = (typing.Union, types.UnionType)  # the origin of `int | None` is one of these
 
 
 def run_script(
@@ -24,21 +24,23 @@ def run_script(
 ) -> None:
     """Reads the settings from the command line and runs `main` with them.
 
-    What the project itself complains of (a wrong setting, a missing folder or package) is one line on
-    stderr and exit code 2; Ctrl-C is exit code 130; anything else keeps its traceback.
+    An error that the project itself raises (a wrong setting, a missing folder or package) is printed as
+    one line on stderr, with exit code 2. Ctrl-C gives exit code 130. Any other error keeps its
+    traceback.
 
     Args:
-      main: Takes the settings.
-      settings_type: A frozen dataclass; its fields become options, its docstring their help. It checks
-        nothing by itself: the command line would frame the words.
-      presets: As in `preset`. `--preset NAME` chooses one of them, `--quick` the one of that name, and
-        what the command line says besides goes before it.
+      main: A function that takes the settings.
+      settings_type: A frozen dataclass, whose fields become options and whose docstring becomes their
+        help. Check the settings in `main`, not in the dataclass: the command line would reword its
+        errors.
+      presets: {name: {field: value}}, as in `preset`. `--preset NAME` chooses a preset, and `--quick`
+        chooses the one with the name "quick". Other options override the preset.
     """
     try:
         with packages.extra("cli", "A command line"):
             import tyro
 
-        with contextlib.suppress(RuntimeError):  # jax is in use already: with the devices it has
+        with contextlib.suppress(RuntimeError):  # if jax is in use already, it keeps its devices
             compilation.use_every_core()
         module = sys.modules[main.__module__]
         name = getattr(module.__spec__, "name", "script").removesuffix(".__main__")
@@ -57,7 +59,7 @@ def run_script(
         words = str(pressed) or "Interrupted. To go on, run the same command again."
         print(f"\n{words}", file=sys.stderr, flush=True)
         sys.stdout.flush()
-        # Not sys.exit: interrupted while it compiles, XLA crashes as the interpreter takes it down.
+        # Not sys.exit: if XLA was interrupted while compiling, it crashes when the interpreter ends.
         os._exit(130)
     except (ValueError, TypeError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         if not _is_ours(error):
@@ -67,13 +69,13 @@ def run_script(
 
 
 def preset(settings_type: type[Settings], presets: Presets, name: str, /, **given: Any) -> Settings:
-    """The settings of a preset.
+    """Makes the settings of a preset.
 
     Args:
       settings_type: A dataclass.
-      presets: {name: {field: value}}, what differs from the defaults of the fields.
-      name: One of them.
-      **given: Fields that go before the preset's.
+      presets: {name: {field: value}}, the values that differ from the defaults of the fields.
+      name: The preset's name.
+      **given: Values of fields, which override the preset's.
     """
     fields = {field.name for field in dataclasses.fields(settings_type)}  # type: ignore[arg-type]
     named = {"preset": name, "quick": name == "quick"}
@@ -87,15 +89,15 @@ def check_settings(
     """Checks settings by the types of their fields.
 
     Args:
-      settings: A dataclass. A field of type Literal must be one of its values, an integer at least 1.
-        Where the type allows None, None passes.
-      least: For integers, by their fields, another bound than 1.
-      **choices: For tuples, by their fields, the values that may be in them: at least one, and none
-        twice; None passes.
+      settings: A dataclass. A field of type Literal must have one of the literal's values, and a field
+        of type int must be at least 1. If the type allows None, None passes.
+      least: {field: bound}, for integers whose lower bound is not 1.
+      **choices: For each field that holds a tuple, the values that the tuple may have. It must have at
+        least one value, and none twice. None passes.
 
     Raises:
-      TypeError: No integer.
-      ValueError: A value that is not allowed; the message names the field.
+      TypeError: A field of type int is not an integer.
+      ValueError: A value is not allowed; the message names the field.
     """
     for name, kind in typing.get_type_hints(type(settings)).items():
         value, is_union = getattr(settings, name), typing.get_origin(kind) in _UNIONS
@@ -112,13 +114,13 @@ def check_settings(
         for value in values or ():
             checks.one_of(name, value, tuple(allowed))
         if values is not None and (not values or len(set(values)) < len(values)):
-            raise ValueError(f"`{name}` must be at least one and none twice, got {values}.")
+            raise ValueError(f"`{name}` must have at least one value and none twice, got {values}.")
 
 
 def _chosen(
     arguments: Sequence[str], settings_type: type[Any], presets: Presets
 ) -> Mapping[str, Any]:
-    """The preset that the arguments name; where they name none that there is, no change."""
+    """Returns the preset that the arguments name; {} if they name none or an unknown one."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--preset", nargs="?")
     parser.add_argument("--quick", action="store_true")
@@ -135,7 +137,7 @@ def _has_no_default(field: dataclasses.Field[Any]) -> bool:
 
 
 def _is_ours(error: Exception) -> bool:
-    """Whether the project raised the error itself, in words for its user."""
+    """Says whether the project itself raised the error, so that its message is for the user."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return frame.f_globals.get("__name__", "").split(".")[0] in (
         "jaxrobust",

@@ -1,9 +1,9 @@
-"""Facts compared with facts: paired over images or over seeds, and averaged. Numbers only.
+"""Compares facts with facts, paired over images or over seeds, and averages facts.
 
-Every function takes the facts that are measured and returns new ones, of the measure `name`, which
-`Facts.extend` adds. A difference keeps the keys of what was compared; `facts` are where its control is,
-and `control` is a function from the keys of a fact to those of what it is compared with, or to None: it
-is not compared.
+Each function takes facts (`measured`) and returns new facts with the measure `name`, which
+`Facts.extend` can add. A difference has the keys of the measured fact. Its control is looked up in
+`facts`: `control` is a function from the keys of a fact to the keys of its control, or to None if the
+fact is not to be compared.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ Control = Callable[[dict[str, Any]], Keys | None]
 
 
 def without(keys: Keys, *names: str) -> dict[str, Any]:
-    """Keys without some of them.
+    """Returns the keys without some of them.
 
     Example:
       >>> without({"network": "mlp", "seed": 0}, "seed")
@@ -31,7 +31,7 @@ def without(keys: Keys, *names: str) -> dict[str, Any]:
 
 
 def value(fact: Fact) -> float:
-    """The value of a fact; ValueError where it has none."""
+    """Returns the value of a fact; raises ValueError if it has none."""
     if fact.value is None:
         raise ValueError(f"The fact {fact.measure!r} of {fact.keys} has no value to compare.")
     return fact.value
@@ -46,14 +46,23 @@ def over_images(
     among: Callable[[dict[str, Any]], np.ndarray] | None = None,
     correct: bool = True,
 ) -> list[Fact]:
-    """Shares of the same images less those of a control, image by image, of outcomes bool [N].
+    """Subtracts the share of a control from each fact's share, paired over the same images.
 
-    `among` is from keys to bool [N], the images that count; those count that do for both, by default
-    all. With `correct` p has Holm's correction over all that are returned.
+    The facts must have outcomes, bool [N].
+
+    Args:
+      facts: The facts among which the controls are.
+      measured: The facts to compare.
+      control: The keys of a fact -> the keys of its control, or None.
+      name: The measure of the new facts.
+      among: The keys of a fact -> bool [N], the images to count. Images count if they do so for the
+        fact and for its control. By default all count.
+      correct: Whether p gets Holm's correction over all facts that are returned.
 
     Returns:
-      For each that has a control: value, the difference of the shares; its Newcombe interval; p,
-      McNemar's; n, the images that count: with 0 of them there is no other figure.
+      For each fact with a control: value, the difference of the shares; low and high, its Newcombe
+      interval; p of McNemar's test; n, the number of images that count. If n is 0, there are no other
+      figures.
     """
     found = []
     for fact, other in _pairs(facts, measured, control):
@@ -65,15 +74,20 @@ def over_images(
 def paired(
     fact: Fact, other: Fact, name: str, keys: Keys, counted: np.ndarray | None = None
 ) -> Fact:
-    """The share of one fact less that of another, of outcomes bool [N] on the same images.
+    """Subtracts the share of one fact from that of another, paired over the same images.
 
-    `keys` are those of what is returned; `counted` is bool [N], the images that count, None: all.
+    Args:
+      fact: A fact with outcomes, bool [N].
+      other: The fact to subtract, with outcomes of the same images.
+      name: The measure of the new fact.
+      keys: The keys of the new fact.
+      counted: bool [N], the images to count; None counts all.
 
     Returns:
-      As `over_images`; p is not corrected.
+      The difference, with the figures that `over_images` returns; p is not corrected.
 
     Raises:
-      ValueError: Facts without outcomes, or of different numbers of images.
+      ValueError: A fact has no outcomes, or the numbers of images differ.
     """
     sides = [_outcomes(fact), _outcomes(other)]
     if len(sides[0]) != len(sides[1]):
@@ -92,7 +106,7 @@ def paired(
 
 
 def corrected(facts: Sequence[Fact]) -> list[Fact]:
-    """The facts with Holm's correction of their p-values; one without a p counts as a comparison."""
+    """Applies Holm's correction to the p-values; a fact without one counts as a comparison too."""
     adjusted = evaluation.holm([1.0 if fact.p is None else fact.p for fact in facts])
     return [
         fact if fact.p is None else dataclasses.replace(fact, p=p)
@@ -109,14 +123,21 @@ def over_seeds(
     over: str = "seed",
     correct: bool = True,
 ) -> list[Fact]:
-    """Values less those of a control with the same seeds, or whatever else the key `over` pairs.
+    """Subtracts the values of a control, paired over seeds, and averages the differences.
 
-    With `correct` p has Holm's correction over all that this call returns; `corrected` corrects those
-    of several calls together.
+    Args:
+      facts: The facts among which the controls are.
+      measured: The facts to compare.
+      control: The keys of a fact -> the keys of its control, or None.
+      name: The measure of the new facts.
+      over: The key to average over.
+      correct: Whether p gets Holm's correction over all facts that are returned; `corrected` does this
+        for the facts of several calls together.
 
     Returns:
-      Keys without `over`: value, the mean difference; its Student interval and p, of the paired t-test,
-      None where there is one pair or no spread; n, the number of pairs; deviation, of the differences.
+      Facts without the key `over`: value, the mean difference; low and high, its Student interval; p of
+      the paired t-test; n, the number of pairs; deviation, the standard deviation of the differences.
+      Interval, p and deviation are None if there is only one pair, or if all differences are equal.
     """
     found = []
     for keys, group in _grouped(_pairs(facts, measured, control), over):
@@ -129,11 +150,11 @@ def over_seeds(
 def over_seeds_or_images(
     facts: Facts, measured: Iterable[Fact], control: Control, name: str, *, over: str = "seed"
 ) -> list[Fact]:
-    """`over_seeds` of what has several seeds, `over_images`, of outcomes bool [N], of what has one.
+    """Compares facts of several seeds as `over_seeds`, and facts of one seed as `over_images`.
 
     Returns:
-      Keys without `over`, and figures as those functions return them; p has Holm's correction over all
-      that are returned.
+      Facts without the key `over`, with the figures of these functions. p has Holm's correction over
+      all facts that are returned.
     """
     found = []
     for _, group in _grouped(((fact,) for fact in measured), over):
@@ -146,7 +167,7 @@ def over_seeds_or_images(
 
 
 def less(facts: Facts, measured: Iterable[Fact], control: Control, name: str) -> list[Fact]:
-    """Values less those of a control, without a test."""
+    """Subtracts the values of a control, without a test."""
     pairs = _pairs(facts, measured, control)
     return [Fact(name, fact.keys, value(fact) - value(other)) for fact, other in pairs]
 
@@ -159,15 +180,18 @@ def means(
     fewest: int = 2,
     alone: bool = False,
 ) -> list[Fact]:
-    """Means over one key or several, such as "seed", which the means do not have.
+    """Averages facts that agree in all keys except some, such as "seed".
 
-    Facts that agree in all other keys are averaged. An interval takes `fewest` values: with fewer it
-    would say nothing. With `alone` one value alone keeps its own figures: of a share, the interval over
-    its images.
+    Args:
+      measured: The facts.
+      over: The key or keys to average over, which the means do not have.
+      name: The measure of the means.
+      fewest: The smallest number of values for which a mean gets an interval.
+      alone: Whether a single value keeps its own figures (a share keeps its interval over images).
 
     Returns:
-      value, the mean; its 95 % Student interval, which of shares ends at 0 and at 1; deviation; n, the
-      number of values.
+      The means: value; low and high, the 95 % Student interval, which is cut off at 0 and 1 for shares;
+      deviation; n, the number of values.
     """
     names = (over,) if isinstance(over, str) else tuple(over)
     found = []
@@ -186,18 +210,25 @@ def means(
 
 
 def one_more(measured: Iterable[Fact], over: str, pooled: str, name: str) -> list[Fact]:
-    """How far from the mean of several values one more would be, in 95 of 100 cases.
+    """Predicts how far from the mean of several values one more value would be, in 95 of 100 cases.
 
-    A prediction interval of Student's t, with the spread of the values around the mean of their group,
-    pooled over the groups as if it were the same in all: of trainings that differ in their seed, what
-    another seed would change.
+    For trainings that differ in their seed, this is how much another seed would change the result. It
+    is a prediction interval of Student's t. The spread of the values around the mean of their group is
+    pooled over the groups, as if it were the same in all of them.
 
-    The key `over`, such as "seed", tells the values of a group apart, and `pooled`, such as "network",
-    the groups, which must have as many values each: ValueError otherwise.
+    Args:
+      measured: The facts.
+      over: The key that tells the values of a group apart, such as "seed".
+      pooled: The key that tells the groups apart, such as "network".
+      name: The measure of the new facts.
 
     Returns:
-      value 0; low and high, the interval around the mean; n, the number of values. Nothing where these
-      are too few to say: with fewer than two degrees of freedom, or without any spread.
+      Facts without these two keys: value is 0; low and high are the interval around the mean; n is the
+      number of values. Where there are fewer than two degrees of freedom, or no spread, there is no
+      fact.
+
+    Raises:
+      ValueError: The groups have different numbers of values.
     """
     from scipy import stats
 
@@ -209,12 +240,12 @@ def one_more(measured: Iterable[Fact], over: str, pooled: str, name: str) -> lis
         sizes = {len(of_one) for of_one in by_group.values()}
         if len(sizes) > 1:
             raise ValueError(
-                f"{name!r} needs as many values in each {pooled}, got {sorted(sizes)}."
+                f"{name!r} needs the same number of values in each {pooled}, got {sorted(sizes)}."
             )
         values = np.array(list(by_group.values()))
         size, freedom = values.shape[1], values.shape[0] * (values.shape[1] - 1)
         squares = float((values.var(axis=1) * size).sum())
-        # Equal values differ by their rounding: that is no spread.
+        # A spread as small as rounding errors counts as none.
         if freedom < 2 or squares <= 1e-20 * float((values**2).sum()):
             continue
         reach = float(stats.t.ppf(0.975, freedom)) * math.sqrt(squares / freedom * (1 + 1 / size))
@@ -232,7 +263,7 @@ def _pairs(facts: Facts, measured: Iterable[Fact], control: Control) -> Iterable
 def _grouped(
     items: Iterable[tuple[Fact, ...]], *over: str
 ) -> list[tuple[dict[str, Any], list[tuple[Fact, ...]]]]:
-    """Items by the keys of their first fact but for `over`, in order of appearance."""
+    """Groups items by the keys of their first fact, without `over`, in order of appearance."""
     groups: dict[Any, tuple[dict[str, Any], list[tuple[Fact, ...]]]] = {}
     for item in items:
         keys = without(item[0].keys, *over)
@@ -242,7 +273,7 @@ def _grouped(
 
 def _mean(name: str, keys: dict[str, Any], mean: Any, p: float | None = None) -> Fact:
     figures = {figure: mean[figure] for figure in ("n", "low", "high")}
-    # Without an interval it would say how coarse the values are, not how they scatter.
+    # Without an interval there is no deviation either: it would only show how coarse the values are.
     deviation = None if mean["low"] is None else mean["std"]
     return Fact(name, keys, value=mean["mean"], p=p, deviation=deviation, **figures)
 

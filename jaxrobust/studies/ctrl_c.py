@@ -1,7 +1,7 @@
-"""Ctrl-C that is not lost.
+"""Makes sure that Ctrl-C is not lost.
 
-Python delivers it between any two lines, such as those of a callback of the garbage collector (jax has
-one): an exception that is raised there is printed and forgotten, and the script would go on.
+Python raises KeyboardInterrupt between any two lines, also within a callback of the garbage collector
+(jax has one). An exception there is only printed, and the script continues.
 """
 
 import contextlib
@@ -15,9 +15,9 @@ _PRESSED = threading.Event()
 
 @contextlib.contextmanager
 def remembered() -> Iterator[None]:
-    """Within it Ctrl-C raises KeyboardInterrupt, as ever, and is remembered for `check`.
+    """Within the block, Ctrl-C raises KeyboardInterrupt as usual, and is remembered for `check`.
 
-    Outside the main thread, and where SIGINT is ignored (a background job), nothing changes.
+    Outside the main thread, and if SIGINT is ignored (as in a background job), nothing changes.
     """
     if (
         threading.current_thread() is not threading.main_thread()
@@ -41,7 +41,7 @@ def remembered() -> Iterator[None]:
 
 
 def check() -> None:
-    """Raises KeyboardInterrupt if Ctrl-C was pressed within `remembered` and got lost."""
+    """Raises KeyboardInterrupt if Ctrl-C was pressed within `remembered`, but the script continued."""
     if _PRESSED.is_set():
         _PRESSED.clear()
         raise KeyboardInterrupt

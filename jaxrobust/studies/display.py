@@ -1,20 +1,21 @@
-"""How far a long stage has come: on a terminal in place, in a log a line from time to time."""
+"""Shows the progress of a long stage: in place on a terminal, or as occasional lines in a log."""
 
 import sys
 import time
 
 from jaxrobust.studies import ctrl_c
 
-_TERMINAL_PAUSE, _LOG_PAUSE = 0.1, 30.0  # seconds between two lines
+_TERMINAL_PAUSE, _LOG_PAUSE = 0.1, 30.0  # the shortest time between two lines, in seconds
 
 
 class Display:
-    """A `jaxrobust.types.Progress` that says how fast it goes and how long it will take.
+    """A `jaxrobust.types.Progress` that shows how fast the work is and how long it will take.
 
-    On a terminal one line is written over and over; otherwise there is one at most every 30 seconds.
+    On a terminal one line is overwritten each time. Otherwise a new line is written at most every 30
+    seconds.
 
     Args:
-      name: Of what goes on.
+      name: The name of the work.
     """
 
     def __init__(self, name: str) -> None:
@@ -23,10 +24,10 @@ class Display:
         self._first: tuple[int, float] | None = None
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Says it, unless it has just been said or all is done.
+        """Shows the progress, unless a line has just been written or all is done.
 
         Raises:
-          KeyboardInterrupt: Ctrl-C was pressed and got lost.
+          KeyboardInterrupt: Ctrl-C was pressed, but the script continued.
         """
         ctrl_c.check()
         now = time.monotonic()
@@ -36,7 +37,7 @@ class Display:
         if done >= total or now - self._said < pause:
             return
         self._said = now
-        # The first report comes after compiling, which says nothing about the speed.
+        # The time until the first report includes compiling, so it is not counted for the speed.
         before, since = self._first if self._first[0] < done else (0, self._started)
         name = self._name if what in self._name else f"{self._name}, {what}"
         line = f"{name}: {describe(done, total, done - before, now - since)}"
@@ -46,19 +47,19 @@ class Display:
             print(line, file=sys.stderr, flush=True)
 
     def close(self, words: str) -> None:
-        """Says how it ended, in place of how far it had come."""
+        """Writes a last line, which replaces the progress on a terminal."""
         clear = "\r\033[K" if self._on_terminal else ""
         print(f"{clear}{self._name}: {words}", file=sys.stderr, flush=True)
 
 
 def describe(done: int, total: int, counted: int, seconds: float) -> str:
-    """Progress in words: what is done of what, and, where some is, how fast and for how long still.
+    """Describes progress: what is done, how fast, and how long the rest will take.
 
     Args:
-      done: In all.
-      total: What there is to do.
-      counted: How much of it the seconds were spent on.
-      seconds: Of those.
+      done: The number done.
+      total: The number to do in all.
+      counted: How many were done in `seconds`.
+      seconds: The time that these took.
 
     Example:
       >>> describe(1240, 5000, 850, 10.0)
@@ -75,7 +76,7 @@ def describe(done: int, total: int, counted: int, seconds: float) -> str:
 
 
 def _span(seconds: float) -> str:
-    """A duration in the unit that fits it."""
+    """Writes a duration in seconds, minutes or hours."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

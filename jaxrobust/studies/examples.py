@@ -1,4 +1,4 @@
-"""The images that a command line names: a data set, a folder of images or an .npz."""
+"""Loads the images that a command line names: a data set, a folder of images or an .npz file."""
 
 import dataclasses
 import os
@@ -15,17 +15,17 @@ from jaxrobust.evaluation.answers import as_float
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Examples:
-    """Images to measure on.
+    """The images that an experiment evaluates.
 
     Attributes:
-      name: Of the data set.
+      name: The name of the data set.
       images: float32 [N, H, W, C] in [0, 1].
       labels: int [N].
-      indices: int [N], the images' places in the data set's test split.
-      class_names: As many as the data set names.
-      label_range: The smallest and the largest label of the whole set, chosen or not.
-      num_train: Images of its train split; None if it has none, or if that was not read.
-      skipped_files: Of the data set, in words.
+      indices: int [N], the images' indices in the data set's test split.
+      class_names: The names of the classes, which may be fewer than the classes.
+      label_range: The smallest and the largest label of the whole split, not only of these images.
+      num_train: The number of training images; None if there are none or they were not read.
+      skipped_files: The files that could not be read, each with the reason.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Examples:
     skipped_files: tuple[str, ...] = ()
 
     def entry(self, num_classes: int) -> dict[str, Any]:
-        """The part "data" of result.json, with a name for every class that a model tells apart."""
+        """Returns the part "data" of result.json, with a name for each of a model's classes."""
         return {
             "name": self.name,
             "class_names": self.names(num_classes),
@@ -49,17 +49,17 @@ class Examples:
         }
 
     def check_labels(self, num_classes: int) -> None:
-        """Raises ValueError unless a model with so many classes has all labels of the whole set.
+        """Raises ValueError unless all labels of the whole split are below the number of classes.
 
-        Of all of them: what is wrong with one should not depend on the seed.
+        It checks all labels, so that an error does not depend on the seed.
         """
         checks.label_range("labels", np.asarray(self.label_range), num_classes)
 
     def names(self, num_classes: int) -> list[str]:
-        """The names of so many classes, each once; those without one are called by their number."""
+        """Returns a different name for each class; a class without a name is called by its number."""
         unnamed = [str(k) for k in range(len(self.class_names), num_classes)]
         names = [*self.class_names[:num_classes], *unnamed]
-        # Two classes of one name, as ImageNet has them, are told apart by their numbers.
+        # Some classes of ImageNet have the same name: their numbers tell them apart.
         return [f"{n} ({k})" if names.count(n) > 1 else n for k, n in enumerate(names)]
 
 
@@ -72,26 +72,27 @@ def load_examples(
     image_size: int | None = None,
     download: bool = False,
 ) -> Examples:
-    """Images of a test split, chosen at random and in the order of the split.
+    """Loads random images of a test split, in the order of the split.
 
-    The same seed chooses the same images, whatever the model.
+    The same seed chooses the same images for every model.
 
     Args:
-      name: A name or a folder of `jaxrobust.data.load`, or an .npz with `images` (uint8, or floating
-        in [0, 1]) [N, H, W, C], `labels` int [N] and perhaps `class_names` [K]. Of a folder of images
-        the test split alone is read; where there is a train split, its class folders must be the same.
-      num_images: How many at most.
-      seed: Of the choice.
-      data_dir: As in `load`.
-      image_size: As in `load`.
-      download: As in `load`.
+      name: A name or a folder, as `jaxrobust.data.load` takes it, or an .npz file with `images` (uint8,
+        or floating point in [0, 1]) [N, H, W, C], `labels` int [N] and optionally `class_names` [K].
+        From a folder of images only the test split is read; if there is a train split, it must have the
+        same class folders.
+      num_images: The largest number of images.
+      seed: The seed of the random choice.
+      data_dir: The folder of the data, as in `jaxrobust.data.load`.
+      image_size: The size that images are resized to, as in `jaxrobust.data.load`.
+      download: Whether a missing data set may be downloaded, as in `jaxrobust.data.load`.
 
     Raises:
       ConnectionError: A download failed.
-      FileNotFoundError: No such file or folder.
-      TypeError: Images or labels of another type.
-      ValueError: Images outside [0, 1] or of another shape, labels that do not fit them, or anything
-        that `load` refuses.
+      FileNotFoundError: There is no such file or folder.
+      TypeError: The images or labels have the wrong type.
+      ValueError: The images lie outside [0, 1] or have the wrong shape, the labels do not fit the
+        images, or `jaxrobust.data.load` raises it.
     """
     checks.integer("num_images", num_images, minimum=1)
     path = Path(name).expanduser()
@@ -102,17 +103,17 @@ def load_examples(
         is_folder = name == "image_folder" or name not in data.NAMES
         if is_folder and not root.is_dir():
             raise FileNotFoundError(
-                f"`data` must be one of {data.NAMES}, an existing folder of images or an .npz, "
+                f"`data` must be one of {data.NAMES}, an existing folder of images or an .npz file, "
                 f"got {name!r}."
             )
         if is_folder and download:
             raise ValueError(f"`download` is for named data sets, got the folder {name!r}.")
         whole = _folder(root) if is_folder else _named(name, data_dir, image_size, download)
-    # The choice depends on the seed and the number of images alone, whatever the model.
+    # The choice depends only on the seed and the number of images.
     count = len(whole.labels)
     chosen = np.sort(np.random.default_rng(seed).permutation(count)[:num_images])
     images = whole.images[chosen]
-    if images.dtype == object:  # files of a folder: those that are wanted alone are read
+    if images.dtype == object:  # paths of a folder's files: only the chosen ones are read
         images = _pictures(images.tolist(), image_size)
     return dataclasses.replace(
         whole,
@@ -139,11 +140,11 @@ def _named(
 
 
 def _folder(root: Path) -> Examples:
-    """The files of a folder's test split in place of their images."""
+    """Returns a folder's test split, with the paths of the files in place of the images."""
     found = [root / split for split in TEST_SPLITS if (root / split).is_dir()]
     if len(found) != 1:
         raise ValueError(
-            f"{str(root)!r} must hold one folder of {', '.join(TEST_SPLITS)}, with "
+            f"{str(root)!r} must hold exactly one of the folders {', '.join(TEST_SPLITS)}, with "
             f"<class>/<image> in it, got {len(found)} of them."
         )
     classes = _visible(found[0], folders=True)
@@ -162,7 +163,7 @@ def _folder(root: Path) -> Examples:
 
 
 def _visible(folder: Path, *, folders: bool = False) -> list[str]:
-    """Names of what lies in a folder, sorted, as `data.load` sorts them."""
+    """Returns the names of a folder's files or folders, sorted as `data.load` sorts them."""
     entries = (entry for entry in os.scandir(folder) if not is_hidden(entry.name))
     return sorted(entry.name for entry in entries if entry.is_dir() == folders)
 
@@ -172,7 +173,7 @@ def _pictures(paths: list[Path], image_size: int | None) -> np.ndarray:
     sizes = {image.shape for image in images}
     if len(sizes) > 1:
         raise ValueError(
-            f"Images must be of one size, got {sorted(sizes)[:3]}; `image_size` resizes them."
+            f"Images must have the same size, got {sorted(sizes)[:3]}; `image_size` resizes them."
         )
     return np.stack(images)
 
@@ -184,13 +185,15 @@ def _archive(path: Path) -> Examples:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive}
     except Exception as error:  # zip and numpy have errors of many classes
-        raise ValueError(f"{path} is no .npz of arrays ({type(error).__name__}).") from error
+        raise ValueError(
+            f"{path} is not an .npz file of arrays ({type(error).__name__})."
+        ) from error
     for needed in ("images", "labels"):
         if needed not in arrays:
             held = ", ".join(arrays) or "nothing"
             raise ValueError(f"{path} must hold `images` and `labels`, got {held}.")
     images, labels = arrays["images"], arrays["labels"]
-    # All of them: what is wrong with one image should not depend on the seed.
+    # All images are checked, so that an error does not depend on the seed.
     checks.images_and_labels(as_float(images), labels)
     if len(labels) == 0:
         raise ValueError(f"{path} must hold at least one image, got none.")

@@ -1,4 +1,4 @@
-"""What a study measured: one tidy table, with outcomes image by image beside it."""
+"""The facts that a study measured: one tidy table, and the outcomes image by image."""
 
 import csv
 import dataclasses
@@ -17,26 +17,27 @@ from jaxrobust.evaluation import mean_interval, median_interval, rate
 
 FACTS, OUTCOMES = "facts.csv", "outcomes.npz"
 _FIGURES = ("value", "n", "count", "low", "high", "p", "deviation")
-_DIGITS = 12  # of a number that is a key: 8/255 from a table and 8/255 computed are the same
+_DIGITS = 12  # digits of a number that is a key, so that 8/255 from a table equals a computed 8/255
 ANY: Any = object()
 """The value of a key in `Facts.where` that leaves the key free."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fact:
-    """One figure, and what it is a figure of.
+    """A figure, with the keys that say what it belongs to.
 
     Attributes:
       measure: What was measured, such as "accuracy".
-      keys: Of what: raw values by name, such as {"network": "resnet50", "sparsity": 0.3}.
-      value: The figure; shares are fractions. None where it could not be measured.
-      n: How many images, seeds or networks it rests on.
-      count: Of a share: how many of them.
-      low: Of its 95 % interval.
-      high: Of its 95 % interval.
-      p: Of the test that it comes from.
-      deviation: Standard deviation.
-      outcomes: [n], image by image: bool for a share, float for anything else.
+      keys: What it belongs to, as names and raw values, such as {"network": "resnet50",
+        "sparsity": 0.3}.
+      value: The figure; shares are fractions. None if it could not be measured.
+      n: The number of images, seeds or networks that the figure is computed from.
+      count: The numerator of a share, whose denominator is n.
+      low: The lower end of its 95 % interval.
+      high: The upper end of its 95 % interval.
+      p: The p-value of the test that gave the figure.
+      deviation: The standard deviation.
+      outcomes: [n], one for each image: bool for a share, float for anything else.
     """
 
     measure: str
@@ -62,14 +63,14 @@ class Fact:
 
     @property
     def direction(self) -> int:
-        """1 where the whole interval is above 0, -1 where it is below, else 0."""
+        """1 if the whole interval is above 0, -1 if it is below 0, otherwise 0."""
         if self.low is None or self.high is None:
             return 0
         return int(self.low > 0) - int(self.high < 0)
 
     @property
     def cell(self) -> Any:
-        """A cell of a table, which is a rate, a number with its interval or deviation, or a number."""
+        """The fact as a cell of a table: a rate, or a number with its interval or deviation, if any."""
         if self.count is not None:
             figures = {"count": self.count, "n": self.n, "rate": self.value}
             return figures | {"low": self.low, "high": self.high}
@@ -108,17 +109,19 @@ class Facts:
 
         Args:
           measure: What was measured.
-          of: Of what: a mapping, or a dataclass whose fields are the keys; None is no key.
+          of: The keys: a mapping, or a dataclass whose fields are the keys. Keys with the value None
+            are left out.
           **figures_and_keys: Figures (`value`, `n`, `count`, `low`, `high`, `p`, `deviation`,
-            `outcomes`) and further keys. Outcomes that are bool [N] give count, n, value and the 95 %
-            Wilson interval by themselves.
+            `outcomes`) and further keys. If the outcomes are bool [N], count, n, value and the 95 %
+            Wilson interval are computed from them.
 
         Returns:
           The fact.
 
         Raises:
-          TypeError: A figure that is no number, or outcomes that are neither bool nor float.
-          ValueError: This measure of these keys is there already, or a key is called as a figure is.
+          TypeError: A figure is not a number, or the outcomes are neither bool nor float.
+          ValueError: There is already a fact with this measure and these keys, or a key has the name of
+            a figure.
         """
         given = {name: figures_and_keys.pop(name, None) for name in (*_FIGURES, "outcomes")}
         outcomes = given["outcomes"]
@@ -129,13 +132,13 @@ class Facts:
         return self._put(Fact(measure, keys_of(of) | keys_of(figures_and_keys), **given))
 
     def add_rate(self, measure: str, of: Any, counted: Mapping[str, Any], /, **keys: Any) -> Fact:
-        """Adds a rate as `evaluation.rate` returns it."""
+        """Adds a rate, as `evaluation.rate` returns it."""
         return self.add(measure, of, **_parts_of(counted), **keys)
 
     def add_mean(self, measure: str, of: Any, values: Any, /, **keys: Any) -> None:
-        """Adds the mean of those of [N] values that are finite, with its interval.
+        """Adds the mean of the finite values among [N], with the interval of `mean_interval`.
 
-        The interval is that of `evaluation.mean_interval`. Where no value is finite nothing is added.
+        If no value is finite, nothing is added.
         """
         values = np.asarray(values, float)
         values = values[np.isfinite(values)]
@@ -147,8 +150,9 @@ class Facts:
     def add_median(self, measure: str, of: Any, values: Any, /, **keys: Any) -> Fact:
         """Adds the median of [N] values with its interval, as `evaluation.median_interval` finds them.
 
-        It is None where there are no values, or where the half of them is infinite, which says that
-        they are only known to be more than the others; and so is an end of its interval.
+        An infinite value is one that is only known to be larger than all others. If half of the values
+        are infinite, or there are no values, the median is None; an end of the interval can also be
+        None for this reason.
         """
         if not len(values):
             return self.add(measure, of, n=0, **keys)
@@ -157,24 +161,24 @@ class Facts:
         return self.add(measure, of, value=found["median"], **parts, **keys)
 
     def extend(self, facts: Iterable[Fact]) -> list[Fact]:
-        """Adds facts that `studies.comparison` made, and returns them."""
+        """Adds the facts that a function of `studies.comparison` made, and returns them."""
         return [self._put(fact) for fact in facts]
 
     def find(self, measure: str, of: Any = None, /, **keys: Any) -> Fact | None:
-        """The fact of exactly these keys, or None.
+        """Returns the fact with exactly these keys, or None.
 
         Args:
           measure: What was measured.
-          of: As in `add`.
-          **keys: Further keys; they go before those of `of`, and None takes one away.
+          of: Keys, as in `add`.
+          **keys: Further keys, which override those of `of`. The value None removes a key.
         """
         return self._facts.get(_name(measure, _joined(of, keys)))
 
     def of(self, measure: str, of: Any = None, /, **keys: Any) -> Fact:
-        """The fact of exactly these keys, which are those of `find`.
+        """Returns the fact with exactly these keys, which are given as for `find`.
 
         Raises:
-          ValueError: There is none; the message names it, and those that are nearest.
+          ValueError: There is no such fact; the message lists similar ones.
         """
         found = self.find(measure, of, **keys)
         if found is not None:
@@ -190,19 +194,19 @@ class Facts:
         raise ValueError(f"There is no fact {measure!r} of {_words(wanted)}. The nearest: {near}.")
 
     def where(self, measure: str, of: Any = None, /, **keys: Any) -> list[Fact]:
-        """The facts of these keys and no others, some of which may be free.
+        """Returns the facts that have these keys and no others.
 
         Args:
           measure: What was measured.
-          of: As in `add`.
-          **keys: Further keys, which go before those of `of`. ANY: every value of this key. A list,
-            tuple or set: any of these values. None: without this key.
+          of: Keys, as in `add`.
+          **keys: Further keys, which override those of `of`. ANY allows every value of a key; a list,
+            tuple or set allows each of its values; None removes a key.
 
         Returns:
-          In the order in which they were added; [] where there is none.
+          The facts, in the order in which they were added; [] if there are none.
 
         Raises:
-          ValueError: There are none of these keys alone, but there are with others: say ANY of them.
+          ValueError: All facts that fit have further keys. Give each of them a value, or ANY.
 
         Example:
           >>> facts = Facts()
@@ -218,8 +222,8 @@ class Facts:
         if fitting and not found:
             others = ", ".join(sorted({n for f in fitting for n in f.keys} - wanted.keys()))
             raise ValueError(
-                f"The facts {measure!r} of {_words(wanted)} have other keys besides: {others}. Give "
-                "each a value, or ANY."
+                f"The facts {measure!r} of {_words(wanted)} have further keys: {others}. Give each of "
+                "them a value, or ANY."
             )
         return found
 
@@ -233,24 +237,29 @@ class Facts:
         """Adds the facts of a CSV file, such as figures that a paper published.
 
         Args:
-          path: Columns `measure`, figures, and keys; an empty cell is no key and no figure.
-          only: Of which rows, by keys that are not kept, such as {"data": "cifar10"}.
-          **keys: That all of them have besides, such as source="003".
+          path: The file, with the column `measure`, columns for figures, and a column for each key. An
+            empty cell gives neither a key nor a figure.
+          only: {key: value}, the rows to read, such as {"data": "cifar10"}. The facts do not get these
+            keys.
+          **keys: Further keys of all facts, such as source="003".
+
+        Returns:
+          The facts.
 
         Raises:
-          TypeError: A figure that is no number; the message names the line, here and below.
-          ValueError: No columns `measure` and `value`, a row that has no measure, too many cells or is
-            there twice, or no row at all that is wanted.
+          TypeError: A figure is not a number; the message names the line.
+          ValueError: The file lacks the column `measure` or `value`, a row has no measure, has too many
+            cells or repeats a fact (the message names the line), or no row fits `only`.
         """
         only = keys_of(only)
         with Path(path).open(
             encoding="utf-8-sig", newline=""
-        ) as file:  # "-sig": as spreadsheets save
+        ) as file:  # "-sig", because spreadsheets write a byte order mark
             reader = csv.DictReader(file)
             rows = list(reader)
         if not {"measure", "value"} <= set(reader.fieldnames or ()):
             raise ValueError(f"{path} must have the columns `measure` and `value`.")
-        # A row that cannot be a fact ends the reading, with its line: half a table would mislead.
+        # A row that cannot be a fact is an error: half a table would mislead.
         found = []
         for number, row in enumerate(rows, start=2):
             try:
@@ -291,21 +300,22 @@ class Facts:
     def _put(self, fact: Fact) -> Fact:
         name = _name(fact.measure, fact.keys)
         if name in self._facts:
-            raise ValueError(f"The fact {fact.measure!r} of {_words(fact.keys)} is there twice.")
+            raise ValueError(f"There is already a fact {fact.measure!r} of {_words(fact.keys)}.")
         self._facts[name] = fact
         self._of_measure.setdefault(fact.measure, []).append(fact)
         return fact
 
 
 def load_facts(folder: str | os.PathLike[str]) -> Any:
-    """The facts of a finished run as a pandas DataFrame, one row for each.
+    """Loads the facts of a finished run as a pandas DataFrame, with one row for each fact.
 
     Args:
-      folder: Of the run, results/<experiment>/<run>.
+      folder: The run's folder, results/<experiment>/<run>.
 
     Returns:
-      Columns: `measure`, one for each key, `value`, `n`, `count`, `low`, `high`, `p`, `deviation`, and
-      `outcomes`, the name of the array in `load_outcomes`, where there is one.
+      The DataFrame. Its columns are `measure`, one for each key, `value`, `n`, `count`, `low`, `high`,
+      `p`, `deviation`, and `outcomes`, the number of the fact's array in `load_outcomes`, if it has
+      one.
 
     Raises:
       FileNotFoundError: The folder has no facts.
@@ -319,13 +329,13 @@ def load_facts(folder: str | os.PathLike[str]) -> Any:
 
 
 def load_outcomes(folder: str | os.PathLike[str]) -> dict[int, np.ndarray]:
-    """Outcomes image by image of a finished run, by their number in the column `outcomes`.
+    """Loads the outcomes of a finished run, image by image.
 
     Args:
-      folder: Of the run.
+      folder: The run's folder, results/<experiment>/<run>.
 
     Returns:
-      {number: bool or float [N]}.
+      {number in the column `outcomes` of `load_facts`: bool or float [N]}.
 
     Raises:
       FileNotFoundError: The folder has no outcomes.
@@ -335,20 +345,20 @@ def load_outcomes(folder: str | os.PathLike[str]) -> dict[int, np.ndarray]:
 
 
 def keys_of(of: Any) -> dict[str, Any]:
-    """What a figure is of, as keys: a mapping's items or a dataclass's fields, None left out."""
+    """Returns a mapping's items or a dataclass's fields as keys, and leaves out values of None."""
     if of is None:
         return {}
     if dataclasses.is_dataclass(of):
         of = {field.name: getattr(of, field.name) for field in dataclasses.fields(of)}
     if taken := {*_FIGURES, "measure", "outcomes"} & {*of}:
         raise ValueError(
-            f"A key cannot be called {sorted(taken)[0]!r}: so is a column of facts.csv."
+            f"A key cannot be called {sorted(taken)[0]!r}: a column of facts.csv has this name."
         )
     return {name: _plain(value) for name, value in of.items() if value is not None}
 
 
 def _parts_of(counted: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of a rate."""
+    """Returns the figures of a rate."""
     parts = {name: counted[name] for name in ("n", "count", "low", "high")}
     return parts | {"value": counted["rate"]}
 
@@ -363,7 +373,7 @@ def _name(measure: str, keys: Mapping[str, Any]) -> Any:
 
 
 def _allowed(value: Any) -> Any:
-    """The values that a key may have: ANY, or a set."""
+    """Returns the values that a key may have: ANY, or a set."""
     if value is ANY:
         return ANY
     several = isinstance(value, list | tuple | set | frozenset)
@@ -377,7 +387,7 @@ def _fits(keys: Mapping[str, Any], allowed: Mapping[str, Any]) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A key's value: numbers without their last digits, numpy's scalars as Python's."""
+    """Converts a key's value: rounds a float to 12 digits, and makes numpy's scalars Python's."""
     if isinstance(value, np.generic):
         value = value.item()
     if not isinstance(value, str | int | float):
@@ -386,8 +396,8 @@ def _plain(value: Any) -> Any:
 
 
 def _number(name: str, value: Any) -> Any:
-    """A figure as a number of Python; None where it is not finite."""
-    if np.ndim(value) == 0 and hasattr(value, "item"):  # of numpy or jax
+    """Converts a figure to a number of Python; None if it is not finite."""
+    if np.ndim(value) == 0 and hasattr(value, "item"):  # a scalar of numpy or jax
         value = value.item()
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise TypeError(f"{name} must be a number or None, got {value!r}.")

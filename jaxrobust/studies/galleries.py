@@ -1,4 +1,4 @@
-"""Records of pictures: images with their saliency and Grad-CAM, clean and attacked."""
+"""Makes the records of pictures: images with their saliency and Grad-CAM, clean and attacked."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from jaxrobust.evaluation.classification import softmax
 from jaxrobust.reports.pictures import as_bytes, encode_array
 from jaxrobust.types import LogitsFn
 
-# Of an attack's record of an image, what a picture of it says.
+# The entries of an attack's record of an image that a picture needs.
 _RECORDED = (
     *("index", "label", "target", "success", "adversarial_prediction", "adversarial_confidence"),
     *("l2", "linf", "num_steps"),
@@ -30,25 +30,28 @@ def explanations(
     class_names: Sequence[str],
     layer: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Images with what the prediction hangs on, which `reports.evaluations.explanations` draws.
+    """Explains a model's predictions; `reports.evaluations.explanations` draws the records.
 
-    The class explained is the predicted one, right or wrong.
+    The maps explain the predicted class, whether it is right or wrong.
 
     Args:
       logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K].
-      images: uint8, or floating in [0, 1], [N, H, W, C].
+      images: uint8, or floating point in [0, 1], [N, H, W, C].
       labels: int [N].
-      indices: Which of them.
+      indices: The indices of the images to explain.
       model: The model's name.
       class_names: K names.
-      layer: Of Grad-CAM; None takes the default of `attribution.layers`, or leaves Grad-CAM out if
-        there is none.
+      layer: The layer for Grad-CAM; None takes the default of `attribution.layers`, or leaves Grad-CAM
+        out if there is none.
+
+    Returns:
+      One record for each image.
     """
     if len(indices) == 0:
         return []
     chosen, of_class = as_float(images)[list(indices)], np.asarray(labels)[list(indices)].tolist()
     probabilities = softmax(logits(logits_fn, chosen))
-    # Of the class that the model answers with, whether it is right or not.
+    # The predicted class is explained, whether it is right or not.
     layer = layer or attribution.layers(logits_fn, chosen).default
     maps = _maps(logits_fn, chosen, probabilities.argmax(axis=1), layer)
     return [
@@ -69,7 +72,7 @@ def explanations(
 
 
 def answer_record(probabilities: np.ndarray, prefix: str = "") -> dict[str, Any]:
-    """What a model says of an image, of its probabilities [K]: "prediction" and "confidence"."""
+    """Returns a model's "prediction" and "confidence" for an image from its probabilities [K]."""
     likeliest, most = int(probabilities.argmax()), float(probabilities.max())
     return {f"{prefix}prediction": likeliest, f"{prefix}confidence": most}
 
@@ -82,17 +85,20 @@ def gallery(
     model: str,
     layer: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Images before and after an attack, with maps of both; `reports.evaluations.gallery` draws them.
+    """Records images before and after an attack; `reports.evaluations.gallery` draws the records.
 
-    The class explained is the predicted one, before and after.
+    The maps explain the predicted class, before and after the attack.
 
     Args:
       logits_fn: The model that was attacked.
-      report: Of the attack.
-      indices: Which images.
+      report: The report of the attack.
+      indices: The indices of the images to record.
       model: The model's name.
-      layer: Of Grad-CAM; None takes the default of `attribution.layers`, or leaves Grad-CAM out if
-        there is none.
+      layer: The layer for Grad-CAM; None takes the default of `attribution.layers`, or leaves Grad-CAM
+        out if there is none.
+
+    Returns:
+      One record for each image.
     """
     if len(indices) == 0:
         return []
@@ -114,16 +120,17 @@ def gallery(
 
 
 def right_and_wrong(predictions: np.ndarray, labels: np.ndarray, num_classes: int) -> list[int]:
-    """Images to explain: of each of some classes one that the model has right and one it has wrong.
+    """Chooses images to explain: for some classes, one that the model has right and one it has wrong.
 
     Args:
       predictions: int [N].
       labels: int [N].
-      num_classes: Of how many classes. Those with both kinds of image come first; where they are too
-        few, classes follow that the model has all right or all wrong, with one image each.
+      num_classes: The number of classes to choose images from. Classes with both kinds of images come
+        first. If they are too few, classes that the model has all right or all wrong follow, with one
+        image each.
 
     Returns:
-      Indices of images, class by class.
+      The indices of the images, class by class.
     """
     chosen = []
     for k in np.unique(labels):
@@ -135,11 +142,14 @@ def right_and_wrong(predictions: np.ndarray, labels: np.ndarray, num_classes: in
 
 
 def spread(mask: np.ndarray, count: int) -> list[int]:
-    """So many of the True positions, spread evenly, so that all classes get their turn.
+    """Chooses positions at which a mask is True, spread evenly, so that they come from all classes.
 
     Args:
       mask: bool [N].
-      count: How many at most.
+      count: The largest number of positions.
+
+    Returns:
+      The positions, in ascending order.
     """
     positions = np.flatnonzero(mask)
     if len(positions) <= count:
@@ -150,7 +160,7 @@ def spread(mask: np.ndarray, count: int) -> list[int]:
 def _maps(
     logits_fn: LogitsFn, images: np.ndarray, classes: np.ndarray, layer: str | None
 ) -> list[dict[str, Any]]:
-    """Of each image its maps, encoded."""
+    """Returns the encoded maps of each image."""
     pixels, labels = jnp.asarray(images), jnp.asarray(classes)
     maps = {"saliency": np.asarray(attribution.saliency(logits_fn, pixels, labels))}
     if layer is not None:

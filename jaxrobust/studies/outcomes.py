@@ -1,4 +1,4 @@
-"""Which images are right, one by one: kept in stages, counted in tables."""
+"""Finds which images a classifier has right, and stores and counts these outcomes."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from jaxrobust.evaluation.classification import predictions
 
 
 def right_ones(classifier: Any, images: Any, labels: np.ndarray) -> np.ndarray:
-    """Which images a classifier has right.
+    """Finds which images a classifier has right.
 
     Args:
       classifier: Images in [0, 1] -> logits [B, K].
@@ -23,7 +23,7 @@ def right_ones(classifier: Any, images: Any, labels: np.ndarray) -> np.ndarray:
 
 
 def pack(outcomes: np.ndarray) -> str:
-    """Bool [N] as hexadecimal digits, for JSON.
+    """Converts bool [N] to hexadecimal digits, for JSON.
 
     Example:
       >>> unpack(pack(np.array([True, False, True])), 3).tolist()
@@ -33,11 +33,11 @@ def pack(outcomes: np.ndarray) -> str:
 
 
 def unpack(digits: str, count: int) -> np.ndarray:
-    """What `pack` packed: bool [count]."""
+    """Converts the digits of `pack` back to bool [count]."""
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(digits), np.uint8), count=count)
     return bits.astype(bool)
 
 
 def rate_of(outcomes: np.ndarray) -> evaluation.Rate:
-    """The rate of true among bool [N], with its 95 % interval."""
+    """Returns the rate of True among bool [N], with its 95 % interval."""
     return evaluation.rate(int(outcomes.sum()), len(outcomes))

@@ -1,7 +1,7 @@
-"""Facts from what `evaluation` and `studies` return: accuracies, attacks, suites, curves, transfer.
+"""Adds the records that `evaluation` and `studies` return to the facts of a study.
 
-Each function adds to `facts` what it is given, a record as the function that it names returns it. `of`
-is what it is of, as in `Facts.add`, and further keys are those of the study.
+Each function takes a record of one kind; its docstring names the function that makes such records. The
+facts get the keys of `of`, as in `Facts.add`, and any further keys.
 """
 
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ from jaxrobust.studies.facts import Facts
 
 
 def add_model(facts: Facts, entry: Mapping[str, Any], of: Any = None, /, **keys: Any) -> None:
-    """Adds a model of `model_entry`: accuracy, loss, parameters, and precision, recall and F1.
+    """Adds a record of `model_entry`: accuracy, loss, parameters, and precision, recall and F1.
 
-    The scores of a class have the key `class`.
+    The scores of a single class have the key `class`.
     """
     evaluated = entry["evaluation"]
     facts.add_rate("accuracy", of, evaluated["accuracy"], **keys)
@@ -30,14 +30,14 @@ def add_model(facts: Facts, entry: Mapping[str, Any], of: Any = None, /, **keys:
 
 
 def add_attack(facts: Facts, entry: Mapping[str, Any], of: Any = None, /, **keys: Any) -> None:
-    """Adds an attack of `evaluation.summarise`: success, robust accuracy, norms, confidence, steps.
+    """Adds a record of `evaluation.summarise`: success, robust accuracy, norms, confidence and steps.
 
-    Among the further keys should be those that tell attacks apart.
+    The keys should tell the attacks of the study apart.
     """
-    # Without outcomes: the images that are attacked are others for each model, and cannot be paired.
+    # Without outcomes: each model is attacked on other images, so successes cannot be paired.
     facts.add_rate("success", of, entry["success"], **keys)
     if entry.get("robust_accuracy"):
-        # Only what is right without an attack is attacked, where an attack has no target.
+        # An attack without a target attacks only the images that the model has right.
         left = [record["attacked"] and not record["success"] for record in entry["records"]]
         facts.add("robust accuracy", of, outcomes=np.array(left, bool), **keys)
     for name in ("mean_l2", "mean_linf", "mean_confidence", "median_steps"):
@@ -45,9 +45,11 @@ def add_attack(facts: Facts, entry: Mapping[str, Any], of: Any = None, /, **keys
 
 
 def add_suite(facts: Facts, summary: Mapping[str, Any], of: Any = None, /, **keys: Any) -> None:
-    """Adds a suite of `evaluation.summarise_suite`: what each attack left, and what all of them did.
+    """Adds a record of `evaluation.summarise_suite`: accuracy, robust accuracy and seconds.
 
-    What is left after one attack and those before it has the key `after`.
+    The robust accuracy after an attack and those before it has the key `after`, the attack's name; the
+    robust accuracy under the whole suite has no such key. The accuracy without an attack has the key
+    `attacked`, which is False.
     """
     fooled_by = np.array(summary["fooled_by"])
     facts.add("accuracy", of, outcomes=fooled_by != -2, attacked=False, **keys)
@@ -59,25 +61,26 @@ def add_suite(facts: Facts, summary: Mapping[str, Any], of: Any = None, /, **key
 
 
 def add_curve(facts: Facts, curve: Mapping[str, Any], of: Any = None, /, **keys: Any) -> None:
-    """Adds a curve of `evaluation.robustness_curve`: robust accuracy with the key `epsilon`."""
+    """Adds a record of `evaluation.robustness_curve`: robust accuracy, with the key `epsilon`."""
     for point in curve["points"]:
         counted, epsilon = point["robust_accuracy"], point["epsilon"]
         facts.add_rate("robust accuracy", of, counted, epsilon=epsilon, **keys)
 
 
 def add_transfer(facts: Facts, table: Mapping[str, Any], /, **keys: Any) -> None:
-    """Adds a table of `evaluation.transfer_matrix`: `transfer`, with the keys `made_on`, `shown_to`."""
+    """Adds a record of `evaluation.transfer_matrix`, with the keys `made_on` and `shown_to`."""
     for made_on, rates in zip(table["models"], table["rates"], strict=True):
         for shown_to, counted in zip(table["models"], rates, strict=True):
             facts.add_rate("transfer", None, counted, made_on=made_on, shown_to=shown_to, **keys)
 
 
 def add_latency(facts: Facts, times: Mapping[str, Any], of: Any = None, /, **keys: Any) -> None:
-    """Adds a network's times in ms: its entry in `variants` of `evaluation.compare_latency`.
+    """Adds a network's times in ms: an entry of `variants` of `evaluation.compare_latency`.
 
-    These are `latency`, the mean with its deviation, and `median latency`; of all but the reference
-    `latency to reference`, the median difference with its interval, and `latency sign`, its sign where
-    it is a difference by `evaluation.compare_latency`, else 0.
+    The measures are "latency", the mean with its deviation, and "median latency". All networks except
+    the reference also have "latency to reference", the median difference with its interval, and
+    "latency sign", the sign of this difference, or 0 if `evaluation.compare_latency` finds no
+    difference.
     """
     facts.add("latency", of, value=times["mean_ms"], deviation=times["std_ms"], **keys)
     facts.add("median latency", of, value=times["median_ms"], **keys)

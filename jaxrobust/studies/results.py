@@ -1,4 +1,4 @@
-"""result.json: where an experiment's numbers go, with what is needed to make them again."""
+"""Makes the parts of a result.json: an experiment's numbers, and what is needed to reproduce them."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ from jaxrobust.types import LogitsFn
 
 
 def environment() -> dict[str, Any]:
-    """Versions, device and commit: what a figure depends on besides its configuration."""
+    """Returns versions, device and commit, on which figures depend besides the configuration."""
     versions = {name: _version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
     device = jax.devices()[0]
     return {
@@ -47,10 +47,10 @@ def _version(package: str) -> str | None:
 
 @functools.cache
 def commit() -> str | None:
-    """The commit of the source tree, marked where files differ from it; None outside of one.
+    """Returns the commit of the source tree, with a mark if files have changed; None without a tree.
 
-    Remembered from the first call, which `start` makes: at the end of a long run the tree may
-    have moved on from the code that is running.
+    The value of the first call, which `start` makes, is remembered, because the tree may change
+    during a long run.
     """
     folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
@@ -63,9 +63,9 @@ def commit() -> str | None:
 
 
 def configuration(config: Any) -> dict[str, Any]:
-    """A configuration dataclass as JSON values, paths in one spelling.
+    """Converts a configuration dataclass to JSON values, with absolute paths.
 
-    Left out is what decides where results go and not what they are: `results_dir` and `run`.
+    `results_dir` and `run` are left out: they determine where results go, but not what they are.
     """
     fields = {
         name: str(value.expanduser().resolve()) if isinstance(value, Path) else value
@@ -81,8 +81,8 @@ class Trained:
 
     Attributes:
       history: One row per epoch.
-      seconds_per_epoch: Of training.
-      attack: That the training images were under, if any.
+      seconds_per_epoch: The seconds that an epoch of training took.
+      attack: The attack on the training images, if there was one.
     """
 
     history: Sequence[Mapping[str, Any]]
@@ -100,16 +100,16 @@ def model_entry(
     trained: Trained | None = None,
     description: str | None = None,
 ) -> dict[str, Any]:
-    """A model as it goes into result.json (docs/result_format.md, MODEL).
+    """Evaluates a model and makes its entry in result.json (docs/result_format.md, MODEL).
 
     Args:
-      name: Of the model.
+      name: The model's name.
       logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K].
-      images: Of the test split, uint8 [N, H, W, C].
+      images: The images of the test split, uint8 [N, H, W, C].
       labels: int [N].
       class_names: K names.
-      trained: How; None for a model that somebody else trained.
-      description: A sentence on how it was trained.
+      trained: How the model was trained; None for a model that somebody else trained.
+      description: A sentence about how it was trained.
     """
     trained = trained or Trained(())
     entry: dict[str, Any] = {
@@ -129,7 +129,7 @@ def model_entry(
 
 
 def data_entry(dataset: data.Dataset) -> dict[str, Any]:
-    """The part "data" of result.json."""
+    """Returns the part "data" of result.json."""
     return {
         "name": dataset.name,
         "class_names": list(dataset.class_names),

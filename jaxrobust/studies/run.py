@@ -1,4 +1,4 @@
-"""A run: its folder, claimed for its settings; its stages, its facts, and its report."""
+"""A run of a study: its folder, which is reserved for its settings, its stages, facts and report."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from jaxrobust.types import Progress
 
 _ANOTHER = "--run NAME"
 
-# What shows that a run's folder holds something that was computed.
+# If one of these files exists, the run's folder holds something that was computed.
 _KEPT = (
     *("*/checkpoints/*", "*/*/checkpoints/*", "stages/*.json", "adversarial/*.npz"),
     "suite/*.npz*",
@@ -48,7 +48,7 @@ def _compare_inputs(path: Path, fingerprints: str, clean_logits: np.ndarray | No
         differ.append("answers of the model")
     if differ:
         raise ValueError(
-            f"{path.parent} holds a run of other inputs: {', '.join(sorted(differ))} differ. Name "
+            f"{path.parent} holds a run with other inputs: {', '.join(sorted(differ))} differ. Name "
             f"another run ({_ANOTHER}), or delete this folder to start anew."
         )
 
@@ -58,11 +58,11 @@ class Run:
     """One run of a study.
 
     Attributes:
-      experiment: Its name.
+      experiment: The name of the experiment.
       settings: A dataclass with the fields `seed`, `run` and `results_dir`.
-      folder: results/<experiment>/<run>.
-      stages: What is announced, timed and resumed.
-      facts: What was measured.
+      folder: The run's folder, results/<experiment>/<run>.
+      stages: The stages of the run.
+      facts: The facts that were measured.
     """
 
     experiment: str
@@ -73,7 +73,7 @@ class Run:
 
     @property
     def key(self) -> jax.Array:
-        """A PRNG key of the run's seed."""
+        """A PRNG key made from the run's seed."""
         return jax.random.key(self.settings.seed)
 
     def fit(
@@ -85,15 +85,19 @@ class Run:
         recipe: training.Recipe,
         **options: Any,
     ) -> training.FitResult:
-        """Trains a network as a stage, whose seconds are those of all processes that trained it.
+        """Trains a network as a stage, whose seconds include those of earlier processes.
 
         Args:
-          stage: What the stage is called.
-          folder: Of the training, below that of the run; a training that is in it is gone on with.
-          network: As `training.fit` takes it, like what follows.
-          given: The images.
-          recipe: How it is trained.
-          **options: Further arguments.
+          stage: The stage's name.
+          folder: The folder of the training, relative to the run's folder. A training that was stopped
+            there is resumed.
+          network: The network, as `training.fit` takes it.
+          given: The images, as `training.fit` takes them.
+          recipe: How the network is trained.
+          **options: Further arguments of `training.fit`.
+
+        Returns:
+          The result of `training.fit`.
         """
         with self.stages(stage):
             path = self.folder / folder
@@ -110,34 +114,38 @@ class Run:
         labels: np.ndarray,
         targets: Any = None,
     ) -> evaluation.AttackReport:
-        """Attacks images as a stage; the report is kept in a file, and read back from then on.
+        """Attacks images as a stage; the report is saved in a file, and later calls read this file.
 
         Args:
-          stage: What the stage is called.
-          attack: As `evaluation.attack_dataset` takes it, like what follows.
-          classifier: A pytree: where its arrays, the images or the attack differ, so does the file.
-            What else decides about its answers (a defence, its strength) should be in the stage's name.
+          stage: The stage's name.
+          attack: The attack, as `evaluation.attack_dataset` takes it.
+          classifier: A pytree of arrays. If its arrays, the images or the attack differ, another file
+            is used. Anything else that changes the classifier's answers (such as a defence and its
+            strength) should be in the stage's name.
           images: [N, H, W, C].
           labels: int [N].
-          targets: Of a targeted attack.
+          targets: The targets of a targeted attack, as `evaluation.attack_dataset` takes them.
+
+        Returns:
+          The report of the attack.
 
         Raises:
-          TypeError: A classifier without arrays.
+          TypeError: The classifier has no arrays.
         """
-        # A label rounds and leaves out, and weights may have been trained anew.
+        # The file's name depends on all settings of the attack, and on the weights, which may change.
         facts = json.dumps(attacks.to_dict(attack), sort_keys=True).encode()
         leaves = [_bytes(leaf) for leaf in jax.tree.leaves(classifier) if not callable(leaf)]
         if not leaves:
             raise TypeError(
                 "`classifier` must be a pytree of arrays, such as a models.Classifier: a function does "
-                "not show that its weights have changed, and the attack of the old ones would be read."
+                "not show whether its weights have changed, so an attack on old weights could be read."
             )
         digest = zlib.crc32(b"".join([facts, images.tobytes(), *leaves]))
         path = self.folder / "adversarial" / f"{plain(stage)}-{digest:08x}.npz"
         note = path.with_suffix(".json")
         if path.exists() and note.exists():
             report = evaluation.load_attack(path)
-            # Neither is part of the file's name.
+            # The file's name depends neither on the targets nor on the labels.
             aimed = targets is None or bool(np.all(report.targets == np.asarray(targets)))
             if np.array_equal(report.labels, labels) and aimed:
                 self.stages.count_earlier(**json.loads(note.read_text(encoding="utf-8")))
@@ -158,14 +166,15 @@ class Run:
         return report
 
     def measure(self, stage: str, compute: Callable[[Facts, Progress], None]) -> None:
-        """A stage whose record is facts, which are added to those of the run.
+        """Measures facts as a stage, and adds them to the facts of the run.
 
         Args:
-          stage: What the stage is called.
-          compute: Takes the facts to add to, and a progress callback (what is under way, done, total).
+          stage: The stage's name.
+          compute: Takes the `Facts` to add to, and a progress callback (name of the work, done, total).
 
         Raises:
-          ValueError: As `Stages.remember`; facts that are there already.
+          ValueError: The run has already used the name, the saved result cannot be read, or the run
+            already has one of the facts.
         """
 
         def record(progress: Progress) -> list[dict[str, Any]]:
@@ -189,21 +198,21 @@ class Run:
         printed: Sequence[str] = (),
         **names: Any,
     ) -> Path:
-        """Renders the study's words, writes facts, result.json and the report, prints the summary.
+        """Writes the facts, result.json and the report, and prints the summary.
 
         Args:
-          title: Of the report.
-          dataset: A `jaxrobust.data.Dataset`, or a dict that is the part "data" of result.json itself.
-          template: The study's words, for `studies.words.render`.
-          recipes: How each network was trained, for whoever reads result.json.
-          printed: Ids of sections whose tables are printed above the summary.
-          **names: What the template can name, beside `facts`, `settings` and `minutes`, what all stages
-            took together.
+          title: The title of the report.
+          dataset: A `jaxrobust.data.Dataset`, or a dict with the part "data" of result.json.
+          template: The file with the study's words, as `studies.words.render` takes it.
+          recipes: How each network was trained, for result.json.
+          printed: The ids of sections whose tables are printed above the summary.
+          **names: Values that the template can use, besides `facts`, `settings` and `minutes`, the time
+            of all stages together.
 
         Returns:
-          The report's path.
+          The path of the report.
         """
-        # Facts first: a template that is wrong loses nothing.
+        # The facts are saved first, so that an error in the template loses nothing.
         self.facts.save(self.folder)
         minutes = sum(self.stages.seconds.values()) / 60
         given = {"settings": self.settings, "minutes": minutes} | names
@@ -224,7 +233,7 @@ class Run:
             result["recipes"] = recipes
         if len(self.stages.commits) > 1:
             result["environment"]["commits_of_stages"] = self.stages.commits
-        # Checked before it takes an earlier one's place.
+        # The result is checked before it replaces an earlier one.
         check_result(json.loads(json.dumps(result)))
         files.write_json(self.folder / "result.json", result)
         path = reports.write_report(self.folder / "result.json")
@@ -234,14 +243,14 @@ class Run:
 
 
 def _kept(outcomes: np.ndarray | None) -> Any:
-    """Outcomes for JSON: a list of bools, or the bytes of floats, which may be infinite."""
+    """Converts outcomes for JSON: bools to a list, floats to their bytes (they may be infinite)."""
     if outcomes is None or outcomes.dtype == bool:
         return None if outcomes is None else outcomes.tolist()
     return outcomes.astype("<f8").tobytes().hex()
 
 
 def _bytes(leaf: Any) -> bytes:
-    """The bytes of an array or a PRNG key."""
+    """Returns the bytes of an array or a PRNG key."""
     if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     return np.asarray(leaf).tobytes()
@@ -256,23 +265,27 @@ def start(
     ignored: Sequence[str] = (),
     also: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Claims the folder of a run for its settings, and goes on with what is in it.
+    """Reserves the folder of a run for its settings, or resumes the run that is in the folder.
 
     Args:
-      experiment: Its name.
-      settings: A dataclass with the fields `seed`, `run`, a plain name, and `results_dir`.
-      inputs: Fingerprints of what the run is of, by name. Where they differ, the names are said.
-      clean_logits: float32 [N, K], what the run's model answers. They are kept, and tell models apart
-        of which nothing else is seen; not to the last digit, because machines round differently.
-      ignored: Names of settings that change nothing that is computed and kept.
-      also: What else decides about the results, by name, as JSON values.
+      experiment: The name of the experiment.
+      settings: A dataclass with the fields `seed`, `run` (a plain name) and `results_dir`.
+      inputs: {name: fingerprint} of the run's inputs. The error message names those that differ.
+      clean_logits: float32 [N, K], the answers of the run's model. They are saved and compared too,
+        because not all models show their weights. The comparison has a tolerance, because machines
+        round differently.
+      ignored: The names of settings that do not change any saved result.
+      also: {name: JSON value} of anything else that determines the results.
+
+    Returns:
+      The run.
 
     Raises:
-      ModuleNotFoundError: What draws the report at the end is not installed.
-      ValueError: A run's name that would lead elsewhere, a folder in which another process is at work,
-        or one that holds results of other settings, other inputs or another model.
+      ModuleNotFoundError: A package for drawing the report is not installed.
+      ValueError: The run's name is not a plain name, another process is using the folder, or the folder
+        holds results of other settings, other inputs or another model.
     """
-    # Looked for now, and not at the end of hours.
+    # A missing package should be found now, not after hours of computing.
     with packages.extra("reports", "A study's report"):
         import jinja2  # noqa: F401
     if not settings.run or Path(settings.run).name != settings.run:
@@ -280,7 +293,7 @@ def start(
     folder = settings.results_dir / experiment / settings.run
     files.hold(folder)
     environment()  # reads the commit now, before the tree can change under the run
-    # A folder is in use once anything in it was computed from its settings.
+    # A folder is in use as soon as it holds anything that was computed from its settings.
     in_use = (folder / "result.json").exists() or any(
         next(folder.glob(kept), None) for kept in _KEPT
     )
@@ -288,14 +301,14 @@ def start(
     described |= also or {}
     path = folder / "inputs.npz"
     fingerprints = json.dumps(dict(inputs or {}), sort_keys=True)
-    # What was given besides the settings must be what the run began with.
+    # A resumed run must have the inputs that it began with.
     if in_use:
         _compare_inputs(path, fingerprints, clean_logits)
     try:
         files.claim(folder, described, in_use=in_use, ignored=ignored)
     except ValueError as error:
         raise ValueError(f"{error} On the command line: {_ANOTHER}.") from None
-    # Kept for the comparison, once the settings have been claimed.
+    # The inputs are saved for this comparison, once the folder is reserved.
     if not in_use and (inputs is not None or clean_logits is not None):
         arrays: dict[str, Any] = {"fingerprints": fingerprints}
         if clean_logits is not None:

@@ -1,4 +1,4 @@
-"""Stages of a long run: announced, timed, and kept on disk so that a killed run goes on."""
+"""Stages of a long run, which are announced, timed and saved, so that a killed run can be resumed."""
 
 import contextlib
 import json
@@ -18,14 +18,14 @@ from jaxrobust.types import Progress
 
 
 class Stages:
-    """Stages of a long run: each is announced, timed and, where it has a result, kept on disk.
+    """Stages of a long run: each is announced and timed, and its result, if it has one, is saved.
 
     Args:
-      folder: Of the run. `remember` keeps results in its folder "stages", so that a run that was
-        killed goes on with the first stage that it had not finished.
+      folder: The run's folder. `remember` saves results in its folder "stages", so that a run that was
+        killed resumes with the first stage that it had not finished.
 
     Attributes:
-      seconds: {stage: seconds}, for result.json; those of earlier processes included.
+      seconds: {stage: seconds}, for result.json, with the time that earlier processes spent.
       commits: The commits of the code that computed the stages, in order of appearance.
     """
 
@@ -33,11 +33,11 @@ class Stages:
         self._folder = None if folder is None else folder / "stages"
         self.seconds: dict[str, float] = {}
         self.commits: list[str | None] = []
-        self._open: list[dict[str, float]] = []  # of each open stage, the stages within it
-        self._spent = 0.0  # by this process, on finished stages
+        self._open: list[dict[str, float]] = []  # for each open stage, the stages within it
+        self._spent = 0.0  # seconds that this process has spent on finished stages
 
     def count_resumed(self, name: str, seconds: float) -> None:
-        """Counts what earlier processes spent on a stage: `seconds`, where that is the more."""
+        """Sets a stage's time to `seconds`, which counts earlier processes too, if that is longer."""
         self.seconds[name] = max(self.seconds[name], seconds)
         for within in self._open:
             within[name] = self.seconds[name]
@@ -51,27 +51,27 @@ class Stages:
             within[name] = seconds
 
     def remember(self, name: str, compute: Callable[[Progress], Any]) -> Any:
-        """The result of a stage: read back where an earlier process finished it, else computed.
+        """Returns the result of a stage: reads it if an earlier process saved it, else computes it.
 
         Args:
-          name: Of the stage, different from all others of the run.
-          compute: Takes a progress callback (what is under way, done, total) and returns JSON values,
-            or objects that hold them; NaN and infinities become None.
+          name: The stage's name, which no other stage of the run has.
+          compute: Takes a progress callback (name of the work, done, total) and returns a JSON value;
+            NaN and infinities become None.
 
         Returns:
-          The result as JSON has it: tuples are lists, keys are strings, whether computed or read.
+          The result as it is read from JSON: tuples are lists, and keys are strings.
 
         Raises:
-          ValueError: A name that the run has used already, or a result file that is not whole.
+          ValueError: The run has already used the name, or the saved result cannot be read.
         """
         if name in self.seconds:
             raise ValueError(
-                f"`name` must differ from other stages of the run, got {name!r} twice."
+                f"`name` must differ from the other stages of the run, got {name!r} twice."
             )
         if self._folder is None:
             raise ValueError("`remember` needs `Stages(folder)`, got no folder.")
         path = self._folder / f"{_file_name(name)}.json"
-        # What a run finished before is taken as it is; how long its parts took is kept with it.
+        # A saved result is used as it is. The file also has the seconds of the stages within.
         if path.exists():
             print(f"{name}: done before", file=sys.stderr, flush=True)
         else:
@@ -84,15 +84,15 @@ class Stages:
                 self._open.pop()
             facts = {"stage": name, "seconds": self.seconds[name], "within": within}
             files.write_json(path, facts | {"commit": commit(), "result": result})
-        # Read back even when it was just written, so that a run that goes on sees the same values.
+        # A new result is read back too, so that a resumed run computes with the same values.
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))
             seconds, result = kept["within"] | {name: kept["seconds"]}, kept["result"]
             same = kept["stage"] == name
         except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is no result of a stage; delete it to go on.") from error
+            raise ValueError(f"{path} is not the result of a stage; delete it to go on.") from error
         if not same:
-            raise ValueError(f"{path} holds another stage; delete it to go on.")
+            raise ValueError(f"{path} holds the result of another stage; delete it to go on.")
         self.seconds |= seconds
         if kept["commit"] not in self.commits:
             self.commits.append(kept["commit"])
@@ -100,13 +100,13 @@ class Stages:
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[Progress]:
-        """Announces a stage and times what runs inside; yields a progress callback for it."""
+        """Announces a stage and times the block; yields a progress callback."""
         ctrl_c.check()
         print(f"{name} ...", file=sys.stderr, flush=True)
         display = Display(name)
         before, start = self._spent, time.perf_counter()
         yield display
-        # Without the stages inside of it, so that the seconds of all stages add up.
+        # The time of the stages within is left out, so that the seconds of all stages add up.
         elapsed, inner = time.perf_counter() - start, self._spent - before
         self.seconds[name] = elapsed - inner
         self._spent = before + elapsed
@@ -116,7 +116,7 @@ class Stages:
 
 
 def plain(words: str) -> str:
-    """Words as the name of a file or folder.
+    """Converts words to the name of a file or folder.
 
     Example:
       >>> plain("PGD, linf 0.03, 40 steps on cnn at 20 %")
@@ -126,6 +126,6 @@ def plain(words: str) -> str:
 
 
 def _file_name(name: str) -> str:
-    """A stage's name as a file's: readable, and different for different names."""
+    """Converts a stage's name to a readable file name, different for different stages."""
     words = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")
     return f"{words[:60]}-{zlib.crc32(name.encode()):08x}"

@@ -1,4 +1,4 @@
-"""Suites of attacks as a command line names them."""
+"""Suites of attacks by the names that a command line gives them."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from jaxrobust.attacks import Attack
 from jaxrobust.evaluation.attack_report import epsilon_label
 from jaxrobust.evaluation.auto_attack import VERSIONS
 
-# Attacks that keep to an epsilon; the others look for the smallest perturbation of any size.
+# Attacks within a given epsilon; the others look for the smallest perturbation of any size.
 SINGLE = {
     name.lower(): name
     for name, attack in attacks.ATTACKS.items()
@@ -20,14 +20,14 @@ SINGLE = {
 
 
 def number(name: str, text: str) -> float:
-    """A number as a command line has it: "0.03" or "8/255".
+    """Reads a number from a command line, such as "0.03" or "8/255".
 
     Args:
-      name: Of the argument, for the message.
+      name: The argument's name, for the message.
       text: The number or the fraction.
 
     Raises:
-      ValueError: Neither, or not finite.
+      ValueError: `text` is neither a number nor a fraction, or it is not finite.
 
     Example:
       >>> number("epsilon", "8/255") == 8 / 255
@@ -45,24 +45,24 @@ def number(name: str, text: str) -> float:
 
 
 def make_suite(name: str, epsilon: float, norm: str, num_classes: int) -> dict[str, Attack]:
-    """The attacks of a suite by name, all within one ball.
+    """Makes the attacks of a suite, all within one ball.
 
     Args:
-      name: "standard", "plus" or "rand" (AutoAttack); the name of one attack in small letters, with
-        its default settings and a step size in proportion to epsilon; or the path of a JSON file, an
-        object of attacks by the names they are to have in tables, each as
-        `jaxrobust.attacks.from_dict` takes it: {"PGD, 100 steps": {"name": "PGD", "num_steps": 100}}.
-        Epsilon, norm and step size may be left out.
-      epsilon: Radius in pixel units, above 0.
+      name: "standard", "plus" or "rand" for AutoAttack; the name of one attack in small letters, which
+        then has its default settings and a step size in proportion to epsilon; or the path of a JSON
+        file. The file holds an object from the attacks' names in tables to their descriptions, as
+        `jaxrobust.attacks.from_dict` takes them: {"PGD, 100 steps": {"name": "PGD", "num_steps": 100}}.
+        A description may leave out epsilon, norm and step size.
+      epsilon: The radius in pixel units, above 0.
       norm: "linf", "l2" or "l1".
       num_classes: K.
 
     Returns:
-      {name: attack}, in their order.
+      {name: attack}, in the order of the suite.
 
     Raises:
-      FileNotFoundError: No such file.
-      ValueError: An unknown name, or a file that does not describe attacks within this ball.
+      FileNotFoundError: There is no such file.
+      ValueError: The name is unknown, or the file does not describe attacks within this ball.
 
     Example:
       >>> make_suite("pgd", 0.1, "l2", 10)["PGD"].norm
@@ -98,14 +98,18 @@ def make_suite(name: str, epsilon: float, norm: str, num_classes: int) -> dict[s
 def labelled(
     name: str, epsilon: float, norm: str, num_classes: int, max_steps: int | None = None
 ) -> tuple[dict[str, Attack], str]:
-    """A suite of `make_suite`, and what it is called in tables.
+    """Makes a suite and its name in tables.
 
     Args:
-      name: As there, like what follows.
-      epsilon: Radius in pixel units.
+      name: The suite's name or file, as `make_suite` takes it.
+      epsilon: The radius in pixel units.
       norm: "linf", "l2" or "l1".
       num_classes: K.
-      max_steps: As `shortened`; a suite that it changes is called so.
+      max_steps: The most steps of an attack, as in `shortened`. If this changes the suite, its name
+        says so.
+
+    Returns:
+      (the suite, its name).
 
     Example:
       >>> labelled("standard", 8 / 255, "linf", 10)[1], labelled("pgd", 0.5, "l2", 10, 2)[1]
@@ -118,7 +122,7 @@ def labelled(
 
 
 def shortened(attack: Any, max_steps: int | None) -> Any:
-    """An attack, or a universal perturbation, with at most so many steps for each start; None: all."""
+    """Limits the steps of an attack or universal perturbation from each start; None sets no limit."""
     if max_steps is None:
         return attack
     if isinstance(attack, evaluation.UniversalPerturbation):
@@ -130,7 +134,7 @@ def shortened(attack: Any, max_steps: int | None) -> Any:
 
 
 def _attack(entry: Any, epsilon: float, norm: str) -> Attack:
-    """An attack as a file describes it, with what it leaves out."""
+    """Makes an attack from its description in a file, and fills in what the description leaves out."""
     if not isinstance(entry, dict):
         raise ValueError(f'it must be an object like {{"name": "PGD"}}, got {entry!r}.')
     _check_has_epsilon("name", entry.get("name"))
@@ -158,27 +162,27 @@ def _attack(entry: Any, epsilon: float, norm: str) -> Attack:
 
 
 def _check_has_epsilon(argument: str, name: Any) -> None:
-    """Says of an attack that could not be in a suite why that is so."""
+    """Raises ValueError if `name` is an attack without an epsilon, which cannot be in a suite."""
     for known in attacks.ATTACKS:
         if known.lower() not in SINGLE and str(name).lower() == known.lower():
             raise ValueError(
-                f"`{argument}` must be of an attack that keeps to an epsilon, got {name!r}: {known} "
+                f"`{argument}` must name an attack that keeps to an epsilon, got {name!r}: {known} "
                 "looks for the smallest perturbation of any size "
-                "(`evaluation.curve_from_norms` makes a curve of it)."
+                "(`evaluation.curve_from_norms` makes a curve from its results)."
             )
 
 
 def _is_close(value: Any, epsilon: float) -> bool:
-    """Whether both are meant to be the same: 0.03137 is 8/255."""
+    """Says whether a value is epsilon up to rounding, as 0.03137 is 8/255."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number and math.isclose(value, epsilon, rel_tol=1e-4)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object's entries; a name that comes twice would hide an attack."""
+    """Returns an object's entries; raises ValueError if a repeated name would hide an attack."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} is there twice.")
+        raise ValueError(f"{twice!r} appears twice.")
     return found

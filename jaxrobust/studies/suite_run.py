@@ -1,4 +1,4 @@
-"""A suite of attacks as a script runs it: shown as it goes, its seconds kept over kills."""
+"""Runs a suite of attacks for a script: it shows progress, and survives being killed."""
 
 import dataclasses
 import functools
@@ -35,22 +35,28 @@ def run_suite(
     key: jax.Array,
     execution: Execution,
 ) -> tuple[SuiteReport, dict[str, float]]:
-    """Runs a suite, from where an earlier process was killed, and says on stderr how far it is.
+    """Runs a suite, or resumes one that was killed, and shows its progress on stderr.
+
+    The arguments are those of `evaluation.attack_suite`.
 
     Args:
-      suite: {name: attack}, as `evaluation.attack_suite` takes it, like the arguments after it.
+      suite: {name: attack}.
       logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K].
       images: [N, H, W, C].
       labels: int [N].
       key: A PRNG key.
-      execution: With the folder that keeps the state as `path`, and without `progress`.
+      execution: How the suite is run. Its `path` must be the folder for the state of the attacks, and
+        its `progress` must not be set.
 
     Returns:
-      (report, seconds that each attack took in all processes together).
+      (report, {name: the seconds that the attack took in all processes together}).
+
+    Raises:
+      ValueError: `execution` has no `path`, or it has `progress`.
     """
-    execution.refuse("progress", "run_suite", "It shows how far it is by itself.")
+    execution.refuse("progress", "run_suite", "It shows its progress by itself.")
     if execution.path is None:
-        raise ValueError("`execution.path` must be the folder that keeps the state, got None.")
+        raise ValueError("`execution.path` must be the folder for the state, got None.")
     clock = _Clock(Path(execution.path) / "seconds.json")
     try:
         report = evaluation.attack_suite(
@@ -74,13 +80,13 @@ class SuiteRun:
     """A suite on one classifier, and the sanity checks of the same ball, as stages of a run.
 
     Attributes:
-      run: What keeps the records.
-      suite: {name: attack}, all with one epsilon and one norm.
-      label: What the suite is called.
+      run: The run, which saves the records.
+      suite: {name: attack}, all with the same epsilon and the same norm.
+      label: The suite's name in tables.
       model: The classifier's name.
-      target: The classifier, images [N, H, W, C] and labels int [N].
-      indices: int [N], the images' places in the data set.
-      execution: How the suite is run; its `path` is the folder that keeps the state of the attacks.
+      target: (the classifier, the images [N, H, W, C], the labels int [N]).
+      indices: int [N], the images' indices in the data set.
+      execution: How the suite is run; its `path` is the folder for the state of the attacks.
     """
 
     run: Run
@@ -93,14 +99,17 @@ class SuiteRun:
 
     @functools.cached_property
     def outcome(self) -> tuple[SuiteReport, dict[str, float]]:
-        """What `run_suite` returns; of a suite that was finished before it is read from the folder."""
+        """The result of `run_suite`. If the suite has finished before, it is read from the folder."""
         return run_suite(self.suite, *self.target, key=self.run.key, execution=self.execution)
 
     def record(self, stage: str) -> dict[str, Any]:
-        """The suite's record: that of `evaluation.summarise_suite`, its label, the images' indices.
+        """Returns the suite's record.
 
         Args:
-          stage: What the stage is called.
+          stage: The stage's name.
+
+        Returns:
+          The record of `evaluation.summarise_suite`, with the suite's label and the images' indices.
         """
 
         def summarise(_: Any) -> dict[str, Any]:
@@ -115,10 +124,10 @@ class SuiteRun:
         return found
 
     def sanity(self, stage: str) -> dict[str, Any]:
-        """The record of the sanity checks: that of `evaluation.sanity`.
+        """Returns the record of the sanity checks, as `evaluation.sanity` makes it.
 
         Args:
-          stage: What the stage is called.
+          stage: The stage's name.
         """
         first: Any = next(iter(self.suite.values()))
 
@@ -136,11 +145,14 @@ class SuiteRun:
 
 
 def examples(attacked: SuiteRun, count: int) -> list[dict[str, Any]]:
-    """Records of images that a suite has fooled, before and after, which `pictures` draws.
+    """Makes records of images that a suite has fooled, before and after; `pictures` draws them.
 
     Args:
       attacked: The suite.
-      count: How many at most; none where the images have no colours that could be shown.
+      count: The largest number of records.
+
+    Returns:
+      The records; none if the images have neither one channel nor three.
     """
     report, _ = attacked.outcome
     if report.images.shape[-1] not in (1, 3):
@@ -162,10 +174,10 @@ def examples(attacked: SuiteRun, count: int) -> list[dict[str, Any]]:
 
 
 def pictures(entries: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> Block:
-    """Images before and after a suite fooled them, and what has changed between the two.
+    """Draws images before and after a suite fooled them, and the difference between the two.
 
     Args:
-      entries: Of `examples`.
+      entries: Records of `examples`.
       class_names: K names.
     """
     rows = []
@@ -188,7 +200,7 @@ def pictures(entries: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -
 
 
 class _Clock:
-    """Shows each attack's progress, and keeps what time it took on the disk."""
+    """Shows each attack's progress, and saves how long the attack took."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._spent = path, dict[str, float]()
@@ -197,7 +209,7 @@ class _Clock:
         try:
             self.earlier = {k: float(v) for k, v in json.loads(path.read_text("utf-8")).items()}
         except (OSError, ValueError, AttributeError):
-            self.earlier = {}  # of the time alone: no figure depends on it
+            self.earlier = {}  # only the times are lost, on which no result depends
 
     def __call__(self, name: str, done: int, total: int) -> None:
         now = time.monotonic()
@@ -211,7 +223,7 @@ class _Clock:
         self._display(name, done, total)
 
     def stop(self, how: str = "") -> None:
-        """Says that the attack under way has come to its end, or how else it stopped."""
+        """Says how long the current attack took; `how` is put before this time."""
         if self._name:
             self._display.close(f"{how}{self._spent[self._name]:.1f} s")
             self._save()

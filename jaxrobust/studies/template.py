@@ -1,4 +1,4 @@
-"""What a template of a study puts on the page: tables and charts that look facts up."""
+"""The tables and charts that a study's template can put on the page; they look facts up."""
 
 import dataclasses
 import re
@@ -12,17 +12,17 @@ from jaxrobust.reports.blocks import Block
 from jaxrobust.studies.facts import Fact, Facts, keys_of
 
 _HEADING = re.compile(r"(#{1,3}) (.+?) \{#([a-z0-9-]+)\}")
-_PLACE = re.compile("\ue000(\\d+)\ue001")  # of a block in the text; characters that no text has
-_PARTS = ("value", "low", "high", "deviation")  # of a cell that a scale multiplies
+_PLACE = re.compile("\ue000(\\d+)\ue001")  # marks a block with characters that no text has
+_PARTS = ("value", "low", "high", "deviation")  # the numbers of a cell that a scale multiplies
 
 
 class Row:
-    """A row of a table, where a variant of the study does not say all of it.
+    """A row of a table, with a label and other values that the keys of its facts do not give.
 
     Args:
-      of: A mapping or a dataclass: the keys of its facts.
-      label: What the row is called.
-      **shown: What else columns can show.
+      of: The keys of the row's facts: a mapping or a dataclass.
+      label: The row's name.
+      **shown: Other values that columns can show, by their names.
     """
 
     def __init__(self, of: Any = None, label: Any = None, **shown: Any) -> None:
@@ -34,17 +34,19 @@ class Column:
     """A column of a table.
 
     Args:
-      title: Its heading.
-      measure: Of the facts in its cells; None: what is shown is the row's own.
-      show: Of a fact: "p", "n", "count", "value", "low", "high" or "deviation" alone. Without a
-        measure, of the row: an attribute, an item, or what `row` was given to show.
-      unit: Behind the heading. With "%" or "points" shares are drawn times 100.
-      decimals: Of its numbers.
+      title: The heading.
+      measure: The measure of the facts in the column. If None, the column shows values of the row.
+      show: The figure of the fact to show: "p", "n", "count", "value", "low", "high" or "deviation";
+        None shows the value with its interval. Without a measure, the name of the row's value to show:
+        an attribute, an item, or one of the values given to `row`; None shows the label.
+      unit: The unit, which is written after the heading. With "%" or "points", shares are multiplied by
+        100.
+      decimals: The number of decimals.
       group: A heading that neighbouring columns share.
-      scale: Factor of the numbers; None: as the unit says.
-      optional: Whether the column is left out, instead of an error, where there is no such fact at all.
-      of: What of the row, shown as by `show`, has the keys, where that is not the row itself.
-      keys: Of the facts, before the row's; None takes one of the row's away.
+      scale: A factor for the numbers; if None, it follows from the unit.
+      optional: Whether the column is left out if it has no fact at all, which is an error otherwise.
+      of: The name of the row's value that has the keys, if it is not the row itself.
+      keys: Keys of the facts, which override those of the row; the value None removes a key.
     """
 
     title: str
@@ -61,22 +63,22 @@ class Column:
     def __post_init__(self) -> None:
         if self.unit == "%" and self.scale is not None:
             raise ValueError(
-                f"The column {self.title!r} of % draws shares as they are: leave `scale` out."
+                f"The column {self.title!r} has the unit %, which sets the scale: leave `scale` out."
             )
 
     def names(self, row: Any) -> frozenset[str]:
-        """Which keys the column's facts have in a row."""
+        """Returns the names of the keys that the column's facts have in a row."""
         of = _of(row) if self.of is None else _shown(row, self.of)
         taken = {name for name, value in self.keys.items() if value is None}
         return frozenset((keys_of(of).keys() | self.keys.keys()) - taken)
 
     def fact(self, facts: Facts, row: Any) -> Fact | None:
-        """The fact of a row, if there is one."""
+        """Returns the fact of a row, or None if there is none."""
         of = _of(row) if self.of is None else _shown(row, self.of)
         return facts.find(str(self.measure), of, **self.keys)
 
     def cell(self, facts: Facts, row: Any) -> Any:
-        """What stands in the column for a row; None where there is no such fact."""
+        """Returns the column's cell in a row; None if there is no such fact."""
         if self.measure is None:
             return _shown(row, self.show or "label")
         fact = self.fact(facts, row)
@@ -89,7 +91,7 @@ class Column:
 
 
 def column(title: str, measure: str | None = None, **described: Any) -> Column:
-    """A column: what `Column` has, and the keys of its facts."""
+    """Makes a column from the arguments of `Column`; all other arguments are keys of its facts."""
     fields = {field.name for field in dataclasses.fields(Column)} & described.keys()
     own = {name: described.pop(name) for name in fields}
     return Column(title, measure, keys=described, **own)
@@ -105,38 +107,38 @@ def line(
     band: bool = True,
     **look: Any,
 ) -> dict[str, Any]:
-    """A line of a chart, of facts or of numbers.
+    """Makes a line of a chart from facts or from numbers.
 
     Args:
-      name: In the legend.
-      facts: The points.
-      x: The key of the facts that is the position, by which they are sorted, or the positions
-        themselves.
-      y: Numbers, rates or estimates, where there are no facts.
-      scale: Factor of y.
-      band: Whether intervals are drawn.
-      **look: dashed, scatter, steps, model, as in `reports.blocks.line`.
+      name: The line's name in the legend.
+      facts: The facts that are the points of the line.
+      x: With facts, the key that holds the position of a point; the facts are sorted by it. Without
+        facts, the positions.
+      y: The numbers, rates or estimates to draw, if there are no facts.
+      scale: A factor for y.
+      band: Whether the intervals of facts are drawn.
+      **look: dashed, scatter, steps and model, as in `reports.blocks.line`.
     """
     if facts is not None:
         points = sorted(facts, key=lambda fact: fact.keys[x])
         x = [fact.keys[x] for fact in points]
         y = [fact.cell if band else fact.value for fact in points]
     drawn = blocks.line(name, list(x), [_scaled(value, scale) for value in y or ()], **look)
-    return drawn | {"given": bool(y)}  # `chart` takes it away: facts without a value are no mistake
+    return drawn | {"given": bool(y)}  # `chart` checks and removes this
 
 
 def level(
     name: str, fact: Any, over: Sequence[float], *, scale: float = 1, band: bool = True, **look: Any
 ) -> dict[str, Any]:
-    """A `line` on one level: a fact, a rate or a number, from one position to another."""
+    """Makes a horizontal `line` at a fact, a rate or a number, over the positions `over`."""
     value = cell_of(fact) if band else value_of(fact)
     return line(name, x=list(over), y=[value] * len(over), scale=scale, **look)
 
 
 class Page:
-    """What a template can put on the page; each call leaves its block at that place of the text."""
+    """The blocks that a template can put on the page; a block stands where the template calls it."""
 
-    tile = staticmethod(blocks.tile)  # of a grid of `pictures`
+    tile = staticmethod(blocks.tile)  # for a grid of `pictures`
 
     def __init__(self, facts: Facts) -> None:
         self._facts, self._blocks = facts, list[list[Block]]()
@@ -151,7 +153,7 @@ class Page:
         highlight: Sequence[Any] = (),
         caller: Callable[[], str] | None = None,
     ) -> str:
-        """A table of facts: a row for each variant, mapping or `row`; or rows of lists of cells."""
+        """Puts a table: one row for each variant, mapping or `row`, or rows that are lists of cells."""
         rows, heads = list(rows), [c if isinstance(c, Column) else Column(c) for c in columns]
         if any(isinstance(row, list | tuple) for row in rows):
             cells: list[list[Any]] = [[cell_of(cell) for cell in row] for row in rows]
@@ -181,7 +183,7 @@ class Page:
         folded: bool = False,
         caller: Callable[[], str] | None = None,
     ) -> str:
-        """A chart of `line`s over an `axis` or its title, as `reports.blocks.chart`."""
+        """Puts a chart of `line`s, as in `reports.blocks.chart`."""
         if lines and not any(one.pop("given", True) for one in map(dict, lines)):
             raise ValueError(f"The chart {title!r} has no point: no line has a fact to draw.")
         drawn = [{name: part for name, part in one.items() if name != "given"} for one in lines]
@@ -198,9 +200,10 @@ class Page:
         bars: bool = False,
         caller: Callable[[], str] | None = None,
     ) -> str:
-        """Dots with intervals, or bars: what a `column` has, one for each row.
+        """Puts a chart of dots with intervals, or of bars, with one value of a `column` for each row.
 
-        By what `group` and `name` show of a row; the column's title is the chart's.
+        `group` and `name` are the names of the row's values that give a dot its group and its name. The
+        chart has the column's title.
         """
         _refuse(values, "group", "optional", "decimals")
         rows, groups = list(rows), dict[str, dict[str, Any]]()
@@ -220,7 +223,7 @@ class Page:
         )
 
     def bars(self, values: Column, rows: Iterable[Any], **more: Any) -> str:
-        """Bars from 0, as `intervals`."""
+        """Puts a chart of bars that start at 0; the arguments are those of `intervals`."""
         return self.intervals(values, rows, bars=True, **more)
 
     def heat(
@@ -234,16 +237,17 @@ class Page:
         folded: bool = False,
         caller: Callable[[], str] | None = None,
     ) -> str:
-        """A table coloured by its values: a `column`'s facts of a row's and a column's keys together.
+        """Puts a table whose cells are coloured by their values.
 
-        The title is that of `values`; `titles` say what the rows and what the columns are.
+        A cell is the fact of `values` that has the keys of its row and its column together. The table
+        has the title of `values`; `titles` are the titles of the rows and of the columns.
         """
         _refuse(values, "group", "optional", "scale", "show", "of")
         rows, columns = list(rows), list(columns)
         found = [
             [values.fact(self._facts, _joined(row, column)) for column in columns] for row in rows
         ]
-        # A table of nothing would look like one whose values are missing for a reason.
+        # A table without any value would look as if the values were missing for a reason.
         if not any(fact is not None for of_row in found for fact in of_row):
             raise ValueError(
                 f"The table of {values.measure!r} has no value: no row has such a fact."
@@ -269,14 +273,14 @@ class Page:
         title: str | None = None,
         caller: Callable[[], str] | None = None,
     ) -> str:
-        """A grid of pictures, as `reports.blocks.pictures`: rows of a label and its `tile`s."""
+        """Puts a grid of pictures, as in `reports.blocks.pictures`: rows of a label and `tile`s."""
         block = blocks.pictures(list(rows), _body(caller), columns=columns, title=title)
         return self._place(block)
 
     def put(
         self, given: Block | Iterable[Block], *, caller: Callable[[], str] | None = None
     ) -> str:
-        """Blocks that Python has made; a caption is that of the last of them."""
+        """Puts blocks that Python code has made; the last of them gets the caption."""
         found = [given] if isinstance(given, dict) else list(given)
         if caller is not None and found:
             found[-1] = found[-1] | {"caption": _body(caller)}
@@ -289,21 +293,21 @@ class Page:
         see: Mapping[str, str] | None = None,
         caller: Callable[[], str],
     ) -> str:
-        """A question and, between the call and its end, the answer; `see`: {words: a section's id}."""
+        """Puts a question with its answer, which is the body of the call; `see` is {words: id}."""
         evidence = list((see or {}).items())
         return self._place(blocks.verdict(_plain(question), _body(caller), evidence))
 
     def notice(self, tone: str, *, caller: Callable[[], str]) -> str:
-        """A few words that stand out: "sound" or "doubtful"."""
+        """Puts a remark that stands out; `tone` is "sound" or "doubtful"."""
         return self._place(blocks.notice(tone, _body(caller)))
 
     def split(self, text: str) -> tuple[list[str], list[Block]]:
-        """(paragraphs before all else, blocks) of the rendered text."""
+        """Splits the rendered text into (paragraphs before the first heading or block, blocks)."""
         found: list[Block] = []
         lines: list[str] = []
         summary: list[str] | None = None
 
-        # Paragraphs before the first heading or block are the summary, later ones are blocks.
+        # The first paragraphs, before any heading or block, are the summary; later ones are blocks.
         def flush() -> None:
             nonlocal summary
             paragraphs = [part.strip() for part in re.split(r"\n\s*\n", "\n".join(lines))]
@@ -314,7 +318,7 @@ class Page:
             elif paragraphs:
                 found.append(blocks.text("\n\n".join(paragraphs)))
 
-        # Line by line: a heading, the place of a block that a call has left, or text.
+        # Each line is a heading, the mark of a block, or text.
         for row in text.split("\n"):
             heading, place = _HEADING.fullmatch(row.strip()), _PLACE.fullmatch(row.strip())
             if heading is None and place is None:
@@ -334,7 +338,7 @@ class Page:
         return summary or [], found
 
     def _is_there(self, column: Column, cells: Sequence[Any], rows: Sequence[Any]) -> bool:
-        """Whether a column has a cell; an error where no fact at all could be in it."""
+        """Says whether to draw a column; raises ValueError if no fact at all could be in it."""
         if column.measure is None or not rows or any(cell is not None for cell in cells):
             return True
         if column.optional:
@@ -343,7 +347,7 @@ class Page:
         same = [f for f in self._facts if f.measure == column.measure and own <= f.keys.items()]
         if any(frozenset(fact.keys) in wanted for fact in same):
             return True
-        nearest = f"; those that there are have the keys {', '.join(same[0].keys)}" if same else ""
+        nearest = f"; the existing ones have the keys {', '.join(same[0].keys)}" if same else ""
         raise ValueError(
             f"The column {column.title!r} has no cell: there is no fact {column.measure!r} with the "
             f"keys {', '.join(sorted(min(wanted, key=sorted)))}{nearest}. Is the column `optional`?"
@@ -358,47 +362,47 @@ class Page:
 
 
 def value_of(item: Any) -> Any:
-    """The number of a fact, a rate, an estimate, or of a number itself."""
+    """Returns the number of a fact, a rate or an estimate; a number is returned unchanged."""
     if isinstance(item, Fact):
         return item.value
     return item.get("rate", item.get("value")) if isinstance(item, Mapping) else item
 
 
 def cell_of(item: Any) -> Any:
-    """A fact as a cell; anything else is one."""
+    """Converts a fact to a cell; anything else is returned unchanged."""
     return item.cell if isinstance(item, Fact) else item
 
 
 def _heat_cell(fact: Fact | None) -> Any:
-    """A rate or a number: a cell of a heat table has no place for another interval."""
+    """Converts a fact to a rate or a number; a heat table can only show the intervals of rates."""
     return None if fact is None else fact.cell if fact.count is not None else fact.value
 
 
 def _axis(given: str | Block) -> str | Block:
-    """An axis, whose title a macro may have written as Markdown."""
+    """Returns an axis with a plain title; a macro may have written the title as Markdown."""
     return given | {"title": _plain(given["title"])} if isinstance(given, dict) else _plain(given)
 
 
 def _refuse(values: Column, *fields: str) -> None:
-    """Raises ValueError where a column says what a chart or heat table has no place for."""
+    """Raises ValueError if a column sets a field that a chart or heat table cannot show."""
     for name in fields:
         if getattr(values, name) != getattr(Column(""), name):
             raise ValueError(
-                f"The column {values.title!r} is drawn without its `{name}`: leave it out."
+                f"The column {values.title!r} cannot show its `{name}` here: leave it out."
             )
     if values.unit not in (None, "%") and values.measure is not None:
         raise ValueError(
-            f"The column {values.title!r} is drawn without its unit: say {values.unit!r} in its title."
+            f"The column {values.title!r} cannot show its unit here: put {values.unit!r} in the title."
         )
 
 
 def _plain(title: Any) -> Any:
-    """A title as text: what a macro wrote is Markdown."""
+    """Converts a title to plain text if a macro has written it as Markdown."""
     return markdown.plain_line(title) if hasattr(title, "__html__") else title
 
 
 def _scaled(cell: Any, scale: float) -> Any:
-    """A cell whose numbers are multiplied; a rate has none to multiply, it is drawn as a percentage."""
+    """Multiplies the numbers of a cell; a rate becomes an estimate, unless the scale is 1."""
     if scale == 1 or cell is None or isinstance(cell, str):
         return cell
     if isinstance(cell, Mapping) and "rate" in cell:
@@ -417,7 +421,7 @@ def _joined(row: Any, column: Any) -> dict[str, Any]:
 
 
 def _shown(row: Any, name: str) -> Any:
-    """What a row shows under a name: of `row`, then of what that is of."""
+    """Returns the value of a row with this name: one given to `row`, or one of its keys."""
     if isinstance(row, Row):
         if name == "label" and row.label is not None:
             return row.label
@@ -432,7 +436,7 @@ def _shown(row: Any, name: str) -> Any:
 
 
 def _body(caller: Callable[[], str] | None) -> str:
-    """What stands between a call and its end: a caption or an answer, in Markdown."""
+    """Returns the body of a call, which is a caption or an answer, in Markdown."""
     text = "" if caller is None else str(caller())
     if _PLACE.search(text):
         raise ValueError(f"A table or chart cannot stand within a caption or an answer: {text!r}.")

@@ -1,4 +1,4 @@
-"""Tables of a report as lines for a terminal."""
+"""Writes the tables of a report as lines for a terminal."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -10,10 +10,10 @@ _GAP = "  "
 
 
 def table_lines(block: Block) -> list[str]:
-    """A table as lines of text, with its title above it.
+    """Writes a table as lines of text, with its title above it.
 
     Args:
-      block: From `reports.blocks.table`.
+      block: A block that `reports.blocks.table` returned.
 
     Example:
       >>> from jaxrobust.reports import blocks
@@ -31,11 +31,14 @@ def table_lines(block: Block) -> list[str]:
 
 
 def section_lines(blocks: Sequence[Block], identifiers: Collection[str]) -> list[str]:
-    """The tables of some sections, with an empty line before and after each.
+    """Writes the tables of some sections, with an empty line before and after each.
 
     Args:
-      blocks: Of a whole report.
-      identifiers: Of the sections' headings.
+      blocks: The blocks of a whole report.
+      identifiers: The ids of the sections' headings.
+
+    Returns:
+      The lines; none if the sections have no table.
     """
     lines, wanted = [""], False
     for block in blocks:
@@ -47,7 +50,7 @@ def section_lines(blocks: Sequence[Block], identifiers: Collection[str]) -> list
 
 
 def _column_lines(column: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A column's head and cells, all of one width: numbers to the right, what explains them behind."""
+    """Returns a column's heading and cells at one width, with numbers and their details aligned."""
     head = ": ".join(part for part in (column["group"], column["title"]) if part)
     if column["unit"]:
         head = f"{head} ({column['unit']})"

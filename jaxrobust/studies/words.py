@@ -1,4 +1,4 @@
-"""A study's words: a Jinja template in Markdown that asks facts, and the blocks that come of it."""
+"""Renders a study's words, a Jinja template in Markdown that looks facts up, into blocks."""
 
 import os
 import re
@@ -21,22 +21,23 @@ _NO_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x85\u2028\u2029\ue000-\uf8ff]")
 def render(template: Path, facts: Facts, names: Mapping[str, Any]) -> tuple[list[str], list[Block]]:
     """Renders a template.
 
-    Beside `names` it has `facts`, `fact` (`Facts.of`), `ANY`, what `Page` puts on the page, `column`,
-    `row`, `line`, `level`, `axis`, the modules `blocks` and `evaluations` of reports, and the filters
-    `estimate`, `percent`, `points`, `number`, `seconds`, `epsilon`, `listed`, `plural` and `p_value`.
-    It is Markdown: `# Title {#id}` is a part, `## Title {#id}` a section, `{## ... ##}` a comment.
+    Besides `names`, a template can use `facts`, `fact` (which is `Facts.of`), `ANY`, the methods of
+    `Page` that put blocks on the page, `column`, `row`, `line`, `level`, `axis`, the modules `blocks`
+    and `evaluations` of `jaxrobust.reports`, and the filters `estimate`, `percent`, `points`, `number`,
+    `seconds`, `epsilon`, `listed`, `plural` and `p_value`. The text is Markdown. `# Title {#id}` begins
+    a part, `## Title {#id}` begins a section, and `{## ... ##}` is a comment.
 
     Args:
-      template: A file; it can include others of its folder.
-      facts: What the study measured.
-      names: What else the template can name.
+      template: The file, which can include other files of its folder.
+      facts: The facts of the study.
+      names: Other values that the template can use, by their names.
 
     Returns:
-      (paragraphs before the first heading or block, blocks).
+      (the paragraphs before the first heading or block, the blocks).
 
     Raises:
-      ValueError: A name or a fact that is missing, a heading without an id, or a template that is wrong
-        in itself; the message begins with its file and line.
+      ValueError: A name or a fact is missing, a heading has no id, or the template has an error; the
+        message begins with its file and line.
     """
     with packages.extra("reports", "A study's template"):
         import jinja2
@@ -44,16 +45,16 @@ def render(template: Path, facts: Facts, names: Mapping[str, Any]) -> tuple[list
     page = Page(facts)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(template.parent),
-        autoescape=True,  # and `finalize`: what is put into the text is text, and never markup
+        autoescape=True,  # with `finalize`: values become plain text, never markup
         finalize=_finalize,
         undefined=jinja2.StrictUndefined,
-        comment_start_string="{##",  # {#id} is of a heading
+        comment_start_string="{##",  # because {#id} belongs to a heading
         comment_end_string="##}",
         extensions=["jinja2.ext.do"],
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # Filters say a figure in words; they are all the arithmetic that a template has.
+    # Filters put a figure into words; a template computes nothing else.
     environment.filters |= {
         "estimate": estimate,
         "percent": percent,
@@ -65,7 +66,7 @@ def render(template: Path, facts: Facts, names: Mapping[str, Any]) -> tuple[list
         "plural": plural,
         "p_value": p_value,
     }
-    # Calls that put a block on the page, and what they are called with.
+    # Functions that put a block on the page, and those that make their arguments.
     environment.globals |= {
         name: getattr(page, name)
         for name in (
@@ -76,7 +77,7 @@ def render(template: Path, facts: Facts, names: Mapping[str, Any]) -> tuple[list
     environment.globals |= {"ANY": ANY, "facts": facts, "fact": facts.of, "row": Row}
     environment.globals |= {"column": column, "line": line, "level": level}
     environment.globals |= {"axis": blocks.axis, "blocks": blocks, "evaluations": evaluations}
-    # Whatever goes wrong is told with the line of the template.
+    # Every error message gets the line of the template.
     try:
         return page.split(environment.get_template(template.name).render(**names))
     except jinja2.TemplateSyntaxError as error:
@@ -86,7 +87,7 @@ def render(template: Path, facts: Facts, names: Mapping[str, Any]) -> tuple[list
 
 
 def _place(error: Exception, template: Path) -> str:
-    """Where a template raised an error: its own frames are in the traceback, with their lines."""
+    """Finds the file and line of a template that raised an error, from the traceback."""
     place = str(template)
     for frame, number in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_filename.endswith(".j2"):
@@ -95,11 +96,13 @@ def _place(error: Exception, template: Path) -> str:
 
 
 def estimate(value: Any, decimals: int = 1) -> str:
-    """A figure with its interval: "86.8 % (83.1 to 89.9, n = 1,593)" of a rate, "3.2 (2.9 to 3.6)".
+    """Writes a figure with its interval.
+
+    A rate is written as "86.8 % (83.1 to 89.9, n = 1,593)", any other figure as "3.2 (2.9 to 3.6)".
 
     Args:
       value: A fact, a rate or an estimate.
-      decimals: Of the numbers.
+      decimals: The number of decimals.
     """
     cell = cell_of(value)
     is_rate = isinstance(cell, Mapping) and "rate" in cell
@@ -114,13 +117,13 @@ def estimate(value: Any, decimals: int = 1) -> str:
 
 
 def percent(value: Any, decimals: int = 1) -> str:
-    """A share as a percentage, without its interval: "86.8 %"."""
+    """Writes a share as a percentage without its interval, as in "86.8 %"."""
     decimals = _share_decimals(value_of(value), decimals)
     return f"{_number(value_of(value), decimals, 100)}\u00a0%"
 
 
 def points(value: Any, decimals: int = 1) -> str:
-    """A difference of shares with its interval, if it has one: "+1.2 points (−0.3 to +2.7)"."""
+    """Writes a difference of shares and its interval, as in "+1.2 points (−0.3 to +2.7)"."""
     cell = cell_of(value)
     shown = f"{_signed(value_of(value), decimals)}\u00a0points"
     if not isinstance(cell, Mapping) or cell.get("low") is None or cell.get("high") is None:
@@ -129,7 +132,7 @@ def points(value: Any, decimals: int = 1) -> str:
 
 
 def listed(words: Iterable[Any]) -> str:
-    """Words as a list within a sentence.
+    """Joins words to a list within a sentence.
 
     Example:
       >>> listed(["a", "b", "c"]), listed(["a"])
@@ -140,7 +143,7 @@ def listed(words: Iterable[Any]) -> str:
 
 
 def plural(count: int, word: str, words: str | None = None) -> str:
-    """A number with its noun.
+    """Writes a number with its noun.
 
     Example:
       >>> plural(1, "seed"), plural(1200, "seed")
@@ -150,17 +153,17 @@ def plural(count: int, word: str, words: str | None = None) -> str:
 
 
 def p_value(value: Any) -> str:
-    """A p-value, or that of a fact: "p = 0.013", "p < 0.0001"."""
+    """Writes a p-value, or the p-value of a fact, as in "p = 0.013" or "p < 0.0001"."""
     p = value.p if isinstance(value, Fact) else value
     if p is None or not formatting.finite(p):
         return "no p-value"
-    # 0.0496 must not read as 0.05, of which one would say that it is not below.
+    # 0.0496 must not become 0.05, because 0.0496 is below 0.05.
     digits = 2 if (float(f"{p:.2g}") < 0.05) == (p < 0.05) else 4
     return f"p = {p:.{digits}g}" if p >= 1e-4 else "p < 0.0001"
 
 
 def _share_decimals(share: Any, decimals: int) -> int:
-    """As many decimals as it takes: 9,999 of 10,000 must not read as 100 %, nor 1 of them as 0 %."""
+    """Adds decimals, so that 9,999 of 10,000 does not become 100 %, nor 1 of 10,000 become 0 %."""
     if formatting.finite(share) and 0 < share < 1:
         while decimals < 4 and float(f"{100 * share:.{decimals}f}") in (0, 100):
             decimals += 1
@@ -173,18 +176,18 @@ def _signed(value: Any, decimals: int) -> str:
 
 
 def _number(value: Any, decimals: int = 3, scale: float = 1) -> str:
-    """A number, or the value of a fact, with so many decimals."""
+    """Writes a number, or the value of a fact, with a given number of decimals."""
     value = value_of(value)
     return formatting.measure(scale * value if formatting.finite(value) else value, decimals)
 
 
 def _finalize(value: Any) -> Any:
-    """What `{{ }}` puts into the text: numbers as a reader wants them, text with its markup escaped."""
+    """Converts the value of `{{ }}` to text: formats a number, and escapes the markup of a text."""
     with packages.extra("reports", "A study's template"):
         import jinja2
         from markupsafe import Markup
 
-    if hasattr(value, "__html__"):  # of a macro or a table: Markdown already
+    if hasattr(value, "__html__"):  # a macro or a table has made Markdown
         return value
     if isinstance(value, np.generic):
         value = value.item()
@@ -194,8 +197,8 @@ def _finalize(value: Any) -> Any:
     if not isinstance(value, str | os.PathLike | jinja2.Undefined):
         what = f"the fact {value.measure!r} itself" if isinstance(value, Fact) else repr(value)
         raise ValueError(
-            f"A sentence cannot hold {what}: ask for a number or a word, as by a filter such as "
+            f"A sentence cannot hold {what}: make a number or a word of it, with a filter such as "
             "`estimate`."
         )
-    # Controls and the characters that mark a block's place are no part of a text.
+    # A text must not have control characters, nor the characters that mark the place of a block.
     return Markup(markdown.escape(_NO_TEXT.sub(" ", str(value))))

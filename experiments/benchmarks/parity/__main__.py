@@ -8,8 +8,8 @@ experiments/benchmarks/README.md says what PEER is, and how to split the work in
 
 Expected time: half an hour on 2 cores to train the two CIFAR networks (networks.py in this folder),
 then many hours, most of them for the PyTorch libraries. Every result is saved: if a run is killed, the
-same command resumes it, and asks a library that failed once more. --quick takes 2 minutes. Expected
-numbers: docs/results/parity.md, which `--docs docs/results/parity.md` writes from all runs in
+same command resumes it, and repeats the attacks of a library that failed. --quick takes 2 minutes.
+Expected numbers: docs/results/parity.md, which `--docs docs/results/parity.md` writes from all runs in
 <results_dir>/parity except quick ones.
 """
 
@@ -36,7 +36,7 @@ class Config:
       norms: The norms to use, of linf, l2 and l1.
       smallest: Whether to compare minimal norms too.
       attacks: The attacks to compare within a ball, by their names in the tables; None: all.
-        AutoAttack needs the attacks of which it consists.
+        If AutoAttack is among them, the attacks of which it consists must be too.
       art: Whether to compare with ART, which is the slowest library.
       num_images: The largest number of images of each network: the first of its 50 or 200.
       num_radii: The number of radii for each network and norm; 0: only minimal norms.
@@ -50,7 +50,7 @@ class Config:
       results_dir: The folder of all results.
       docs: A Markdown file for the tables of all runs in <results_dir>/parity; None: a file beside
         result.json, for this run.
-      quick: Few steps, few images, only the reference network, to see that everything runs.
+      quick: Use few steps, few images and only the reference network, to see that everything runs.
     """
 
     peer_python: Path
@@ -74,7 +74,7 @@ class Config:
 
     @property
     def effort(self) -> matrix.Effort:
-        """The numbers of steps of the attacks."""
+        """The number of steps of each attack."""
         searches = {"num_searches": self.num_searches, "num_iterations": self.num_iterations}
         return matrix.QUICK if self.quick else matrix.Effort(**searches)
 
@@ -87,16 +87,16 @@ def check(config: Config) -> None:
         raise ValueError(f"`seeds` must be different integers, at least one, got {config.seeds}.")
     missing = [name for name in matrix.SUITE if name not in (config.attacks or matrix.SUITE)]
     if missing and "AutoAttack" in (config.attacks or ()):
-        raise ValueError(f"`attacks` must have {', '.join(missing)} too if they have AutoAttack.")
+        raise ValueError(f"`attacks` with AutoAttack must also have {', '.join(missing)}.")
 
 
 def main(config: Config) -> Path:
     """Runs the comparison; returns the path of result.json."""
     check(config)
-    # Before hours are spent on networks.
+    # Checked before hours are spent on networks.
     versions = harness.versions(config.peer_python, *matrix.PACKAGES)
     used = networks.select(config)
-    # Where the tables go decides nothing, and must not keep a run from going on.
+    # The path of the tables changes no result, and must not keep a run from being resumed.
     kept = dataclasses.replace(config, docs=None)
     hashes = {network.name: network_files.fingerprint(network.path) for network in used}
     decisive: Any = {"hashes": hashes, "peers": versions, "torch_device": harness.peer_device()}
@@ -145,7 +145,7 @@ def main(config: Config) -> Path:
 def _compared(
     config: Config, network: network_files.Network, ask: harness.Ask, stages: studies.Stages
 ) -> dict[str, list[dict[str, Any]]]:
-    """Returns what a network adds to the lists of result.json."""
+    """Returns the entries of a network for the lists of result.json."""
     count = min(8, config.num_images) if config.quick else config.num_images
     network = network.first(count)
     seeds = config.seeds[:1] if config.quick else config.seeds

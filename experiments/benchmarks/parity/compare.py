@@ -1,4 +1,4 @@
-"""One network under every attack of both sides, each computed once, judged by one judge."""
+"""Attacks one network with every attack of both sides; each runs once, and one judge judges all."""
 
 import dataclasses
 import functools
@@ -18,18 +18,21 @@ from jaxrobust import evaluation, studies
 from jaxrobust.attacks import APGD, Attack
 from jaxrobust.studies.outcomes import right_ones
 
-PER_IMAGE = 200  # of which we may leave one more robust than a peer does
-_LONGER = 1.02  # how much longer our median perturbation may be
+PER_IMAGE = 200  # among this many images, ours may leave one more robust than the peer's
+_LONGER = 1.02  # the largest ratio of our median perturbation to the peer's
 _FIRST = {"linf": 4 / 255, "l2": 0.5, "l1": 6.0}  # radii
-# Robust accuracies are spread between this and the clean accuracy. Not 10 %: the suite is stronger
-# than the one attack that the radii are found with.
+# Robust accuracies are spread between this and the clean accuracy. It is above 10 %, because the suite
+# is stronger than the single attack that finds the radii.
 _LOWEST = 0.15
 Answer = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Comparison:
-    """What the comparisons on one network share; some attacks are made with the first seed alone."""
+    """The arguments that all comparisons on one network share.
+
+    Some attacks are made with the first seed only.
+    """
 
     network: Network
     ask: harness.Ask  # the peer, which has the network
@@ -43,23 +46,26 @@ class Comparison:
 def attack(
     network: Network, chosen: Attack | dict[str, Attack], epsilon: float | None, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Runs an attack of ours, or a suite: (images, bool [N] which are robust by our own reckoning).
+    """Runs an attack of ours, or a suite.
 
-    Without epsilon whatever fools counts.
+    Without `epsilon`, every image that fools the network counts as a success.
+
+    Returns:
+      (images, bool [N]: which images are robust by our own count).
     """
     key = jax.random.key(seed)
     if isinstance(chosen, dict):
         suite = evaluation.attack_suite(chosen, *network.target, key=key)
         return suite.images, suite.robust
-    # An image is left at its first success, but for its smallest perturbation; an attack that keeps
-    # its last point goes on to it.
+    # An attack within a ball stops at its first success, unless it returns its last point; a search for
+    # the smallest perturbation does not stop.
     until_fooled = epsilon is not None
     report = evaluation.attack_dataset(chosen, *network.target, key=key, until_fooled=until_fooled)
     return report.images, report.attacked & ~report.success
 
 
 def radii(network: Network, norm: str, count: int, num_steps: int, seed: int) -> list[float]:
-    """Radii at which robust accuracies under APGD-CE are spread between 10 and 90 %, smallest first."""
+    """Finds radii that spread robust accuracies under APGD-CE between 10 and 90 %, in rising order."""
 
     @functools.cache
     def accuracy(epsilon: float) -> float:
@@ -85,7 +91,7 @@ def radii(network: Network, norm: str, count: int, num_steps: int, seed: int) ->
 
 
 def within_ball(comparison: Comparison, norm: str, num_radii: int) -> list[Answer]:
-    """Robust images of every attack at every radius: "cells" of result.json."""
+    """Counts the robust images of every attack at every radius: "cells" of result.json."""
     network, steps = comparison.network, comparison.effort.num_steps
     epsilons = comparison.stages.remember(
         f"{network.name} {norm}: radii",
@@ -109,9 +115,9 @@ def within_ball(comparison: Comparison, norm: str, num_radii: int) -> list[Answe
 
 
 def smallest(comparison: Comparison, norm: str, row: matrix.Row, mask: np.ndarray) -> Answer:
-    """Median norms of an attack that looks for the smallest perturbation: one of "minimal_norms".
+    """Compares median norms of an attack that looks for the smallest perturbation.
 
-    `mask` is bool [N], the images that are right when clean.
+    `mask` is bool [N], the images that are right when clean. Returns an entry of "minimal_norms".
     """
     (mine,), theirs = _both(comparison, row, norm, None)
     own = _median(mine, norm, mask)
@@ -129,7 +135,7 @@ def smallest(comparison: Comparison, norm: str, row: matrix.Row, mask: np.ndarra
 
 
 def counted(rows: list[Answer]) -> dict[str, int]:
-    """How many comparisons "hold", of how many that could be "judged", and where a peer "broke"."""
+    """Counts the comparisons that "hold", those that were "judged", and those whose peer "broke"."""
     peers = [peer for row in rows for peer in row["peers"].values()]
     held = [peer["holds"] for peer in peers if "holds" in peer]
     return {"hold": sum(held), "judged": len(held), "broke": len(peers) - len(held)}
@@ -138,7 +144,7 @@ def counted(rows: list[Answer]) -> dict[str, int]:
 def _both(
     comparison: Comparison, row: matrix.Row, norm: str, epsilon: float | None
 ) -> tuple[list[Answer], dict[str, list[Answer]]]:
-    """Our answers and the peers' for each seed, computed once; a peer that broke is asked anew."""
+    """Returns our answers and the peers' for each seed; only failed requests are computed again."""
     network = comparison.network
     where = f"{network.name} {norm} {'smallest' if epsilon is None else f'{epsilon:g}'} {row.name}"
     ball = {"norm": norm, "epsilon": epsilon, "indices": list(range(len(network.images)))}
@@ -156,7 +162,7 @@ def _both(
             try:
                 answer = keep(f"{name}: {library}", comparison.ask, "attack", **asked)
             except harness.PeerError as error:
-                print(f"{name}: {library} broke: {error}", flush=True)
+                print(f"{name}: {library} failed: {error}", flush=True)
                 answer = {"error": str(error)}
             theirs[library].append(answer)
     return mine, theirs
@@ -165,7 +171,7 @@ def _both(
 def _made(
     comparison: Comparison, chosen: Attack | dict[str, Attack], ball: Answer, seed: int
 ) -> Answer:
-    """Our images as the peers' judge sees them, with what we said of them ourselves."""
+    """Makes our images and has the peer judge them; "claimed" is our own count of robust images."""
     made = functools.partial(attack, comparison.network, chosen, ball["epsilon"], seed)
     run = harness.clocked(made, lambda found: {"found": found})
     images, robust = run["found"]
@@ -177,14 +183,17 @@ def _made(
 
 
 def _intersections(suite: dict[str, list[Answer]], count: int) -> list[Answer]:
-    """What withstood each attack of a peer's suite, seed by seed; all were made on all images."""
+    """Returns the images that withstood all attacks of a peer's suite, seed by seed.
+
+    All attacks were made on all images.
+    """
     found: list[Answer] = []
     for seed in range(count):
-        # An attack that draws nothing has one answer for all seeds.
+        # An attack without randomness has one answer for all seeds.
         answers = {name: suite[name][min(seed, len(suite[name]) - 1)] for name in matrix.SUITE}
         broke = [name for name, answer in answers.items() if "error" in answer]
         if broke:
-            found.append({"error": f"of its suite {', '.join(broke)} broke"})
+            found.append({"error": f"{', '.join(broke)} of its suite failed"})
             continue
         masks = np.array([answer["robust"] for answer in answers.values()])
         seconds = sum(answer["seconds"] for answer in answers.values())
@@ -193,13 +202,13 @@ def _intersections(suite: dict[str, list[Answer]], count: int) -> list[Answer]:
 
 
 def _counts(answers: list[Answer]) -> Answer:
-    """How many images are robust, seed by seed, and the sums of the rest."""
+    """Returns the number of robust images for each seed, and the sums of other values over seeds."""
     sums = {name: sum(answer[name] for answer in answers) for name in ("outside", "seconds")}
     return {"robust": [sum(answer["robust"]) for answer in answers], **sums}
 
 
 def _beside(mine: list[Answer], answers: list[Answer]) -> Answer:
-    """A peer's counts and how ours compare, over all seeds together."""
+    """Returns a peer's counts and the comparison with ours, over all seeds together."""
     for answer in answers:
         if "error" in answer:
             return answer
@@ -210,7 +219,7 @@ def _beside(mine: list[Answer], answers: list[Answer]) -> Answer:
 
 
 def _median(answer: Answer, norm: str, mask: np.ndarray) -> Answer:
-    """The median norm over the mask, infinite where nothing fools, and how many were fooled."""
+    """Returns the median norm over the mask, where failures are infinite, and counts successes."""
     sizes = np.where(answer["fooled"], np.array(answer[norm], float), np.inf)[mask]
     found = int(np.isfinite(sizes).sum())
     return {"median": float(np.median(sizes)), "found": found, "seconds": answer["seconds"]}

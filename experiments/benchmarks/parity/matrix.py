@@ -1,11 +1,12 @@
-"""What is compared with what: attacks.json, our attacks and those of the peers with the same settings.
+"""The pairs of attacks to compare, from attacks.json: ours and the peers' with the same settings.
 
-An entry has our attack, as `attacks.from_dict` takes it, and of each peer the class and its arguments.
-Values may be words of `_rows`. Arguments are those of the papers: torchattacks takes 10 steps by
-default, within AutoAttack as well (the paper's 100), and its Square rescales the schedule of window
-sizes; ART's APGD begins with steps of 0.1 (2 epsilon; in l1 epsilon), its DeepFool overshoots by 1e-6;
-foolbox' Carlini-Wagner stops a search early. "num_seeds" is 1 where nothing is drawn, or where a peer
-takes too long: ART's Square needs five minutes for 50 images.
+An entry of attacks.json has our attack, as `attacks.from_dict` takes it, and the class and arguments of
+each peer. Values may be names in `words` of `_rows`. Arguments are those of the papers, because the
+defaults of the libraries differ from them: torchattacks takes 10 steps, also within AutoAttack (the
+paper takes 100), and its Square rescales the schedule of window sizes; ART's APGD begins with steps of
+0.1 (instead of 2 epsilon; in l1 epsilon), and its DeepFool overshoots by 1e-6; foolbox' Carlini-Wagner
+stops a search early. "num_seeds" is 1 if an attack is not random, or if a peer takes too long: ART's
+Square needs five minutes for 50 images.
 """
 
 import dataclasses
@@ -19,16 +20,16 @@ from jaxrobust.attacks import Attack, Square
 
 PACKAGES = ("torch", "torchattacks", "adversarial-robustness-toolbox", "foolbox")
 NORMS = ("linf", "l2", "l1")
-# The attacks of AutoAttack standard: what withstands each of them withstands the suite.
+# The attacks of AutoAttack standard: an image that withstands each of them withstands the suite.
 SUITE = ("APGD-CE", "APGD-T", "FAB-T", "Square")
 _TABLE = json.loads(Path(__file__).with_name("attacks.json").read_text(encoding="utf-8"))
-# What can be compared within a ball.
+# The attacks that can be compared within a ball.
 NAMES = (*dict.fromkeys(entry["name"] for entry in _TABLE["within_ball"]), "AutoAttack")
 
 
 @dataclasses.dataclass(frozen=True)
 class Effort:
-    """How long attacks work, on both sides alike."""
+    """The numbers of steps of the attacks, the same on both sides."""
 
     num_steps: int = 100  # of APGD and FAB
     num_queries: int = 5000  # of Square
@@ -43,7 +44,7 @@ QUICK = Effort(5, 20, 5, 3, 20, 10)
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One comparison: our attack, or a suite by name, and what each library is asked for."""
+    """One comparison: our attack, or a suite {name: attack}, and the request to each library."""
 
     name: str
     ours: Attack | dict[str, Attack]
@@ -52,7 +53,7 @@ class Row:
 
 
 def suite(effort: Effort, norm: str, epsilon: float) -> dict[str, Attack]:
-    """AutoAttack standard on ten classes, working as long as everything else here."""
+    """Returns AutoAttack standard on ten classes, with the numbers of steps of `effort`."""
 
     def shortened(attack: Any) -> Attack:
         if isinstance(attack, Square):
@@ -90,14 +91,14 @@ def _rows(kind: str, effort: Effort, norm: str, epsilon: float | None = None) ->
 
 
 def within_ball(effort: Effort, norm: str, epsilon: float, art: bool = True) -> list[Row]:
-    """The attacks that have a radius: what stays robust is compared.
+    """Returns the attacks that have a radius, whose robust images are compared.
 
-    "AutoAttack" has no request of its own: its peer is what withstood each attack of SUITE.
+    "AutoAttack" has no request of its own: its peer are the images that withstood all attacks of SUITE.
     """
     rows = list(_rows("within_ball", effort, norm, epsilon))
     for row in rows if not art else ():
         row.peers.pop("art", None)
-    if norm == "l1":  # in which torchattacks has nothing
+    if norm == "l1":  # torchattacks has no attacks in l1
         return rows
     return [
         *(row for row in rows if row.peers),
@@ -106,12 +107,12 @@ def within_ball(effort: Effort, norm: str, epsilon: float, art: bool = True) -> 
 
 
 def minimal(effort: Effort) -> list[tuple[str, Row]]:
-    """The attacks that look for the smallest perturbation: (norm, comparison)."""
+    """Returns (norm, comparison) of the attacks that look for the smallest perturbation."""
     return [(norm, row) for norm in ("l2", "linf") for row in _rows("minimal", effort, norm)]
 
 
 def auto_attack(effort: Effort, epsilon: float) -> dict[str, Any]:
-    """What torchattacks is asked for AutoAttack standard in linf."""
+    """Returns the request to torchattacks for AutoAttack standard in linf."""
     rows = {row.name: row.peers for row in _rows("within_ball", effort, "linf", epsilon)}
     made = [attack for name in SUITE for attack in rows[name]["torchattacks"]["attacks"]]
     return {"library": "torchattacks", "attacks": made, "norm": "linf", "epsilon": epsilon}

@@ -4,12 +4,12 @@
 
 - reference: the trained CNN in SHARED/reference/sports10_cnn, on its own 50 images.
 - cifar_standard: a resnet_small of widths 16, 32, 64 on cifar10_jpeg (CIFAR-10 encoded anew as JPEG).
-- cifar_robust: the same network, trained on under two steps of PGD (Madry et al. 2018,
+- cifar_robust: the same network, trained further under two steps of PGD (Madry et al. 2018,
   https://arxiv.org/abs/1706.06083).
 
 Both CIFAR networks are attacked on the same 200 test images. Expected time: half an hour on 2 cores for
-the trainings, which go on where they were killed. Expected numbers: at least 70 % of the clean images
-right for cifar_standard (78 %), and 20 to 40 % under PGD at 8/255 for cifar_robust (22 %).
+the trainings, which the same command resumes if they are killed. Expected numbers: cifar_standard has
+at least 70 % of the clean images right (78 %), and cifar_robust 20 to 40 % under PGD at 8/255 (22 %).
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ NAMES = ("reference", "cifar_standard", "cifar_robust")
 WIDTHS = (16, 32, 64)
 NUM_IMAGES = 200
 _SEED = 0
-# ImageNet's, which the reference was trained with.
+# ImageNet's statistics, with which the reference was trained.
 _PIXELS: dict[str, Any] = {
     "mean": np.array(harness.IMAGENET_MEAN, np.float32),
     "std": np.array(harness.IMAGENET_STD, np.float32),
@@ -48,7 +48,7 @@ _ROBUST = dataclasses.replace(
     schedule=training.Cosine(0.05),
     adversary=PGD(epsilon=8 / 255, step_size=6 / 255, num_steps=2),
 )
-# With the number of training images: adversarial training takes three times as long for each image.
+# (recipe, number of training images): adversarial training takes three times as long per image.
 _RECIPES = {"cifar_standard": (_STANDARD, None), "cifar_robust": (_ROBUST, 25_000)}
 
 
@@ -68,7 +68,7 @@ class Config:
 
 
 def reference(folder: Path, shared: Path) -> network_files.Network:
-    """The network of `shared`, in PyTorch's weights from the start."""
+    """Returns the network in `shared`, which was trained in PyTorch."""
     source = shared / "reference" / "sports10_cnn"
     if not source.is_dir():
         raise FileNotFoundError(f"`shared` must hold reference/sports10_cnn, got {str(shared)!r}.")
@@ -84,16 +84,19 @@ def reference(folder: Path, shared: Path) -> network_files.Network:
 
 
 def cifar(folder: Path, source: Path) -> list[network_files.Network]:
-    """The standard and the robust network in `folder`, trained where they are not there yet.
+    """Returns the standard and the robust network in `folder`, and trains those that do not exist.
 
-    `source` is the tar file, or the folder that it unpacks to; networks of another recipe are refused.
+    `source` is the tar file, or the folder that it unpacks to.
+
+    Raises:
+      ValueError: A network in `folder` was trained by another recipe.
     """
     networks: list[network_files.Network] = []
     for name in _RECIPES:
         path = folder / f"{name}.npz"
         if not path.exists():
             dataset = data.load("cifar10_jpeg", source, cache_dir=folder / "cache")
-            # The robust one goes on from the standard one: it learns faster than from nothing.
+            # The robust network starts from the standard one, because it learns faster so.
             _train(path, dataset, networks[-1].classifier.variables if networks else None)
         network = network_files.read(name, path)
         if network.recipe != _described(name):
@@ -106,17 +109,17 @@ def _described(name: str) -> dict[str, Any]:
     recipe, num_train = _RECIPES[name]
     default, chosen = map(training.describe, (training.Recipe(), recipe))
     chosen.pop("adversary")
-    # What is no default: a value that comes with a later release changes no recipe.
+    # Only values that are not defaults, so that a new option of a later release changes no recipe.
     changed = {k: v for k, v in chosen.items() if k == "num_epochs" or v != default[k]}
     words: dict[str, Any] = {"data": "cifar10_jpeg", "training": changed}
     words |= {"num_images": NUM_IMAGES, "image_seed": _SEED}
     if recipe.adversary is not None:
         words |= {"attack": attacks.to_dict(recipe.adversary), "num_train": num_train}
-    return json.loads(json.dumps(words))  # as it is read: tuples are lists there
+    return json.loads(json.dumps(words))  # in the form that is read back: tuples become lists
 
 
 def _train(path: Path, dataset: data.Dataset, variables: Any) -> None:
-    """Trains the network of this path on from `variables`; None: from the beginning."""
+    """Trains the network of this path, from `variables` or, if they are None, from random weights."""
     recipe, num_train = _RECIPES[path.stem]
     order = np.random.default_rng(_SEED).permutation(len(dataset.train))
     train = dataset.train if num_train is None else dataset.train.take(np.sort(order[:num_train]))
@@ -138,13 +141,13 @@ def _train(path: Path, dataset: data.Dataset, variables: Any) -> None:
 
 
 def select(config: Any) -> list[network_files.Network]:
-    """The networks that the settings of parity or auto_attack ask for, and no training for others."""
+    """Returns the networks that the settings of parity or auto_attack name, and trains no others."""
     with_cifar = config.cifar is not None and not config.quick
     names = [name for name in config.networks if name == "reference" or with_cifar]
     if not names:
         raise ValueError(
-            "`networks` must leave something to compare (the CIFAR networks need `cifar` and are not "
-            f"part of `quick`), got {config.networks}."
+            "`networks` must name a network that can be used (the CIFAR networks need `cifar`, and "
+            f"`quick` does not use them), got {config.networks}."
         )
     home = config.results_dir / "parity" / "networks"
     used = [reference(home, config.shared)] if "reference" in names else []
@@ -153,7 +156,7 @@ def select(config: Any) -> list[network_files.Network]:
 
 
 def main(config: Config) -> None:
-    """Makes what is missing and prints how the networks stand."""
+    """Makes the missing networks and prints the accuracies of all."""
     folder = config.results_dir / "parity" / "networks"
     for network in (reference(folder, config.shared), *cifar(folder, config.cifar)):
         words = [f"{network.name}: clean {100 * right_ones(*network.target).mean():.1f} %"]

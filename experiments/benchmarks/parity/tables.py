@@ -1,4 +1,4 @@
-"""The comparison as Markdown: which rows there are; numbers and words are in parity.md.j2."""
+"""Writes the comparison as Markdown: chooses the rows, while parity.md.j2 has the text."""
 
 import math
 from pathlib import Path
@@ -15,11 +15,13 @@ Row = dict[str, Any]
 
 
 def markdown(results: list[Row]) -> str:
-    """docs/results/parity.md from the result.json of runs on other networks or norms, at least one.
+    """Returns docs/results/parity.md, from the result.json of at least one run.
+
+    If runs have the same comparison, the one with more images or seeds is used.
 
     Raises:
-      ValueError: Runs of other settings or versions, a network of other weights or images, or a
-        comparison that is there twice, of as many images and seeds. Of others the larger counts.
+      ValueError: Runs have different settings or versions, or different weights or images of a network,
+        or the same comparison with the same number of images and seeds.
     """
     with packages.extra("reports", "The table of a comparison"):
         import jinja2
@@ -51,19 +53,19 @@ def markdown(results: list[Row]) -> str:
         networks=_networks(networks),
         cells=cells,
         norms=norms,
-        infinite=(None, math.inf),  # of a median, read from JSON or just computed
+        infinite=(None, math.inf),  # an infinite median, as read from JSON or as computed
         count_of=compare.counted,
     )
 
 
 def _shared(run: Row) -> Row:
-    """What runs must share to stand in one table."""
+    """Returns the values that must be equal for runs in one table."""
     environment = {f"environment.{name}": run["environment"][name] for name in _ENVIRONMENT}
     return {name: run[name] for name in ("effort", "per_image", "peer_versions")} | environment
 
 
 def _once(rows: list[Row]) -> list[Row]:
-    """Of each comparison the one that was made on most images, with most seeds."""
+    """Returns each comparison once, from the run with the most images times seeds."""
     groups: dict[Any, dict[int, list[Row]]] = {}
     for row in rows:
         size = row["num_images"] * len(row["ours"].get("robust", [None]))
@@ -72,17 +74,19 @@ def _once(rows: list[Row]) -> list[Row]:
     largest = {key: group[max(group)] for key, group in groups.items()}
     twice = [" ".join(map(str, key)) for key, group in largest.items() if len(group) > 1]
     if twice:
-        raise ValueError(f"`results` must hold a comparison once, got twice: {', '.join(twice)}.")
+        raise ValueError(
+            f"`results` must have each comparison once, got twice: {', '.join(twice)}."
+        )
     return [row for group in largest.values() for row in group]
 
 
 def _networks(facts: list[Row]) -> list[Row]:
-    """Each network once: its largest difference of logits in any run."""
+    """Returns each network once, with its largest difference of logits in any run."""
     networks: dict[str, Row] = {}
     for fact in facts:
         known = networks.setdefault(fact["name"], fact)
         if known["fingerprint"] != fact["fingerprint"]:
-            raise ValueError(f"`results` must share networks, got two called {fact['name']!r}.")
+            raise ValueError(f"`results` must share networks, got two named {fact['name']!r}.")
         worst = max(known["logits_difference"], fact["logits_difference"])
         larger = max(known, fact, key=lambda one: one["num_images"])
         networks[fact["name"]] = larger | {"logits_difference": worst}

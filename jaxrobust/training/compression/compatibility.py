@@ -15,7 +15,7 @@ def check_compression(recipe: Recipe, params: PyTree) -> None:
     """Raises unless the compression of a recipe fits its other settings.
 
     It warns if the method excludes the stem and the head by default and the network has no kernels
-    that are called so.
+    with these names.
 
     Args:
       recipe: A recipe with a compression.

@@ -29,9 +29,9 @@ class RigL:
     Each kernel of n weights has round(kept * n) connections, which are random at first. Every update
     drops a fraction of them, those of smallest magnitude, and grows as many, with the value 0, where
     the gradient of the loss is largest. The gradient is that of the last batch, attacked as in
-    training. The fraction falls along a cosine, to 0 at `until` of all steps. If the budget falls, more
-    connections are dropped than grown. The log has `moved`, the fraction of the connections that the
-    last update replaced.
+    training. The fraction falls along a cosine, and is 0 after the share `until` of all steps. If the
+    budget falls, more connections are dropped than grown. The log has `moved`, the fraction of the
+    connections that the last update replaced.
 
     Attributes:
       kept: The fraction of the weights that stay, in (0, 1], or a tuple with one fraction per
@@ -122,7 +122,7 @@ class RigL:
     def finish(
         self, params: PyTree, memory: RigLMemory, kept: Array | float
     ) -> tuple[PyTree, Masks]:
-        """Returns the parameters under the masks, at most as many as the budget, and the masks."""
+        """Returns the parameters under the masks, which keep at most the budget, and the masks."""
         kernels = compressed_kernels(params, self.exclude).values()
         masks = tuple(
             _largest(jnp.abs(kernel), mask, jnp.minimum(_count(kept, kernel.size), jnp.sum(mask)))

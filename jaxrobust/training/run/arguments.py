@@ -36,7 +36,7 @@ class Data:
       validation: The validation set, in the same form, which is evaluated after each epoch. Early
         stopping and the schedule `Plateau` need it. None: no validation.
       mean: [C] or a scalar, subtracted from pixel values in [0, 1].
-      std: [C] or a scalar, above 0; what is left is divided by it.
+      std: [C] or a scalar, above 0, by which the difference is divided.
     """
 
     train: tuple[Any, Any]

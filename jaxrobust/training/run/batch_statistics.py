@@ -44,7 +44,7 @@ def reestimate_batch_stats(
         returned unchanged.
       images: [N, H, W, C], uint8 or floating in [0, 1], from the training set.
       mean: [C] or a scalar, subtracted from pixel values in [0, 1].
-      std: [C] or a scalar, above 0; what is left is divided by it.
+      std: [C] or a scalar, above 0, by which the difference is divided.
       batch_size: The number of images in a batch, at least 1 and at most N. Images that do not fill
         the last batch are left out.
       max_batches: The largest number of batches, at least 1.

@@ -145,9 +145,9 @@ def fit(
         optionally "batch_stats", and optionally the random stream "dropout".
         An nnx module, called as `model(images)`. Training starts from the weights of the module, so
         that the seed of the recipe affects only the order, augmentation, attacks and dropout. Every
-        nnx.Param is trained; every other variable is state, which passes in training mode update. The
-        modes are those of `train()` and `eval()`, and each pass has its own random numbers. The module
-        itself is not changed.
+        nnx.Param is trained; every other variable is state, which is updated by passes in training
+        mode. The modes are those of `train()` and `eval()`, and each pass has its own random numbers.
+        The module itself is not changed.
         A pair of functions (init, apply), for any other library; see `Network`.
       data: The images and labels, and the normalisation of the images.
       recipe: How to train. With a compression, each epoch validates the network compressed to the
@@ -158,7 +158,8 @@ def fit(
         float32). For an nnx module also a module or an nnx.State of the same structure. None: the
         initial variables of the model.
       masks: A pytree with the structure of the parameters and boolean leaves, for an nnx module also a
-        module or nnx.State of them. Parameters stay at 0 where it is False. Not with a compression.
+        module or nnx.State of them. Parameters stay at 0 where it is False. Masks cannot be combined
+        with a compression.
       host: The devices, checkpoints and logs of the run.
       progress: Whether to show a progress bar on a terminal, and a line per epoch.
 

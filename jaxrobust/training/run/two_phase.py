@@ -73,8 +73,8 @@ def two_phase(
       The results of the three runs.
 
     Raises:
-      TypeError, ValueError: `fit` raises; or both or neither of `phases.pretrain` and `variables` are
-        given; or `phases.compress` has no compression, or another phase has one.
+      TypeError, ValueError: `fit` raises it; or both or neither of `phases.pretrain` and `variables`
+        are given; or `phases.compress` has no compression, or another phase has one.
 
     References:
       Ye et al., "Adversarial Robustness vs. Model Compression, or Both?", ICCV 2019, section 5.1,

@@ -29,7 +29,7 @@ class Network:
         key} in training and {} otherwise.
         The model is static: another one is compiled anew.
       mean: [C] or a scalar, subtracted from pixel values in [0, 1].
-      std: [C] or a scalar, above 0; what is left is divided by it.
+      std: [C] or a scalar, above 0, by which the difference is divided.
 
     Raises:
       TypeError: `model` is none of these.
