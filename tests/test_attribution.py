@@ -1,5 +1,7 @@
 """Saliency and Grad-CAM against closed forms, and on layers by path."""
 
+import warnings
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -80,6 +82,21 @@ def test_grad_cam_enlarges_to_the_image_and_is_not_negative():
         assert maps.shape == (3, 16, 16)
         assert float(maps.min()) >= 0
     assert float(maps.max()) > 0
+
+
+def test_maps_that_are_zero_everywhere_are_warned_about(tiny):
+    """A logit that falls with every activation has no positive part."""
+    network, variables, images = tiny
+    params = variables["params"] | {"head": {"kernel": -jnp.ones((4, 3))}}
+    classifier = Classifier(network.apply, {"params": params})
+    labels = jnp.zeros(len(images), int)
+    with pytest.warns(UserWarning, match="5 of 5 maps of `grad_cam` are zero .* `layer_cam`"):
+        maps = attribution.grad_cam(classifier, images, labels, layer="relu")
+    assert not maps.any()
+    # Under a transformation nobody can look, and nothing is said.
+    with warnings.catch_warnings(action="error"):
+        jax.jit(lambda x: attribution.grad_cam(classifier, x, labels, layer="relu"))(images)
+        attribution.grad_cam(Classifier(network.apply, variables), images, layer="relu")
 
 
 def test_maps_do_not_depend_on_the_batch(tiny):

@@ -337,7 +337,7 @@ def test_wrong_input_to_the_cascade(structured):
             jax.random.key(0), METHODS["saliency"], apply, variables, images, **options
         )
 
-    with pytest.raises(ValueError, match='`variables` must be {"params": ..., ...}'):
+    with pytest.raises(ValueError, match='`variables` must be {"params": nested dict'):
         cascade(variables=structured["params"])
     with pytest.raises(TypeError, match="`apply` must return a callable pytree .* got function"):
         cascade(apply=lambda variables: lambda images: Net().apply(variables, images))

@@ -14,6 +14,7 @@ from jaxrobust import training
 TEXT = (Path(__file__).resolve().parents[1] / "docs" / "your_model.md").read_text()
 SECTIONS = dict(re.findall(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", TEXT, flags=re.S | re.M))
 *FRAMEWORKS, LAST = SECTIONS
+(BEFORE,) = re.findall(r"```python\n(.*?)```", TEXT[: TEXT.index("\n## ")], flags=re.S)
 
 
 def blocks(section):
@@ -51,11 +52,10 @@ def test_everything_in_every_framework(framework, tmp_path, monkeypatch):
     (tmp_path / "my_network.py").write_text(network)
     images, labels = examples()
     mean, std = np.float32(0.3), np.float32(0.2)
-    scope = {"images": images, "labels": labels, "mean": mean, "std": std, "training": training}
-    scope["data"] = training.Data((images, labels), mean=mean, std=std)
+    scope = {"images": images, "labels": labels, "mean": mean, "std": std}
+    exec(BEFORE, scope)
     scope["recipe"] = training.Recipe(num_epochs=1, batch_size=16)
     exec(use, scope)
-    scope["build"] = importlib.import_module("my_network").build
     (everything,) = blocks(LAST)
     exec(everything, scope)
 

@@ -64,7 +64,8 @@ class Settings:
       weights: The weights of a run folder: those after the last epoch or after the best epoch.
       data_dir: The folder of a named data set.
       download: Download cifar10 or cifar100 to data_dir if it is missing (170 MB).
-      image_size: The side of the images of a folder in pixels; by default their own size.
+      image_size: The side in pixels that images are resized to, for example that of the model's
+        training; by default their own size.
       seed: The seed of everything random.
       run: The name of the run; results go to <results_dir>/evaluate/<run>.
       results_dir: The folder of all results.

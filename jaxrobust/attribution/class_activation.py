@@ -25,6 +25,7 @@ Each method is a function of the layer's output and the gradient (`cam_from_grad
 import functools
 import inspect
 import re
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -127,13 +128,28 @@ def cam_from_layer(heat: Callable[[Seen], Array]) -> ClassActivation:
         found = chosen(layers_of(logits_fn, program), layer, as_tokens=reshape is not None)
         view, function = _reading(found, reshape)
         arguments = (program, images, labels, function)
-        return programs.call(_maps, *arguments, heat=heat, value=found.value, view=view)
+        maps = programs.call(_maps, *arguments, heat=heat, value=found.value, view=view)
+        if not checks.is_traced(maps):
+            _warn_of_zeros(maps, heat.__name__)
+        return maps
 
     for name in ("__module__", "__name__", "__qualname__"):  # found by pickle where `heat` is
         setattr(explain, name, getattr(heat, name))
     parts = re.split(r"(?=\n\n(?:Example|References):)", inspect.getdoc(heat) or "", maxsplit=1)
     explain.__doc__ = "".join([parts[0], _ARGUMENTS, *parts[1:]])
     return explain
+
+
+def _warn_of_zeros(maps: Array, method: str) -> None:
+    """Warns if at least half of the maps are zero everywhere: such a picture shows nothing."""
+    count = int((jnp.max(maps, axis=(1, 2), initial=0) == 0).sum())
+    if count and 2 * count >= len(maps):
+        warnings.warn(
+            f"{count} of {len(maps)} maps of `{method}` are zero everywhere, because the weighted sum "
+            "of the layer's channels is positive nowhere. This is common for `grad_cam` in networks "
+            "that flatten their last map; use `layer_cam` or `hires_cam`, or another `layer`.",
+            stacklevel=3,
+        )
 
 
 def cam_from_gradient(combine: Callable[[Array, Array], Array]) -> ClassActivation:

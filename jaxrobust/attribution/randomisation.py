@@ -78,7 +78,11 @@ def cascading_randomisation(
       https://arxiv.org/abs/1810.03292
     """
     if not (hasattr(variables, "keys") and "params" in variables):
-        raise ValueError('`variables` must be {"params": ..., ...}, as linen modules make them.')
+        raise ValueError(
+            '`variables` must be {"params": nested dict of arrays, ...}, as linen modules and '
+            "`training.fit` return them. For an nnx module pass those that `fit` returns, and let "
+            "`apply` put them into the module with `training.with_variables(module, variables)`."
+        )
     original = _network(apply, variables)
     function, images, labels = checked(original, images, labels)
     labels = programs.call(predicted_if_none, function, images, labels)

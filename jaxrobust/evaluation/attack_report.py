@@ -50,7 +50,8 @@ class AttackReport:
     remarks: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        return f"AttackReport({attack_label(self.attack)}, {len(self.labels)} images)"
+        fooled = f"{int(self.success.sum())} successes on {len(self.labels)} images"
+        return f"AttackReport({attack_label(self.attack)}; {fooled})"
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -60,7 +60,8 @@ class SuiteReport:
     remarks: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        return f"SuiteReport({', '.join(self.suite)}; {len(self.labels)} images)"
+        right = f"{int(self.robust.sum())} of {len(self.labels)} images robust"
+        return f"SuiteReport({', '.join(self.suite)}; {right})"
 
     @property
     def warnings(self) -> tuple[str, ...]:

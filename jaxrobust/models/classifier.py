@@ -42,6 +42,10 @@ class Classifier:
     mean: Any = 0.0
     std: Any = 1.0
 
+    def __repr__(self) -> str:
+        number = sum(getattr(leaf, "size", 1) for leaf in jax.tree.leaves(self.variables))
+        return f"Classifier({number:,} weights)"
+
     def __call__(self, images: Array) -> Array:
         """Returns logits [B, K] for floating images [B, H, W, C] in [0, 1].
 
@@ -52,6 +56,7 @@ class Classifier:
           ValueError: The images are not [B, H, W, C].
         """
         checks.float_images(images)
+        images = jnp.asarray(images)  # numpy's float64 becomes float32, without jax's warning
         # An explicit float32: Python's floats would make another type of leaf than an array does.
         mean, std = (
             jnp.asarray(value, jnp.float32).reshape(1, 1, 1, -1) for value in (self.mean, self.std)

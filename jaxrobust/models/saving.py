@@ -61,7 +61,7 @@ class Saved:
 
     classifier: Any
     class_names: tuple[str, ...] = ()
-    masks: Masks | None = None
+    masks: Masks | None = dataclasses.field(default=None, repr=False)
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 

@@ -100,6 +100,10 @@ class FitResult:
     model: Any = None
     best_model: Any = None
 
+    def __repr__(self) -> str:
+        last = ", ".join(f"{name} {value:.4g}" for name, value in self.history[-1].items())
+        return f"FitResult(the best epoch is {self.best_epoch}; the last one: {last})"
+
     @property
     def seconds(self) -> float:
         """The seconds of all timed epochs together, over all starts of the run."""
