@@ -87,6 +87,7 @@ def cascading_randomisation(
     function, images, labels = checked(original, images, labels)
     labels = programs.call(predicted_if_none, function, images, labels)
     layers = _layers(apply, variables, images, layers)
+    # One shuffle of everything, of which each network takes the layers down to its own.
     shuffle_key, method_key = jax.random.split(as_key(key))
     shuffled = _shuffled(shuffle_key, variables["params"])
     expected = method(method_key, original, images, labels)
