@@ -276,6 +276,9 @@ def test_errors():
     groups = pruning.channel_groups(function, weights, IMAGES)
     with pytest.raises(TypeError, match="`function` must be callable"):
         pruning.channel_groups(3, weights, IMAGES)
+    classifier = models.Classifier(function, weights)
+    with pytest.raises(TypeError, match="`function` must take .*: give its `apply_fn`"):
+        pruning.channel_groups(classifier, weights, IMAGES)
     with pytest.raises(TypeError, match="`groups` must be the ChannelGroups of the network"):
         pruning.shrink(weights, {}, {})
     with pytest.raises(ValueError, match="`groups` must be of this network"):

@@ -449,8 +449,8 @@ def test_what_came_of_a_training_is_said(checked, overfitted, tmp_path):
             ["--attack-milestones", 5, "--attack-epsilons", "2/255"],
             "`attack_epsilons` must be empty or have 2 values, one more than `attack_milestones`",
         ),
-        (["--attack-milestones", 5], "need `attack_epsilons` or `attack_steps`"),
-        (["--attack-epsilons", "2/255"], "need `attack_epsilons` or `attack_steps`"),
+        (["--attack-milestones", 5], "together with `attack_epsilons` or `attack_steps`"),
+        (["--attack-epsilons", "2/255"], "together with `attack_epsilons` or `attack_steps`"),
         (
             ["--methods", "free", "--attack-milestones", 5, "--attack-steps", 2, 4],
             "needs one of the methods pgd, trades and mart",

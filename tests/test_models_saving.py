@@ -227,7 +227,7 @@ def test_an_nnx_module_comes_back_in_evaluation_mode(tmp_path, make):
 def test_a_shrunk_nnx_module_comes_back(tmp_path):
     model = Nnx(2, nnx.Rngs(1))
     models.save(tmp_path / "a", model, build=f"{HERE}:make_nnx", sizes={"width": 2})
-    with pytest.raises(ValueError, match="Give `sizes=` to make them equal"):
+    with pytest.raises(ValueError, match="Give the arguments `sizes=` with which"):
         models.save(tmp_path / "b", model, build=f"{HERE}:make_nnx")
     model.eval()
     found = models.load(tmp_path / "a", trust=True).classifier

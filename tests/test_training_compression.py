@@ -1,6 +1,7 @@
 """Compressing while training: closed forms of each method."""
 
 import dataclasses
+import warnings
 
 import flax.linen as nn
 import jax
@@ -20,8 +21,9 @@ from compressed_training import (
     same,
     started,
 )
+from flax import nnx
 
-from jaxrobust import losses, pruning
+from jaxrobust import losses, pruning, training
 from jaxrobust.training import ADMM, CrossEntropy, Hydra, RigL, reestimate_batch_stats
 
 
@@ -235,6 +237,43 @@ def test_statistics_are_the_means_over_batches_whatever_the_momentum():
         reestimate_batch_stats(Norms(), variables, images)
     bare = {"params": variables["params"]}
     assert reestimate_batch_stats(Norms(), bare, images, batch_size=8) == bare
+
+
+@pytest.mark.parametrize("framework", ["linen", "nnx"])
+def test_statistics_that_cannot_follow_the_weights_are_warned_about(framework):
+    class Linen(nn.Module):
+        momentum: float
+
+        @nn.compact
+        def __call__(self, images, train=False):
+            hidden = nn.BatchNorm(not train, momentum=self.momentum)(images)
+            return nn.Dense(2)(hidden.reshape(len(images), -1))
+
+    class Nnx(nnx.Module):
+        def __init__(self, momentum):
+            self.norm = nnx.BatchNorm(3, momentum=momentum, rngs=nnx.Rngs(0))
+            self.head = nnx.Linear(12, 2, rngs=nnx.Rngs(0))
+
+        def __call__(self, images):
+            return self.head(self.norm(images).reshape(len(images), -1))
+
+    images = np.random.default_rng(0).uniform(0.5, 1, (24, 2, 2, 3)).astype(np.float32)
+    data = training.Data((images, np.arange(24) % 2))
+    recipe = training.Recipe(num_epochs=2, batch_size=8)  # 6 steps
+
+    def fit(momentum, **options):
+        model = (Linen if framework == "linen" else Nnx)(momentum)
+        return training.fit(model, data, recipe, progress=False, **options)
+
+    with pytest.warns(UserWarning, match="After the 6 steps .* 94% of .* momentum is 0.99"):
+        fitted = fit(0.99)
+    with warnings.catch_warnings(action="error"):
+        fit(0.5)
+        fit(0.99, variables=fitted.variables)  # statistics that were trained before
+    # Pruned weights are others, whatever they were before.
+    masks = jax.tree.map(lambda leaf: np.ones(leaf.shape, bool), fitted.variables["params"])
+    with pytest.warns(UserWarning, match="After the 6 steps"):
+        fit(0.99, variables=fitted.variables, masks=masks)
 
 
 def test_mistakes_in_what_a_tie_is_made_of():

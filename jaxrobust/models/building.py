@@ -209,8 +209,9 @@ def check_built(model: Any, built: Any, name: str) -> None:
     if _said(ours) != _said(theirs):
         raise ValueError(
             f"`build` {name!r} must return a model that differs from `model` only in its arrays, but a "
-            "static field, such as a stride or a number of heads, differs. Give `sizes=` to make them "
-            "equal."
+            "static field, such as a stride or a number of heads, differs. Give the arguments `sizes=` "
+            "with which the module of `model` was created; for one that `shrink` returned these are "
+            "those of the original, whose numbers it keeps."
         )
     numbers, others = _numbers_of(ours), _numbers_of(theirs)
     for path in sorted(numbers.keys() | others.keys(), key=str):

@@ -143,6 +143,11 @@ def channel_groups(
       not pruned: axis 1 of head/kernel: the logits
     """
     compilation.check_callable(function, "function")
+    if hasattr(function, "apply_fn") and hasattr(function, "variables"):
+        raise TypeError(
+            "`function` must take (weights, images), got a Classifier, which has its weights inside: "
+            "give its `apply_fn`, and its `variables` as the weights."
+        )
     _check_mode(weights)
     leaves, structure = jax.tree.flatten(weights)
     places = [place for place, leaf in enumerate(leaves) if is_array(leaf)]

@@ -84,6 +84,18 @@ class Job:
         return len(self.train.labels) // self.recipe.batch_size
 
     @property
+    def has_trained_statistics(self) -> bool:
+        """Whether the running statistics before the first step are not the initial ones."""
+        if self.variables is None:
+            return False
+        means = [
+            leaf
+            for path, leaf in jax.tree.leaves_with_path(self.variables.get("batch_stats", {}))
+            if "mean" in jax.tree_util.keystr(path)
+        ]
+        return any(bool(jnp.any(leaf != 0)) for leaf in means)
+
+    @property
     def start(self) -> PyTree:
         """The variables before the first step."""
         if self.variables is not None:

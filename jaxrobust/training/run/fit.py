@@ -15,6 +15,7 @@ from jaxrobust.attacks import conversation
 from jaxrobust.training.compression.method import kept_at
 from jaxrobust.training.run import compiled_compression, compiled_steps, devices, loop
 from jaxrobust.training.run.arguments import Data, Job, prepared
+from jaxrobust.training.run.batch_statistics import warn_of_slow_statistics
 from jaxrobust.training.run.checkpoints import RunCheckpoints
 from jaxrobust.training.run.epoch_decisions import (
     Row,
@@ -167,6 +168,10 @@ def fit(
       host: The devices, checkpoints and logs of the run.
       progress: Whether to show a progress bar on a terminal, and a line per epoch.
 
+    Warns:
+      UserWarning: The running statistics of BatchNorm cannot follow the weights in so few steps,
+        because its momentum is too large.
+
     Returns:
       The result: variables, log, timings and the trained model.
 
@@ -199,6 +204,10 @@ def fit(
     if not isinstance(host, Host):
         raise TypeError(f"`host` must be a training.Host, got {type(host).__name__}.")
     job = prepared(model, data, recipe, variables, masks, host.num_devices)
+    if recipe.compression is None:  # a compression estimates them anew
+        num_steps = recipe.num_epochs * job.steps_per_epoch
+        is_trained = masks is None and job.has_trained_statistics
+        warn_of_slow_statistics(model, job.image_shape, num_steps, is_trained=is_trained)
     settings = job.settings()
     with contextlib.ExitStack() as stack:
         directory = Path(run_dir or stack.enter_context(tempfile.TemporaryDirectory()))
