@@ -3,18 +3,27 @@
 import contextlib
 import contextvars
 import functools
+import hashlib
+import json
 import os
 import platform
+import subprocess
 import sys
+import tempfile
+import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import jaxlib
 
-from jaxrobust import checks
+from jaxrobust import checks, files
+from jaxrobust._version import __version__
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+ONEDNN_TYPES = ("float32", "bfloat16")
 
 # jaxlib 0.10 sends CPU convolutions to a fusion library that runs them on one core (PGD through a
 # small network: 4 times slower). The library is kept for matrix products and reductions.
@@ -58,11 +67,6 @@ def has_fast_forms() -> bool:
     return plain != "1" and not _IS_PORTABLE.get() and jax.default_backend() == "cpu"
 
 
-# Other releases use another format for oneDNN's requests, and a request in the wrong format ends the
-# process.
-_ONEDNN_RELEASES = ("0.10.2",)
-
-
 @contextlib.contextmanager
 def portable() -> Iterator[None]:
     """Makes programs traced in the block portable: they use nothing that only this jaxlib has."""
@@ -73,27 +77,142 @@ def portable() -> Iterator[None]:
         _IS_PORTABLE.reset(token)
 
 
-def with_onednn() -> bool:
-    """Says whether the copy of oneDNN inside jaxlib computes convolutions on the CPU.
+def onednn_types() -> tuple[str, ...]:
+    """Names the types in which jaxlib's copy of oneDNN computes convolutions on the CPU.
 
-    It does only if the environment has JAXROBUST_ONEDNN=1. It is a quarter faster than XLA's own
-    convolutions, but it is an internal part of jaxlib, and its ReLU turns NaN into 0. The variable is
-    read while programs are traced, so set it before the first.
+    oneDNN is faster than XLA's own convolutions: by a quarter in float32, and by more in bfloat16 on
+    processors that have instructions for it. But it is an internal part of jaxlib, so another process
+    tries it first, once for each release and processor; this takes a few seconds. The outcome is kept
+    in the `cache_folder`. JAXROBUST_ONEDNN=0 in the environment turns oneDNN off. The variable is read
+    while programs are traced, so set it before the first.
+
+    Returns:
+      "float32", "bfloat16", both or neither. Programs that are made for other platforms use neither.
 
     Raises:
-      ValueError: JAXROBUST_ONEDNN is neither 0 nor 1, or it is 1 where this has not been tested.
+      ValueError: JAXROBUST_ONEDNN is neither 0 nor 1, or it is 1 and the trial has failed.
     """
-    asked = os.environ.get("JAXROBUST_ONEDNN", "0")
+    asked = os.environ.get("JAXROBUST_ONEDNN", "")
     checks.one_of("JAXROBUST_ONEDNN", asked, ("", "0", "1"))
-    if asked != "1" or _IS_PORTABLE.get() or jax.default_backend() != "cpu":
-        return False
-    here = (jaxlib.__version__, sys.platform, platform.machine())
-    if here[0] not in _ONEDNN_RELEASES or here[1:] != ("linux", "x86_64"):
+    if asked == "0" or _IS_PORTABLE.get() or jax.default_backend() != "cpu":
+        return ()
+    types = _onednn_trial()
+    if asked == "1" and not types:
         raise ValueError(
-            f"JAXROBUST_ONEDNN=1 needs jaxlib {' or '.join(_ONEDNN_RELEASES)} on Linux and x86_64, got "
-            f"jaxlib {here[0]} on {here[1]} and {here[2]}; unset it."
+            "JAXROBUST_ONEDNN=1 needs a jaxlib whose copy of oneDNN works on this machine, but a "
+            f"trial with jaxlib {jaxlib.__version__} failed; `python -m jaxrobust.ops.onednn_trial` "
+            "repeats it. Unset the variable."
         )
-    return True
+    return types
+
+
+@functools.cache
+def _onednn_trial() -> tuple[str, ...]:
+    """Returns the outcome of the trial: that of an earlier process, if there is one."""
+    path = cache_folder() / "onednn.json"
+    try:
+        types = tuple(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        types, is_certain = _run_trial()
+        if is_certain:
+            with contextlib.suppress(OSError):  # then the next process tries again
+                files.write_json(path, types)
+    if types:
+        _expect_unkept_programs()
+    return types
+
+
+def cache_folder() -> Path:
+    """Returns the folder for files that are valid only for these releases and this kind of processor.
+
+    It is in the folder jaxrobust of XDG_CACHE_HOME, or of ~/.cache. Machines with different processors
+    may share a home.
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    version = f"{__version__} {jaxlib.__version__} {sys.platform} {platform.machine()} {features}"
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    except RuntimeError:  # a user without a home
+        home = Path(tempfile.gettempdir())
+    return home / "jaxrobust" / hashlib.sha256(version.encode()).hexdigest()[:16]
+
+
+def _run_trial() -> tuple[tuple[str, ...], bool]:
+    """Tries oneDNN in a process of its own, which it ends if it does not understand a request.
+
+    Returns:
+      (the types that work, whether another trial would have the same outcome).
+    """
+    if not sys.executable or getattr(sys, "frozen", False):
+        return (), False
+    paths = (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))
+    variables = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    # The reference is XLA's convolution; and a program that cannot be kept need not be an error.
+    variables |= {
+        "JAXROBUST_ONEDNN": "0",
+        "JAX_ENABLE_COMPILATION_CACHE": "0",
+        "PYTHONWARNINGS": "",
+    }
+    try:
+        outcome = subprocess.run(
+            [sys.executable, "-P", "-m", "jaxrobust.ops.onednn_trial"],
+            env=os.environ | variables,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return (), False
+    # It prints a type as soon as it was tried, so that of a process that was ended the types before
+    # count. An error of Python, with the status 1, says nothing about oneDNN.
+    types = tuple(name for name in ONEDNN_TYPES if name in outcome.stdout.splitlines())
+    return types, outcome.returncode != 1
+
+
+def _expect_unkept_programs() -> None:
+    """Hides the warning of jax that a program with convolutions of oneDNN was not kept on the disk."""
+    warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry.*bad_alloc")
+
+
+def keep_programs() -> None:
+    """Keeps compiled programs on the disk, so that a later process need not compile them.
+
+    They are kept in the `cache_folder`, which may be deleted at any time. If the user has chosen a
+    folder with JAX_COMPILATION_CACHE_DIR, this function changes nothing. Programs with convolutions of
+    oneDNN cannot be kept, because jaxlib cannot write them to a file: only with JAXROBUST_ONEDNN=0 does
+    a second run of the same script on a CPU compile nothing.
+    """
+    folder = cache_folder() / "programs"
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is not None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a home that cannot be written
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@contextlib.contextmanager
+def compiling_anew() -> Iterator[None]:
+    """Compiles programs in the block even if the disk has them, to measure how long it takes."""
+    from jax.experimental.compilation_cache import compilation_cache
+
+    name = "jax_enable_compilation_cache"
+    before = getattr(jax.config, name)
+    jax.config.update(name, False)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+        compilation_cache.reset_cache()
 
 
 def use_every_core() -> None:

@@ -32,6 +32,10 @@ OWN_XLA_FLAGS = os.environ.get("XLA_FLAGS", "").replace(_QUICK, "")
 os.environ["XLA_FLAGS"] = OWN_XLA_FLAGS + _QUICK
 
 
+# Programs with convolutions of oneDNN cannot be shared, because jaxlib cannot write them to a file.
+# Tests that compare both turn it on. To run all tests with it, set JAXROBUST_ONEDNN=1.
+os.environ.setdefault("JAXROBUST_ONEDNN", "0")
+
 # Where the tests run in the background Ctrl-C is ignored, and would be by those who press it here.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -94,7 +94,8 @@ def test_maps_that_are_zero_everywhere_are_warned_about(tiny):
         maps = attribution.grad_cam(classifier, images, labels, layer="relu")
     assert not maps.any()
     # Under a transformation nobody can look, and nothing is said.
-    with warnings.catch_warnings(action="error"):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*zero everywhere")
         jax.jit(lambda x: attribution.grad_cam(classifier, x, labels, layer="relu"))(images)
         attribution.grad_cam(Classifier(network.apply, variables), images, layer="relu")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from small_networks import SMALL
 
-from jaxrobust import attacks, export, models, pruning
+from jaxrobust import attacks, compilation, export, models, pruning
 
 IMAGES = jax.random.uniform(jax.random.key(1), (3, 16, 16, 3))
 
@@ -93,21 +93,16 @@ def test_depthwise_convolutions_and_their_gradients(tmp_path):
 
 
 def test_a_library_of_this_machine_alone_is_left_out(tmp_path, monkeypatch):
-    """With JAXROBUST_ONEDNN=1 convolutions are calls that no other machine would know."""
-    monkeypatch.setenv("JAXROBUST_ONEDNN", "1")
-    try:
-        from jaxrobust import compilation
-
-        if not compilation.with_onednn():
-            pytest.skip("no CPU")
-    except ValueError as error:
-        pytest.skip(str(error))
+    """Convolutions by oneDNN are calls that no other machine would know."""
+    monkeypatch.delenv("JAXROBUST_ONEDNN", raising=False)
+    if not compilation.onednn_types():
+        pytest.skip("oneDNN does not work here")
     classifier = classifier_of("vgg19")
     apply(classifier, IMAGES)  # traced with the library before
     export.save(tmp_path / "m", classifier, (16, 16, 3))
     exported = jax.export.deserialize((tmp_path / "m").read_bytes())
     assert "onednn" not in str(exported.mlir_module())
-    assert compilation.with_onednn()
+    assert compilation.onednn_types()
 
 
 def test_errors(tmp_path):

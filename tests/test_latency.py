@@ -187,8 +187,8 @@ def test_comparison_has_the_figures_of_each_and_traces_no_more_than_needed():
     heavy = lambda x: sum(linear(np.full((16, 3), s, np.float32), x) for s in (1, 2, 3))  # noqa: E731
     fns = {"masked": masked, "dense": dense, "heavy": heavy}
     table = evaluation.compare_latency(fns, IMAGES, warmup=1, runs=8, reference="dense")
-    # Each variant and each of the three controls is a program of its own.
-    assert len(traces) == 2 + 3
+    # Each variant and each of the three controls is a program of its own; its operations are counted.
+    assert len(traces) == 2 * (2 + 3)
     assert list(table["variants"]) == list(fns) and len(table["controls"]) == 3
     assert table["reference"] == "dense" and table["variants"]["dense"]["difference"] is None
     assert table["noise_floor_ms"] >= 0

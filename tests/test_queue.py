@@ -14,6 +14,7 @@ from verdicts import ATTACKS, SEED, attack, classifier, examples, network, verdi
 from jaxrobust import compilation, evaluation
 from jaxrobust.attacks import APGD, BIM, FAB, PGD, CarliniWagner, DeepFool, Square
 from jaxrobust.evaluation import Execution, seats
+from jaxrobust.models import Classifier
 from jaxrobust.types import Stochastic, fold_keys
 
 KEY = jax.random.key(SEED)
@@ -192,6 +193,52 @@ def test_bfloat16_search_is_verified_in_float32():
         BIM(0.1, 0.1, 2), nan_in_float32, images, np.ones(3, int), key=KEY, execution=rounded
     )
     assert not report.success.any() and report.saw_nan.all()
+
+
+def test_what_bfloat16_cannot_see_is_attacked_in_float32():
+    """At 0.5 and above, bfloat16 rounds a pixel to the next 1/256; epsilon is less than half of it."""
+
+    def bright(weights, images):
+        score = images.mean((1, 2, 3)) * weights
+        return jnp.stack([jnp.full_like(score, 0.5039), score], axis=1)
+
+    # The first three lack 0.001 to a success, the others 0.1.
+    images = np.repeat(np.float32([0.5029, 0.4039]), 3)[:, None, None, None] * np.ones((6, 4, 4, 1))
+    reports = [
+        evaluation.attack_dataset(
+            BIM(0.0015, 0.001, 3),
+            Classifier(bright, jnp.float32(1)),
+            images.astype(np.float32),
+            np.zeros(6, int),
+            key=KEY,
+            execution=Execution(search_type=kind),
+        )
+        for kind in ("float32", "bfloat16")
+    ]
+    for report in reports:
+        np.testing.assert_array_equal(report.success, [True] * 3 + [False] * 3)
+    queries = [report.num_queries for report in reports]
+    np.testing.assert_array_equal(queries[1][:3], 2 * queries[0][:3])
+    np.testing.assert_array_equal(queries[1][3:], queries[0][3:])
+
+
+def test_where_only_bfloat16_is_nan_float32_decides():
+    """The logarithm of what float32 sees above 0, and bfloat16 rounds below."""
+
+    def dim(weights, images):
+        score = jnp.log(1.0005 - images.mean((1, 2, 3))) * weights
+        return jnp.stack([score, jnp.full_like(score, -7.0)], axis=1)
+
+    images = np.full((3, 4, 4, 1), 0.9985, np.float32)
+    report = evaluation.attack_dataset(
+        BIM(0.0012, 0.0006, 3),
+        Classifier(dim, jnp.float32(1)),
+        images,
+        np.zeros(3, int),
+        key=KEY,
+        execution=Execution(search_type="bfloat16"),
+    )
+    assert report.success.all()
 
 
 def noisy(variables, keys, images):

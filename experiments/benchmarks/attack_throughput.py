@@ -10,7 +10,7 @@ is and how the time is measured.
 
 --networks users takes 12 minutes with `--rounds 2`, and 4 minutes if also `--num-steps 10` is given; it
 needs equinox and dm-haiku. Expected numbers: README.md. With JAXROBUST_PLAIN=1 networks are evaluated
-unchanged; with JAXROBUST_ONEDNN=1 they use the convolutions of oneDNN.
+unchanged; with JAXROBUST_ONEDNN=0 XLA computes their convolutions instead of oneDNN.
 """
 
 import dataclasses

@@ -5,7 +5,7 @@ r"""Compares the time of AutoAttack with torchattacks, on the same network in th
 
 Expected time: 25 minutes on 2 cores, if the networks exist (experiments/benchmarks/parity makes them,
 and says what SHARED and CIFAR are); --quick (8 images) takes one minute. Expected numbers: README.md.
-With JAXROBUST_ONEDNN=1 our side uses oneDNN, the library that PyTorch uses for convolutions.
+On CPUs our side uses oneDNN for convolutions, as PyTorch does; with JAXROBUST_ONEDNN=0 it does not.
 
 Both sides make the attacks of `standard` with the same settings on the same kind of device. The time of
 the arithmetic alone is estimated from the rate of a large matrix product in the same run: the
@@ -15,19 +15,17 @@ each attack.
 
 import dataclasses
 import functools
-import os
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 
 from experiments.benchmarks import attack_throughput, harness, network_files
 from experiments.benchmarks.parity import matrix, networks
-from jaxrobust import compilation, evaluation, studies
+from jaxrobust import compilation, evaluation, programs, studies
 from jaxrobust.evaluation import Execution
 
 _NETWORKS = ("reference", "cifar_robust")
@@ -165,10 +163,7 @@ def _operations(
     """
     classifier, images, labels = batch
     image = jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
-    # Counted before compilation and without oneDNN: kernels of a GPU or of oneDNN are not counted.
-    with mock.patch.dict(os.environ, JAXROBUST_ONEDNN="0"):
-        analysis = jax.jit(classifier.__call__).lower(image).cost_analysis()
-    forward = float((analysis or {}).get("flops", float("nan")))
+    forward = float(programs.describe(classifier, image).flops)
     operations = {}
     for number, (name, attack) in enumerate(report.suite.items()):
         left = report.robust | (report.fooled_by >= number)

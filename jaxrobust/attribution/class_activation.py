@@ -146,7 +146,7 @@ def _warn_of_zeros(maps: Array, method: str) -> None:
     if count and 2 * count >= len(maps):
         warnings.warn(
             f"{count} of {len(maps)} maps of `{method}` are zero everywhere, because the weighted sum "
-            "of the layer's channels is positive nowhere. This is common for `grad_cam` in networks "
+            "of the layer's channels is nowhere positive. This is common for `grad_cam` in networks "
             "that flatten their last map; use `layer_cam` or `hires_cam`, or another `layer`.",
             stacklevel=3,
         )

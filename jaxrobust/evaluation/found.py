@@ -55,6 +55,11 @@ class Found:
             finished=np.tile(~wanted, (num_restarts, 1)),
         )
 
+    def taken(self, rows: np.ndarray) -> "Found":
+        """Returns the results of these images, int [M]; `finished` is [restarts, M]."""
+        values = {name: value[rows] for name, value in vars(self).items() if name != "finished"}
+        return Found(**values, finished=self.finished[:, rows])
+
     def arrays(self) -> dict[str, np.ndarray]:
         """Returns the arrays to save; `images` has only those that have changed, and `rows` which."""
         rows = np.flatnonzero(self.restart < len(self.finished))

@@ -50,11 +50,11 @@ def latency(
       "compile_seconds", "flops", "bytes_accessed", "peak_memory_bytes", "device"}.
 
       std_ms is None for a single run. compile_seconds is the time to trace and compile once; the first
-      program of a process takes longer, and one from a compilation cache less. flops and
-      bytes_accessed are XLA's estimates for one run: a multiply-add counts as two, the body of a loop
-      counts once, and a call into another library counts as nothing. peak_memory_bytes is an upper
-      bound: the sum of the arguments (with the weights), the result and the intermediate values, which
-      need not exist at the same time. Each of these three is None if XLA does not know it.
+      program of a process takes longer. flops is the count of `programs.describe` for one run, without
+      arithmetic on weights alone, such as their dequantisation. bytes_accessed is XLA's estimate, in
+      which the body of a loop counts once. peak_memory_bytes is an upper bound: the sum of the
+      arguments (with the weights), the result and the intermediate values, which need not exist at the
+      same time. Each of the latter two is None if XLA does not know it.
 
     Raises:
       TypeError: The function cannot be called, or a count is not an integer.
@@ -64,7 +64,7 @@ def latency(
       >>> import jax.numpy as jnp
       >>> timing = latency(lambda x: x @ x.T, jnp.ones((2, 8)), warmup=1, runs=3)
       >>> timing["batch_size"], len(timing["samples_ms"]), timing["flops"]
-      (2, 3, 64.0)
+      (2, 3, 64)
     """
     _check_counts(warmup, runs)
     example = _on_device(example)
@@ -321,8 +321,9 @@ def _compiled(name: str, fn: Any, example: jax.Array) -> tuple[Timed, dict[str, 
         return programs.fast(function)(example)
 
     start = time.perf_counter()
-    lowered = compilation.jit(apply).lower(function, example)  # type: ignore[attr-defined]
-    program = lowered.compile()
+    with compilation.compiling_anew():
+        lowered = compilation.jit(apply).lower(function, example)  # type: ignore[attr-defined]
+        program = lowered.compile()
     seconds = time.perf_counter() - start
     cost = _analysis(program.cost_analysis) or {}
     memory = _analysis(program.memory_analysis)
@@ -332,8 +333,8 @@ def _compiled(name: str, fn: Any, example: jax.Array) -> tuple[Timed, dict[str, 
         peak = sum(int(getattr(memory, size)) for size in sizes)
     facts = {
         "compile_seconds": seconds,
-        # XLA does not see into the convolutions of another library.
-        "flops": None if compilation.with_onednn() else _known(cost.get("flops")),
+        # Not XLA's count, which does not see into the convolutions of another library.
+        "flops": programs.describe(fn, example).flops,
         "bytes_accessed": _known(cost.get("bytes accessed")),
         "peak_memory_bytes": peak,
     }

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import checks, programs
+from jaxrobust import checks, losses, programs
 from jaxrobust.attacks import Attack, conversation, engine, judging, lanes
 from jaxrobust.attacks.attack import epsilon_of
 from jaxrobust.evaluation.answers import answers, as_float, check_company
@@ -135,12 +135,14 @@ def search(
     run = functools.partial(_run, attack, aims=aims, key=key, until_fooled=until_fooled)
     if execution.search_type == "float32":
         return run(prepared, wanted=wanted, execution=execution)
-    # Successes in bfloat16 are verified in float32; images that fail this are attacked again.
     lower = dataclasses.replace(prepared, function=_rounded(prepared.function))
     path = None if execution.path is None else f"{os.fspath(execution.path)}.bfloat16"
     first = run(lower, wanted=wanted, execution=dataclasses.replace(execution, path=path))
-    holds = _fools(attack, prepared, aims, first, execution.num_lanes, draw)
-    again = wanted & first.success & ~holds
+    again = _undecided(attack, prepared, lower, aims, wanted, first, execution.num_lanes, draw)
+    if jax.process_count() > 1:  # whose logits may differ by rounding
+        from jax.experimental import multihost_utils
+
+        again = np.asarray(multihost_utils.broadcast_one_to_all(again))
     if not again.any():
         return first
     return first.replaced(again, run(prepared, wanted=again, execution=execution))
@@ -187,9 +189,50 @@ def _fools(
     draw: int,
 ) -> np.ndarray:
     """Says which results fool when they are classified again, bool [N]."""
-    predicted = predictions(answers(prepared.function, found.images, batch_size, draw))
+    logits = answers(prepared.function, found.images, batch_size, draw)
+    return _confirmed(attack, logits, aims, found)
+
+
+def _confirmed(attack: Attack, logits: np.ndarray, aims: np.ndarray, found: Found) -> np.ndarray:
+    """Says which results fool according to these logits of their images, bool [N]."""
+    predicted = predictions(logits)
     holds: np.ndarray = (predicted == aims) if attack.targeted else (predicted != aims)
     return holds & (predicted >= 0) & (found.restart < attack.num_restarts)
+
+
+def _undecided(
+    attack: Attack,
+    prepared: Prepared,
+    lower: Prepared,
+    aims: np.ndarray,
+    wanted: np.ndarray,
+    found: Found,
+    batch_size: int,
+    draw: int,
+) -> np.ndarray:
+    """Says which of the wanted images a search in lower precision leaves open, bool [N].
+
+    They are those with a success that the classifier does not confirm, those that met NaN, and those
+    whose best point is as close to a success as the lower precision moves the margin of any best point.
+    """
+    rows = np.flatnonzero(wanted)
+    found, aims = found.taken(rows), aims[rows]
+    logits, rounded = (
+        answers(one.function, found.images, batch_size, draw, start=rows)
+        for one in (prepared, lower)
+    )
+    margin_of = functools.partial(losses.margin, targeted=attack.targeted)
+    margins, others = (
+        np.asarray(jax.vmap(margin_of)(jnp.asarray(these), jnp.asarray(aims)))
+        for these in (logits, rounded)
+    )
+    searched = found.restart < attack.num_restarts
+    changes = np.abs(margins - others)
+    largest = np.max(changes, where=searched & np.isfinite(changes), initial=0)
+    is_open = found.success | found.saw_nan | (searched & (margins >= -largest))
+    every = np.zeros(len(wanted), bool)
+    every[rows] = is_open & ~_confirmed(attack, logits, aims, found)
+    return every
 
 
 @jax.tree_util.register_dataclass

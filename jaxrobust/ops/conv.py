@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrobust import checks, compilation
+from jaxrobust import checks
 from jaxrobust.ops import onednn
 from jaxrobust.types import Array
 
@@ -100,8 +100,8 @@ def _convolution(
     activation: Activation,
 ) -> Array:
     operands = (images, kernel, bias, residual)
-    if compilation.with_onednn() and onednn.takes(*operands, window):
-        return onednn.convolve(*operands, window, activation)
+    if onednn.takes(*operands, window):
+        return activated(onednn.convolve(*operands, window), activation)
     convolve = _convolve_small if _is_small(images, kernel, window) else _convolve
     outputs = convolve(images, kernel, window)
     if bias is not None:
@@ -164,14 +164,14 @@ def _convolve(images: Array, kernel: Array, window: Window) -> Array:
     )
 
 
-def output_size(images: Array, kernel: Array, window: Window) -> Pair:
+def output_size(images: Sequence[int], kernel: Sequence[int], window: Window) -> Pair:
     """Returns (H', W'), the size of a convolution's output."""
     rows, columns = (
         (size + sum(zeros) - (taps - 1) * apart - 1) // stride + 1
         for size, zeros, taps, apart, stride in zip(
-            images.shape[1:3],
+            images[1:3],
             window.padding,
-            kernel.shape[:2],
+            kernel[:2],
             window.dilation,
             window.strides,
             strict=True,
@@ -181,7 +181,7 @@ def output_size(images: Array, kernel: Array, window: Window) -> Pair:
 
 
 def _is_small(images: Array, kernel: Array, window: Window) -> bool:
-    size = output_size(images, kernel, window)
+    size = output_size(images.shape, kernel.shape, window)
     has_window = kernel.shape[0] > 1 or kernel.shape[1] > 1
     dense = window.strides == window.dilation == _ONES
     return has_window and dense and all(0 < side <= 2 for side in size)
@@ -192,7 +192,7 @@ def _convolve_small(images: Array, kernel: Array, window: Window) -> Array:
     (top, _), (left, _) = window.padding
     rows, columns, _, outputs = kernel.shape
     batch, height, width, _ = images.shape
-    size = output_size(images, kernel, window)
+    size = output_size(images.shape, kernel.shape, window)
     positions = []
     for row, column in itertools.product(*map(range, size)):
         # The part of the window that lies on the image, and not on the padding.

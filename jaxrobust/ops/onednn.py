@@ -1,39 +1,61 @@
-"""Convolutions by the copy of oneDNN inside jaxlib, if `jaxrobust.compilation.with_onednn` says so.
+"""Convolutions by the copy of oneDNN inside jaxlib.
 
 XLA has no public way to ask for oneDNN, so this module makes the call that XLA's own rewriter would
-make. A request that oneDNN refuses ends the process, so only plain convolutions of float32 images are
-sent to it.
+make. A request that oneDNN refuses ends the process, so only plain convolutions in one of the types of
+`jaxrobust.compilation.onednn_types` are sent to it.
 """
 
 import json
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxrobust import compilation
 from jaxrobust.types import Array
 
 
 def takes(
     images: Array, kernel: Array, bias: Array | None, residual: Array | None, window: Any
 ) -> bool:
-    """Says whether `convolve` accepts a convolution; the arguments are those of `convolve`."""
+    """Says whether to use `convolve` for a convolution; the arguments are those of `convolve`."""
     operands = [operand for operand in (images, kernel, bias, residual) if operand is not None]
     return (
-        all(operand.dtype == jnp.float32 for operand in operands)
-        and window.dilation == (1, 1)
-        and min(*images.shape, *kernel.shape, *_sides(images, kernel, window)) > 0
-        and min(*window.padding[0], *window.padding[1]) >= 0
+        images.dtype.name in compilation.onednn_types()
+        and all(operand.dtype == images.dtype for operand in operands)
+        and fits(images.shape, kernel.shape, window, residual is not None)
+        and (bias is None or bias.shape == kernel.shape[3:])
+        and (residual is None or residual.shape == _output_shape(images, kernel, window))
     )
 
 
-def _sides(images: Array, kernel: Array, window: Any) -> list[int]:
-    return [
+def fits(images: tuple[int, ...], kernel: tuple[int, ...], window: Any, has_residual: bool) -> bool:
+    """Says whether oneDNN can be trusted with a convolution of arrays of these shapes.
+
+    Of random convolutions it computed some wrongly that had one channel and a residual, and it ended
+    the process at some whose padding was as large as the kernel. Kernels that are larger than the
+    images were among both.
+    """
+    return (
+        all(isinstance(length, int) and length > 0 for length in (*images, *kernel))
+        and images[3] == kernel[2]
+        and not (has_residual and images[3] == 1)
+        and window.dilation == (1, 1)
+        and all(
+            taps <= size and min(zeros) >= 0 and max(zeros) < taps
+            for taps, size, zeros in zip(kernel[:2], images[1:3], window.padding, strict=True)
+        )
+    )
+
+
+def _output_shape(images: Array, kernel: Array, window: Any) -> tuple[int, ...]:
+    sides = (
         (size + sum(zeros) - taps) // stride + 1
         for size, zeros, taps, stride in zip(
             images.shape[1:3], window.padding, kernel.shape[:2], window.strides, strict=True
         )
-    ]
+    )
+    return (images.shape[0], *sides, kernel.shape[3])
 
 
 def convolve(
@@ -42,11 +64,11 @@ def convolve(
     bias: Array | None,
     residual: Array | None,
     window: Any,
-    activation: Literal["relu", "relu6"] | None = None,
 ) -> Array:
-    """Computes a convolution, adds a bias and a residual, and applies an activation, in one call.
+    """Computes a convolution and adds a bias and a residual, in one call.
 
-    All arrays are float32.
+    oneDNN could apply a ReLU too, but its ReLU turns NaN into 0. All arrays must have the same type,
+    float32 or bfloat16.
 
     Args:
       images: [B, H, W, C_in].
@@ -54,12 +76,11 @@ def convolve(
       bias: [C_out], or None.
       residual: [B, H', W', C_out], or None.
       window: Strides and padding of rows and columns; the padding must not be negative.
-      activation: The activation, or None.
 
     Returns:
       [B, H', W', C_out].
     """
-    shape = (len(images), *_sides(images, kernel, window), kernel.shape[3])
+    shape = _output_shape(images, kernel, window)
     operands, steps = [images, kernel], []
     if bias is None and residual is not None:  # oneDNN takes no residual without a bias
         bias = jnp.zeros(kernel.shape[3], kernel.dtype)
@@ -69,8 +90,6 @@ def convolve(
     if residual is not None:
         operands.append(residual)
         steps.append("BINARY_ADD")
-    if activation is not None:
-        steps.append(activation.upper())
     call = jax.ffi.ffi_call(
         "__onednn$convolution",
         jax.ShapeDtypeStruct(shape, images.dtype),

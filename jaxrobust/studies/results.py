@@ -33,7 +33,7 @@ def environment() -> dict[str, Any]:
         "device": " ".join(dict.fromkeys([device.platform, device.device_kind])),
         "num_devices": jax.device_count(),
         "num_cpus": os.cpu_count(),
-        "onednn": compilation.with_onednn(),
+        "onednn": list(compilation.onednn_types()),
         "commit": commit(),
     }
 

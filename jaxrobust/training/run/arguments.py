@@ -91,7 +91,7 @@ class Job:
         means = [
             leaf
             for path, leaf in jax.tree.leaves_with_path(self.variables.get("batch_stats", {}))
-            if "mean" in jax.tree_util.keystr(path)
+            if jax.tree_util.keystr(path[-1:], simple=True) == "mean"
         ]
         return any(bool(jnp.any(leaf != 0)) for leaf in means)
 

@@ -197,11 +197,13 @@ def _momenta(model: Any, image_shape: tuple[int, ...]) -> set[float]:
     found = set()
 
     def seen(call: Any, arguments: Any, options: Any, context: Any) -> Any:
-        if isinstance(context.module, nn.BatchNorm):
+        frozen = getattr(context.module, "use_running_average", None) is True
+        if isinstance(context.module, nn.BatchNorm) and not frozen:
             found.add(float(context.module.momentum))
         return call(*arguments, **options)
 
+    key, image = jax.random.key(0), jax.ShapeDtypeStruct((1, *image_shape), np.float32)
     with nn.intercept_methods(seen):
-        image = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
-        jax.eval_shape(model.init, jax.random.key(0), image)
+        keys = {"params": key, "dropout": key}
+        jax.eval_shape(functools.partial(model.init, train=True), keys, image)
     return found

@@ -206,6 +206,7 @@ def fit(
     job = prepared(model, data, recipe, variables, masks, host.num_devices)
     if recipe.compression is None:  # a compression estimates them anew
         num_steps = recipe.num_epochs * job.steps_per_epoch
+        num_steps *= getattr(recipe.adversary, "num_replays", 1)
         is_trained = masks is None and job.has_trained_statistics
         warn_of_slow_statistics(model, job.image_shape, num_steps, is_trained=is_trained)
     settings = job.settings()
