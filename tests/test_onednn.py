@@ -146,7 +146,7 @@ def random_case(generator):
         images, kernel = (batch, height, width, inputs), (rows, columns, inputs, outputs)
         size = output_size(images, kernel, window)
         bias, residual = map(bool, generator.integers(0, 2, 2))
-        fits = onednn.fits(images, kernel, window, residual)
+        fits = onednn.fits(images, kernel, window)
         if fits and batch * np.prod(size) * np.prod(kernel) < 3e7:
             return onednn_trial.Case(images, kernel, window, bias, residual)
 

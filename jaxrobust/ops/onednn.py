@@ -23,23 +23,22 @@ def takes(
     return (
         images.dtype.name in compilation.onednn_types()
         and all(operand.dtype == images.dtype for operand in operands)
-        and fits(images.shape, kernel.shape, window, residual is not None)
+        and fits(images.shape, kernel.shape, window)
         and (bias is None or bias.shape == kernel.shape[3:])
         and (residual is None or residual.shape == _output_shape(images, kernel, window))
     )
 
 
-def fits(images: tuple[int, ...], kernel: tuple[int, ...], window: Any, has_residual: bool) -> bool:
+def fits(images: tuple[int, ...], kernel: tuple[int, ...], window: Any) -> bool:
     """Says whether oneDNN can be trusted with a convolution of arrays of these shapes.
 
-    Of random convolutions it computed some wrongly that had one channel and a residual, and it ended
-    the process at some whose padding was as large as the kernel. Kernels that are larger than the
-    images were among both.
+    Of random convolutions it computed some wrongly that had images of one channel, and it ended the
+    process at some whose padding was as large as the kernel. Kernels that are larger than the images
+    were among both.
     """
     return (
         all(isinstance(length, int) and length > 0 for length in (*images, *kernel))
-        and images[3] == kernel[2]
-        and not (has_residual and images[3] == 1)
+        and images[3] == kernel[2] > 1
         and window.dilation == (1, 1)
         and all(
             taps <= size and min(zeros) >= 0 and max(zeros) < taps
