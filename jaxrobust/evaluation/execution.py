@@ -21,8 +21,7 @@ class Execution:
         Every success is verified in float32. Images that fail this are attacked again in float32, and
         so are images that met NaN, and images whose best point is as close to a success as the rounding
         of bfloat16 moves the margin of any best point. The search may find fewer or more successes than
-        in float32. If the classifier is not a
-        pytree, only the images are cast, not its weights.
+        in float32. If the classifier is not a pytree, only the images are cast, not its weights.
       path: Where to save the results and the attacks under way every 30 seconds, so that a killed run
         can be resumed: a file (.npz) for an attack, a folder for a suite. With another number of lanes,
         or of devices that cannot share the lanes, the attacks under way start again.
