@@ -2,10 +2,10 @@
 
 import dataclasses
 import json
-import re
 import shutil
 from pathlib import Path
 
+import coverage_page
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -381,12 +381,7 @@ def test_quick_from_end_to_end_resumed_and_refused(tmp_path, capsys):
         assert outcomes[row.outcomes].sum() == row.count and len(outcomes[row.outcomes]) == row.n
     text = report.read_text()
     assert "not on CIFAR-10" in text
-    covered = (
-        (ROOT / "docs" / "results" / "coverage.md").read_text().split("\n## What source 002")[1]
-    )
-    anchors = set(re.findall(r"`#([a-z0-9-]+)`", covered.split("\n## ")[0]))
-    assert anchors
-    for anchor in anchors:
+    for anchor in coverage_page.named("cifar_mlp"):
         assert f'id="{anchor}"' in text, anchor
 
     # Killed after the fourth training: the stages before it are read back, the others made again.

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import get_args
 
+import coverage_page
 import numpy as np
 import pytest
 from conftest import OWN_XLA_FLAGS
@@ -251,8 +252,7 @@ def test_sports10_quick_stopped_and_continued(tmp_path, photographs):
     done = run("sports10", *options, "--results-dir", tmp_path / "parts")
     assert done.returncode == 0, done.stderr
     assert stages == {path: path.stat().st_mtime_ns for path in parts.glob("stages/*.json")}
-    covered = (ROOT / "docs" / "results" / "coverage.md").read_text().split("\n## What source")[0]
-    for anchor in set(re.findall(r"`#([a-z0-9-]+)`", covered)) - LARGER_RUNS:
+    for anchor in coverage_page.named("sports10") - LARGER_RUNS:
         assert f'id="{anchor}"' in report, anchor
 
 
