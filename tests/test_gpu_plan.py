@@ -1,0 +1,91 @@
+"""The plan for a GPU: its commands, what is stopped and continued, and what is not run again."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import tyro
+
+from experiments import gpu_plan
+from experiments.gpu_plan import Part, Settings
+from jaxrobust import studies
+
+# A script that takes its time, and one second less when it is continued.
+_SCRIPT = """
+import pathlib, sys, time
+name = sys.argv[-1]
+runs = pathlib.Path(__file__).with_name(name)
+before = runs.read_text() if runs.exists() else ""
+runs.write_text(before + "x")
+if "fail" in name:
+    sys.exit(3)
+if "long" in name and not before:
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        runs.write_text("saved")
+        sys.exit(130)
+"""
+
+
+@pytest.fixture
+def plan(tmp_path, monkeypatch):
+    """Runs a plan of the script above; returns how often each part ran, and the states."""
+    (tmp_path / "part_of_plan.py").write_text(_SCRIPT)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(gpu_plan, "LEAST", 0.0)
+
+    def run(*names, minutes=1.0):
+        parts = tuple(Part(name, "part_of_plan", "", 1.0) for name in names)
+        monkeypatch.setattr(gpu_plan, "PARTS", parts)
+        gpu_plan.main(Settings(quick=True, minutes=minutes, results_dir=tmp_path / "results"))
+        rows = json.loads((tmp_path / "results" / "plan.json").read_text())
+        texts = {n: tmp_path / f"plan-{n}" for n in names}
+        return {n: p.read_text() if p.exists() else "" for n, p in texts.items()}, [
+            row["state"] for row in rows
+        ]
+
+    return run
+
+
+def test_the_rest_runs_after_a_failure_and_only_what_is_missing_runs_again(plan):
+    assert plan("fail", "good") == ({"fail": "x", "good": "x"}, ["failed", "finished"])
+    assert plan("fail", "good") == ({"fail": "xx", "good": "x"}, ["failed", "finished"])
+
+
+def test_at_the_end_of_the_time_a_part_is_stopped_and_continued_by_the_next_call(plan):
+    assert plan("long", "good", minutes=0.02) == (
+        {"long": "saved", "good": ""},
+        ["stopped", "not begun"],
+    )
+    assert plan("long", "good") == ({"long": "savedx", "good": "x"}, ["finished", "finished"])
+
+
+def test_a_plan_that_cannot_be_read_is_an_error(tmp_path):
+    (tmp_path / "plan.json").write_text("{")
+    with pytest.raises(ValueError, match=r"plan\.json cannot be read; delete it to begin anew"):
+        gpu_plan.main(Settings(quick=True, results_dir=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({}, "`data_dir` must be the folder"), ({"minutes": 0.0, "quick": True}, "`minutes` must")],
+)
+def test_bad_settings_are_errors(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        gpu_plan.main(Settings(**changes, results_dir=tmp_path))
+
+
+@pytest.mark.parametrize("quick", [True, False])
+@pytest.mark.parametrize("part", gpu_plan.PARTS, ids=lambda part: part.name)
+def test_every_script_accepts_its_command(part, quick, tmp_path):
+    settings = Settings(data_dir=tmp_path, quick=quick)
+    _, _, module, *words = gpu_plan.command(part, settings)
+    script = importlib.import_module(f"{module}.__main__")
+    preset = "quick" if quick else words[1] if words[0] == "--preset" else script.Settings.preset
+    default = studies.preset(script.Settings, script.PRESETS, preset)
+    found = tyro.cli(script.Settings, args=words, default=default)
+    getattr(script, "check", getattr(script, "checked", None))(found)
+    assert (found.run, found.results_dir) == (f"plan-{part.name}", Path("results"))
+    assert found.data == (None if quick else "cifar10_jpeg")
