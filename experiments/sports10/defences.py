@@ -54,10 +54,11 @@ class Noisy:
 
 def measure(study: Study) -> None:
     """Adds the facts of the defences."""
-    record = functools.partial(_answers, study, study.chosen)
-    study.run.measure(f"answers of the defences, {study.chosen}", record)
-    for epsilon in epsilons(study):
-        compare(study.facts, study.chosen, epsilon)
+    for name in study.defended:
+        record = functools.partial(_answers, study, name)
+        study.run.measure(f"answers of the defences, {name}", record)
+        for epsilon in epsilons(study):
+            compare(study.facts, name, epsilon)
 
 
 def epsilons(study: Study) -> tuple[float, ...]:
@@ -162,5 +163,5 @@ def _certify(study: Study, name: str, facts: studies.Facts, smoothed: Any) -> No
             # An attack within a smaller radius counts for a larger one too.
             right = right & _right(study, smoothed, report.images, test.labels)
         rate = evaluation.rate(int(entry["count"]), int(entry["n"]))
-        facts.add_rate("certified accuracy", {"radius": radius}, rate)
-        facts.add("smoothed accuracy", radius=radius, outcomes=right)
+        facts.add_rate("certified accuracy", {"network": name, "radius": radius}, rate)
+        facts.add("smoothed accuracy", network=name, radius=radius, outcomes=right)
