@@ -124,6 +124,10 @@ class Study:
         subject = SUBJECTS[name]
         return subject.watches if subject.training.needs_validation else None
 
+    def watched(self, name: str, seed: int) -> Any:
+        """Returns the photographs that the training with a seed watches; None if it watches nothing."""
+        return self._rows(name, ALL, seed)[1]
+
     def _rows(self, name: str, rows: Any, seed: int) -> tuple[Any, data.Split | None]:
         """Returns the rows on which a network is trained, and what its recipe watches, if anything.
 
