@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from experiments.sports10.networks import DEFAULT, SUBJECTS
 from jaxrobust import checks, studies
@@ -60,7 +61,7 @@ class Config:
     skip_damaged: bool = False
 
 
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         "models": ("mlp", OURS),
         "num_seeds": 2,

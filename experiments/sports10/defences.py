@@ -126,7 +126,7 @@ def _detect(study: Study, name: str, facts: studies.Facts, progress: Any) -> Non
     )
 
     def scores(images: Any) -> dict[str, np.ndarray]:
-        logits = [evaluation.logits(version, images) for version in versions]
+        logits = [jnp.asarray(evaluation.logits(version, images)) for version in versions]
         squeezed = defenses.squeezing_score(*logits)
         return {
             "squeezing": np.asarray(squeezed),
