@@ -20,7 +20,8 @@ class Config:
       data_dir: The folder with train/<class>/*.jpg and valid/<class>/*.jpg.
       models: The networks: mlp, cnn, simple_cnn, resnet_small, photo_cnn; and, trained as their reports
         train them, cnn_plateau, cnn_plateau_by_test, simple_cnn_stopped and resnet_small_stopped.
-      defended: The networks that are defended; none if it is empty. By default all of `models`.
+      defended: The networks that are defended; none if it is empty. By default all of `models`, or one
+        with `quick`.
       num_seeds: The number of trainings of each network: seed, seed + 1, ... The first is explained
         and attacked. Slow networks are trained less often: resnet_small once, resnet_small_stopped
         three times.

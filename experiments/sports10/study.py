@@ -46,7 +46,8 @@ class Study:
         self.folded = [name for name in cross_validated if SUBJECTS[name].folds]
         # The network that is explained by every method: ours, if it is in the run.
         self.chosen = OURS if OURS in config.models else config.models[-1]
-        self.defended = config.models if config.defended is None else config.defended
+        defended = (self.chosen,) if config.quick else config.models
+        self.defended = defended if config.defended is None else config.defended
         self.epsilons = EPSILONS[1:2] if config.quick else EPSILONS  # of attacks over epsilon
         self._fitted: dict[str, training.FitResult] = {}
 
