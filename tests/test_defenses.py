@@ -13,13 +13,18 @@ from scipy import ndimage
 from jaxrobust.attacks import FGSM, PGD
 from jaxrobust.defenses import (
     JPEG,
+    BitDepth,
     Ensemble,
     Expectation,
     GaussianBlur,
+    MedianSmoothing,
     Preprocessed,
     Smoothed,
+    confidence_score,
+    detection_threshold,
     gaussian_blur,
     jpeg,
+    squeezing_score,
 )
 from jaxrobust.models import Classifier
 
@@ -284,6 +289,8 @@ def test_expectation_refuses():
 DEFENCES = {
     "jpeg": lambda c: Preprocessed(c, JPEG(90)),
     "blur": lambda c: Preprocessed(c, GaussianBlur(0.8), backward="true"),
+    "depth": lambda c: Preprocessed(c, BitDepth(5)),
+    "median": lambda c: Preprocessed(c, MedianSmoothing(3), backward="true"),
     "ensemble": lambda c: Ensemble((c, Preprocessed(c, GaussianBlur(0.5)))),
     "smoothed": lambda c: Smoothed(c, 0.1, 3, jax.random.key(3)),
     "expectation": lambda c: Expectation(
@@ -338,3 +345,48 @@ def test_other_weights_compile_nothing_anew(name):
     second = attack(1, 0.2)
     assert len(traces) == count
     assert not np.array_equal(first.images, second.images)
+
+
+# Detection
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_median_is_scipys(size):
+    images = jax.random.uniform(jax.random.key(1), (2, 5, 9, 2))
+    expected = ndimage.median_filter(np.asarray(images), (1, size, size, 1), mode="reflect")
+    np.testing.assert_array_equal(MedianSmoothing(size)(images), expected)
+
+
+def test_depth_keeps_as_many_levels_as_its_bits_allow():
+    pixels = jnp.linspace(0, 1, 1000).reshape(1, 10, 100, 1)
+    assert len(np.unique(BitDepth(3)(pixels))) == 8
+    assert float(jnp.abs(BitDepth(3)(pixels) - pixels).max()) <= 0.5 / 7 + 1e-6
+    with pytest.raises(ValueError, match="`bits` must be at least 1, got 0"):
+        BitDepth(0)
+    with pytest.raises(ValueError, match="`size` must be at least 1, got 0"):
+        MedianSmoothing(0)
+
+
+def test_scores_are_those_of_the_papers():
+    one, two, three = np.random.default_rng(0).normal(size=(3, 6, 4))
+    p, q, r = (np.exp(each) / np.exp(each).sum(1, keepdims=True) for each in (one, two, three))
+    expected = np.maximum(np.abs(p - q).sum(1), np.abs(p - r).sum(1))
+    np.testing.assert_allclose(squeezing_score(one, two, three), expected, rtol=1e-5)
+    np.testing.assert_allclose(confidence_score(jnp.asarray(one)), 1 - p.max(1), rtol=1e-5)
+    for given in ((one,), (one, two[:5]), (one[0], two[0])):
+        with pytest.raises(ValueError, match=r"must have the same shape \[B, K\], got"):
+            squeezing_score(*given)
+
+
+@pytest.mark.parametrize("count, rate, above", [(100, 0.05, 5), (319, 0.05, 15), (10, 0.05, 0)])
+def test_no_more_clean_images_than_asked_are_above_the_threshold(count, rate, above):
+    scores = np.random.default_rng(0).permutation(count) / 100
+    threshold = detection_threshold(scores, rate)
+    assert (scores > threshold).sum() == above
+    assert detection_threshold(np.zeros(7), rate) == 0  # equal scores are not above
+
+
+@pytest.mark.parametrize("scores", [[], [[1.0]], [1.0, np.nan]])
+def test_a_threshold_needs_finite_scores(scores):
+    with pytest.raises(ValueError, match="`clean_scores` must be one or more finite numbers"):
+        detection_threshold(scores)

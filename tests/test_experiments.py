@@ -32,7 +32,7 @@ from jaxrobust.training import MART, NFGSM, TRADES, CrossEntropy, FreeReplays, K
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ["basketball", "golf", "tennis"]
 # Sections of networks that take too long for a test.
-LARGER_RUNS = {"compress-cnn", "compress-resnet-small", "compress-photo-cnn"}
+LARGER_RUNS = {"recipes", "compress-cnn", "compress-resnet-small", "compress-photo-cnn"}
 # What settings.json held before studies had facts; of --quick, and with --suite fgsm.
 BEFORE = {
     "quickstart": {

@@ -50,9 +50,14 @@ def _evaluate(study: Study, name: str, _: Any) -> dict[str, Any]:
     )
     seeds = []
     for seed in study.seeds_of(name):
-        classifier = study.classifier(name, study.trained(name, seed).variables)
+        fitted = study.trained(name, seed)
+        classifier = study.classifier(name, fitted.variables)
         found = evaluation.evaluate(classifier, test.images, test.labels)
-        seeds.append({"seed": seed, "accuracy": found["accuracy"]})
+        kept = {"seed": seed, "accuracy": found["accuracy"], "epochs": len(fitted.history)}
+        if study.watches(name) == "test":
+            right = [round(row["validation_accuracy"] * len(test)) for row in fitted.history]
+            kept["best"] = evaluation.rate(max(right), len(test))
+        seeds.append(kept)
     return entry | {"seeds": seeds}
 
 
@@ -82,7 +87,11 @@ def _seeds(study: Study, entries: list[dict[str, Any]]) -> None:
         network = entry["name"]
         facts.add("parameters", network=network, value=entry["num_parameters"])
         for row in entry["seeds"]:
-            facts.add_rate("accuracy", {"network": network, "seed": row["seed"]}, row["accuracy"])
+            keys = {"network": network, "seed": row["seed"]}
+            facts.add_rate("accuracy", keys, row["accuracy"])
+            facts.add("epochs", keys, value=row["epochs"])
+            if "best" in row:
+                facts.add_rate("accuracy of the best epoch", keys, row["best"])
         mistakes = evaluation.mistakes(entry["evaluation"]["confusion_matrix"])
         facts.add("mistakes", network=network, value=sum(count for *_, count in mistakes))
         for true, taken, count in mistakes:

@@ -39,7 +39,7 @@ def measure(study: Study) -> dict[str, Any]:
         study.run.measure(f"single layers, {name}", functools.partial(_layers, study, name))
     for name in names:
         study.run.measure(f"times, {name}", functools.partial(_times, study, name))
-    if TICKET_NETWORK in names:
+    if TICKET_NETWORK in study.folded:
         study.run.measure(
             f"tickets, {TICKET_NETWORK}", functools.partial(_tickets, study, TICKET_NETWORK)
         )
@@ -208,7 +208,7 @@ def _tickets(study: Study, name: str, facts: studies.Facts, progress: Any) -> No
     rows, split = study.fold_rows()[0][0], study.held_out(name, 0)
     recipe, tuning = study.recipe(name, seed), study.fine_tuning(name, seed)
     dense = study.trained(name, seed, 0).variables
-    network, shape = models.create(name, len(study.class_names)), split.images.shape[1:]
+    network, shape = study.network(name), split.images.shape[1:]
     initial, others = (training.initial_variables(network, shape, seed + i) for i in range(2))
     schedule = pruning.geometric_schedule(sparsity, 1 if study.config.quick else ROUNDS)
 

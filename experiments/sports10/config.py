@@ -2,8 +2,9 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
-from experiments.sports10.networks import SUBJECTS
+from experiments.sports10.networks import DEFAULT, SUBJECTS
 from jaxrobust import checks, studies
 from jaxrobust.attacks import PGD
 
@@ -17,11 +18,15 @@ class Config:
 
     Attributes:
       data_dir: The folder with train/<class>/*.jpg and valid/<class>/*.jpg.
-      models: The networks: mlp, cnn, simple_cnn, resnet_small, photo_cnn.
+      models: The networks: mlp, cnn, simple_cnn, resnet_small, photo_cnn; and, trained as their reports
+        train them, cnn_plateau, cnn_plateau_by_test, simple_cnn_stopped and resnet_small_stopped.
+      defended: The networks that are defended; none if it is empty. By default all of `models`, or one
+        with `quick`.
       num_seeds: The number of trainings of each network: seed, seed + 1, ... The first is explained
-        and attacked. Slow networks are trained less often: cnn three times, resnet_small once.
-      num_folds: The number of folds of the cross-validation on the training photographs (not for cnn
-        and resnet_small).
+        and attacked. Slow networks are trained less often: resnet_small once, resnet_small_stopped
+        three times.
+      num_folds: The number of folds of the cross-validation on the training photographs (not for
+        resnet_small), at least 2; 0 for no cross-validation, and no lottery tickets.
       seed: The first seed.
       num_epochs: The number of epochs of every network; by default that of its recipe.
       sparsities: The fractions of the weights to prune, in ascending order.
@@ -38,7 +43,8 @@ class Config:
     """
 
     data_dir: Path
-    models: tuple[str, ...] = tuple(SUBJECTS)
+    models: tuple[str, ...] = DEFAULT
+    defended: tuple[str, ...] | None = None
     num_seeds: int = 5
     num_folds: int = 5
     seed: int = 0
@@ -56,7 +62,7 @@ class Config:
     skip_damaged: bool = False
 
 
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         "models": ("mlp", OURS),
         "num_seeds": 2,
@@ -66,14 +72,26 @@ PRESETS = {
         "num_steps": 5,
         "num_recorded": 2,
         "latency_runs": 10,
-    }
+    },
+    # The networks as their reports train them, beside ours of the same name.
+    "source": {
+        "models": (
+            *("mlp", "cnn", "cnn_plateau", "cnn_plateau_by_test"),
+            *("simple_cnn", "simple_cnn_stopped", "resnet_small_stopped"),
+        ),
+        "run": "source",
+    },
 }
 
 
 def check(config: Config) -> None:
     """Raises ValueError for settings that are out of range."""
-    least = {"num_folds": 2, "seed": 0, "num_recorded": 0, "latency_runs": 2}
+    least = {"num_folds": 0, "seed": 0, "num_recorded": 0, "latency_runs": 2}
     studies.check_settings(config, least, models=SUBJECTS)
+    if config.num_folds == 1:
+        raise ValueError("`num_folds` must be at least 2, or 0 for no cross-validation, got 1.")
+    for name in config.defended or ():
+        checks.one_of("defended", name, config.models)
     checks.number("epsilon", config.epsilon, above=0.0, maximum=1.0)
     for sparsity in config.sparsities:
         checks.number("sparsities", sparsity, above=0.0, maximum=0.99)

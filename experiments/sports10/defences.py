@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.sports10 import folds
+from experiments.sports10.folds import Variant
 from experiments.sports10.networks import SUBJECTS
 from experiments.sports10.study import Study
-from jaxrobust import data, defenses, evaluation, models, studies
+from jaxrobust import data, defenses, evaluation, models, pruning, studies
 from jaxrobust.attacks import PGD
 from jaxrobust.evaluation.answers import as_float
 from jaxrobust.studies import ANY, comparison
@@ -23,6 +25,7 @@ SMALL = 0.01  # the second epsilon
 ADVERSARIAL_SHARE, NOISE_SHARE = 2 / 5, 1 / 2
 # Noisy copies of an image: for the attack's mean, for the vote, for the certificate.
 COPIES = (16, 200, 1000)
+ALARMS, BITS = 0.05, 5  # the false alarms of detectors, and the depth of a squeezed pixel in bits
 # The names of the defences in the report, and in the files of the attacks on them.
 WORDS = {
     "none": "none",
@@ -31,6 +34,7 @@ WORDS = {
     "blur": "Gaussian smoothing, sigma 1",
     "adversarial": "adversarial training",
     "two_seeds": "ensemble of two seeds",
+    "twins": "ensemble with its pruned and its int8 twin",
     "mean_probabilities": "ensemble with the robust network, mean probabilities",
     "mean_logits": "ensemble with the robust network, mean logits",
     "smoothing": "randomised smoothing",
@@ -54,10 +58,14 @@ class Noisy:
 
 def measure(study: Study) -> None:
     """Adds the facts of the defences."""
-    record = functools.partial(_answers, study, study.chosen)
-    study.run.measure(f"answers of the defences, {study.chosen}", record)
-    for epsilon in epsilons(study):
-        compare(study.facts, study.chosen, epsilon)
+    for name in study.defended:
+        record = functools.partial(_answers, study, name)
+        study.run.measure(f"answers of the defences, {name}", record)
+        if calibrated(study, name) is not None:
+            record = functools.partial(_detect, study, name)
+            study.run.measure(f"detection of attacks, {name}", record)
+        for epsilon in epsilons(study):
+            compare(study.facts, name, epsilon)
 
 
 def epsilons(study: Study) -> tuple[float, ...]:
@@ -82,6 +90,70 @@ def compare(facts: studies.Facts, network: str, epsilon: float) -> None:
     facts.extend(comparison.over_images(facts, known, bare, "defended difference"))
 
 
+def twins(study: Study, name: str) -> tuple[Variant, Variant]:
+    """Returns the smaller forms with which a network answers as an ensemble."""
+    return Variant(name, "pruned", study.config.sparsities[-1]), Variant(name, "int8")
+
+
+def _twin(study: Study, variant: Variant) -> models.Classifier:
+    variables = folds.weights(study, variant, study.config.seed)
+    return study.classifier(variant.network, pruning.dequantize(variables))
+
+
+def calibrated(study: Study, name: str) -> tuple[str, data.Split] | None:
+    """Returns what a detector is made for: a training, and photographs that it held out.
+
+    This is the network of the first seed and the photographs that its recipe watches, or the network
+    and the held-out photographs of the first fold; None if there is neither. Test photographs that a
+    recipe watches do not count.
+    """
+    if study.watches(name) == "split":
+        return "seed", study.watched(name, study.config.seed)
+    return ("fold", study.held_out(name, 0)) if name in study.folded else None
+
+
+def _detect(study: Study, name: str, facts: studies.Facts, progress: Any) -> None:
+    """Adds how often detectors find attacks at a false alarm rate of 5 % on held-out photographs."""
+    given, test, seed = calibrated(study, name), study.test(name), study.config.seed
+    assert given is not None
+    fold = None if given[0] == "seed" else 0
+    network = study.classifier(name, study.trained(name, seed, fold).variables)
+    coarse = defenses.Preprocessed(network, defenses.BitDepth(BITS))
+    versions = (
+        network,
+        coarse,
+        defenses.Preprocessed(network, defenses.MedianSmoothing(2), "true"),
+    )
+
+    def scores(images: Any) -> dict[str, np.ndarray]:
+        logits = [jnp.asarray(evaluation.logits(version, images)) for version in versions]
+        squeezed = defenses.squeezing_score(*logits)
+        return {
+            "squeezing": np.asarray(squeezed),
+            "confidence": np.asarray(defenses.confidence_score(logits[0])),
+        }
+
+    held_out, clean = scores(given[1].images), scores(test.images)
+    thresholds = {kind: defenses.detection_threshold(held_out[kind], ALARMS) for kind in held_out}
+    right = right_ones(network, test.images, test.labels)
+    for kind, threshold in thresholds.items():
+        facts.add("false alarm", network=name, detector=kind, outcomes=clean[kind] > threshold)
+        facts.add("held-out photographs", network=name, detector=kind, value=len(held_out[kind]))
+    # Who knows the detectors makes the answers to the image and to its squeezed versions agree.
+    attackers = {"unknowing": network, "adaptive": defenses.Ensemble(versions)}
+    for epsilon in epsilons(study):
+        for attacker, target in attackers.items():
+            words = f", {given[0]}, with {'squeezers' if attacker == 'adaptive' else 'a detector'}"
+            report = study.attack(study.make("PGD", epsilon), name, target, words)
+            fooled = right & ~right_ones(network, report.images, test.labels)
+            for kind, found in scores(report.images).items():
+                keys = {"network": name, "detector": kind, "attacker": attacker, "epsilon": epsilon}
+                seen = found > thresholds[kind]
+                facts.add("detected", keys, outcomes=seen[fooled])
+                facts.add("fooled unseen", keys, outcomes=(fooled & ~seen)[right])
+            progress(f"{attacker} at {epsilon}", len(facts), 6 + 8 * len(epsilons(study)))
+
+
 def _trained(study: Study, name: str, how: str, share: float, **changes: Any) -> models.Classifier:
     recipe = study.recipe(name, study.config.seed, share, **changes)
     return study.classifier(name, study.fit(name, f"train {name} {how}", recipe).variables)
@@ -102,10 +174,11 @@ def _defended(study: Study, name: str) -> dict[str, Any]:
     for seed in study.seeds_of(name)[1:2]:
         second = study.classifier(name, study.trained(name, seed).variables)
         found["two_seeds"] = defenses.Ensemble((base, second))
+    found["twins"] = defenses.Ensemble((base, *(_twin(study, kind) for kind in twins(study, name))))
     found["mean_probabilities"] = defenses.Ensemble((base, robust))
     found["mean_logits"] = defenses.Ensemble((base, robust), average="logits")
     if study.config.quick:
-        found = {key: found[key] for key in ("none", "jpeg_30", "adversarial", "mean_logits")}
+        found = {key: found[key] for key in ("none", "jpeg_30", "adversarial", "twins")}
     augment: Any = SUBJECTS[name].training.augmentation
     noise = Noisy(augment, SIGMA)
     noisy = _trained(study, name, "with noise", NOISE_SHARE, augmentation=noise)
@@ -162,5 +235,5 @@ def _certify(study: Study, name: str, facts: studies.Facts, smoothed: Any) -> No
             # An attack within a smaller radius counts for a larger one too.
             right = right & _right(study, smoothed, report.images, test.labels)
         rate = evaluation.rate(int(entry["count"]), int(entry["n"]))
-        facts.add_rate("certified accuracy", {"radius": radius}, rate)
-        facts.add("smoothed accuracy", radius=radius, outcomes=right)
+        facts.add_rate("certified accuracy", {"network": name, "radius": radius}, rate)
+        facts.add("smoothed accuracy", network=name, radius=radius, outcomes=right)

@@ -1,6 +1,7 @@
 """The networks of the study and how each is trained."""
 
 import dataclasses
+from typing import Literal
 
 from jaxrobust import data, training
 
@@ -13,6 +14,10 @@ class Subject:
     image_size: int  # side of the images that it takes, in pixels
     training: training.Recipe  # the seed is set for each run
     source: str  # where it comes from, for the report
+    # What the schedule or early stopping watches, if the recipe needs it: "split", a tenth of the
+    # training photographs, which are then not trained on; "test", the test photographs.
+    watches: Literal["split", "test"] = "split"
+    epoch: Literal["last", "best"] = "last"  # whose weights are kept; "best" by what is watched
     fine_tuning_epochs: int = 10  # after pruning
     max_seeds: int = 5  # fewer for a network that trains slowly
     folds: bool = True  # whether it is cross-validated
@@ -28,6 +33,13 @@ _REPORT_B = training.Recipe(
     optimizer=training.Adam(),
     schedule=training.Cosine(),
     augmentation=data.augment.SPORTS10_B,
+)
+
+# The recipes as the reports have them. Neither says whose weights it evaluates: A's accuracies are
+# called final, and B's are those of the best epoch.
+_PLATEAU_A = dataclasses.replace(_REPORT_A, schedule=training.Plateau(1e-3, factor=0.5, patience=3))
+_STOPPED_B = dataclasses.replace(
+    _REPORT_B, validation=training.Validation(early_stopping_patience=10)
 )
 
 # Chosen on training photographs alone. The search used no test photograph. But when the training size
@@ -86,8 +98,6 @@ SUBJECTS: dict[str, Subject] = {
         32,
         _REPORT_A,
         "report A's network and training, likewise",
-        max_seeds=3,
-        folds=False,
         swept=False,
     ),
     "simple_cnn": Subject(
@@ -114,7 +124,44 @@ SUBJECTS: dict[str, Subject] = {
         "where crops look as large as photographs do at 64",
         swept=False,
     ),
+    # These are trained only if `models` names them, as the preset "source" does.
+    "cnn_plateau": Subject(
+        "cnn",
+        32,
+        _PLATEAU_A,
+        "report A's network and training; the learning rate is halved after more than 3 epochs "
+        "without a lower loss on a tenth of the training photographs, which are held out",
+        swept=False,
+    ),
+    "cnn_plateau_by_test": Subject(
+        "cnn",
+        32,
+        _PLATEAU_A,
+        "report A's network and training as they are, with the learning rate lowered by the loss on "
+        "the test photographs: its figures on these are a little too good",
+        watches="test",
+        swept=False,
+    ),
+    "simple_cnn_stopped": Subject(
+        "simple_cnn",
+        32,
+        _STOPPED_B,
+        "report B's network and training, stopped after 10 epochs without a lower loss on a tenth of "
+        "the training photographs, which are held out; the weights of the best epoch by this loss",
+        epoch="best",
+        swept=False,
+    ),
+    "resnet_small_stopped": Subject(
+        "resnet_small",
+        32,
+        _STOPPED_B,
+        "report B's network and training with all of its 50 epochs, stopped likewise",
+        max_seeds=3,
+        epoch="best",
+        slow=True,
+    ),
 }
+DEFAULT = ("mlp", "cnn", "simple_cnn", "resnet_small", "photo_cnn")
 
 # The fine-tuning of both reports; a subject may have another number of epochs, and the augmentation is
 # that of the network's training.

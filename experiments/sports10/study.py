@@ -42,9 +42,12 @@ class Study:
         self.class_names = photographs(config, 32).class_names
         self.target = self.class_names.index(config.target)
         self.key = run.key  # for everything random outside of training
-        self.folded = [name for name in config.models if SUBJECTS[name].folds]
-        # The network that is explained by every method and defended: ours, if it is in the run.
+        cross_validated = config.models if config.num_folds else ()
+        self.folded = [name for name in cross_validated if SUBJECTS[name].folds]
+        # The network that is explained by every method: ours, if it is in the run.
         self.chosen = OURS if OURS in config.models else config.models[-1]
+        defended = (self.chosen,) if config.quick else config.models
+        self.defended = defended if config.defended is None else config.defended
         self.epsilons = EPSILONS[1:2] if config.quick else EPSILONS  # of attacks over epsilon
         self._fitted: dict[str, training.FitResult] = {}
 
@@ -70,10 +73,14 @@ class Study:
         """Returns the test photographs as float32 [N, H, W, C] in [0, 1]."""
         return jnp.asarray(self.test(name).images / np.float32(255))
 
+    def network(self, name: str) -> Any:
+        """Returns the module of a network."""
+        return models.create(SUBJECTS[name].model, len(self.class_names))
+
     def classifier(self, name: str, variables: Any) -> models.Classifier:
         """Returns the classifier of a network with these weights."""
         dataset = self.dataset(name)
-        network = models.create(name, dataset.num_classes)
+        network = self.network(name)
         return models.Classifier(network.apply, variables, dataset.mean, dataset.std)
 
     def right(self, name: str, variables: Any, split: data.Split) -> np.ndarray:
@@ -92,23 +99,47 @@ class Study:
     ) -> training.FitResult:
         """Trains a network on rows of the photographs; a finished training is read back.
 
-        `stage` names the training and its folder. `validation` is only drawn beside the training curve.
+        `stage` names the training and its folder. `validation` is only drawn beside the training curve;
+        a recipe that needs a validation set has what the network's recipe watches in its place.
         `start` can have the arguments `variables` and `masks` of `training.fit`.
         """
         if stage not in self._fitted:
             dataset = self.dataset(name)
+            rows, watched = self._rows(name, rows, recipe.seed)
+            validation = watched if recipe.needs_validation else validation
             images, labels = dataset.train.images[rows], dataset.train.labels[rows]
             shown = None if validation is None else (validation.images, validation.labels)
             self._fitted[stage] = self.run.fit(
                 stage,
                 f"training/{studies.plain(stage)}",
-                models.create(name, dataset.num_classes),
+                self.network(name),
                 training.Data((images, labels), shown, dataset.mean, dataset.std),
                 dataclasses.replace(recipe, batch_size=min(recipe.batch_size, len(labels))),
                 host=training.Host(checkpoint_every=20),
                 **start,
             )
         return self._fitted[stage]
+
+    def watches(self, name: str) -> str | None:
+        """Returns what a network's recipe watches, "split" or "test"; None if it watches nothing."""
+        subject = SUBJECTS[name]
+        return subject.watches if subject.training.needs_validation else None
+
+    def watched(self, name: str, seed: int) -> Any:
+        """Returns the photographs that the training with a seed watches; None if it watches nothing."""
+        return self._rows(name, ALL, seed)[1]
+
+    def _rows(self, name: str, rows: Any, seed: int) -> tuple[Any, data.Split | None]:
+        """Returns the rows on which a network is trained, and what its recipe watches, if anything.
+
+        Fine-tuning has the same rows as the training, or it would be an advantage of the fine-tuned.
+        """
+        train, watches = self.dataset(name).train, self.watches(name)
+        if watches != "split":
+            return rows, self.test(name) if watches == "test" else None
+        rows = np.arange(len(train))[rows]
+        kept, held_out = data.stratified_folds(train.labels[rows], 10, seed=seed)[0]
+        return rows[kept], train.take(rows[held_out])
 
     def recipe(self, name: str, seed: int, share: float = 1.0, **changes: Any) -> training.Recipe:
         """Returns a network's recipe, with a share of its epochs or of --num-epochs."""
@@ -128,9 +159,13 @@ class Study:
         recipe = self.recipe(name, seed)
         if fold is not None:
             rows = self.fold_rows()[fold][0]
-            return self.fit(name, f"train {name}, fold {fold}", recipe, rows=rows)
-        shown = self.test(name) if seed == self.config.seed else None
-        return self.fit(name, f"train {name}, seed {seed}", recipe, validation=shown)
+            fitted = self.fit(name, f"train {name}, fold {fold}", recipe, rows=rows)
+        else:
+            shown = self.test(name) if seed == self.config.seed else None
+            fitted = self.fit(name, f"train {name}, seed {seed}", recipe, validation=shown)
+        if SUBJECTS[name].epoch == "last":
+            return fitted
+        return dataclasses.replace(fitted, variables=fitted.best_variables)
 
     def base(self, name: str) -> models.Classifier:
         """Returns the network of the first seed, which is explained and attacked."""
