@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from experiments.sports10.networks import DEFAULT, SUBJECTS
 from jaxrobust import checks, studies
@@ -18,6 +18,8 @@ class Config:
 
     Attributes:
       data_dir: The folder with train/<class>/*.jpg and valid/<class>/*.jpg.
+      preset: full: our networks; source: also networks as the two reports train them, in a run of this
+        name; quick: two networks, two epochs and few steps, to see that everything runs.
       models: The networks: mlp, cnn, simple_cnn, resnet_small, photo_cnn; and, trained as their reports
         train them, cnn_plateau, cnn_plateau_by_test, simple_cnn_stopped and resnet_small_stopped.
       defended: The networks that are defended; none if it is empty. By default all of `models`, or one
@@ -38,11 +40,12 @@ class Config:
       latency_runs: The number of measured runs of each latency.
       run: The name of the run; results go to <results_dir>/sports10/<run>.
       results_dir: The folder of all results.
-      quick: Use two networks, two epochs and few steps, to see that everything runs.
+      quick: Short for --preset quick.
       skip_damaged: Leave damaged photographs out, and list them.
     """
 
     data_dir: Path
+    preset: Literal["full", "source", "quick"] = "full"
     models: tuple[str, ...] = DEFAULT
     defended: tuple[str, ...] | None = None
     num_seeds: int = 5
@@ -64,6 +67,8 @@ class Config:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
+        "preset": "quick",
+        "quick": True,
         "models": ("mlp", OURS),
         "num_seeds": 2,
         "num_folds": 2,
@@ -75,6 +80,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # The networks as their reports train them, beside ours of the same name.
     "source": {
+        "preset": "source",
         "models": (
             *("mlp", "cnn", "cnn_plateau", "cnn_plateau_by_test"),
             *("simple_cnn", "simple_cnn_stopped", "resnet_small_stopped"),
