@@ -20,7 +20,7 @@ _known: dict[str, str | None] = {}
 _LOOKED_AT = 4  # the number of images to compare
 
 
-def guard(logits_fn: LogitsFn, images: np.ndarray, traced: Any = None) -> str | None:
+def guard(logits_fn: LogitsFn, images: Any, traced: Any = None) -> str | None:
     """Compares the fast forms with plain evaluation on a batch, once for each network.
 
     If logits or input gradients differ by more than rounding, the network is evaluated without fast
