@@ -207,6 +207,8 @@ def _input_gradient(
     rows, columns, inputs, _ = kernel.shape
     if (rows, columns) == _ONES and window.padding == _NO_PADDING and window.strides == _ONES:
         return jnp.dot(cotangent, kernel[0, 0].T)
+    if window == Window(strides=(rows, columns)):
+        return _gradient_by_tiles(cotangent, kernel, shape)
     if inputs <= _FEW_CHANNELS and window.strides == window.dilation == _ONES:
         return _gradient_by_patches(cotangent, kernel, window.padding)
     if not has_phases(window):
@@ -323,6 +325,18 @@ def interleave(phases: Sequence[Sequence[Array]]) -> Array:
     wide = width * len(phases[0])
     rows = [jnp.stack(row, axis=3).reshape(batch, height, wide, channels) for row in phases]
     return jnp.stack(rows, axis=2).reshape(batch, height * len(rows), wide, channels)
+
+
+def _gradient_by_tiles(cotangent: Array, kernel: Array, shape: tuple[int, ...]) -> Array:
+    """Computes the images' gradient if windows lie side by side, as those of a vision transformer."""
+    rows, columns, inputs, outputs = kernel.shape
+    batch, height, width, _ = cotangent.shape
+    tiles = jnp.dot(cotangent, kernel.reshape(-1, outputs).T)
+    tiles = tiles.reshape(batch, height, width, rows, columns, inputs).swapaxes(2, 3)
+    gradient = tiles.reshape(batch, height * rows, width * columns, inputs)
+    # No window meets the pixels that are left at the bottom and on the right.
+    left = (shape[1] - height * rows, shape[2] - width * columns)
+    return jnp.pad(gradient, ((0, 0), (0, left[0]), (0, left[1]), (0, 0)))
 
 
 def _gradient_by_patches(cotangent: Array, kernel: Array, padding: Padding) -> Array:
