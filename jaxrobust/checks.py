@@ -43,15 +43,17 @@ def number(
     """
     if isinstance(value, bool | str | bytes | list | tuple | dict) or value is None:
         raise TypeError(f"`{name}` must be a number, got {value!r}.")
-    if isinstance(value, jax.Array | np.ndarray) and not is_traced(value):
+    if isinstance(value, jax.Array | np.ndarray) and not isinstance(value, jax.core.Tracer):
         if not jnp.issubdtype(value.dtype, jnp.number):
             if value.dtype != object:  # nothing is known about a placeholder
                 raise TypeError(f"`{name}` must be a number, got an array of {value.dtype}.")
             return
         if not value.size:
             return
-        # If the value that is furthest out is allowed, all are.
-        low, high = float(np.min(value)), float(np.max(value))
+        # If the value that is furthest out is allowed, all are. It is looked for on the host: jax makes
+        # an attack anew from every compiled result, and each time its numbers are checked.
+        array = np.asarray(value)
+        low, high = float(array.min()), float(array.max())
         value = low if not (low >= minimum and low > above) or math.isnan(low) else high
     if not isinstance(value, int | float | np.number):
         return

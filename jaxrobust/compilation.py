@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +24,8 @@ from jaxrobust._version import __version__
 F = TypeVar("F", bound=Callable[..., Any])
 
 ONEDNN_TYPES = ("float32", "bfloat16")
+
+_MOST_KEPT = 2 * 1024**3  # bytes of the programs that are kept on the disk
 
 # jaxlib 0.10 sends CPU convolutions to a fusion library that runs them on one core (PGD through a
 # small network: 4 times slower). The library is kept for matrix products and reductions.
@@ -182,10 +184,11 @@ def _expect_unkept_programs() -> None:
 def keep_programs() -> None:
     """Keeps compiled programs on the disk, so that a later process need not compile them.
 
-    They are kept in the `cache_folder`, which may be deleted at any time. If the user has chosen a
-    folder with JAX_COMPILATION_CACHE_DIR, this function changes nothing. Programs with convolutions of
-    oneDNN cannot be kept, because jaxlib cannot write them to a file: only with JAXROBUST_ONEDNN=0 does
-    a second run of the same script on a CPU compile nothing.
+    They are kept in the `cache_folder`, which may be deleted at any time. If there are more than 2 GiB
+    of them, of all releases together, this function removes those that have not been used for longest.
+    If the user has chosen a folder with JAX_COMPILATION_CACHE_DIR, it changes nothing. Programs with
+    convolutions of oneDNN cannot be kept, because jaxlib cannot write them to a file: only with
+    JAXROBUST_ONEDNN=0 does a second run of the same script on a CPU compile nothing.
     """
     folder = cache_folder() / "programs"
     if getattr(jax.config, "jax_compilation_cache_dir", None) is not None:
@@ -194,9 +197,32 @@ def keep_programs() -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:  # a home that cannot be written
         return
+    _remove_unused(folder.parents[1].glob("*/programs/*"), _MOST_KEPT)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _remove_unused(paths: Iterable[Path], most: int) -> None:
+    """Removes the files that have not been used for longest, until the rest has at most `most` bytes.
+
+    jax has a limit of its own (jax_compilation_cache_max_size). But it needs one more package and looks
+    at every file before it writes one, and in jax 0.10 a process that is killed while it writes leaves
+    a folder to which no later process can add a program.
+    """
+    found = []
+    for path in paths:
+        with contextlib.suppress(OSError):  # another process has removed it
+            status = path.stat()
+            # Some file systems do not note when a file was read; then the oldest file is removed.
+            found.append((max(status.st_atime, status.st_mtime), status.st_size, path))
+    excess = sum(size for _, size, _ in found) - most
+    for _, size, path in sorted(found):
+        if excess <= 0:
+            break
+        with contextlib.suppress(OSError):
+            path.unlink()
+        excess -= size
 
 
 @contextlib.contextmanager

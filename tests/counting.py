@@ -34,12 +34,12 @@ _compiled: list[str] = []
 
 def _listen(event: str, seconds: float, **more: Any) -> None:
     if event.endswith("backend_compile_duration"):
-        _compiled.append(event)
+        _compiled.append(more.get("fun_name", ""))
 
 
 jax.monitoring.register_event_duration_secs_listener(_listen)
 
 
-def num_compiled() -> int:
-    """Programs that this process has compiled so far."""
-    return len(_compiled)
+def num_compiled(name: str | None = None) -> int:
+    """Programs that this process has compiled so far: all, or those of the function of this name."""
+    return sum(name is None or one == f"jit({name})" for one in _compiled)

@@ -1,5 +1,6 @@
 """What the benchmarks share, and their networks: what can be tested without PyTorch."""
 
+import concurrent.futures
 import dataclasses
 import json
 import sys
@@ -14,6 +15,7 @@ from experiments.benchmarks import (
     attack_throughput,
     compression_overhead,
     filter_pruning,
+    growth,
     harness,
     network_files,
     training_throughput,
@@ -161,6 +163,7 @@ def test_every_column_of_a_table_is_named_once_and_wide_enough():
         "accelerator",
         "filter_pruning",
         "compression_overhead",
+        "growth",
     } == tables.keys()
     assert len("admm_redundant") == len(next(iter(tables["compression_overhead"])))
     assert set(compression_overhead.METHODS) >= {"plain", "plain_again"}
@@ -172,6 +175,7 @@ def test_every_column_of_a_table_is_named_once_and_wide_enough():
         (attack_throughput, {"rounds": 0}, "`rounds` must be at least 1"),
         (training_throughput, {"networks": ("resnet",)}, "`networks` must be one of"),
         (filter_pruning, {"multiple_of": 0}, "`multiple_of` must be at least 1"),
+        (growth, {"axes": ("colours",)}, "`axes` must be one of"),
         (compression_overhead, {"pgd_steps": True}, "`pgd_steps` must be an integer"),
     ],
 )
@@ -243,3 +247,56 @@ def test_the_accelerator_goes_on_with_what_is_left_and_with_what_failed(
     assert run() == []
     rows = json.loads((tmp_path / "accelerator_quick.json").read_text())["rows"]
     assert [row["measure"] for row in rows] == ["PGD", "training"]
+
+
+class InThisProcess:
+    """An executor without processes."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def submit(self, function):
+        outcome = concurrent.futures.Future()
+        outcome.set_result(function())
+        return outcome
+
+
+def test_growth_goes_on_with_the_points_that_are_left_and_names_what_grows_fast(
+    tmp_path, monkeypatch, capsys
+):
+    made, fails_at = [], [1000]
+
+    def part(axis, value):
+        def compute():
+            if value in fails_at:
+                raise KeyboardInterrupt
+            made.append(value)
+            return {"seconds": value**2 / 1e4, "memory": 3.0, "compiled": 7, "pixels": value}
+
+        return axis, value, compute
+
+    parts = [part("pixels", 10), part("pixels", 100), part("images", 1000)]
+    monkeypatch.setattr(growth, "_parts", lambda config: parts)
+    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", InThisProcess)
+    config = growth.Config(output=tmp_path / "growth.json")
+    with pytest.raises(KeyboardInterrupt):
+        growth.main(config)
+    fails_at.clear()
+    growth.main(config)
+    assert made == [10, 100, 1000]
+    *points, exponents = json.loads((tmp_path / "growth.json").read_text())["rows"]
+    assert [point["x"] for point in points] == made and exponents["faster"] == "seconds"
+    assert exponents["exponent"] == pytest.approx({"seconds": 2, "memory": 0, "compiled": 0})
+    assert "Faster than linear, pixels: seconds." in capsys.readouterr().out
+    assert "Exponents of pixels" in (tmp_path / "growth.html").read_text()
+
+
+def test_exponents_are_those_of_the_upper_half():
+    assert growth.exponent([1, 10, 100, 1000], [9, 10, 1000, 100_000]) == pytest.approx(2)
+    assert growth.exponent([1, 2], [0, 5]) is None

@@ -4,7 +4,10 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
+
+from jaxrobust import compilation
 
 SCRIPT = """
 import dataclasses
@@ -62,3 +65,31 @@ def test_a_second_run_compiles_nothing(tmp_path):
     own = str(tmp_path / "own")
     variables = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAXROBUST_ONEDNN": ""}
     assert run(tmp_path, JAX_COMPILATION_CACHE_DIR=own, **variables)[1] == own
+
+
+def test_programs_that_were_not_used_for_longest_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    here, earlier = compilation.cache_folder(), compilation.cache_folder().with_name("earlier")
+    for folder in (here, earlier):
+        (folder / "programs").mkdir(parents=True)
+        (folder / "onednn.json").write_text("[]")
+    paths = [folder / "programs" / name for folder in (here, earlier) for name in ("a", "b")]
+    # Written at 4, 3, 2 and 1, and read at 4, 9, 2 and 1.
+    for number, path in enumerate(paths):
+        path.write_bytes(bytes(10))
+        os.utime(path, (9 if number == 1 else 4 - number, 4 - number))
+    monkeypatch.setattr(compilation, "_MOST_KEPT", 25)
+    before = jax.config.jax_compilation_cache_dir
+    compilation.keep_programs()
+    assert jax.config.jax_compilation_cache_dir == before  # that of the tests, which is not ours
+    assert all(path.exists() for path in paths)
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        compilation.keep_programs()
+        assert jax.config.jax_compilation_cache_dir == str(here / "programs")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    assert [path.exists() for path in paths] == [True, True, False, False]
+    assert (here / "onednn.json").exists() and (earlier / "onednn.json").exists()
+    compilation._remove_unused([tmp_path / "gone", *paths], 15)
+    assert [path.exists() for path in paths] == [False, True, False, False]

@@ -24,6 +24,7 @@ CONVOLUTIONS = {
     "stride 2, same": ((3, 3), 8, 16, Window((2, 2), ((0, 1), (0, 1))), (8, 8)),
     "stem": ((7, 7), 3, 8, Window((2, 2), ((3, 3), (3, 3))), (12, 15)),
     "patches": ((4, 4), 3, 8, Window((4, 4)), (12, 12)),
+    "patches with a rest": ((2, 3), 8, 4, Window((2, 3)), (9, 8)),
     "strides 3 and 1": ((2, 3), 8, 4, Window((3, 1), ((1, 0), (1, 1))), (10, 8)),
     "dilated": ((3, 3), 8, 4, Window(padding=((2, 2), (4, 3)), dilation=(2, 3)), (9, 9)),
     "dilated, stride 2": ((3, 3), 8, 4, Window((2, 2), ONE, (2, 2)), (9, 9)),

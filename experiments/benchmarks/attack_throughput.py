@@ -9,7 +9,8 @@ logits of both sides must agree to 1e-4 of the largest. experiments/benchmarks/R
 is and how the time is measured.
 
 --networks users takes 12 minutes with `--rounds 2`, and 4 minutes if also `--num-steps 10` is given; it
-needs equinox and dm-haiku. Expected numbers: README.md. With JAXROBUST_PLAIN=1 networks are evaluated
+needs equinox and dm-haiku. Expected numbers: README.md. --networks large needs them too, and takes 10
+minutes with `--rounds 3`; it has no expected numbers yet. With JAXROBUST_PLAIN=1 networks are evaluated
 unchanged; with JAXROBUST_ONEDNN=0 XLA computes their convolutions instead of oneDNN.
 """
 
@@ -36,12 +37,14 @@ class Config(harness.PeerSettings):
     """Settings of the benchmark.
 
     Attributes:
-      networks: library, for two networks of this library; or users, for networks as users write them in
-        jax.lax, linen, nnx, equinox and haiku, whose JSON file has "users" in its name.
-      num_steps: The number of steps of PGD.
+      networks: library, for two networks of this library; users, for networks as users write them in
+        jax.lax, linen, nnx, equinox and haiku; or large, for resnet18 of this library, MobileNetV2,
+        and ResNet-50 and ViT-S/16 on images of 224x224 pixels. The JSON file of the last two has
+        their name in its own.
+      num_steps: The number of steps of PGD, at most 10 for images of 224x224 pixels.
     """
 
-    networks: Literal["library", "users"] = "library"
+    networks: Literal["library", "users", "large"] = "library"
     rounds: int = 9
     num_steps: int = 40
     output: Path = Path("results/benchmarks/attack_throughput.json")
@@ -54,23 +57,45 @@ def of_the_library(name: str, weights: network_files.Arrays) -> LogitsFn:
     return models.Classifier(models.create(name).apply, variables, mean, std)
 
 
-Case = tuple[str, int, Mapping[str, network_files.Build]]
-"""The name of PyTorch's network, the batch size, and functions that build ours, by framework."""
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A network of PyTorch, and how it is attacked.
+
+    Attributes:
+      name: The network's name in torch_networks.py.
+      batch_size: The number of images.
+      builds: The functions that build ours, by framework.
+      side: The side of the images in pixels.
+      most_steps: The largest number of steps, for a network that takes seconds for each.
+    """
+
+    name: str
+    batch_size: int
+    builds: Mapping[str, network_files.Build]
+    side: int = 32
+    most_steps: int = 1000
 
 
 def cases(networks: str) -> list[Case]:
     """Returns the networks that are compared."""
     ours: dict[str, network_files.Build] = {"jaxrobust": of_the_library}
     if networks == "library":
-        return [("simple_cnn", 128, ours), ("resnet_small", 64, ours)]
+        return [Case("simple_cnn", 128, ours), Case("resnet_small", 64, ours)]
     from experiments.benchmarks import users_networks as users  # needs packages of its own
 
+    if networks == "large":
+        return [
+            Case("resnet18", 32, ours),
+            Case("mobilenet_v2", 32, {"nnx": users.in_nnx}),
+            Case("resnet50", 4, {"jax.lax": users.of_arrays}, 224, 10),
+            Case("vit_small", 4, {"linen": users.vit_in_linen}, 224, 10),
+        ]
     modules = {"linen": users.in_linen, "nnx": users.in_nnx, "equinox": users.in_equinox}
     return [
-        ("resnet20", 96, {"jax.lax": users.in_lax}),
-        ("resnet_small", 64, ours | modules),
-        ("vgg", 64, {"haiku": users.in_haiku}),
-        ("mobilenet_v2", 32, {"nnx": users.in_nnx}),
+        Case("resnet20", 96, {"jax.lax": users.in_lax}),
+        Case("resnet_small", 64, ours | modules),
+        Case("vgg", 64, {"haiku": users.in_haiku}),
+        Case("mobilenet_v2", 32, {"nnx": users.in_nnx}),
     ]
 
 
@@ -112,19 +137,21 @@ def race(
 
 def compare(config: Config, case: Case) -> Iterator[harness.Row]:
     """Times our networks with PyTorch's weights, in turns with PyTorch; yields a row for each."""
-    name, batch_size, builds = case
-    attack = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=config.num_steps, keep="last")
+    num_steps = min(config.num_steps, case.most_steps)
+    attack = PGD(epsilon=8 / 255, step_size=2 / 255, num_steps=num_steps, keep="last")
     settings = {"eps": attack.epsilon, "alpha": attack.step_size, "steps": attack.num_steps}
     request = {"library": "torchattacks", "attacks": [("PGD", settings)]}
     with harness.peer(config.peer_python) as ask:
-        layout = {"num_threads": config.num_threads, "channels_last": True}
-        drawn = network_files.draw(ask, name, batch_size, **layout)
+        layout: dict[str, Any] = {"num_threads": config.num_threads, "channels_last": True}
+        if case.side > 32:  # fewer of the large images give BatchNorm's statistics
+            layout |= {"side": case.side, "statistics_batch": 8}
+        drawn = network_files.draw(ask, case.name, case.batch_size, **layout)
         batch = jnp.asarray(drawn.images), jnp.asarray(drawn.labels)
-        runs = race(ask, drawn.build(builds), batch, attack, request, config.rounds)
-    for framework in builds:
-        row = {"network": name, "framework": framework, "batch_size": batch_size}
+        runs = race(ask, drawn.build(case.builds), batch, attack, request, config.rounds)
+    for framework in case.builds:
+        row = {"network": case.name, "framework": framework, "batch_size": case.batch_size}
         pair = {"jaxrobust": runs[framework], "torchattacks": runs["torchattacks"]}
-        yield row | {"num_steps": config.num_steps} | harness.compared(pair)
+        yield row | {"num_steps": num_steps, "side": case.side} | harness.compared(pair)
 
 
 def main(config: Config) -> None:

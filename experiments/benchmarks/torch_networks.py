@@ -66,8 +66,44 @@ def build(layers: Sequence[Sequence[Any]]) -> nn.Sequential:
     return nn.Sequential(*(_KINDS[kind](*sizes) for kind, *sizes in layers))
 
 
-def create(architecture: str, widths: Sequence[int] = ()) -> nn.Sequential:
+class Block(nn.Module):
+    """A block of a vision transformer: attention and two dense layers, each behind a LayerNorm."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width, 1e-6), nn.LayerNorm(width, 1e-6)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.dense1, self.dense2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = self.qkv(self.norm1(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(*parts)
+        x = x + self.out(mixed.transpose(1, 2).flatten(2))
+        return x + self.dense2(nn.functional.gelu(self.dense1(self.norm2(x))))
+
+
+class VisionTransformer(nn.Module):
+    """ViT-S/16: patches of 16x16 pixels of images of 224x224, and a class token (arXiv:2010.11929)."""
+
+    def __init__(self, width: int = 384, depth: int = 12, heads: int = 6) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 16, 16)
+        self.token = nn.Parameter(0.02 * torch.randn(1, 1, width))
+        self.positions = nn.Parameter(0.02 * torch.randn(1, 197, width))
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
+        self.norm, self.head = nn.LayerNorm(width, 1e-6), nn.Linear(width, 1000)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        patches = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), patches], dim=1) + self.positions
+        return self.head(self.norm(self.blocks(x))[:, 0])
+
+
+def create(architecture: str, widths: Sequence[int] = ()) -> nn.Module:
     """Returns a network with random weights; without widths, the first of that name."""
+    if architecture == "vit_small":
+        return VisionTransformer()
     for entry in _TABLE:
         if entry["architecture"] == architecture and list(widths) in ([], entry["widths"]):
             return build(entry["layers"])

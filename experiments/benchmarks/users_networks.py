@@ -244,3 +244,64 @@ def in_haiku(name: str, weights: Weights) -> LogitsFn:
     names = ["conv2_d", *(f"conv2_d_{index}" for index in range(1, len(arrays) - 1)), "linear"]
     renamed = [{"w": own["kernel"], "b": own["bias"]} for own in arrays]
     return jax.tree_util.Partial(network.apply, dict(zip(names, renamed, strict=True)))
+
+
+class _Block(nn.Module):
+    heads: int
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        y = nn.LayerNorm(epsilon=1e-6, name="norm1")(x)
+        x = x + nn.MultiHeadDotProductAttention(self.heads, name="attention")(y)
+        y = nn.Dense(4 * x.shape[-1], name="dense1")(nn.LayerNorm(epsilon=1e-6, name="norm2")(x))
+        return x + nn.Dense(x.shape[-1], name="dense2")(jax.nn.gelu(y, approximate=False))
+
+
+class _VisionTransformer(nn.Module):
+    width: int = 384
+    depth: int = 12
+    heads: int = 6
+
+    @nn.compact
+    def __call__(self, images: Any) -> Any:
+        x = nn.Conv(self.width, (16, 16), (16, 16), padding="VALID", name="patches")(images)
+        x = x.reshape(len(x), -1, self.width)
+        token = self.param("token", nn.initializers.zeros, (1, 1, self.width))
+        positions = self.param("positions", nn.initializers.zeros, (1, x.shape[1] + 1, self.width))
+        x = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, self.width)), x], 1) + positions
+        for index in range(self.depth):
+            x = _Block(self.heads, name=f"blocks.{index}")(x)
+        return nn.Dense(1000, name="head")(nn.LayerNorm(epsilon=1e-6, name="norm")(x)[:, 0])
+
+
+def vit_in_linen(name: str, weights: Weights) -> LogitsFn:
+    """Returns ViT-S/16 of linen's own layers."""
+    network = _VisionTransformer()
+    heads = network.heads
+    params: dict[str, Any] = {}
+    for path, array in weights.items():
+        place, _, leaf = path.rpartition(".")
+        if not place:  # the class token and the positions
+            params[leaf] = array
+            continue
+        block, _, part = place.rpartition(".")
+        own = params.setdefault(block, {}) if block else params
+        is_kernel = leaf == "weight" and not part.startswith("norm")
+        value = array.transpose((2, 3, 1, 0) if array.ndim == 4 else (1, 0)) if is_kernel else array
+        named = "kernel" if is_kernel else "scale" if leaf == "weight" else "bias"
+        if part == "qkv":
+            thirds = np.split(value, 3, axis=-1)
+            for third, one in zip(("query", "key", "value"), thirds, strict=True):
+                layer = own.setdefault("attention", {}).setdefault(third, {})
+                layer[named] = one.reshape(*one.shape[:-1], heads, -1)
+        elif part == "out":
+            layer = own.setdefault("attention", {}).setdefault("out", {})
+            layer[named] = value.reshape(heads, -1, value.shape[-1]) if is_kernel else value
+        else:
+            own.setdefault(part, {})[named] = value
+    apply = functools.partial(_normalised, network)
+    return jax.tree_util.Partial(apply, {"params": jax.tree.map(jnp.asarray, params)})
+
+
+def _normalised(network: nn.Module, variables: Any, images: Any) -> Any:
+    return network.apply(variables, (images - _MEAN) / _STD)

@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxrobust import checks, compilation, programs
 from jaxrobust.attacks import conversation
@@ -46,7 +45,7 @@ def attack_batch(
         checks.value_range(images)
         checks.label_range("labels", labels, num_classes)
         if len(images) and not checks.is_traced(function):
-            first = np.asarray(images[: shape[0]])
+            first = images[: shape[0]]
             if programs.guard(logits_fn, first, function):
                 function = programs.as_argument(logits_fn, first)
             company.check_once(logits_fn, function, first)

@@ -90,6 +90,7 @@ def answers(
     places = np.arange(len(images)) if start is None else start
     shape = (min(batch_size, len(images)), *images.shape[1:])
     function = programs.as_argument(logits_fn, jax.ShapeDtypeStruct(shape, np.float32))
+    function = jax.device_put(function)  # arrays of numpy, once for all batches
     rows = [
         np.asarray(
             company.compiled_answer(

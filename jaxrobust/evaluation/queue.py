@@ -91,9 +91,9 @@ class Oracle:
             self.watch.check()  # all of them are of the classifier that the run began with
             images = jax.ShapeDtypeStruct((size, *image_shape), np.float32)
             function = programs.as_argument(self.logits_fn, images)
-            if self.num_devices > 1:  # whatever device it was on
-                function = jax.device_put(function, lanes.everywhere(self.num_devices))
-            self.functions[size] = function
+            # Whatever device it was on. If there is only one, arrays of numpy are put there, once.
+            where = lanes.everywhere(self.num_devices) if self.num_devices > 1 else None
+            self.functions[size] = jax.device_put(function, where)
         return self.functions[size]
 
 

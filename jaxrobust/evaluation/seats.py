@@ -12,7 +12,7 @@ from jaxrobust import compilation
 from jaxrobust.attacks import lanes
 from jaxrobust.types import PyTree
 
-_MANY_STEPS = 1000  # that are worth a program for the number of jobs at hand
+_MANY_STEPS = 1000  # of an attack, that are worth a program for the number of jobs at hand
 
 Start = Callable[[np.ndarray, np.ndarray], lanes.Lanes]
 """Jobs' images and restarts, int [L] each (an image of -1: no job) -> lanes before their first step."""
@@ -26,6 +26,7 @@ class Seats:
       asked: How many lanes the user asked for, before `lane_count` rounded the number.
       num_devices: The number of devices of this process that share the lanes.
       group: How many lanes of a device take their steps together; None means all of them.
+      is_long: Whether the attack is worth another compilation when the number of jobs changes.
       row: int [L], the image in each lane; -1 for a free lane.
       restart: int [L], the restart of the job in each lane.
       steps: int [L], the steps that the job in each lane has taken.
@@ -35,6 +36,7 @@ class Seats:
     asked: int
     num_devices: int
     group: int | None
+    is_long: bool
     row: np.ndarray
     restart: np.ndarray
     steps: np.ndarray
@@ -46,7 +48,7 @@ class Seats:
         num_devices = device_count(num_lanes)
         group, size = lane_count(num_lanes, num_jobs, num_devices, num_steps)
         row, restart, steps = np.full(size, -1), np.zeros(size, np.int64), np.zeros(size, np.int64)
-        return cls(num_lanes, num_devices, group, row, restart, steps)
+        return cls(num_lanes, num_devices, group, num_steps >= _MANY_STEPS, row, restart, steps)
 
     @property
     def busy(self) -> np.ndarray:
@@ -118,8 +120,9 @@ class Seats:
         assert self.running is not None
         self.row[over | beaten] = -1
         if beaten.any():
-            finished = self.running.finished
-            finished |= jax.device_put(beaten, finished.sharding)
+            # Not put on the device of the lanes: jax would compile all programs anew for lanes that
+            # must stay on a device.
+            finished = self.running.finished | jnp.asarray(beaten)
             self.running = dataclasses.replace(self.running, finished=finished)
 
     def close_ranks(self) -> None:
@@ -128,6 +131,8 @@ class Seats:
         count = int(busy.sum())
         if self.group is None:
             # All lanes take their steps together: fewer of them, where it is worth a compilation.
+            if not self.is_long:
+                return
             kept = self.num_devices * (1 << max(-(-count // self.num_devices) - 1, 0).bit_length())
             if 4 * kept > size:
                 return

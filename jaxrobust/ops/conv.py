@@ -50,6 +50,16 @@ class Window(NamedTuple):
     padding: Padding = _NO_PADDING
     dilation: Pair = _ONES
 
+    def output_shape(self, images: Sequence[int], kernel: Sequence[int]) -> tuple[int, ...]:
+        """Returns the shape of a convolution's output from those of its images and kernel."""
+        rows, columns = (
+            (size + sum(zeros) - (taps - 1) * apart - 1) // stride + 1
+            for size, zeros, taps, apart, stride in zip(
+                images[1:3], self.padding, kernel[:2], self.dilation, self.strides, strict=True
+            )
+        )
+        return images[0], rows, columns, kernel[3]
+
 
 def convolution(
     images: Array,
@@ -164,24 +174,8 @@ def _convolve(images: Array, kernel: Array, window: Window) -> Array:
     )
 
 
-def output_size(images: Sequence[int], kernel: Sequence[int], window: Window) -> Pair:
-    """Returns (H', W'), the size of a convolution's output."""
-    rows, columns = (
-        (size + sum(zeros) - (taps - 1) * apart - 1) // stride + 1
-        for size, zeros, taps, apart, stride in zip(
-            images[1:3],
-            window.padding,
-            kernel[:2],
-            window.dilation,
-            window.strides,
-            strict=True,
-        )
-    )
-    return rows, columns
-
-
 def _is_small(images: Array, kernel: Array, window: Window) -> bool:
-    size = output_size(images.shape, kernel.shape, window)
+    size = window.output_shape(images.shape, kernel.shape)[1:3]
     has_window = kernel.shape[0] > 1 or kernel.shape[1] > 1
     dense = window.strides == window.dilation == _ONES
     return has_window and dense and all(0 < side <= 2 for side in size)
@@ -192,7 +186,7 @@ def _convolve_small(images: Array, kernel: Array, window: Window) -> Array:
     (top, _), (left, _) = window.padding
     rows, columns, _, outputs = kernel.shape
     batch, height, width, _ = images.shape
-    size = output_size(images.shape, kernel.shape, window)
+    size = window.output_shape(images.shape, kernel.shape)[1:3]
     positions = []
     for row, column in itertools.product(*map(range, size)):
         # The part of the window that lies on the image, and not on the padding.
@@ -213,6 +207,8 @@ def _input_gradient(
     rows, columns, inputs, _ = kernel.shape
     if (rows, columns) == _ONES and window.padding == _NO_PADDING and window.strides == _ONES:
         return jnp.dot(cotangent, kernel[0, 0].T)
+    if window == Window(strides=(rows, columns)):
+        return _gradient_by_tiles(cotangent, kernel, shape)
     if inputs <= _FEW_CHANNELS and window.strides == window.dilation == _ONES:
         return _gradient_by_patches(cotangent, kernel, window.padding)
     if not has_phases(window):
@@ -329,6 +325,18 @@ def interleave(phases: Sequence[Sequence[Array]]) -> Array:
     wide = width * len(phases[0])
     rows = [jnp.stack(row, axis=3).reshape(batch, height, wide, channels) for row in phases]
     return jnp.stack(rows, axis=2).reshape(batch, height * len(rows), wide, channels)
+
+
+def _gradient_by_tiles(cotangent: Array, kernel: Array, shape: tuple[int, ...]) -> Array:
+    """Computes the images' gradient if windows lie side by side, as those of a vision transformer."""
+    rows, columns, inputs, outputs = kernel.shape
+    batch, height, width, _ = cotangent.shape
+    tiles = jnp.dot(cotangent, kernel.reshape(-1, outputs).T)
+    tiles = tiles.reshape(batch, height, width, rows, columns, inputs).swapaxes(2, 3)
+    gradient = tiles.reshape(batch, height * rows, width * columns, inputs)
+    # No window meets the pixels that are left at the bottom and on the right.
+    left = (shape[1] - height * rows, shape[2] - width * columns)
+    return jnp.pad(gradient, ((0, 0), (0, left[0]), (0, left[1]), (0, 0)))
 
 
 def _gradient_by_patches(cotangent: Array, kernel: Array, padding: Padding) -> Array:

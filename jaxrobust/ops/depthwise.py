@@ -21,7 +21,6 @@ from jaxrobust.ops.conv import (
     activated,
     behind,
     has_phases,
-    output_size,
     spread,
 )
 from jaxrobust.types import Array
@@ -106,7 +105,7 @@ def _shifted(images: Array, kernel: Array, window: Window) -> Callable[[int, int
     """Returns a function from a tap of the kernel to the pixels that it meets, [B, H', W', C]."""
     edges = [(*zeros, 0) for zeros in window.padding]
     padded = lax.pad(images, jnp.zeros((), images.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
-    size = output_size(images.shape, kernel.shape, window)
+    size = window.output_shape(images.shape, kernel.shape)[1:3]
 
     def at(*tap: int) -> Array:
         cuts = [

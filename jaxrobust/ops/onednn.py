@@ -25,7 +25,7 @@ def takes(
         and all(operand.dtype == images.dtype for operand in operands)
         and fits(images.shape, kernel.shape, window)
         and (bias is None or bias.shape == kernel.shape[3:])
-        and (residual is None or residual.shape == _output_shape(images, kernel, window))
+        and (residual is None or residual.shape == window.output_shape(images.shape, kernel.shape))
     )
 
 
@@ -45,16 +45,6 @@ def fits(images: tuple[int, ...], kernel: tuple[int, ...], window: Any) -> bool:
             for taps, size, zeros in zip(kernel[:2], images[1:3], window.padding, strict=True)
         )
     )
-
-
-def _output_shape(images: Array, kernel: Array, window: Any) -> tuple[int, ...]:
-    sides = (
-        (size + sum(zeros) - taps) // stride + 1
-        for size, zeros, taps, stride in zip(
-            images.shape[1:3], window.padding, kernel.shape[:2], window.strides, strict=True
-        )
-    )
-    return (images.shape[0], *sides, kernel.shape[3])
 
 
 def convolve(
@@ -79,7 +69,7 @@ def convolve(
     Returns:
       [B, H', W', C_out].
     """
-    shape = _output_shape(images, kernel, window)
+    shape = window.output_shape(images.shape, kernel.shape)
     operands, steps = [images, kernel], []
     if bias is None and residual is not None:  # oneDNN takes no residual without a bias
         bias = jnp.zeros(kernel.shape[3], kernel.dtype)

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxrobust import compilation
 from jaxrobust.ops import onednn
-from jaxrobust.ops.conv import Window, convolution, output_size
+from jaxrobust.ops.conv import Window, convolution
 from jaxrobust.types import Array
 
 Arrays = tuple[Array, Array, Array | None, Array | None]
@@ -69,7 +69,7 @@ def error(case: Case, type_name: str, seed: int = 0) -> float:
     def normal(*shape: int) -> Array:
         return jnp.asarray(generator.standard_normal(shape, np.float32), type_name)
 
-    shape = (case.images[0], *output_size(case.images, case.kernel, case.window), case.kernel[3])
+    shape = case.window.output_shape(case.images, case.kernel)
     arrays = (
         normal(*case.images),
         normal(*case.kernel) / math.prod(case.kernel[:3]) ** 0.5,

@@ -195,7 +195,7 @@ class _Known:
 _checked: "weakref.WeakKeyDictionary[Any, Sequence[_Known]]" = weakref.WeakKeyDictionary()
 
 
-def check_once(logits_fn: LogitsFn, function: Any, images: np.ndarray) -> None:
+def check_once(logits_fn: LogitsFn, function: Any, images: Any) -> None:
     """Calls `check`, unless the program was last checked with the same arrays.
 
     Raises:
@@ -205,6 +205,7 @@ def check_once(logits_fn: LogitsFn, function: Any, images: np.ndarray) -> None:
     known = _checked.get(program.code)
     if known is not None and all(map(_Known.is_same, known, program.arrays)):
         return
+    images = np.asarray(images)  # not before: they may be on an accelerator
     is_for_these = images.shape in (shape for shape, _ in program.code.arguments)
     shown = function if is_for_these else as_argument(logits_fn, images)
     first = np.asarray(compiled_answer(shown, jnp.asarray(images), jnp.arange(len(images))))

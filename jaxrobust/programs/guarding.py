@@ -18,9 +18,10 @@ from jaxrobust.types import LogitsFn, Stochastic
 _EXACT, _NARROW = (1e-3, 0.05), (0.05, 0.5)
 _known: dict[str, str | None] = {}
 _LOOKED_AT = 4  # the number of images to compare
+_SMALL = 50_000  # pixels and channels of images that even code without optimisations is fast for
 
 
-def guard(logits_fn: LogitsFn, images: np.ndarray, traced: Any = None) -> str | None:
+def guard(logits_fn: LogitsFn, images: Any, traced: Any = None) -> str | None:
     """Compares the fast forms with plain evaluation on a batch, once for each network.
 
     If logits or input gradients differ by more than rounding, the network is evaluated without fast
@@ -81,8 +82,9 @@ def guard(logits_fn: LogitsFn, images: np.ndarray, traced: Any = None) -> str | 
 
 
 def _logits_and_gradient(program: Program, arguments: tuple[Any, ...]) -> list[np.ndarray]:
-    # It runs only once, so quick compilation matters more than speed.
-    compiled = compilation.jit(_both, in_a_hurry=True)
+    # It runs only once, so quick compilation matters more than speed, unless images are large: a
+    # gradient of patches of 16x16 pixels in images of 224x224 took minutes without optimisations.
+    compiled = compilation.jit(_both, in_a_hurry=arguments[-1].size <= _SMALL)
     return [np.asarray(part, np.float64) for part in compiled(program, *arguments)]
 
 
