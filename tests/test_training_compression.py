@@ -24,7 +24,14 @@ from compressed_training import (
 from flax import nnx
 
 from jaxrobust import losses, pruning, training
-from jaxrobust.training import ADMM, CrossEntropy, Hydra, RigL, reestimate_batch_stats
+from jaxrobust.training import (
+    ADMM,
+    CrossEntropy,
+    Hydra,
+    RigL,
+    reestimate_batch_stats,
+    rho_for_pull,
+)
 
 
 def test_admm_descends_the_augmented_lagrangian():
@@ -144,6 +151,24 @@ def test_rigl_drops_the_smallest_and_grows_where_the_gradient_is_largest():
     largest = RigL(kept=0.5, initial="magnitude").start(KEY, initial()["params"], 0.5)[1].masks[1]
     dense = np.abs(initial()["params"]["block_1"]["kernel"])
     assert dense[np.asarray(largest)].min() >= dense[~np.asarray(largest)].max()
+
+
+@pytest.mark.parametrize("pull, momentum", [(0.05, 0.0), (0.9, 0.0), (0.05, 0.9), (0.5, 0.9)])
+def test_rho_for_pull_moves_weights_by_that_share(pull, momentum):
+    """Steps of SGD on the penalty alone, from a distance of 1."""
+    rho = rho_for_pull(pull, 0.05, 400, momentum)
+    optimizer = optax.sgd(0.05, momentum=momentum or None)
+    away, state = jnp.float32(1.0), optimizer.init(jnp.float32(1.0))
+    for _ in range(400):
+        changes, state = optimizer.update(rho * away, state)
+        away = away + changes
+    assert 1 - float(away) == pytest.approx(pull, rel=0.05)
+
+
+@pytest.mark.parametrize("given", [{"pull": 1.0}, {"pull": 0.0}, {"steps": 0}, {"momentum": 1.0}])
+def test_rho_for_pull_checks_its_arguments(given):
+    with pytest.raises(ValueError, match=f"`{next(iter(given))}` must be"):
+        rho_for_pull(**{"pull": 0.5, "learning_rate": 0.1, "steps": 3} | given)
 
 
 def test_rigl_is_given_the_gradient_of_absent_weights_too():
