@@ -43,7 +43,6 @@ _TOY: dict[str, Any] = {
     "num_validation": 300,
     "num_attacked": 300,
     "fully_attacked": "main",
-    "curve_epsilons": (0.0, 0.01, 0.02, EPSILON, 0.045, 0.06, 0.08, 0.1),
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "gpu": {},
@@ -53,12 +52,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "networks": ("resnet10_slim",),
         "methods": tuple(method for method in METHODS if method != "n_of_m"),
         "alternatives": "last",
+        "curve_epsilons": (0.0, 0.01, 0.02, EPSILON, 0.045, 0.06, 0.08, 0.1),
     },
     "table": {
         **_TOY,
         "preset": "table",
         "networks": ("resnet10_slim", "mobilenet_v2_narrow"),
         "radii": (EPSILON, 0.1),
+        "curve_epsilons": (0.0, 0.02, EPSILON, 0.06, 0.1),
     },
     "quick": {
         "preset": "quick",
