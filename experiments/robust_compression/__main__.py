@@ -16,8 +16,8 @@ times of the source. The report says what differs from the source, and why.
 If a run is killed or stopped with Ctrl-C, the same command resumes it; a training resumes at the
 unfinished epoch.
 
-Expected time of the cpu preset on 2 free cores: 1.5 hours, of which the trainings take an hour. quick:
-about 140 seconds on one core, most of it for compilation.
+Expected time of the cpu preset on 2 free cores: 1.5 hours, of which the trainings take an hour; that of
+the preset table has not been measured. quick: about 140 seconds on one core, most of it for compilation.
 
 Source: 004, "Robust Convolutional Neural Networks with Resource Constraints".
 """
