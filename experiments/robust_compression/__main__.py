@@ -17,7 +17,7 @@ If a run is killed or stopped with Ctrl-C, the same command resumes it; a traini
 unfinished epoch.
 
 Expected time of the cpu preset on 2 free cores: 1.5 hours, of which the trainings take an hour; that of
-the preset table has not been measured. quick: about 140 seconds on one core, most of it for compilation.
+the preset table has not been measured. quick: 140 seconds on one core, mostly for compilation.
 
 Source: 004, "Robust Convolutional Neural Networks with Resource Constraints".
 """
