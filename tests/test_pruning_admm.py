@@ -28,7 +28,7 @@ from jaxrobust.pruning.redundancy import apart
 # Each set has a row: whether it keeps exactly as many weights as the budget says, and not whole rows,
 # filters or groups of them.
 SETS = {Irregular(): True, Irregular("global"): True, Funnel(): True, Redundant(): False}
-SETS |= {NofM(1, 4): False}
+SETS |= {NofM(1, 4): False, Funnel(strict=True): True}
 
 
 def weights(*shapes, seed=0):
@@ -89,15 +89,16 @@ def test_irregular_global_is_the_projection_of_all_kernels_together():
         assert ours == pytest.approx(best, rel=1e-6)
 
 
-def best_funnel(params, total, floor):
-    """The most of the squares that any densities that do not increase keep."""
+def best_funnel(params, total, floor, strict=False):
+    """The most of the squares that any densities that do not increase (or fall) keep."""
     squares = [np.sort(kernel.ravel().astype(np.float64) ** 2)[::-1] for kernel in kernels(params)]
     sizes = [len(square) for square in squares]
     sums = [np.concatenate([[0], np.cumsum(square)]) for square in squares]
     best = -1.0
     for counts in itertools.product(*(range(min(floor, size), size + 1) for size in sizes)):
         densities = [Fraction(k, size) for k, size in zip(counts, sizes, strict=True)]
-        if sum(counts) == total and densities == sorted(densities, reverse=True):
+        falls = len(set(densities)) == len(densities) or not strict
+        if sum(counts) == total and falls and densities == sorted(densities, reverse=True):
             best = max(best, sum(one[k] for one, k in zip(sums, counts, strict=True)))
     return best
 
@@ -129,6 +130,28 @@ def test_funnel_against_brute_force():
     # Whole numbers: of so few weights one more or less is much.
     assert np.mean(np.array(ratios) > 1 - 1e-6) > 0.95
     assert min(ratios) > 0.85
+
+
+def test_a_strict_funnel_against_brute_force():
+    ratios = []
+    for shape, seed in itertools.product((((2, 3), (1, 4), (2, 4)), ((4, 2),) * 3), range(4)):
+        params = weights(*shape, seed=seed)
+        sizes = [kernel.size for kernel in kernels(params)]
+        for total in range(1, sum(sizes) + 1):
+            best = best_funnel(params, total, 0, strict=True)
+            counts = counts_of(Funnel(strict=True, floor=0).masks(params, total / sum(sizes)))
+            densities = [Fraction(k, size) for k, size in zip(counts, sizes, strict=True)]
+            assert densities == sorted(densities, reverse=True)
+            if best >= 0:
+                assert sum(counts) == total and len(set(densities)) == len(sizes)
+                masks = Funnel(strict=True, floor=0).masks(params, total / sum(sizes))
+                ratios.append(kept_squares(params, masks) / best if best else 1.0)
+            elif total > sum(sizes) // 2:  # more than densities that fall allow
+                assert sum(counts) == total
+    assert max(ratios) <= 1 + 1e-6 and np.mean(ratios) > 0.97 and min(ratios) > 0.7
+    assert counts_of(Funnel(strict=True).masks(weights((4, 4), (4, 4)), 1.0)) == [16, 16]
+    with pytest.raises(ValueError, match="`strict` needs layers with enough weights for 4"):
+        Funnel(strict=True).masks(weights(*[(1, 3)] * 4), 0.5)
 
 
 def isotonic(params, total):
@@ -283,6 +306,19 @@ def test_redundant_masks_whole_filters():
     assert (mask == mask[:1, :1, :1]).all()
     assert mask[0, 0, 0].sum() == round(0.35 * 10)
     assert kernels(Redundant(floor=3).masks(params, 0.01))[0][0, 0, 0].sum() == 3
+
+
+def test_redundant_removes_the_scale_of_a_removed_filter():
+    block = {"conv": {"kernel": weights((3, 3, 2, 4))["block_0"]["kernel"]}}
+    block["bn"] = {"scale": np.ones(4, np.float32), "bias": np.ones(4, np.float32)}
+    twice = block | {"other": {"scale": np.ones(4, np.float32)}}  # whose scale is it?
+    params = {"a": block, "b": twice, "c": block, "norm": {"scale": np.ones(7, np.float32)}}
+    assert Redundant().scales(params, exclude=("c",)) == {"a/conv/kernel": "a/bn/scale"}
+    masks = Redundant().masks(params, 0.5, exclude=("c",))
+    stays = masks["a"]["conv"]["kernel"][0, 0, 0]
+    np.testing.assert_array_equal(masks["a"]["bn"]["scale"], stays)
+    assert stays.sum() == 2 and masks["a"]["bn"]["bias"].all()
+    assert masks["b"]["bn"]["scale"].all() and masks["c"]["bn"]["scale"].all()
 
 
 def test_n_of_m_is_the_projection_of_every_group():

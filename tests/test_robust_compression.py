@@ -130,19 +130,17 @@ def test_curves_over_seeds_have_students_interval(tmp_path):
             rate = evaluation.rate(count, 10)
             of = {"attack": "PGD", "epsilon": epsilon}
             study.run.facts.add_rate("robust accuracy", dense.but(seed=seed), rate, **of)
-    lone = Variant(dense.network, radius=0.2, seed=0)
-    study.settings = dataclasses.replace(study.settings, radii=(EPSILON, 0.2))
-    rate = evaluation.rate(4, 10)
-    study.run.facts.add_rate("robust accuracy", lone, rate, attack="PGD", epsilon=0.1)
     measures.average(study)
     found = study.run.facts.where("mean robust accuracy", dense, attack="PGD", epsilon=ANY)
     assert [fact.keys["epsilon"] for fact in found] == [0.0, 0.1]
     assert found[0].value == pytest.approx(0.8) and found[0].low is None  # no spread
     assert found[1].value == pytest.approx(0.3) and found[1].n == 2
     assert (found[1].low, found[1].high) == (0.0, 1.0)  # 0.3 +- 1.27, cut to shares
-    (one,) = study.run.facts.where(
-        "mean robust accuracy", lone, seed=None, attack="PGD", epsilon=ANY
-    )
+    study, rate = made_study(tmp_path, seeds=1), evaluation.rate(4, 10)
+    of = {"attack": "PGD", "epsilon": 0.1}
+    study.run.facts.add_rate("robust accuracy", dense.but(seed=0), rate, **of)
+    measures.average(study)
+    one = study.run.facts.of("mean robust accuracy", dense, **of)
     assert (one.count, one.n, one.low) == (4, 10, rate["low"])
 
 
@@ -260,7 +258,7 @@ def test_one_seed_is_compared_over_its_images_several_over_seeds(tmp_path):
         ({"curve_epsilons": (0.1, 0.2)}, "`curve_epsilons` must ascend from 0"),
         ({"num_epochs": 5}, "`num_epochs` must be at least 6"),
         ({"seeds": 0}, "`seeds` must be at least 1"),
-        ({"rho": 0.0}, "`rho`"),
+        ({"augmentation": "crop"}, "`augmentation` must be one of"),
         ({"preset": "huge"}, "`preset` must be one of"),
     ],
 )
@@ -279,6 +277,10 @@ def test_what_presets_say():
     assert gpu.num_attacked == 1000 and gpu.num_train is None
     assert gpu.networks == ("resnet18", "resnet34", "mobilenet_v2")
     assert cpu.networks == ("resnet10_slim",) and cpu.num_epochs == 9 and cpu.seeds == 3
+    table = studies.preset(Settings, PRESETS, "table")
+    # Both architectures, both radii, three shares and three seeds, and as many natural ones.
+    assert len(table.robust()) == 2 * 2 * 3 * 3 and len(table.variants()) == 36 + 2 * 3 * 3
+    assert table.curve_steps == 100 and table.augmentation == "rotation"
     quick = studies.preset(Settings, PRESETS, "quick")
     assert gpu.data_set == "cifar10_jpeg" and quick.data_set == "digits"
     assert dataclasses.replace(quick, data_dir=Path()).data_set == "cifar10_jpeg"
@@ -304,7 +306,7 @@ def test_every_network_has_a_file_and_a_name_of_its_own(tmp_path):
     variants = made_study(tmp_path).settings.variants()
     assert len({v.stem for v in variants}) == len({v.name for v in variants}) == len(variants)
     counts = [sum(v.seed == seed for v in variants) for seed in (0, 1, 2)]
-    assert counts[1] == counts[2] < counts[0]
+    assert counts[0] == counts[1] == counts[2]
 
 
 def test_names_of_stages_stay():
@@ -445,12 +447,42 @@ def test_multipliers_are_updated_four_times_in_an_epoch(tmp_path):
     study = made_study(tmp_path, split, num_train=100, batch_size=8)
     tie = trainings.compression(study, Variant("resnet10_slim", "irregular", 0.1))
     assert tie.every == 3 and tie.kept == trainings.budgets(study.settings, 0.1)
-    # Four times in each of the first three quarters of twelve epochs it grows, a hundredfold in all.
+    # It grows four times in each of the first three quarters of twelve epochs.
     assert tie.rho * tie.rho_growth ** (4 * 9) == pytest.approx(tie.largest_rho)
-    assert tie.largest_rho == study.settings.rho == pytest.approx(100 * tie.rho)
-    assert trainings.largest_rho(study.settings) * study.settings.learning_rate == pytest.approx(
-        0.2
-    )
+    assert tie.rho == training.rho_for_pull(0.05, 0.05, 3, 0.9)
+    assert tie.largest_rho == training.rho_for_pull(0.99, 0.05, 3, 0.9)
+    # In fewer steps the last pull would need a rho that is too large.
+    few = made_study(tmp_path, split, num_train=100, batch_size=100)
+    assert trainings.rhos(few)[1] * few.settings.learning_rate == pytest.approx(0.2)
+    phased = trainings.compression(study, Variant("resnet10_slim", "two_phase", 0.1))
+    assert phased.rho == tie.largest_rho and phased.largest_rho == pytest.approx(4)
+
+
+def test_transfer_is_from_the_best_and_the_worst_of_all_networks(tmp_path, monkeypatch):
+    study = made_study(tmp_path, radii=(EPSILON, 0.1), networks=("resnet10_slim", "cnn_tiny"))
+    facts, settings = study.run.facts, study.settings
+    robust = [v for v in settings.robust() if v.seed == 0 and v.method in ("dense", "irregular")]
+    for count, variant in enumerate(robust, start=1):
+        facts.add("robust accuracy", variant, after="APGD-T", outcomes=np.arange(40) < count)
+    seen = []
+
+    def curves(attack, logits_fns, source, images, labels, epsilons, **given):
+        seen.append((attack.num_steps, source))
+        lost = 0.5 if source == robust[-1].name else 0.2
+        points = [
+            {"epsilon": epsilon, "robust_accuracy": evaluation.rate(int(40 * left), 40)}
+            for epsilon, left in zip(epsilons, [1.0] + [1 - lost] * 20, strict=False)
+        ]
+        return [{"points": points} for _ in logits_fns]
+
+    monkeypatch.setattr(evaluation, "transfer_curves", curves)
+    monkeypatch.setattr(study, "classifier", lambda variant: None)
+    found = attacks.transfer(study, "APGD-T")
+    assert len(found["targets"]) == len(robust) == 12
+    assert found["sources"] == {"strongest": robust[-1], "weakest": robust[0]}
+    assert seen == [(100, robust[-1].name), (100, robust[0].name)]
+    gap = facts.of("mean accuracy lost difference")
+    assert gap.n == 10 and gap.value == pytest.approx(0.3)
 
 
 def test_funnel_knows_the_depth_of_both_families(tmp_path):

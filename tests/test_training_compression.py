@@ -24,7 +24,14 @@ from compressed_training import (
 from flax import nnx
 
 from jaxrobust import losses, pruning, training
-from jaxrobust.training import ADMM, CrossEntropy, Hydra, RigL, reestimate_batch_stats
+from jaxrobust.training import (
+    ADMM,
+    CrossEntropy,
+    Hydra,
+    RigL,
+    reestimate_batch_stats,
+    rho_for_pull,
+)
 
 
 def test_admm_descends_the_augmented_lagrangian():
@@ -144,6 +151,45 @@ def test_rigl_drops_the_smallest_and_grows_where_the_gradient_is_largest():
     largest = RigL(kept=0.5, initial="magnitude").start(KEY, initial()["params"], 0.5)[1].masks[1]
     dense = np.abs(initial()["params"]["block_1"]["kernel"])
     assert dense[np.asarray(largest)].min() >= dense[~np.asarray(largest)].max()
+
+
+def test_admm_draws_the_scales_that_are_removed_with_filters():
+    """Otherwise BatchNorm would hide from the loss that a filter shrinks."""
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 2, 4)).astype(np.float32)
+    block = {"conv": {"kernel": kernel}, "bn": {"scale": jnp.full(4, 2.0), "bias": jnp.ones(4)}}
+    params = {"block": block, "head": {"kernel": jnp.ones((4, 3))}}
+    pulls = {}
+    for constraint in (pruning.Redundant(), pruning.Irregular()):
+        method = ADMM(constraint, kept=0.5, rho=0.5)
+        _, memory = method.start(KEY, params, 0.5)
+        pulls[constraint] = jax.grad(method.penalty)(params, memory)["block"]["bn"]
+        masked, masks = method.finish(params, memory, 0.5)
+        stays = masks["block"]["conv"]["kernel"].any((0, 1, 2))
+        scale = masked["block"]["bn"]["scale"]
+        np.testing.assert_array_equal(scale > 0, stays | (constraint == pruning.Irregular()))
+        if constraint == pruning.Redundant():
+            # rho (scale - 0) for removed filters, and nothing for those that stay.
+            np.testing.assert_allclose(pulls[constraint]["scale"], np.where(stays, 0.0, 1.0))
+    assert not pulls[pruning.Irregular()]["scale"].any()
+    assert not pulls[pruning.Redundant()]["bias"].any()
+
+
+@pytest.mark.parametrize("pull, momentum", [(0.05, 0.0), (0.9, 0.0), (0.05, 0.9), (0.5, 0.9)])
+def test_rho_for_pull_moves_weights_by_that_share(pull, momentum):
+    """Steps of SGD on the penalty alone, from a distance of 1."""
+    rho = rho_for_pull(pull, 0.05, 400, momentum)
+    optimizer = optax.sgd(0.05, momentum=momentum or None)
+    away, state = jnp.float32(1.0), optimizer.init(jnp.float32(1.0))
+    for _ in range(400):
+        changes, state = optimizer.update(rho * away, state)
+        away = away + changes
+    assert 1 - float(away) == pytest.approx(pull, rel=0.05)
+
+
+@pytest.mark.parametrize("given", [{"pull": 1.0}, {"pull": 0.0}, {"steps": 0}, {"momentum": 1.0}])
+def test_rho_for_pull_checks_its_arguments(given):
+    with pytest.raises(ValueError, match=f"`{next(iter(given))}` must be"):
+        rho_for_pull(**{"pull": 0.5, "learning_rate": 0.1, "steps": 3} | given)
 
 
 def test_rigl_is_given_the_gradient_of_absent_weights_too():

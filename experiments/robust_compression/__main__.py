@@ -1,6 +1,7 @@
 """Reproduces source 004 carefully: adversarial training with compression in the same training.
 
     python -m experiments.robust_compression --preset cpu --data-dir DIR
+    python -m experiments.robust_compression --preset table --data-dir DIR
     python -m experiments.robust_compression --preset gpu --data-dir DIR
     python -m experiments.robust_compression --preset quick
 
@@ -15,8 +16,8 @@ times of the source. The report says what differs from the source, and why.
 If a run is killed or stopped with Ctrl-C, the same command resumes it; a training resumes at the
 unfinished epoch.
 
-Expected time of the cpu preset on 2 free cores: 1.5 hours, of which the trainings take an hour. quick:
-about 140 seconds on one core, most of it for compilation.
+Expected time of the cpu preset on 2 free cores: 1.5 hours, of which the trainings take an hour; that of
+the preset table has not been measured. quick: 140 seconds on one core, mostly for compilation.
 
 Source: 004, "Robust Convolutional Neural Networks with Resource Constraints".
 """
@@ -33,24 +34,32 @@ from experiments.robust_compression import attacks, measures, networks, training
 from experiments.robust_compression.networks import EPSILON, METHODS, NETWORKS, Study, Variant
 from jaxrobust import checks, data, studies, training
 
+_TOY: dict[str, Any] = {
+    "seeds": 3,
+    "num_epochs": 12,
+    "max_steps": 3,
+    "batch_size": 32,
+    "num_train": 6000,
+    "num_validation": 300,
+    "num_attacked": 300,
+    "fully_attacked": "main",
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "gpu": {},
     "cpu": {
+        **_TOY,
         "preset": "cpu",
         "networks": ("resnet10_slim",),
         "methods": tuple(method for method in METHODS if method != "n_of_m"),
         "alternatives": "last",
-        "seeds": 3,
-        "num_epochs": 12,
-        "max_steps": 3,
-        "batch_size": 32,
-        "rho": 0.2,
-        "num_train": 6000,
-        "num_validation": 300,
-        "num_attacked": 300,
-        "fully_attacked": "main",
         "curve_epsilons": (0.0, 0.01, 0.02, EPSILON, 0.045, 0.06, 0.08, 0.1),
-        "curve_steps": 40,
+    },
+    "table": {
+        **_TOY,
+        "preset": "table",
+        "networks": ("resnet10_slim", "mobilenet_v2_narrow"),
+        "radii": (EPSILON, 0.1),
+        "curve_epsilons": (0.0, 0.02, EPSILON, 0.06, 0.1),
     },
     "quick": {
         "preset": "quick",
@@ -61,7 +70,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_epochs": 6,
         "max_steps": 1,
         "batch_size": 64,
-        "rho": 0.5,
         "num_train": 512,
         "num_validation": 32,
         "num_attacked": 24,
@@ -82,18 +90,18 @@ class Settings:
       data: The data set. By default cifar10_jpeg; digits for the preset quick without --data-dir.
       data_dir: The folder of the data set (data/README.md).
       download: Whether to download cifar10 or cifar100 to data_dir if it is missing.
-      preset: gpu: the networks of the source on all images; cpu: small networks on a part of them, for
-        2 cores; quick: tiny networks and few steps, to see that everything runs.
-      networks: Names in experiments/robust_compression/networks.py. All methods are compared on the
-        first network, over all seeds; the others are trained densely and with the irregular scheme.
+      preset: gpu: the networks of the source on all images; cpu: all methods on a small network and a
+        part of the images, for 2 cores; table: the source's table 4.2 at that size, with both
+        architectures and both radii; quick: tiny networks and few steps, to see that everything runs.
+      networks: Names in experiments/robust_compression/networks.py. All are trained densely and with
+        the irregular scheme, at every radius; all methods are compared on the first network.
       methods: irregular, funnel, redundant and n_of_m are one-shot ADMM with these constraints;
         two_phase, hydra, rigl, magnitude (then robust fine-tuning) and random_masks are the
         alternatives; dense_phases is the dense network, whose training is split in phases like theirs.
       kept: The fractions of the weights to keep, without stem and classifier, in descending order.
       alternatives: Whether the alternatives keep "all" of these fractions, or only the "last".
-      seeds: The number of trainings of each compared network: seed, seed + 1 and so on.
-      radii: The linf radii of the attack in training. At the first radius all methods are compared and
-        all networks trained; at the others only the first network is trained.
+      seeds: The number of trainings of each network: seed, seed + 1 and so on.
+      radii: The linf radii of the attack in training; all methods are compared at the first.
       ratios: The fractions to keep of naturally trained networks (figure B.1), in descending order.
       num_epochs: The number of epochs of every method, over all its phases.
       max_steps: The largest number of steps of the attack in training.
@@ -101,8 +109,8 @@ class Settings:
         the epochs.
       batch_size: The number of images in a step.
       weight_decay: The weight decay of all parameters.
-      rho: The rho of ADMM when the learning rate falls; the one-shot schemes start at a hundredth of
-        it. If it is too small, the residual is large and the last projection costs accuracy.
+      augmentation: What training images go through besides flips: "rotation" by up to 15 degrees, as
+        in the source, which does not say by how much, or "translation" by up to an eighth of the image.
       num_train: The number of training images; None: all except those of validation.
       num_validation: The number of training images, at most a tenth, on which networks are evaluated
         after each epoch. Networks are not trained on them, and nothing is chosen by them.
@@ -112,7 +120,7 @@ class Settings:
         the irregular scheme; or "all". The others are attacked by its first two attacks.
       curve_epsilons: The radii of the curves, in ascending order; a curve ends where accuracy falls
         below chance.
-      curve_steps: The number of steps of PGD for the curves, 100 in the source.
+      curve_steps: The number of steps of PGD for the curves and for transfer, 100 in the source.
       num_timed: The number of images that are timed one by one, and of timed batches of 100.
       suite_steps: The largest number of steps of every attack of AutoAttack, to try things out.
       seed: The first of the seeds.
@@ -124,7 +132,7 @@ class Settings:
     data: Literal["cifar10_jpeg", "cifar10", "cifar100", "digits"] | None = None
     data_dir: Path | None = None
     download: bool = False
-    preset: Literal["gpu", "cpu", "quick"] = "gpu"
+    preset: Literal["gpu", "cpu", "table", "quick"] = "gpu"
     networks: tuple[str, ...] = ("resnet18", "resnet34", "mobilenet_v2")
     methods: tuple[str, ...] = ("irregular",)
     kept: tuple[float, ...] = (0.5, 0.1)
@@ -137,7 +145,7 @@ class Settings:
     learning_rate: float = 0.05
     batch_size: int = 128
     weight_decay: float = 5e-4
-    rho: float = 0.03
+    augmentation: Literal["rotation", "translation"] = "rotation"
     num_train: int | None = None
     num_validation: int = 1000
     num_attacked: int = 1000
@@ -173,12 +181,8 @@ class Settings:
         return [Variant(network, radius=radius), *schemes]
 
     def pairs(self) -> list[list[Variant]]:
-        """All `pair`s: the first network is trained at all radii, the others at the first."""
-        return [
-            self.pair(network, radius)
-            for network in self.networks
-            for radius in (self.radii if network == self.networks[0] else self.radii[:1])
-        ]
+        """All `pair`s against an adversary: every network at every radius."""
+        return [self.pair(network, radius) for network in self.networks for radius in self.radii]
 
     def compared(self) -> list[Variant]:
         """The variants that are compared over seeds: the first network by all methods."""
@@ -195,23 +199,18 @@ class Settings:
         return min(self.kept, key=lambda kept: abs(kept - variant.kept))
 
     def seeded(self, variant: Variant) -> list[Variant]:
-        """A variant with every seed with which it is trained: all seeds if it is compared."""
-        several = [*self.compared(), Variant(self.networks[0], radius=0.0)]
-        seeds = self.all_seeds if variant.but(seed=None) in several else [self.seed]
-        return [variant.but(seed=seed) for seed in seeds]
+        """A variant with every seed."""
+        return [variant.but(seed=seed) for seed in self.all_seeds]
 
     def robust(self) -> list[Variant]:
         """All variants that are trained against attacks, in the order of training."""
-        compared = [v.but(seed=seed) for seed in self.all_seeds for v in self.compared()]
-        pairs = [v.but(seed=self.seed) for pair in self.pairs() for v in pair]
-        return list(dict.fromkeys(compared + pairs))
+        kinds = [*self.compared(), *(variant for pair in self.pairs() for variant in pair)]
+        return [v.but(seed=seed) for seed in self.all_seeds for v in dict.fromkeys(kinds)]
 
     def variants(self) -> list[Variant]:
         """All networks."""
-        first, *natural = [v for network in self.networks for v in self.pair(network, 0.0)]
-        # All seeds, because the weights of natural and robust networks are compared over seeds.
-        others = [variant.but(seed=self.seed) for variant in natural]
-        return self.robust() + self.seeded(first) + others
+        natural = [v for network in self.networks for v in self.pair(network, 0.0)]
+        return self.robust() + [v for variant in natural for v in self.seeded(variant)]
 
 
 def check(settings: Settings) -> None:
@@ -234,8 +233,7 @@ def check(settings: Settings) -> None:
     epsilons = settings.curve_epsilons
     if list(epsilons) != sorted(set(epsilons)) or epsilons[:1] != (0,) or epsilons[-1] > 1:
         raise ValueError(f"`curve_epsilons` must ascend from 0 to at most 1, got {epsilons}.")
-    for name in ("learning_rate", "rho"):
-        checks.number(name, getattr(settings, name), above=0.0)
+    checks.number("learning_rate", settings.learning_rate, above=0.0)
     checks.number("weight_decay", settings.weight_decay, minimum=0.0)
 
 
@@ -289,7 +287,7 @@ def main(settings: Settings) -> Path:
         recipes=training.describe({"training": recipe}),
         study=study,
         chance=1 / dataset.num_classes,
-        smallest_rho=settings.rho / trainings.RISE,
+        rhos=trainings.rhos(study),
         attacks=attacks,
         measures=measures,
         networks=networks,

@@ -70,15 +70,14 @@ def curves(study: Study) -> None:
         records.add_curve(study.run.facts, curve, variant, attack="PGD")
 
 
-def transfer(study: Study, radius: float, after: str) -> dict[str, Any]:
+def transfer(study: Study, after: str) -> dict[str, Any]:
     """Shows images of PGD on the strongest and the weakest network to all networks (algorithm 3).
 
-    The networks are those trained at `radius`. The strongest and the weakest are chosen by the accuracy
-    after the attack `after` and those before it.
+    The networks are of all architectures and radii. The strongest and the weakest are chosen by the
+    accuracy after the attack `after` and those before it.
     """
     facts, settings = study.run.facts, study.settings
-    pairs = [pair for pair in settings.pairs() if pair[0].radius == radius]
-    targets = [variant.but(seed=settings.seed) for pair in pairs for variant in pair]
+    targets = [one.but(seed=settings.seed) for pair in settings.pairs() for one in pair]
     whole = [facts.of("robust accuracy", target, after=after).value for target in targets]
     sources = {"strongest": targets[np.argmax(whole)], "weakest": targets[np.argmin(whole)]}
     if sources["strongest"] == sources["weakest"]:
@@ -88,7 +87,7 @@ def transfer(study: Study, radius: float, after: str) -> dict[str, Any]:
         found = study.run.stages.remember(
             f"transfer from {source.name}",
             lambda progress, source=source: evaluation.transfer_curves(
-                pgd(EPSILON, min(20, settings.curve_steps)),
+                pgd(EPSILON, settings.curve_steps),
                 {target.name: study.classifier(target) for target in targets},
                 source.name,
                 *study.attacked(source.seed),
@@ -104,18 +103,19 @@ def transfer(study: Study, radius: float, after: str) -> dict[str, Any]:
                 lost = left[0.0] - left[within]
                 facts.add("accuracy lost", target, made_on=made_on, value=lost)
     if len(sources) == 2:
-        over, name = ("network", "method", "kept", "seed"), "accuracy lost"
-        found = facts.where(name, radius=radius, made_on=ANY, **dict.fromkeys(over, ANY))
+        over, name = ("network", "method", "kept", "radius", "seed"), "accuracy lost"
+        found = facts.where(name, made_on=ANY, **dict.fromkeys(over, ANY))
         facts.extend(comparison.means(found, over, f"mean {name}"))
         strong = [fact for fact in found if fact.keys["made_on"] == "strongest"]
         gaps = comparison.less(facts, strong, lambda keys: keys | {"made_on": "weakest"}, name)
         facts.extend(comparison.means(gaps, (*over, "made_on"), f"mean {name} difference"))
-    return {"radius": radius, "sources": sources, "targets": targets}
+    return {"sources": sources, "targets": targets}
 
 
 def under_fgsm(study: Study, network: str) -> None:
     """Measures the accuracy of naturally trained networks under FGSM (figure B.1)."""
-    natural = [one.but(seed=study.settings.seed) for one in study.settings.pair(network, 0.0)]
+    settings = study.settings
+    natural = [one for kind in settings.pair(network, 0.0) for one in settings.seeded(kind)]
 
     def right(variant: Variant) -> np.ndarray:
         classifier, images, labels = study.target(variant)

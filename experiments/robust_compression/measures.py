@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiments.robust_compression import attacks, networks, trainings
-from experiments.robust_compression.networks import NETWORKS, SCHEMES, Study, Variant
+from experiments.robust_compression.networks import EPSILON, NETWORKS, SCHEMES, Study, Variant
 from jaxrobust import evaluation, studies
 from jaxrobust.studies import ANY, Fact, comparison, records
 from jaxrobust.studies.outcomes import unpack
@@ -43,12 +43,12 @@ def measure(study: Study) -> dict[str, Any]:
         attacks.under_fgsm(study, network)
     weights(study)
     attacks.curves(study)
-    transfers = [attacks.transfer(study, radius, suite[1]) for radius in settings.radii]
+    shown = attacks.transfer(study, suite[1])
     pictures = attacks.panels(study)
     time(study)
     average(study)
     compare_all(study, suite[1], suite[-1])
-    return {"models": models, "transfers": transfers, "panels": pictures, "suite": suite}
+    return {"models": models, "transfer": shown, "panels": pictures, "suite": suite}
 
 
 def train(study: Study, variant: Variant) -> None:
@@ -168,18 +168,20 @@ def _times(study: Study, progress: Any) -> list[dict[str, Any]]:
 def average(study: Study) -> None:
     """Adds means over the seeds, or the figures themselves if there is only one seed."""
     facts, settings = study.run.facts, study.settings
-    several = [*settings.compared(), *itertools.chain.from_iterable(settings.pairs())]
+    kinds = dict.fromkeys(variant.but(seed=None) for variant in settings.variants())
     measured: list[tuple[str, dict[str, Any]]] = [
         ("accuracy", {}),
         ("robust accuracy", {"after": ANY}),
         ("robust accuracy", {"attack": "PGD", "epsilon": ANY}),
+        ("robust accuracy", {"attack": "FGSM", "epsilon": EPSILON}),
     ]
-    for variant, (measure, keys) in itertools.product(dict.fromkeys(several), measured):
-        found, seeds = facts.where(measure, variant, seed=ANY, **keys), settings.seeded(variant)
-        means = comparison.means(found, "seed", f"mean {measure}", alone=True)
+    for variant, (measure, keys) in itertools.product(kinds, measured):
+        means = comparison.means(
+            facts.where(measure, variant, seed=ANY, **keys), "seed", f"mean {measure}", alone=True
+        )
         # Curves of different seeds end at different epsilons, where they fall below chance.
-        full = [mean for mean in means if mean.count is None and mean.n == len(seeds)]
-        facts.extend(means if len(seeds) == 1 else full)
+        full = [mean for mean in means if mean.count is None and mean.n == settings.seeds]
+        facts.extend(means if settings.seeds == 1 else full)
 
 
 def compare_all(study: Study, first: str, last: str) -> None:

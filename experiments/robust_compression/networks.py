@@ -172,6 +172,11 @@ class Study:
         self.records: dict[Variant, dict[str, Any]] = {}  # what `trainings.train` returned
         self._classifiers: dict[Variant, models.Classifier] = {}
 
+    @property
+    def batch_size(self) -> int:
+        """The number of images in a step."""
+        return min(self.settings.batch_size, len(self.train))
+
     def attacked_rows(self, seed: int) -> np.ndarray:
         """Returns the rows of the attacked test images, which differ between seeds."""
         part = seed - self.settings.seed, self.settings.seeds

@@ -32,15 +32,21 @@ from jaxrobust.training import ADMM, AttackSchedule, Hydra, RigL
 from jaxrobust.training.step.attack_schedule import strength
 
 NATURAL_WEIGHT, MOMENTUM, CLIP = 0.1, 0.9, 5.0
-PHOTOGRAPHS = Augmentation(flip=0.5, translate=0.125)
+AUGMENTATIONS = {
+    "rotation": Augmentation(flip=0.5, rotation=15.0),
+    "translation": Augmentation(flip=0.5, translate=0.125),
+}
 NUM_RADII = 3  # at most, in the first half of the epochs
 LATE, FACTOR = 0.75, 0.2  # after this share of the epochs, the learning rate falls by this factor
-# For two-phase ADMM, after Ye et al.; rho times the learning rate grows to STEEPEST and no further.
-GROWTH, STEEPEST = 1.3, 0.2
-RISE = 100.0  # the factor by which one-shot ADMM's rho rises, until the learning rate falls
 UPDATES = 4  # of ADMM's multipliers in an epoch
+# The pulls of one-shot ADMM (`training.rho_for_pull`) at the first update, and when the learning rate
+# falls: hardly, so that the network learns as if it were dense, and all but wholly.
+PULLS = (0.05, 0.99)
+# For two-phase ADMM, after Ye et al. No rho times the learning rate exceeds STEEPEST, far below the
+# values at which steps become unstable.
+GROWTH, STEEPEST = 1.3, 0.2
 CONSTANTS = [NATURAL_WEIGHT, MOMENTUM, CLIP, NUM_RADII, LATE, FACTOR]
-CONSTANTS += [GROWTH, STEEPEST, RISE, UPDATES]
+CONSTANTS += [UPDATES, PULLS, GROWTH, STEEPEST, list(AUGMENTATIONS.items())]
 _BLOCK = 4  # N of every 4 weights, or of 8 if N would not be a whole number of at least one
 
 
@@ -96,20 +102,26 @@ def compression(study: Study, variant: Variant) -> training.Compression | None:
         return None
     # Rho is small at first, because it draws the weights to their values at the last update: with the
     # whole rho from the start the network learns less (docs/compression.md).
+    smallest, largest = rhos(study)
     until = max(1, round(LATE * settings.num_epochs * UPDATES))
-    course: dict[str, Any] = {"rho": settings.rho / RISE, "rho_growth": RISE ** (1 / until)}
-    course |= {"largest_rho": settings.rho, "kept": budgets(settings, variant.kept)}
+    course: dict[str, Any] = {"rho": smallest, "rho_growth": (largest / smallest) ** (1 / until)}
+    course |= {"largest_rho": largest, "kept": budgets(settings, variant.kept)}
     if variant.method == "two_phase":
-        course = {"rho": settings.rho, "rho_growth": GROWTH, "largest_rho": largest_rho(settings)}
-        course |= {"kept": variant.kept, "rescale": False}
-    per_epoch = len(study.train) // min(settings.batch_size, len(study.train))
-    every = max(1, per_epoch // UPDATES)
-    return ADMM(constraint(study, variant), every=every, exclude=exclude, **course)
+        course = {"rho": largest, "rho_growth": GROWTH, "kept": variant.kept, "rescale": False}
+        course["largest_rho"] = STEEPEST / settings.learning_rate
+    return ADMM(constraint(study, variant), every=every(study), exclude=exclude, **course)
 
 
-def largest_rho(settings: Any) -> float:
-    """Returns our bound of two-phase ADMM's rho, below that at which steps become unstable."""
-    return max(settings.rho, STEEPEST / settings.learning_rate)
+def every(study: Study) -> int:
+    """Returns the number of steps between two updates of ADMM's multipliers."""
+    return max(1, len(study.train) // study.batch_size // UPDATES)
+
+
+def rhos(study: Study) -> tuple[float, float]:
+    """Returns the first and the last rho of one-shot ADMM, which follow from the recipe alone."""
+    rate = study.settings.learning_rate
+    first, last = (training.rho_for_pull(pull, rate, every(study), MOMENTUM) for pull in PULLS)
+    return min(first, STEEPEST / rate), min(last, STEEPEST / rate)
 
 
 def constraint(study: Study, variant: Variant) -> Any:
@@ -214,7 +226,7 @@ def _finished(
         study.train.images,
         mean=mean,
         std=std,
-        batch_size=min(study.settings.batch_size, len(study.train)),
+        batch_size=study.batch_size,
         seed=variant.seed,
     )
     size, dense = study.save(variant, variables)
@@ -285,12 +297,14 @@ def recipe(study: Study, radius: float, first: int, num_epochs: int) -> training
         }
     return training.Recipe(
         num_epochs=num_epochs,
-        batch_size=min(settings.batch_size, len(study.train)),
+        batch_size=study.batch_size,
         optimizer=training.SGD(
             momentum=MOMENTUM, nesterov=True, weight_decay=settings.weight_decay, gradient_clip=CLIP
         ),
         schedule=rate,
-        augmentation=None if study.dataset.name == "digits" else PHOTOGRAPHS,
+        augmentation=None
+        if study.dataset.name == "digits"
+        else AUGMENTATIONS[settings.augmentation],
         precision="bfloat16" if jax.default_backend() == "gpu" else "float32",
         **against,
     )

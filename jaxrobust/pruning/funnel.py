@@ -9,6 +9,7 @@ regression of the densities of a single threshold does not give the nearest netw
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,10 @@ from jaxrobust.types import Array
 _MAX_LEVELS = 4096
 
 
-@functools.partial(compilation.jit, static_argnames="floor")
-def counts(layers: list[Array], total: Array | int, floor: int = 1) -> list[Array]:
+@functools.partial(compilation.jit, static_argnames=("floor", "strict"))
+def counts(
+    layers: list[Array], total: Array | int, floor: int = 1, *, strict: bool = False
+) -> list[Array]:
     """Returns the number of weights that each layer keeps, so that the sum of squares is largest.
 
     The densities are optimal as real numbers. The counts are these rounded down, raised where a deeper
@@ -32,10 +35,15 @@ def counts(layers: list[Array], total: Array | int, floor: int = 1) -> list[Arra
       layers: The weights of the layers, floating [n_l], in the order of depth.
       total: The number of weights that stay; may be traced.
       floor: The smallest number of weights that stay in every layer (or all, if it has fewer).
+      strict: Whether every layer must be less dense than the one before it. If more weights stay than
+        such densities allow, as when all stay, the order is not strict.
 
     Returns:
       int32 scalars k_l with k_1 / n_1 >= k_2 / n_2 >= ..., which sum to `total`, or to more if the
-      floors alone are more.
+      least possible densities alone are more.
+
+    Raises:
+      ValueError: `strict`, and the layers are too many or too small for densities that all differ.
 
     Example:
       >>> [int(k) for k in counts([jnp.array([1.0, 2.0]), jnp.array([5.0, 4.0, 3.0, 0.1])], 3)]
@@ -44,12 +52,31 @@ def counts(layers: list[Array], total: Array | int, floor: int = 1) -> list[Arra
     squares = [jnp.sort(jnp.square(jnp.ravel(layer)))[::-1] for layer in layers]
     sizes = np.array([layer.size for layer in layers])
     densities = _best_densities(squares, sizes, total)
-    smallest = jnp.asarray(np.minimum(floor, sizes), jnp.int32)
     # A number that is whole but for rounding is meant.
     start = jnp.floor(densities * sizes + 1e-3).astype(jnp.int32)
-    start = jnp.clip(start, smallest, jnp.asarray(sizes, jnp.int32))
-    found = _mended(_funnelled(start, sizes), squares, sizes, smallest, total)
+    smallest, largest = np.minimum(floor, sizes), sizes
+    found = _mended(start, squares, sizes, (smallest, largest), total, _as_dense)
+    if strict:
+        ends = _strict_ends(smallest.tolist(), sizes.tolist())
+        falling = _mended(start, squares, sizes, ends, total, _denser)
+        found = jnp.where(total > int(ends[1].sum()), found, falling)
     return list(found)
+
+
+def _strict_ends(smallest: list[int], sizes: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the fewest and the most weights of each layer whose densities fall strictly."""
+    least, most = smallest[-1:], sizes[:1]
+    for size, other, floor in zip(sizes[-2::-1], sizes[:0:-1], smallest[-2::-1], strict=True):
+        least.append(max(floor, least[-1] * size // other + 1))
+    for size, other in zip(sizes[1:], sizes, strict=False):
+        most.append(-(-most[-1] * size // other) - 1)
+    if any(few > many for few, many in zip(least[::-1], most, strict=True)):
+        raise ValueError(
+            f"`strict` needs layers with enough weights for {len(sizes)} densities that all differ, "
+            f"got layers of {', '.join(map(str, sizes))} weights with a floor of {max(smallest)}: "
+            "lower `floor`, or let small layers share a prefix of `order`."
+        )
+    return np.array(least[::-1]), np.array(most)
 
 
 def _best_densities(squares: list[Array], sizes: np.ndarray, total: Array | int) -> Array:
@@ -90,26 +117,29 @@ def _best_densities(squares: list[Array], sizes: np.ndarray, total: Array | int)
     return less + share * (more - less)
 
 
-def _funnelled(start: Array, sizes: np.ndarray) -> Array:
-    """Returns the smallest integers of at least `start` whose densities do not increase."""
-
-    def too_few(kept: Array) -> Array:
-        short = ~_as_dense(kept[:-1], sizes[:-1], kept[1:], sizes[1:])
-        return jnp.append(short, False)
-
-    return jax.lax.while_loop(
-        lambda kept: jnp.any(too_few(kept)), lambda kept: kept + too_few(kept), start
-    )
-
-
 def _mended(
-    kept: Array,
+    start: Array,
     squares: list[Array],
     sizes: np.ndarray,
-    smallest: Array,
+    ends: tuple[np.ndarray, np.ndarray],
     total: Array | int,
+    above: Callable[[Array, np.ndarray, Array, np.ndarray], Array],
 ) -> Array:
-    """Corrects the total one weight at a time, where it keeps the funnel and costs the least."""
+    """Returns counts near `start` that are a funnel, within `ends`, with the total.
+
+    Where a layer is not `above` the next one, it is raised. Then the total is corrected one weight at a
+    time, where it keeps the funnel and costs the least.
+    """
+    smallest, largest = (jnp.asarray(end, jnp.int32) for end in ends)
+
+    def too_few(kept: Array) -> Array:
+        return jnp.append(~above(kept[:-1], sizes[:-1], kept[1:], sizes[1:]), False)
+
+    kept = jax.lax.while_loop(
+        lambda kept: jnp.any(too_few(kept)),
+        lambda kept: kept + too_few(kept),
+        jnp.clip(start, smallest, largest),
+    )
 
     def worth(index: Array) -> Array:
         return jnp.stack(
@@ -121,9 +151,9 @@ def _mended(
 
     def choices(kept: Array) -> tuple[Array, Array]:
         """Returns where a weight may be added, and where one may be removed."""
-        more = jnp.append(True, _as_dense(kept[:-1], sizes[:-1], kept[1:] + 1, sizes[1:]))
-        less = jnp.append(_as_dense(kept[:-1] - 1, sizes[:-1], kept[1:], sizes[1:]), True)
-        return more & (kept < jnp.asarray(sizes)), less & (kept > smallest)
+        more = jnp.append(True, above(kept[:-1], sizes[:-1], kept[1:] + 1, sizes[1:]))
+        less = jnp.append(above(kept[:-1] - 1, sizes[:-1], kept[1:], sizes[1:]), True)
+        return more & (kept < largest), less & (kept > smallest)
 
     # Until the total is right, or no weight can come or go.
     def goes_on(kept: Array) -> Array:
@@ -147,6 +177,11 @@ def _as_dense(kept: Array, sizes: np.ndarray, others: Array, their_sizes: np.nda
     high, low = _product(kept, their_sizes)
     their_high, their_low = _product(others, sizes)
     return (high > their_high) | ((high == their_high) & (low >= their_low))
+
+
+def _denser(kept: Array, sizes: np.ndarray, others: Array, their_sizes: np.ndarray) -> Array:
+    """Whether kept / sizes > others / their_sizes, exactly."""
+    return ~_as_dense(others, their_sizes, kept, sizes)
 
 
 def _product(left: Array, right: np.ndarray) -> tuple[Array, Array]:

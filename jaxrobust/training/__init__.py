@@ -1,6 +1,6 @@
 """Clean and adversarial training of image classifiers, which resumes after an interruption."""
 
-from jaxrobust.training.compression.admm import ADMM
+from jaxrobust.training.compression.admm import ADMM, rho_for_pull
 from jaxrobust.training.compression.budget_schedules import check_sequences, source_sequences
 from jaxrobust.training.compression.compatibility import check_compression
 from jaxrobust.training.compression.hydra import Hydra
@@ -83,6 +83,7 @@ __all__ = [
     "initial_variables",
     "load_run",
     "reestimate_batch_stats",
+    "rho_for_pull",
     "source_sequences",
     "step_once",
     "train_step",

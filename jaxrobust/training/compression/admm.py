@@ -1,17 +1,18 @@
 """ADMM: training with weights that are pulled towards a compressed copy of themselves."""
 
 import dataclasses
+import math
 from typing import ClassVar, NamedTuple
 
 from jaxrobust import checks
-from jaxrobust.pruning import Constraint, Irregular, admm, apply_masks
-from jaxrobust.pruning.masks import with_leaves
+from jaxrobust.pruning import Constraint, Irregular, Redundant, admm, apply_masks
+from jaxrobust.pruning.masks import named_leaves, with_leaves
 from jaxrobust.training.compression.method import check_settings, compressed_kernels, prefixes
 from jaxrobust.types import Array, Masks, PyTree
 
 
 class ADMMMemory(NamedTuple):
-    """The memory of `ADMM`: copies and duals of the kernels, in the order of `pruning.kernel_paths`."""
+    """The memory of `ADMM`: copies and duals of the compressed weights, in the order of their paths."""
 
     multipliers: admm.Multipliers
     figures: dict[str, Array]
@@ -80,7 +81,7 @@ class ADMM:
     def start(self, key: Array, params: PyTree, kept: Array | float) -> tuple[PyTree, ADMMMemory]:
         """Returns the parameters unchanged, and a memory in which theta' is their projection."""
         del key
-        weights = tuple(compressed_kernels(params, self.exclude).values())
+        weights = tuple(self._compressed(params).values())
         multipliers = admm.started(weights, self._projection(params, kept), self.rho)
         return params, ADMMMemory(multipliers, self._figures(weights, multipliers, multipliers))
 
@@ -91,7 +92,7 @@ class ADMM:
 
     def penalty(self, params: PyTree, memory: ADMMMemory) -> Array:
         """Returns the terms that the augmented Lagrangian adds to the loss."""
-        weights = tuple(compressed_kernels(params, self.exclude).values())
+        weights = tuple(self._compressed(params).values())
         return admm.penalty(weights, memory.multipliers)
 
     def update(
@@ -104,7 +105,7 @@ class ADMM:
     ) -> tuple[PyTree, ADMMMemory]:
         """Updates u, then theta' with the new budget; the parameters do not change."""
         del gradients, progress
-        weights = tuple(compressed_kernels(params, self.exclude).values())
+        weights = tuple(self._compressed(params).values())
         after = admm.updated(
             weights,
             memory.multipliers,
@@ -123,13 +124,22 @@ class ADMM:
         masks = self.constraint.masks(params, kept, exclude=prefixes(params, self.exclude))
         return apply_masks(params, masks), masks
 
+    def _compressed(self, params: PyTree) -> dict[str, Array]:
+        """Returns the kernels, and the scales that the constraint removes with them, by path."""
+        found = compressed_kernels(params, self.exclude)
+        if isinstance(self.constraint, Redundant):
+            leaves = dict(named_leaves(params))
+            scales = self.constraint.scales(params, prefixes(params, self.exclude))
+            found |= {path: leaves[path] for path in scales.values()}
+        return found
+
     def _projection(self, params: PyTree, kept: Array | float) -> admm.Project:
-        paths = tuple(compressed_kernels(params, self.exclude))
+        paths = tuple(self._compressed(params))
 
         def project(weights: tuple[Array, ...]) -> tuple[Array, ...]:
             tree = with_leaves(params, dict(zip(paths, weights, strict=True)))
             masks = self.constraint.masks(tree, kept, exclude=prefixes(params, self.exclude))
-            return tuple(compressed_kernels(apply_masks(tree, masks), self.exclude).values())
+            return tuple(self._compressed(apply_masks(tree, masks)).values())
 
         return project
 
@@ -141,3 +151,36 @@ class ADMM:
             "dual_norm": admm.dual_norm(after),
             "rho": after.rho,
         }
+
+
+def rho_for_pull(pull: float, learning_rate: float, steps: int, momentum: float = 0.0) -> float:
+    """Returns the rho of `ADMM` that draws the weights by a given share towards theta' between updates.
+
+    In each step of SGD the penalty moves a weight towards theta' by the share
+    learning_rate * rho / (1 - momentum) of its distance, if no other gradient acts on it. This needs
+    no trained network: it depends on the recipe alone, and the same pull is the same rule for another
+    batch size, number of images or learning rate. For a large pull within few steps it is a bound,
+    because momentum SGD then overshoots.
+
+    Args:
+      pull: The share of the distance to theta' that is covered between two updates, in (0, 1).
+      learning_rate: The learning rate, above 0.
+      steps: The number of steps between two updates, at least 1.
+      momentum: The momentum of SGD, in [0, 1).
+
+    Returns:
+      rho, above 0.
+
+    Raises:
+      TypeError, ValueError: An argument has the wrong type or is out of range.
+
+    Example:
+      >>> round(rho_for_pull(0.99, 0.05, steps=46, momentum=0.9), 3)
+      0.2
+    """
+    checks.fraction("pull", pull)
+    checks.number("pull", pull, above=0.0)
+    checks.number("learning_rate", learning_rate, above=0.0)
+    checks.integer("steps", steps, minimum=1)
+    checks.fraction("momentum", momentum)
+    return -math.log1p(-pull) * (1 - momentum) / (learning_rate * steps)
