@@ -9,6 +9,7 @@ from pathlib import Path
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,7 +17,7 @@ from experiments.pruned_benchmark import __main__ as pruned
 from experiments.pruned_benchmark import comparisons, networks, threats
 from experiments.pruned_benchmark.__main__ import NETWORKS, PRESETS, Settings, Variant, checked
 from jaxrobust import data, evaluation, models, pruning, studies
-from jaxrobust.attacks import DeepFool
+from jaxrobust.attacks import conversation
 from jaxrobust.reports import blocks, evaluations
 from jaxrobust.studies import Facts, suite_names, words
 from jaxrobust.studies.outcomes import pack
@@ -66,18 +67,94 @@ def test_attacks_are_those_of_table_7():
     assert [n for n in source if threats.looks_for_the_smallest(source[n])] == ["CW", "DF"]
 
 
-def test_finished_runs_find_their_universal_perturbation():
-    """As the settings of runs have it that were made when it was a class of the study's own."""
-    kept = {"type": "experiments.pruned_benchmark.threats.Universal", "epsilon": 1.0}
-    kept |= {"max_passes": 1, "num_steps": 10, "overshoot": 0.02, "on_test": True}
-    assert threats.described(pruned.ATTACKS["source"]["UP"], "source") == kept
-    short = suite_names.shortened(pruned.ATTACKS["8/255"]["UP"], 2)
-    kept |= {"epsilon": 8 / 255, "max_passes": 2, "num_steps": 2, "on_test": False}
-    assert threats.described(short, "8/255") == kept
-    for changes in ({"target_rate": 0.5}, {"norm": "l2"}, {"inner": DeepFool(num_steps=2)}):
-        changed = threats.described(dataclasses.replace(short, **changes), "8/255")
-        assert changed.items() > kept.items()
-    assert short.inner.num_candidates == 9  # not DeepFool's own, of which the settings say nothing
+def test_settings_of_a_run_say_how_universal_perturbations_are_made():
+    """Everything that decides them, so that a folder is refused when it changes."""
+    kept = [threats.described(pruned.ATTACKS[of]["UP"], of) for of in ("source", "8/255")]
+    assert kept[0]["on_test"] and kept[0]["batch"] == 1
+    assert kept[0]["attack"]["inner"]["type"].endswith("ArtDeepFool")
+    assert not kept[1]["on_test"] and kept[1]["batch"] == threats.UNIVERSAL_BATCH
+    assert kept[1]["attack"]["inner"]["type"].endswith("attacks.deepfool.DeepFool")
+
+
+# What ART 1.20.1 makes of the network and images of `small`: the length of the change (l1 for APGD, l2
+# for DeepFool) and two pixels of each image, after so many steps. It was given the same random start.
+BY_ART = {
+    ("APGD", 1): (
+        [0.700043, 0.954131, 0.856007],
+        [0.122006, 0.670686, 0.135212],
+        [0.233663, 0.97, 0.645509],
+    ),
+    ("APGD", 22): (  # all steps before its first checkpoint
+        [1.586815, 1.505682, 1.539972],
+        [0.0, 0.603786, 0.193845],
+        [0.325328, 0.873984, 0.6863],
+    ),
+    ("DeepFool", 1): (
+        [0.133885, 0.055682, 0.007043],
+        [0.073524, 0.699967, 0.095187],
+        [0.251517, 0.961465, 0.587907],
+    ),
+    ("DeepFool", 2): (  # which only the third image needs
+        [0.133885, 0.055682, 0.007054],
+        [0.073524, 0.699967, 0.095189],
+        [0.251517, 0.961465, 0.587909],
+    ),
+}
+
+
+@pytest.mark.parametrize("name, num_steps", BY_ART)
+def test_the_source_s_attacks_step_as_art_does(name, num_steps):
+    random = np.random.default_rng(0)
+    first, second = (random.normal(size=s).astype(np.float32) for s in ((16, 12), (12, 5)))
+    images = random.uniform(size=(3, 4, 4, 1)).astype(np.float32)
+    start = np.clip(images + random.uniform(-0.1, 0.1, size=images.shape), 0, 1)
+
+    def small(x):
+        return jnp.tanh((x.reshape(len(x), -1) - 0.5) @ first) @ second
+
+    attack, order, begun = threats.ArtDeepFool(1e-6, 100), 2, {}
+    if name == "APGD":
+        attack, order = threats.ArtAPGD(0.1, num_iterations=100, step_size=0.03), 1
+        begun = dict.fromkeys(("start", "point", "previous", "best"), jnp.float32(start))
+    attack, keys = conversation.per_image(attack, 3), jax.random.split(jax.random.key(0), 3)
+    labels = small(images).argmax(1)
+    states = conversation.start(attack, keys, jnp.asarray(images), labels, 0)._replace(**begun)
+    for _ in range(num_steps):
+        answer = conversation.evaluate(attack, small, states, keys)[1]
+        states = conversation.tell(attack, states, answer)
+    found = np.asarray(conversation.ask(attack, states))
+    lengths = [np.linalg.norm((found - images)[i].ravel(), order) for i in range(3)]
+    of_art = (lengths, found[:, 0, 0, 0], found[:, 1, 2, 0])
+    np.testing.assert_allclose(of_art, BY_ART[name, num_steps], rtol=0, atol=2e-6)
+
+
+def test_apgd_of_the_source_starts_anywhere_in_the_ball():
+    key, image = jax.random.key(0), jnp.full((8, 8, 1), 0.5)
+    state = threats.ArtAPGD(0.3, step_size=0.1).init(key, image, 0, jnp.int32(0))
+    moved = np.abs(np.asarray(state.point - image))
+    assert 0.25 < moved.max() < 0.3 and moved.min() < 0.05  # the paper's start has 0.3 somewhere
+    assert np.ptp(moved) > 0.2 and float(state.step_size) == np.float32(0.1)
+    assert (state.start == state.point).all() and (state.previous == state.point).all()
+
+
+def test_the_study_leaves_out_what_nncf_leaves_out():
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    left = {}
+    for name in SMALLER:
+        network = NETWORKS[name].create(10)
+        shapes = networks.shapes(network, image)
+        groups = pruning.channel_groups(network.apply, shapes, image)
+        left[name] = networks.unpruned(groups, Settings())
+        assert not networks.unpruned(
+            groups, Settings(prune_first_conv=True, prune_downsample_convs=True)
+        )
+    assert left["vgg9_narrow"] == ["block_0/conv"] and left["densenet23_narrow"] == ["stem"]
+    # A depthwise convolution with a stride shares its channels with the layer before it, and the last
+    # layers of a stage share them with the shortcut.
+    strided = [f"block_{i}_pointwise/conv" for i in (0, 2, 4, 10)]
+    assert left["mobilenet_v1_narrow"] == ["stem/conv", *strided]
+    stage = ["stage_1_block_0/shortcut/conv", "stage_1_block_0/conv_1/conv"]
+    assert left["resnet8_tiny"] == ["stem/conv", *stage]
 
 
 @pytest.mark.parametrize(
@@ -94,6 +171,7 @@ def test_finished_runs_find_their_universal_perturbation():
         ({"fine_tuning_epochs": 0}, "`fine_tuning_epochs` must be at least 1"),
         ({"milestones": (20, 10)}, "`milestones` must ascend"),
         ({"fine_tuning_milestones": (2, 1)}, "`fine_tuning_milestones` must ascend"),
+        ({"multiple_of": 0}, "`multiple_of` must be at least 1"),
         ({"num_controls": 0}, "`num_controls` must be at least 1"),
         ({"num_train": 0}, "`num_train` must be at least 1"),
         ({"latency_runs": 1}, "`latency_runs` must be at least 2"),
