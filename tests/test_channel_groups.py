@@ -96,7 +96,9 @@ class Stages(nn.Module):
         )
         tokens = (down * gate[:, None, None]).reshape(len(x), -1, 6)
         mixed = nn.relu(nn.Dense(7, name="mix")(tokens.swapaxes(1, 2)))
-        return nn.Dense(5, name="head")(nn.relu(nn.Dense(8, name="hidden")(mixed.reshape(len(x), -1))))
+        return nn.Dense(5, name="head")(
+            nn.relu(nn.Dense(8, name="hidden")(mixed.reshape(len(x), -1)))
+        )
 
 
 def test_first_and_downsampling_layers_are_known():

@@ -7,18 +7,21 @@ import re
 import types
 from pathlib import Path
 
+import cifar_archive
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from report_pages import make_result
 
 from experiments.pruned_benchmark import __main__ as pruned
 from experiments.pruned_benchmark import comparisons, networks, threats
 from experiments.pruned_benchmark.__main__ import NETWORKS, PRESETS, Settings, Variant, checked
 from jaxrobust import data, evaluation, models, pruning, studies
 from jaxrobust.attacks import conversation
-from jaxrobust.reports import blocks, evaluations
+from jaxrobust.data import archives
+from jaxrobust.reports import blocks, evaluations, write_page
 from jaxrobust.studies import Facts, suite_names, words
 from jaxrobust.studies.outcomes import pack
 
@@ -243,10 +246,12 @@ def made(tmp_path, monkeypatch):
         criteria: tuple[str, ...] = ("l2",),
         num_controls: int = 3,
         white: dict | None = None,
+        dataset: data.Dataset | None = None,
     ) -> pruned.Study:
-        split = data.Split(np.zeros((40, 32, 32, 3), np.uint8), np.arange(40) % 10, ("",) * 40)
-        mean = np.zeros(3, np.float32)
-        dataset = data.Dataset("cifar10", split, split, tuple("abcdefghij"), mean, mean + 1)
+        if dataset is None:
+            split = data.Split(np.zeros((40, 32, 32, 3), np.uint8), np.arange(40) % 10, ("",) * 40)
+            mean = np.zeros(3, np.float32)
+            dataset = data.Dataset("cifar10", split, split, tuple("abcdefghij"), mean, mean + 1)
         settings = Settings(
             networks=names,
             criteria=criteria,
@@ -297,7 +302,8 @@ def made(tmp_path, monkeypatch):
         monkeypatch.setattr(evaluation, "load_attack", lambda path: report)
         for part in (pruned.measure, pruned.show, pruned.attack_each, pruned.time_each):
             part(study)
-        study.doubted = comparisons.publish(study.facts, pruned.PUBLISHED, study.source_data, 10)
+        of = (study.source_data, dataset.num_classes)
+        study.doubted = comparisons.publish(study.facts, pruned.SOURCE, *of)
         of = (pruned.ATTACKS, pruned.WHITE_BOX, pruned.COMPARED, study.settings.sparsities)
         comparisons.compare(study.facts, *of)
         return study
@@ -322,11 +328,10 @@ def answers(study: pruned.Study, facts: Facts | None = None) -> list[str]:
     return [text.replace("\xa0", " ").replace("\\", "") for text in texts]
 
 
-def tables(study: pruned.Study, section: str) -> dict[str, dict]:
+def tables(study: pruned.Study, section: str, found: list | None = None) -> dict[str, dict]:
     """The tables of a section by title."""
-    _, found = page(study)
     at, kept = None, {}
-    for block in found:
+    for block in found or page(study)[1]:
         at = block["id"] if block["kind"] == "heading" else at
         if block["kind"] == "table" and at == section:
             kept[block.get("title")] = block
@@ -533,6 +538,77 @@ def test_tables_of_transfer_time_and_size(made):
     sizes = tables(study, "sizes")
     assert sizes["Parameters and files"]["rows"][1][3] == pytest.approx(1 - 32 / 20)
     assert cells(sizes["What the source's files hold"])["VGG19"][1:3] == [230, 77]
+
+
+def test_the_published_page_has_the_source_s_tables(made, tmp_path):
+    study = made((*THREE, "densenet121"))
+    summary, found = page(study)
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(make_result(found) | {"summary": summary}))
+    text = write_page(path, tmp_path / "page.md", pruned.PUBLISHED).read_text("utf-8")
+    tables_of = {6: "ResNet50", 9: "DenseNet121", 10: "MobileNet", 11: "VGG19"}
+    for number, name in tables_of.items():
+        assert f"### The source's table {number}: made on {name}" in text
+    assert "### Made on vgg19, the source's parameters" in text
+    assert "| CW, source | 68.3 % |" in text  # its table 2
+    assert "Source, against the base: max δ, points" in text  # its table 1
+    assert "Batches of 32" in text and "What the source's files hold" in text
+    assert "except the first convolution and convolutions with a stride above 1" in text
+
+
+@pytest.fixture
+def hundred(tmp_path, monkeypatch, cache_dir):
+    """A folder with a stand-in for CIFAR-100: random images of 100 classes in the real format."""
+    content = cifar_archive.members("cifar100", per_batch=160, num_test=40)
+    path = cifar_archive.write(tmp_path / archives.ARCHIVES["cifar100"].file_name, content)
+    official = cifar_archive.official("cifar100", path.read_bytes())
+    monkeypatch.setitem(archives.ARCHIVES, "cifar100", official)
+    return tmp_path
+
+
+def test_tables_of_cifar100_stand_beside_the_source(made, hundred):
+    """Its tables 13 to 17, on a stand-in for the data set."""
+    names = ("mobilenet_v1", "densenet121", "resnet50")
+    dataset = data.load("cifar100", hundred)
+    study = made(names, criteria=("l1", "l2", "geometric_median"), dataset=dataset)
+    _, found = page(study)
+    assert study.source_data == "cifar100" and dataset.num_classes == 100
+    extremes = cells(
+        tables(study, "accuracy-over-sparsity", found)["Largest gain and loss"]
+    )  # table 13
+    np.testing.assert_allclose([extremes[n][7] for n in names], [7.02, 12.2, 8.0], atol=0.011)
+    np.testing.assert_allclose([extremes[n][8] for n in names], [0.71, 3.66, -9.08], atol=0.011)
+    shown = tables(study, "shown-source", found)
+    for number, label, df in ((14, "L2", 0.3507), (15, "L1", 0.352), (16, "GM", 0.3483)):
+        table = shown[f"mobilenet_v1, {label}"]
+        assert f"its table {number}" in table["caption"]
+        rows = cells(table)
+        assert rows["DF, source"][3] == pytest.approx(df) and "CW, source" not in rows
+    sizes = cells(tables(study, "sizes", found)["What the source's files hold"])  # table 17
+    assert sizes["ResNet50"][1:3] == [273, 92] and set(sizes) == {
+        *("MobileNet", "DenseNet121", "ResNet50")
+    }
+    # It has no transfer on CIFAR-100.
+    assert not [
+        title for title in tables(study, "transfer-tables", found) if "source's table" in title
+    ]
+
+
+@pytest.mark.slow(60)
+def test_quick_on_a_stand_in_of_cifar100(hundred):
+    """The whole of the study with 100 classes: nothing is learned from random images."""
+    of = {"data": "cifar100", "data_dir": hundred, "results_dir": hundred / "results"}
+    of |= {"networks": ("resnet8_tiny",), "num_train": 128, "num_attacked": 8, "criteria": ("l2",)}
+    report = pruned.main(preset("quick", **of))
+    facts = studies.load_facts(report.parent)
+    ours = facts[(facts.measure == "accuracy under attack") & facts.source.isna()]
+    assert set(ours.attack) - {"none"} == set(pruned.ATTACKS["source"])
+    assert models.load(report.parent / "models" / "resnet8-tiny-base.jrw").classifier(
+        np.zeros((1, 32, 32, 3), np.float32)
+    ).shape == (1, 100)
+    result = json.loads((report.parent / "result.json").read_text())
+    said = json.dumps(result["blocks"])
+    assert "its table 14" in said and '"APGD, source"' in said
 
 
 def test_every_section_that_the_coverage_names_is_there(made):

@@ -16,10 +16,11 @@ from jaxrobust.types import Progress
 
 # As in the source: SGD with learning rate 0.1, momentum 0.9 (Nesterov) and batches of 128, where the
 # rate falls to a tenth after each milestone; pruning by NNCF's exponential schedule, which begins at
-# 10 % in the first epoch of fine-tuning. By default NNCF leaves out layers whose channels are made by
-# the first convolution or by one with a stride, together with all layers that share their channels, and
-# keeps a multiple of 8 filters (nncf/common/pruning/node_selector.py and utils.py, version 2.4). Each epoch of fine-tuning is a separate training under the
-# masks of that epoch, so momentum starts anew; the controls do the same with masks that remove nothing.
+# 10 % in the first epoch of fine-tuning. By default NNCF leaves out the first convolution, those with a
+# stride, and all layers that share channels with one of them, and it keeps a multiple of 8 filters
+# (nncf/common/pruning/node_selector.py and utils.py of NNCF 2.4). Each epoch of fine-tuning is a
+# separate training under the masks of that epoch, so momentum starts anew; the controls do the same
+# with masks that remove nothing.
 MOMENTUM, FACTOR = 0.9, 0.1  # the factor is that of the learning rate at a milestone
 INITIAL = 0.1  # the sparsity of the first epoch of fine-tuning, the source's pruning_init
 MIN_FILTERS = 1  # so that narrow layers also lose nearly the requested share

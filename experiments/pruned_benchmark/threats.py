@@ -56,10 +56,10 @@ class ArtAPGD(APGD):
 class ArtDeepFool(DeepFool):
     """DeepFool in l2 as ART 1.20 has it, the inner attack of its universal perturbation.
 
-    A step ends on the linearised boundary, where rounding decides whether the image is fooled, and every
-    point is clipped before the next step. ART applies the overshoot at the end, here it belongs to every
-    point that is shown to the classifier. These points are clipped: ART also shows it the image with the
-    universal perturbation as it is, outside of [0, 1].
+    A step ends on the linearised boundary, where rounding decides whether the image is fooled, and
+    every point is clipped before the next step. ART applies the overshoot at the end; here it belongs
+    to every point that is shown to the classifier. These points are clipped: ART also shows it the
+    image with the universal perturbation as it is, outside of [0, 1].
     """
 
     def tell(self, state: Any, evaluation: Evaluation) -> Any:
