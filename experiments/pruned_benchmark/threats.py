@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import data, evaluation, files, training
-from jaxrobust.attacks import APGD, DeepFool
+from jaxrobust.attacks import APGD, DeepFool, conversation
 from jaxrobust.evaluation import Execution, UniversalPerturbation
 from jaxrobust.evaluation.answers import as_float
 from jaxrobust.studies.outcomes import pack
@@ -65,7 +65,7 @@ class ArtDeepFool(DeepFool):
     def tell(self, state: Any, evaluation: Evaluation) -> Any:
         """Takes a step, unless the point fooled."""
         fooled = jnp.argmax(evaluation.logits) != state.label
-        gradients, gaps = evaluation.gradient, jnp.abs(evaluation.value)
+        gradients, gaps = conversation.finite_gradient(evaluation), jnp.abs(evaluation.value)
         lengths = jnp.sqrt(jnp.sum(gradients**2, axis=(1, 2, 3)))
         nearest = jnp.argmin(gaps / (lengths + _TINY))
         step = gaps[nearest] / (lengths[nearest] ** 2 + _TINY) * gradients[nearest]

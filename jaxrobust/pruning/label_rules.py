@@ -44,7 +44,7 @@ def understood(units: Units, equation: Any, operands: Sequence[Labelled]) -> lis
     results = _results(units, equation, operands)
     through_kernel = any(use.sources for use in units.uses[before:])
     is_raw = any(operand.is_raw for operand in operands) and not through_kernel
-    about = {"has_images": has_images, "sources": sources, "is_raw": is_raw}
+    about: dict[str, Any] = {"has_images": has_images, "sources": sources, "is_raw": is_raw}
     return [one._replace(**about) for one in results]
 
 

@@ -111,6 +111,7 @@ def _block(
         return
     if title:
         yield f"### {markdown.escape(title)}"
+    # Prose stays what it is, and tables become tables.
     if kind == "verdict":
         yield f"**{markdown.escape(block['question'])}**"
     if kind in ("text", "notice", "verdict"):
@@ -119,6 +120,7 @@ def _block(
         yield _table(table(block))
     if kind == "heat":
         yield _heat(block)
+    # A chart becomes a file, with its legend below: in it, series differ by their markers too.
     if kind in ("chart", "intervals"):
         name = f"{len(charts) + 1}.svg"
         drawn = (page.chart if kind == "chart" else page.intervals)(block, dict(look_of), "figure")

@@ -71,12 +71,7 @@ def run_script(
             args=arguments,
         )
         if page is not None:
-            folder = settings.results_dir / name.split(".")[-1] / settings.run
-            result = folder / "result.json"
-            command = f"python -m {name}{_options(result, settings_type, presets or {})}"
-            command += f" --run {settings.run}" if settings.run != "default" else ""
-            commands = [command, f"{command} --publish {page.name}"]
-            print(reports.write_page(result, page, published, commands))
+            print(_publish(page, published, name, settings, presets or {}))
             return
         with ctrl_c.remembered():
             main(settings)
@@ -99,6 +94,18 @@ def _publishing(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
     parser.add_argument("--publish", type=Path)
     known, others = parser.parse_known_args(list(arguments))
     return known.publish, others
+
+
+def _publish(
+    page: Path, published: Sequence[str], name: str, settings: Any, presets: Presets
+) -> Path:
+    """Writes the sections `published` of the finished run that the settings name to a page."""
+    result = settings.results_dir / name.split(".")[-1] / settings.run / "result.json"
+    command = f"python -m {name}{_options(result, type(settings), presets)}"
+    command += f" --run {settings.run}" if settings.run != "default" else ""
+    return reports.write_page(
+        result, page, published, [command, f"{command} --publish {page.name}"]
+    )
 
 
 def _options(result: Path, settings_type: type[Any], presets: Presets) -> str:
