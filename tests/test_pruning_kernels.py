@@ -203,8 +203,8 @@ def test_n_of_m_along_what_attention_reads():
     params = variables["params"]
     kernels = pruning.channel_groups(Attention().apply, variables, IMAGES).kernels
     of = {kernel.path.removeprefix("params/"): kernel for kernel in kernels}
-    assert of["attention/query/kernel"][1:] == ((0,), (1, 2))  # [in, heads, dim]
-    assert of["attention/out/kernel"][1:] == ((0, 1), (2,))  # [heads, dim, features]
+    assert of["attention/query/kernel"][1:3] == ((0,), (1, 2))  # [in, heads, dim]
+    assert of["attention/out/kernel"][1:3] == ((0, 1), (2,))  # [heads, dim, features]
     masks = pruning.NofM(1, 4, kernels=kernels).masks(params, 0.25, exclude=("embed", "head"))
     for name, columns in (("query", (12, 12)), ("key", (12, 12)), ("out", (12, 12))):
         mask = np.asarray(masks["attention"][name]["kernel"]).reshape(columns)
