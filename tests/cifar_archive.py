@@ -61,22 +61,22 @@ def batch(seed: int, count: int, num_classes: int, **labels: list[int]) -> dict[
     return content | {key.encode(): values for key, values in labels.items()}
 
 
-def members(name: str) -> dict[str, bytes]:
+def members(name: str, per_batch: int = PER_BATCH, num_test: int = NUM_TEST) -> dict[str, bytes]:
     """The files of a small archive: batch k has the images and labels of seed k, test those of 9."""
     if name == "cifar10":
         names = [b"airplane", b"automobile", b"bird", b"cat", b"deer"]
         names += [b"dog", b"frog", b"horse", b"ship", b"truck"]
-        batches = {f"data_batch_{seed}": (seed, PER_BATCH) for seed in range(1, 6)}
-        batches["test_batch"] = (9, NUM_TEST)
+        batches = {f"data_batch_{seed}": (seed, per_batch) for seed in range(1, 6)}
+        batches["test_batch"] = (9, num_test)
         found = {
             member: batch(seed, count, 10, labels=images_and_labels(seed, count, 10)[1])
             for member, (seed, count) in batches.items()
         }
-        found["batches.meta"] = {b"num_cases_per_batch": PER_BATCH, b"label_names": names}
+        found["batches.meta"] = {b"num_cases_per_batch": per_batch, b"label_names": names}
         folder = "cifar-10-batches-py"
     else:
         found = {}
-        for member, (seed, count) in {"train": (1, PER_BATCH), "test": (9, NUM_TEST)}.items():
+        for member, (seed, count) in {"train": (1, per_batch), "test": (9, num_test)}.items():
             fine = images_and_labels(seed, count, 100)[1]
             coarse = [label // 5 for label in fine]
             found[member] = batch(seed, count, 100, fine_labels=fine, coarse_labels=coarse)

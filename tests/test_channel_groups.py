@@ -81,6 +81,74 @@ def test_blocks_that_others_published(name, monkeypatch):
     assert agree or name in ("multiplier", "ghost", "blur", "windows")
 
 
+class Stages(nn.Module):
+    """Two convolutions on the images, a stride, a gate, tokens that are mixed, a shared kernel."""
+
+    @nn.compact
+    def __call__(self, x):
+        patches = nn.Conv(6, (2, 2), (2, 2), name="patches")(x)
+        beside = nn.Conv(4, (1, 1), name="beside")(x)
+        both = jnp.concatenate([beside, x], axis=-1)
+        wide = nn.relu(nn.Conv(5, (3, 3), name="again")(both))  # images come in beside channels
+        down = nn.relu(nn.Conv(6, (3, 3), (2, 2), name="down")(wide)) + patches
+        gate = nn.sigmoid(
+            nn.Dense(6, name="gate")(nn.relu(nn.Dense(3, name="squeeze")(down.mean((1, 2)))))
+        )
+        tokens = (down * gate[:, None, None]).reshape(len(x), -1, 6)
+        mixed = nn.relu(nn.Dense(7, name="mix")(tokens.swapaxes(1, 2)))
+        return nn.Dense(5, name="head")(nn.relu(nn.Dense(8, name="hidden")(mixed.mean(2))))
+
+
+def test_first_and_downsampling_layers_are_known():
+    module = Stages()
+    shapes = jax.eval_shape(module.init, jax.random.key(0), IMAGES)
+    groups = pruning.channel_groups(module.apply, shapes, IMAGES)
+    kernels = {kernel.path.split("/")[1]: kernel for kernel in groups.kernels}
+    assert {n for n, kernel in kernels.items() if kernel.is_first} == {"patches", "beside", "again"}
+    assert {n for n, kernel in kernels.items() if kernel.is_strided} == {"patches", "down"}
+    assert groups.first_layers == ("patches", "beside", "again")
+    assert groups.downsampling_layers == ("patches",)  # with "down", to which they are added
+    assert {"squeeze", "hidden"} <= set(groups)
+
+
+@pytest.mark.parametrize("framework", ["nnx", "equinox", "plain"])
+def test_first_layers_of_other_frameworks(framework):
+    function, weights = {
+        "nnx": lambda: (
+            lambda net, x: net(x),
+            nnx.Sequential(
+                nnx.Conv(3, 4, (3, 3), strides=2, rngs=nnx.Rngs(0)),
+                jax.nn.relu,
+                nnx.Conv(4, 6, (3, 3), rngs=nnx.Rngs(1)),
+                lambda x: x.mean((1, 2)),
+                nnx.Linear(6, 2, rngs=nnx.Rngs(2)),
+            ),
+        ),
+        "equinox": lambda: (
+            lambda net, x: jax.vmap(net)(x.transpose(0, 3, 1, 2)),
+            eqx.nn.Sequential(
+                [
+                    eqx.nn.Conv2d(3, 4, 3, 2, key=jax.random.key(0)),
+                    eqx.nn.Lambda(jax.nn.relu),
+                    eqx.nn.Conv2d(4, 6, 3, key=jax.random.key(1)),
+                    eqx.nn.Lambda(lambda x: x.mean((1, 2))),
+                    eqx.nn.Linear(6, 2, key=jax.random.key(2)),
+                ]
+            ),
+        ),
+        "plain": lambda: (
+            lambda w, x: (
+                jax.nn.relu(jax.nn.relu((x - 0.5).reshape(len(x), -1) @ w[0]) @ w[1]) @ w[2]
+            ),
+            [jnp.ones((192, 4)), jnp.ones((4, 6)), jnp.ones((6, 2))],
+        ),
+    }[framework]()
+    groups = pruning.channel_groups(function, weights, IMAGES)
+    assert list(groups.sizes.values()) == [4, 6]
+    assert groups.first_layers == (next(iter(groups)),)
+    assert groups.downsampling_layers == (() if framework == "plain" else groups.first_layers)
+
+
 class Attending(nn.Module):
     """Attention as linen has it: heads and what they see are axes of their own."""
 
@@ -428,7 +496,7 @@ def test_roles_of_weights_that_a_kernel_is_computed_from():
         "head": jax.random.normal(jax.random.key(1), (8, 5)),
     }
     groups = pruning.channel_groups(function, weights, IMAGES)
-    kernels = {kernel.path: kernel[1:] for kernel in groups.kernels}
+    kernels = {kernel.path: kernel[1:3] for kernel in groups.kernels}
     assert kernels["kernel"] == ((0,), (1,)) and kernels["head"] == ((0,), (1,))
     assert kernels["low/down"] == ((0,), ()) and kernels["low/up"] == ((), (1,))
     assert "gain" not in kernels

@@ -6,18 +6,22 @@ import json
 import types
 from pathlib import Path
 
+import cifar_archive
 import coverage_page
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from report_pages import make_result
 
 from experiments.pruned_benchmark import __main__ as pruned
 from experiments.pruned_benchmark import comparisons, networks, threats
 from experiments.pruned_benchmark.__main__ import NETWORKS, PRESETS, Settings, Variant, checked
 from jaxrobust import data, evaluation, models, pruning, studies
-from jaxrobust.attacks import DeepFool
-from jaxrobust.reports import blocks, evaluations
+from jaxrobust.attacks import conversation
+from jaxrobust.data import archives
+from jaxrobust.reports import blocks, evaluations, write_page
 from jaxrobust.studies import Facts, suite_names, words
 from jaxrobust.studies.outcomes import pack
 
@@ -65,18 +69,94 @@ def test_attacks_are_those_of_table_7():
     assert [n for n in source if threats.looks_for_the_smallest(source[n])] == ["CW", "DF"]
 
 
-def test_finished_runs_find_their_universal_perturbation():
-    """As the settings of runs have it that were made when it was a class of the study's own."""
-    kept = {"type": "experiments.pruned_benchmark.threats.Universal", "epsilon": 1.0}
-    kept |= {"max_passes": 1, "num_steps": 10, "overshoot": 0.02, "on_test": True}
-    assert threats.described(pruned.ATTACKS["source"]["UP"], "source") == kept
-    short = suite_names.shortened(pruned.ATTACKS["8/255"]["UP"], 2)
-    kept |= {"epsilon": 8 / 255, "max_passes": 2, "num_steps": 2, "on_test": False}
-    assert threats.described(short, "8/255") == kept
-    for changes in ({"target_rate": 0.5}, {"norm": "l2"}, {"inner": DeepFool(num_steps=2)}):
-        changed = threats.described(dataclasses.replace(short, **changes), "8/255")
-        assert changed.items() > kept.items()
-    assert short.inner.num_candidates == 9  # not DeepFool's own, of which the settings say nothing
+def test_settings_of_a_run_say_how_universal_perturbations_are_made():
+    """Everything that decides them, so that a folder is refused when it changes."""
+    kept = [threats.described(pruned.ATTACKS[of]["UP"], of) for of in ("source", "8/255")]
+    assert kept[0]["on_test"] and kept[0]["batch"] == 1
+    assert kept[0]["attack"]["inner"]["type"].endswith("ArtDeepFool")
+    assert not kept[1]["on_test"] and kept[1]["batch"] == threats.UNIVERSAL_BATCH
+    assert kept[1]["attack"]["inner"]["type"].endswith("attacks.deepfool.DeepFool")
+
+
+# What ART 1.20.1 makes of the network and images of `small`: the length of the change (l1 for APGD, l2
+# for DeepFool) and two pixels of each image, after so many steps. It was given the same random start.
+BY_ART = {
+    ("APGD", 1): (
+        [0.700043, 0.954131, 0.856007],
+        [0.122006, 0.670686, 0.135212],
+        [0.233663, 0.97, 0.645509],
+    ),
+    ("APGD", 22): (  # all steps before its first checkpoint
+        [1.586815, 1.505682, 1.539972],
+        [0.0, 0.603786, 0.193845],
+        [0.325328, 0.873984, 0.6863],
+    ),
+    ("DeepFool", 1): (
+        [0.133885, 0.055682, 0.007043],
+        [0.073524, 0.699967, 0.095187],
+        [0.251517, 0.961465, 0.587907],
+    ),
+    ("DeepFool", 2): (  # which only the third image needs
+        [0.133885, 0.055682, 0.007054],
+        [0.073524, 0.699967, 0.095189],
+        [0.251517, 0.961465, 0.587909],
+    ),
+}
+
+
+@pytest.mark.parametrize("name, num_steps", BY_ART)
+def test_the_source_s_attacks_step_as_art_does(name, num_steps):
+    random = np.random.default_rng(0)
+    first, second = (random.normal(size=s).astype(np.float32) for s in ((16, 12), (12, 5)))
+    images = random.uniform(size=(3, 4, 4, 1)).astype(np.float32)
+    start = np.clip(images + random.uniform(-0.1, 0.1, size=images.shape), 0, 1)
+
+    def small(x):
+        return jnp.tanh((x.reshape(len(x), -1) - 0.5) @ first) @ second
+
+    attack, order, begun = threats.ArtDeepFool(1e-6, 100), 2, {}
+    if name == "APGD":
+        attack, order = threats.ArtAPGD(0.1, num_iterations=100, step_size=0.03), 1
+        begun = dict.fromkeys(("start", "point", "previous", "best"), jnp.float32(start))
+    attack, keys = conversation.per_image(attack, 3), jax.random.split(jax.random.key(0), 3)
+    labels = small(images).argmax(1)
+    states = conversation.start(attack, keys, jnp.asarray(images), labels, 0)._replace(**begun)
+    for _ in range(num_steps):
+        answer = conversation.evaluate(attack, small, states, keys)[1]
+        states = conversation.tell(attack, states, answer)
+    found = np.asarray(conversation.ask(attack, states))
+    lengths = [np.linalg.norm((found - images)[i].ravel(), order) for i in range(3)]
+    of_art = (lengths, found[:, 0, 0, 0], found[:, 1, 2, 0])
+    np.testing.assert_allclose(of_art, BY_ART[name, num_steps], rtol=0, atol=2e-6)
+
+
+def test_apgd_of_the_source_starts_anywhere_in_the_ball():
+    key, image = jax.random.key(0), jnp.full((8, 8, 1), 0.5)
+    state = threats.ArtAPGD(0.3, step_size=0.1).init(key, image, 0, jnp.int32(0))
+    moved = np.abs(np.asarray(state.point - image))
+    assert 0.25 < moved.max() < 0.3 and moved.min() < 0.05  # the paper's start has 0.3 somewhere
+    assert np.ptp(moved) > 0.2 and float(state.step_size) == np.float32(0.1)
+    assert (state.start == state.point).all() and (state.previous == state.point).all()
+
+
+def test_the_study_leaves_out_what_nncf_leaves_out():
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    left = {}
+    for name in SMALLER:
+        network = NETWORKS[name].create(10)
+        shapes = networks.shapes(network, image)
+        groups = pruning.channel_groups(network.apply, shapes, image)
+        left[name] = networks.unpruned(groups, Settings())
+        assert not networks.unpruned(
+            groups, Settings(prune_first_conv=True, prune_downsample_convs=True)
+        )
+    assert left["vgg9_narrow"] == ["block_0/conv"] and left["densenet23_narrow"] == ["stem"]
+    # A depthwise convolution with a stride shares its channels with the layer before it, and the last
+    # layers of a stage share them with the shortcut.
+    strided = [f"block_{i}_pointwise/conv" for i in (0, 2, 4, 10)]
+    assert left["mobilenet_v1_narrow"] == ["stem/conv", *strided]
+    stage = ["stage_1_block_0/shortcut/conv", "stage_1_block_0/conv_1/conv"]
+    assert left["resnet8_tiny"] == ["stem/conv", *stage]
 
 
 @pytest.mark.parametrize(
@@ -93,6 +173,7 @@ def test_finished_runs_find_their_universal_perturbation():
         ({"fine_tuning_epochs": 0}, "`fine_tuning_epochs` must be at least 1"),
         ({"milestones": (20, 10)}, "`milestones` must ascend"),
         ({"fine_tuning_milestones": (2, 1)}, "`fine_tuning_milestones` must ascend"),
+        ({"multiple_of": 0}, "`multiple_of` must be at least 1"),
         ({"num_controls": 0}, "`num_controls` must be at least 1"),
         ({"num_train": 0}, "`num_train` must be at least 1"),
         ({"latency_runs": 1}, "`latency_runs` must be at least 2"),
@@ -164,10 +245,12 @@ def made(tmp_path, monkeypatch):
         criteria: tuple[str, ...] = ("l2",),
         num_controls: int = 3,
         white: dict | None = None,
+        dataset: data.Dataset | None = None,
     ) -> pruned.Study:
-        split = data.Split(np.zeros((40, 32, 32, 3), np.uint8), np.arange(40) % 10, ("",) * 40)
-        mean = np.zeros(3, np.float32)
-        dataset = data.Dataset("cifar10", split, split, tuple("abcdefghij"), mean, mean + 1)
+        if dataset is None:
+            split = data.Split(np.zeros((40, 32, 32, 3), np.uint8), np.arange(40) % 10, ("",) * 40)
+            mean = np.zeros(3, np.float32)
+            dataset = data.Dataset("cifar10", split, split, tuple("abcdefghij"), mean, mean + 1)
         settings = Settings(
             networks=names,
             criteria=criteria,
@@ -218,7 +301,8 @@ def made(tmp_path, monkeypatch):
         monkeypatch.setattr(evaluation, "load_attack", lambda path: report)
         for part in (pruned.measure, pruned.show, pruned.attack_each, pruned.time_each):
             part(study)
-        study.doubted = comparisons.publish(study.facts, pruned.PUBLISHED, study.source_data, 10)
+        of = (study.source_data, dataset.num_classes)
+        study.doubted = comparisons.publish(study.facts, pruned.SOURCE, *of)
         of = (pruned.ATTACKS, pruned.WHITE_BOX, pruned.COMPARED, study.settings.sparsities)
         comparisons.compare(study.facts, *of)
         return study
@@ -243,11 +327,10 @@ def answers(study: pruned.Study, facts: Facts | None = None) -> list[str]:
     return [text.replace("\xa0", " ").replace("\\", "") for text in texts]
 
 
-def tables(study: pruned.Study, section: str) -> dict[str, dict]:
+def tables(study: pruned.Study, section: str, found: list | None = None) -> dict[str, dict]:
     """The tables of a section by title."""
-    _, found = page(study)
     at, kept = None, {}
-    for block in found:
+    for block in found or page(study)[1]:
         at = block["id"] if block["kind"] == "heading" else at
         if block["kind"] == "table" and at == section:
             kept[block.get("title")] = block
@@ -454,6 +537,77 @@ def test_tables_of_transfer_time_and_size(made):
     sizes = tables(study, "sizes")
     assert sizes["Parameters and files"]["rows"][1][3] == pytest.approx(1 - 32 / 20)
     assert cells(sizes["What the source's files hold"])["VGG19"][1:3] == [230, 77]
+
+
+def test_the_published_page_has_the_source_s_tables(made, tmp_path):
+    study = made((*THREE, "densenet121"))
+    summary, found = page(study)
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(make_result(found) | {"summary": summary}))
+    text = write_page(path, tmp_path / "page.md", pruned.PUBLISHED).read_text("utf-8")
+    tables_of = {6: "ResNet50", 9: "DenseNet121", 10: "MobileNet", 11: "VGG19"}
+    for number, name in tables_of.items():
+        assert f"### The source's table {number}: made on {name}" in text
+    assert "### Made on vgg19, the source's parameters" in text
+    assert "| CW, source | 68.3 % |" in text  # its table 2
+    assert "Source, against the base: max δ, points" in text  # its table 1
+    assert "Batches of 32" in text and "What the source's files hold" in text
+    assert "except the first convolution and convolutions with a stride above 1" in text
+
+
+@pytest.fixture
+def hundred(tmp_path, monkeypatch, cache_dir):
+    """A folder with a stand-in for CIFAR-100: random images of 100 classes in the real format."""
+    content = cifar_archive.members("cifar100", per_batch=160, num_test=40)
+    path = cifar_archive.write(tmp_path / archives.ARCHIVES["cifar100"].file_name, content)
+    official = cifar_archive.official("cifar100", path.read_bytes())
+    monkeypatch.setitem(archives.ARCHIVES, "cifar100", official)
+    return tmp_path
+
+
+def test_tables_of_cifar100_stand_beside_the_source(made, hundred):
+    """Its tables 13 to 17, on a stand-in for the data set."""
+    names = ("mobilenet_v1", "densenet121", "resnet50")
+    dataset = data.load("cifar100", hundred)
+    study = made(names, criteria=("l1", "l2", "geometric_median"), dataset=dataset)
+    _, found = page(study)
+    assert study.source_data == "cifar100" and dataset.num_classes == 100
+    extremes = cells(
+        tables(study, "accuracy-over-sparsity", found)["Largest gain and loss"]
+    )  # table 13
+    np.testing.assert_allclose([extremes[n][7] for n in names], [7.02, 12.2, 8.0], atol=0.011)
+    np.testing.assert_allclose([extremes[n][8] for n in names], [0.71, 3.66, -9.08], atol=0.011)
+    shown = tables(study, "shown-source", found)
+    for number, label, df in ((14, "L2", 0.3507), (15, "L1", 0.352), (16, "GM", 0.3483)):
+        table = shown[f"mobilenet_v1, {label}"]
+        assert f"its table {number}" in table["caption"]
+        rows = cells(table)
+        assert rows["DF, source"][3] == pytest.approx(df) and "CW, source" not in rows
+    sizes = cells(tables(study, "sizes", found)["What the source's files hold"])  # table 17
+    assert sizes["ResNet50"][1:3] == [273, 92] and set(sizes) == {
+        *("MobileNet", "DenseNet121", "ResNet50")
+    }
+    # It has no transfer on CIFAR-100.
+    assert not [
+        title for title in tables(study, "transfer-tables", found) if "source's table" in title
+    ]
+
+
+@pytest.mark.slow(60)
+def test_quick_on_a_stand_in_of_cifar100(hundred):
+    """The whole of the study with 100 classes: nothing is learned from random images."""
+    of = {"data": "cifar100", "data_dir": hundred, "results_dir": hundred / "results"}
+    of |= {"networks": ("resnet8_tiny",), "num_train": 128, "num_attacked": 8, "criteria": ("l2",)}
+    report = pruned.main(preset("quick", **of))
+    facts = studies.load_facts(report.parent)
+    ours = facts[(facts.measure == "accuracy under attack") & facts.source.isna()]
+    assert set(ours.attack) - {"none"} == set(pruned.ATTACKS["source"])
+    assert models.load(report.parent / "models" / "resnet8-tiny-base.jrw").classifier(
+        np.zeros((1, 32, 32, 3), np.float32)
+    ).shape == (1, 100)
+    result = json.loads((report.parent / "result.json").read_text())
+    said = json.dumps(result["blocks"])
+    assert "its table 14" in said and '"APGD, source"' in said
 
 
 def test_every_section_that_the_coverage_names_is_there(made):

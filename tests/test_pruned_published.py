@@ -18,7 +18,7 @@ ATTACKS = ("CW", "DF", "FGSM", "BiM", "PGD", "APGD", "UP")
 def source():
     """All that published.csv holds, the number of the table and doubts aside."""
     facts = Facts()
-    for fact in Facts().read(pruned.PUBLISHED):
+    for fact in Facts().read(pruned.SOURCE):
         keys = without(fact.keys, "table", "doubt")
         facts.add(fact.measure, keys, value=fact.value, deviation=fact.deviation)
     return facts
@@ -90,7 +90,7 @@ def test_every_published_row_is_whole(source):
 
 
 def test_the_cell_in_doubt_repeats_its_neighbour(source):
-    (doubted,) = [f for f in Facts().read(pruned.PUBLISHED) if "doubt" in f.keys]
+    (doubted,) = [f for f in Facts().read(pruned.SOURCE) if "doubt" in f.keys]
     keys = without(doubted.keys, "table", "doubt")
     assert doubted.value == 0.822 and doubted.keys["table"] == 11
     assert source.of("accuracy under attack", keys, attack="CW").value == 0.822
@@ -126,7 +126,7 @@ def test_the_source_agrees_with_its_deltas(source):
 @pytest.fixture(scope="module")
 def published():
     facts = Facts()
-    doubted = comparisons.publish(facts, pruned.PUBLISHED, "cifar10", 10)
+    doubted = comparisons.publish(facts, pruned.SOURCE, "cifar10", 10)
     return facts, doubted
 
 
@@ -152,5 +152,5 @@ def test_the_sources_files_hold_copies_of_the_weights(published):
 
 def test_figures_of_other_data_stand_beside_nothing():
     facts = Facts()
-    assert comparisons.publish(facts, pruned.PUBLISHED, None, 10) == []
+    assert comparisons.publish(facts, pruned.SOURCE, None, 10) == []
     assert {fact.measure for fact in facts} == {"within a point"}

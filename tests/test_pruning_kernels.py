@@ -203,8 +203,8 @@ def test_n_of_m_along_what_attention_reads():
     params = variables["params"]
     kernels = pruning.channel_groups(Attention().apply, variables, IMAGES).kernels
     of = {kernel.path.removeprefix("params/"): kernel for kernel in kernels}
-    assert of["attention/query/kernel"][1:] == ((0,), (1, 2))  # [in, heads, dim]
-    assert of["attention/out/kernel"][1:] == ((0, 1), (2,))  # [heads, dim, features]
+    assert of["attention/query/kernel"][1:3] == ((0,), (1, 2))  # [in, heads, dim]
+    assert of["attention/out/kernel"][1:3] == ((0, 1), (2,))  # [heads, dim, features]
     masks = pruning.NofM(1, 4, kernels=kernels).masks(params, 0.25, exclude=("embed", "head"))
     for name, columns in (("query", (12, 12)), ("key", (12, 12)), ("out", (12, 12))):
         mask = np.asarray(masks["attention"][name]["kernel"]).reshape(columns)
@@ -225,7 +225,7 @@ def test_sets_know_the_layout_of_equinox():
     )(images.transpose(0, 3, 1, 2))
     weights = conv, head
     program = pruning.channel_groups(function, weights, jnp.ones((1, 8, 8, 8))).kernels
-    assert [kernel[1:] for kernel in program] == [((1,), (0,)), ((1,), (0,))]
+    assert [kernel[1:3] for kernel in program] == [((1,), (0,)), ((1,), (0,))]
     for kernels in (None, program):
         masks = pruning.NofM(1, 4, kernels=kernels).masks(weights, 0.25)[0].weight
         assert (masks.reshape(6, 2, 4, 3, 3).sum(2) == 1).all()

@@ -16,8 +16,11 @@ from jaxrobust.types import Progress
 
 # As in the source: SGD with learning rate 0.1, momentum 0.9 (Nesterov) and batches of 128, where the
 # rate falls to a tenth after each milestone; pruning by NNCF's exponential schedule, which begins at
-# 10 % in the first epoch of fine-tuning. Each epoch of fine-tuning is a separate training under the
-# masks of that epoch, so momentum starts anew; the controls do the same with masks that remove nothing.
+# 10 % in the first epoch of fine-tuning. By default NNCF leaves out the first convolution, those with a
+# stride, and all layers that share channels with one of them, and it keeps a multiple of 8 filters
+# (nncf/common/pruning/node_selector.py and utils.py of NNCF 2.4). Each epoch of fine-tuning is a
+# separate training under the masks of that epoch, so momentum starts anew; the controls do the same
+# with masks that remove nothing.
 MOMENTUM, FACTOR = 0.9, 0.1  # the factor is that of the learning rate at a milestone
 INITIAL = 0.1  # the sparsity of the first epoch of fine-tuning, the source's pruning_init
 MIN_FILTERS = 1  # so that narrow layers also lose nearly the requested share
@@ -80,6 +83,13 @@ def recipe(settings: Any, num_train: int, **changes: Any) -> training.Recipe:
     return dataclasses.replace(source, **changes)
 
 
+def unpruned(groups: pruning.ChannelGroups, settings: Any) -> list[str]:
+    """Returns the groups of channels that are not pruned."""
+    first = () if settings.prune_first_conv else groups.first_layers
+    strided = () if settings.prune_downsample_convs else groups.downsampling_layers
+    return [*first, *strided]
+
+
 def schedule(sparsity: float, num_epochs: int, pruning_epochs: int) -> list[float]:
     """Returns the sparsity of every epoch of fine-tuning."""
     if pruning_epochs == 1:
@@ -114,6 +124,8 @@ def fine_tune(
         sparsities = schedule(variant.sparsity, num_epochs, settings.pruning_epochs)
     image = jax.ShapeDtypeStruct((1, *images.train[0].shape[1:]), np.float32)
     groups = pruning.channel_groups(network.apply, shapes(network, image), image)
+    budget: dict[str, Any] = {"min_filters": MIN_FILTERS, "multiple_of": settings.multiple_of}
+    budget["exclude"] = unpruned(groups, settings)
     key = jax.random.fold_in(jax.random.key(settings.seed), 1)
     scored = pruning.CRITERIA["l1"]
     if criterion is not None:
@@ -122,7 +134,7 @@ def fine_tune(
     keep, history = None, []
     for epoch, sparsity in enumerate(sparsities):
         scores = pruning.filter_scores(variables["params"], groups, scored, key=seed, keep=keep)
-        keep = pruning.keep_filters(scores, sparsity, min_filters=MIN_FILTERS, previous=keep)
+        keep = pruning.keep_filters(scores, sparsity, previous=keep, **budget)
         masks = pruning.filter_masks(variables["params"], groups, keep)
         passed = sum(milestone <= epoch for milestone in settings.fine_tuning_milestones)
         way = recipe(

@@ -2,19 +2,75 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import data, evaluation, files, training
+from jaxrobust.attacks import APGD, DeepFool, conversation
 from jaxrobust.evaluation import Execution, UniversalPerturbation
 from jaxrobust.evaluation.answers import as_float
 from jaxrobust.studies.outcomes import pack
-from jaxrobust.types import LogitsFn, Progress
+from jaxrobust.types import Evaluation, LogitsFn, Progress
 
-_DESCRIBED = ("epsilon", "max_passes", "inner", "num_steps", "overshoot")
-UNIVERSAL_BATCH = 4  # the images of each DeepFool; the paper has 1, which is slower
+_TINY = 1e-7  # ART's guard against a division by 0
+UNIVERSAL_BATCH = 4  # the images of each DeepFool; the paper and ART have 1, which is slower
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ArtAPGD(APGD):
+    """APGD in linf as ART 1.20 begins it and judges it, up to its first checkpoint step by step.
+
+    It starts at a uniform point of the ball and its first step has the length `step_size`, where the
+    paper takes the sphere and 2 epsilon. It counts the steps that found a new highest loss, the paper
+    those with a higher loss than the last; and it returns the last point, not the best one. Two
+    differences to ART remain: ART's checkpoints come a step later, and after halving it goes on with
+    the momentum of the best point.
+
+    Attributes:
+      step_size: The length of the first step in pixel units, above 0.
+    """
+
+    step_size: float = 0.1
+
+    keep: ClassVar[str] = "last"
+
+    def init(self, key: jax.Array, image: jax.Array, label: jax.Array, restart: jax.Array) -> Any:
+        """Starts at a uniform point of the ball, clipped to [0, 1]."""
+        noise = jax.random.uniform(key, image.shape, jnp.float32, -1.0, 1.0)
+        start = jnp.clip(image + self.epsilon * noise, 0.0, 1.0)
+        state = super().init(key, image, label, restart)
+        begun = {"start": start, "point": start, "previous": start, "best": start}
+        return state._replace(**begun, step_size=jnp.asarray(self.step_size, jnp.float32))
+
+    def tell(self, state: Any, evaluation: Evaluation) -> Any:
+        """Takes a step; a loss counts as higher if it is higher than all before."""
+        return super().tell(state._replace(last_loss=state.best_loss), evaluation)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ArtDeepFool(DeepFool):
+    """DeepFool in l2 as ART 1.20 has it, the inner attack of its universal perturbation.
+
+    A step ends on the linearised boundary, where rounding decides whether the image is fooled, and
+    every point is clipped before the next step. ART applies the overshoot at the end; here it belongs
+    to every point that is shown to the classifier. These points are clipped: ART also shows it the
+    image with the universal perturbation as it is, outside of [0, 1].
+    """
+
+    def tell(self, state: Any, evaluation: Evaluation) -> Any:
+        """Takes a step, unless the point fooled."""
+        fooled = jnp.argmax(evaluation.logits) != state.label
+        gradients, gaps = conversation.finite_gradient(evaluation), jnp.abs(evaluation.value)
+        lengths = jnp.sqrt(jnp.sum(gradients**2, axis=(1, 2, 3)))
+        nearest = jnp.argmin(gaps / (lengths + _TINY))
+        step = gaps[nearest] / (lengths[nearest] ** 2 + _TINY) * gradients[nearest]
+        moved = jnp.clip(state.original + state.total + step, 0.0, 1.0) - state.original
+        return state._replace(total=jnp.where(fooled, state.total, moved), fooled=fooled)
 
 
 def is_made_on_test(setting: str) -> bool:
@@ -25,27 +81,17 @@ def is_made_on_test(setting: str) -> bool:
     return setting == "source"
 
 
+def universal_batch(setting: str) -> int:
+    """Returns how many images the DeepFool of a universal perturbation works on together."""
+    return 1 if setting == "source" else UNIVERSAL_BATCH
+
+
 def described(attack: Any, setting: str) -> Any:
     """Returns an attack in the form of a run's settings, in JSON."""
     if not isinstance(attack, UniversalPerturbation):
         return training.describe(attack)
-    # The form of finished runs, from when it was a class of this module; fields that this form lacks
-    # are added if they are not the default.
-    usual = UniversalPerturbation(attack.epsilon)
-    others: dict[str, Any] = {}
-    for prefix, one, default in (("", attack, usual), ("inner.", attack.inner, usual.inner)):
-        for field in dataclasses.fields(one):
-            value = getattr(one, field.name)
-            if field.name not in _DESCRIBED and value != getattr(default, field.name):
-                others[prefix + field.name] = training.describe(value)
-    return {
-        "type": "experiments.pruned_benchmark.threats.Universal",
-        "epsilon": attack.epsilon,
-        "max_passes": attack.max_passes,
-        "num_steps": attack.inner.num_steps,
-        "overshoot": attack.inner.overshoot,
-        "on_test": is_made_on_test(setting),
-    } | others
+    made = {"on_test": is_made_on_test(setting), "batch": universal_batch(setting)}
+    return {"attack": training.describe(attack), **made}
 
 
 def looks_for_the_smallest(attack: Any) -> bool:
@@ -55,29 +101,29 @@ def looks_for_the_smallest(attack: Any) -> bool:
 
 def craft(
     attack: Any,
+    setting: str,
     classifier: LogitsFn,
     attacked: data.Split,
-    made_on: data.Split,
+    train: data.Split,
     path: Path,
     key: jax.Array,
     progress: Progress,
 ) -> None:
     """Makes the images of an attack on test images and saves them, unless the file exists.
 
-    A universal perturbation is made on `made_on`, and the perturbation is saved.
+    Of a universal perturbation, the perturbation is saved.
     """
     if path.exists():
         return
     if isinstance(attack, UniversalPerturbation):
-        of: Any = classifier, made_on.images
-        found = evaluation.universal_perturbation(
-            attack, *of, key=key, batch_size=UNIVERSAL_BATCH, progress=progress
-        )
+        made_on = attacked if is_made_on_test(setting) else train
+        options: Any = {"key": key, "batch_size": universal_batch(setting), "progress": progress}
+        found = evaluation.universal_perturbation(attack, classifier, made_on.images, **options)
         with files.replace(path) as partial:
             np.savez_compressed(partial, perturbation=found.perturbation)
         return
     under_way, images = path.with_suffix(".state.npz"), (attacked.images, attacked.labels)
-    options: Any = {"key": key, "execution": Execution(path=under_way, progress=progress)}
+    options = {"key": key, "execution": Execution(path=under_way, progress=progress)}
     evaluation.save_attack(path, evaluation.attack_dataset(attack, classifier, *images, **options))
     under_way.unlink(missing_ok=True)
 

@@ -107,8 +107,8 @@ def universal_perturbation(
 ) -> UniversalResult:
     """Searches for one perturbation that fools the classifier on most images.
 
-    Perturbed images are clipped to [0, 1], about which the paper says nothing. A change that does not
-    fool its image is not used.
+    DeepFool starts at x + v, and the points that it shows to the classifier are clipped to [0, 1],
+    about which the paper says nothing. A change that does not fool its image is not used.
 
     Args:
       attack: The settings of the search.
@@ -198,9 +198,9 @@ def _move(
     logits_fn: LogitsFn, attack: Any, v: Array, images: Array, labels: Array, valid: Array
 ) -> Array:
     """The mean of the changes that fool images which v alone does not fool; zero if there are none."""
-    starts = jnp.clip(images + v, 0.0, 1.0)
+    # Not clipped: where DeepFool clips its own points, what fools is then the image with the new v.
     keys = fold_keys(jax.random.key(0), jnp.arange(len(labels)))  # DeepFool draws nothing
-    states = conversation.start(attack, keys, starts, labels, jnp.int32(0))
+    states = conversation.start(attack, keys, images + v, labels, jnp.int32(0))
 
     def fools(states: Any) -> Array:
         values = conversation.evaluate(attack, logits_fn, states, keys, with_gradient=False)[

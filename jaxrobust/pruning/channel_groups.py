@@ -109,6 +109,24 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
         """The number of channels of each group."""
         return {name: group.size for name, group in self.items()}
 
+    @property
+    def first_layers(self) -> tuple[str, ...]:
+        """The groups of which a first layer makes channels: it reads the images themselves."""
+        return self._made_by({kernel.path for kernel in self.kernels if kernel.is_first})
+
+    @property
+    def downsampling_layers(self) -> tuple[str, ...]:
+        """The groups of which a convolution with a stride above 1 makes channels."""
+        return self._made_by({kernel.path for kernel in self.kernels if kernel.is_strided})
+
+    def _made_by(self, paths: set[str]) -> tuple[str, ...]:
+        """Returns the names of the groups whose channels are made by any of these weights."""
+        return tuple(
+            name
+            for name, group in self.items()
+            if any(place.is_made and place.path in paths for place in group.places)
+        )
+
 
 def channel_groups(
     function: Callable[[PyTree, Any], Any], weights: PyTree, example: Any
@@ -175,6 +193,7 @@ def channel_groups(
     _tie_shared(units, [leaves[place] for place in places], labels)
     reader = Reader(units, program)
     images = fixed_value(image.shape, "an axis of the images", has_images=True)
+    images = images._replace(is_raw=True)
     steps = program.code.steps
     for result in reader.run(steps, iter(reader.arrays), [*values, images]):
         for one in result.labels:
@@ -219,6 +238,8 @@ class _Found:
       first: The first label of each number.
       roots: The unit of each label.
       roles: For each kernel, in the order of use, (the axes that it reads, the axes that it makes).
+      is_first: The weights from which first kernels are computed.
+      is_strided: The weights from which kernels of convolutions with a stride are computed.
     """
 
     def __init__(
@@ -237,6 +258,8 @@ class _Found:
         self.roots = units.of(np.arange(len(self.owner)))
         self.refused, self.coupled = self._reasons(units.refused), self._reasons(units.coupled)
         self.roles = self._roles(units)
+        self.is_first = frozenset[int]().union(*(u.sources for u in units.uses if u.is_first))
+        self.is_strided = frozenset[int]().union(*(u.sources for u in units.uses if u.is_strided))
 
     def _reasons(self, facts: Sequence[tuple[np.ndarray, str]]) -> dict[int, str]:
         """Returns the first reason for each unit."""
@@ -249,12 +272,12 @@ class _Found:
     def _roles(self, units: Units) -> dict[int, tuple[set[int], set[int]]]:
         """Finds roles by the labels on a kernel, and by the units of what it is computed from."""
         found: dict[int, tuple[set[int], set[int]]] = {}
-        for *use, sources in units.uses:
-            wide = [leaf for leaf in sorted(sources) if len(self.shapes[leaf]) > 1]
+        for use in units.uses:
+            wide = [leaf for leaf in sorted(use.sources) if len(self.shapes[leaf]) > 1]
             for leaf in wide:
                 roles = found.setdefault(leaf, (set(), set()))
                 numbers = self._numbers_of(leaf)
-                for role, arrays in enumerate(use):
+                for role, arrays in enumerate((use.read, use.made)):
                     ids = np.concatenate([*arrays, np.zeros(0, np.int64)])
                     shown = {self.axes[n][1] for n in self.owner[ids].tolist() if n in numbers}
                     if not shown:
@@ -312,7 +335,13 @@ class _Found:
                 name = f"{layer}/{number}"
             named[name] = group
         kernels = [
-            Kernel(self.paths[leaf], tuple(sorted(inputs)), tuple(sorted(outputs)))
+            Kernel(
+                self.paths[leaf],
+                tuple(sorted(inputs)),
+                tuple(sorted(outputs)),
+                leaf in self.is_first,
+                leaf in self.is_strided,
+            )
             for leaf, (inputs, outputs) in self.roles.items()
         ]
         shapes = dict(zip(self.paths, self.shapes, strict=True))

@@ -100,7 +100,7 @@ class Reader:
         """Returns the part of a value that may change from round to round."""
         units = [self.units.of(one.array).tolist() for one in value.labels]
         about = [one.axes for one in (*value.labels, *value.fixed)]
-        return units, about, value.vanishes, value.has_images
+        return units, about, value.vanishes, value.has_images, value.is_raw
 
     def row(self, value: Labelled) -> Labelled:
         """Returns the value that one round of a loop sees: the same labels in every round."""

@@ -40,8 +40,12 @@ def understood(units: Units, equation: Any, operands: Sequence[Labelled]) -> lis
         return operands
     has_images = any(operand.has_images for operand in operands)
     sources = frozenset[int]() if has_images else frozenset().union(*(o.sources for o in operands))
+    before = len(units.uses)
     results = _results(units, equation, operands)
-    return [one._replace(has_images=has_images, sources=sources) for one in results]
+    through_kernel = any(use.sources for use in units.uses[before:])
+    is_raw = any(operand.is_raw for operand in operands) and not through_kernel
+    about: dict[str, Any] = {"has_images": has_images, "sources": sources, "is_raw": is_raw}
+    return [one._replace(**about) for one in results]
 
 
 def _results(units: Units, equation: Any, operands: Sequence[Labelled]) -> list[Labelled]:
@@ -79,11 +83,12 @@ def element_by_element(units: Units, operands: Sequence[Labelled]) -> Labelled:
     shape = np.broadcast_shapes(*(operand.shape for operand in operands))
     has_images = any(operand.has_images for operand in operands)
     vanishes = all(operand.vanishes for operand in operands)
+    is_raw = any(operand.is_raw for operand in operands)
     operands = [_stretched(operand, shape) for operand in operands if operand.shape]
     operands = _checked(units, operands)
     labels = merged(units, (operand.labels for operand in operands))
     fixed = all_fixed(operand.fixed for operand in operands)
-    return Labelled(shape, labels, fixed, has_images, vanishes)
+    return Labelled(shape, labels, fixed, has_images, vanishes, is_raw=is_raw)
 
 
 def _checked(units: Units, operands: Sequence[Labelled]) -> list[Labelled]:
@@ -116,7 +121,7 @@ def _contraction(units: Units, equation: Any, operands: Sequence[Labelled]) -> L
             (left, right), (right, left), contracted, batch, strict=True
         ):
             if other.has_images:
-                units.used(kernel, axes, _free(kernel, axes, batched))
+                units.used(kernel, axes, _free(kernel, axes, batched), other)
     parts, start = [], len(batch[0])
     for operand, axes, batched in zip((left, right), contracted, batch, strict=True):
         free = _free(operand, axes, batched)
@@ -243,7 +248,13 @@ def _convolution(units: Units, equation: Any, operands: Sequence[Labelled]) -> L
     if params["batch_group_count"] > 1:
         for one in (*images.labels, *kernel.labels):
             units.refuse(one.array, "a convolution with groups in the batch reads it")
-    units.used(kernel, [inputs_axis] if groups != images.shape[features] else [], [outputs_axis])
+    units.used(
+        kernel,
+        [inputs_axis] if groups != images.shape[features] else [],
+        [outputs_axis],
+        images,
+        is_strided=max(params["window_strides"], default=1) > 1,
+    )
     outputs = [
         vector(units, one, outputs_axis) for one in kernel.labels if outputs_axis in one.axes
     ]

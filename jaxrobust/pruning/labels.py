@@ -19,21 +19,38 @@ import numpy as np
 Axes = frozenset[int]
 
 
+class Use(NamedTuple):
+    """A product of a value that depends on the images with a kernel.
+
+    Attributes:
+      read: The labels of the axes along which the kernel reads.
+      made: The labels of the axes that it makes.
+      sources: The weights that the kernel is computed from, by their numbers.
+      is_first: Whether the images reach it without another kernel on the way.
+      is_strided: Whether it is a convolution that skips positions.
+    """
+
+    read: list[np.ndarray]
+    made: list[np.ndarray]
+    sources: frozenset[int]
+    is_first: bool
+    is_strided: bool
+
+
 class Units:
     """Labels, the units that they have been tied to, and what was found out about them.
 
     Attributes:
       refused: (labels, why they cannot be pruned).
       coupled: (labels, what of them is computed together).
-      uses: Of each product with a kernel the kernel's (labels of what it reads, of what it makes, the
-        weights that it is computed from).
+      uses: Each product with a kernel.
     """
 
     def __init__(self) -> None:
         self._parents = np.zeros(1, np.int64)  # label 0 is none
         self.refused: list[tuple[np.ndarray, str]] = []
         self.coupled: list[tuple[np.ndarray, str]] = []
-        self.uses: list[tuple[list[np.ndarray], list[np.ndarray], frozenset[int]]] = []
+        self.uses: list[Use] = []
 
     def new(self, count: int) -> np.ndarray:
         """So many labels, each a unit of its own."""
@@ -75,13 +92,21 @@ class Units:
         """Something is computed of them together, which changes when some of them go."""
         self.coupled.append((labels[labels != 0], why))
 
-    def used(self, kernel: "Labelled", inputs: Collection[int], outputs: Collection[int]) -> None:
-        """A value is used as a kernel, which reads along some of its axes and makes others."""
+    def used(
+        self,
+        kernel: "Labelled",
+        inputs: Collection[int],
+        outputs: Collection[int],
+        on: "Labelled",
+        *,
+        is_strided: bool = False,
+    ) -> None:
+        """A value is used as a kernel on another: it reads along some of its axes and makes others."""
         read, made = (
             [one.array[one.array != 0] for one in kernel.labels if one.axes & set(axes)]
             for axes in (inputs, outputs)
         )
-        self.uses.append((read, made, kernel.sources))
+        self.uses.append(Use(read, made, kernel.sources, on.is_raw, is_strided))
 
 
 class Along(NamedTuple):
@@ -108,6 +133,7 @@ class Labelled(NamedTuple):
       has_images: Whether it depends on the images.
       vanishes: Whether it is 0 where the weights that its labels stand for are.
       sources: The weights that it is computed from, by their numbers, unless it depends on the images.
+      is_raw: Whether it depends on the images in a way that leads through no kernel.
     """
 
     shape: tuple[int, ...]
@@ -116,6 +142,7 @@ class Labelled(NamedTuple):
     has_images: bool = False
     vanishes: bool = True
     sources: frozenset[int] = frozenset()
+    is_raw: bool = False
 
     def moved(self, shape: Sequence[int], move: Callable[[Along], Along | None]) -> "Labelled":
         """The value after an operation that moves numbers and computes none."""

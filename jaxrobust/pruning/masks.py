@@ -27,11 +27,15 @@ class Kernel(NamedTuple):
       path: The path of the weight.
       inputs: The axes of the channels that it reads; () for a depthwise convolution.
       outputs: The axes of the channels that it makes.
+      is_first: Whether the images reach it without another kernel on the way.
+      is_strided: Whether it is a convolution with a stride above 1.
     """
 
     path: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    is_first: bool = False
+    is_strided: bool = False
 
 
 Kernels: TypeAlias = Callable[[str, Any], bool] | Collection[Kernel | str] | None

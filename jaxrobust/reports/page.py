@@ -150,13 +150,14 @@ def _drawn(
         titles = {key: block[key] for key in ("row_title", "column_title")}
         return head | titles | {"table": heat_table(block)}
     if kind == "chart":
-        return head | _chart(block, look_of, name)
+        return head | chart(block, look_of, name)
     if kind == "intervals":
-        return head | _intervals(block, look_of, name)
+        return head | intervals(block, look_of, name)
     return head | (_pictures(block) if kind == "pictures" else {})
 
 
-def _chart(block: Block, look_of: dict[str, figures.Series], name: str) -> dict[str, Any]:
+def chart(block: Block, look_of: dict[str, figures.Series], name: str) -> dict[str, Any]:
+    """Draws a block of kind chart: {"drawing", "label", "legend", "table" of its numbers}."""
     x, y = block["x"], block["y"]
     series = [(look_of[looks.series_name(item)], item) for item in block["series"]]
     columns = [
@@ -184,7 +185,8 @@ def _points(item: dict[str, Any], percent: bool) -> Iterator[list[Any]]:
         yield [item["name"], over, value]
 
 
-def _intervals(block: Block, look_of: dict[str, figures.Series], name: str) -> dict[str, Any]:
+def intervals(block: Block, look_of: dict[str, figures.Series], name: str) -> dict[str, Any]:
+    """Draws a block of kind intervals: {"drawing", "label", "legend", "table" of its numbers}."""
     title = block.get("title") or "Value"
     rows = [
         [group["name"], item["name"], item["value"]]

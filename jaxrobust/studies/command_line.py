@@ -9,20 +9,32 @@ import traceback
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
-from jaxrobust import checks, compilation, packages
+from jaxrobust import checks, compilation, packages, reports
+from jaxrobust.reports import reading
 from jaxrobust.studies import ctrl_c
 
 Settings = TypeVar("Settings")
 Presets = Mapping[str, Mapping[str, Any]]
+_PUBLISH = """
+--publish FILE runs nothing: it writes the finished run's main sections to FILE, a page of Markdown.
+"""
 _UNIONS = (typing.Union, types.UnionType)  # the origin of `int | None` is one of these
 
 
 def run_script(
-    main: Callable[[Settings], Any], settings_type: type[Settings], presets: Presets | None = None
+    main: Callable[[Settings], Any],
+    settings_type: type[Settings],
+    presets: Presets | None = None,
+    *,
+    published: Sequence[str] = (),
 ) -> None:
     """Reads the settings from the command line and runs `main` with them.
+
+    With `published`, the command also takes `--publish FILE`. It then runs nothing, but writes these
+    sections of the finished run's report to FILE, a page of Markdown.
 
     An error that the project itself raises (a wrong setting, a missing folder or package) is printed as
     one line on stderr, with exit code 2. Ctrl-C gives exit code 130. Any other error keeps its
@@ -35,6 +47,8 @@ def run_script(
         errors.
       presets: {name: {field: value}}, as in `preset`. `--preset NAME` chooses a preset, and `--quick`
         chooses the one with the name "quick". Other options override the preset.
+      published: The ids of the sections that `--publish` writes. The settings must then have `run` and
+        `results_dir`, and the experiment the name of its folder.
     """
     try:
         with packages.extra("cli", "A command line"):
@@ -47,13 +61,18 @@ def run_script(
         name = getattr(module.__spec__, "name", "script").removesuffix(".__main__")
         fields = dataclasses.fields(settings_type)  # type: ignore[arg-type]
         needed = {f.name: tyro.MISSING for f in fields if _has_no_default(f)}
-        chosen = _chosen(sys.argv[1:], settings_type, presets or {})
+        page, arguments = _publishing(sys.argv[1:]) if published else (None, sys.argv[1:])
+        chosen = _chosen(arguments, settings_type, presets or {})
         settings = tyro.cli(
             settings_type,
             prog=f"python -m {name}",
-            description=module.__doc__,
+            description=f"{module.__doc__ or ''}{_PUBLISH if published else ''}",
             default=settings_type(**{**needed, **chosen}),
+            args=arguments,
         )
+        if page is not None:
+            print(_publish(page, published, name, settings, presets or {}))
+            return
         with ctrl_c.remembered():
             main(settings)
     except KeyboardInterrupt as pressed:
@@ -67,6 +86,59 @@ def run_script(
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _publishing(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """Splits the arguments into the page to publish, if any, and all others."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--publish", type=Path)
+    known, others = parser.parse_known_args(list(arguments))
+    return known.publish, others
+
+
+def _publish(
+    page: Path, published: Sequence[str], name: str, settings: Any, presets: Presets
+) -> Path:
+    """Writes the sections `published` of the finished run that the settings name to a page."""
+    result = settings.results_dir / name.split(".")[-1] / settings.run / "result.json"
+    command = f"python -m {name}{_options(result, type(settings), presets)}"
+    command += f" --run {settings.run}" if settings.run != "default" else ""
+    return reports.write_page(
+        result, page, published, [command, f"{command} --publish {page.name}"]
+    )
+
+
+def _options(result: Path, settings_type: type[Any], presets: Presets) -> str:
+    """Returns the options that made a run: those in which its settings differ from its preset's.
+
+    Paths are written as DIR, because they differ from machine to machine.
+    """
+    kept = reading.read_result(result)["config"]
+    name = "quick" if kept.get("quick") else kept.get("preset")
+    fields = {field.name: field for field in dataclasses.fields(settings_type)}
+    usual = {n: f.default for n, f in fields.items() if not _has_no_default(f)}
+    usual |= dict(presets.get(str(name), {}))
+    said = (
+        f" --preset {name}"
+        if name in presets and name != getattr(settings_type, "preset", None)
+        else ""
+    )
+    kinds = typing.get_type_hints(settings_type)
+    for field, value in kept.items():
+        if field not in fields or field in ("preset", "quick", "download"):
+            continue
+        before = usual.get(field, dataclasses.MISSING)
+        if value == (list(before) if isinstance(before, tuple) else before):
+            continue
+        option = field.replace("_", "-")
+        if isinstance(value, bool):
+            said += f" --{option}" if value else f" --no-{option}"
+        elif Path in (kinds[field], *typing.get_args(kinds[field])):
+            said += f" --{option} DIR" if value is not None else ""
+        else:
+            values = value if isinstance(value, list) else [value]
+            said += f" --{option} {' '.join(map(str, values))}"
+    return said
 
 
 def preset(settings_type: type[Settings], presets: Presets, name: str, /, **given: Any) -> Settings:

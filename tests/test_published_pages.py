@@ -1,0 +1,123 @@
+"""`--publish`: chosen sections of a finished run become a page of Markdown, and nothing is run."""
+
+import dataclasses
+import itertools
+import json
+import re
+import sys
+import types
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+from markdown_it import MarkdownIt
+from report_pages import EVIL, make_result
+
+from jaxrobust import studies
+from jaxrobust.reports import write_page
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Settings.
+
+    Attributes:
+      networks: Networks.
+      rate: A rate.
+      data_dir: A folder.
+      download: Whether to download.
+      preset: A preset.
+      seed: A seed.
+      run: A run.
+      results_dir: A folder.
+    """
+
+    networks: tuple[str, ...] = ("large",)
+    rate: float = 0.1
+    data_dir: Path | None = None
+    download: bool = False
+    preset: str = "full"
+    seed: int = 0
+    run: str = "default"
+    results_dir: Path = Path("results")
+
+
+PRESETS = {"full": {}, "cpu": {"networks": ("small",)}}
+
+
+@pytest.fixture
+def result(tmp_path):
+    path = tmp_path / "tiny" / "default" / "result.json"
+    path.parent.mkdir(parents=True)
+    of = make_result()
+    of["config"] = {"networks": ["small", "tiny"], "rate": 0.1, "preset": "cpu", "seed": 3}
+    of["config"] |= {"data_dir": "/home/somebody/images", "download": True, "constants": {"a": 1}}
+    path.write_text(json.dumps(of))
+    return path
+
+
+def test_a_page_has_the_chosen_sections_as_plain_markdown(result, tmp_path):
+    page = write_page(result, tmp_path / "docs" / "tiny.md", ["costs-section"], ["command"])
+    text = page.read_text("utf-8")
+    tokens = MarkdownIt("commonmark").enable("table").parse(text)
+    assert not [t for t in tokens if t.type == "html_block"]
+    children = [child for token in tokens for child in token.children or ()]
+    assert not [child for child in children if child.type == "html_inline"]
+    said = [t.content for t in tokens if t.type == "inline"]
+    headings = [
+        after.content for t, after in itertools.pairwise(tokens) if t.type == "heading_open"
+    ]
+    assert "Costs" in headings and "A study of" in headings[0]
+    assert "The **first** paragraph, see costs." in said  # a block, which a page has no anchor for
+    assert "    command" in text and "seed 3" in text and "pets with 50 test images" in text
+    # Of the table every row is one, whatever its cells hold.
+    cells = [
+        after.content for t, after in itertools.pairwise(tokens) if t.type in ("th_open", "td_open")
+    ]
+    assert len(cells) % 6 == 0 and "Latency: Mean, ms" in cells
+    assert "3.21 ± 0.12" in cells and "82 % (69–90)" in cells
+    # Charts are drawings of their own, whose colours are known without the report.
+    images = [child.attrs["src"] for child in children if child.type == "image"]
+    assert images == [f"tiny/{number}.svg" for number in range(1, 5)]
+    for name in images:
+        drawing = (page.parent / name).read_text("utf-8")
+        assert "var(" not in drawing and ElementTree.fromstring(drawing).tag.endswith("svg")
+
+
+def test_a_page_is_the_same_twice_and_leaves_no_old_drawing(result, tmp_path):
+    page = write_page(result, tmp_path / "tiny.md", ["costs-section"])
+    once = {p.name: p.read_bytes() for p in (page, *(tmp_path / "tiny").glob("*.svg"))}
+    (tmp_path / "tiny" / "99.svg").write_text("old")
+    write_page(result, page, ["costs-section"])
+    again = {p.name: p.read_bytes() for p in (page, *(tmp_path / "tiny").glob("*.svg"))}
+    assert once == again and len(once) == 5
+    # Without the section there is the summary and the verdict alone.
+    write_page(result, page, ["part"])
+    assert "Which one?" in page.read_text() and "## Costs" not in page.read_text()
+    with pytest.raises(ValueError, match="ids of headings .*'cost'; these are part, costs-section"):
+        write_page(result, page, ["cost"])
+
+
+def test_publish_runs_nothing_and_says_the_command_without_paths(
+    result, tmp_path, monkeypatch, capsys
+):
+    def main(settings):
+        raise AssertionError("it must not run")
+
+    module = types.ModuleType("experiments.tiny.__main__")
+    module.__spec__ = types.SimpleNamespace(name="experiments.tiny.__main__")
+    monkeypatch.setitem(sys.modules, "experiments.tiny.__main__", module)
+    main.__module__ = module.__name__
+    page = tmp_path / "page.md"
+    options = ["--results-dir", str(tmp_path), "--publish", str(page)]
+    monkeypatch.setattr(sys, "argv", ["tiny", *options])
+    studies.run_script(main, Settings, PRESETS, published=("costs-section",))
+    assert capsys.readouterr().out.strip() == str(page)
+    commands = re.findall(r"^    (python .*)$", page.read_text("utf-8"), re.M)
+    made = "python -m experiments.tiny --preset cpu --networks small tiny --seed 3 --data-dir DIR"
+    assert commands == [made, f"{made} --publish page.md"]
+    assert "somebody" not in page.read_text() and EVIL not in page.read_text()
+    monkeypatch.setattr(sys, "argv", ["tiny", *options, "--run", "other"])
+    with pytest.raises(SystemExit):
+        studies.run_script(main, Settings, PRESETS, published=("costs-section",))
+    assert "there is no such file" in capsys.readouterr().err
