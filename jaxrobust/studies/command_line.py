@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from jaxrobust import checks, compilation, packages
-from jaxrobust.studies import ctrl_c
+from jaxrobust.studies import cluster, ctrl_c
 
 Settings = TypeVar("Settings")
 Presets = Mapping[str, Mapping[str, Any]]
+_FOR_USERS = (ValueError, TypeError, OSError, FloatingPointError, ModuleNotFoundError)
 _UNIONS = (typing.Union, types.UnionType)  # the origin of `int | None` is one of these
 
 
@@ -54,7 +55,8 @@ def run_script(
             description=module.__doc__,
             default=settings_type(**{**needed, **chosen}),
         )
-        with ctrl_c.remembered():
+        of_all = getattr(settings, "processes", None)
+        with ctrl_c.remembered(), cluster.joined(of_all, _is_ours):
             main(settings)
     except KeyboardInterrupt as pressed:
         words = str(pressed) or "Interrupted. To go on, run the same command again."
@@ -62,7 +64,7 @@ def run_script(
         sys.stdout.flush()
         # Not sys.exit: if XLA was interrupted while compiling, it crashes when the interpreter ends.
         os._exit(130)
-    except (ValueError, TypeError, OSError, FloatingPointError, ModuleNotFoundError) as error:
+    except _FOR_USERS as error:
         if not _is_ours(error):
             raise
         print(f"error: {error}", file=sys.stderr)
@@ -139,6 +141,8 @@ def _has_no_default(field: dataclasses.Field[Any]) -> bool:
 
 def _is_ours(error: Exception) -> bool:
     """Says whether the project itself raised the error, so that its message is for the user."""
+    if not isinstance(error, _FOR_USERS):
+        return False
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return frame.f_globals.get("__name__", "").split(".")[0] in (
         "jaxrobust",

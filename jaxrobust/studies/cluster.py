@@ -1,0 +1,211 @@
+"""Several processes that run one script together, on one host or on many, by `jax.distributed`.
+
+jax ends all processes, with what they hold in memory, as soon as one of them is lost. Here the others
+say first which one it was, and save their work.
+"""
+
+import _thread
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrobust import processes
+from jaxrobust.studies import ctrl_c
+
+# Seconds without a sign of life after which a process counts as lost.
+_SILENCE = 20
+# A process that has learned of it gets to a safe moment, or is interrupted; and then saves its work.
+_UNTIL_SAFE, _UNTIL_SAVED = 10.0, 60.0
+_UNTIL_OTHERS_ARE_DONE = 7 * 24 * 3600
+
+
+def address(text: str) -> dict[str, Any]:
+    """Reads the setting `processes` as arguments of `jax.distributed.initialize`.
+
+    Args:
+      text: "auto", for what jax finds in the environment, or "HOST:PORT,NUMBER,INDEX": the address of
+        the first process, how many processes there are, and which one this is, from 0.
+
+    Raises:
+      ValueError: The text is neither.
+
+    Example:
+      >>> address("node1:7777,16,3")["process_id"], address("auto")
+      (3, {})
+    """
+    if text == "auto":
+        return {}
+    host, *numbers = text.split(",")
+    name, _, port = host.rpartition(":")
+    numeric = len(numbers) == 2 and all(part.isdecimal() for part in (port, *numbers))
+    if not (name and numeric and int(numbers[1]) < int(numbers[0])):
+        raise ValueError(
+            "`processes` must be auto, or HOST:PORT,NUMBER,INDEX (the address of the first process, "
+            "how many processes run the command, and which one this is, from 0), such as "
+            f"node1:7777,16,0, got {text!r}."
+        )
+    return {
+        "coordinator_address": host,
+        "num_processes": int(numbers[0]),
+        "process_id": int(numbers[1]),
+        "cluster_detection_method": "deactivate",  # all devices of the host are this process's
+    }
+
+
+@contextlib.contextmanager
+def joined(text: str | None, is_told: Callable[[Exception], bool]) -> Iterator[None]:
+    """Runs the block as one of several processes, all of which must run it.
+
+    Only the first process prints. If another process is lost, the block is interrupted and this one
+    ends with the exit code 1.
+
+    Args:
+      text: The setting `processes`, as `address` takes it. None: there is one process.
+      is_told: Says whether an error has nothing to do with other processes.
+
+    Raises:
+      ValueError: The text is wrong, jax finds no cluster, or not all processes have come.
+      RuntimeError: jax has already looked at its devices.
+    """
+    if text is None:
+        yield
+        return
+    _initialize(address(text))
+    _quieten()
+    watch = _Watch()
+    try:
+        yield
+        watch.finish()
+    except BaseException as error:
+        # An operation that waits for a lost process fails before it is known that this was the reason.
+        if isinstance(error, Exception) and not is_told(error):
+            watch.someone_lost.wait(_SILENCE + 10)
+        if watch.someone_lost.is_set():
+            _exit()
+        jax.distributed.shutdown()  # so that the others learn of it at once
+        raise
+
+
+def _initialize(options: dict[str, Any]) -> None:
+    """Connects the processes; if one is lost, jax leaves it to `_Watch` to end the others."""
+    jax.config.update("jax_enable_recoverability", True)
+    jax.config.update("jax_enable_preemption_service", False)  # it ignores SIGTERM
+    try:
+        jax.distributed.initialize(**options, heartbeat_timeout_seconds=_SILENCE)
+    except ValueError as error:
+        if options:
+            raise
+        raise ValueError(
+            "`processes` must be HOST:PORT,NUMBER,INDEX here, got auto: jax finds no cluster (SLURM, "
+            f"Kubernetes, Open MPI or a TPU pod) in the environment: {error}"
+        ) from error
+
+
+def _quieten() -> None:
+    """Lets only the first process write to stdout and warn, and gloo, which sends the arrays, not at all.
+
+    gloo writes to the file descriptor of stdout, not to `sys.stdout`.
+    """
+    sys.stdout.flush()
+    kept = os.dup(1) if processes.is_first() else os.open(os.devnull, os.O_WRONLY)
+    sys.stdout = os.fdopen(kept, "w", buffering=1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if not processes.is_first():
+        warnings.simplefilter("ignore")
+
+
+class _Watch:
+    """Notices when another process is lost.
+
+    The coordination service of jax, which the first process runs, knows which processes are alive. If
+    the first process itself is lost, jax aborts the others; what is to be done is done before that.
+
+    Attributes:
+      someone_lost: Set once a process is lost.
+    """
+
+    def __init__(self) -> None:
+        from jax._src import distributed  # jax has no public way to ask
+
+        state = distributed.global_state
+        self._client: Any = state.client
+        self._address = str(state.coordinator_address).rpartition(":")[::2]
+        self._everyone = list(range(jax.process_count()))
+        name = socket.gethostname().encode()[:64].ljust(64)
+        names = processes.gathered(np.frombuffer(name, np.uint8)).astype(np.uint8)
+        self._hosts = [of_one.tobytes().decode(errors="replace").strip() for of_one in names]
+        self.someone_lost = threading.Event()
+        self._is_over = threading.Event()
+        self._once = threading.Lock()
+        if not processes.is_first():
+            self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._abort)
+            ctypes.CDLL(None).signal(int(signal.SIGABRT), self._handler)
+        threading.Thread(target=self._ask, daemon=True).start()
+
+    def finish(self) -> None:
+        """Waits until all processes have come so far, and disconnects them; the first one last."""
+        self._client.wait_at_barrier("jaxrobust is done", 1000 * _UNTIL_OTHERS_ARE_DONE)
+        self._is_over.set()
+        last = time.monotonic() + _SILENCE
+        while processes.is_first() and len(self._alive()) > 1 and time.monotonic() < last:
+            time.sleep(0.05)
+        jax.distributed.shutdown()
+
+    def _alive(self) -> set[int]:
+        return set(self._client.get_live_nodes(self._everyone))
+
+    def _ask(self) -> None:
+        """Asks every second which processes are alive, until one is not."""
+        while not self._is_over.wait(1.0):
+            try:
+                lost = set(self._everyone) - self._alive()
+            except Exception:  # the first process is lost, or this one has disconnected
+                return
+            if lost and not self._is_over.is_set():
+                self._end(lost)
+
+    def _abort(self, _: int) -> None:
+        """Is called when this process is to be aborted, in the thread that does so."""
+        try:
+            socket.create_connection((self._address[0], int(self._address[1])), timeout=2.0).close()
+        except OSError:
+            self._end({0})
+
+    def _end(self, lost: set[int]) -> None:
+        """Says which processes are lost, and ends this one once its work is saved; does not return."""
+        with self._once:
+            self.someone_lost.set()
+            print(f"\n{self._words(lost)}", file=sys.stderr, flush=True)
+            # The main thread ends the process, if it can.
+            ctrl_c.request()
+            time.sleep(_UNTIL_SAFE)
+            _thread.interrupt_main()
+            time.sleep(_UNTIL_SAVED)
+            _exit()
+
+    def _words(self, lost: set[int]) -> str:
+        named = [f"{rank} (on {self._hosts[rank]})" for rank in sorted(lost)]
+        one = len(named) == 1
+        return (
+            f"Process{'' if one else 'es'} {', '.join(named)} of {len(self._everyone)} "
+            f"{'was' if one else 'were'} lost, so this one saves its work and ends: run the same "
+            "command again in all processes; what is saved is not computed again."
+        )
+
+
+def _exit() -> None:
+    """Ends the process without waiting for others, as jax would."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
