@@ -113,9 +113,9 @@ def _initialize(options: dict[str, Any]) -> None:
 
 
 def _quieten() -> None:
-    """Lets only the first process write to stdout and warn, and gloo, which sends the arrays, not at all.
+    """Lets only the first process write to stdout and warn, and gloo not at all.
 
-    gloo writes to the file descriptor of stdout, not to `sys.stdout`.
+    gloo, by which CPUs exchange arrays, writes to the file descriptor and not to `sys.stdout`.
     """
     sys.stdout.flush()
     kept = os.dup(1) if processes.is_first() else os.open(os.devnull, os.O_WRONLY)
