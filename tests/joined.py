@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 
-from jaxrobust import evaluation, studies
+from jaxrobust import checks, evaluation, studies
 from jaxrobust.attacks import PGD
 from jaxrobust.evaluation import queue
 from jaxrobust.studies import cluster, ctrl_c
@@ -53,7 +53,7 @@ def main(settings: Settings) -> None:
     told = []
     rank = jax.process_index()
     if rank == settings.fails:
-        raise ValueError("`fails` is this process.")
+        checks.integer("fails", rank, minimum=2)
 
     def progress(_, done, total):
         ctrl_c.check()

@@ -93,8 +93,38 @@ def test_the_others_name_the_lost_process_and_a_rerun_does_the_rest(lost, tmp_pa
 
 def test_an_error_of_one_process_ends_the_others(tmp_path):
     failed, other = joined(tmp_path, "--fails", 1)[::-1]
-    assert failed[0] == 2 and "error: `fails` is this process." in failed[2]
+    assert failed[0] == 2 and "error: `fails` must be at least 2, got 1" in failed[2]
     assert other[0] == 1 and "Process 1 " in other[2]
+
+
+def test_scripts_train_and_attack_in_two_processes_as_in_one(tmp_path):
+    def script(name, number, *options):
+        options = (*options, "--quick", "--no-diagnostics", "--results-dir", tmp_path / str(number))
+        first, *others = run("-m", f"experiments.{name}", *options, num_processes=number)
+        assert [first[0], *(code for code, *_ in others)] == [0] * number, first[2]
+        assert not any(out or "..." in err for _, out, err in others)
+        return tmp_path / str(number) / name / "default", first
+
+    options = ["--methods", "standard", "--widths", 4, 4, 4, "--suite", "fgsm"]
+    two, one = (script("train", number, *options)[0] for number in (2, 1))
+    logs = [folder / "training" / "simple_cnn-standard" / "log.jsonl" for folder in (two, one)]
+    for rows in zip(*(log.read_text().splitlines() for log in logs), strict=True):
+        given, expected = (json.loads(row)["train_loss"] for row in rows)
+        assert given == pytest.approx(expected, rel=1e-4)
+
+    options = ["--model", one / "models" / "simple_cnn-standard.jrw", "--data", "digits"]
+    options += ["--epsilon", "4/255", "--suite", "plus", "--curve", "1/255"]
+    two, one = (script("evaluate", number, *options)[0] for number in (2, 1))
+    verdicts = [np.load(folder / "outcomes.npz") for folder in (two, one)]
+    assert verdicts[0].files == verdicts[1].files and verdicts[0].files
+    for name in verdicts[0].files:
+        np.testing.assert_array_equal(verdicts[0][name], verdicts[1][name])
+    # One process goes on with what two have done: it attacks nothing.
+    (tmp_path / "2").rename(tmp_path / "again")
+    (tmp_path / "1").rename(tmp_path / "2")
+    (tmp_path / "again").rename(tmp_path / "1")
+    _, (_, _, err) = script("evaluate", 1, *options, "--save-images")
+    assert "suite: done before" in err and (tmp_path / "1/evaluate/default/adversarial").is_dir()
 
 
 def test_the_setting_is_read_and_wrong_ones_are_explained():
@@ -132,7 +162,9 @@ def test_images_are_shared_equally_and_stay_where_they_are_under_way():
 def test_results_of_several_processes_are_those_of_the_one_that_is_ahead(tmp_path):
     images = np.zeros((4, 1, 1, 1), np.float32)
     found = [Found.nothing(images, np.ones(4, bool), 2) for _ in range(2)]
-    file = StateFile(tmp_path / "state.npz", '{"attack": {}}', {"program": "a", "weights": "b"})
+    words = '{"attack": {}, "jobs": [], "key": [], "until_fooled": false}'
+    logits = dict.fromkeys(("clean_logits", "moved_logits"), images)
+    file = StateFile(tmp_path / "state.npz", words, {"program": "a", "weights": "b"} | logits)
     for rank, (one, jobs) in enumerate(
         zip(found, (([0, 1], [0, 0]), ([0, 0, 1], [0, 1, 2])), strict=True)
     ):

@@ -2,8 +2,8 @@
 
     python -m experiments.benchmarks.processes
 
-It prints the figures of docs/scale.md and writes them as JSON. Linux only: every process is bound to its
-cores by `taskset`. Expected time: 15 minutes on 2 cores; --quick, which is no measurement, 3 minutes.
+It prints the figures of docs/scale.md and writes them as JSON. Linux only: every process is bound to
+its cores by `taskset`. Expected time: 15 minutes on 2 cores; --quick, no measurement, takes 3 minutes.
 
 - attack: PGD of simple_cnn by one process with one core, by one process with two cores, and by two
   processes with one core each, in turns. A time is that of the whole command. The verdicts must be the
@@ -89,7 +89,7 @@ def attack(config: Config) -> dict[str, Any]:
     classifier = models.Classifier(network.apply, variables, 0.5, 0.25)
     images = np.random.default_rng(0).uniform(size=(config.num_images, *_IMAGE))
     images = images.astype(np.float32)
-    labels = np.asarray(jnp.argmax(classifier(images[:1]), axis=-1)).repeat(len(images))
+    labels = np.asarray(jnp.argmax(classifier(jnp.asarray(images)), axis=-1))
     settings = PGD(8 / 255, 1 / 255, 40, num_restarts=config.num_restarts)
     attacked_by = functools.partial(evaluation.attack_dataset, settings, classifier)
     before = time.perf_counter()

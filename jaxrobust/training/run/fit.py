@@ -42,7 +42,7 @@ class Host:
         be resumed with another number. With several processes (`jax.distributed`) it is the number of
         devices of each process. All processes must then make the same call with the same data; the
         first one writes the files, Ctrl-C takes effect at the end of an epoch, and if one process
-        fails, the others wait until jax times out.
+        fails, jax ends the others (docs/scale.md).
       checkpoint_every: The number of epochs between checkpoints, at least 1. The last epoch and every
         new best epoch are saved as well. A run that is killed repeats what came after its last
         checkpoint.
