@@ -1,16 +1,46 @@
 """What the processes of `jax.distributed` must agree on: all of them run the same program.
 
-Without `jax.distributed` there is one process, which is the first, and nothing is sent. All functions
-except `is_first` wait for the other processes, so every process must make the same calls.
+Without `jax.distributed` there is one process, which is the first, and nothing is sent. The functions
+that exchange something wait for the other processes, so every process must make the same calls.
 """
 
+import itertools
 import json
+import threading
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import Any
 
 import jax
 import numpy as np
+
+_PATIENCE = 7 * 24 * 3600  # seconds
+_meetings = itertools.count()
+_is_waiting = threading.Event()
+
+
+def client() -> Any:
+    """Returns this process's client of jax's coordination service; None without `jax.distributed`."""
+    from jax._src import distributed  # jax has no public way to it
+
+    return distributed.global_state.client
+
+
+def is_waiting() -> bool:
+    """Whether this process waits for others, and has nothing to do before they come."""
+    return _is_waiting.is_set()
+
+
+def meet() -> None:
+    """Waits until all processes have come here.
+
+    They may come hours apart, if one has more to attack; arrays are exchanged only after that, because
+    CPUs give up after half an hour.
+    """
+    if client() is not None:
+        _is_waiting.set()
+        client().wait_at_barrier(f"jaxrobust {next(_meetings)}", 1000 * _PATIENCE)
+        _is_waiting.clear()
 
 
 def is_first() -> bool:
@@ -28,6 +58,7 @@ def gathered(value: np.ndarray) -> np.ndarray:
         return value[None]
     from jax.experimental import multihost_utils
 
+    meet()
     return np.asarray(multihost_utils.process_allgather(value))
 
 
@@ -76,6 +107,7 @@ def by_first(compute: Callable[[], Any]) -> Any:
             sent = {"value": compute()}
         except Exception as raised:
             error, sent = raised, {"error": str(raised)}
+    meet()
     # Its length first: all processes must name the same shape. Few lengths mean few compilations.
     text = json.dumps(sent).encode()
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))

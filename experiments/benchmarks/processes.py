@@ -3,7 +3,7 @@
     python -m experiments.benchmarks.processes
 
 It prints the figures of docs/scale.md and writes them as JSON. Linux only: every process is bound to
-its cores by `taskset`. Expected time: 15 minutes on 2 cores; --quick, no measurement, takes 3 minutes.
+its cores by `taskset`. Expected time: 20 minutes on 2 cores; --quick, no measurement, takes 2 minutes.
 
 - attack: PGD of simple_cnn by one process with one core, by one process with two cores, and by two
   processes with one core each, in turns. A time is that of the whole command. The verdicts must be the

@@ -27,7 +27,6 @@ from jaxrobust.studies import ctrl_c
 _SILENCE = 20
 # A process that has learned of it gets to a safe moment, or is interrupted; and then saves its work.
 _UNTIL_SAFE, _UNTIL_SAVED = 10.0, 60.0
-_UNTIL_OTHERS_ARE_DONE = 7 * 24 * 3600
 
 
 def address(text: str) -> dict[str, Any]:
@@ -136,11 +135,10 @@ class _Watch:
     """
 
     def __init__(self) -> None:
-        from jax._src import distributed  # jax has no public way to ask
+        from jax._src import distributed
 
-        state = distributed.global_state
-        self._client: Any = state.client
-        self._address = str(state.coordinator_address).rpartition(":")[::2]
+        self._client = processes.client()
+        self._address = str(distributed.global_state.coordinator_address).rpartition(":")[::2]
         self._everyone = list(range(jax.process_count()))
         name = socket.gethostname().encode()[:64].ljust(64)
         names = processes.gathered(np.frombuffer(name, np.uint8)).astype(np.uint8)
@@ -155,7 +153,7 @@ class _Watch:
 
     def finish(self) -> None:
         """Waits until all processes have come so far, and disconnects them; the first one last."""
-        self._client.wait_at_barrier("jaxrobust is done", 1000 * _UNTIL_OTHERS_ARE_DONE)
+        processes.meet()
         self._is_over.set()
         last = time.monotonic() + _SILENCE
         while processes.is_first() and len(self._alive()) > 1 and time.monotonic() < last:
@@ -166,8 +164,8 @@ class _Watch:
         return set(self._client.get_live_nodes(self._everyone))
 
     def _ask(self) -> None:
-        """Asks every second which processes are alive, until one is not."""
-        while not self._is_over.wait(1.0):
+        """Asks every two seconds which processes are alive, until one is not."""
+        while not self._is_over.wait(2.0):
             try:
                 lost = set(self._everyone) - self._alive()
             except Exception:  # the first process is lost, or this one has disconnected
@@ -185,13 +183,13 @@ class _Watch:
     def _end(self, lost: set[int]) -> None:
         """Says which processes are lost, and ends this one once its work is saved; does not return."""
         with self._once:
-            self.someone_lost.set()
             print(f"\n{self._words(lost)}", file=sys.stderr, flush=True)
-            # The main thread ends the process, if it can.
-            ctrl_c.request()
-            time.sleep(_UNTIL_SAFE)
-            _thread.interrupt_main()
-            time.sleep(_UNTIL_SAVED)
+            self.someone_lost.set()
+            if not processes.is_waiting():  # the main thread ends the process, if it can
+                ctrl_c.request()
+                _pause(_UNTIL_SAFE)
+                _thread.interrupt_main()
+                _pause(_UNTIL_SAVED)
             _exit()
 
     def _words(self, lost: set[int]) -> str:
@@ -202,6 +200,13 @@ class _Watch:
             f"{'was' if one else 'were'} lost, so this one saves its work and ends: run the same "
             "command again in all processes; what is saved is not computed again."
         )
+
+
+def _pause(seconds: float) -> None:
+    """Waits, but only as long as this process has something to do before others come."""
+    last = time.monotonic() + seconds
+    while time.monotonic() < last and not processes.is_waiting():
+        time.sleep(0.1)
 
 
 def _exit() -> None:
