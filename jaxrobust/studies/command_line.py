@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import os
+import re
 import sys
 import traceback
 import types
@@ -28,6 +29,9 @@ def run_script(
     An error that the project itself raises (a wrong setting, a missing folder or package) is printed as
     one line on stderr, with exit code 2. Ctrl-C gives exit code 130. Any other error keeps its
     traceback.
+
+    If the settings have a field `processes: str | None`, and it is set, several processes run the
+    script together (docs/scale.md).
 
     Args:
       main: A function that takes the settings.
@@ -141,7 +145,8 @@ def _has_no_default(field: dataclasses.Field[Any]) -> bool:
 
 def _is_ours(error: Exception) -> bool:
     """Says whether the project itself raised the error, so that its message is for the user."""
-    if not isinstance(error, _FOR_USERS):
+    # XLA's errors, such as "UNKNOWN: Gloo AllGather failed", have no frame of their own.
+    if not isinstance(error, _FOR_USERS) or re.match(r"[A-Z_]+: ", str(error)):
         return False
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return frame.f_globals.get("__name__", "").split(".")[0] in (
