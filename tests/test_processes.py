@@ -19,11 +19,21 @@ from jaxrobust.studies import cluster
 TESTS = Path(__file__).resolve().parent
 
 
-def run(*command, num_processes=2):
-    """Runs a command in several processes: [(exit code, stdout, stderr)]."""
+def free_port():
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def slurm(rank, num_processes, job):
+    """What SLURM tells a process, from which jax finds the others; the job decides about the port."""
+    told = {"STEP_NODELIST": "localhost", "NTASKS": num_processes, "PROCID": rank, "LOCALID": rank}
+    return {f"SLURM_{name}": str(value) for name, value in (told | {"JOB_ID": job}).items()}
+
+
+def run(*command, num_processes=2, job=None):
+    """Runs a command in several processes, of a job of SLURM: [(exit code, stdout, stderr)]."""
+    port = free_port()
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "1",
@@ -31,15 +41,13 @@ def run(*command, num_processes=2):
     }
     started = []
     for rank in range(num_processes):
+        of_all, told = f"localhost:{port},{num_processes},{rank}", {}
+        if job is not None:
+            of_all, told = "auto", slurm(rank, num_processes, job)
         started.append(
             subprocess.Popen(
-                [
-                    sys.executable,
-                    *map(str, command),
-                    "--processes",
-                    f"localhost:{port},{num_processes},{rank}",
-                ],
-                env=environment,
+                [sys.executable, *map(str, command), "--processes", of_all],
+                env=environment | told,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -56,8 +64,8 @@ def run(*command, num_processes=2):
             process.kill()
 
 
-def joined(folder, *options):
-    return run(TESTS / "joined.py", "--folder", folder, *options)
+def joined(folder, *options, **job):
+    return run(TESTS / "joined.py", "--folder", folder, *options, **job)
 
 
 def finished(folder):
@@ -92,7 +100,7 @@ def test_the_others_name_the_lost_process_and_a_rerun_does_the_rest(lost, tmp_pa
 
 
 def test_an_error_of_one_process_ends_the_others(tmp_path):
-    failed, other = joined(tmp_path, "--fails", 1)[::-1]
+    failed, other = joined(tmp_path, "--fails", 1, job=os.getpid())[::-1]
     assert failed[0] == 2 and "error: `fails` must be at least 2, got 1" in failed[2]
     assert other[0] == 1 and "Process 1 " in other[2]
 

@@ -25,8 +25,11 @@ from jaxrobust.studies import ctrl_c
 
 # Seconds without a sign of life after which a process counts as lost.
 _SILENCE = 20
+# Seconds in which all processes must have started.
+_UNTIL_JOINED = 300
 # A process that has learned of it gets to a safe moment, or is interrupted; and then saves its work.
 _UNTIL_SAFE, _UNTIL_SAVED = 10.0, 60.0
+_handlers: list[Any] = []  # of signals; the C library knows only their addresses
 
 
 def address(text: str) -> dict[str, Any]:
@@ -100,15 +103,39 @@ def _initialize(options: dict[str, Any]) -> None:
     """Connects the processes; if one is lost, jax leaves it to `_Watch` to end the others."""
     jax.config.update("jax_enable_recoverability", True)
     jax.config.update("jax_enable_preemption_service", False)  # it ignores SIGTERM
+    options = options | {"initialization_timeout": _UNTIL_JOINED}
+    _before_abort(_nobody_came)
     try:
         jax.distributed.initialize(**options, heartbeat_timeout_seconds=_SILENCE)
     except ValueError as error:
-        if options:
+        if "coordinator_address" in options:
             raise
         raise ValueError(
             "`processes` must be HOST:PORT,NUMBER,INDEX here, got auto: jax finds no cluster (SLURM, "
             f"Kubernetes, Open MPI or a TPU pod) in the environment: {error}"
         ) from error
+
+
+def _nobody_came() -> None:
+    print(
+        f"\nNot all processes have come within {_UNTIL_JOINED} seconds: run the same command in all of "
+        "them, with the same HOST:PORT, which all must reach, and with every INDEX below NUMBER.",
+        file=sys.stderr,
+        flush=True,
+    )
+    _exit()
+
+
+def _before_abort(act: Callable[[], None]) -> None:
+    """Calls a function when this process is to be aborted (SIGABRT), in the thread that does so.
+
+    jax can call no function of Python then, and a handler of Python's module `signal` would come too
+    late. The process is aborted if the function returns.
+    """
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: act())
+    _handlers.append(handler)
+    if os.name == "posix":
+        ctypes.CDLL(None).signal(int(signal.SIGABRT), handler)
 
 
 def _quieten() -> None:
@@ -118,7 +145,7 @@ def _quieten() -> None:
     """
     sys.stdout.flush()
     kept = os.dup(1) if processes.is_first() else os.open(os.devnull, os.O_WRONLY)
-    sys.stdout = os.fdopen(kept, "w", buffering=1)
+    sys.stdout = os.fdopen(kept, "w", buffering=1, encoding=sys.stdout.encoding)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     if not processes.is_first():
         warnings.simplefilter("ignore")
@@ -146,9 +173,7 @@ class _Watch:
         self.someone_lost = threading.Event()
         self._is_over = threading.Event()
         self._once = threading.Lock()
-        if not processes.is_first():
-            self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._abort)
-            ctypes.CDLL(None).signal(int(signal.SIGABRT), self._handler)
+        _before_abort(self._aborted)
         threading.Thread(target=self._ask, daemon=True).start()
 
     def finish(self) -> None:
@@ -173,8 +198,7 @@ class _Watch:
             if lost and not self._is_over.is_set():
                 self._end(lost)
 
-    def _abort(self, _: int) -> None:
-        """Is called when this process is to be aborted, in the thread that does so."""
+    def _aborted(self) -> None:
         try:
             socket.create_connection((self._address[0], int(self._address[1])), timeout=2.0).close()
         except OSError:

@@ -112,7 +112,7 @@ def _read(path: Path, name: str) -> dict[str, Any]:
     """Reads the file of a stage."""
     try:
         kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        complete = {"stage", "seconds", "within", "commit", "result"} <= kept.keys()
+        complete = {"stage", "seconds", "within", "result"} <= kept.keys()
     except (AttributeError, json.JSONDecodeError):
         complete = False
     if not complete:
