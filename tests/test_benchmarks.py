@@ -161,6 +161,7 @@ def test_every_column_of_a_table_is_named_once_and_wide_enough():
         "accelerator",
         "filter_pruning",
         "compression_overhead",
+        "processes",
     } == tables.keys()
     assert len("admm_redundant") == len(next(iter(tables["compression_overhead"])))
     assert set(compression_overhead.METHODS) >= {"plain", "plain_again"}
