@@ -69,15 +69,15 @@ def address(text: str) -> dict[str, Any]:
 def joined(text: str | None, is_told: Callable[[Exception], bool]) -> Iterator[None]:
     """Runs the block as one of several processes, all of which must run it.
 
-    Only the first process prints. If another process is lost, the block is interrupted and this one
-    ends with the exit code 1.
+    Only the first process prints. If another process is lost, the block is interrupted, so that it
+    saves its work, and this process ends with the exit code 1; so it does if not all processes come.
 
     Args:
       text: The setting `processes`, as `address` takes it. None: there is one process.
       is_told: Says whether an error has nothing to do with other processes.
 
     Raises:
-      ValueError: The text is wrong, jax finds no cluster, or not all processes have come.
+      ValueError: The text is wrong, or jax finds no cluster.
       RuntimeError: jax has already looked at its devices.
     """
     if text is None:
@@ -180,6 +180,9 @@ class _Watch:
         """Waits until all processes have come so far, and disconnects them; the first one last."""
         processes.meet()
         self._is_over.set()
+        # Nobody disconnects before all have stopped to ask who is alive.
+        with contextlib.suppress(Exception):
+            self._client.wait_at_barrier("jaxrobust is over", 1000 * _SILENCE)
         last = time.monotonic() + _SILENCE
         while processes.is_first() and len(self._alive()) > 1 and time.monotonic() < last:
             time.sleep(0.05)
@@ -199,9 +202,10 @@ class _Watch:
                 self._end(lost)
 
     def _aborted(self) -> None:
+        host, port = self._address
         try:
-            socket.create_connection((self._address[0], int(self._address[1])), timeout=2.0).close()
-        except OSError:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=2.0).close()
+        except OSError:  # the first process is lost; else jax aborts for another reason
             self._end({0})
 
     def _end(self, lost: set[int]) -> None:
