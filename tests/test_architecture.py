@@ -20,7 +20,7 @@ LAYERS = [
     {"programs"},
     {"ops"},
     {"norms", "losses"},
-    {"types", "checks", "compilation", "files", "packages", "_version"},
+    {"types", "checks", "compilation", "files", "packages", "processes", "_version"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Heavy or optional packages and the only places that may import them.

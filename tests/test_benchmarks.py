@@ -164,6 +164,7 @@ def test_every_column_of_a_table_is_named_once_and_wide_enough():
         "filter_pruning",
         "compression_overhead",
         "growth",
+        "processes",
     } == tables.keys()
     assert len("admm_redundant") == len(next(iter(tables["compression_overhead"])))
     assert set(compression_overhead.METHODS) >= {"plain", "plain_again"}

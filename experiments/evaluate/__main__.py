@@ -34,7 +34,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from jaxrobust import checks, evaluation, files, programs, studies, training
+from jaxrobust import checks, evaluation, files, processes, programs, studies, training
 from jaxrobust.evaluation import Execution, Sweep
 from jaxrobust.studies import records, suite_names, suite_run
 from jaxrobust.types import LogitsFn, Stochastic
@@ -71,6 +71,8 @@ class Settings:
       results_dir: The folder of all results.
       quick: 20 images, unless another number is given, and at most 20 steps, to see that all runs.
       describe: Print the layers of the model (shapes, parameters, FLOPs of one image) and stop.
+      processes: To run the same command in several processes, which share the images (docs/scale.md):
+        auto on SLURM, Kubernetes, Open MPI and TPU pods, or HOST:PORT,NUMBER,INDEX.
     """
 
     model: str
@@ -94,6 +96,7 @@ class Settings:
     results_dir: Path = Path("results")
     quick: bool = False
     describe: bool = False
+    processes: str | None = None
 
     @property
     def radius(self) -> float:
@@ -232,9 +235,11 @@ def _opened(
 
 def _save_images(path: Path, attacked: suite_run.SuiteRun) -> None:
     """Saves clean and adversarial images, unless an earlier process has done so."""
-    if path.exists():
+    if processes.by_first(path.exists):
         return
     report, _ = attacked.outcome
+    if not processes.is_first():
+        return
     with files.replace(path) as file:
         np.savez_compressed(
             file,

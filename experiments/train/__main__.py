@@ -38,7 +38,7 @@ import numpy as np
 
 from experiments.train.methods import check, recipe
 from experiments.train.settings import PRESETS, Settings
-from jaxrobust import data, models, studies, training
+from jaxrobust import data, models, processes, studies, training
 from jaxrobust.data.augment import Augmentation
 from jaxrobust.evaluation import Execution
 from jaxrobust.studies import records, suite_names, suite_run
@@ -150,7 +150,7 @@ def _trained(
     chosen = fitted.best_variables if run.settings.weights == "best" else fitted.variables
     classifier = models.Classifier(network.apply, chosen, dataset.mean, dataset.std)
     path = run.folder / "models" / f"{variant.stem}.jrw"
-    if not path.exists():
+    if processes.is_first() and not path.exists():
         models.save(path, classifier, class_names=dataset.class_names)
     count = f"{len(splits[0][1]):,} images"
     entry = run.stages.remember(

@@ -93,10 +93,12 @@ class Settings:
       suite: standard, plus or rand (AutoAttack), one attack in lower case, or none.
       num_images: The number of attacked test images; the clean accuracy is of all test images.
       diagnostics: Whether to make the sanity checks.
-      num_devices: The number of devices that share each batch.
+      num_devices: The number of devices of each process that share each batch.
       run: The name of the run; results go to <results_dir>/train/<run>.
       results_dir: The folder of all results.
       quick: Use few images, epochs and steps, unless others are given, to see that everything runs.
+      processes: To run the same command in several processes, which share the batches and the images
+        (docs/scale.md): auto on SLURM, Kubernetes, Open MPI and TPU pods, or HOST:PORT,NUMBER,INDEX.
     """
 
     models: tuple[str, ...] = ("simple_cnn",)
@@ -122,6 +124,7 @@ class Settings:
     run: str = "default"
     results_dir: Path = Path("results")
     quick: bool = False
+    processes: str | None = None
 
     @property
     def seed(self) -> int:

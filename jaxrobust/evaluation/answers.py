@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import checks, programs
+from jaxrobust import checks, processes, programs
 from jaxrobust.programs import company
 from jaxrobust.types import LogitsFn
 
@@ -74,6 +74,8 @@ def answers(
 ) -> np.ndarray:
     """Computes the logits of images whose values have been checked, in batches of one size.
 
+    The processes of `jax.distributed` share the batches, and all of them get the same logits.
+
     Args:
       logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K].
       images: [N, H, W, C], uint8 or floating point in [0, 1].
@@ -91,7 +93,9 @@ def answers(
     shape = (min(batch_size, len(images)), *images.shape[1:])
     function = programs.as_argument(logits_fn, jax.ShapeDtypeStruct(shape, np.float32))
     function = jax.device_put(function)  # arrays of numpy, once for all batches
-    rows = [
+    batches, sharers = list(padded_batches(len(images), batch_size)), jax.process_count()
+    # Every process evaluates the same number of batches; the last ones may be nobody's.
+    mine = [
         np.asarray(
             company.compiled_answer(
                 function,
@@ -99,10 +103,17 @@ def answers(
                 jnp.asarray(places[indices]),
                 jnp.int32(draw),
             )
-        )[:count]
-        for indices, count in padded_batches(len(images), batch_size)
+        )
+        for start in range(0, len(batches), sharers)
+        for indices, _ in [batches[min(start + jax.process_index(), len(batches) - 1)]]
     ]
-    return np.concatenate(rows)
+    parts = processes.gathered(np.stack(mine))
+    return np.concatenate(
+        [
+            parts[number % sharers, number // sharers][:count]
+            for number, (_, count) in enumerate(batches)
+        ]
+    )
 
 
 def check_company(

@@ -24,7 +24,8 @@ class Execution:
         in float32. If the classifier is not a pytree, only the images are cast, not its weights.
       path: Where to save the results and the attacks under way every 30 seconds, so that a killed run
         can be resumed: a file (.npz) for an attack, a folder for a suite. With another number of lanes,
-        or of devices that cannot share the lanes, the attacks under way start again.
+        or of devices that cannot share the lanes, the attacks under way start again. Each process of
+        `jax.distributed` has a file of its own beside it, and all of them must see the same folder.
       progress: Called with (name of the work, number done, number in all). An attack counts questions
         to the classifier: num_steps + 1 for each restart of each image, needed or not.
 

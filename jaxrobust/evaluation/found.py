@@ -66,11 +66,17 @@ class Found:
         return vars(self) | {"images": self.images[rows], "rows": rows}
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Restores what `arrays` returned; an empty mapping changes nothing."""
-        if arrays:
-            self.images[arrays["rows"]] = arrays["images"]
-        for name in (vars(self).keys() & arrays.keys()) - {"images"}:
-            setattr(self, name, arrays[name])
+        """Restores what `arrays` returned, for the images of which it has more jobs finished.
+
+        So the results of several processes, one after the other, become the results of all.
+        """
+        finished, rows = arrays["finished"], arrays["rows"]
+        ahead = finished.sum(axis=0) > self.finished.sum(axis=0)
+        kept = ahead[rows]
+        self.images[rows[kept]] = arrays["images"][kept]
+        self.finished[:, ahead] = finished[:, ahead]
+        for name in (vars(self).keys() & arrays.keys()) - {"images", "finished"}:
+            getattr(self, name)[ahead] = arrays[name][ahead]
 
     @property
     def steps_to_success(self) -> np.ndarray:

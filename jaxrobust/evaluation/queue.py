@@ -105,6 +105,7 @@ class Queue:
       task: The attack and its images.
       oracle: The classifier.
       found: The results so far.
+      mine: bool [N], the images that this process attacks.
       seats: The lanes.
       progress: Called with (questions done, questions in all) to the classifier: num_steps + 1 for each
         job, needed or not.
@@ -116,6 +117,7 @@ class Queue:
     task: Task
     oracle: Oracle
     found: Found
+    mine: np.ndarray
     seats: Seats
     progress: Callable[[int, int], None] | None
     file: StateFile | None
@@ -126,7 +128,7 @@ class Queue:
         seats = self.seats
         under_way = {(int(seats.restart[lane]), int(seats.row[lane])) for lane in seats.busy}
         # All first starts come before all second ones.
-        left = np.flatnonzero(~self.found.finished)[::-1]
+        left = np.flatnonzero(~self.found.finished & self.mine)[::-1]
         jobs = (divmod(int(job), len(self.task.images)) for job in left)
         self.waiting = [job for job in jobs if job not in under_way]
 

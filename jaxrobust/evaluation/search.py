@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import heapq
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import checks, losses, programs
+from jaxrobust import checks, losses, processes, programs
 from jaxrobust.attacks import Attack, conversation, engine, judging, lanes
 from jaxrobust.attacks.attack import epsilon_of
 from jaxrobust.evaluation.answers import answers, as_float, check_company
@@ -139,10 +141,6 @@ def search(
     path = None if execution.path is None else f"{os.fspath(execution.path)}.bfloat16"
     first = run(lower, wanted=wanted, execution=dataclasses.replace(execution, path=path))
     again = _undecided(attack, prepared, lower, aims, wanted, first, execution.num_lanes, draw)
-    if jax.process_count() > 1:  # whose logits may differ by rounding
-        from jax.experimental import multihost_utils
-
-        again = np.asarray(multihost_utils.broadcast_one_to_all(again))
     if not again.any():
         return first
     return first.replaced(again, run(prepared, wanted=again, execution=execution))
@@ -274,31 +272,77 @@ def _run(
 ) -> Found:
     """Runs this process's share of the jobs, and returns the results of all processes."""
     images, labels, key = prepared.images, aims.astype(np.int32), as_key(key)
-    mine = np.zeros(len(labels), bool)
-    rank, processes = jax.process_index(), jax.process_count()
-    # The wanted images are dealt out, so that every process gets the same number.
-    mine[np.flatnonzero(wanted)[rank::processes]] = True
+    rank = jax.process_index()
     arrays = jax.tree.map(np.asarray, conversation.per_image(attack, len(labels)))
-    found, file, saved = Found.nothing(images, mine, attack.num_restarts), None, {}
+    found = Found.nothing(images, wanted, attack.num_restarts)
+    file, saved = None, dict[int, dict[str, np.ndarray]]()
     if execution.path is not None:
-        path = Path(os.fspath(execution.path) + (f".{rank}" if processes > 1 else ""))
-        words = description(attack, images, labels, mine, key, until_fooled)
-        file = StateFile(path, words, identity(prepared, execution.num_lanes))
-        saved = file.load()
-        found.restore(saved)
+        words = description(attack, images, labels, wanted, key, until_fooled)
+        of_first = StateFile(
+            Path(os.fspath(execution.path)), words, identity(prepared, execution.num_lanes)
+        )
+        saved, file = of_first.load_all(), of_first.of(rank)
+        for of_one in saved.values():
+            found.restore(of_one)
+        _check_folder(found, file)
+    owner = shares(~found.finished, saved, jax.process_count())
+    mine = owner == rank
     # How many lanes there are depends on how many jobs are left, so they come after what was found.
-    num_jobs = int((~found.finished).sum())
+    num_jobs = int((~found.finished & mine).sum())
     seats = Seats.free(execution.num_lanes, num_jobs, attack.num_steps)
     keys = fold_keys(key, jnp.arange(len(labels)))
     if seats.num_devices > 1:  # whatever device they were on
         keys = jax.device_put(keys, lanes.everywhere(seats.num_devices))
     task = Task(arrays, images, labels, keys, until_fooled)
-    seats.restore(saved, task.start)
+    if seats.restore(saved.get(rank, {}), task.start):
+        # Jobs that another process has finished, or has been given, since these lanes were saved.
+        other = (seats.row >= 0) & (found.finished[seats.restart, seats.row] | ~mine[seats.row])
+        seats.leave(np.zeros_like(other), other)
     oracle = Oracle(prepared.function, prepared.watch, seats.num_devices)
     told = execution.progress
     told = None if told is None else functools.partial(told, attack_label(attack))
-    Queue(task, oracle, found, seats, told, file).run()
-    return found if processes == 1 else _gathered(found, wanted)
+    Queue(task, oracle, found, mine, seats, told, file).run()
+    return _gathered(found, owner)
+
+
+def shares(
+    left: np.ndarray, saved: Mapping[int, Mapping[str, np.ndarray]], num_processes: int
+) -> np.ndarray:
+    """Shares images among processes, so that each gets the same number, or one more.
+
+    Args:
+      left: bool [restarts, N], the jobs that are left.
+      saved: {number of a process: its saved arrays}. A process keeps the images that are in its lanes.
+      num_processes: The number of processes.
+
+    Returns:
+      int [N], the process that attacks each image; -1 for images without a job that is left.
+
+    Example:
+      >>> shares(np.array([[True, True, False, True, True]]), {}, 2)
+      array([ 0,  1, -1,  0,  1])
+    """
+    is_open = np.asarray(left.any(axis=0))
+    owner = np.full(len(is_open), -1)
+    for rank in reversed(range(num_processes)):  # of two that have an image, the first keeps it
+        arrays, none = saved.get(rank, {}), np.zeros(0, int)
+        rows, restarts = arrays.get("lane/row", none), arrays.get("lane/restart", none)
+        owner[rows[(rows >= 0) & left[restarts, rows]]] = rank
+    loads = [(int((owner == rank).sum()), rank) for rank in range(num_processes)]
+    heapq.heapify(loads)
+    for row in np.flatnonzero(is_open & (owner < 0)):
+        count, rank = loads[0]
+        owner[row] = rank
+        heapq.heapreplace(loads, (count + 1, rank))
+    return owner
+
+
+def _check_folder(found: Found, file: StateFile) -> None:
+    """Raises unless all processes have read the same results; until then none goes on to write."""
+    if processes.different({"finished": found.finished.tolist()}):
+        raise ValueError(
+            f"`execution.path` must be in a folder that all processes see, got {file.path} in this one."
+        )
 
 
 def identity(prepared: Prepared, batch_size: int) -> dict[str, Any]:
@@ -316,15 +360,18 @@ def identity(prepared: Prepared, batch_size: int) -> dict[str, Any]:
     }
 
 
-def _gathered(found: Found, wanted: np.ndarray) -> Found:
+def _gathered(found: Found, owner: np.ndarray) -> Found:
     """Collects the results of every image from the process that attacked it."""
-    from jax.experimental import multihost_utils
-
-    rows = np.flatnonzero(wanted)
+    if jax.process_count() == 1:
+        return found
+    rows = [np.flatnonzero(owner == rank) for rank in range(jax.process_count())]
+    size = max(len(of_one) for of_one in rows)
+    if not size:
+        return found
+    # All processes send the same number of images.
+    sent = np.resize(np.append(rows[jax.process_index()], 0), size)
     for name, values in vars(found).items():
-        if name == "finished":
-            continue
-        parts = np.asarray(multihost_utils.process_allgather(values))
-        for rank in range(len(parts)):
-            values[rows[rank :: len(parts)]] = parts[rank][rows[rank :: len(parts)]]
+        if name != "finished":
+            for of_one, part in zip(rows, processes.gathered(values[sent]), strict=True):
+                values[of_one] = part[: len(of_one)]
     return found

@@ -54,6 +54,23 @@ class StateFile:
     description: str
     identity: dict[str, Any]
 
+    def of(self, rank: int) -> "StateFile":
+        """Returns the file of a process; that of the first one has no number."""
+        path = self.path.with_name(f"{self.path.name}.{rank}") if rank else self.path
+        return dataclasses.replace(self, path=path)
+
+    def load_all(self) -> dict[int, dict[str, np.ndarray]]:
+        """Returns the saved arrays of every process that has a file: {its number: what `load` returns}.
+
+        An earlier call may have had more processes than this one.
+        """
+        arrays, start = {0: self.load()}, f"{self.path.name}."
+        for path in self.path.parent.glob("*"):
+            number = path.name.removeprefix(start)
+            if path.name.startswith(start) and number.isdecimal():
+                arrays[int(number)] = self.of(int(number)).load()
+        return {rank: arrays[rank] for rank in sorted(arrays) if arrays[rank]}
+
     def save(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Writes the arrays, whole or not at all."""
         with files.replace(self.path) as partial:

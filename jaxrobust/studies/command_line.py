@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import os
+import re
 import sys
 import traceback
 import types
@@ -14,13 +15,14 @@ from typing import Any, TypeVar
 
 from jaxrobust import checks, compilation, packages, reports
 from jaxrobust.reports import reading
-from jaxrobust.studies import ctrl_c
+from jaxrobust.studies import cluster, ctrl_c
 
 Settings = TypeVar("Settings")
 Presets = Mapping[str, Mapping[str, Any]]
 _PUBLISH = """
 --publish FILE runs nothing: it writes the finished run's main sections to FILE, a page of Markdown.
 """
+_FOR_USERS = (ValueError, TypeError, OSError, FloatingPointError, ModuleNotFoundError)
 _UNIONS = (typing.Union, types.UnionType)  # the origin of `int | None` is one of these
 
 
@@ -39,6 +41,9 @@ def run_script(
     An error that the project itself raises (a wrong setting, a missing folder or package) is printed as
     one line on stderr, with exit code 2. Ctrl-C gives exit code 130. Any other error keeps its
     traceback.
+
+    If the settings have a field `processes: str | None`, and it is set, several processes run the
+    script together (docs/scale.md).
 
     Args:
       main: A function that takes the settings.
@@ -73,7 +78,8 @@ def run_script(
         if page is not None:
             print(_publish(page, published, name, settings, presets or {}))
             return
-        with ctrl_c.remembered():
+        of_all = getattr(settings, "processes", None)
+        with ctrl_c.remembered(), cluster.joined(of_all, _is_ours):
             main(settings)
     except KeyboardInterrupt as pressed:
         words = str(pressed) or "Interrupted. To go on, run the same command again."
@@ -81,7 +87,7 @@ def run_script(
         sys.stdout.flush()
         # Not sys.exit: if XLA was interrupted while compiling, it crashes when the interpreter ends.
         os._exit(130)
-    except (ValueError, TypeError, OSError, FloatingPointError, ModuleNotFoundError) as error:
+    except _FOR_USERS as error:
         if not _is_ours(error):
             raise
         print(f"error: {error}", file=sys.stderr)
@@ -211,6 +217,9 @@ def _has_no_default(field: dataclasses.Field[Any]) -> bool:
 
 def _is_ours(error: Exception) -> bool:
     """Says whether the project itself raised the error, so that its message is for the user."""
+    # XLA's errors, such as "UNKNOWN: Gloo AllGather failed", have no frame of their own.
+    if not isinstance(error, _FOR_USERS) or re.match(r"[A-Z_]+: ", str(error)):
+        return False
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return frame.f_globals.get("__name__", "").split(".")[0] in (
         "jaxrobust",

@@ -40,6 +40,11 @@ def remembered() -> Iterator[None]:
         _PRESSED.clear()
 
 
+def request() -> None:
+    """Makes `check` raise, as if Ctrl-C had been pressed and the script had continued."""
+    _PRESSED.set()
+
+
 def check() -> None:
     """Raises KeyboardInterrupt if Ctrl-C was pressed within `remembered`, but the script continued."""
     if _PRESSED.is_set():

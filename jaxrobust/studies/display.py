@@ -3,6 +3,7 @@
 import sys
 import time
 
+from jaxrobust import processes
 from jaxrobust.studies import ctrl_c
 
 _TERMINAL_PAUSE, _LOG_PAUSE = 0.1, 30.0  # the shortest time between two lines, in seconds
@@ -34,7 +35,7 @@ class Display:
         if self._first is None or done < self._first[0]:
             self._first = done, now
         pause = _TERMINAL_PAUSE if self._on_terminal else _LOG_PAUSE
-        if done >= total or now - self._said < pause:
+        if done >= total or now - self._said < pause or not processes.is_first():
             return
         self._said = now
         # The time until the first report includes compiling, so it is not counted for the speed.
@@ -49,7 +50,13 @@ class Display:
     def close(self, words: str) -> None:
         """Writes a last line, which replaces the progress on a terminal."""
         clear = "\r\033[K" if self._on_terminal else ""
-        print(f"{clear}{self._name}: {words}", file=sys.stderr, flush=True)
+        say(f"{clear}{self._name}: {words}")
+
+
+def say(line: str) -> None:
+    """Writes a line to stderr, if this is the first process."""
+    if processes.is_first():
+        print(line, file=sys.stderr, flush=True)
 
 
 def describe(done: int, total: int, counted: int, seconds: float) -> str:

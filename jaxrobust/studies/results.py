@@ -65,12 +65,13 @@ def commit() -> str | None:
 def configuration(config: Any) -> dict[str, Any]:
     """Converts a configuration dataclass to JSON values, with absolute paths.
 
-    `results_dir` and `run` are left out: they determine where results go, but not what they are.
+    `results_dir`, `run` and `processes` are left out: they determine where results go and who computes
+    them, but not what they are.
     """
     fields = {
         name: str(value.expanduser().resolve()) if isinstance(value, Path) else value
         for name, value in dataclasses.asdict(config).items()
-        if name not in ("results_dir", "run")
+        if name not in ("results_dir", "run", "processes")
     }
     return json.loads(json.dumps(fields, default=str))
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrobust import attacks, evaluation, files, packages, reports, training
+from jaxrobust import attacks, evaluation, files, packages, processes, reports, training
 from jaxrobust.attacks import Attack
 from jaxrobust.reports import markdown
 from jaxrobust.reports.reading import FORMAT, check_result
@@ -212,6 +212,9 @@ class Run:
         Returns:
           The path of the report.
         """
+        path = self.folder / "report.html"
+        if not processes.is_first():
+            return path
         # The facts are saved first, so that an error in the template loses nothing.
         self.facts.save(self.folder)
         minutes = sum(self.stages.seconds.values()) / 60
@@ -236,7 +239,7 @@ class Run:
         # The result is checked before it replaces an earlier one.
         check_result(json.loads(json.dumps(result)))
         files.write_json(self.folder / "result.json", result)
-        path = reports.write_report(self.folder / "result.json")
+        reports.write_report(self.folder / "result.json")
         said = [markdown.plain(paragraph) for paragraph in summary]
         print("\n".join([*terminal.section_lines(found, printed), *said, f"Report: {path}"]))
         return path
@@ -291,16 +294,30 @@ def start(
     if not settings.run or Path(settings.run).name != settings.run:
         raise ValueError(f"`run` must be a plain name, got {settings.run!r}.")
     folder = settings.results_dir / experiment / settings.run
-    files.hold(folder)
     environment()  # reads the commit now, before the tree can change under the run
+    described = {k: v for k, v in configuration(settings).items() if k not in ignored}
+    described |= also or {}
+    fingerprints = json.dumps(dict(inputs or {}), sort_keys=True)
+    processes.by_first(lambda: _reserve(folder, described, fingerprints, clean_logits, ignored))
+    if processes.in_any(not (folder / files.SETTINGS).is_file()):
+        raise ValueError(f"`results_dir` must be a folder that all processes see, got {folder}.")
+    return Run(experiment, settings, folder, Stages(folder))
+
+
+def _reserve(
+    folder: Path,
+    described: Mapping[str, Any],
+    fingerprints: str,
+    clean_logits: np.ndarray | None,
+    ignored: Sequence[str],
+) -> None:
+    """Reserves the folder, or checks that it belongs to these settings and inputs."""
+    files.hold(folder)
     # A folder is in use as soon as it holds anything that was computed from its settings.
     in_use = (folder / "result.json").exists() or any(
         next(folder.glob(kept), None) for kept in _KEPT
     )
-    described = {k: v for k, v in configuration(settings).items() if k not in ignored}
-    described |= also or {}
     path = folder / "inputs.npz"
-    fingerprints = json.dumps(dict(inputs or {}), sort_keys=True)
     # A resumed run must have the inputs that it began with.
     if in_use:
         _compare_inputs(path, fingerprints, clean_logits)
@@ -309,10 +326,9 @@ def start(
     except ValueError as error:
         raise ValueError(f"{error} On the command line: {_ANOTHER}.") from None
     # The inputs are saved for this comparison, once the folder is reserved.
-    if not in_use and (inputs is not None or clean_logits is not None):
+    if not in_use and (fingerprints != "{}" or clean_logits is not None):
         arrays: dict[str, Any] = {"fingerprints": fingerprints}
         if clean_logits is not None:
             arrays["clean_logits"] = clean_logits
         with files.replace(path) as partial:
             np.savez(partial, **arrays)
-    return Run(experiment, settings, folder, Stages(folder))

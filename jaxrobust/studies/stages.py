@@ -3,16 +3,15 @@
 import contextlib
 import json
 import re
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxrobust import files
+from jaxrobust import files, processes
 from jaxrobust.studies import ctrl_c
-from jaxrobust.studies.display import Display
+from jaxrobust.studies.display import Display, say
 from jaxrobust.studies.results import commit
 from jaxrobust.types import Progress
 
@@ -72,8 +71,8 @@ class Stages:
             raise ValueError("`remember` needs `Stages(folder)`, got no folder.")
         path = self._folder / f"{_file_name(name)}.json"
         # A saved result is used as it is. The file also has the seconds of the stages within.
-        if path.exists():
-            print(f"{name}: done before", file=sys.stderr, flush=True)
+        if processes.by_first(path.exists):
+            say(f"{name}: done before")
         else:
             within: dict[str, float] = {}
             self._open.append(within)
@@ -83,26 +82,20 @@ class Stages:
             finally:
                 self._open.pop()
             facts = {"stage": name, "seconds": self.seconds[name], "within": within}
-            files.write_json(path, facts | {"commit": commit(), "result": result})
+            facts |= {"commit": commit(), "result": result}
+            processes.by_first(lambda: files.write_json(path, facts))
         # A new result is read back too, so that a resumed run computes with the same values.
-        try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            seconds, result = kept["within"] | {name: kept["seconds"]}, kept["result"]
-            same = kept["stage"] == name
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is not the result of a stage; delete it to go on.") from error
-        if not same:
-            raise ValueError(f"{path} holds the result of another stage; delete it to go on.")
-        self.seconds |= seconds
+        kept = processes.by_first(lambda: _read(path, name))
+        self.seconds |= kept["within"] | {name: kept["seconds"]}
         if kept["commit"] not in self.commits:
             self.commits.append(kept["commit"])
-        return result
+        return kept["result"]
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[Progress]:
         """Announces a stage and times the block; yields a progress callback."""
         ctrl_c.check()
-        print(f"{name} ...", file=sys.stderr, flush=True)
+        say(f"{name} ...")
         display = Display(name)
         before, start = self._spent, time.perf_counter()
         yield display
@@ -113,6 +106,20 @@ class Stages:
         for within in self._open:
             within[name] = self.seconds[name]
         display.close(f"{self.seconds[name]:.1f} s")
+
+
+def _read(path: Path, name: str) -> dict[str, Any]:
+    """Reads the file of a stage."""
+    try:
+        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        complete = {"stage", "seconds", "within", "result"} <= kept.keys()
+    except (AttributeError, json.JSONDecodeError):
+        complete = False
+    if not complete:
+        raise ValueError(f"{path} is not the result of a stage; delete it to go on.")
+    if kept["stage"] != name:
+        raise ValueError(f"{path} holds the result of another stage; delete it to go on.")
+    return kept
 
 
 def plain(words: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrobust import evaluation, files
+from jaxrobust import evaluation, files, processes
 from jaxrobust.attacks import Attack
 from jaxrobust.evaluation import Execution, SuiteReport
 from jaxrobust.evaluation.classification import softmax
@@ -233,4 +233,5 @@ class _Clock:
         self._saved = time.monotonic()
         names = {*self.earlier, *self._spent}
         sums = {name: self.earlier.get(name, 0.0) + self._spent.get(name, 0.0) for name in names}
-        files.write_json(self._path, sums)
+        if processes.is_first():
+            files.write_json(self._path, sums)

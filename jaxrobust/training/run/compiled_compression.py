@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import compilation, files
+from jaxrobust import compilation, files, processes
 from jaxrobust.training.compression.method import Compression, compressed_kernels, kept_at
 from jaxrobust.training.run import batch_statistics, compiled_steps, devices
 from jaxrobust.training.run.compiled_steps import GivenByEpoch, Programs
@@ -127,7 +127,7 @@ def results(
     if best_state is not state:
         best_variables, best_masks = finished(best_state, kept, plan, given, exact=True)
     # Measured once and kept: a run that is called again tells the same figures.
-    if devices.in_any_process(not (directory / FINAL).is_file()):
+    if processes.in_any(not (directory / FINAL).is_file()):
         exclude = getattr(plan.compression, "exclude", None)
         figures: dict[str, Any] = dict(_kept_weights(masks, exclude))
         evaluate = compile_evaluation()
@@ -137,7 +137,7 @@ def results(
             for name, one in (("before", before), ("projected", projected), ("after", variables)):
                 sums = jax.device_get(evaluate(one))
                 figures[f"accuracy_{name}"] = int(sums["correct"]) / int(sums["count"])
-        if devices.is_first_process():
+        if processes.is_first():
             files.write_json(directory / FINAL, figures)
     else:
         figures = json.loads((directory / FINAL).read_text(encoding="utf-8"))

@@ -6,9 +6,7 @@ devices, and all of them run the same program.
 """
 
 import functools
-import json
-from collections.abc import Callable, Mapping
-from hashlib import sha256
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -66,38 +64,6 @@ def constrained(tree: Any, num_devices: int, spec: PartitionSpec) -> Any:
         return tree
     sharding = NamedSharding(_mesh(num_devices), spec)
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, sharding), tree)
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one that writes files and messages for all."""
-    return jax.process_index() == 0
-
-
-def in_any_process(value: bool) -> bool:
-    """Whether the value is true in any process; all processes must call this together."""
-    return bool(np.any(_gathered(np.asarray(value))))
-
-
-def different(values: Mapping[str, Any]) -> list[str]:
-    """Returns the names of values that differ between processes; all must call this together.
-
-    Args:
-      values: JSON values by name, with the same names in every process.
-    """
-    texts = [json.dumps(value, sort_keys=True).encode() for value in values.values()]
-    digests = np.stack([np.frombuffer(sha256(text).digest(), np.uint8) for text in texts])
-    gathered = _gathered(digests)
-    unlike = np.any(gathered != gathered[0], axis=(0, 2))
-    return [name for name, differs in zip(values, unlike, strict=True) if differs]
-
-
-def _gathered(value: np.ndarray) -> np.ndarray:
-    """Returns the value of every process: [processes, ...]."""
-    if jax.process_count() == 1:
-        return value[None]
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.process_allgather(value))
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from jaxrobust import checks
+from jaxrobust import checks, processes
 from jaxrobust.attacks import conversation
 from jaxrobust.training.compression.method import kept_at
 from jaxrobust.training.run import compiled_compression, compiled_steps, devices, loop
@@ -42,7 +42,7 @@ class Host:
         be resumed with another number. With several processes (`jax.distributed`) it is the number of
         devices of each process. All processes must then make the same call with the same data; the
         first one writes the files, Ctrl-C takes effect at the end of an epoch, and if one process
-        fails, the others wait until jax times out.
+        fails, jax ends the others (docs/scale.md).
       checkpoint_every: The number of epochs between checkpoints, at least 1. The last epoch and every
         new best epoch are saved as well. A run that is killed repeats what came after its last
         checkpoint.
@@ -214,14 +214,14 @@ def fit(
         directory = Path(run_dir or stack.enter_context(tempfile.TemporaryDirectory()))
         claim(directory, settings, dataclasses.asdict(host))
         checkpoints = stack.enter_context(RunCheckpoints(directory / CHECKPOINTS))
-        if devices.different({"step": checkpoints.latest_step}):
+        if processes.different({"step": checkpoints.latest_step}):
             raise ValueError(
                 f"`run_dir` must be the same folder in all processes, got {directory} in this one."
             )
         # Where an earlier call of the same run has stopped, or the beginning.
         position = _start(job, checkpoints)
         unfinished = not is_finished(recipe, position.history)
-        writes = devices.is_first_process()
+        writes = processes.is_first()
         tensorboard = host.tensorboard and unfinished
         log = stack.enter_context(
             RunLog(directory, position.history, tensorboard=tensorboard, writes=writes)

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import numpy as np
 
-from jaxrobust.training.run import devices, epoch_decisions
+from jaxrobust import processes
+from jaxrobust.training.run import epoch_decisions
 from jaxrobust.training.run.checkpoints import RunCheckpoints
 from jaxrobust.training.run.compiled_steps import Programs, zero_totals
 from jaxrobust.training.run.epoch_decisions import Row
@@ -108,7 +109,7 @@ def train(position: Position, recipe: Recipe, programs: Programs, desk: Desk) ->
         _check_finite(row, checkpoints)
         validated = time.perf_counter()
         # One that comes later is answered by the next epoch.
-        requested = interrupt.requested = devices.in_any_process(interrupt.requested)
+        requested = interrupt.requested = processes.in_any(interrupt.requested)
 
         history, totals = (*history, row), programs.replicate(zero_totals())
         if (
@@ -133,7 +134,7 @@ def train(position: Position, recipe: Recipe, programs: Programs, desk: Desk) ->
             desk.display.say(_overfitting_words(row))
         if requested and not epoch_decisions.is_finished(recipe, history):
             _stop(checkpoints, epoch + 1, 0)
-    interrupt.requested = devices.in_any_process(interrupt.requested)
+    interrupt.requested = processes.in_any(interrupt.requested)
     return Position(state, totals, history)
 
 

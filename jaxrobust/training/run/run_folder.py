@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jaxrobust import files
-from jaxrobust.training.run import devices
+from jaxrobust import files, processes
 
 CHECKPOINTS = "checkpoints"
 
@@ -24,26 +23,21 @@ def claim(directory: Path, settings: dict[str, Any], call: dict[str, Any]) -> No
       ValueError: The folder belongs to another run or an earlier release, or processes differ in their
         arguments.
     """
-    unlike = devices.different(settings | call)
+    unlike = processes.different(settings | call)
     if unlike:
         raise ValueError(
             "`fit` must be called with the same arguments in all processes; they differ in "
             f"{', '.join(unlike)}."
         )
-    refusal: Exception | None = None
-    if devices.is_first_process():
-        try:
-            started = any((directory / CHECKPOINTS).glob("*"))
-            if started:
-                _refuse_earlier_release(directory)
-            files.claim(directory, settings, in_use=started)
-        except Exception as error:
-            refusal = error
-    if devices.in_any_process(refusal is not None):
-        raise refusal or ValueError(
-            f"The first process refused `run_dir` {directory}: its error says why."
-        )
-    if devices.in_any_process(not (directory / files.SETTINGS).is_file()):
+
+    def of_first() -> None:
+        started = any((directory / CHECKPOINTS).glob("*"))
+        if started:
+            _refuse_earlier_release(directory)
+        files.claim(directory, settings, in_use=started)
+
+    processes.by_first(of_first)
+    if processes.in_any(not (directory / files.SETTINGS).is_file()):
         raise ValueError(f"`run_dir` must be a folder that all processes see, got {directory}.")
 
 
