@@ -301,3 +301,18 @@ def test_growth_goes_on_with_the_points_that_are_left_and_names_what_grows_fast(
 def test_exponents_are_those_of_the_upper_half():
     assert growth.exponent([1, 10, 100, 1000], [9, 10, 1000, 100_000]) == pytest.approx(2)
     assert growth.exponent([1, 2], [0, 5]) is None
+
+
+def test_rows_of_a_stopped_run_are_kept_unless_the_build_or_a_setting_has_changed(
+    tmp_path, monkeypatch
+):
+    config = growth.Config(output=tmp_path / "growth.json", axes=("pixels",))
+    assert harness.earlier_rows(config) == []
+    harness.record(config, "growth", [{"axis": "pixels", "value": 8}])
+    rows = [{"axis": "pixels", "value": 8}]
+    assert harness.earlier_rows(config) == rows
+    other = dataclasses.replace(config, axes=("steps",))
+    assert harness.earlier_rows(other) == [] and harness.earlier_rows(other, ("axes",)) == rows
+    now = harness.studies.environment()
+    monkeypatch.setattr(harness.studies, "environment", lambda: now | {"commit": "another"})
+    assert harness.earlier_rows(config) == []

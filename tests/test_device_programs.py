@@ -157,8 +157,11 @@ def test_batches_of_one_size_share_one_program():
     assert num_compiled("ascend") == before + 1
 
 
-def test_between_two_chunks_only_counts_are_read_and_no_weight_is_sent(monkeypatch):
-    read, chunks, advance = [], [], lanes.compiled_advance
+def test_between_two_chunks_only_counts_and_finished_points_are_read_and_no_weight_is_sent(
+    monkeypatch,
+):
+    read, points, chunks, advance = [], [], [], lanes.compiled_advance
+    asarray = np.asarray
 
     def advanced(running, function, num_steps, **options):
         given = jax.tree.leaves((running, function, num_steps))
@@ -167,18 +170,52 @@ def test_between_two_chunks_only_counts_are_read_and_no_weight_is_sent(monkeypat
 
     def got(tree):
         read.append(max(leaf.ndim for leaf in jax.tree.leaves(tree)))
-        return [np.asarray(leaf) for leaf in tree]
+        return [asarray(leaf) for leaf in tree]
 
+    def noted(value, *arguments, **keywords):
+        if isinstance(value, jax.Array) and value.ndim == 4:
+            points.append(len(value))
+        return asarray(value, *arguments, **keywords)
+
+    monkeypatch.setattr(np, "asarray", noted)
     monkeypatch.setattr(lanes, "compiled_advance", advanced)
     monkeypatch.setattr(jax, "device_get", got)
     shown = classifier()
     on_host = models.Classifier(
-        shown.apply_fn, jax.tree.map(np.asarray, shown.variables), shown.mean, shown.std
+        shown.apply_fn, jax.tree.map(asarray, shown.variables), shown.mean, shown.std
     )
     options = {"key": jax.random.key(0), "execution": Execution(16)}
     evaluation.attack_dataset(PGD(0.03, 0.01, 18), on_host, *examples(45), **options)
     assert len(chunks) > 20 and all(chunks)
     assert read == [1] * len(chunks)
+    # Pieces of an eighth of the lanes, whose jobs are over; 45 are those of the whole data set.
+    assert set(points) == {2, 45}
+
+
+def test_lanes_that_are_resumed_compile_nothing_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(compilation, "group_sizes", lambda: (4,))
+
+    def attack(epsilon, stop=False):
+        def progress(name, done, size):
+            if stop and done > size // 2:
+                raise KeyboardInterrupt
+
+        evaluation.attack_dataset(
+            PGD(epsilon, 0.01, 16),
+            classifier(),
+            *examples(45),
+            key=jax.random.key(0),
+            execution=Execution(16, progress=progress, path=tmp_path / f"{epsilon}.npz"),
+        )
+
+    attack(0.03)
+    with pytest.raises(KeyboardInterrupt):
+        attack(0.02, stop=True)
+    assert (tmp_path / "0.02.npz").exists()
+    before = num_compiled("advance_on_devices")
+    attack(0.02)
+    attack(0.05)
+    assert num_compiled("advance_on_devices") == before
 
 
 def test_a_second_batch_reads_no_image_from_the_device(monkeypatch):

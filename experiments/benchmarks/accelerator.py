@@ -21,7 +21,6 @@ Sources: PGD, https://arxiv.org/abs/1706.06083; AutoAttack, https://arxiv.org/ab
 
 import dataclasses
 import functools
-import json
 import os
 import sys
 import tempfile
@@ -111,11 +110,8 @@ def main(config: Config) -> None:
 
 def _rows(config: Config, rate: float, ask: harness.Ask) -> Iterator[harness.Row]:
     """Yields the rows of an earlier run in which nothing failed, then new rows while there is time."""
-    deadline, found, left = time.monotonic() + 60 * config.minutes, [], []
-    if harness.output(config).exists():
-        before = json.loads(harness.output(config).read_text(encoding="utf-8"))
-        if before["environment"]["device"] == studies.environment()["device"]:
-            found = [row for row in before["rows"] if "error" not in row]
+    deadline, left = time.monotonic() + 60 * config.minutes, []
+    found = [row for row in harness.earlier_rows(config, ("minutes",)) if "error" not in row]
     yield from found
     for keys, seconds, compute in _parts(config, ask):
         if any(keys.items() <= row.items() for row in found):

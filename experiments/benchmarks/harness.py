@@ -204,13 +204,38 @@ def output(settings: Settings) -> Path:
     return path.with_stem(f"{path.stem}_quick") if settings.quick else path
 
 
+def earlier_rows(settings: Settings, ignored: Sequence[str] = ()) -> list[Row]:
+    """Returns the rows of a run that was stopped; [] if its build or its settings were others.
+
+    Args:
+      settings: The settings, which name the JSON file.
+      ignored: The names of settings that change no row.
+    """
+    if not output(settings).exists():
+        return []
+    before = json.loads(output(settings).read_text(encoding="utf-8"))
+    config = studies.configuration(settings)
+    kept = config.keys() - set(ignored)
+    same = all(before["config"].get(name) == config[name] for name in kept)
+    if not same or before["environment"] != _environment():
+        return []
+    print(
+        f"{len(before['rows'])} rows of {output(settings)} are kept; delete it to measure them anew."
+    )
+    return before["rows"]
+
+
+def _environment() -> Row:
+    return studies.environment() | {"num_cores": compilation.num_cores()}
+
+
 def record(settings: Settings, table: str, rows: Iterable[Row], **header: Any) -> None:
     """Writes rows as JSON and prints them as soon as they are measured, so a killed run keeps them.
 
     `table` names columns in columns.json: {heading: path of the value in a row, with slashes between
     keys}. `header` is added to the JSON, beside rows, settings and environment.
     """
-    environment = studies.environment() | {"num_cores": compilation.num_cores()}
+    environment = _environment()
     document = {"config": studies.configuration(settings), "environment": environment, **header}
     document["rows"] = []
     columns = _TABLES[table]

@@ -183,9 +183,10 @@ class Seats:
             return False
         self.group, self.row, self.restart = int(group) or None, row, restart
         self.steps = arrays["lane/steps"]
-        self.running = jax.tree_util.tree_map_with_path(
+        restored = jax.tree_util.tree_map_with_path(
             lambda path, leaf: _like(kept[jax.tree_util.keystr(path)], leaf), template
         )
+        self.running = self._shared(restored)
         return True
 
     def _asked(self) -> np.ndarray:
@@ -216,7 +217,8 @@ def lane_count(
 ) -> tuple[int | None, int]:
     """Computes for how many lanes to compile.
 
-    Only for an attack of many steps does another number of jobs mean another compilation.
+    Where lanes have groups, another number of jobs means another compilation only for an attack of many
+    steps; elsewhere only if there are fewer jobs than lanes.
 
     Args:
       num_lanes: How many lanes the user asked for.
@@ -262,9 +264,7 @@ def _plain(leaf: jax.Array) -> np.ndarray:
 
 
 def _like(array: np.ndarray, leaf: jax.Array) -> Any:
+    # If they were put on a named device, jax would compile all programs anew for lanes that must stay.
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.device_put(
-            jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf)),
-            leaf.sharding,
-        )
-    return jax.device_put(array.astype(leaf.dtype), leaf.sharding)
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))
+    return jnp.asarray(array.astype(leaf.dtype))
