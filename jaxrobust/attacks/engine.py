@@ -215,9 +215,14 @@ def _in_microbatches(function: Callable[..., Any], rows: PyTree) -> Any:
     size = _microbatch(total)
     if size == total:
         return function(*rows)
-    parts = jax.tree.map(lambda leaf: leaf.reshape(total // size, size, *leaf.shape[1:]), rows)
+    # Each part has rows of every device among which the rows are divided, as in a training step.
+    parts = jax.tree.map(
+        lambda leaf: leaf.reshape(size, total // size, *leaf.shape[1:]).swapaxes(0, 1), rows
+    )
     results = jax.lax.map(lambda part: function(*part), parts)
-    return jax.tree.map(lambda leaf: leaf.reshape(total, *leaf.shape[2:]), results)
+    return jax.tree.map(
+        lambda leaf: leaf.swapaxes(0, 1).reshape(total, *leaf.shape[2:]), results
+    )
 
 
 compiled_ascend = compilation.jit(ascend, exact_types=True)
@@ -244,13 +249,16 @@ def craft(attack: Attack, key: Array, logits_fn: LogitsFn, images: Array, labels
     # Restart 0's keys, so that this is the last point of `run`.
     keys = jax.vmap(jax.random.fold_in, (0, None))(fold_keys(key, jnp.arange(len(images))), 0)
 
-    def step(states: PyTree, index: Array) -> tuple[PyTree, None]:
-        evaluation = evaluate(attack, logits_fn, states, answer_keys(keys, index))[1]
-        return tell(attack, states, evaluation), None
+    def part(attack: Attack, keys: Array, images: Array, labels: Array) -> Array:
+        def step(states: PyTree, index: Array) -> tuple[PyTree, None]:
+            evaluation = evaluate(attack, logits_fn, states, answer_keys(keys, index))[1]
+            return tell(attack, states, evaluation), None
 
-    states = conversation.start(attack, keys, images, labels, jnp.int32(0))
-    states, _ = jax.lax.scan(step, states, jnp.arange(attack.num_steps))
-    return jax.lax.stop_gradient(conversation.ask(attack, states))
+        states = conversation.start(attack, keys, images, labels, jnp.int32(0))
+        states, _ = jax.lax.scan(step, states, jnp.arange(attack.num_steps))
+        return conversation.ask(attack, states)
+
+    return jax.lax.stop_gradient(_in_microbatches(part, (attack, keys, images, labels)))
 
 
 def _attempt(
