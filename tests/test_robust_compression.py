@@ -564,7 +564,7 @@ def test_quick_from_end_to_end_resumed_and_refused(tmp_path, capsys):
     for anchor in coverage_page.named("robust_compression"):
         assert f'id="{anchor}"' in text, anchor
     assert "Training images are used as they are" in text  # digits are not flipped
-    assert "by looking at test images" in text and "the pull is at most 60 %" in text
+    assert "by looking at test images" in text and "the pull is at most 60\u00a0%" in text
 
     # Killed after some stages: what was finished is read back, the rest made again, the same.
     kept_files = {path: path.stat().st_mtime_ns for path in folder.glob("stages/*.json")}
