@@ -308,19 +308,6 @@ def test_redundant_masks_whole_filters():
     assert kernels(Redundant(floor=3).masks(params, 0.01))[0][0, 0, 0].sum() == 3
 
 
-def test_redundant_removes_the_scale_of_a_removed_filter():
-    block = {"conv": {"kernel": weights((3, 3, 2, 4))["block_0"]["kernel"]}}
-    block["bn"] = {"scale": np.ones(4, np.float32), "bias": np.ones(4, np.float32)}
-    twice = block | {"other": {"scale": np.ones(4, np.float32)}}  # whose scale is it?
-    params = {"a": block, "b": twice, "c": block, "norm": {"scale": np.ones(7, np.float32)}}
-    assert Redundant().scales(params, exclude=("c",)) == {"a/conv/kernel": "a/bn/scale"}
-    masks = Redundant().masks(params, 0.5, exclude=("c",))
-    stays = masks["a"]["conv"]["kernel"][0, 0, 0]
-    np.testing.assert_array_equal(masks["a"]["bn"]["scale"], stays)
-    assert stays.sum() == 2 and masks["a"]["bn"]["bias"].all()
-    assert masks["b"]["bn"]["scale"].all() and masks["c"]["bn"]["scale"].all()
-
-
 def test_n_of_m_is_the_projection_of_every_group():
     params = weights((2, 1, 8, 3))
     (kernel,) = kernels(params)

@@ -451,6 +451,12 @@ def test_multipliers_are_updated_four_times_in_an_epoch(tmp_path):
     assert tie.rho * tie.rho_growth ** (4 * 9) == pytest.approx(tie.largest_rho)
     assert tie.rho == training.rho_for_pull(0.05, 0.05, 3, 0.9)
     assert tie.largest_rho == training.rho_for_pull(0.99, 0.05, 3, 0.9)
+    # The pulls are the course of rho that was chosen for 46 steps between two updates, and when the
+    # learning rate has fallen, the last rho pulls less: by 60 %, as the report says.
+    course = [training.rho_for_pull(pull, 0.05, 46, 0.9) for pull in trainings.PULLS]
+    assert course == pytest.approx([0.002, 0.2], rel=0.15)
+    fallen = training.rho_for_pull(0.6, trainings.FACTOR * 0.05, 46, 0.9)
+    assert course[1] == pytest.approx(fallen, rel=0.01)
     # In fewer steps the last pull would need a rho that is too large.
     few = made_study(tmp_path, split, num_train=100, batch_size=100)
     assert trainings.rhos(few)[1] * few.settings.learning_rate == pytest.approx(0.2)
@@ -557,6 +563,8 @@ def test_quick_from_end_to_end_resumed_and_refused(tmp_path, capsys):
     text = report.read_text()
     for anchor in coverage_page.named("robust_compression"):
         assert f'id="{anchor}"' in text, anchor
+    assert "Training images are used as they are" in text  # digits are not flipped
+    assert "by looking at test images" in text and "the pull is at most 60\u00a0%" in text
 
     # Killed after some stages: what was finished is read back, the rest made again, the same.
     kept_files = {path: path.stat().st_mtime_ns for path in folder.glob("stages/*.json")}

@@ -153,27 +153,6 @@ def test_rigl_drops_the_smallest_and_grows_where_the_gradient_is_largest():
     assert dense[np.asarray(largest)].min() >= dense[~np.asarray(largest)].max()
 
 
-def test_admm_draws_the_scales_that_are_removed_with_filters():
-    """Otherwise BatchNorm would hide from the loss that a filter shrinks."""
-    kernel = np.random.default_rng(0).normal(size=(3, 3, 2, 4)).astype(np.float32)
-    block = {"conv": {"kernel": kernel}, "bn": {"scale": jnp.full(4, 2.0), "bias": jnp.ones(4)}}
-    params = {"block": block, "head": {"kernel": jnp.ones((4, 3))}}
-    pulls = {}
-    for constraint in (pruning.Redundant(), pruning.Irregular()):
-        method = ADMM(constraint, kept=0.5, rho=0.5)
-        _, memory = method.start(KEY, params, 0.5)
-        pulls[constraint] = jax.grad(method.penalty)(params, memory)["block"]["bn"]
-        masked, masks = method.finish(params, memory, 0.5)
-        stays = masks["block"]["conv"]["kernel"].any((0, 1, 2))
-        scale = masked["block"]["bn"]["scale"]
-        np.testing.assert_array_equal(scale > 0, stays | (constraint == pruning.Irregular()))
-        if constraint == pruning.Redundant():
-            # rho (scale - 0) for removed filters, and nothing for those that stay.
-            np.testing.assert_allclose(pulls[constraint]["scale"], np.where(stays, 0.0, 1.0))
-    assert not pulls[pruning.Irregular()]["scale"].any()
-    assert not pulls[pruning.Redundant()]["bias"].any()
-
-
 @pytest.mark.parametrize("pull, momentum", [(0.05, 0.0), (0.9, 0.0), (0.05, 0.9), (0.5, 0.9)])
 def test_rho_for_pull_moves_weights_by_that_share(pull, momentum):
     """Steps of SGD on the penalty alone, from a distance of 1."""

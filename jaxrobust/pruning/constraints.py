@@ -24,15 +24,7 @@ import numpy as np
 from jaxrobust import checks
 from jaxrobust.pruning import funnel, redundancy
 from jaxrobust.pruning.magnitude import SCOPES, keep_largest, not_excluded
-from jaxrobust.pruning.masks import (
-    Kernel,
-    Kernels,
-    axes_of,
-    keep_all,
-    kernels_of,
-    named_leaves,
-    with_leaves,
-)
+from jaxrobust.pruning.masks import Kernel, Kernels, axes_of, keep_all, kernels_of, with_leaves
 from jaxrobust.types import Array, Masks, PyTree
 
 
@@ -51,7 +43,7 @@ class Constraint(Protocol):
 
         Returns:
           Masks with the structure of the parameters, True for weights that stay. Biases and other
-          parameters stay, except the scales that `Redundant.scales` names.
+          parameters always stay.
 
         Raises:
           TypeError: `kept` is not a number, or a kernel has integers.
@@ -221,9 +213,6 @@ class Redundant:
     exact. The greedy result need not be the nearest network of the set, which is a hard problem (a
     maximum independent set).
 
-    The scale of the BatchNorm behind a removed filter is removed too (`scales`). Otherwise training
-    could not feel that a filter shrinks, because BatchNorm undoes it, until the filter is gone at once.
-
     Attributes:
       floor: The smallest number of filters that stay in every kernel (or all, if it has fewer), at
         least 1.
@@ -243,8 +232,8 @@ class Redundant:
         checks.integer("floor", self.floor, minimum=1)
 
     def masks(self, params: PyTree, kept: Array | float, *, exclude: Sequence[str] = ()) -> Masks:
-        """Returns masks of whole filters and of their scales; see `Constraint.masks`."""
-        found, scales = {}, self.scales(params, exclude)
+        """Returns masks of whole filters; see `Constraint.masks`."""
+        found = {}
         for path, kernel in checked_kernels(params, kept, exclude, self.kernels).items():
             outputs = axes_of(self.kernels, path, kernel.ndim).outputs
             others = [axis for axis in range(kernel.ndim) if axis not in outputs]
@@ -254,40 +243,7 @@ class Redundant:
             stays, _ = redundancy.apart(filters.reshape(-1, width), count)
             mask = jnp.broadcast_to(stays, (filters.size // width, width)).reshape(filters.shape)
             found[path] = mask.transpose(np.argsort([*others, *outputs]))
-            if path in scales:
-                found[scales[path]] = stays
         return with_leaves(keep_all(params), found)
-
-    def scales(self, params: PyTree, exclude: Sequence[str] = ()) -> dict[str, str]:
-        """Returns the scales of BatchNorm that are masked with the filters: {kernel's path: its path}.
-
-        A scale belongs to a kernel if both are alone in their block: "block_0/bn/scale" to
-        "block_0/conv/kernel", if the block has no other kernel or scale. The lengths must agree.
-
-        Args:
-          params: Nested dicts of arrays.
-          exclude: Path prefixes of kernels that are not compressed.
-
-        Example:
-          >>> block = {"conv": {"kernel": jnp.ones((3, 3, 2, 4))}, "bn": {"scale": jnp.ones(4)}}
-          >>> Redundant().scales({"block_0": block})
-          {'block_0/conv/kernel': 'block_0/bn/scale'}
-        """
-        leaves, every = dict(named_leaves(params)), kernels_of(params, self.kernels)
-        compressed, found = open_kernels(params, exclude, self.kernels), {}
-        blocks: dict[str, list[str]] = {}
-        for path in leaves:
-            if path in every or path.split("/")[-1] == "scale":
-                blocks.setdefault("/".join(path.split("/")[:-2]), []).append(path)
-        for paths in blocks.values():
-            inside = [path for path in paths if path in compressed]
-            scales = [path for path in paths if path not in every]
-            if len(paths) == 2 and inside and scales:
-                outputs = axes_of(self.kernels, inside[0], every[inside[0]].ndim).outputs
-                width = math.prod(every[inside[0]].shape[axis] for axis in outputs)
-                if leaves[scales[0]].shape == (width,):
-                    found[inside[0]] = scales[0]
-        return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,14 +5,14 @@ import math
 from typing import ClassVar, NamedTuple
 
 from jaxrobust import checks
-from jaxrobust.pruning import Constraint, Irregular, Redundant, admm, apply_masks
-from jaxrobust.pruning.masks import named_leaves, with_leaves
+from jaxrobust.pruning import Constraint, Irregular, admm, apply_masks
+from jaxrobust.pruning.masks import with_leaves
 from jaxrobust.training.compression.method import check_settings, compressed_kernels, prefixes
 from jaxrobust.types import Array, Masks, PyTree
 
 
 class ADMMMemory(NamedTuple):
-    """The memory of `ADMM`: copies and duals of the compressed weights, in the order of their paths."""
+    """The memory of `ADMM`: copies and duals of the kernels, in the order of `pruning.kernel_paths`."""
 
     multipliers: admm.Multipliers
     figures: dict[str, Array]
@@ -81,7 +81,7 @@ class ADMM:
     def start(self, key: Array, params: PyTree, kept: Array | float) -> tuple[PyTree, ADMMMemory]:
         """Returns the parameters unchanged, and a memory in which theta' is their projection."""
         del key
-        weights = tuple(self._compressed(params).values())
+        weights = tuple(compressed_kernels(params, self.exclude).values())
         multipliers = admm.started(weights, self._projection(params, kept), self.rho)
         return params, ADMMMemory(multipliers, self._figures(weights, multipliers, multipliers))
 
@@ -92,7 +92,7 @@ class ADMM:
 
     def penalty(self, params: PyTree, memory: ADMMMemory) -> Array:
         """Returns the terms that the augmented Lagrangian adds to the loss."""
-        weights = tuple(self._compressed(params).values())
+        weights = tuple(compressed_kernels(params, self.exclude).values())
         return admm.penalty(weights, memory.multipliers)
 
     def update(
@@ -105,7 +105,7 @@ class ADMM:
     ) -> tuple[PyTree, ADMMMemory]:
         """Updates u, then theta' with the new budget; the parameters do not change."""
         del gradients, progress
-        weights = tuple(self._compressed(params).values())
+        weights = tuple(compressed_kernels(params, self.exclude).values())
         after = admm.updated(
             weights,
             memory.multipliers,
@@ -124,22 +124,13 @@ class ADMM:
         masks = self.constraint.masks(params, kept, exclude=prefixes(params, self.exclude))
         return apply_masks(params, masks), masks
 
-    def _compressed(self, params: PyTree) -> dict[str, Array]:
-        """Returns the kernels, and the scales that the constraint removes with them, by path."""
-        found = compressed_kernels(params, self.exclude)
-        if isinstance(self.constraint, Redundant):
-            leaves = dict(named_leaves(params))
-            scales = self.constraint.scales(params, prefixes(params, self.exclude))
-            found |= {path: leaves[path] for path in scales.values()}
-        return found
-
     def _projection(self, params: PyTree, kept: Array | float) -> admm.Project:
-        paths = tuple(self._compressed(params))
+        paths = tuple(compressed_kernels(params, self.exclude))
 
         def project(weights: tuple[Array, ...]) -> tuple[Array, ...]:
             tree = with_leaves(params, dict(zip(paths, weights, strict=True)))
             masks = self.constraint.masks(tree, kept, exclude=prefixes(params, self.exclude))
-            return tuple(self._compressed(apply_masks(tree, masks)).values())
+            return tuple(compressed_kernels(apply_masks(tree, masks), self.exclude).values())
 
         return project
 
@@ -157,10 +148,11 @@ def rho_for_pull(pull: float, learning_rate: float, steps: int, momentum: float 
     """Returns the rho of `ADMM` that draws the weights by a given share towards theta' between updates.
 
     In each step of SGD the penalty moves a weight towards theta' by the share
-    learning_rate * rho / (1 - momentum) of its distance, if no other gradient acts on it. This needs
-    no trained network: it depends on the recipe alone, and the same pull is the same rule for another
-    batch size, number of images or learning rate. For a large pull within few steps it is a bound,
-    because momentum SGD then overshoots.
+    learning_rate * rho / (1 - momentum) of its distance, if no other gradient acts on it and nothing
+    is clipped: gradient clipping shortens the penalty's gradient too. So one pull scales rho to another
+    batch size, number of images or learning rate; which pull is good, it does not say. If the learning
+    rate falls later, the pull of the same rho falls with it. For a large pull within few steps rho is a
+    bound, because momentum SGD then overshoots.
 
     Args:
       pull: The share of the distance to theta' that is covered between two updates, in (0, 1).
