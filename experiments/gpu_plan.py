@@ -8,9 +8,9 @@ command continues with what is missing, so several short leases of a GPU add up;
 folder of results. plan.json in this folder says what has finished, and which commands continue the
 rest.
 
-Expected time: 75 minutes in all on one H100, estimated from the times in docs/results/cifar10.md, in
-leases of any length. --quick takes 8 minutes on 2 cores: it runs the smallest form of each part, to
-see that all of them work.
+Expected time: 75 minutes in all on one H100, in leases of any length. This is an estimate from the
+times in docs/results/cifar10.md, which are those of older code; the plan has not been timed. --quick
+takes 8 minutes on 2 cores: it runs the smallest form of each part, to see that all of them work.
 
 Sources: 004 (ResNet18 in the place of ResNet34) and 003 (VGG19 and ResNet50).
 """
@@ -106,7 +106,8 @@ def run(words: list[str], seconds: float) -> str:
     At the end of the time, and if this script itself is interrupted, the command is interrupted too and
     has some seconds to write what it has.
     """
-    process = subprocess.Popen(words)
+    # In a session of its own, or Ctrl-C in a terminal would interrupt it twice.
+    process = subprocess.Popen(words, start_new_session=True)
     try:
         code = process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -120,10 +121,12 @@ def run(words: list[str], seconds: float) -> str:
 
 def _stop(process: subprocess.Popen) -> None:
     process.send_signal(signal.SIGINT)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=GRACE)
-    process.kill()  # what it has computed is in files
-    process.wait()
+    try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=GRACE)
+    finally:  # also at a second Ctrl-C, which the process does not see
+        process.kill()  # what it has computed is in files
+        process.wait()
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -145,10 +148,11 @@ def main(settings: Settings) -> None:
             "`data_dir` must be the folder of CIFAR-10 as JPEG, as data/README.md says."
         )
     deadline, path = time.monotonic() + 60 * settings.minutes, settings.results_dir / "plan.json"
-    found = read(path)
+    found, rows = read(path), []  # what was found can have rows of other settings, which stay
     for part in PARTS:
         words = command(part, settings)
         row = found.setdefault(shlex.join(words), {"command": shlex.join(words), "seconds": 0.0})
+        rows.append(row)
         left, start = deadline - time.monotonic(), time.monotonic()
         if row.get("state") == "finished" or left < LEAST:
             row.setdefault("state", "not begun")
@@ -163,7 +167,7 @@ def main(settings: Settings) -> None:
                 files.write_json(path, list(found.values()))
         print(f"{part.name}: {row['state']} after {row['seconds']:.0f} s", flush=True)
     files.write_json(path, list(found.values()))
-    if any(row["state"] != "finished" for row in found.values()):
+    if any(row["state"] != "finished" for row in rows):
         print(f"To go on, run the same command again. {path} has the commands of all parts.")
 
 

@@ -363,6 +363,8 @@ def test_depth_keeps_as_many_levels_as_its_bits_allow():
     assert float(jnp.abs(BitDepth(3)(pixels) - pixels).max()) <= 0.5 / 7 + 1e-6
     with pytest.raises(ValueError, match="`bits` must be at least 1, got 0"):
         BitDepth(0)
+    with pytest.raises(ValueError, match="`bits` must be a finite number at most 16, got 40"):
+        BitDepth(40)
     with pytest.raises(ValueError, match="`size` must be at least 1, got 0"):
         MedianSmoothing(0)
 
@@ -386,7 +388,22 @@ def test_no_more_clean_images_than_asked_are_above_the_threshold(count, rate, ab
     assert detection_threshold(np.zeros(7), rate) == 0  # equal scores are not above
 
 
-@pytest.mark.parametrize("scores", [[], [[1.0]], [1.0, np.nan]])
-def test_a_threshold_needs_finite_scores(scores):
-    with pytest.raises(ValueError, match="`clean_scores` must be one or more finite numbers"):
+@pytest.mark.parametrize(
+    "scores, got",
+    [
+        ([], r"shape \(0,\)"),
+        ([[1.0]], r"shape \(1, 1\)"),
+        (0.5, r"shape \(\)"),
+        ([1.0, np.nan], "nan at 1"),
+        ([-np.inf, 1.0], "-inf at 0"),
+    ],
+)
+def test_a_threshold_needs_finite_scores(scores, got):
+    message = rf"`clean_scores` must be one or more finite numbers \[N\], got {got}\."
+    with pytest.raises(ValueError, match=message):
         detection_threshold(scores)
+
+
+def test_confidence_is_of_a_batch():
+    with pytest.raises(ValueError, match=r"`logits` must be \[B, K\], got shape \(3,\)"):
+        confidence_score(jnp.zeros(3))

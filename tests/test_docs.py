@@ -101,6 +101,7 @@ def _attribution(left, folder):
 def _trust(left, folder):
     assert left.summary["clean_accuracy"] == {**left.suite.clean_accuracy}
     assert left.checks["n"] == left.right.sum() == 5
+    assert left.detected.shape == left.known.success.shape == (3,)  # the other half is held out
 
 
 def _getting_started(left, folder):

@@ -1,7 +1,11 @@
 """The plan for a GPU: its commands, what is stopped and continued, and what is not run again."""
 
+import contextlib
 import importlib
 import json
+import subprocess
+import time
+import types
 from pathlib import Path
 
 import pytest
@@ -11,9 +15,9 @@ from experiments import gpu_plan
 from experiments.gpu_plan import Part, Settings
 from jaxrobust import studies
 
-# A script that takes its time, and one second less when it is continued.
+# A script that says when it has begun something long, and goes on from there when it is continued.
 _SCRIPT = """
-import pathlib, sys, time
+import os, pathlib, sys, time
 name = sys.argv[-1]
 runs = pathlib.Path(__file__).with_name(name)
 before = runs.read_text() if runs.exists() else ""
@@ -22,7 +26,9 @@ if "fail" in name:
     sys.exit(3)
 if "long" in name and not before:
     try:
-        time.sleep(60)
+        of_its_own = os.getsid(0) == os.getpid()
+        pathlib.Path(__file__).with_name("begun").write_text(f"its own session: {of_its_own}")
+        time.sleep(600)
     except KeyboardInterrupt:
         runs.write_text("saved")
         sys.exit(130)
@@ -54,12 +60,49 @@ def test_the_rest_runs_after_a_failure_and_only_what_is_missing_runs_again(plan)
     assert plan("fail", "good") == ({"fail": "xx", "good": "x"}, ["failed", "finished"])
 
 
-def test_at_the_end_of_the_time_a_part_is_stopped_and_continued_by_the_next_call(plan):
-    assert plan("long", "good", minutes=0.02) == (
-        {"long": "saved", "good": ""},
-        ["stopped", "not begun"],
-    )
+@contextlib.contextmanager
+def ending(folder, make_error):
+    """Within it, the wait for a part ends with an error once the part is in the middle of its work."""
+    clock, begun = types.SimpleNamespace(now=0.0, monotonic=lambda: clock.now), folder / "begun"
+
+    class Process(subprocess.Popen):
+        def wait(self, timeout=None):
+            if timeout is None or timeout <= gpu_plan.GRACE:
+                return super().wait(timeout)
+            last = time.monotonic() + 60
+            while not begun.exists() or not begun.read_text():
+                assert self.poll() is None and time.monotonic() < last
+                time.sleep(0.01)
+            clock.now += timeout + 1
+            raise make_error(timeout)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(gpu_plan, "time", clock)
+        patched.setattr(gpu_plan.subprocess, "Popen", Process)
+        yield begun
+
+
+def test_at_the_end_of_the_time_a_part_is_stopped_and_continued_by_the_next_call(plan, tmp_path):
+    with ending(tmp_path, lambda timeout: subprocess.TimeoutExpired("part", timeout)):
+        stopped = plan("long", "good")
+    assert stopped == ({"long": "saved", "good": ""}, ["stopped", "not begun"])
     assert plan("long", "good") == ({"long": "savedx", "good": "x"}, ["finished", "finished"])
+
+
+def test_ctrl_c_reaches_a_part_once_and_ends_the_plan(plan, tmp_path):
+    with ending(tmp_path, lambda _: KeyboardInterrupt()) as begun, pytest.raises(KeyboardInterrupt):
+        plan("long", "good")
+    assert begun.read_text() == "its own session: True"  # a terminal interrupts the plan alone
+    assert (tmp_path / "plan-long").read_text() == "saved"
+    (row,) = json.loads((tmp_path / "results" / "plan.json").read_text())
+    assert row["state"] == "stopped"
+
+
+def test_only_the_parts_of_the_call_are_left_to_do(plan, capsys):
+    plan("fail")
+    assert "run the same command again" in capsys.readouterr().out
+    assert plan("good")[1] == ["failed", "finished"]  # the other row stays
+    assert "run the same command again" not in capsys.readouterr().out
 
 
 def test_a_plan_that_cannot_be_read_is_an_error(tmp_path):

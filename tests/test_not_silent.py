@@ -381,16 +381,19 @@ def test_checks_of_images_on_the_host_take_no_copy():
 
 
 def test_nothing_larger_than_a_batch_goes_to_the_device(monkeypatch):
-    largest, original = [0], jnp.asarray
+    largest = [0]
 
-    def watched(array, *arguments, **options):
-        if isinstance(array, np.ndarray) and array.ndim == 4:
-            largest[0] = max(largest[0], len(array))
-        return original(array, *arguments, **options)
+    def watched(original):
+        def put(given, *arguments, **options):
+            for array in jax.tree.leaves(given):
+                if isinstance(array, np.ndarray) and array.ndim == 4:
+                    largest[0] = max(largest[0], len(array))
+            return original(given, *arguments, **options)
 
-    monkeypatch.setattr(jnp, "asarray", watched)
-    monkeypatch.setattr(jnp, "array", watched)
-    monkeypatch.setattr(jax, "device_put", watched)
+        return put
+
+    for module, name in ((jnp, "asarray"), (jnp, "array"), (jax, "device_put")):
+        monkeypatch.setattr(module, name, watched(getattr(module, name)))
     images = RNG.random((300, 4, 4, 2)).astype(np.float32)
     evaluation.evaluate(means, images, means(images).argmax(1), batch_size=8)
     options = {"key": KEY, "execution": evaluation.Execution(num_lanes=8)}

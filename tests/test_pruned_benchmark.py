@@ -553,6 +553,15 @@ def test_the_published_page_has_the_source_s_tables(made, tmp_path):
     assert "Source, against the base: max δ, points" in text  # its table 1
     assert "Batches of 32" in text and "What the source's files hold" in text
     assert "except the first convolution and convolutions with a stride above 1" in text
+    assert "as NNCF does by default" in text and "of 64 filters none at 10 %" in text
+
+
+def test_a_page_says_nncf_of_its_defaults_alone(made):
+    study = made()
+    study.settings = dataclasses.replace(study.settings, prune_first_conv=True, multiple_of=1)
+    said = str(page(study)[1])
+    assert "except convolutions with a stride above 1" in said
+    assert "as NNCF does by default" not in said and "rounded up" not in said
 
 
 @pytest.fixture

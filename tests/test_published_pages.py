@@ -13,7 +13,7 @@ import pytest
 from markdown_it import MarkdownIt
 from report_pages import EVIL, make_result
 
-from jaxrobust import studies
+from jaxrobust import compilation, studies
 from jaxrobust.reports import write_page
 
 
@@ -24,6 +24,8 @@ class Settings:
     Attributes:
       networks: Networks.
       rate: A rate.
+      words: Words.
+      cache_dir: A folder with a default.
       data_dir: A folder.
       download: Whether to download.
       preset: A preset.
@@ -34,6 +36,8 @@ class Settings:
 
     networks: tuple[str, ...] = ("large",)
     rate: float = 0.1
+    words: tuple[str, ...] = dataclasses.field(default_factory=lambda: ("a", "b"))
+    cache_dir: Path = Path("cache")
     data_dir: Path | None = None
     download: bool = False
     preset: str = "full"
@@ -50,8 +54,14 @@ def result(tmp_path):
     path = tmp_path / "tiny" / "default" / "result.json"
     path.parent.mkdir(parents=True)
     of = make_result()
-    of["config"] = {"networks": ["small", "tiny"], "rate": 0.1, "preset": "cpu", "seed": 3}
-    of["config"] |= {"data_dir": "/home/somebody/images", "download": True, "constants": {"a": 1}}
+    given = Settings(
+        networks=("small", "tiny; rm"),
+        data_dir=Path("/home/somebody/images"),
+        download=True,
+        preset="cpu",
+        seed=3,
+    )
+    of["config"] = studies.configuration(given)
     path.write_text(json.dumps(of))
     return path
 
@@ -94,30 +104,55 @@ def test_a_page_is_the_same_twice_and_leaves_no_old_drawing(result, tmp_path):
     # Without the section there is the summary and the verdict alone.
     write_page(result, page, ["part"])
     assert "Which one?" in page.read_text() and "## Costs" not in page.read_text()
-    with pytest.raises(ValueError, match="ids of headings .*'cost'; these are part, costs-section"):
-        write_page(result, page, ["cost"])
+    for name in ("cost", "closer"):  # the second is a heading within a section
+        message = rf"ids of headings .*'{name}'; these are part, costs-section\."
+        with pytest.raises(ValueError, match=message):
+            write_page(result, page, [name])
+    with pytest.raises(ValueError, match=r"`output` must be a page .* \.md, got '.*tiny'"):
+        write_page(result, tmp_path / "tiny", ["part"])
 
 
-def test_publish_runs_nothing_and_says_the_command_without_paths(
-    result, tmp_path, monkeypatch, capsys
-):
+@pytest.fixture
+def publish(tmp_path, monkeypatch):
+    """Runs a script that publishes the section of costs, with more options."""
+
     def main(settings):
         raise AssertionError("it must not run")
 
+    for changed in ("use_every_core", "keep_programs"):  # of this process, which runs nothing
+        monkeypatch.setattr(compilation, changed, lambda: None)
     module = types.ModuleType("experiments.tiny.__main__")
     module.__spec__ = types.SimpleNamespace(name="experiments.tiny.__main__")
     monkeypatch.setitem(sys.modules, "experiments.tiny.__main__", module)
     main.__module__ = module.__name__
+
+    def run(page, *more):
+        options = ["--results-dir", str(tmp_path), "--publish", str(page), *more]
+        monkeypatch.setattr(sys, "argv", ["tiny", *options])
+        studies.run_script(main, Settings, PRESETS, published=("costs-section",))
+
+    return run
+
+
+def test_publish_runs_nothing_and_says_the_command_without_paths(result, publish, tmp_path, capsys):
     page = tmp_path / "page.md"
-    options = ["--results-dir", str(tmp_path), "--publish", str(page)]
-    monkeypatch.setattr(sys, "argv", ["tiny", *options])
-    studies.run_script(main, Settings, PRESETS, published=("costs-section",))
+    publish(page)
     assert capsys.readouterr().out.strip() == str(page)
     commands = re.findall(r"^    (python .*)$", page.read_text("utf-8"), re.M)
-    made = "python -m experiments.tiny --preset cpu --networks small tiny --seed 3 --data-dir DIR"
+    made = "python -m experiments.tiny --preset cpu --networks small 'tiny; rm' --data-dir DIR --seed 3"
     assert commands == [made, f"{made} --publish page.md"]
     assert "somebody" not in page.read_text() and EVIL not in page.read_text()
-    monkeypatch.setattr(sys, "argv", ["tiny", *options, "--run", "other"])
     with pytest.raises(SystemExit):
-        studies.run_script(main, Settings, PRESETS, published=("costs-section",))
+        publish(page, "--run", "other")
     assert "there is no such file" in capsys.readouterr().err
+
+
+def test_a_run_of_other_settings_is_not_published(result, publish, tmp_path, capsys):
+    of = json.loads(result.read_text())
+    del of["config"]["rate"]
+    result.write_text(json.dumps(of | {"config": of["config"] | {"gone": 1}}))
+    with pytest.raises(SystemExit):
+        publish(tmp_path / "page.md")
+    said = capsys.readouterr().err
+    assert "is of code with other settings (gone, rate)" in said and "Publish it with" in said
+    assert not (tmp_path / "page.md").exists()

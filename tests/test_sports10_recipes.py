@@ -13,6 +13,7 @@ from experiments.sports10.config import PRESETS, Config, check
 from experiments.sports10.networks import SUBJECTS
 from experiments.sports10.study import Study
 from jaxrobust import studies, training
+from jaxrobust.reports import markdown
 from jaxrobust.studies import words
 
 FOLDER = Path(sports10.__file__).parent
@@ -114,8 +115,10 @@ def test_the_report_watches_the_test_photographs(photographs):
 
 def test_only_early_stopping_keeps_the_best_epoch(photographs):
     study, _ = study_of(photographs, models=("cnn_plateau", "simple_cnn_stopped"))
-    assert study.trained("cnn_plateau", 0).variables == {"params": "last"}
-    assert study.trained("simple_cnn_stopped", 0).variables == {"params": "best"}
+    for name, epoch in (("cnn_plateau", "last"), ("simple_cnn_stopped", "best")):
+        assert study.trained(name, 0).variables == {"params": epoch}
+        for how in ("adversarially", "with noise"):
+            assert defences._fitted(study, name, how).variables == {"params": epoch}
 
 
 def test_one_setting_leaves_cross_validation_out(photographs):
@@ -143,13 +146,15 @@ def test_settings_that_do_not_fit_are_refused(settings, message):
         check(Config(Path("."), **settings))
 
 
-def test_the_preset_trains_what_the_reports_trained():
+def test_the_preset_trains_what_the_reports_trained(photographs):
     config = studies.preset(Config, PRESETS, "source", data_dir=Path("."))
     check(config)
     assert {SUBJECTS[name].model for name in config.models} == {
         *("mlp", "cnn", "simple_cnn", "resnet_small")
     }
     assert config.run == "source"
+    # What every method explains does not depend on the order of the networks.
+    assert study_of(photographs, models=config.models)[0].chosen == "simple_cnn"
 
 
 def rendered(template, facts, study, **names):
@@ -166,7 +171,7 @@ def rendered(template, facts, study, **names):
 
 
 def test_the_recipes_stand_beside_ours(photographs):
-    models = ("mlp", "cnn", "cnn_plateau_by_test")
+    models = ("mlp", "cnn", "cnn_plateau", "cnn_plateau_by_test", "simple_cnn_stopped")
     study, facts = study_of(photographs, models=models)[0], studies.Facts()
     for name in models:
         for seed, count in enumerate((38, 40)):
@@ -184,6 +189,9 @@ def test_the_recipes_stand_beside_ours(photographs):
     text = str(table)
     assert "38, 40" in text and "41, 43" in text and "cnn_plateau_by_test" in text
     assert "mlp" not in text
+    numbers = [row[1] for row in table["rows"]]
+    assert numbers == [60, 54, 60, 54]
+    assert "simple_cnn_stopped stands alone" in markdown.plain(table["caption"])
 
 
 def test_defences_and_detectors_of_every_network_are_shown(photographs):
@@ -197,6 +205,8 @@ def test_defences_and_detectors_of_every_network_are_shown(photographs):
                 for epsilon in (0.01, 0.03):
                     keys |= {"attacker": attacker, "epsilon": epsilon}
                     facts.add("defended accuracy", keys, outcomes=some)
+        for defence, epochs in (("none", 7), ("adversarial", 3), ("smoothing", 4)):
+            facts.add("epochs of the defence", network=name, defence=defence, value=epochs)
         facts.add("certified accuracy", network=name, radius=0.5, outcomes=some)
         facts.add("smoothed accuracy", network=name, radius=0.5, outcomes=some)
     keys = {"network": "mlp", "detector": "squeezing"}
@@ -211,8 +221,51 @@ def test_defences_and_detectors_of_every_network_are_shown(photographs):
     titles = [block.get("title") for block in blocks if block["kind"] == "table"]
     assert {"Defences of mlp", "Defences of cnn", "The certificate"} <= set(titles)
     said = str(text) + str(blocks)
+    assert "for 7 epochs, adversarially for 3, and for 4 with noise" in said
     assert "ensemble with its pruned and its int8 twin" in said
     assert "No photographs were held out for cnn" in said
+
+
+def test_an_attack_counts_for_the_detectors_that_it_knows(photographs, monkeypatch):
+    """Each attack is played by a word, for which the test knows what it fools and what is seen."""
+    study, facts = study_of(photographs, models=("cnn",))[0], studies.Facts()
+    told, count = list[tuple](), len(study.test("cnn"))
+    fooled = {"a detector": np.arange(count) < 3, "squeezers": np.arange(count) < 1}
+    # Scores are 0, but 1 for the first image of the unknowing attack.
+    seen = {"a detector": np.arange(count) < 1, "squeezers": np.zeros(count, bool)}
+
+    def attack(_, name, target, words):
+        return types.SimpleNamespace(images=words.rsplit(", with ", 1)[1])
+
+    def scores(images):
+        return seen[images] * 1.0 if isinstance(images, str) else np.zeros(len(images))
+
+    monkeypatch.setattr(study, "attack", attack)
+    monkeypatch.setattr(study, "classifier", lambda *_: "network")
+    monkeypatch.setattr(defences.evaluation, "logits", lambda _, images: scores(images))
+    monkeypatch.setattr(defences.jnp, "asarray", np.asarray)
+    monkeypatch.setattr(defences.defenses, "Preprocessed", lambda *_: "version")
+    monkeypatch.setattr(defences.defenses, "Ensemble", lambda _: "versions")
+    monkeypatch.setattr(defences.defenses, "squeezing_score", lambda first, *_: first)
+    monkeypatch.setattr(defences.defenses, "confidence_score", lambda first: first)
+
+    def right_ones(_, images, labels):
+        return ~fooled[images] if isinstance(images, str) else np.ones(len(labels), bool)
+
+    monkeypatch.setattr(defences, "right_ones", right_ones)
+    defences._detect(study, "cnn", facts, lambda *call: told.append(call))
+    keys = {"network": "cnn", "epsilon": 0.03}
+    found = {
+        (fact.keys["detector"], fact.keys["attacker"]): fact.count
+        for fact in facts.where("fooled unseen", keys, detector=studies.ANY, attacker=studies.ANY)
+    }
+    # The adaptive attack fools one image more unseen than the two of the unknowing one.
+    assert found == {
+        ("squeezing", "unknowing"): 2,
+        ("confidence", "unknowing"): 2,
+        ("squeezing", "adaptive"): 3,
+    }
+    assert [call[1:] for call in told] == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_twins_are_the_sparsest_and_the_quantised_form(photographs):

@@ -104,9 +104,11 @@ CW = functools.partial(CarliniWagner, learning_rate=0.01, initial_constant=0.01)
 #           image at a time, by ART's DeepFool with its default of 100 steps.
 #
 # ART's CW halves and doubles its steps by a line search of its own; here it is the paper's Adam, with
-# as many steps and constants. DF here steps 1e-4 beyond the boundary. Both do not change images that
-# are wrong without an attack, while ART does. Noise is uniform in the ball: it is the
-# baseline for attacks, and already costs much accuracy at 0.3.
+# as many steps and constants. DF is not `ArtDeepFool`, whose images end on the boundary itself, where
+# rounding decides whether the base network is fooled: it steps 1e-4 beyond, applies the overshoot in
+# every step, clips no sum of steps, and returns the clean image where it fails, not its last point.
+# Both do not change images that are wrong without an attack, while ART does. Noise is uniform in the
+# ball: it is the baseline for attacks, and already costs much accuracy at 0.3.
 ATTACKS: dict[str, dict[str, Any]] = {
     "source": {
         "CW": CW(num_iterations=10, num_searches=10),
@@ -165,7 +167,7 @@ class Settings:
       networks: Names in `NETWORKS`: the four of the source, smaller ones for a CPU, two tiny ones.
       criteria: The criteria of pruning: l1, l2, geometric_median, and random as a baseline.
       sparsities: The fractions of the filters of every pruned layer to remove, in ascending order, at
-        least 0.1.
+        least 0.1. `multiple_of` rounds up what a layer keeps, so narrow layers lose less.
       prune_first_conv: Whether to prune the first convolution. NNCF, and so the source, does not.
       prune_downsample_convs: Whether to prune convolutions with a stride above 1, and the layers that
         share their channels. NNCF, and so the source, does not.
@@ -254,7 +256,7 @@ class Variant:
 
     network: str
     kind: str = "base"  # or "control", which is fine-tuned without pruning, or a criterion
-    sparsity: float = 0.0  # the fraction of the filters of every pruned layer that is removed
+    sparsity: float = 0.0  # the fraction of the filters of a layer to remove, before rounding
     number: int | None = None  # of a control, from 0
 
     @property

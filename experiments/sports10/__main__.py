@@ -7,8 +7,10 @@
 DIR has train/<class>/*.jpg and valid/<class>/*.jpg (data/README.md). Five networks are trained, four
 of them with cross-validation (problem A); attacked and defended (problem B); pruned, fine-tuned,
 quantised and timed (problem C). If a run is killed or stopped with Ctrl-C, the same command resumes it
-at the unfinished stage. --quick reduces everything, to see that it runs. --preset source trains the
-networks as the reports do, beside ours: 50 epochs of resnet_small with three seeds and folds.
+at the unfinished stage. --quick reduces everything, to see that it runs. --preset source trains
+networks beside ours nearly as the reports do: with a learning rate or early stopping that watches a
+tenth of the training photographs (one network: the test photographs), and 50 epochs of resnet_small
+with three seeds and folds.
 
 Expected time on 2 cores: --quick just under 2 minutes. A run without cnn's folds and last two seeds,
 and with the defences of one network only, took about 85 minutes; the whole has not been timed.

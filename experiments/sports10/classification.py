@@ -30,7 +30,7 @@ def measure(study: Study) -> dict[str, Any]:
     _seeds(study, entries)
     _folds(study)
     _ensembles(study)
-    maps = remember("maps of every method", functools.partial(_maps, study))
+    maps = remember(f"maps of every method, {study.chosen}", functools.partial(_maps, study))
     _faithfulness(study, maps)
     maps["maps"] = {method: decode_array(array) for method, array in maps["maps"].items()}
     maps["steps"] = _num_steps(study)

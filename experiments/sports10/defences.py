@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from experiments.sports10 import folds
 from experiments.sports10.folds import Variant
 from experiments.sports10.networks import SUBJECTS
 from experiments.sports10.study import Study
-from jaxrobust import data, defenses, evaluation, models, pruning, studies
+from jaxrobust import data, defenses, evaluation, models, pruning, studies, training
 from jaxrobust.attacks import PGD
 from jaxrobust.evaluation.answers import as_float
 from jaxrobust.studies import ANY, comparison
@@ -61,9 +62,16 @@ def measure(study: Study) -> None:
     for name in study.defended:
         record = functools.partial(_answers, study, name)
         study.run.measure(f"answers of the defences, {name}", record)
+        # The trainings are read back.
+        trained = {"none": study.trained(name, study.config.seed)}
+        trained["adversarial"] = _fitted(study, name, "adversarially")
+        trained["smoothing"] = _fitted(study, name, "with noise")
+        for defence, fitted in trained.items():
+            keys = {"network": name, "defence": defence}
+            study.facts.add("epochs of the defence", keys, value=len(fitted.history))
         if calibrated(study, name) is not None:
             record = functools.partial(_detect, study, name)
-            study.run.measure(f"detection of attacks, {name}", record)
+            study.run.measure(f"detectors, {name}", record)
         for epsilon in epsilons(study):
             compare(study.facts, name, epsilon)
 
@@ -141,29 +149,41 @@ def _detect(study: Study, name: str, facts: studies.Facts, progress: Any) -> Non
         facts.add("held-out photographs", network=name, detector=kind, value=len(held_out[kind]))
     # Who knows the detectors makes the answers to the image and to its squeezed versions agree.
     attackers = {"unknowing": network, "adaptive": defenses.Ensemble(versions)}
-    for epsilon in epsilons(study):
-        for attacker, target in attackers.items():
-            words = f", {given[0]}, with {'squeezers' if attacker == 'adaptive' else 'a detector'}"
-            report = study.attack(study.make("PGD", epsilon), name, target, words)
-            fooled = right & ~right_ones(network, report.images, test.labels)
-            for kind, found in scores(report.images).items():
-                keys = {"network": name, "detector": kind, "attacker": attacker, "epsilon": epsilon}
-                seen = found > thresholds[kind]
-                facts.add("detected", keys, outcomes=seen[fooled])
-                facts.add("fooled unseen", keys, outcomes=(fooled & ~seen)[right])
-            progress(f"{attacker} at {epsilon}", len(facts), 6 + 8 * len(epsilons(study)))
+    works = list(itertools.product(epsilons(study), attackers.items()))
+    unseen: dict[Any, np.ndarray] = {}  # what the unknowing attacker reached
+    for done, (epsilon, (attacker, target)) in enumerate(works, start=1):
+        words = f", {given[0]}, with {'squeezers' if attacker == 'adaptive' else 'a detector'}"
+        report = study.attack(study.make("PGD", epsilon), name, target, words)
+        fooled = right & ~right_ones(network, report.images, test.labels)
+        for kind, found in scores(report.images).items():
+            if attacker == "adaptive" and kind != "squeezing":
+                continue  # this attack does not know the detector
+            keys = {"network": name, "detector": kind, "attacker": attacker, "epsilon": epsilon}
+            seen = found > thresholds[kind]
+            facts.add("detected", keys, outcomes=seen[fooled])
+            # Who knows the detector can also attack the bare network.
+            unseen[kind, epsilon] = fooled & ~seen | unseen.get((kind, epsilon), False)
+            facts.add("fooled unseen", keys, outcomes=unseen[kind, epsilon][right])
+        progress(f"{attacker} at {epsilon}", done, len(works))
 
 
-def _trained(study: Study, name: str, how: str, share: float, **changes: Any) -> models.Classifier:
+def _fitted(study: Study, name: str, how: str) -> training.FitResult:
+    """Trains a network "adversarially" or "with noise"; a finished training is read back."""
+    share, changes = NOISE_SHARE, dict[str, Any]()
+    if how == "adversarially":
+        epsilon = study.config.epsilon
+        share, changes["adversary"] = ADVERSARIAL_SHARE, PGD(epsilon, epsilon, 2)
+    else:
+        augment: Any = SUBJECTS[name].training.augmentation
+        changes["augmentation"] = Noisy(augment, SIGMA)
     recipe = study.recipe(name, study.config.seed, share, **changes)
-    return study.classifier(name, study.fit(name, f"train {name} {how}", recipe).variables)
+    return study.kept(name, study.fit(name, f"train {name} {how}", recipe))
 
 
 def _defended(study: Study, name: str) -> dict[str, Any]:
     """Returns the defences by their keys, as differentiable functions from images to logits."""
-    base, epsilon = study.base(name), study.config.epsilon
-    adversary = PGD(epsilon, epsilon, 2)
-    robust = _trained(study, name, "adversarially", ADVERSARIAL_SHARE, adversary=adversary)
+    base = study.base(name)
+    robust = study.classifier(name, _fitted(study, name, "adversarially").variables)
     found = {
         "none": base,
         "jpeg_75": defenses.Preprocessed(base, defenses.JPEG(75), "true"),
@@ -179,9 +199,7 @@ def _defended(study: Study, name: str) -> dict[str, Any]:
     found["mean_logits"] = defenses.Ensemble((base, robust), average="logits")
     if study.config.quick:
         found = {key: found[key] for key in ("none", "jpeg_30", "adversarial", "twins")}
-    augment: Any = SUBJECTS[name].training.augmentation
-    noise = Noisy(augment, SIGMA)
-    noisy = _trained(study, name, "with noise", NOISE_SHARE, augmentation=noise)
+    noisy = study.classifier(name, _fitted(study, name, "with noise").variables)
     key, samples = jax.random.key(1), copies(study)[0]
     smoothed = defenses.Smoothed(noisy, SIGMA, samples, key, common_noise=True)
     return found | {"smoothing": smoothed}

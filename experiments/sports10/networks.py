@@ -35,8 +35,8 @@ _REPORT_B = training.Recipe(
     augmentation=data.augment.SPORTS10_B,
 )
 
-# The recipes as the reports have them. Neither says whose weights it evaluates: A's accuracies are
-# called final, and B's are those of the best epoch.
+# The recipes as the reports have them. A calls its accuracies final, and does not say of which epoch;
+# B's are those of the best epoch by the test photographs.
 _PLATEAU_A = dataclasses.replace(_REPORT_A, schedule=training.Plateau(1e-3, factor=0.5, patience=3))
 _STOPPED_B = dataclasses.replace(
     _REPORT_B, validation=training.Validation(early_stopping_patience=10)

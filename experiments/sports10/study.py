@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.sports10.config import EPSILONS, OURS, Config
+from experiments.sports10.config import EPSILONS, EXPLAINED, Config
 from experiments.sports10.networks import FINE_TUNING, SUBJECTS
 from jaxrobust import data, evaluation, models, pruning, studies, training
 from jaxrobust.attacks import FGSM, PGD, Attack
@@ -44,8 +44,9 @@ class Study:
         self.key = run.key  # for everything random outside of training
         cross_validated = config.models if config.num_folds else ()
         self.folded = [name for name in cross_validated if SUBJECTS[name].folds]
-        # The network that is explained by every method: ours, if it is in the run.
-        self.chosen = OURS if OURS in config.models else config.models[-1]
+        # The network that is explained by every method.
+        explained = (name for name in EXPLAINED if name in config.models)
+        self.chosen = next(explained, config.models[-1])
         defended = (self.chosen,) if config.quick else config.models
         self.defended = defended if config.defended is None else config.defended
         self.epsilons = EPSILONS[1:2] if config.quick else EPSILONS  # of attacks over epsilon
@@ -129,6 +130,11 @@ class Study:
         """Returns the photographs that the training with a seed watches; None if it watches nothing."""
         return self._rows(name, ALL, seed)[1]
 
+    def num_train(self, name: str) -> int:
+        """Returns the number of photographs on which a network is trained, without those it watches."""
+        watched = self.watched(name, self.config.seed) if self.watches(name) == "split" else ()
+        return len(self.dataset(name).train) - len(watched)
+
     def _rows(self, name: str, rows: Any, seed: int) -> tuple[Any, data.Split | None]:
         """Returns the rows on which a network is trained, and what its recipe watches, if anything.
 
@@ -163,6 +169,10 @@ class Study:
         else:
             shown = self.test(name) if seed == self.config.seed else None
             fitted = self.fit(name, f"train {name}, seed {seed}", recipe, validation=shown)
+        return self.kept(name, fitted)
+
+    def kept(self, name: str, fitted: training.FitResult) -> training.FitResult:
+        """Returns a training with the variables of the last or the best epoch, as its subject says."""
         if SUBJECTS[name].epoch == "last":
             return fitted
         return dataclasses.replace(fitted, variables=fitted.best_variables)

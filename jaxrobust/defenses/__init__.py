@@ -5,7 +5,7 @@ This one compresses every image before the classifier sees it::
     defended = Preprocessed(classifier, JPEG(quality=75))
 
 Each defence is a frozen dataclass and a pytree, so that a compiled attack can be reused with other
-weights. A detector scores images in the place of changing them: see `detection_threshold`.
+weights. A detector scores images instead of changing them: see `detection_threshold`.
 An adaptive attack attacks `defended`. An attacker who does not know the defence attacks
 `classifier`, and the result is evaluated on `defended`.
 """

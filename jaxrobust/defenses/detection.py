@@ -28,14 +28,15 @@ from jaxrobust.types import Array
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class BitDepth:
-    """Rounds pixels to fewer levels, for `Preprocessed` with its gradient "identity".
+    """Rounds pixels to fewer levels, for `Preprocessed` with `backward="identity"`, its default.
 
     Attributes:
-      bits: The number of bits of a value, at least 1: pixels keep 2 ** bits levels.
+      bits: The number of bits of a value, 1 to 16: pixels keep 2 ** bits levels. Images of 8 bits are
+        not changed by 8 bits.
 
     Raises:
       TypeError: `bits` is not an integer.
-      ValueError: `bits` is below 1.
+      ValueError: `bits` is not in 1 .. 16.
 
     Example:
       >>> BitDepth(1)(jnp.array([[[[0.2], [0.7]]]])).ravel().tolist()
@@ -46,6 +47,7 @@ class BitDepth:
 
     def __post_init__(self) -> None:
         checks.integer("bits", self.bits, minimum=1)
+        checks.number("bits", self.bits, maximum=16)
 
     def __call__(self, images: Array) -> Array:
         """Rounds floating images [B, H, W, C] in [0, 1]."""
@@ -134,6 +136,9 @@ def confidence_score(logits: Array) -> Array:
     Returns:
       [B] in [0, 1 - 1 / K].
 
+    Raises:
+      ValueError: The logits are not [B, K].
+
     References:
       Hendrycks, Gimpel, "A Baseline for Detecting Misclassified and Out-of-Distribution Examples in
       Neural Networks", ICLR 2017, https://arxiv.org/abs/1610.02136
@@ -142,6 +147,8 @@ def confidence_score(logits: Array) -> Array:
       >>> confidence_score(jnp.log(jnp.array([[0.9, 0.1]]))).round(3)
       Array([0.1], dtype=float32)
     """
+    if jnp.ndim(logits) != 2:
+        raise ValueError(f"`logits` must be [B, K], got shape {jnp.shape(logits)}.")
     return 1 - jax.nn.softmax(logits, axis=-1).max(axis=-1)
 
 
@@ -156,6 +163,7 @@ def detection_threshold(clean_scores: Any, false_positive_rate: float = 0.05) ->
       The lowest of the scores that no more than this share exceed.
 
     Raises:
+      TypeError: The rate is not a number.
       ValueError: The scores are not [N] with N of at least 1 and finite, or the rate is out of range.
 
     Example:
@@ -165,11 +173,13 @@ def detection_threshold(clean_scores: Any, false_positive_rate: float = 0.05) ->
       (0.94, 5)
     """
     checks.fraction("false_positive_rate", false_positive_rate)
-    scores = np.sort(np.asarray(clean_scores, dtype=np.float64))
-    if scores.ndim != 1 or not scores.size or not np.isfinite(scores).all():
-        raise ValueError(
-            "`clean_scores` must be one or more finite numbers [N], got shape "
-            f"{np.shape(clean_scores)}{' with NaN or infinities' if scores.size else ''}."
-        )
+    scores = np.asarray(clean_scores, dtype=np.float64)
+    wanted = "`clean_scores` must be one or more finite numbers [N]"
+    if scores.ndim != 1 or not scores.size:
+        raise ValueError(f"{wanted}, got shape {scores.shape}.")
+    finite = np.isfinite(scores)
+    if not finite.all():
+        raise ValueError(f"{wanted}, got {scores[~finite][0]} at {np.argmin(finite)}.")
+    scores = np.sort(scores)
     # The small number allows for rounding: 0.05 * 100 must be 5.
     return float(scores[len(scores) - 1 - int(false_positive_rate * len(scores) + 1e-9)])

@@ -35,8 +35,9 @@ def write_page(
 
     Args:
       result_path: The result.json, as docs/result_format.md describes it.
-      output: The page to write, such as docs/results/study.md.
-      sections: The ids of the sections, in the order in which the result has them.
+      output: The page to write, such as docs/results/study.md; its name must end in .md.
+      sections: The ids of the sections, which are the headings of level 1 and 2. The page has them in
+        the order of the result.
       commands: The commands that made the run and this page, for its reader.
 
     Returns:
@@ -44,10 +45,27 @@ def write_page(
 
     Raises:
       FileNotFoundError: There is no such result.json.
-      ValueError: The result.json is wrong, or has no such section.
+      ValueError: The result.json is wrong or has no such section, or the page is not named as one.
+
+    Example:
+      >>> write_page("nowhere/result.json", "docs/study", ["accuracy"])
+      Traceback (most recent call last):
+      ValueError: `output` must be a page of Markdown, whose name ends in .md, got 'docs/study'.
+
+      Of a run of experiments.pruned_benchmark:
+
+      >>> page = "docs/results/filter_pruning.md"
+      >>> write_page("results/pruned_benchmark/default/result.json", page, ["sizes"])  # doctest: +SKIP
+      PosixPath('docs/results/filter_pruning.md')
     """
-    result, target = read_result(Path(result_path)), Path(output)
-    titles = {b["id"]: b["title"] for b in result["blocks"] if b["kind"] == "heading"}
+    target = Path(output)
+    if target.suffix != ".md":
+        raise ValueError(
+            f"`output` must be a page of Markdown, whose name ends in .md, got {str(output)!r}."
+        )
+    result = read_result(Path(result_path))
+    headings = (block for block in result["blocks"] if block["kind"] == "heading")
+    titles = {block["id"]: block["title"] for block in headings if block["level"] < 3}
     unknown = [name for name in sections if name not in titles]
     if unknown:
         raise ValueError(

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import os
 import re
+import shlex
 import sys
 import traceback
 import types
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 from jaxrobust import checks, compilation, packages, reports
 from jaxrobust.reports import reading
 from jaxrobust.studies import cluster, ctrl_c
+from jaxrobust.studies.results import configuration
 
 Settings = TypeVar("Settings")
 Presets = Mapping[str, Mapping[str, Any]]
@@ -107,43 +109,41 @@ def _publish(
 ) -> Path:
     """Writes the sections `published` of the finished run that the settings name to a page."""
     result = settings.results_dir / name.split(".")[-1] / settings.run / "result.json"
-    command = f"python -m {name}{_options(result, type(settings), presets)}"
-    command += f" --run {settings.run}" if settings.run != "default" else ""
-    return reports.write_page(
-        result, page, published, [command, f"{command} --publish {page.name}"]
-    )
+    command = ["python", "-m", name, *_options(result, settings, presets)]
+    command += ["--run", settings.run] if settings.run != "default" else []
+    commands = [command, [*command, "--publish", page.name]]
+    return reports.write_page(result, page, published, [shlex.join(words) for words in commands])
 
 
-def _options(result: Path, settings_type: type[Any], presets: Presets) -> str:
+def _options(result: Path, settings: Any, presets: Presets) -> list[str]:
     """Returns the options that made a run: those in which its settings differ from its preset's.
 
     Paths are written as DIR, because they differ from machine to machine.
+
+    Raises:
+      ValueError: The run was made by code with other settings, so today's command would not repeat it.
     """
-    kept = reading.read_result(result)["config"]
-    name = "quick" if kept.get("quick") else kept.get("preset")
-    fields = {field.name: field for field in dataclasses.fields(settings_type)}
-    usual = {n: f.default for n, f in fields.items() if not _has_no_default(f)}
-    usual |= dict(presets.get(str(name), {}))
-    said = (
-        f" --preset {name}"
-        if name in presets and name != getattr(settings_type, "preset", None)
-        else ""
-    )
-    kinds = typing.get_type_hints(settings_type)
+    kept, settings_type = reading.read_result(result)["config"], type(settings)
+    if others := sorted(kept.keys() ^ configuration(settings).keys()):
+        raise ValueError(
+            f"{result} is of code with other settings ({', '.join(others)}), so today's command would "
+            "not repeat the run. Publish it with the code that made it, or run the study again."
+        )
+    name = str("quick" if kept.get("quick") else kept.get("preset"))
+    needed = {f.name: None for f in dataclasses.fields(settings_type) if _has_no_default(f)}
+    usual = configuration(settings_type(**{**needed, **presets.get(name, {})}))
+    is_said = name in presets and name != getattr(settings_type, "preset", None)
+    said, kinds = ["--preset", name] if is_said else [], typing.get_type_hints(settings_type)
     for field, value in kept.items():
-        if field not in fields or field in ("preset", "quick", "download"):
-            continue
-        before = usual.get(field, dataclasses.MISSING)
-        if value == (list(before) if isinstance(before, tuple) else before):
+        if field in ("preset", "quick", "download") or value == usual[field]:
             continue
         option = field.replace("_", "-")
         if isinstance(value, bool):
-            said += f" --{option}" if value else f" --no-{option}"
+            said.append(f"--{option}" if value else f"--no-{option}")
         elif Path in (kinds[field], *typing.get_args(kinds[field])):
-            said += f" --{option} DIR" if value is not None else ""
+            said += [f"--{option}", "DIR"] if value is not None else []
         else:
-            values = value if isinstance(value, list) else [value]
-            said += f" --{option} {' '.join(map(str, values))}"
+            said += [f"--{option}", *map(str, value if isinstance(value, list) else [value])]
     return said
 
 
