@@ -220,9 +220,7 @@ def _in_microbatches(function: Callable[..., Any], rows: PyTree) -> Any:
         lambda leaf: leaf.reshape(size, total // size, *leaf.shape[1:]).swapaxes(0, 1), rows
     )
     results = jax.lax.map(lambda part: function(*part), parts)
-    return jax.tree.map(
-        lambda leaf: leaf.swapaxes(0, 1).reshape(total, *leaf.shape[2:]), results
-    )
+    return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(total, *leaf.shape[2:]), results)
 
 
 compiled_ascend = compilation.jit(ascend, exact_types=True)
