@@ -81,7 +81,7 @@ def main(settings: Settings) -> None:
     assert processes.gathered(jax.numpy.float32(rank)[None]).tolist() == [[0], [1]]
     processes.end()
     if rank != settings.leaves:
-        time.sleep(5)
+        time.sleep(3.5)
     raise KeyboardInterrupt
 
 

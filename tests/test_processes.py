@@ -207,7 +207,7 @@ def test_a_request_that_fails_does_not_end_the_watch(monkeypatch):
         first.listen()
         watch = cluster._Watch()
         watch._address, watch._everyone = ("localhost", first.getsockname()[1]), [0, 1]
-        monkeypatch.setattr(watch.is_over, "wait", lambda _: bool(ended))
+        monkeypatch.setattr(watch._is_over, "wait", lambda _: bool(ended))
         monkeypatch.setattr(watch, "_end", ended.append)
         watch._ask()
         assert ended == [{1}]

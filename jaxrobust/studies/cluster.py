@@ -94,13 +94,14 @@ def joined(text: str | None, is_told: Callable[[Exception], bool]) -> Iterator[N
         watch.finish()
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) and not watch.someone_lost.is_set():
-            watch.is_over.set()  # others may end before this one
+            processes.end()  # others may end before this one
         # An operation that waits for a lost process fails before it is known that this was the reason.
         elif isinstance(error, Exception) and not is_told(error) and not processes.is_ending():
             watch.someone_lost.wait(_SILENCE + 10)
         if watch.someone_lost.is_set():
             _exit()
-        watch.leave()  # so that the others learn of it at once
+        if not watch.someone_left.is_set():
+            watch.leave()  # so that the others learn of it at once
         if isinstance(error, Exception) and processes.is_ending():
             raise KeyboardInterrupt from error
         raise
@@ -170,7 +171,7 @@ class _Watch:
 
     Attributes:
       someone_lost: Set once a process is lost.
-      is_over: Set once it does not matter any more which processes are alive.
+      someone_left: Set once a process has ended before this one, because of Ctrl-C in both.
     """
 
     def __init__(self) -> None:
@@ -181,7 +182,8 @@ class _Watch:
         self._everyone = list(range(jax.process_count()))
         self._hosts = ["a host that is not known yet"] * len(self._everyone)
         self.someone_lost = threading.Event()
-        self.is_over = threading.Event()
+        self.someone_left = threading.Event()
+        self._is_over = threading.Event()
         self._once = threading.Lock()
 
     def begin(self) -> None:
@@ -195,7 +197,7 @@ class _Watch:
     def finish(self) -> None:
         """Waits until all processes have come so far, and disconnects them; the first one last."""
         processes.meet()
-        self.is_over.set()
+        self._is_over.set()
         # Nobody disconnects before all have stopped to ask who is alive.
         with contextlib.suppress(Exception):
             self._client.wait_at_barrier("jaxrobust is over", 1000 * _SILENCE)
@@ -206,8 +208,9 @@ class _Watch:
 
     def leave(self) -> None:
         """Disconnects this process, and watches no more."""
-        self.is_over.set()
-        _before_abort(None)
+        self._is_over.set()
+        if not processes.is_ending():
+            _before_abort(None)
         jax.distributed.shutdown()
 
     def _alive(self) -> set[int]:
@@ -216,14 +219,14 @@ class _Watch:
     def _ask(self) -> None:
         """Asks every two seconds which processes are alive, until one is not."""
         failures = 0
-        while not self.is_over.wait(2.0):
+        while not self._is_over.wait(2.0):
             try:
                 lost = set(self._everyone) - self._alive()
                 failures = 0
             except Exception:  # the network may have failed for a moment
                 failures += 1
                 lost = {0} if failures >= _FAILURES and self._is_first_lost() else set()
-            if lost and not self.is_over.is_set():
+            if lost and not self._is_over.is_set():
                 self._end(lost)
 
     def _is_first_lost(self) -> bool:
@@ -237,14 +240,16 @@ class _Watch:
 
     def _aborted(self) -> None:
         # If the first process is not lost, jax aborts for another reason.
-        if not self.is_over.is_set() and self._is_first_lost():
+        if processes.is_ending() or (not self._is_over.is_set() and self._is_first_lost()):
             self._end({0})
 
     def _end(self, lost: set[int]) -> None:
         """Says which processes are lost, and ends this one once its work is saved; does not return."""
         with self._once:
             if processes.is_ending():  # Ctrl-C has ended others too
-                _pause(_UNTIL_SAVED)  # the main thread ends the process, unless it waits for them
+                self.someone_left.set()
+                # The main thread ends this process, unless it waits for those that have ended.
+                _pause(0.0 if self._is_over.is_set() else _UNTIL_SAVED)
                 print(f"\n{ctrl_c.WORDS}", file=sys.stderr, flush=True)
                 _exit(130)
             print(f"\n{self._words(lost)}", file=sys.stderr, flush=True)
