@@ -41,7 +41,7 @@ class Study:
 
 
 def calls(folder, rank):
-    """{name: a call in which the processes disagree}."""
+    """{name: a call in which the processes disagree}; in the last one they agree."""
     from verdicts import classifier, examples
 
     of, own = classifier(), folder / str(rank)
@@ -57,6 +57,11 @@ def calls(folder, rank):
     def start(epsilon, place, **inputs):
         return studies.start("study", Study(place, epsilon), inputs=inputs)
 
+    def stage():
+        run = start(0.1, folder)
+        reports = [run.attack("fgsm", FGSM(0.1), of, images, labels) for _ in range(2)]
+        assert reports[0].success.tolist() == reports[1].success.tolist()
+
     return {
         "settings": lambda: start(0.1 + rank, folder),
         "inputs": lambda: start(0.1, folder, weights=rank),
@@ -66,6 +71,7 @@ def calls(folder, rank):
         "state": lambda: attack(path=own / "state.npz"),
         "images": lambda: evaluation.logits(of, images[rank:]),
         "calls": lambda: evaluation.logits(of, images) if rank else processes.in_any(True),
+        "none": lambda: (stage(), attack(path=folder / "state.npz")),
     }
 
 

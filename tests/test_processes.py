@@ -166,6 +166,10 @@ def test_processes_that_disagree_are_told_and_ctrl_c_ends_each_by_itself(leaves,
         for name, words in expected.items():
             assert told[name].startswith(words), told[name]
     assert not list(tmp_path.rglob(".*.partial"))
+    # What they agreed on was computed once, by both.
+    assert len(list(tmp_path.glob("study/default/adversarial/*.npz"))) == 1
+    names = sorted(path.name for path in tmp_path.glob("state.npz*"))
+    assert names == ["state.npz", "state.npz.process1"]
 
 
 class Client:
