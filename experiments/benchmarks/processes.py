@@ -3,7 +3,7 @@
     python -m experiments.benchmarks.processes
 
 It prints the figures, then the tables of docs/scale.md as Markdown, and writes the figures as JSON.
-Linux only: every process is bound to its cores by `taskset`. Expected time: 10 minutes on 2 cores;
+Linux only: every process is bound to its cores by `taskset`. Expected time: 9 minutes on 2 cores;
 --quick, no measurement, takes 2 minutes.
 
 - attack: PGD of simple_cnn by one process with one core, by one process with two cores, and by two
@@ -74,7 +74,7 @@ class Config(harness.Settings):
     """
 
     part: Literal["all", "attack", "training"] = "all"
-    num_images: int = 100
+    num_images: int = 300
     num_restarts: int = 5
     num_steps: int = 5
     batch_size: int = 32
