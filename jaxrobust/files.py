@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,8 +23,8 @@ def replace(path: Path) -> Iterator[BinaryIO]:
       An open binary file, which replaces `path` when the block ends without an error.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The process's number, so that two processes writing at once do not share the partial file.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # Two processes that write at once, on one host or on two, do not share the partial file.
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
             yield file

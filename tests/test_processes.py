@@ -5,12 +5,14 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from joined import ATTACK, attacked
 
+from jaxrobust import processes
 from jaxrobust.evaluation.found import Found
 from jaxrobust.evaluation.search import shares
 from jaxrobust.evaluation.state_file import StateFile
@@ -31,12 +33,11 @@ def slurm(rank, num_processes, job):
     return {f"SLURM_{name}": str(value) for name, value in (told | {"JOB_ID": job}).items()}
 
 
-def run(*command, num_processes=2, job=None):
+def run(*command, num_processes=2, job=None, devices=(1, 1)):
     """Runs a command in several processes, of a job of SLURM: [(exit code, stdout, stderr)]."""
     port = free_port()
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": "1",
         "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}",
     }
     started = []
@@ -44,6 +45,7 @@ def run(*command, num_processes=2, job=None):
         of_all, told = f"localhost:{port},{num_processes},{rank}", {}
         if job is not None:
             of_all, told = "auto", slurm(rank, num_processes, job)
+        told["JAX_NUM_CPU_DEVICES"] = str(devices[rank])
         started.append(
             subprocess.Popen(
                 [sys.executable, *map(str, command), "--processes", of_all],
@@ -131,7 +133,93 @@ def test_scripts_train_and_attack_in_two_processes_as_in_one(tmp_path):
     # One process goes on with what two have done: it attacks nothing.
     _, err = script("evaluate", 1, *options, "--save-images", folder=2)
     assert "suite: done before" in err and (two / "adversarial" / "suite.npz").is_file()
-    assert len(list((two / "suite").glob("*.npz.1"))) == len(list((two / "suite").glob("*.npz")))
+    assert len(list((two / "suite").glob("*.npz.process1"))) == len(
+        list((two / "suite").glob("*.npz"))
+    )
+
+
+@pytest.mark.parametrize("leaves", [1, 0])
+def test_processes_that_disagree_are_told_and_ctrl_c_ends_each_by_itself(leaves, tmp_path):
+    """The hosts have different numbers of devices, and one process ends before the other."""
+    script = TESTS / "disagreeing.py", "--folder", tmp_path, "--leaves", leaves
+    ended = run(*script, devices=(1, 2))
+    assert [code for code, *_ in ended] == [130, 130], ended
+    assert not any("lost" in err or "Traceback" in err for *_, err in ended), ended
+    same = "must have the same arguments in all processes; they differ in the"
+    command = "All processes must run the same command with the same code, data and model; they "
+    calls = (
+        "All processes must make the same calls with the same settings and data; process 0 makes "
+    )
+    expected = {
+        "settings": f"{command}differ in epsilon.",
+        "inputs": f"{command}differ in data, labels or model.",
+        "results": "`results_dir` must be a folder that all processes see, got ",
+        "attack": f"An attack {same} attack.",
+        "weights": f"An evaluation {same} weights of the classifier.",
+        "state": "`execution.path` must be in a folder that all processes see, got ",
+        "images": f"An evaluation {same} images.",
+        "calls": f"{calls}the call disagreeing.<lambda> bool [], and process 1 jaxrobust.evaluation.",
+    }
+    for rank in range(2):
+        told = json.loads((tmp_path / f"told{rank}.json").read_text())
+        assert told.keys() == expected.keys()
+        for name, words in expected.items():
+            assert told[name].startswith(words), told[name]
+    assert not list(tmp_path.rglob(".*.partial"))
+    # What they agreed on was computed once, by both.
+    assert len(list(tmp_path.glob("study/default/adversarial/*.npz"))) == 1
+    names = sorted(path.name for path in tmp_path.glob("state.npz*"))
+    assert names == ["state.npz", "state.npz.process1"]
+
+
+class Client:
+    """One of jax's coordination service that does something in place of waiting."""
+
+    def __init__(self, act):
+        self.wait_at_barrier = self.get_live_nodes = lambda *_: act()
+
+
+def test_one_that_waits_long_says_so_and_waits_no_more_after_an_error(monkeypatch):
+    monkeypatch.setattr(processes, "_WARN_AFTER", 0.05)
+    monkeypatch.setattr(processes, "client", lambda: Client(lambda: time.sleep(0.5)))
+    with pytest.warns(UserWarning, match=r"waited for a minute in test_processes\.test_one_that"):
+        processes.meet()
+
+    def fail():
+        assert processes.is_waiting()
+        raise RuntimeError("the barrier has failed")
+
+    monkeypatch.setattr(processes, "client", lambda: Client(fail))
+    with pytest.raises(RuntimeError, match="the barrier has failed"):
+        processes.meet()
+    assert not processes.is_waiting()
+
+
+def test_a_request_that_fails_does_not_end_the_watch(monkeypatch):
+    answers = iter([None, {0, 1}, None, None, None, None, {0, 1}, {0}])
+
+    def ask():
+        answer = next(answers)
+        if answer is None:
+            raise RuntimeError("the network has failed for a moment")
+        return answer
+
+    ended, closed = [], free_port()
+    monkeypatch.setattr(processes, "client", lambda: Client(ask))
+    with socket.socket() as first:
+        first.bind(("localhost", 0))
+        first.listen()
+        watch = cluster._Watch()
+        watch._address, watch._everyone = ("localhost", first.getsockname()[1]), [0, 1]
+        monkeypatch.setattr(watch._is_over, "wait", lambda _: bool(ended))
+        monkeypatch.setattr(watch, "_end", ended.append)
+        watch._ask()
+        assert ended == [{1}]
+    ended.clear()
+    answers = iter([None] * 3)
+    watch._address = "localhost", closed
+    watch._ask()
+    assert ended == [{0}] and not list(answers)
 
 
 def test_the_setting_is_read_and_wrong_ones_are_explained():
@@ -179,8 +267,10 @@ def test_results_of_several_processes_are_those_of_the_one_that_is_ahead(tmp_pat
         rows = np.array(jobs[1])
         one.images[rows], one.restart[rows], one.num_queries[rows] = rank + 1, 0, rank + 5
     for rank, one in enumerate(found):
-        file.of(rank).save(one.arrays())
-    (tmp_path / "state.npz.bfloat16").write_bytes(b"another attack")
+        file.of(rank).save(one.arrays(np.ones(4, bool)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state.npz", "state.npz.process1"]
+    for name in ("state.npz.bfloat16", "state.npz.1", "state.npz.5"):
+        (tmp_path / name).write_bytes(b"another attack, or an older file")
     saved = file.load_all()
     assert list(saved) == [0, 1]
     merged = Found.nothing(images, np.ones(4, bool), 2)
@@ -189,3 +279,8 @@ def test_results_of_several_processes_are_those_of_the_one_that_is_ahead(tmp_pat
     assert merged.finished.T.tolist() == [[True, True], [True, False], [False, True], [False] * 2]
     assert merged.images.ravel().tolist() == [1, 2, 2, 0]
     assert merged.num_queries.tolist() == [5, 6, 6, 0]
+    # Saved without the images of another process, which are in its own file.
+    arrays = merged.arrays(np.array([True, False, True, True]))
+    assert arrays["rows"].tolist() == [0, 2] and arrays["images"].ravel().tolist() == [1, 2]
+    assert arrays["finished"].T.tolist() == [[True, True], [False] * 2, [False, True], [False] * 2]
+    assert merged.finished[0, 1]

@@ -2,8 +2,9 @@
 
     python -m experiments.benchmarks.processes
 
-It prints the figures of docs/scale.md and writes them as JSON. Linux only: every process is bound to
-its cores by `taskset`. Expected time: 20 minutes on 2 cores; --quick, no measurement, takes 2 minutes.
+It prints the figures, then the tables of docs/scale.md as Markdown, and writes the figures as JSON.
+Linux only: every process is bound to its cores by `taskset`. Expected time: 9 minutes on 2 cores;
+--quick, no measurement, takes 2 minutes.
 
 - attack: PGD of simple_cnn by one process with one core, by one process with two cores, and by two
   processes with one core each, in turns. A time is that of the whole command. The verdicts must be the
@@ -12,8 +13,8 @@ its cores by `taskset`. Expected time: 20 minutes on 2 cores; --quick, no measur
   and twice the batch. One sum of all gradients, and one of a single number, by gloo.
 - start, merge: the time until processes are connected, and that of collecting images.
 
-The estimates take these figures as they are: a GPU computes a step faster and sums gradients faster, so
-put the figures of your own cluster into `attack_seconds` and `step_seconds`.
+One and two processes are measured, more are estimated from these figures: a GPU computes a step and
+sums gradients faster, so put the figures of your own cluster into `attack_seconds` and `sum_seconds`.
 """
 
 import dataclasses
@@ -41,7 +42,17 @@ from jaxrobust.attacks import PGD
 from jaxrobust.training.run import devices
 
 _CORES = {"one core": ("0",), "two cores": ("0,1",), "two processes": ("0", "1")}
-_DEVICES = (1, 2, 8, 16, 128, 1000)
+_ESTIMATED = (8, 16, 128, 1000)
+# The rows of the first table of docs/scale.md: what they say, the part, and its figure.
+_MEASURED = (
+    ("attack, the whole command", "attack", "total"),
+    ("of it the attack, compiled before", "attack", "attack"),
+    ("of it compiling", "attack", "compile"),
+    ("collecting half of the images", "attack", "merge"),
+    ("training, one step", "training", "step"),
+    ("one sum of all gradients", "training", "sum of gradients"),
+    ("one sum of a single number", "training", "sum of one number"),
+)
 _IMAGE = (32, 32, 3)
 PRESETS = {
     "quick": {"num_images": 64, "num_restarts": 1, "rounds": 1, "num_steps": 2, "batch_size": 4}
@@ -63,9 +74,9 @@ class Config(harness.Settings):
     """
 
     part: Literal["all", "attack", "training"] = "all"
-    num_images: int = 2000
+    num_images: int = 300
     num_restarts: int = 5
-    num_steps: int = 8
+    num_steps: int = 5
     batch_size: int = 32
     rounds: int = 3
     processes: str | None = None
@@ -77,6 +88,8 @@ def main(config: Config) -> None:
     studies.check_settings(config)
     if config.part == "all":
         harness.record(config, "processes", _figures(config))
+        rows = json.loads(harness.output(config).read_text(encoding="utf-8"))["rows"]
+        print(tables({row["figure"]: row["median"] for row in rows}))
     else:
         part = {"attack": attack, "training": train}[config.part]
         print(json.dumps(part(config)))
@@ -216,19 +229,73 @@ def _row(figure: str, values: list[float]) -> harness.Row:
 
 def _estimates(values: Mapping[str, float]) -> Iterator[harness.Row]:
     """Yields what the figures say about more processes, each with one core like those."""
-    work = values["attack, one core: attack"]
-    around = values["attack, one core: total"] - work
     merge = values["attack, two processes: merge"]
-    step, size = (values[f"training, one core: {name}"] for name in ("step", "bytes"))
+    around = (
+        values["attack, two processes: total"] - values["attack, two processes: attack"] - merge
+    )
+    work, size = values["attack, one core: attack"], values["training, two processes: bytes"]
     latency = values["training, two processes: sum of one number"]
-    bandwidth = size / max(values["training, two processes: sum of gradients"] - latency, 1e-9)
-    for number in _DEVICES:
+    of_two = values["training, two processes: sum of gradients"]
+    computed = values["training, two processes: step"] - of_two
+    bandwidth = size / max(of_two - latency, 1e-9)
+    for number in _ESTIMATED:
         attack = attack_seconds(number, work, around, merge)
         sum_ = sum_seconds(number, size, bandwidth, latency)
         yield {"figure": f"estimate, {number} processes: attack", "median": attack}
         yield {"figure": f"estimate, {number} processes: sum of gradients", "median": sum_}
-        share = step / (step + sum_)
-        yield {"figure": f"estimate, {number} processes: step without it", "median": share}
+        share = computed / (computed + sum_)
+        yield {"figure": f"estimate, {number} processes: share computing", "median": share}
+
+
+def tables(values: Mapping[str, float]) -> str:
+    """Returns the two tables of docs/scale.md as Markdown.
+
+    Args:
+      values: {figure: its median}, as the rows of this benchmark.
+    """
+    lines = [
+        "",
+        "| | one process, one core | one process, two cores | two processes, one core each |",
+        "|---|---:|---:|---:|",
+    ]
+    for words, part, figure in _MEASURED:
+        found = (values.get(f"{part}, {name}: {figure}", 0.0) for name in _CORES)
+        # One process has nobody to exchange anything with.
+        only = "merge" in figure or "sum" in figure
+        cells = [
+            "" if not value or (only and name != "two processes") else _digits(value)
+            for name, value in zip(_CORES, found, strict=True)
+        ]
+        size = values["training, two processes: bytes"] / 1e6
+        said = f"{words} ({size:.1f} MB) by gloo" if "gradients" in words else words
+        lines.append(f"| {said} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "| n | | this attack | sum of gradients | share of a step spent computing |",
+        "|---:|---|---:|---:|---:|",
+    ]
+    of_two, step = (
+        values[f"training, two processes: {name}"] for name in ("sum of gradients", "step")
+    )
+    rows = [
+        (1, "measured", values["attack, one core: total"], 0.0, 1.0),
+        (2, "measured", values["attack, two processes: total"], of_two, 1 - of_two / step),
+    ]
+    for number in _ESTIMATED:
+        attack, sum_, share = (
+            values[f"estimate, {number} processes: {name}"]
+            for name in ("attack", "sum of gradients", "share computing")
+        )
+        rows.append((number, "estimated", attack, sum_, share))
+    lines += [
+        f"| {number:,} | {how} | {attack:.1f} | {sum_:.2f} | {share:.2f} |"
+        for number, how, attack, sum_, share in rows
+    ]
+    return "\n".join(lines)
+
+
+def _digits(value: float) -> str:
+    return f"{value:.1f}" if value >= 10 else f"{value:#.2g}"
 
 
 def attack_seconds(number: int, work: float, around: float, merge: float) -> float:

@@ -1,5 +1,6 @@
 """The logits of many images, and checks of the classifier that computes them."""
 
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -74,7 +75,8 @@ def answers(
 ) -> np.ndarray:
     """Computes the logits of images whose values have been checked, in batches of one size.
 
-    The processes of `jax.distributed` share the batches, and all of them get the same logits.
+    The processes of `jax.distributed` share the batches, and all of them get the same logits: what
+    calls this must be called in all of them, and waits for those that have not come.
 
     Args:
       logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K].
@@ -94,7 +96,7 @@ def answers(
     function = programs.as_argument(logits_fn, jax.ShapeDtypeStruct(shape, np.float32))
     function = jax.device_put(function)  # arrays of numpy, once for all batches
     batches, sharers = list(padded_batches(len(images), batch_size)), jax.process_count()
-    # Every process evaluates the same number of batches; the last ones may be nobody's.
+    # Every process evaluates the same number of batches: one without a batch repeats the last one.
     mine = [
         np.asarray(
             company.compiled_answer(
@@ -104,8 +106,8 @@ def answers(
                 jnp.int32(draw),
             )
         )
-        for start in range(0, len(batches), sharers)
-        for indices, _ in [batches[min(start + jax.process_index(), len(batches) - 1)]]
+        for number in range(jax.process_index(), jax.process_index() + len(batches), sharers)
+        for indices, _ in [batches[min(number, len(batches) - 1)]]
     ]
     parts = processes.gathered(np.stack(mine))
     return np.concatenate(
@@ -114,6 +116,32 @@ def answers(
             for number, (_, count) in enumerate(batches)
         ]
     )
+
+
+def check_processes(logits_fn: LogitsFn, images: np.ndarray) -> None:
+    """Raises unless all processes of `jax.distributed` have the same classifier and images.
+
+    Args:
+      logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K].
+      images: [N, H, W, C].
+
+    Raises:
+      ValueError: They differ; the message says in what.
+    """
+    if jax.process_count() == 1:
+        return
+    one = jax.ShapeDtypeStruct((1, *images.shape[1:]), np.float32)
+    found: dict[str, Any] = {
+        f"the {name} of the classifier": digest
+        for name, digest in programs.fingerprint(logits_fn, one).items()
+    }
+    digest = zlib.crc32(np.ascontiguousarray(images).tobytes())
+    unlike = processes.different(found | {"the images": [str(images.dtype), images.shape, digest]})
+    if unlike:
+        raise ValueError(
+            "An evaluation must have the same arguments in all processes; they differ in "
+            f"{', '.join(unlike)}."
+        )
 
 
 def check_company(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxrobust import checks
-from jaxrobust.evaluation.answers import answers, check_company, check_images
+from jaxrobust.evaluation.answers import answers, check_company, check_images, check_processes
 from jaxrobust.evaluation.rates import rate
 from jaxrobust.programs.company import unusual
 from jaxrobust.types import LogitsFn
@@ -18,6 +18,8 @@ def logits(logits_fn: LogitsFn, images: Any, batch_size: int = 256, draw: int = 
 
     The variables that the classifier closes over are read at each call, so changed weights are used,
     and nothing is compiled again if only arrays have changed. One batch at a time is on the device.
+    The processes of `jax.distributed` share the batches. So each of them must make the same call: a
+    process that makes it alone waits for the others, and warns after a minute.
 
     Args:
       logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K]. A `Stochastic` classifier
@@ -37,6 +39,7 @@ def logits(logits_fn: LogitsFn, images: Any, batch_size: int = 256, draw: int = 
     """
     checks.integer("batch_size", batch_size, minimum=1)
     images = check_images(images)
+    check_processes(logits_fn, images)
     found = answers(logits_fn, images, batch_size, draw)
     if draw == 0:
         check_company(logits_fn, images, batch_size, found, thorough=False)
@@ -94,6 +97,8 @@ def evaluate(
     batch_size: int = 256,
 ) -> dict[str, Any]:
     """Computes accuracy, confusion matrix, and precision, recall and F1 of each class.
+
+    The processes of `jax.distributed` share the images, and each of them must make the same call.
 
     Args:
       logits_fn: Images float32 [B, H, W, C] in [0, 1] -> logits [B, K].

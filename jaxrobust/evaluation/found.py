@@ -60,15 +60,29 @@ class Found:
         values = {name: value[rows] for name, value in vars(self).items() if name != "finished"}
         return Found(**values, finished=self.finished[:, rows])
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Returns the arrays to save; `images` has only those that have changed, and `rows` which."""
-        rows = np.flatnonzero(self.restart < len(self.finished))
-        return vars(self) | {"images": self.images[rows], "rows": rows}
+    def arrays(self, kept: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the arrays to save.
 
-    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Restores what `arrays` returned, for the images of which it has more jobs finished.
+        Args:
+          kept: bool [N], the images of which results are saved; the jobs of others are not finished.
+
+        Returns:
+          The fields by name. `images` has only those that have changed, and `rows` says which.
+        """
+        rows = np.flatnonzero(kept & (self.restart < len(self.finished)))
+        return vars(self) | {
+            "images": self.images[rows],
+            "rows": rows,
+            "finished": self.finished & kept,
+        }
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Takes over each image for which `arrays` has more finished jobs than this object.
 
         So the results of several processes, one after the other, become the results of all.
+
+        Returns:
+          bool [N], the images that were taken over.
         """
         finished, rows = arrays["finished"], arrays["rows"]
         ahead = finished.sum(axis=0) > self.finished.sum(axis=0)
@@ -77,6 +91,7 @@ class Found:
         self.finished[:, ahead] = finished[:, ahead]
         for name in (vars(self).keys() & arrays.keys()) - {"images", "finished"}:
             getattr(self, name)[ahead] = arrays[name][ahead]
+        return np.asarray(ahead)
 
     @property
     def steps_to_success(self) -> np.ndarray:

@@ -106,6 +106,7 @@ class Queue:
       oracle: The classifier.
       found: The results so far.
       mine: bool [N], the images that this process attacks.
+      kept: bool [N], the images whose results it saves: not those that are in another process's file.
       seats: The lanes.
       progress: Called with (questions done, questions in all) to the classifier: num_steps + 1 for each
         job, needed or not.
@@ -118,6 +119,7 @@ class Queue:
     oracle: Oracle
     found: Found
     mine: np.ndarray
+    kept: np.ndarray
     seats: Seats
     progress: Callable[[int, int], None] | None
     file: StateFile | None
@@ -175,7 +177,7 @@ class Queue:
 
     def _save(self) -> None:
         if self.file is not None:
-            self.file.save(self.found.arrays() | self.seats.arrays())
+            self.file.save(self.found.arrays(self.kept) | self.seats.arrays())
 
     @contextlib.contextmanager
     def _apart(self) -> Iterator[None]:

@@ -31,7 +31,8 @@ def attack_dataset(
     Image i uses the key folded with i, so whether it is fooled does not depend on the number of lanes,
     the other images or the number of devices, except through rounding in the classifier at other batch
     sizes. The devices of this process share the lanes. The processes of `jax.distributed` share the
-    images; each of them must make the same call and gets the same report.
+    images, and each of them gets the same report. So each of them must make the same call: a process
+    that makes it alone waits for the others, and warns after a minute.
 
     Args:
       attack: The attack. Its floats may be arrays [N], such as an epsilon for every image.

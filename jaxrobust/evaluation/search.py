@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import heapq
+import json
 import os
 import warnings
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ import numpy as np
 from jaxrobust import checks, losses, processes, programs
 from jaxrobust.attacks import Attack, conversation, engine, judging, lanes
 from jaxrobust.attacks.attack import epsilon_of
-from jaxrobust.evaluation.answers import answers, as_float, check_company
+from jaxrobust.evaluation.answers import answers, as_float, check_company, check_processes
 from jaxrobust.evaluation.attack_report import attack_label
 from jaxrobust.evaluation.classification import predictions
 from jaxrobust.evaluation.execution import Execution
@@ -29,6 +30,7 @@ from jaxrobust.types import Array, LogitsFn, Stochastic, as_key, fold_keys
 
 # Images, and how far their pixels are moved at most, to see what the classifier makes of such.
 _ASKED, _MOVED = 32, 4 / 255
+_NOT_SHARED = "`execution.path` must be in a folder that all processes see, got {} in this one."
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,6 +84,7 @@ def prepare(
         raise ValueError("`images` must hold at least one image, got none.")
     num_classes = programs.logits_shape(logits_fn, clean[:1])[1]
     checks.label_range("labels", labels, num_classes)
+    check_processes(logits_fn, clean)
     watch = programs.Watch(logits_fn, clean)
     remark = programs.guard(logits_fn, clean[:batch_size])
     clean_logits = answers(logits_fn, clean, batch_size)
@@ -273,20 +276,26 @@ def _run(
     """Runs this process's share of the jobs, and returns the results of all processes."""
     images, labels, key = prepared.images, aims.astype(np.int32), as_key(key)
     rank = jax.process_index()
+    words = description(attack, images, labels, wanted, key, until_fooled)
+    if jax.process_count() > 1:
+        _check_call(words, execution)
     arrays = jax.tree.map(np.asarray, conversation.per_image(attack, len(labels)))
     found = Found.nothing(images, wanted, attack.num_restarts)
     file, saved = None, dict[int, dict[str, np.ndarray]]()
+    origin = np.full(len(labels), -1)  # the process whose file has the results
     if execution.path is not None:
-        words = description(attack, images, labels, wanted, key, until_fooled)
-        of_first = StateFile(
-            Path(os.fspath(execution.path)), words, identity(prepared, execution.num_lanes)
-        )
+        path = Path(os.fspath(execution.path))
+        of_first = StateFile(path, words, identity(prepared, execution.num_lanes))
         saved, file = of_first.load_all(), of_first.of(rank)
-        for of_one in saved.values():
-            found.restore(of_one)
-        _check_folder(found, file)
+        for number, of_one in saved.items():
+            origin[found.restore(of_one)] = number
     owner = shares(~found.finished, saved, jax.process_count())
+    # Until all processes know that they have read the same, none goes on to write.
+    if processes.different({"owner": owner.tolist(), "finished": found.finished.tolist()}):
+        raise ValueError(_NOT_SHARED.format(execution.path))
     mine = owner == rank
+    elsewhere = (owner >= 0) | (origin >= 0)
+    kept = mine | (origin == rank) | ~elsewhere
     # How many lanes there are depends on how many jobs are left, so they come after what was found.
     num_jobs = int((~found.finished & mine).sum())
     seats = Seats.free(execution.num_lanes, num_jobs, attack.num_steps)
@@ -301,7 +310,7 @@ def _run(
     oracle = Oracle(prepared.function, prepared.watch, seats.num_devices)
     told = execution.progress
     told = None if told is None else functools.partial(told, attack_label(attack))
-    Queue(task, oracle, found, mine, seats, told, file).run()
+    Queue(task, oracle, found, mine, kept, seats, told, file).run()
     return _gathered(found, owner)
 
 
@@ -337,12 +346,25 @@ def shares(
     return owner
 
 
-def _check_folder(found: Found, file: StateFile) -> None:
-    """Raises unless all processes have read the same results; until then none goes on to write."""
-    if processes.different({"finished": found.finished.tolist()}):
+def _check_call(words: str, execution: Execution) -> None:
+    """Raises unless all processes make the same attack, and keep its state in the same folder."""
+    known: dict[str, Any] = json.loads(words)
+    compared = {
+        "the attack": known["attack"],
+        "the images, their labels, or which of them are attacked": known["jobs"],
+        "the key": known["key"],
+        "`until_fooled`": known["until_fooled"],
+        "`execution.num_lanes`": execution.num_lanes,
+        "whether there is an `execution.path`": execution.path is not None,
+    }
+    unlike = processes.different(compared)
+    if unlike:
         raise ValueError(
-            f"`execution.path` must be in a folder that all processes see, got {file.path} in this one."
+            "An attack must have the same arguments in all processes; they differ in "
+            f"{', '.join(unlike)}."
         )
+    if execution.path is not None and not processes.share(Path(execution.path).parent):
+        raise ValueError(_NOT_SHARED.format(execution.path))
 
 
 def identity(prepared: Prepared, batch_size: int) -> dict[str, Any]:

@@ -13,6 +13,8 @@ import numpy as np
 from jaxrobust import attacks, files
 from jaxrobust.attacks import Attack
 
+_OF_PROCESS = ".process"  # and its number: the end of the name of another process's file
+
 
 def description(
     attack: Attack,
@@ -56,15 +58,15 @@ class StateFile:
 
     def of(self, rank: int) -> "StateFile":
         """Returns the file of a process; that of the first one has no number."""
-        path = self.path.with_name(f"{self.path.name}.{rank}") if rank else self.path
-        return dataclasses.replace(self, path=path)
+        name = f"{self.path.name}{_OF_PROCESS}{rank}" if rank else self.path.name
+        return dataclasses.replace(self, path=self.path.with_name(name))
 
     def load_all(self) -> dict[int, dict[str, np.ndarray]]:
         """Returns the saved arrays of every process that has a file: {its number: what `load` returns}.
 
         An earlier call may have had more processes than this one.
         """
-        arrays, start = {0: self.load()}, f"{self.path.name}."
+        arrays, start = {0: self.load()}, f"{self.path.name}{_OF_PROCESS}"
         for path in self.path.parent.glob("*"):
             number = path.name.removeprefix(start)
             if path.name.startswith(start) and number.isdecimal():

@@ -107,7 +107,8 @@ def attack_suite(
 
     Only images that are classified correctly are attacked. The attack on an image ends at its first
     success, and the remaining restarts and target classes are dropped. For a `Stochastic` classifier
-    all are run, and the best point is classified again.
+    all are run, and the best point is classified again. The processes of `jax.distributed` share the
+    images, and each of them must make the same call.
 
     Args:
       suite: {name: attack}, at least one; each attack is untargeted and has an epsilon.

@@ -27,8 +27,10 @@ from jaxrobust.studies import ctrl_c
 _SILENCE = 20
 # Seconds in which all processes must have started.
 _UNTIL_JOINED = 300
-# A process that has learned of it gets to a safe moment, or is interrupted; and then saves its work.
+# Seconds that a process has to reach a safe moment before it is interrupted, and then to save its work.
 _UNTIL_SAFE, _UNTIL_SAVED = 10.0, 60.0
+# Requests in a row that must fail before the first process counts as lost.
+_FAILURES = 3
 _handlers: list[Any] = []  # of signals; the C library knows only their addresses
 
 
@@ -87,15 +89,21 @@ def joined(text: str | None, is_told: Callable[[Exception], bool]) -> Iterator[N
     _quieten()
     watch = _Watch()
     try:
+        watch.begin()
         yield
         watch.finish()
     except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and not watch.someone_lost.is_set():
+            processes.end()  # others may end before this one
         # An operation that waits for a lost process fails before it is known that this was the reason.
-        if isinstance(error, Exception) and not is_told(error):
+        elif isinstance(error, Exception) and not is_told(error) and not processes.is_ending():
             watch.someone_lost.wait(_SILENCE + 10)
         if watch.someone_lost.is_set():
             _exit()
-        jax.distributed.shutdown()  # so that the others learn of it at once
+        if not watch.someone_left.is_set():
+            watch.leave()  # so that the others learn of it at once
+        if isinstance(error, Exception) and processes.is_ending():
+            raise KeyboardInterrupt from error
         raise
 
 
@@ -114,6 +122,8 @@ def _initialize(options: dict[str, Any]) -> None:
             "`processes` must be HOST:PORT,NUMBER,INDEX here, got auto: jax finds no cluster (SLURM, "
             f"Kubernetes, Open MPI or a TPU pod) in the environment: {error}"
         ) from error
+    finally:
+        _before_abort(None)
 
 
 def _nobody_came() -> None:
@@ -126,13 +136,15 @@ def _nobody_came() -> None:
     _exit()
 
 
-def _before_abort(act: Callable[[], None]) -> None:
+def _before_abort(act: Callable[[], None] | None) -> None:
     """Calls a function when this process is to be aborted (SIGABRT), in the thread that does so.
 
     jax can call no function of Python then, and a handler of Python's module `signal` would come too
-    late. The process is aborted if the function returns.
+    late. The process is aborted if the function returns. None: it is aborted as usual.
     """
-    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: act())
+    handler: Any = ctypes.c_void_p(int(signal.SIG_DFL))
+    if act is not None:
+        handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: act())
     _handlers.append(handler)
     if os.name == "posix":
         ctypes.CDLL(None).signal(int(signal.SIGABRT), handler)
@@ -159,6 +171,7 @@ class _Watch:
 
     Attributes:
       someone_lost: Set once a process is lost.
+      someone_left: Set once a process has ended before this one, because of Ctrl-C in both.
     """
 
     def __init__(self) -> None:
@@ -167,14 +180,19 @@ class _Watch:
         self._client = processes.client()
         self._address = str(distributed.global_state.coordinator_address).rpartition(":")[::2]
         self._everyone = list(range(jax.process_count()))
+        self._hosts = ["a host that is not known yet"] * len(self._everyone)
+        self.someone_lost = threading.Event()
+        self.someone_left = threading.Event()
+        self._is_over = threading.Event()
+        self._once = threading.Lock()
+
+    def begin(self) -> None:
+        """Starts to watch, and learns on which hosts the processes are."""
+        _before_abort(self._aborted)
+        threading.Thread(target=self._ask, daemon=True).start()
         name = socket.gethostname().encode()[:64].ljust(64)
         names = processes.gathered(np.frombuffer(name, np.uint8)).astype(np.uint8)
         self._hosts = [of_one.tobytes().decode(errors="replace").strip() for of_one in names]
-        self.someone_lost = threading.Event()
-        self._is_over = threading.Event()
-        self._once = threading.Lock()
-        _before_abort(self._aborted)
-        threading.Thread(target=self._ask, daemon=True).start()
 
     def finish(self) -> None:
         """Waits until all processes have come so far, and disconnects them; the first one last."""
@@ -186,6 +204,13 @@ class _Watch:
         last = time.monotonic() + _SILENCE
         while processes.is_first() and len(self._alive()) > 1 and time.monotonic() < last:
             time.sleep(0.05)
+        self.leave()
+
+    def leave(self) -> None:
+        """Disconnects this process, and watches no more."""
+        self._is_over.set()
+        if not processes.is_ending():
+            _before_abort(None)
         jax.distributed.shutdown()
 
     def _alive(self) -> set[int]:
@@ -193,24 +218,40 @@ class _Watch:
 
     def _ask(self) -> None:
         """Asks every two seconds which processes are alive, until one is not."""
+        failures = 0
         while not self._is_over.wait(2.0):
             try:
                 lost = set(self._everyone) - self._alive()
-            except Exception:  # the first process is lost, or this one has disconnected
-                return
+                failures = 0
+            except Exception:  # the network may have failed for a moment
+                failures += 1
+                lost = {0} if failures >= _FAILURES and self._is_first_lost() else set()
             if lost and not self._is_over.is_set():
                 self._end(lost)
 
-    def _aborted(self) -> None:
+    def _is_first_lost(self) -> bool:
+        """Whether the first process, to whose port the others are connected, does not answer."""
         host, port = self._address
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=2.0).close()
-        except OSError:  # the first process is lost; else jax aborts for another reason
+        except OSError:
+            return True
+        return False
+
+    def _aborted(self) -> None:
+        # If the first process is not lost, jax aborts for another reason.
+        if processes.is_ending() or (not self._is_over.is_set() and self._is_first_lost()):
             self._end({0})
 
     def _end(self, lost: set[int]) -> None:
         """Says which processes are lost, and ends this one once its work is saved; does not return."""
         with self._once:
+            if processes.is_ending():  # Ctrl-C has ended others too
+                self.someone_left.set()
+                # The main thread ends this process, unless it waits for those that have ended.
+                _pause(0.0 if self._is_over.is_set() else _UNTIL_SAVED)
+                print(f"\n{ctrl_c.WORDS}", file=sys.stderr, flush=True)
+                _exit(130)
             print(f"\n{self._words(lost)}", file=sys.stderr, flush=True)
             self.someone_lost.set()
             if not processes.is_waiting():  # the main thread ends the process, if it can
@@ -237,8 +278,8 @@ def _pause(seconds: float) -> None:
         time.sleep(0.1)
 
 
-def _exit() -> None:
+def _exit(code: int = 1) -> None:
     """Ends the process without waiting for others, as jax would."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(code)

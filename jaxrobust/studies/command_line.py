@@ -84,7 +84,7 @@ def run_script(
         with ctrl_c.remembered(), cluster.joined(of_all, _is_ours):
             main(settings)
     except KeyboardInterrupt as pressed:
-        words = str(pressed) or "Interrupted. To go on, run the same command again."
+        words = str(pressed) or ctrl_c.WORDS
         print(f"\n{words}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         # Not sys.exit: if XLA was interrupted while compiling, it crashes when the interpreter ends.

@@ -10,6 +10,9 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from jaxrobust import processes
+
+WORDS = "Interrupted. To go on, run the same command again."
 _PRESSED = threading.Event()
 
 
@@ -29,6 +32,7 @@ def remembered() -> Iterator[None]:
     def press(number: int, frame: FrameType | None) -> None:
         del number, frame
         _PRESSED.set()
+        processes.end()
         raise KeyboardInterrupt
 
     _PRESSED.clear()

@@ -143,13 +143,10 @@ class Run:
         digest = zlib.crc32(b"".join([facts, images.tobytes(), *leaves]))
         path = self.folder / "adversarial" / f"{plain(stage)}-{digest:08x}.npz"
         note = path.with_suffix(".json")
-        if path.exists() and note.exists():
-            report = evaluation.load_attack(path)
-            # The file's name depends neither on the targets nor on the labels.
-            aimed = targets is None or bool(np.all(report.targets == np.asarray(targets)))
-            if np.array_equal(report.labels, labels) and aimed:
-                self.stages.count_earlier(**json.loads(note.read_text(encoding="utf-8")))
-                return report
+        earlier = processes.by_first(lambda: _earlier(path, note, labels, targets))
+        if earlier is not None:
+            self.stages.count_earlier(**earlier)
+            return evaluation.load_attack(path)
         with self.stages(stage) as progress:
             report = evaluation.attack_dataset(
                 attack,
@@ -160,9 +157,13 @@ class Run:
                 targets=targets,
                 execution=evaluation.Execution(progress=progress),
             )
-        evaluation.save_attack(path, report)
-        seconds = self.stages.seconds[stage]
-        files.write_json(note, {"name": stage, "seconds": seconds, "commit": commit()})
+
+        def save() -> None:
+            evaluation.save_attack(path, report)
+            seconds = self.stages.seconds[stage]
+            files.write_json(note, {"name": stage, "seconds": seconds, "commit": commit()})
+
+        processes.by_first(save)
         return report
 
     def measure(self, stage: str, compute: Callable[[Facts, Progress], None]) -> None:
@@ -245,6 +246,19 @@ class Run:
         return path
 
 
+def _earlier(path: Path, note: Path, labels: Any, targets: Any) -> dict[str, Any] | None:
+    """Returns the note about the saved report of an attack; None without one of these labels."""
+    if not (path.exists() and note.exists()):
+        return None
+    report = evaluation.load_attack(path)
+    # The file's name depends neither on the targets nor on the labels.
+    aimed = targets is None or bool(np.all(report.targets == np.asarray(targets)))
+    if not (np.array_equal(report.labels, labels) and aimed):
+        return None
+    found: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
+    return found
+
+
 def _kept(outcomes: np.ndarray | None) -> Any:
     """Converts outcomes for JSON: bools to a list, floats to their bytes (they may be infinite)."""
     if outcomes is None or outcomes.dtype == bool:
@@ -286,7 +300,8 @@ def start(
     Raises:
       ModuleNotFoundError: A package for drawing the report is not installed.
       ValueError: The run's name is not a plain name, another process is using the folder, or the folder
-        holds results of other settings, other inputs or another model.
+        holds results of other settings, other inputs or another model. Or the processes of
+        `jax.distributed` differ in these, or do not see the same folder.
     """
     # A missing package should be found now, not after hours of computing.
     with packages.extra("reports", "A study's report"):
@@ -295,13 +310,35 @@ def start(
         raise ValueError(f"`run` must be a plain name, got {settings.run!r}.")
     folder = settings.results_dir / experiment / settings.run
     environment()  # reads the commit now, before the tree can change under the run
+    _check_processes(experiment, settings, inputs, also)
     described = {k: v for k, v in configuration(settings).items() if k not in ignored}
     described |= also or {}
     fingerprints = json.dumps(dict(inputs or {}), sort_keys=True)
     processes.by_first(lambda: _reserve(folder, described, fingerprints, clean_logits, ignored))
-    if processes.in_any(not (folder / files.SETTINGS).is_file()):
+    if not processes.share(folder):
         raise ValueError(f"`results_dir` must be a folder that all processes see, got {folder}.")
     return Run(experiment, settings, folder, Stages(folder))
+
+
+def _check_processes(
+    experiment: str,
+    settings: Any,
+    inputs: Mapping[str, Any] | None,
+    also: Mapping[str, Any] | None,
+) -> None:
+    """Raises unless all processes make the same run, by the same code."""
+    known = environment()
+    unlike = processes.different(
+        configuration(settings)
+        | {"run": [experiment, settings.run], "other settings": dict(also or {})}
+        | {"data, labels or model": dict(inputs or {})}
+        | {"version of the code": [known[name] for name in ("jaxrobust", "commit", "jax")]}
+    )
+    if unlike:
+        raise ValueError(
+            "All processes must run the same command with the same code, data and model; they differ "
+            f"in {', '.join(unlike)}."
+        )
 
 
 def _reserve(

@@ -49,7 +49,8 @@ def run_suite(
         its `progress` must not be set.
 
     Returns:
-      (report, {name: the seconds that the attack took in all processes together}).
+      (report, {name: the seconds that the attack took in this run and in the runs that it resumes, by
+      the first process's clock}).
 
     Raises:
       ValueError: `execution` has no `path`, or it has `progress`.

@@ -110,6 +110,8 @@ def train(position: Position, recipe: Recipe, programs: Programs, desk: Desk) ->
         validated = time.perf_counter()
         # One that comes later is answered by the next epoch.
         requested = interrupt.requested = processes.in_any(interrupt.requested)
+        if requested:
+            processes.end()
 
         history, totals = (*history, row), programs.replicate(zero_totals())
         if (
@@ -135,6 +137,8 @@ def train(position: Position, recipe: Recipe, programs: Programs, desk: Desk) ->
         if requested and not epoch_decisions.is_finished(recipe, history):
             _stop(checkpoints, epoch + 1, 0)
     interrupt.requested = processes.in_any(interrupt.requested)
+    if interrupt.requested:
+        processes.end()
     return Position(state, totals, history)
 
 

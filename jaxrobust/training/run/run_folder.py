@@ -37,7 +37,7 @@ def claim(directory: Path, settings: dict[str, Any], call: dict[str, Any]) -> No
         files.claim(directory, settings, in_use=started)
 
     processes.by_first(of_first)
-    if processes.in_any(not (directory / files.SETTINGS).is_file()):
+    if not processes.share(directory):
         raise ValueError(f"`run_dir` must be a folder that all processes see, got {directory}.")
 
 
