@@ -53,6 +53,7 @@ def compiler_options() -> dict[str, str]:
 
 
 _IS_PORTABLE = contextvars.ContextVar("_IS_PORTABLE", default=False)
+_IS_DIVIDED = contextvars.ContextVar("_IS_DIVIDED", default=False)
 
 
 def has_fast_forms() -> bool:
@@ -79,6 +80,19 @@ def portable() -> Iterator[None]:
         _IS_PORTABLE.reset(token)
 
 
+@contextlib.contextmanager
+def divided() -> Iterator[None]:
+    """Leaves oneDNN out of programs traced in the block, whose rows XLA divides among devices.
+
+    XLA cannot divide a call of oneDNN: every device would compute the rows of all.
+    """
+    token = _IS_DIVIDED.set(True)
+    try:
+        yield
+    finally:
+        _IS_DIVIDED.reset(token)
+
+
 def onednn_types() -> tuple[str, ...]:
     """Names the types in which jaxlib's copy of oneDNN computes convolutions on the CPU.
 
@@ -89,14 +103,15 @@ def onednn_types() -> tuple[str, ...]:
     while programs are traced, so set it before the first.
 
     Returns:
-      "float32", "bfloat16", both or neither. Programs that are made for other platforms use neither.
+      "float32", "bfloat16", both or neither. Programs that are made for other platforms use neither,
+      nor do those of a training that several devices share.
 
     Raises:
       ValueError: JAXROBUST_ONEDNN is neither 0 nor 1, or it is 1 and the trial has failed.
     """
     asked = os.environ.get("JAXROBUST_ONEDNN", "")
     checks.one_of("JAXROBUST_ONEDNN", asked, ("", "0", "1"))
-    if asked == "0" or _IS_PORTABLE.get() or jax.default_backend() != "cpu":
+    if asked == "0" or _IS_PORTABLE.get() or _IS_DIVIDED.get() or jax.default_backend() != "cpu":
         return ()
     types = _onednn_trial()
     if asked == "1" and not types:

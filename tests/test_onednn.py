@@ -129,8 +129,9 @@ def test_what_users_ask_for(untried, monkeypatch):
     with pytest.raises(ValueError, match=r"`JAXROBUST_ONEDNN` must be one of \('', '0', '1'\)"):
         compilation.onednn_types()
     monkeypatch.delenv("JAXROBUST_ONEDNN")
-    with compilation.portable():
-        assert compilation.onednn_types() == ()
+    for without in (compilation.portable, compilation.divided):
+        with without():
+            assert compilation.onednn_types() == ()
 
 
 def random_case(generator):

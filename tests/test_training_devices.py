@@ -7,6 +7,9 @@ import pytest
 from processes import answers
 from trained import ATTACKED, CLEAN, FREE, SPARSE, trained
 
+from jaxrobust import compilation
+from jaxrobust.training.run import devices as devices_module
+from jaxrobust.training.run import fit as fit_module
 from jaxrobust.training.run import interrupt as interrupts
 from jaxrobust.training.run import loop as loop_module
 from jaxrobust.training.run.loop import Desk, Position
@@ -52,6 +55,24 @@ def test_devices_and_processes_share_a_batch_and_change_nothing(
         strict=True,
     ):
         assert all(part in text for part, text in zip(words, said, strict=True)), said
+
+
+@pytest.mark.parametrize("shares", [1, 2])
+def test_what_devices_share_leaves_out_onednn(shares, monkeypatch):
+    """XLA cannot divide a call of oneDNN among devices: each would compute all rows."""
+    monkeypatch.delenv("JAXROBUST_ONEDNN")
+    monkeypatch.setattr(compilation, "_onednn_trial", lambda: ("float32",))
+    monkeypatch.setattr(devices_module, "num_shares", lambda num_devices: shares)
+    seen = []
+
+    def compiled(*arguments):
+        seen.append(compilation.onednn_types())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fit_module, "_compile", compiled)
+    with pytest.raises(KeyboardInterrupt):
+        trained(CLEAN)
+    assert seen == [("float32",) if shares == 1 else ()]
 
 
 def test_devices_that_are_not_there_are_refused():

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from jaxrobust import checks, processes
+from jaxrobust import checks, compilation, processes
 from jaxrobust.attacks import conversation
 from jaxrobust.training.compression.method import kept_at
 from jaxrobust.training.run import compiled_compression, compiled_steps, devices, loop
@@ -233,6 +233,8 @@ def fit(
             display.say(f"The run is already finished: its result is read from {directory}.")
         elif int(position.state.step):
             display.say(f"Resuming after step {int(position.state.step)}, from {directory}.")
+        if devices.num_shares(job.num_devices) > 1:
+            stack.enter_context(compilation.divided())
         # Compiled before Ctrl-C is caught: until then there is nothing to save.
         if unfinished:
             programs = _compile(job, len(position.history))
