@@ -16,6 +16,7 @@ from verdicts import classifier, examples
 
 from jaxrobust import compilation, evaluation, models, programs
 from jaxrobust.attacks import PGD, conversation, engine, lanes
+from jaxrobust.attacks.attack import epsilon_of
 from jaxrobust.evaluation import Execution
 from jaxrobust.types import fold_keys
 
@@ -57,8 +58,10 @@ def in_lanes(attack, logits_fn):
 
 
 def steps(*arguments):
+    # An attack without an epsilon looks for the smallest perturbation, and never ends early.
+    bounded = epsilon_of(arguments[0].attack) is not None
     return lanes.advance_on_devices(
-        *arguments, until_fooled=True, group=compilation.group_sizes(), num_devices=1
+        *arguments, until_fooled=bounded, group=compilation.group_sizes(), num_devices=1
     )
 
 

@@ -298,7 +298,7 @@ def made(tmp_path, monkeypatch):
         monkeypatch.setattr(pruned, "_craft_and_show", show)
         monkeypatch.setattr(pruned, "_times", latencies)
         monkeypatch.setattr(threats, "white_box", white_box)
-        monkeypatch.setattr(evaluation, "load_attack", lambda path: report)
+        monkeypatch.setattr(evaluation, "load_attack", lambda path, *own: report)
         for part in (pruned.measure, pruned.show, pruned.attack_each, pruned.time_each):
             part(study)
         of = (study.source_data, dataset.num_classes)

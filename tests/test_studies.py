@@ -184,11 +184,22 @@ def test_attack_reports_come_back_from_disk(tmp_path):
         loaded = evaluation.load_attack(path)
         assert loaded.attack == attack
         assert evaluation.summarise(loaded, "m", "ab") == evaluation.summarise(report, "m", "ab")
+    # A report of an attack of one's own needs its class.
+    evaluation.save_attack(path, dataclasses.replace(report, attack=Own(0.1, 0.03, 3)))
+    assert evaluation.load_attack(path, Own).attack == Own(0.1, 0.03, 3)
+    with pytest.raises(ValueError, match=r"is not an attack report.*`name` must be one of"):
+        evaluation.load_attack(path)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match="is not an attack report"):
         evaluation.load_attack(path)
     with pytest.raises(FileNotFoundError):
         evaluation.load_attack(tmp_path / "none.npz")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Own(attacks.PGD):
+    """An attack that the package does not know."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -432,7 +432,8 @@ def show(study: Study) -> None:
                 if victim.network == surrogate:
                     facts.add("still right", victim, outcomes=found[right], **keys)
             if threats.looks_for_the_smallest(attack):
-                report = evaluation.load_attack(study.crafted(surrogate, setting, name))
+                path = study.crafted(surrogate, setting, name)
+                report = evaluation.load_attack(path, type(attack))
                 lengths, of = threats.norms(report)[report.attacked], {"network": surrogate} | keys
                 facts.add("fooled", of, outcomes=np.isfinite(lengths))
                 facts.add_median("smallest norm", of, lengths)

@@ -133,7 +133,7 @@ def images_of(attack: Any, path: Path, clean: np.ndarray) -> np.ndarray:
     if isinstance(attack, UniversalPerturbation):
         with np.load(path, allow_pickle=False) as archive:
             return np.clip(as_float(clean) + archive["perturbation"], 0.0, 1.0)
-    return evaluation.load_attack(path).images
+    return evaluation.load_attack(path, type(attack)).images
 
 
 def norms(report: evaluation.AttackReport) -> np.ndarray:

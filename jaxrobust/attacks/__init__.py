@@ -63,12 +63,13 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def from_dict(description: dict[str, Any]) -> Attack:
+def from_dict(description: dict[str, Any], *own: type[Attack]) -> Attack:
     """Makes an attack from its description.
 
     Args:
-      description: {"name": one of `ATTACKS`, and hyper-parameters with their values}, as `to_dict`
-        returns it. What is left out has its default.
+      description: {"name": one of `ATTACKS`, or the name of one of `own`, and hyper-parameters with
+        their values}, as `to_dict` returns it. What is left out has its default.
+      *own: Classes of your own attacks.
 
     Returns:
       The attack.
@@ -83,14 +84,16 @@ def from_dict(description: dict[str, Any]) -> Attack:
     """
     fields = dict(description)
     name = fields.pop("name", None)
-    checks.one_of("name", name, tuple(ATTACKS))
-    allowed = [field.name for field in dataclasses.fields(ATTACKS[name])]
+    known: dict[str, Any] = {**ATTACKS, **{one.__name__: one for one in own}}
+    checks.one_of("name", name, tuple(known))
+    allowed = [field.name for field in dataclasses.fields(known[name])]
     for field in fields:
         if field not in allowed:
             raise TypeError(f"{name} has no `{field}`; it has {', '.join(allowed)}.")
     # A list holds one value for each image.
     arrays = {k: np.asarray(v, np.float32) if isinstance(v, list) else v for k, v in fields.items()}
-    return ATTACKS[name](**arrays)
+    attack: Attack = known[name](**arrays)
+    return attack
 
 
 __all__ = [

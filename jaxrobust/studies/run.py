@@ -143,10 +143,10 @@ class Run:
         digest = zlib.crc32(b"".join([facts, images.tobytes(), *leaves]))
         path = self.folder / "adversarial" / f"{plain(stage)}-{digest:08x}.npz"
         note = path.with_suffix(".json")
-        earlier = processes.by_first(lambda: _earlier(path, note, labels, targets))
+        earlier = processes.by_first(lambda: _earlier(path, note, attack, labels, targets))
         if earlier is not None:
             self.stages.count_earlier(**earlier)
-            return evaluation.load_attack(path)
+            return evaluation.load_attack(path, type(attack))
         with self.stages(stage) as progress:
             report = evaluation.attack_dataset(
                 attack,
@@ -246,11 +246,13 @@ class Run:
         return path
 
 
-def _earlier(path: Path, note: Path, labels: Any, targets: Any) -> dict[str, Any] | None:
+def _earlier(
+    path: Path, note: Path, attack: Attack, labels: Any, targets: Any
+) -> dict[str, Any] | None:
     """Returns the note about the saved report of an attack; None without one of these labels."""
     if not (path.exists() and note.exists()):
         return None
-    report = evaluation.load_attack(path)
+    report = evaluation.load_attack(path, type(attack))
     # The file's name depends neither on the targets nor on the labels.
     aimed = targets is None or bool(np.all(report.targets == np.asarray(targets)))
     if not (np.array_equal(report.labels, labels) and aimed):
