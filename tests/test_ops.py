@@ -1,5 +1,7 @@
 """Every fast form against the plain one and against finite differences."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +25,9 @@ CONVOLUTIONS = {
     "stride 2, odd": ((3, 3), 8, 16, Window((2, 2), ONE), (7, 9)),
     "stride 2, same": ((3, 3), 8, 16, Window((2, 2), ((0, 1), (0, 1))), (8, 8)),
     "stem": ((7, 7), 3, 8, Window((2, 2), ((3, 3), (3, 3))), (12, 15)),
+    "stem, cut": ((3, 4), 3, 8, Window((2, 3), ((-1, 2), (1, -2))), (11, 12)),
+    "stem, a side": ((5, 3), 3, 8, Window((1, 2), ((2, 1), (0, 2))), (9, 8)),
+    "stem with gaps": ((2, 3), 1, 8, Window((5, 4), ((1, 0), (1, 1))), (14, 10)),
     "patches": ((4, 4), 3, 8, Window((4, 4)), (12, 12)),
     "patches with a rest": ((2, 3), 8, 4, Window((2, 3)), (9, 8)),
     "strides 3 and 1": ((2, 3), 8, 4, Window((3, 1), ((1, 0), (1, 1))), (10, 8)),
@@ -152,6 +157,43 @@ def test_convolution_gradients_equal_plain(name, loop):
         return compilation.jit(loop(jax.value_and_grad(loss, (0, 1))))(images, kernel)
 
     assert_close(gradients(ops.convolution), gradients(plain_convolution))
+
+
+@pytest.mark.parametrize("name", ["padded", "stem", "stride 2", "patches"])
+@pytest.mark.usefixtures("library")
+def test_gradients_of_convolution_gradients_equal_plain(name):
+    images, kernel, window, cotangent, _ = convolution_case(name)
+
+    def gradients(function):
+        def size(x, w):
+            slope = jax.grad(lambda x: jnp.sum(jnp.sin(function(x, w, window)) * cotangent))(x)
+            return jnp.mean(jnp.square(slope))
+
+        return compilation.jit(jax.grad(size, (0, 1)))(images, kernel)
+
+    assert_close(gradients(ops.convolution), gradients(plain_convolution))
+
+
+@pytest.mark.parametrize("name", ["padded", "stride 2", "stem"])
+@pytest.mark.usefixtures("library")
+def test_a_loop_copies_kernels_once(name):
+    images, kernel, window, *_ = convolution_case(name)
+    images = jnp.tile(images, (2, 1, 1, 1))[:5]  # no axis of a kernel begins with 5
+
+    def step(x, w):
+        return x - jax.grad(lambda x: jnp.sum(jnp.sin(ops.convolution(x, w, window))))(x)
+
+    def steps(x, w):
+        return lax.scan(lambda x, _: (step(x, w), None), x, length=3)[0]
+
+    text = compilation.jit(steps).lower(images, kernel).compile().as_text()
+    (name,) = set(re.findall(r"body=(%[\w.-]+)", text))
+    body = text.split(f"\n{name} (")[1].split("\n}")[0]
+    made = re.findall(r"= f32\[(\d+),\S+ ([\w-]+)\(", body)
+    assert any(first == "5" for first, _ in made)
+    # A bitcast is no copy, and a product of matrices has its rows of all images.
+    others = {what for first, what in made if first != "5"}
+    assert others <= {"get-tuple-element", "bitcast", "dot"}, body
 
 
 @pytest.mark.parametrize("residual", [False, True])
