@@ -304,6 +304,27 @@ def test_masks():
     )
 
 
+def test_pruned_weights_do_not_count_when_the_gradient_is_clipped():
+    state, batch, arguments = make_step()
+    key = jax.random.key(0)
+    masks = jax.tree.map(
+        lambda leaf: jnp.arange(leaf.size).reshape(leaf.shape) % 2 == 0, state.params
+    )
+    free, _ = train_step(state, batch, key, **arguments)
+    steps = jax.tree.map(lambda m, a, b: jnp.where(m, a - b, 0), masks, free.params, state.params)
+    norm = float(optax.tree.norm(steps)) / 0.1  # of the gradient of the weights that stay
+    clipped = SGD(momentum=0.0, weight_decay=0.0, gradient_clip=norm / 2)
+    arguments["recipe"] = dataclasses.replace(RECIPE, optimizer=clipped)
+    masked, metrics = train_step(
+        create_state(state.variables, arguments["recipe"]), batch, key, masks=masks, **arguments
+    )
+    expected = jax.tree.map(
+        lambda m, p, step: jnp.where(m, p + step / 2, 0), masks, state.params, steps
+    )
+    assert_trees_close(masked.params, expected)
+    assert float(metrics["gradient_norm"]) == pytest.approx(norm, rel=1e-4)
+
+
 def test_an_objective_of_ones_own_adds_a_penalty():
     def with_penalty(forward, images, adversarial, labels):
         value, logits, after = CrossEntropy()(forward, images, adversarial, labels)

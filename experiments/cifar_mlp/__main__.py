@@ -52,6 +52,11 @@ CLASSIFIERS = (
     Variant("hidden layer", "width", 100),
     Variant("hidden layer", "width", 200),
 )
+# The sections of the report that --publish writes: all tables and charts of the source beside ours.
+PUBLISHED = (
+    *("conclusions", "fitting", "models", "accuracies", "mistakes", "attacks", "fooling"),
+    *(ablation.section for ablation in claims.ABLATIONS),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,4 +223,4 @@ def add_evaluation(facts: Facts, entry: Mapping[str, Any], variant: claims.Varia
 
 
 if __name__ == "__main__":
-    studies.run_script(main, Settings, PRESETS)
+    studies.run_script(main, Settings, PRESETS, published=PUBLISHED)

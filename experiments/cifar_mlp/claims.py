@@ -85,6 +85,11 @@ class Ablation:
         return f"train {self.network}{varied}"
 
     @property
+    def section(self) -> str:
+        """The id of its section in the report."""
+        return f"{self.network}-{self.hyperparameter}".replace(" ", "-").replace("_", "-")
+
+    @property
     def keys(self) -> dict[str, str | None]:
         """The keys that all facts of this ablation share."""
         return {"network": self.network, "hyperparameter": self.hyperparameter}

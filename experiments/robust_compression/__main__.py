@@ -81,6 +81,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "suite_steps": 4,
     },
 }
+# The sections of the report that --publish writes: all but pictures and the records of single images.
+PUBLISHED = (
+    *("methods", "autoattack", "differences", "losses", "weights", "ratios", "epsilon-curves"),
+    *("transfer-curves", "combined", "latency", "sizes", "models"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,4 +304,4 @@ def main(settings: Settings) -> Path:
 
 
 if __name__ == "__main__":
-    studies.run_script(main, Settings, PRESETS)
+    studies.run_script(main, Settings, PRESETS, published=PUBLISHED)

@@ -45,6 +45,15 @@ CONSTANTS = {
     ],
     "ticket rounds": compression.ROUNDS,
 }
+# The sections of the report that --publish writes, as far as a run has them: all but pictures, curves
+# of training and the records of single images.
+PUBLISHED = (
+    *("key-figures", "models", "confusion", "classes", "certainty", "ensembles", "confusions"),
+    *("attribution", "attacks", "transfer", "epsilons", "transfer-rates", "map-shift", "published"),
+    *("defences", "detection", "sparsity", "layers", "latency", "pruned-attacks", "half"),
+    *("pruned-transfer", "tickets"),
+    *(f"compress-{name.replace('_', '-')}" for name in SUBJECTS),
+)
 
 
 def main(config: Config) -> Path:
@@ -77,4 +86,4 @@ def main(config: Config) -> Path:
 
 
 if __name__ == "__main__":
-    studies.run_script(main, Config, PRESETS)
+    studies.run_script(main, Config, PRESETS, published=PUBLISHED)

@@ -54,8 +54,8 @@ def run_script(
         errors.
       presets: {name: {field: value}}, as in `preset`. `--preset NAME` chooses a preset, and `--quick`
         chooses the one with the name "quick". Other options override the preset.
-      published: The ids of the sections that `--publish` writes. The settings must then have `run` and
-        `results_dir`, and the experiment the name of its folder.
+      published: The ids of the sections that `--publish` writes, as far as a run has them. The
+        settings must then have `run` and `results_dir`, and the experiment the name of its folder.
     """
     try:
         with packages.extra("cli", "A command line"):
@@ -107,12 +107,17 @@ def _publishing(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
 def _publish(
     page: Path, published: Sequence[str], name: str, settings: Any, presets: Presets
 ) -> Path:
-    """Writes the sections `published` of the finished run that the settings name to a page."""
+    """Writes the sections `published` of the finished run that the settings name to a page.
+
+    Sections that this run does not have, because its settings leave something out, are left out.
+    """
     result = settings.results_dir / name.split(".")[-1] / settings.run / "result.json"
     command = ["python", "-m", name, *_options(result, settings, presets)]
     command += ["--run", settings.run] if settings.run != "default" else []
     commands = [command, [*command, "--publish", page.name]]
-    return reports.write_page(result, page, published, [shlex.join(words) for words in commands])
+    headings = {block.get("id") for block in reading.read_result(result)["blocks"]}
+    present = [section for section in published if section in headings]
+    return reports.write_page(result, page, present, [shlex.join(words) for words in commands])
 
 
 def _options(result: Path, settings: Any, presets: Presets) -> list[str]:
