@@ -17,9 +17,7 @@ TEXT = (ROOT / "docs" / "results" / "coverage.md").read_text("utf-8")
 # What stands between {{ and }} in the anchors of templates, and the values that it has.
 EXPRESSIONS = {
     'name | replace("_", "-")': [name.replace("_", "-") for name in SUBJECTS],
-    "id_of(ablation)": [
-        f"{a.network}-{a.hyperparameter}".replace(" ", "-").replace("_", "-") for a in ABLATIONS
-    ],
+    "ablation.section": [ablation.section for ablation in ABLATIONS],
     "number": ["2", "3"],
 }
 

@@ -66,6 +66,9 @@ def test_the_counts_at_the_top_are_those_of_the_rows():
 def test_every_section_is_in_the_studys_templates(study):
     named = coverage_page.named(study)
     assert named and not named - set(coverage_page.anchors(study))
+    published = importlib.import_module(f"experiments.{study}.__main__").PUBLISHED
+    assert len(published) == len(set(published)) > 5
+    assert not set(published) - set(coverage_page.anchors(study))
 
 
 @pytest.mark.parametrize("command", COMMANDS)

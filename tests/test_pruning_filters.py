@@ -276,7 +276,9 @@ def test_filters_are_on_the_axis_that_the_program_makes():
     groups = pruning.channel_groups(Transposed().apply, variables, jnp.ones((1, 4, 4, 3)))
     kernel = np.asarray(variables["params"]["up"]["kernel"], np.float64)
     assert kernel.shape == (3, 3, 6, 3)
-    assert groups.kernels[0] == pruning.Kernel("params/up/kernel", (3,), (2,), is_first=True)
+    assert groups.kernels[0] == pruning.Kernel(
+        "params/up/kernel", (3,), (2,), is_first=True, followers=("params/up/bias",)
+    )
     expected = {
         "l1": np.abs(kernel).sum((0, 1, 3)),
         "l2": np.sqrt((kernel**2).sum((0, 1, 3))),

@@ -234,6 +234,79 @@ def test_sets_know_the_layout_of_equinox():
         assert (filters.all(1) | ~filters.any(1)).all() and filters.all(1).sum() == 3
 
 
+class Residual(nn.Module):
+    """Two convolutions with BatchNorm, of which the second adds to the first, and a third without."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        def block(inputs, name):
+            made = nn.Conv(8, (3, 3), use_bias=False, name=f"conv_{name}")(inputs)
+            return nn.BatchNorm(use_running_average=not train, name=f"bn_{name}")(made)
+
+        first = nn.relu(block(images, "a"))
+        both = nn.relu(first + block(first, "b"))
+        last = nn.relu(nn.Conv(8, (1, 1), use_bias=False, name="conv_c")(both))
+        return nn.Dense(2, name="head")(nn.LayerNorm(name="norm")(last).mean((1, 2)))
+
+
+class ResidualInNNX(nnx.Module):
+    def __init__(self, rngs):
+        self.a = nnx.Conv(3, 8, (3, 3), rngs=rngs)
+        self.b = nnx.Conv(8, 8, (3, 3), use_bias=False, rngs=rngs)
+        self.bn = nnx.BatchNorm(8, rngs=rngs)
+        self.head = nnx.Linear(8, 2, rngs=rngs)
+
+    def __call__(self, images):
+        first = nnx.relu(self.a(images))
+        return self.head(nnx.relu(first + self.bn(self.b(first))).mean((1, 2)))
+
+
+def test_followers_of_a_kernel_scale_and_shift_its_channels_alone():
+    images = jnp.ones((2, 8, 8, 3))
+    variables = Residual().init(KEY, images)
+    kernels = pruning.channel_groups(Residual().apply, variables, images).kernels
+    followers = {
+        kernel.path.split("/")[1]: {path for path in kernel.followers if path.startswith("params")}
+        for kernel in kernels
+    }
+    assert followers == {
+        "conv_a": {"params/bn_a/scale", "params/bn_a/bias"},
+        "conv_b": {"params/bn_b/scale", "params/bn_b/bias"},
+        "conv_c": set(),  # a ReLU comes before the normalisation
+        "head": {"params/head/bias"},
+    }
+    module = ResidualInNNX(nnx.Rngs(0))
+    module.eval()
+    found = pruning.channel_groups(lambda model, images: model(images), module, images).kernels
+    assert [{path.split("/")[-1] for path in kernel.followers} for kernel in found] == [
+        {"bias"},
+        {"scale", "bias", "mean", "var"},
+        {"bias"},
+    ]
+
+
+def test_redundant_removes_scale_and_shift_with_a_filter():
+    images = jnp.ones((2, 8, 8, 3))
+    variables = Residual().init(KEY, images)
+    kernels = pruning.channel_groups(Residual().apply, variables, images).kernels
+    params = variables["params"]
+    masks = pruning.Redundant(kernels=kernels).masks(params, 0.5, exclude=("head",))
+    for name in "ab":
+        stays = np.asarray(masks[f"conv_{name}"]["kernel"]).any((0, 1, 2))
+        assert stays.sum() == 4
+        for leaf in ("scale", "bias"):
+            np.testing.assert_array_equal(masks[f"bn_{name}"][leaf], stays)
+    for alone in (masks["norm"], masks["head"], pruning.Redundant().masks(params, 0.5)["bn_a"]):
+        assert all(np.asarray(leaf).all() for leaf in jax.tree.leaves(alone))
+    # A removed filter makes zeros, whatever its running statistics are.
+    removed = pruning.apply_masks(params, masks)
+    _, seen = Residual().apply(
+        variables | {"params": removed}, images, capture_intermediates=True, mutable="intermediates"
+    )
+    made = np.asarray(seen["intermediates"]["bn_b"]["__call__"][0])
+    np.testing.assert_array_equal(made.any((0, 1, 2)), np.asarray(masks["bn_b"]["scale"]))
+
+
 class Fire(nn.Module):
     """Its expanding convolutions come after the squeezing one, and before it by their names."""
 

@@ -34,6 +34,27 @@ from jaxrobust.training import (
 )
 
 
+def test_admm_draws_scale_and_shift_of_removed_filters_to_zero():
+    images = jnp.ones((1, *TRAIN[0].shape[1:]))
+    groups = pruning.channel_groups(Net().apply, Net().init(KEY, images), images)
+    method = ADMM(pruning.Redundant(kernels=groups.kernels), kept=0.5, rho=0.5)
+    state = started(method)
+    ours, _ = plain_step(state, method)
+    theirs, _ = plain_step(dataclasses.replace(state, compression=None), None)
+    masks = method.finish(state.params, state.compression, 0.5)[1]
+    kept = np.asarray(masks["bn"]["scale"])
+    assert 0 < kept.sum() < kept.size
+    for leaf in ("scale", "bias"):
+        moved = np.asarray(theirs.params["bn"][leaf] - ours.params["bn"][leaf])
+        there = np.where(kept, 0, state.params["bn"][leaf])  # 0 is where removed ones are drawn to
+        np.testing.assert_allclose(moved, 0.5 * there, atol=1e-6)
+    _, after = method.update(ours.params, state.compression, None, 0.5, 0.5)
+    duals = [float(jnp.abs(dual).max()) for dual in after.multipliers.dual]
+    num_kernels = len(kernels(state.params))
+    assert min(duals[:num_kernels]) > 0 and len(duals) == num_kernels + 4  # two biases, bn's two
+    assert max(duals[num_kernels:]) == 0
+
+
 def test_admm_descends_the_augmented_lagrangian():
     method = ADMM(kept=0.3, rho=0.5)
     state = started(method)

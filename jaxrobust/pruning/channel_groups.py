@@ -5,6 +5,7 @@ They are found by evaluating the program of a network on labels instead of numbe
 concatenations, depthwise and grouped convolutions, flattens and attention heads need no specification.
 """
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -240,6 +241,7 @@ class _Found:
       roles: For each kernel, in the order of use, (the axes that it reads, the axes that it makes).
       is_first: The weights from which first kernels are computed.
       is_strided: The weights from which kernels of convolutions with a stride are computed.
+      followers: For each kernel, the vectors that scale and shift each of the channels it makes.
     """
 
     def __init__(
@@ -260,6 +262,11 @@ class _Found:
         self.roles = self._roles(units)
         self.is_first = frozenset[int]().union(*(u.sources for u in units.uses if u.is_first))
         self.is_strided = frozenset[int]().union(*(u.sources for u in units.uses if u.is_strided))
+        self.followers: dict[int, set[int]] = {leaf: set() for leaf in self.roles}
+        for use, sources in units.followers:
+            for leaf in units.uses[use].sources & self.roles.keys():
+                width = math.prod(self.shapes[leaf][axis] for axis in self.roles[leaf][1])
+                self.followers[leaf] |= {one for one in sources if self.shapes[one] == (width,)}
 
     def _reasons(self, facts: Sequence[tuple[np.ndarray, str]]) -> dict[int, str]:
         """Returns the first reason for each unit."""
@@ -341,6 +348,7 @@ class _Found:
                 tuple(sorted(outputs)),
                 leaf in self.is_first,
                 leaf in self.is_strided,
+                tuple(sorted(self.paths[one] for one in self.followers[leaf])),
             )
             for leaf, (inputs, outputs) in self.roles.items()
         ]

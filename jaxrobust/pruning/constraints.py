@@ -15,7 +15,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +24,25 @@ import numpy as np
 from jaxrobust import checks
 from jaxrobust.pruning import funnel, redundancy
 from jaxrobust.pruning.magnitude import SCOPES, keep_largest, not_excluded
-from jaxrobust.pruning.masks import Kernel, Kernels, axes_of, keep_all, kernels_of, with_leaves
+from jaxrobust.pruning.masks import (
+    Kernel,
+    Kernels,
+    axes_of,
+    followers_of,
+    keep_all,
+    kernels_of,
+    named_leaves,
+    with_leaves,
+)
 from jaxrobust.types import Array, Masks, PyTree
 
 
 class Constraint(Protocol):
-    """The interface of a set of compressed networks: a hashable frozen dataclass."""
+    """The interface of a set of compressed networks: a hashable frozen dataclass.
+
+    If it has an attribute `removes_followers` that is True, its masks also remove the `followers` of
+    `Kernel` with a filter, and ADMM draws them to 0 with it. Others remove weights of kernels alone.
+    """
 
     def masks(self, params: PyTree, kept: Array | float, *, exclude: Sequence[str] = ()) -> Masks:
         """Returns the masks of the projection of the parameters onto the set.
@@ -43,7 +56,7 @@ class Constraint(Protocol):
 
         Returns:
           Masks with the structure of the parameters, True for weights that stay. Biases and other
-          parameters always stay.
+          parameters always stay, except for followers.
 
         Raises:
           TypeError: `kept` is not a number, or a kernel has integers.
@@ -213,6 +226,10 @@ class Redundant:
     exact. The greedy result need not be the nearest network of the set, which is a hard problem (a
     maximum independent set).
 
+    With a filter go its scale and shift, `Kernel.followers`, if `kernels` are given: otherwise ADMM
+    could not draw a filter to 0, because BatchNorm restores its size, and the smaller the filter, the
+    larger its steps.
+
     Attributes:
       floor: The smallest number of filters that stay in every kernel (or all, if it has fewer), at
         least 1.
@@ -228,12 +245,14 @@ class Redundant:
     floor: int = 1
     kernels: tuple[Kernel, ...] | None = dataclasses.field(default=None, metadata={"found": True})
 
+    removes_followers: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         checks.integer("floor", self.floor, minimum=1)
 
     def masks(self, params: PyTree, kept: Array | float, *, exclude: Sequence[str] = ()) -> Masks:
         """Returns masks of whole filters; see `Constraint.masks`."""
-        found = {}
+        found, names = {}, dict(named_leaves(params))
         for path, kernel in checked_kernels(params, kept, exclude, self.kernels).items():
             outputs = axes_of(self.kernels, path, kernel.ndim).outputs
             others = [axis for axis in range(kernel.ndim) if axis not in outputs]
@@ -243,6 +262,7 @@ class Redundant:
             stays, _ = redundancy.apart(filters.reshape(-1, width), count)
             mask = jnp.broadcast_to(stays, (filters.size // width, width)).reshape(filters.shape)
             found[path] = mask.transpose(np.argsort([*others, *outputs]))
+            found |= dict.fromkeys(followers_of(self.kernels, path, names), stays)
         return with_leaves(keep_all(params), found)
 
 
@@ -319,6 +339,17 @@ def open_kernels(
             "dimensions called 'kernel', 'weight' or 'w', or those that `kernels` names."
         )
     return chosen
+
+
+def drawn_weights(constraint: Any, params: PyTree, exclude: Sequence[str]) -> dict[str, Array]:
+    """Returns the parameters of which a constraint's masks remove something, by path."""
+    found = open_kernels(params, exclude)
+    if not getattr(constraint, "removes_followers", False):
+        return found
+    leaves = dict(named_leaves(params))
+    known = getattr(constraint, "kernels", None)
+    paths = [path for kernel in found for path in followers_of(known, kernel, leaves)]
+    return found | {path: jnp.asarray(leaves[path]) for path in paths}
 
 
 def checked_kernels(

@@ -45,7 +45,21 @@ def understood(units: Units, equation: Any, operands: Sequence[Labelled]) -> lis
     through_kernel = any(use.sources for use in units.uses[before:])
     is_raw = any(operand.is_raw for operand in operands) and not through_kernel
     about: dict[str, Any] = {"has_images": has_images, "sources": sources, "is_raw": is_raw}
+    about["maker"] = _maker(units, name, operands, before)
     return [one._replace(**about) for one in results]
+
+
+def _maker(units: Units, name: str, operands: Sequence[Labelled], before: int) -> int:
+    """Returns the maker of a result, and notes the weights that scale or shift what it made."""
+    if len(units.uses) == before + 1:
+        return before
+    makers = [operand.maker for operand in operands if operand.has_images]
+    if len(makers) != 1 or makers[0] < 0 or name not in (*_AFFINE, *_MOVES):
+        return -1
+    if name in _AFFINE:
+        others = (operand.sources for operand in operands if not operand.has_images)
+        units.followers.append((makers[0], frozenset[int]().union(*others)))
+    return makers[0]
 
 
 def _results(units: Units, equation: Any, operands: Sequence[Labelled]) -> list[Labelled]:
@@ -727,6 +741,11 @@ PARTS: dict[str, Callable[[Units, Any, Sequence[Labelled]], list[Labelled]]] = {
 }
 """Of operations with several results."""
 
+# What scales and shifts, and what only moves numbers.
+_AFFINE = frozenset(("add", "add_any", "div", "mul", "sub"))
+_MOVES = frozenset(
+    ("broadcast_in_dim", "convert_element_type", "copy", "expand_dims", "reshape", "squeeze")
+) | {"transpose"}
 # 0 where one factor is; where all operands are; where their operand is.
 _PRODUCTS = frozenset(("and", "mul"))
 _SUMS = frozenset(("add", "add_any", "clamp", "max", "min", "or", "sub", "xor"))

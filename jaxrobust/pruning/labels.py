@@ -44,6 +44,7 @@ class Units:
       refused: (labels, why they cannot be pruned).
       coupled: (labels, what of them is computed together).
       uses: Each product with a kernel.
+      followers: (the place of a use in `uses`, the weights by which its result is scaled or shifted).
     """
 
     def __init__(self) -> None:
@@ -51,6 +52,7 @@ class Units:
         self.refused: list[tuple[np.ndarray, str]] = []
         self.coupled: list[tuple[np.ndarray, str]] = []
         self.uses: list[Use] = []
+        self.followers: list[tuple[int, frozenset[int]]] = []
 
     def new(self, count: int) -> np.ndarray:
         """So many labels, each a unit of its own."""
@@ -134,6 +136,8 @@ class Labelled(NamedTuple):
       vanishes: Whether it is 0 where the weights that its labels stand for are.
       sources: The weights that it is computed from, by their numbers, unless it depends on the images.
       is_raw: Whether it depends on the images in a way that leads through no kernel.
+      maker: The place in `Units.uses` of the product of which it is the result, scaled and shifted at
+        most; -1 for anything else.
     """
 
     shape: tuple[int, ...]
@@ -143,6 +147,7 @@ class Labelled(NamedTuple):
     vanishes: bool = True
     sources: frozenset[int] = frozenset()
     is_raw: bool = False
+    maker: int = -1
 
     def moved(self, shape: Sequence[int], move: Callable[[Along], Along | None]) -> "Labelled":
         """The value after an operation that moves numbers and computes none."""

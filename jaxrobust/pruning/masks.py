@@ -29,6 +29,8 @@ class Kernel(NamedTuple):
       outputs: The axes of the channels that it makes.
       is_first: Whether the images reach it without another kernel on the way.
       is_strided: Whether it is a convolution with a stride above 1.
+      followers: The paths of the vectors, such as those of BatchNorm, that scale or shift each of its
+        output channels before anything else reads them.
     """
 
     path: str
@@ -36,6 +38,7 @@ class Kernel(NamedTuple):
     outputs: tuple[int, ...]
     is_first: bool = False
     is_strided: bool = False
+    followers: tuple[str, ...] = ()
 
 
 Kernels: TypeAlias = Callable[[str, Any], bool] | Collection[Kernel | str] | None
@@ -149,18 +152,32 @@ def is_kernel(path: str, leaf: Any) -> bool:
     return path.split("/")[-1] in _NAMES and jnp.ndim(leaf) >= 2
 
 
+def followers_of(kernels: Kernels, path: str, leaves: Collection[str]) -> list[str]:
+    """Returns the paths of the followers of a kernel that are among the leaves of a tree."""
+    known = _known(kernels, path)
+    # What was found for whole variables serves their parameters too.
+    names = [(one, one.removeprefix("params/")) for one in (known.followers if known else ())]
+    return [name for both in names for name in dict.fromkeys(both) if name in leaves]
+
+
 def axes_of(kernels: Kernels, path: str, rank: int) -> Kernel:
     """Returns the input and output axes of a kernel, from the program or else by its name.
 
     A "weight" has its outputs first and its inputs second, as in equinox; other kernels end with their
     inputs and outputs.
     """
-    for kernel in () if kernels is None or callable(kernels) else kernels:
-        if isinstance(kernel, Kernel) and kernel.path in (path, f"params/{path}"):
-            return kernel
+    if (known := _known(kernels, path)) is not None:
+        return known
     if path.split("/")[-1] == "weight":
         return Kernel(path, (1,), (0,))
     return Kernel(path, (rank - 2,), (rank - 1,))
+
+
+def _known(kernels: Kernels, path: str) -> Kernel | None:
+    for kernel in () if kernels is None or callable(kernels) else kernels:
+        if isinstance(kernel, Kernel) and kernel.path in (path, f"params/{path}"):
+            return kernel
+    return None
 
 
 def with_leaves(tree: PyTree, leaves: Mapping[str, Any]) -> PyTree:

@@ -4,15 +4,18 @@ import dataclasses
 import math
 from typing import ClassVar, NamedTuple
 
+import jax.numpy as jnp
+
 from jaxrobust import checks
 from jaxrobust.pruning import Constraint, Irregular, admm, apply_masks
+from jaxrobust.pruning.constraints import drawn_weights
 from jaxrobust.pruning.masks import with_leaves
 from jaxrobust.training.compression.method import check_settings, compressed_kernels, prefixes
 from jaxrobust.types import Array, Masks, PyTree
 
 
 class ADMMMemory(NamedTuple):
-    """The memory of `ADMM`: copies and duals of the kernels, in the order of `pruning.kernel_paths`."""
+    """The memory of `ADMM`: copies and duals of the kernels, and of what goes with their filters."""
 
     multipliers: admm.Multipliers
     figures: dict[str, Array]
@@ -24,9 +27,10 @@ class ADMM:
 
     The weights theta are pulled towards a copy theta' that satisfies the constraint: the penalty
     <u, theta - theta'> + rho / 2 ||theta - theta'||^2 is part of the loss in every step. The dual u and
-    theta' are updated after each epoch, or after a fixed number of steps. The log has `residual`, the
-    l2 norm of theta - theta' before the update relative to that of theta; `dual_norm`, the l2 norm of
-    u; and `rho`.
+    theta' are updated after each epoch, or after a fixed number of steps. If the constraint removes
+    whole filters, what scales and shifts them is drawn to 0 with them, without a dual. The log has
+    `residual`, the l2 norm of theta - theta' before the update relative to that of theta; `dual_norm`,
+    the l2 norm of u; and `rho`.
 
     Attributes:
       constraint: The set of compressed networks, such as `pruning.Irregular()`.
@@ -81,7 +85,7 @@ class ADMM:
     def start(self, key: Array, params: PyTree, kept: Array | float) -> tuple[PyTree, ADMMMemory]:
         """Returns the parameters unchanged, and a memory in which theta' is their projection."""
         del key
-        weights = tuple(compressed_kernels(params, self.exclude).values())
+        weights = tuple(self._weights(params).values())
         multipliers = admm.started(weights, self._projection(params, kept), self.rho)
         return params, ADMMMemory(multipliers, self._figures(weights, multipliers, multipliers))
 
@@ -92,7 +96,7 @@ class ADMM:
 
     def penalty(self, params: PyTree, memory: ADMMMemory) -> Array:
         """Returns the terms that the augmented Lagrangian adds to the loss."""
-        weights = tuple(compressed_kernels(params, self.exclude).values())
+        weights = tuple(self._weights(params).values())
         return admm.penalty(weights, memory.multipliers)
 
     def update(
@@ -105,7 +109,7 @@ class ADMM:
     ) -> tuple[PyTree, ADMMMemory]:
         """Updates u, then theta' with the new budget; the parameters do not change."""
         del gradients, progress
-        weights = tuple(compressed_kernels(params, self.exclude).values())
+        weights = tuple(self._weights(params).values())
         after = admm.updated(
             weights,
             memory.multipliers,
@@ -114,6 +118,11 @@ class ADMM:
             largest_rho=self.largest_rho,
             rescale=self.rescale,
         )
+        # Scales and shifts of removed filters are drawn to 0 by the penalty alone. With a dual they
+        # overshoot, and a network with a tenth of its filters learned less.
+        num_kernels = len(compressed_kernels(params, self.exclude))
+        zeros = map(jnp.zeros_like, after.dual[num_kernels:])
+        after = after._replace(dual=(*after.dual[:num_kernels], *zeros))
         return params, ADMMMemory(after, self._figures(weights, memory.multipliers, after))
 
     def finish(
@@ -124,13 +133,16 @@ class ADMM:
         masks = self.constraint.masks(params, kept, exclude=prefixes(params, self.exclude))
         return apply_masks(params, masks), masks
 
+    def _weights(self, params: PyTree) -> dict[str, Array]:
+        return drawn_weights(self.constraint, params, prefixes(params, self.exclude))
+
     def _projection(self, params: PyTree, kept: Array | float) -> admm.Project:
-        paths = tuple(compressed_kernels(params, self.exclude))
+        paths = tuple(self._weights(params))
 
         def project(weights: tuple[Array, ...]) -> tuple[Array, ...]:
             tree = with_leaves(params, dict(zip(paths, weights, strict=True)))
             masks = self.constraint.masks(tree, kept, exclude=prefixes(params, self.exclude))
-            return tuple(compressed_kernels(apply_masks(tree, masks), self.exclude).values())
+            return tuple(self._weights(apply_masks(tree, masks)).values())
 
         return project
 

@@ -166,8 +166,8 @@ class _Descent:
         (_, (value, logits, batch_stats)), (gradients, by_image) = jax.value_and_grad(
             loss, (0, 1), has_aux=True
         )(point, adversarial)
-        # Pruned weights must not count when the gradient is clipped: behind BatchNorm, the gradient of a
-        # filter of zeros is hundreds of times as large as that of others.
+        # Pruned weights must not count when the gradient is clipped: behind BatchNorm, the gradient of
+        # a filter of zeros is hundreds of times as large as that of others.
         gradients = _masked(gradients, self.masks)
         # The gradient may be that of another point; the step is taken from where the weights are.
         updates, opt_state = self.recipe.optimizer(self.learning_rate).update(
