@@ -98,11 +98,12 @@ def main(config: Config) -> None:
 def attack(config: Config) -> dict[str, Any]:
     """Attacks, and returns the verdicts, and the seconds of compiling, of the attack and of a merge."""
     network = models.create("simple_cnn", 10)
-    variables = network.init(jax.random.key(0), jnp.zeros((1, *_IMAGE)))
+    # Each is one program: jax keeps those of the first process alone, so others compile all anew.
+    variables = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, *_IMAGE)))
     classifier = models.Classifier(network.apply, variables, 0.5, 0.25)
     images = np.random.default_rng(0).uniform(size=(config.num_images, *_IMAGE))
     images = images.astype(np.float32)
-    labels = np.asarray(jnp.argmax(classifier(jnp.asarray(images)), axis=-1))
+    labels = np.asarray(jnp.argmax(jax.jit(classifier)(jnp.asarray(images)), axis=-1))
     settings = PGD(8 / 255, 1 / 255, 40, num_restarts=config.num_restarts)
     attacked_by = functools.partial(evaluation.attack_dataset, settings, classifier)
     before = time.perf_counter()
