@@ -105,6 +105,12 @@ def test_a_batch_of_any_size_is_left_to_xla(untried):
     (batch,) = jax.export.symbolic_shape("b")
     exported = export(jax.ShapeDtypeStruct((batch, 8, 8, 3), jnp.float32))
     assert exported.call(jnp.ones((2, 8, 8, 3))).shape == (2, 6, 6, 8)
+    strided = Window((2, 2), ((1, 1), (1, 1)))
+    slope = jax.grad(lambda x: jnp.sum(convolution(x, jnp.ones((3, 3, 3, 8)), strided) ** 2))
+    exported = jax.export.export(jax.jit(slope))(
+        jax.ShapeDtypeStruct((batch, 8, 8, 3), jnp.float32)
+    )
+    np.testing.assert_allclose(exported.call(jnp.ones((2, 8, 8, 3))), slope(jnp.ones((2, 8, 8, 3))))
 
 
 def test_a_process_that_onednn_ends_has_tried_the_types_before(untried, monkeypatch):

@@ -265,10 +265,7 @@ def test_followers_of_a_kernel_scale_and_shift_its_channels_alone():
     images = jnp.ones((2, 8, 8, 3))
     variables = Residual().init(KEY, images)
     kernels = pruning.channel_groups(Residual().apply, variables, images).kernels
-    followers = {
-        kernel.path.split("/")[1]: {path for path in kernel.followers if path.startswith("params")}
-        for kernel in kernels
-    }
+    followers = {kernel.path.split("/")[1]: set(kernel.followers) for kernel in kernels}
     assert followers == {
         "conv_a": {"params/bn_a/scale", "params/bn_a/bias"},
         "conv_b": {"params/bn_b/scale", "params/bn_b/bias"},
@@ -280,9 +277,60 @@ def test_followers_of_a_kernel_scale_and_shift_its_channels_alone():
     found = pruning.channel_groups(lambda model, images: model(images), module, images).kernels
     assert [{path.split("/")[-1] for path in kernel.followers} for kernel in found] == [
         {"bias"},
-        {"scale", "bias", "mean", "var"},
+        {"scale", "bias"},  # not the running statistics, which are no weights
         {"bias"},
     ]
+
+
+COMBINED = {
+    # How the output [B, 4, 4, 4] of a convolution, h, is combined with a vector v of length 4, and with
+    # other images, o. What is not a scale or a shift of each channel is no follower.
+    "factor": (lambda h, v, o: h * v, True),
+    "summand": (lambda h, v, o: h + v, True),
+    "double": (lambda h, v, o: h * (2.0 * v), True),
+    "twice": (lambda h, v, o: (h * v + v) * v, True),
+    "divisor": (lambda h, v, o: h / (v + 2.0), False),
+    "subtrahend": (lambda h, v, o: h - v, False),
+    "raw divisor": (lambda h, v, o: h / v, False),
+    "subtrahend of a constant": (lambda h, v, o: h + (1.0 - v), False),
+    "exponential": (lambda h, v, o: h * jnp.exp(v), False),
+    "mean": (lambda h, v, o: h * v.mean(), False),
+    "softmax": (lambda h, v, o: h * jax.nn.softmax(v), False),
+    "reversed": (lambda h, v, o: h + v[::-1], False),
+    "along rows": (lambda h, v, o: h + v[:, None, None], False),
+    "shuffled": (
+        lambda h, v, o: h.reshape(*h.shape[:3], 2, 2).swapaxes(3, 4).reshape(h.shape) * v,
+        False,
+    ),
+    "behind a ReLU": (lambda h, v, o: jax.nn.relu(h) * v, False),
+    "of others too": (lambda h, v, o: h * v + o * v, False),
+    "behind a sum": (lambda h, v, o: (h + o) * v, False),
+    "of every round": (
+        lambda h, v, o: jax.lax.fori_loop(0, 2, lambda _, x: jax.nn.relu(x * v), h),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COMBINED)
+def test_what_follows_a_kernel(name):
+    combine, follows = COMBINED[name]
+
+    def logits(weights, images):
+        made, others = (
+            jax.lax.conv_general_dilated(
+                images, weights[kernel], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+            for kernel in ("kernel", "other")
+        )
+        return jax.nn.relu(combine(made, weights["v"], others)).mean((1, 2)) @ weights["head"]
+
+    shapes = {"kernel": (3, 3, 3, 4), "other": (3, 3, 3, 4), "v": (4,), "head": (4, 2)}
+    weights = {key: jnp.ones(shape) for key, shape in shapes.items()}
+    kernels = pruning.channel_groups(logits, weights, jnp.ones((2, 4, 4, 3))).kernels
+    found = {kernel.path: kernel.followers for kernel in kernels}
+    assert found["kernel"] == (("v",) if follows else ())
+    assert not found.get("other") and not found.get("head")
 
 
 def test_redundant_removes_scale_and_shift_with_a_filter():

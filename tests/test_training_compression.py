@@ -24,6 +24,7 @@ from compressed_training import (
 from flax import nnx
 
 from jaxrobust import losses, pruning, training
+from jaxrobust.pruning.constraints import drawn_weights
 from jaxrobust.training import (
     ADMM,
     CrossEntropy,
@@ -48,11 +49,31 @@ def test_admm_draws_scale_and_shift_of_removed_filters_to_zero():
         moved = np.asarray(theirs.params["bn"][leaf] - ours.params["bn"][leaf])
         there = np.where(kept, 0, state.params["bn"][leaf])  # 0 is where removed ones are drawn to
         np.testing.assert_allclose(moved, 0.5 * there, atol=1e-6)
-    _, after = method.update(ours.params, state.compression, None, 0.5, 0.5)
+    params, after = method.update(ours.params, state.compression, None, 0.5, 0.5)
     duals = [float(jnp.abs(dual).max()) for dual in after.multipliers.dual]
-    num_kernels = len(kernels(state.params))
-    assert min(duals[:num_kernels]) > 0 and len(duals) == num_kernels + 4  # two biases, bn's two
-    assert max(duals[num_kernels:]) == 0
+    number = len(kernels(state.params))
+    assert min(duals[:number]) > 0 and len(duals) == number + 4  # two biases, bn's two
+    assert max(duals[number:]) == 0
+    paths = list(drawn_weights(method.constraint, params, ("head",)))
+    # Nothing draws the scales of filters that stay, and those of others are drawn to 0.
+    slopes = jax.grad(method.penalty)(params, after)["bn"]["scale"]
+    scales, copies = (
+        params["bn"]["scale"],
+        dict(zip(paths, after.multipliers.auxiliary, strict=True)),
+    )
+    stays = np.asarray(copies["bn/scale"] != 0)
+    assert stays.sum() == kept.sum()
+    np.testing.assert_allclose(copies["bn/scale"], np.where(stays, scales, 0), atol=1e-6)
+    np.testing.assert_allclose(slopes, np.where(stays, 0, 0.5 * scales), atol=1e-6)
+
+
+def test_hydra_ends_with_the_network_that_it_trained():
+    images = jnp.ones((1, *TRAIN[0].shape[1:]))
+    groups = pruning.channel_groups(Net().apply, Net().init(KEY, images), images)
+    for constraint in (pruning.Irregular(), pruning.Redundant(kernels=groups.kernels)):
+        method = Hydra(constraint, kept=0.5)
+        scores, memory = method.start(KEY, initial()["params"], 0.5)
+        same(method.effective(scores, memory), method.finish(scores, memory, 0.5)[0])
 
 
 def test_admm_descends_the_augmented_lagrangian():

@@ -98,7 +98,7 @@ def main(config: Config) -> None:
 def attack(config: Config) -> dict[str, Any]:
     """Attacks, and returns the verdicts, and the seconds of compiling, of the attack and of a merge."""
     network = models.create("simple_cnn", 10)
-    # Each is one program: jax keeps those of the first process alone, so others compile all anew.
+    # Drawing weights and finding labels are one program each: only the first process keeps programs.
     variables = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, *_IMAGE)))
     classifier = models.Classifier(network.apply, variables, 0.5, 0.25)
     images = np.random.default_rng(0).uniform(size=(config.num_images, *_IMAGE))

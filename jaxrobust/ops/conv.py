@@ -223,8 +223,9 @@ def _input_gradient(
 def hoisted(copy: Array) -> Array:
     """Marks a copy of a kernel that a loop over steps shall make once.
 
-    XLA moves a barrier out of a loop with everything that it needs, but makes a transposed, reversed or
-    sliced copy anew in every round. For 4 images of 224x224 this was a tenth of PGD on a ResNet-50.
+    XLA makes a transposed, reversed or sliced copy anew in every round of a loop, but moves a copy that
+    is behind a barrier out of it. These copies took 6 % of the time of PGD on a ResNet-50, for 4 images
+    of 224x224.
     """
     return lax.optimization_barrier(copy)
 
@@ -354,7 +355,7 @@ def _gradient_by_blocks(
     blocks = jnp.pad(kernel, filled).reshape(tall, down, wide, right, inputs, outputs)
     blocks = blocks.swapaxes(1, 2).reshape(tall, wide, -1, outputs)
     batch, height, width = (
-        len(cotangent),
+        cotangent.shape[0],
         cotangent.shape[1] + tall - 1,
         cotangent.shape[2] + wide - 1,
     )

@@ -5,7 +5,6 @@ They are found by evaluating the program of a network on labels instead of numbe
 concatenations, depthwise and grouped convolutions, flattens and attention heads need no specification.
 """
 
-import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -188,6 +187,7 @@ def channel_groups(
             leaf.shape,
             tuple(along_axis(one, axis, len(axes)) for axis, one in enumerate(axes)),
             sources=frozenset([number]),
+            silencers=frozenset([number]),
         )
         for number, (leaf, axes) in enumerate(zip(given, labels, strict=True))
     ]
@@ -241,7 +241,7 @@ class _Found:
       roles: For each kernel, in the order of use, (the axes that it reads, the axes that it makes).
       is_first: The weights from which first kernels are computed.
       is_strided: The weights from which kernels of convolutions with a stride are computed.
-      followers: For each kernel, the vectors that scale and shift each of the channels it makes.
+      followers: For each kernel, the vectors that scale or shift the channels it makes, and no others.
     """
 
     def __init__(
@@ -262,11 +262,7 @@ class _Found:
         self.roles = self._roles(units)
         self.is_first = frozenset[int]().union(*(u.sources for u in units.uses if u.is_first))
         self.is_strided = frozenset[int]().union(*(u.sources for u in units.uses if u.is_strided))
-        self.followers: dict[int, set[int]] = {leaf: set() for leaf in self.roles}
-        for use, sources in units.followers:
-            for leaf in units.uses[use].sources & self.roles.keys():
-                width = math.prod(self.shapes[leaf][axis] for axis in self.roles[leaf][1])
-                self.followers[leaf] |= {one for one in sources if self.shapes[one] == (width,)}
+        self.followers = self._followers(units)
 
     def _reasons(self, facts: Sequence[tuple[np.ndarray, str]]) -> dict[int, str]:
         """Returns the first reason for each unit."""
@@ -294,6 +290,29 @@ class _Found:
                         }
                     roles[role].update(shown - roles[1 - role])
         return {leaf: roles for leaf, roles in found.items() if roles[0] | roles[1]}
+
+    def _followers(self, units: Units) -> dict[int, list[int]]:
+        """Finds the vectors that nothing but the result of one kernel is scaled or shifted by."""
+        found: dict[int, list[int]] = {leaf: [] for leaf in self.roles}
+        first = dict(zip(self.axes, self.first.tolist(), strict=False))
+        for vector in range(len(self.paths)):
+            uses = units.readings.get(vector, {-1})
+            if len(self.shapes[vector]) != 1 or -1 in uses:
+                continue
+            kernels = frozenset[int]().union(*(units.uses[use].sources for use in uses))
+            makers = [leaf for leaf in kernels if leaf in self.roles]
+            if len(makers) != 1 or len(self.roles[makers[0]][1]) != 1:
+                continue
+            (leaf,), (axis,) = makers, self.roles[makers[0]][1]
+            width = self.shapes[leaf][axis]
+            # Its places are those of the kernel's channels, in the same order.
+            ours, theirs = (
+                self.roots[first[key] + np.arange(length)]
+                for key, length in (((leaf, axis), width), ((vector, 0), self.shapes[vector][0]))
+            )
+            if len(np.unique(ours)) == width and np.array_equal(ours, theirs):
+                found[leaf].append(vector)
+        return found
 
     def _numbers_of(self, leaf: int) -> set[int]:
         return {number for number, (owner, _) in enumerate(self.axes) if owner == leaf}

@@ -86,6 +86,8 @@ class Reader:
         self, body: Callable[[Sequence[Labelled]], list[Labelled]], carry: Sequence[Labelled]
     ) -> list[Labelled]:
         """Returns the carry of a loop: the result of one round is the input of the next."""
+        # In later rounds it is what the body has made.
+        carry = [one._replace(maker=-1, silencers=frozenset()) for one in carry]
         while True:
             before = list(map(self.seen, carry))
             after = body(carry)
@@ -113,7 +115,7 @@ class Reader:
                 return None
             return Along(one.array[0], frozenset(axis - 1 for axis in one.axes), one.why)
 
-        return value.moved(value.shape[1:], move)
+        return value._replace(maker=-1).moved(value.shape[1:], move)
 
 
 def _stacked(value: Labelled, length: int) -> Labelled:

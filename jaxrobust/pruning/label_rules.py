@@ -46,20 +46,31 @@ def understood(units: Units, equation: Any, operands: Sequence[Labelled]) -> lis
     is_raw = any(operand.is_raw for operand in operands) and not through_kernel
     about: dict[str, Any] = {"has_images": has_images, "sources": sources, "is_raw": is_raw}
     about["maker"] = _maker(units, name, operands, before)
+    about["silencers"] = frozenset() if has_images else _silencers(name, operands)
     return [one._replace(**about) for one in results]
 
 
 def _maker(units: Units, name: str, operands: Sequence[Labelled], before: int) -> int:
-    """Returns the maker of a result, and notes the weights that scale or shift what it made."""
-    if len(units.uses) == before + 1:
-        return before
-    makers = [operand.maker for operand in operands if operand.has_images]
-    if len(makers) != 1 or makers[0] < 0 or name not in (*_AFFINE, *_MOVES):
-        return -1
-    if name in _AFFINE:
-        others = (operand.sources for operand in operands if not operand.has_images)
-        units.followers.append((makers[0], frozenset[int]().union(*others)))
-    return makers[0]
+    """Returns the maker of a result, and notes how weights are read."""
+    images = [operand for operand in operands if operand.has_images]
+    is_affine = name in _AFFINE and len(images) == 1
+    maker = images[0].maker if is_affine or (name in _MOVES and images) else -1
+    for operand in operands if images else ():
+        if operand.has_images:
+            continue
+        # A divisor of 0 makes NaN, and what is subtracted is a running mean, which is no weight.
+        silencers = operand.silencers if is_affine and name not in ("div", "sub") else ()
+        for weight in operand.sources:
+            how = maker if weight in silencers else -1
+            units.readings.setdefault(weight, set()).add(how)
+    return before if len(units.uses) == before + 1 else maker
+
+
+def _silencers(name: str, operands: Sequence[Labelled]) -> frozenset[int]:
+    """Returns the silencers of a value that does not depend on the images."""
+    if name in _MOVES or name == "div":
+        return operands[0].silencers
+    return frozenset[int]().union(*(o.silencers for o in operands if name == "mul"))
 
 
 def _results(units: Units, equation: Any, operands: Sequence[Labelled]) -> list[Labelled]:
@@ -741,11 +752,15 @@ PARTS: dict[str, Callable[[Units, Any, Sequence[Labelled]], list[Labelled]]] = {
 }
 """Of operations with several results."""
 
-# What scales and shifts, and what only moves numbers.
+# Operations that scale or shift.
 _AFFINE = frozenset(("add", "add_any", "div", "mul", "sub"))
+# Operations of one operand that compute no number. The labels say where the numbers go.
 _MOVES = frozenset(
-    ("broadcast_in_dim", "convert_element_type", "copy", "expand_dims", "reshape", "squeeze")
-) | {"transpose"}
+    (
+        *("broadcast_in_dim", "convert_element_type", "copy", "expand_dims", "reshape", "squeeze"),
+        "transpose",
+    )
+)
 # 0 where one factor is; where all operands are; where their operand is.
 _PRODUCTS = frozenset(("and", "mul"))
 _SUMS = frozenset(("add", "add_any", "clamp", "max", "min", "or", "sub", "xor"))

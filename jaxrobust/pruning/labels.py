@@ -44,7 +44,8 @@ class Units:
       refused: (labels, why they cannot be pruned).
       coupled: (labels, what of them is computed together).
       uses: Each product with a kernel.
-      followers: (the place of a use in `uses`, the weights by which its result is scaled or shifted).
+      readings: For each weight, how values that depend on the images are combined with it: the place in
+        `uses` of the product whose result it scales or shifts, -1 for anything else.
     """
 
     def __init__(self) -> None:
@@ -52,7 +53,7 @@ class Units:
         self.refused: list[tuple[np.ndarray, str]] = []
         self.coupled: list[tuple[np.ndarray, str]] = []
         self.uses: list[Use] = []
-        self.followers: list[tuple[int, frozenset[int]]] = []
+        self.readings: dict[int, set[int]] = {}
 
     def new(self, count: int) -> np.ndarray:
         """So many labels, each a unit of its own."""
@@ -138,6 +139,8 @@ class Labelled(NamedTuple):
       is_raw: Whether it depends on the images in a way that leads through no kernel.
       maker: The place in `Units.uses` of the product of which it is the result, scaled and shifted at
         most; -1 for anything else.
+      silencers: The weights, by their numbers, each of which makes it 0 at the places where the weight
+        is 0.
     """
 
     shape: tuple[int, ...]
@@ -148,6 +151,7 @@ class Labelled(NamedTuple):
     sources: frozenset[int] = frozenset()
     is_raw: bool = False
     maker: int = -1
+    silencers: frozenset[int] = frozenset()
 
     def moved(self, shape: Sequence[int], move: Callable[[Along], Along | None]) -> "Labelled":
         """The value after an operation that moves numbers and computes none."""

@@ -1,9 +1,10 @@
 """Masks: booleans with the structure of the parameters, True for weights that stay.
 
-Only kernels are pruned; biases and normalisation, for instance, are not. The argument `kernels` says
-which weights are kernels. None goes by the name: arrays of two or more dimensions called "kernel"
-(flax), "weight" (equinox) or "w" (haiku). A function of (path, array) returns whether an array is a
-kernel. `channel_groups(...).kernels` are the weights that the program uses as kernels.
+Only kernels are pruned; biases and normalisation, for instance, are not, except that `Redundant`
+removes the `followers` of a filter with it. The argument `kernels` says which weights are kernels. None
+goes by the name: arrays of two or more dimensions called "kernel" (flax), "weight" (equinox) or "w"
+(haiku). A function of (path, array) returns whether an array is a kernel. `channel_groups(...).kernels`
+are the weights that the program uses as kernels.
 """
 
 import collections
@@ -29,8 +30,9 @@ class Kernel(NamedTuple):
       outputs: The axes of the channels that it makes.
       is_first: Whether the images reach it without another kernel on the way.
       is_strided: Whether it is a convolution with a stride above 1.
-      followers: The paths of the vectors, such as those of BatchNorm, that scale or shift each of its
-        output channels before anything else reads them.
+      followers: The paths of the vectors, such as BatchNorm's scale and bias, that scale or shift its
+        output channels before anything else reads these, and nothing else. A kernel has none whose
+        output is first added to another, or that makes channels along several axes.
     """
 
     path: str

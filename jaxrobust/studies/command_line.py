@@ -117,6 +117,10 @@ def _publish(
     commands = [command, [*command, "--publish", page.name]]
     headings = {block.get("id") for block in reading.read_result(result)["blocks"]}
     present = [section for section in published if section in headings]
+    if not present:
+        raise ValueError(
+            f"{result} must have one of the sections {', '.join(published)} to publish."
+        )
     return reports.write_page(result, page, present, [shlex.join(words) for words in commands])
 
 

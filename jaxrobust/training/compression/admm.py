@@ -4,8 +4,6 @@ import dataclasses
 import math
 from typing import ClassVar, NamedTuple
 
-import jax.numpy as jnp
-
 from jaxrobust import checks
 from jaxrobust.pruning import Constraint, Irregular, admm, apply_masks
 from jaxrobust.pruning.constraints import drawn_weights
@@ -110,19 +108,18 @@ class ADMM:
         """Updates u, then theta' with the new budget; the parameters do not change."""
         del gradients, progress
         weights = tuple(self._weights(params).values())
+        # Scales and shifts of removed filters are drawn to 0 by the penalty alone: with a dual they
+        # overshoot, and a network with a tenth of its filters learned less. So their dual stays 0.
+        number = len(compressed_kernels(params, self.exclude))
+        copies = (*memory.multipliers.auxiliary[:number], *weights[number:])
         after = admm.updated(
             weights,
-            memory.multipliers,
+            memory.multipliers._replace(auxiliary=copies),
             self._projection(params, kept),
             growth=self.rho_growth,
             largest_rho=self.largest_rho,
             rescale=self.rescale,
         )
-        # Scales and shifts of removed filters are drawn to 0 by the penalty alone. With a dual they
-        # overshoot, and a network with a tenth of its filters learned less.
-        num_kernels = len(compressed_kernels(params, self.exclude))
-        zeros = map(jnp.zeros_like, after.dual[num_kernels:])
-        after = after._replace(dual=(*after.dual[:num_kernels], *zeros))
         return params, ADMMMemory(after, self._figures(weights, memory.multipliers, after))
 
     def finish(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust.pruning import Constraint, Irregular, apply_masks, kernel_paths
-from jaxrobust.pruning.masks import named_leaves, with_leaves
+from jaxrobust.pruning.masks import keep_all, named_leaves, with_leaves
 from jaxrobust.training.compression.method import check_settings, compressed_kernels, prefixes
 from jaxrobust.types import Array, Masks, PyTree
 
@@ -113,7 +113,9 @@ class Hydra:
         self, params: PyTree, memory: HydraMemory, kept: Array | float
     ) -> tuple[PyTree, Masks]:
         """Returns the weights under the mask, with exactly the budget, and the masks."""
-        masks = self._masks(params, kept)
+        # A score learns for kernels alone, so everything else stays, whatever the constraint removes.
+        chosen = compressed_kernels(self._masks(params, kept), self.exclude)
+        masks = with_leaves(keep_all(params), chosen)
         return apply_masks(with_leaves(params, _frozen_leaves(memory.frozen)), masks), masks
 
     def _masks(self, params: PyTree, kept: Array | float) -> Masks:

@@ -29,13 +29,7 @@ def informed(method: Any, network: Network, variables: PyTree, image_shape: tupl
     """
     images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
     groups = pruning.channel_groups(network.logits, variables, images)
-    used = [
-        one._replace(
-            path=one.path.removeprefix("params/"),
-            followers=tuple(path.removeprefix("params/") for path in one.followers),
-        )
-        for one in groups.kernels
-    ]
+    used = [one._replace(path=one.path.removeprefix("params/")) for one in groups.kernels]
     chosen = pruning.kernel_paths(variables["params"])
     named = [one for one in used if one.path in chosen]
     idle = [Kernel(p, (), ()) for p in chosen if p not in {one.path for one in named}]

@@ -49,9 +49,10 @@ def train_step(
     Returns:
       (state, metrics) after the step. The metrics are scalars: {"loss": the mean over the batch,
       "correct": int32, the number of correct predictions, "gradient_norm": the global l2 norm before
-      clipping, "learning_rate"}. Loss and count are measured on the images trained on, in training
-      mode, before the step (for FreeReplays, before the last replay); the loss leaves out the penalty
-      of a compression. The caller updates the compression between steps.
+      clipping, of the weights that `masks` keep, "learning_rate"}. Loss and count are measured on the
+      images trained on, in training mode, before the step (for FreeReplays, before the last replay);
+      the loss leaves out the penalty of a compression. The caller updates the compression between
+      steps.
 
     Raises:
       ValueError: The state was made with another recipe, or the adversary is an AttackSchedule.

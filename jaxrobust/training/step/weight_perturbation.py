@@ -61,7 +61,7 @@ class AWP:
 
         def shift(params: PyTree, gradient: Any, masked: Any) -> PyTree:
             def perturbed(params: PyTree, gamma: Array) -> PyTree:
-                added = masked(weight_perturbation(params, gradient(params), gamma))
+                added = weight_perturbation(params, masked(gradient(params)), gamma)
                 return jax.tree.map(jnp.add, params, added)
 
             if self.warmup_epochs == 0 or not compilation.loops_are_fast():
