@@ -126,10 +126,10 @@ def publish(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "experiments.tiny.__main__", module)
     main.__module__ = module.__name__
 
-    def run(page, *more):
+    def run(page, *more, sections=("costs-section",)):
         options = ["--results-dir", str(tmp_path), "--publish", str(page), *more]
         monkeypatch.setattr(sys, "argv", ["tiny", *options])
-        studies.run_script(main, Settings, PRESETS, published=("costs-section",))
+        studies.run_script(main, Settings, PRESETS, published=sections)
 
     return run
 
@@ -145,6 +145,18 @@ def test_publish_runs_nothing_and_says_the_command_without_paths(result, publish
     with pytest.raises(SystemExit):
         publish(page, "--run", "other")
     assert "there is no such file" in capsys.readouterr().err
+
+
+def test_sections_that_a_run_lacks_are_left_out(result, publish, tmp_path, capsys):
+    page = tmp_path / "page.md"
+    publish(page, sections=("costs-section", "left-out"))
+    whole = page.read_bytes()
+    publish(page)
+    assert page.read_bytes() == whole and b"## Costs" in whole
+    with pytest.raises(SystemExit):
+        publish(tmp_path / "none.md", sections=("left-out",))
+    assert "must have one of the sections left-out" in capsys.readouterr().err
+    assert not (tmp_path / "none.md").exists()
 
 
 def test_a_run_of_other_settings_is_not_published(result, publish, tmp_path, capsys):
