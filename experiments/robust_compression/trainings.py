@@ -93,7 +93,9 @@ def _trained(study: Study, variant: Variant) -> dict[str, Any]:
     return _finished(study, variant, fits, study.records[base]["history"])
 
 
-def compression(study: Study, variant: Variant) -> training.Compression | None:
+def compression(
+    study: Study, variant: Variant, pulls: tuple[float, float] = PULLS
+) -> training.Compression | None:
     """Returns the compression of the phase that compresses; None: nothing, or only masks."""
     settings, exclude = study.settings, variant.exclude
     if variant.method == "rigl":
@@ -104,7 +106,7 @@ def compression(study: Study, variant: Variant) -> training.Compression | None:
         return None
     # Rho is small at first: with the whole rho from the start a network learned less, perhaps because
     # its weights were drawn to their values at the last update (docs/compression.md).
-    smallest, largest = rhos(study)
+    smallest, largest = rhos(study, pulls)
     until = max(1, round(LATE * settings.num_epochs * UPDATES))
     course: dict[str, Any] = {"rho": smallest, "rho_growth": (largest / smallest) ** (1 / until)}
     course |= {"largest_rho": largest, "kept": budgets(settings, variant.kept)}
@@ -119,10 +121,10 @@ def every(study: Study) -> int:
     return max(1, len(study.train) // study.batch_size // UPDATES)
 
 
-def rhos(study: Study) -> tuple[float, float]:
-    """Returns the first and the last rho of one-shot ADMM: `PULLS`, scaled to the recipe."""
+def rhos(study: Study, pulls: tuple[float, float] = PULLS) -> tuple[float, float]:
+    """Returns the first and the last rho of one-shot ADMM: the pulls, scaled to the recipe."""
     rate = study.settings.learning_rate
-    first, last = (training.rho_for_pull(pull, rate, every(study), MOMENTUM) for pull in PULLS)
+    first, last = (training.rho_for_pull(pull, rate, every(study), MOMENTUM) for pull in pulls)
     return min(first, STEEPEST / rate), min(last, STEEPEST / rate)
 
 
