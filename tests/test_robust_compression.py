@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import jinja2
 import numpy as np
 import pytest
 
-from experiments.robust_compression import attacks, measures, trainings
+from experiments.robust_compression import attacks, measures, networks, pulls, trainings
 from experiments.robust_compression.__main__ import PRESETS, Settings, check, main
 from experiments.robust_compression.networks import (
     EPSILON,
@@ -526,6 +527,21 @@ def test_masks_of_the_control_are_as_many_and_at_random(tmp_path):
         else:
             assert counts[0] == round(0.1 * size)
             assert bool((kernels[0][path] != kernels[1][path]).any())
+
+
+@pytest.mark.slow(60)
+def test_pulls_are_compared_by_validation_images(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pulls, "CANDIDATES", ((0.05, 0.99),))
+    monkeypatch.setattr(networks.Study, "attacked", None)  # no test image is looked at
+    given = {"num_train": 128, "num_attacked": 8, "results_dir": tmp_path}
+    settings = studies.preset(Settings, PRESETS, "quick", **given)
+    pulls.main(settings)
+    said = capsys.readouterr().out
+    assert "of 32 images" in said and re.search(
+        r"0\.05 +0\.99 +\d+\.\d% +\d+\.\d% +\d\.\d{3}", said
+    )
+    pulls.main(settings)  # it is finished, so nothing is trained again
+    assert capsys.readouterr().out.splitlines()[-1] == said.splitlines()[-1]
 
 
 @pytest.mark.slow(90)
