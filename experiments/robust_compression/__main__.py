@@ -60,6 +60,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "preset": "table",
         "networks": ("resnet10_slim", "mobilenet_v2_narrow"),
         "radii": (EPSILON, 0.1),
+        "num_attacked": 150,
         "curve_epsilons": (0.0, 0.02, EPSILON, 0.06, 0.1),
     },
     "quick": {
