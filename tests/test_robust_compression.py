@@ -452,8 +452,8 @@ def test_multipliers_are_updated_four_times_in_an_epoch(tmp_path):
     assert tie.rho * tie.rho_growth ** (4 * 9) == pytest.approx(tie.largest_rho)
     assert tie.rho == training.rho_for_pull(0.05, 0.05, 3, 0.9)
     assert tie.largest_rho == training.rho_for_pull(0.99, 0.05, 3, 0.9)
-    # The pulls are the course of rho that was chosen for 46 steps between two updates, and when the
-    # learning rate has fallen, the last rho pulls less: by 60 %, as the report says.
+    # With 46 steps between two updates, rho rises from 0.002 to 0.2. When the learning rate has fallen,
+    # the last rho pulls less: by 60 %, as the report says.
     course = [training.rho_for_pull(pull, 0.05, 46, 0.9) for pull in trainings.PULLS]
     assert course == pytest.approx([0.002, 0.2], rel=0.15)
     fallen = training.rho_for_pull(0.6, trainings.FACTOR * 0.05, 46, 0.9)

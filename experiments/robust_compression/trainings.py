@@ -40,9 +40,9 @@ NUM_RADII = 3  # at most, in the first half of the epochs
 LATE, FACTOR = 0.75, 0.2  # after this share of the epochs, the learning rate falls by this factor
 UPDATES = 4  # of ADMM's multipliers in an epoch
 # The pulls of one-shot ADMM (`training.rho_for_pull`) at the first update, and when the learning rate
-# falls. They reproduce the course of rho, from 0.002 to 0.2, that was chosen on resnet10_slim with seed
-# 0 by looking at test images; only its scaling with steps and learning rate is a rule. After the fall
-# the last rho pulls by 60 %. Clipping covers the penalty too, so that pulls may be smaller.
+# falls: of six pairs, the one with the most validation images right under attack, though by no more
+# than chance (pulls.py). After the fall the last rho pulls by 60 %. Clipping covers the penalty too, so
+# that pulls may be smaller.
 PULLS = (0.05, 0.99)
 # For two-phase ADMM, after Ye et al. No rho times the learning rate exceeds STEEPEST, far below the
 # values at which steps become unstable.
