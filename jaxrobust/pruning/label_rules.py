@@ -5,13 +5,14 @@ result; `RULES` has them by the operation's name. An operation without a rule is
 them: what it reads cannot be pruned.
 """
 
-import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxrobust.programs.operations import ELEMENTWISE, REDUCTIONS
+from jaxrobust.pruning import label_moves
+from jaxrobust.pruning.label_moves import Rule, placed, stretched, with_length, without_axes
 from jaxrobust.pruning.labels import (
     Along,
     Axes,
@@ -26,10 +27,7 @@ from jaxrobust.pruning.labels import (
     simplified,
     tied_along,
     vector,
-    whole_steps,
 )
-
-Rule = Callable[[Units, Any, Sequence[Labelled]], Labelled]
 
 
 def understood(units: Units, equation: Any, operands: Sequence[Labelled]) -> list[Labelled]:
@@ -75,8 +73,8 @@ def _silencers(name: str, operands: Sequence[Labelled]) -> frozenset[int]:
 
 def _results(units: Units, equation: Any, operands: Sequence[Labelled]) -> list[Labelled]:
     name = equation.primitive.name
-    if name in PARTS:
-        return PARTS[name](units, equation, operands)
+    if name in label_moves.PARTS:
+        return label_moves.PARTS[name](units, equation, operands)
     if name in RULES:
         return [RULES[name](units, equation, operands)]
     shapes = [tuple(getattr(one.aval, "shape", ())) for one in equation.outvars]
@@ -109,7 +107,7 @@ def element_by_element(units: Units, operands: Sequence[Labelled]) -> Labelled:
     has_images = any(operand.has_images for operand in operands)
     vanishes = all(operand.vanishes for operand in operands)
     is_raw = any(operand.is_raw for operand in operands)
-    operands = [_stretched(operand, shape) for operand in operands if operand.shape]
+    operands = [stretched(operand, shape) for operand in operands if operand.shape]
     operands = _checked(units, operands)
     labels = merged(units, (operand.labels for operand in operands))
     fixed = all_fixed(operand.fixed for operand in operands)
@@ -152,7 +150,7 @@ def _contraction(units: Units, equation: Any, operands: Sequence[Labelled]) -> L
         free = _free(operand, axes, batched)
         places = {axis: place for place, axis in enumerate(batched)}
         places |= {axis: start + place for place, axis in enumerate(free)}
-        parts.append(_placed(operand, places, shape))
+        parts.append(placed(operand, places, shape))
         start += len(free)
     labels = merged(units, (part.labels for part in parts))
     fixed = all_fixed(part.fixed for part in parts)
@@ -173,37 +171,6 @@ def _check_batch(
 
 def _free(operand: Labelled, contracted: Sequence[int], batch: Sequence[int]) -> list[int]:
     return [a for a in range(len(operand.shape)) if a not in contracted and a not in batch]
-
-
-def _placed(value: Labelled, places: dict[int, int], shape: Sequence[int]) -> Labelled:
-    """A value with its axes elsewhere; what is about axes that have no place is left out."""
-
-    def move(one: Along) -> Along | None:
-        if not one.axes <= places.keys():
-            return None
-        lengths = [1] * len(shape)
-        order = sorted(places, key=lambda axis: places[axis])
-        for axis in order:
-            lengths[places[axis]] = one.array.shape[axis]
-        rest = [axis for axis in range(one.array.ndim) if axis not in places]
-        array = one.array.transpose([*order, *rest]).reshape(lengths)
-        return Along(array, frozenset(places[axis] for axis in one.axes), one.why)
-
-    lengths = [1] * len(shape)
-    for axis, place in places.items():
-        lengths[place] = value.shape[axis]
-    return _stretched(value.moved(lengths, move), shape)
-
-
-def _stretched(value: Labelled, shape: Sequence[int]) -> Labelled:
-    """A value repeated along axes of length 1: its one label there is none of those of the result."""
-    longer = {axis for axis, length in enumerate(value.shape) if length != shape[axis]}
-
-    def move(one: Along) -> Along | None:
-        left = one.axes - longer
-        return one._replace(axes=left) if left else None
-
-    return value.moved(shape, move) if longer else value
 
 
 def _read(units: Units, operands: Sequence[Labelled], axes: Sequence[int]) -> None:
@@ -374,13 +341,7 @@ def _reduction(units: Units, equation: Any, operands: Sequence[Labelled]) -> Lab
         elif rest is not None:
             labels.append(rest)
     value = value._replace(labels=tuple(labels))
-    return _without_axes(value, axes, equation.outvars[0].aval.shape)
-
-
-def _without_axes(value: Labelled, gone: Collection[int], shape: Sequence[int]) -> Labelled:
-    """A value whose other axes close up."""
-    kept = [axis for axis in range(len(value.shape)) if axis not in gone]
-    return _placed(value, {axis: place for place, axis in enumerate(kept)}, shape)
+    return without_axes(value, axes, equation.outvars[0].aval.shape)
 
 
 def _window(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelled:
@@ -406,105 +367,6 @@ def _window(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labell
     return Labelled(shape, tuple(labels), tuple(fixed), vanishes=value.vanishes)
 
 
-def _reshape(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelled:
-    value, shape = operands[0], equation.outvars[0].aval.shape
-    blocks = _blocks(value.shape, shape)
-
-    def move(one: Along) -> Along | None:
-        before, after, about = [], [], set[int]()
-        for ours, theirs in blocks:
-            touched = one.axes & set(ours)
-            before += [value.shape[axis] if touched else 1 for axis in ours]
-            after += [shape[axis] if touched else 1 for axis in theirs]
-            if touched:
-                about |= {axis for axis in theirs if shape[axis] > 1} or set(theirs[:1])
-        if not about:
-            return None
-        array = np.broadcast_to(one.array, before).reshape(after)
-        return Along(array, frozenset(about), one.why)
-
-    def wide(one: Along) -> Along | None:
-        """Without axes of one index that are joined with longer ones: a label of them is none there."""
-        lost = {
-            axis
-            for ours, _ in blocks
-            for axis in ours
-            if value.shape[axis] == 1 and math.prod(value.shape[other] for other in ours) > 1
-        }
-        return one._replace(axes=one.axes - lost) if one.axes - lost else None
-
-    value = value.moved(value.shape, wide)
-    # An axis that is split stays or goes in whole steps, unless this puts together what was split.
-    labels = tuple(
-        one if _is_undone(one.axes, value.shape, blocks) else whole_steps(units, one)
-        for one in value.labels
-    )
-    return simplified(units, value._replace(labels=labels).moved(shape, move))
-
-
-def _is_undone(axes: Axes, shape: Sequence[int], blocks: Any) -> bool:
-    """Whether a reshape leaves split axes apart, or joins them as they were before they were split."""
-    if len(axes) < 2:
-        return True
-    touched = [ours for ours, _ in blocks if axes & set(ours)]
-    if all(len([axis for axis in ours if shape[axis] > 1]) < 2 for ours in touched):
-        return True
-    (first, *others) = touched
-    return not others and {axis for axis in first if shape[axis] > 1} == axes
-
-
-def _blocks(
-    before: Sequence[int], after: Sequence[int]
-) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Axes of the two shapes that hold the same numbers: the smallest such pieces, in their order."""
-    pieces, ours, theirs = [], 0, 0
-    while ours < len(before) or theirs < len(after):
-        first, second = ours, theirs
-        ours, theirs = min(ours + 1, len(before)), min(theirs + 1, len(after))
-        while True:
-            left, right = math.prod(before[first:ours]), math.prod(after[second:theirs])
-            if left == right:
-                break
-            if left < right:
-                ours += 1
-            else:
-                theirs += 1
-        pieces.append((tuple(range(first, ours)), tuple(range(second, theirs))))
-    return pieces
-
-
-def _broadcast(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelled:
-    places = equation.params["broadcast_dimensions"]
-    return _placed(operands[0], dict(enumerate(places)), equation.outvars[0].aval.shape)
-
-
-def _transpose(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelled:
-    order, value = equation.params["permutation"], operands[0]
-    places = {axis: place for place, axis in enumerate(order)}
-    labels = tuple(
-        one
-        if sorted(one.axes) == sorted(one.axes, key=places.__getitem__)
-        else whole_steps(units, one)
-        for one in value.labels
-    )
-    return _placed(value._replace(labels=labels), places, equation.outvars[0].aval.shape)
-
-
-def _squeeze(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelled:
-    gone, shape = equation.params["dimensions"], equation.outvars[0].aval.shape
-    return _without_axes(operands[0], gone, shape)
-
-
-def _reversed(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelled:
-    axes, value = set(equation.params["dimensions"]), operands[0]
-
-    def move(one: Along) -> Along:
-        return one._replace(array=np.flip(one.array, tuple(one.axes & axes)))
-
-    labels = tuple(whole_steps(units, one) if one.axes & axes else one for one in value.labels)
-    return value._replace(labels=labels).moved(value.shape, move)
-
-
 def _concatenation(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelled:
     return _joined_along(
         units, operands, equation.params["dimension"], equation.outvars[0].aval.shape
@@ -515,7 +377,7 @@ def _stack(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelle
     """Values one beside the other, along an axis of the code's."""
     axis, shape = equation.params["axis"], equation.outvars[0].aval.shape
     places = {place: place + (place >= axis) for place in range(len(shape) - 1)}
-    rows = [_placed(one, places, _at(shape, axis, 1)) for one in operands]
+    rows = [placed(one, places, with_length(shape, axis, 1)) for one in operands]
     found = _joined_along(units, rows, axis, shape)
     fixed = [one for one in found.fixed if axis not in one.axes]
     return found._replace(fixed=(*fixed, numbered(shape, axis, "the code stacks them")))
@@ -534,17 +396,13 @@ def _joined_along(
     ]
     others = [operand.apart_from([axis]) for operand in operands]
     across = element_by_element(
-        units, [other._replace(shape=_at(shape, axis, 1)) for other in others]
+        units, [other._replace(shape=with_length(shape, axis, 1)) for other in others]
     )
     labels = _one_after_the_other([operand.labels for operand in operands], axis, lengths)
     fixed = _one_after_the_other([operand.fixed for operand in operands], axis, lengths)
     vanishes = all(operand.vanishes for operand in operands)
     whole = (*across.labels, *labels), (*across.fixed, *fixed)
     return Labelled(tuple(shape), *whole, vanishes=vanishes)
-
-
-def _at(shape: Sequence[int], axis: int, length: int) -> tuple[int, ...]:
-    return tuple(length if place == axis else size for place, size in enumerate(shape))
 
 
 def _one_after_the_other(
@@ -556,156 +414,16 @@ def _one_after_the_other(
     for slot in range(max(map(len, mine))):
         chosen = [entries[slot] if slot < len(entries) else None for entries in mine]
         known = [one for one in chosen if one is not None]
-        common = np.broadcast_shapes(*(_at(one.array.shape, axis, 1) for one in known))
+        common = np.broadcast_shapes(*(with_length(one.array.shape, axis, 1) for one in known))
         arrays = [
-            np.zeros(_at(common, axis, length), np.int64)
+            np.zeros(with_length(common, axis, length), np.int64)
             if one is None
-            else np.broadcast_to(one.array, _at(common, axis, length))
+            else np.broadcast_to(one.array, with_length(common, axis, length))
             for one, length in zip(chosen, lengths, strict=True)
         ]
         axes = frozenset[int]().union(*(one.axes for one in known))
         found.append(Along(np.concatenate(arrays, axis), axes, known[0].why))
     return found
-
-
-def _slice(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelled:
-    """Of channels a share that divides them, at the same place of every share."""
-    value, params = operands[0], equation.params
-    shape = equation.outvars[0].aval.shape
-    if equation.primitive.name == "slice":
-        starts, strides = params["start_indices"], params["strides"] or (1,) * len(shape)
-    else:
-        starts, strides = (None,) * len(shape), (1,) * len(shape)
-
-    def cut(one: Along, *, is_label: bool) -> Along:
-        array = one.array
-        for axis in sorted(one.axes):
-            size, whole = shape[axis], value.shape[axis]
-            if size == whole:
-                continue
-            start, stride = starts[axis], strides[axis]
-            if is_label:
-                if start is None or (stride == 1 and start % size == 0):
-                    array = _shares(units, array, axis, size)
-                else:
-                    units.refuse(array, "the code cuts it at a place of its own")
-            begin = 0 if start is None else start
-            index = begin + stride * np.arange(size)
-            array = array.take(index, axis)
-        return one._replace(array=array)
-
-    labels = tuple(cut(one, is_label=True) for one in value.labels)
-    fixed = tuple(cut(one, is_label=False) for one in value.fixed)
-    return Labelled(shape, labels, fixed, vanishes=value.vanishes)
-
-
-def _shares(units: Units, array: np.ndarray, axis: int, size: int) -> np.ndarray:
-    """Ties each index of a share to the same one of every other; refuses what is no whole share."""
-    if array.shape[axis] % size:
-        units.refuse(array, "the code cuts it at a place of its own")
-        return array
-    moved = np.moveaxis(array, axis, 0)
-    shares = moved.reshape(-1, size, *moved.shape[1:])
-    units.tie(shares, shares[:1])
-    return array
-
-
-def _split(units: Units, equation: Any, operands: Sequence[Labelled]) -> list[Labelled]:
-    value, axis = operands[0], equation.params["axis"]
-    sizes = equation.params["sizes"]
-    for one in value.labels:
-        if axis in one.axes:
-            if len(set(sizes)) == 1:
-                _shares(units, one.array, axis, sizes[0])
-            else:
-                units.refuse(one.array, "the code splits it into unequal parts")
-    ends = np.cumsum(sizes)
-    parts = []
-    for size, end in zip(sizes, ends, strict=True):
-
-        def part(one: Along, size: int = size, end: int = end) -> Along:
-            if axis not in one.axes:
-                return one
-            return one._replace(array=one.array.take(np.arange(end - size, end), axis))
-
-        parts.append(value.moved(_at(value.shape, axis, size), part))
-    return parts
-
-
-def _tile(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelled:
-    """The same numbers again, with the same labels."""
-    value, shape = operands[0], equation.outvars[0].aval.shape
-    times = [whole // max(size, 1) for whole, size in zip(shape, value.shape, strict=True)]
-
-    def move(one: Along) -> Along:
-        reps = [many if axis in one.axes else 1 for axis, many in enumerate(times)]
-        return one._replace(array=np.tile(one.array, reps))
-
-    longer = _stretched(
-        value, [a if b == 1 else b for a, b in zip(shape, value.shape, strict=True)]
-    )
-    return longer.moved(shape, move)
-
-
-def _unstack(units: Units, equation: Any, operands: Sequence[Labelled]) -> list[Labelled]:
-    """The rows along an axis of the code's, one by one."""
-    value, axis = operands[0], equation.params["axis"]
-    labels = [tied_along(units, one, {axis}) for one in value.labels]
-    fixed = tuple(one for one in value.fixed if axis not in one.axes)
-    value = value._replace(labels=tuple(one for one in labels if one is not None), fixed=fixed)
-    return [_without_axes(value, [axis], one.aval.shape) for one in equation.outvars]
-
-
-def _padding(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelled:
-    """Channels that are added are the code's; positions are positions."""
-    value, shape = operands[0], equation.outvars[0].aval.shape
-    config = equation.params["padding_config"]
-    places = []
-    for (low, _, interior), size, whole in zip(config, value.shape, shape, strict=True):
-        place = low + (interior + 1) * np.arange(size)
-        places.append((place, (place >= 0) & (place < whole)))
-
-    def padded(one: Along) -> Along:
-        array = one.array
-        for axis in sorted(one.axes):
-            place, inside = places[axis]
-            wider = np.zeros(_at(array.shape, axis, shape[axis]), np.int64)
-            kept = np.moveaxis(wider, axis, 0)
-            kept[place[inside]] = np.moveaxis(array, axis, 0)[inside]
-            array = wider
-        return one._replace(array=array)
-
-    added = []
-    for axis, (place, inside) in enumerate(places):
-        if shape[axis] != value.shape[axis] or not inside.all():
-            numbers = np.arange(1, shape[axis] + 1)
-            numbers[place[inside]] = 0
-            added.append(along_axis(numbers, axis, len(shape), "the code pads its axis"))
-    labels = tuple(padded(one) for one in value.labels)
-    fixed = tuple(padded(one) for one in value.fixed)
-    return Labelled(shape, labels, (*fixed, *added), vanishes=value.vanishes)
-
-
-def _gather(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelled:
-    """Rows of a table: their entries keep their labels, the number of rows is the code's."""
-    table, numbers = operands[0], equation.params["dimension_numbers"]
-    sizes, shape = equation.params["slice_sizes"], equation.outvars[0].aval.shape
-    gone = (*numbers.collapsed_slice_dims, *getattr(numbers, "operand_batching_dims", ()))
-    kept = [axis for axis in range(len(table.shape)) if axis not in gone]
-    places = {
-        axis: place
-        for axis, place in zip(kept, numbers.offset_dims, strict=True)
-        if sizes[axis] == table.shape[axis]
-    }
-    for one in table.labels:
-        if not one.axes <= places.keys():
-            units.refuse(one.array, "the code takes some of it by number")
-    for one in operands[1].labels:
-        units.refuse(one.array, "numbers of rows are made of it")
-    rest = fixed_value(shape, "positions of the image", has_images=True)
-    fixed = tuple(one for one in rest.fixed if not one.axes <= set(places.values()))
-    found = _placed(table, places, shape)
-    return found._replace(fixed=(*found.fixed, *fixed))
 
 
 def _update(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelled:
@@ -718,39 +436,18 @@ def _update(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labell
     return element_by_element(units, [whole, part.apart_from(axes)._replace(shape=whole.shape)])
 
 
-def _numbered(units: Units, equation: Any, operands: Sequence[Labelled]) -> Labelled:
-    axis, shape = equation.params["dimension"], equation.outvars[0].aval.shape
-    return Labelled(shape, (), (numbered(shape, axis, "the code numbers it"),))
-
-
 RULES: dict[str, Rule] = {
-    "broadcast_in_dim": _broadcast,
+    **label_moves.RULES,
     "concatenate": _concatenation,
     "conv_general_dilated": _convolution,
     "dot_general": _contraction,
-    "dynamic_slice": _slice,
     "dynamic_update_slice": _update,
-    "gather": _gather,
-    "iota": _numbered,
-    "pad": _padding,
-    "reshape": _reshape,
-    "rev": _reversed,
-    "slice": _slice,
-    "squeeze": _squeeze,
     "stack": _stack,
-    "tile": _tile,
-    "transpose": _transpose,
     **dict.fromkeys(("cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum"), _window),
     **dict.fromkeys(("reduce_window_max", "reduce_window_min", "reduce_window_sum"), _window),
     **dict.fromkeys(REDUCTIONS, _reduction),
 }
 """By the operation's name."""
-
-PARTS: dict[str, Callable[[Units, Any, Sequence[Labelled]], list[Labelled]]] = {
-    "split": _split,
-    "unstack": _unstack,
-}
-"""Of operations with several results."""
 
 # Operations that scale or shift.
 _AFFINE = frozenset(("add", "add_any", "div", "mul", "sub"))
