@@ -288,6 +288,7 @@ COMBINED = {
     "factor": (lambda h, v, o: h * v, True),
     "summand": (lambda h, v, o: h + v, True),
     "double": (lambda h, v, o: h * (2.0 * v), True),
+    "half": (lambda h, v, o: h * (v / 2.0), True),
     "twice": (lambda h, v, o: (h * v + v) * v, True),
     "divisor": (lambda h, v, o: h / (v + 2.0), False),
     "subtrahend": (lambda h, v, o: h - v, False),
@@ -305,6 +306,28 @@ COMBINED = {
     "behind a ReLU": (lambda h, v, o: jax.nn.relu(h) * v, False),
     "of others too": (lambda h, v, o: h * v + o * v, False),
     "behind a sum": (lambda h, v, o: (h + o) * v, False),
+    "of an inverse": (lambda h, v, o: (1.0 / h) * v, False),
+    "relative to its length": (lambda h, v, o: h * (v / jnp.sqrt((v * v).sum())), False),
+    "times its softmax": (lambda h, v, o: h * (v * jax.nn.softmax(v)), False),
+    "by itself": (lambda h, v, o: h * (v / v), False),
+    "in a loop, of others too": (
+        lambda h, v, o: h * v + o * jax.lax.fori_loop(0, 2, lambda _, u: u * 2.0, v),
+        False,
+    ),
+    "in a branch, of others too": (
+        lambda h, v, o: h * v + o * jax.lax.cond(o.sum() > 0, lambda: v, lambda: v * 2.0),
+        False,
+    ),
+    "and something else in later rounds": (
+        lambda h, v, o: jax.lax.fori_loop(
+            0, 2, lambda _, c: (c[0] + h * c[1], c[1] + 1.0), (jnp.zeros_like(h), v)
+        )[0],
+        False,
+    ),
+    "of each row of a scan": (
+        lambda h, v, o: jax.lax.scan(lambda c, row: (c, row * v), 0.0, h)[1],
+        False,
+    ),
     "of every round": (
         lambda h, v, o: jax.lax.fori_loop(0, 2, lambda _, x: jax.nn.relu(x * v), h),
         False,
@@ -331,6 +354,70 @@ def test_what_follows_a_kernel(name):
     found = {kernel.path: kernel.followers for kernel in kernels}
     assert found["kernel"] == (("v",) if follows else ())
     assert not found.get("other") and not found.get("head")
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 4), (4, 1, 1)], ids=["haiku", "equinox"])
+def test_vectors_with_axes_of_length_1_follow_too(shape):
+    def logits(weights, images):
+        made = images @ weights["kernel"]
+        if len(shape) == 3:  # channels first, image by image
+            made = (made.transpose(0, 3, 1, 2) * weights["v"]).transpose(0, 2, 3, 1)
+        else:
+            made = made * weights["v"]
+        return jax.nn.relu(made).mean((1, 2)) @ weights["head"]
+
+    weights = {"kernel": jnp.ones((3, 4)), "v": jnp.ones(shape), "head": jnp.ones((4, 2))}
+    kernels = pruning.channel_groups(logits, weights, jnp.ones((2, 4, 4, 3))).kernels
+    assert {kernel.path: kernel.followers for kernel in kernels} == {"kernel": ("v",), "head": ()}
+    weights["kernel"] = weights["kernel"].at[:, 0].set(0.0)
+    masks = pruning.Redundant(kernels=kernels).masks(weights, 0.75, exclude=("head",))
+    assert masks["v"].shape == shape and not masks["v"].ravel()[0] and masks["v"].sum() == 3
+
+
+def transposed_too(weights, images):
+    hidden = images.mean((1, 2))
+    hidden = hidden + jax.nn.relu(hidden @ weights["kernel"] + weights["a"])
+    return (hidden + jax.nn.relu(hidden @ weights["kernel"].T + weights["v"])) @ weights["head"]
+
+
+def of_two_axes(weights, images):
+    made = jnp.einsum("bhwc,cde->bhwde", images, weights["kernel"].reshape(4, 2, 2))
+    return jax.nn.relu(made * weights["v"][:2]).mean((1, 2)).reshape(-1, 4) @ weights["head"]
+
+
+def grouped(weights, images):
+    made = jax.lax.conv_general_dilated(
+        jax.nn.relu(images @ weights["first"]),
+        weights["kernel"].reshape(2, 1, 2, 4),
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=2,
+    )
+    return jax.nn.relu(made * weights["v"]).mean((1, 2)) @ weights["head"]
+
+
+@pytest.mark.parametrize("logits", [transposed_too, of_two_axes, grouped])
+def test_what_does_not_follow_every_use_of_a_kernel(logits):
+    shapes = {"first": (4, 4), "kernel": (4, 4), "a": (4,), "v": (4,), "head": (4, 2)}
+    weights = {key: jnp.ones(shape) for key, shape in shapes.items()}
+    kernels = pruning.channel_groups(logits, weights, jnp.ones((2, 4, 4, 4))).kernels
+    assert kernels and not any("v" in kernel.followers for kernel in kernels)
+
+
+def test_a_scale_that_two_kernels_share_follows_neither():
+    module = ResidualInNNX(nnx.Rngs(0))
+    module.eval()
+    module.b.bias = module.a.bias
+    found = pruning.channel_groups(
+        lambda model, images: model(images), module, jnp.ones((2, 8, 8, 3))
+    )
+    followers = {kernel.path.split("/")[0]: kernel.followers for kernel in found.kernels}
+    assert followers == {
+        "a": (),
+        "b": ("bn/bias", "bn/scale"),
+        "head": ("head/bias",),
+    }
 
 
 def test_redundant_removes_scale_and_shift_with_a_filter():

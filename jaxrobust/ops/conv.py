@@ -33,7 +33,7 @@ ACTIVATIONS = (None, "relu", "relu6")
 _ONES, _NO_PADDING = (1, 1), ((0, 0), (0, 0))
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _MOST_PHASES = 16  # a transposed convolution computes each of its phases as one convolution
-_FEW_CHANNELS = 4  # with at most so many input channels, `_gradient_by_patches` is used
+_FEW_CHANNELS = 4  # with at most so many, input gradients are made by patches or by blocks
 
 
 class Window(NamedTuple):
@@ -216,7 +216,7 @@ def _input_gradient(
         zeros = jnp.zeros(shape, cotangent.dtype)
         _, pull_back = jax.vjp(lambda images: _convolve(images, kernel, window), zeros)
         return pull_back(cotangent)[0]
-    rotated = hoisted(kernel[::-1, ::-1].swapaxes(2, 3))
+    rotated = kernel[::-1, ::-1].swapaxes(2, 3)
     return spread(cotangent, rotated, shape, window, convolution)
 
 
@@ -360,7 +360,7 @@ def _gradient_by_blocks(
         cotangent.shape[2] + wide - 1,
     )
     of_blocks = (batch, height, width, blocks.shape[2])
-    gradient = _input_gradient(cotangent, hoisted(blocks), of_blocks, Window())
+    gradient = _input_gradient(cotangent, blocks, of_blocks, Window())
     gradient = gradient.reshape(batch, height, width, down, right, inputs).swapaxes(2, 3)
     gradient = gradient.reshape(batch, height * down, width * right, inputs)
     # Padding is cut off; pixels that no window meets are added.

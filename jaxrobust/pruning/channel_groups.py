@@ -223,11 +223,15 @@ def _tie_shared(
     units: Units, arrays: Sequence[Any], labels: Sequence[Sequence[np.ndarray]]
 ) -> None:
     """Ties an array that is in the tree twice, which is one weight."""
-    first: dict[int, Sequence[np.ndarray]] = {}
-    for array, axes in zip(arrays, labels, strict=True):
-        known = first.setdefault(id(array), axes) if isinstance(array, jax.Array) else axes
-        for one, other in zip(known, axes, strict=True):
+    first: dict[int, int] = {}
+    for number, array in enumerate(arrays):
+        known = first.setdefault(id(array), number) if isinstance(array, jax.Array) else number
+        if known == number:
+            continue
+        for one, other in zip(labels[known], labels[number], strict=True):
             units.tie(one, other)
+        # What reads it at one of its paths is not all that reads it.
+        units.readings |= {known: {-1}, number: {-1}}
 
 
 class _Found:
@@ -295,20 +299,25 @@ class _Found:
         """Finds the vectors that nothing but the result of one kernel is scaled or shifted by."""
         found: dict[int, list[int]] = {leaf: [] for leaf in self.roles}
         first = dict(zip(self.axes, self.first.tolist(), strict=False))
-        for vector in range(len(self.paths)):
+        for vector, shape in enumerate(self.shapes):
             uses = units.readings.get(vector, {-1})
-            if len(self.shapes[vector]) != 1 or -1 in uses:
+            long = [axis for axis, length in enumerate(shape) if length > 1]
+            if len(long) != 1 or -1 in uses:
                 continue
             kernels = frozenset[int]().union(*(units.uses[use].sources for use in uses))
             makers = [leaf for leaf in kernels if leaf in self.roles]
             if len(makers) != 1 or len(self.roles[makers[0]][1]) != 1:
                 continue
             (leaf,), (axis,) = makers, self.roles[makers[0]][1]
+            # A kernel that is also used transposed makes channels along its other axis there.
+            made = [self.owner[np.concatenate([*units.uses[use].made, [0]])] for use in uses]
+            if not all(self.axes.index((leaf, axis)) in numbers for numbers in made):
+                continue
             width = self.shapes[leaf][axis]
             # Its places are those of the kernel's channels, in the same order.
             ours, theirs = (
                 self.roots[first[key] + np.arange(length)]
-                for key, length in (((leaf, axis), width), ((vector, 0), self.shapes[vector][0]))
+                for key, length in (((leaf, axis), width), ((vector, long[0]), shape[long[0]]))
             )
             if len(np.unique(ours)) == width and np.array_equal(ours, theirs):
                 found[leaf].append(vector)

@@ -14,7 +14,7 @@ with lower indices are removed first.
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, ClassVar, Protocol
 
 import jax
@@ -262,7 +262,8 @@ class Redundant:
             stays, _ = redundancy.apart(filters.reshape(-1, width), count)
             mask = jnp.broadcast_to(stays, (filters.size // width, width)).reshape(filters.shape)
             found[path] = mask.transpose(np.argsort([*others, *outputs]))
-            found |= dict.fromkeys(followers_of(self.kernels, path, names), stays)
+            for follower in followers_of(self.kernels, path, names):
+                found[follower] = stays.reshape(names[follower].shape)
         return with_leaves(keep_all(params), found)
 
 
@@ -341,15 +342,14 @@ def open_kernels(
     return chosen
 
 
-def drawn_weights(constraint: Any, params: PyTree, exclude: Sequence[str]) -> dict[str, Array]:
-    """Returns the parameters of which a constraint's masks remove something, by path."""
-    found = open_kernels(params, exclude)
+def open_followers(constraint: Any, params: PyTree, kernels: Collection[str]) -> dict[str, Array]:
+    """Returns the followers that a constraint removes with filters of these kernels, by path."""
     if not getattr(constraint, "removes_followers", False):
-        return found
+        return {}
     leaves = dict(named_leaves(params))
     known = getattr(constraint, "kernels", None)
-    paths = [path for kernel in found for path in followers_of(known, kernel, leaves)]
-    return found | {path: jnp.asarray(leaves[path]) for path in paths}
+    paths = [path for kernel in kernels for path in followers_of(known, kernel, leaves)]
+    return {path: jnp.asarray(leaves[path]) for path in paths}
 
 
 def checked_kernels(

@@ -59,10 +59,7 @@ class Reader:
             chosen = programs.for_the_cpu(params)
             branches = range(len(parts)) if chosen is None else (chosen,)
             results = [inside(branch, operands[1:]) for branch in branches]
-            return [
-                label_rules.element_by_element(self.units, one)
-                for one in zip(*results, strict=True)
-            ]
+            return [label_rules.either(self.units, one) for one in zip(*results, strict=True)]
         if name == "while":
             condition, constants, begun, _ = what.rounds(operands)
             carried = self.loop(lambda carry: inside(1, [*constants, *carry]), begun)
@@ -92,8 +89,7 @@ class Reader:
             before = list(map(self.seen, carry))
             after = body(carry)
             carry = [
-                label_rules.element_by_element(self.units, pair)
-                for pair in zip(carry, after, strict=True)
+                label_rules.either(self.units, pair) for pair in zip(carry, after, strict=True)
             ]
             if list(map(self.seen, carry)) == before:
                 return list(carry)
@@ -102,7 +98,7 @@ class Reader:
         """Returns the part of a value that may change from round to round."""
         units = [self.units.of(one.array).tolist() for one in value.labels]
         about = [one.axes for one in (*value.labels, *value.fixed)]
-        return units, about, value.vanishes, value.has_images, value.is_raw
+        return units, about, value.vanishes, value.has_images, value.is_raw, value.sources
 
     def row(self, value: Labelled) -> Labelled:
         """Returns the value that one round of a loop sees: the same labels in every round."""

@@ -44,7 +44,7 @@ def understood(units: Units, equation: Any, operands: Sequence[Labelled]) -> lis
     is_raw = any(operand.is_raw for operand in operands) and not through_kernel
     about: dict[str, Any] = {"has_images": has_images, "sources": sources, "is_raw": is_raw}
     about["maker"] = _maker(units, name, operands, before)
-    about["silencers"] = frozenset() if has_images else _silencers(name, operands)
+    about["silencers"] = _silencers(name, operands)
     return [one._replace(**about) for one in results]
 
 
@@ -52,6 +52,8 @@ def _maker(units: Units, name: str, operands: Sequence[Labelled], before: int) -
     """Returns the maker of a result, and notes how weights are read."""
     images = [operand for operand in operands if operand.has_images]
     is_affine = name in _AFFINE and len(images) == 1
+    if name == "div" and not operands[0].has_images:
+        is_affine = False
     maker = images[0].maker if is_affine or (name in _MOVES and images) else -1
     for operand in operands if images else ():
         if operand.has_images:
@@ -66,9 +68,14 @@ def _maker(units: Units, name: str, operands: Sequence[Labelled], before: int) -
 
 def _silencers(name: str, operands: Sequence[Labelled]) -> frozenset[int]:
     """Returns the silencers of a value that does not depend on the images."""
-    if name in _MOVES or name == "div":
+    if name in _MOVES:
         return operands[0].silencers
-    return frozenset[int]().union(*(o.silencers for o in operands if name == "mul"))
+    if name not in ("div", "mul"):
+        return frozenset()
+    # Of v / sum(v), for example, every place depends on all of v.
+    left, right = operands
+    found = left.silencers - right.sources
+    return found if name == "div" else found | right.silencers - left.sources
 
 
 def _results(units: Units, equation: Any, operands: Sequence[Labelled]) -> list[Labelled]:
@@ -99,6 +106,17 @@ def _vanishes(name: str, operands: Sequence[Labelled]) -> bool:
     if name in _SUMS or name in _ODD:
         return all(operand.vanishes for operand in operands)
     return False
+
+
+def either(units: Units, values: Sequence[Labelled]) -> Labelled:
+    """A value that is one of several: after a branch, or after a round of a loop."""
+    sources = frozenset[int]().union(*(value.sources for value in values))
+    found = element_by_element(units, values)
+    if found.has_images:
+        for weight in sources:
+            units.readings.setdefault(weight, set()).add(-1)
+        sources = frozenset()
+    return found._replace(sources=sources)
 
 
 def element_by_element(units: Units, operands: Sequence[Labelled]) -> Labelled:

@@ -115,8 +115,13 @@ def _publish(
     command = ["python", "-m", name, *_options(result, settings, presets)]
     command += ["--run", settings.run] if settings.run != "default" else []
     commands = [command, [*command, "--publish", page.name]]
-    headings = {block.get("id") for block in reading.read_result(result)["blocks"]}
+    blocks = reading.read_result(result)["blocks"]
+    headings = {block.get("id") for block in blocks if block["kind"] == "heading"}
     present = [section for section in published if section in headings]
+    if absent := [section for section in published if section not in headings]:
+        print(
+            f"Left out, because the run does not have them: {', '.join(absent)}.", file=sys.stderr
+        )
     if not present:
         raise ValueError(
             f"{result} must have one of the sections {', '.join(published)} to publish."

@@ -4,18 +4,28 @@ import dataclasses
 import math
 from typing import ClassVar, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from jaxrobust import checks
 from jaxrobust.pruning import Constraint, Irregular, admm, apply_masks
-from jaxrobust.pruning.constraints import drawn_weights
-from jaxrobust.pruning.masks import with_leaves
+from jaxrobust.pruning.constraints import open_followers
+from jaxrobust.pruning.masks import named_leaves, with_leaves
 from jaxrobust.training.compression.method import check_settings, compressed_kernels, prefixes
 from jaxrobust.types import Array, Masks, PyTree
 
 
 class ADMMMemory(NamedTuple):
-    """The memory of `ADMM`: copies and duals of the kernels, and of what goes with their filters."""
+    """The memory of `ADMM`.
+
+    Attributes:
+      multipliers: Copies and duals of the kernels.
+      removed: For each vector that scales or shifts filters, where theta' has removed the filter.
+      figures: What is logged.
+    """
 
     multipliers: admm.Multipliers
+    removed: tuple[Array, ...]
     figures: dict[str, Array]
 
 
@@ -26,7 +36,7 @@ class ADMM:
     The weights theta are pulled towards a copy theta' that satisfies the constraint: the penalty
     <u, theta - theta'> + rho / 2 ||theta - theta'||^2 is part of the loss in every step. The dual u and
     theta' are updated after each epoch, or after a fixed number of steps. If the constraint removes
-    whole filters, what scales and shifts them is drawn to 0 with them, without a dual. The log has
+    whole filters, what scales and shifts them is drawn to 0 with them by rho / 2 ||.||^2. The log has
     `residual`, the l2 norm of theta - theta' before the update relative to that of theta; `dual_norm`,
     the l2 norm of u; and `rho`.
 
@@ -83,9 +93,9 @@ class ADMM:
     def start(self, key: Array, params: PyTree, kept: Array | float) -> tuple[PyTree, ADMMMemory]:
         """Returns the parameters unchanged, and a memory in which theta' is their projection."""
         del key
-        weights = tuple(self._weights(params).values())
+        weights = tuple(self._kernels(params).values())
         multipliers = admm.started(weights, self._projection(params, kept), self.rho)
-        return params, ADMMMemory(multipliers, self._figures(weights, multipliers, multipliers))
+        return params, self._memory(params, multipliers, multipliers, kept)
 
     def effective(self, params: PyTree, memory: ADMMMemory) -> PyTree:
         """Returns the parameters unchanged."""
@@ -94,8 +104,15 @@ class ADMM:
 
     def penalty(self, params: PyTree, memory: ADMMMemory) -> Array:
         """Returns the terms that the augmented Lagrangian adds to the loss."""
-        weights = tuple(self._weights(params).values())
-        return admm.penalty(weights, memory.multipliers)
+        kernels, followers = self._kernels(params), self._followers(params)
+        # Scales and shifts of removed filters have no dual: with one they overshoot, and a network with
+        # a tenth of its filters learned less. Those of filters that stay are free.
+        drawn = tuple(
+            jnp.where(gone, vector, 0.0)
+            for vector, gone in zip(followers.values(), memory.removed, strict=True)
+        )
+        pull = 0.5 * memory.multipliers.rho * admm.length(drawn) ** 2 if drawn else 0.0
+        return admm.penalty(tuple(kernels.values()), memory.multipliers) + pull
 
     def update(
         self,
@@ -107,50 +124,59 @@ class ADMM:
     ) -> tuple[PyTree, ADMMMemory]:
         """Updates u, then theta' with the new budget; the parameters do not change."""
         del gradients, progress
-        weights = tuple(self._weights(params).values())
-        # Scales and shifts of removed filters are drawn to 0 by the penalty alone: with a dual they
-        # overshoot, and a network with a tenth of its filters learned less. So their dual stays 0.
-        number = len(compressed_kernels(params, self.exclude))
-        copies = (*memory.multipliers.auxiliary[:number], *weights[number:])
         after = admm.updated(
-            weights,
-            memory.multipliers._replace(auxiliary=copies),
+            tuple(self._kernels(params).values()),
+            memory.multipliers,
             self._projection(params, kept),
             growth=self.rho_growth,
             largest_rho=self.largest_rho,
             rescale=self.rescale,
         )
-        return params, ADMMMemory(after, self._figures(weights, memory.multipliers, after))
+        return params, self._memory(params, memory.multipliers, after, kept)
 
     def finish(
         self, params: PyTree, memory: ADMMMemory, kept: Array | float
     ) -> tuple[PyTree, Masks]:
         """Returns the projection of theta itself, without the dual, and its masks."""
         del memory
-        masks = self.constraint.masks(params, kept, exclude=prefixes(params, self.exclude))
+        masks = self._masks(params, kept)
         return apply_masks(params, masks), masks
 
-    def _weights(self, params: PyTree) -> dict[str, Array]:
-        return drawn_weights(self.constraint, params, prefixes(params, self.exclude))
+    def _kernels(self, params: PyTree) -> dict[str, Array]:
+        return compressed_kernels(params, self.exclude, self.constraint)
+
+    def _followers(self, params: PyTree) -> dict[str, Array]:
+        return open_followers(self.constraint, params, tuple(self._kernels(params)))
+
+    def _masks(self, params: PyTree, kept: Array | float) -> Masks:
+        return self.constraint.masks(params, kept, exclude=prefixes(params, self.exclude))
+
+    def _with_kernels(self, params: PyTree, weights: tuple[Array, ...]) -> PyTree:
+        return with_leaves(params, dict(zip(self._kernels(params), weights, strict=True)))
 
     def _projection(self, params: PyTree, kept: Array | float) -> admm.Project:
-        paths = tuple(self._weights(params))
-
         def project(weights: tuple[Array, ...]) -> tuple[Array, ...]:
-            tree = with_leaves(params, dict(zip(paths, weights, strict=True)))
-            masks = self.constraint.masks(tree, kept, exclude=prefixes(params, self.exclude))
-            return tuple(self._weights(apply_masks(tree, masks)).values())
+            tree = self._with_kernels(params, weights)
+            return tuple(self._kernels(apply_masks(tree, self._masks(tree, kept))).values())
 
         return project
 
-    def _figures(
-        self, weights: PyTree, before: admm.Multipliers, after: admm.Multipliers
-    ) -> dict[str, Array]:
-        return {
+    def _memory(
+        self, params: PyTree, before: admm.Multipliers, after: admm.Multipliers, kept: Array | float
+    ) -> ADMMMemory:
+        """Returns the memory after an update."""
+        weights, removed = tuple(self._kernels(params).values()), tuple[Array, ...]()
+        if followers := tuple(self._followers(params)):
+            # What was projected, once more: compiled code computes its masks once.
+            projected = jax.tree.map(lambda weight, dual: weight + dual, weights, after.dual)
+            masks = dict(named_leaves(self._masks(self._with_kernels(params, projected), kept)))
+            removed = tuple(~jnp.asarray(masks[path]) for path in followers)
+        figures = {
             "residual": admm.residual(weights, before),
             "dual_norm": admm.dual_norm(after),
             "rho": after.rho,
         }
+        return ADMMMemory(after, removed, figures)
 
 
 def rho_for_pull(pull: float, learning_rate: float, steps: int, momentum: float = 0.0) -> float:

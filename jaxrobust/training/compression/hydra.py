@@ -28,7 +28,8 @@ class Hydra:
     `fit` trains scores in place of each kernel. The network computes with the frozen kernel, masked to
     the scores of largest magnitude; gradients pass through the mask to the scores (a straight-through
     estimator). The initial scores are proportional to the weights. Scales and biases of normalisation
-    layers are trained; all other parameters are frozen. Use it to prune a trained network
+    layers are trained, also those of filters that `Redundant` removes; all other parameters are frozen.
+    Use it to prune a trained network
     (`variables=`), and fine-tune the result under its masks: `fit(variables=result.variables,
     masks=result.masks)`, or `two_phase`.
 
@@ -68,7 +69,7 @@ class Hydra:
     def start(self, key: Array, params: PyTree, kept: Array | float) -> tuple[PyTree, HydraMemory]:
         """Returns scores in place of the kernels, and a memory of the parameters."""
         del key
-        kernels = compressed_kernels(params, self.exclude)
+        kernels = compressed_kernels(params, self.exclude, self.constraint)
         scores = {path: _initial_scores(kernel) for path, kernel in kernels.items()}
         trained = with_leaves(params, scores)
         kept = jnp.asarray(kept, jnp.float32)

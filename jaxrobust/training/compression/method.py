@@ -95,9 +95,12 @@ def prefixes(params: PyTree, exclude: tuple[str, ...] | None) -> tuple[str, ...]
     return tuple(p for p in STEM_AND_CLASSIFIER if any(f"{path}/".startswith(p) for path in paths))
 
 
-def compressed_kernels(params: PyTree, exclude: tuple[str, ...] | None) -> dict[str, Array]:
-    """Returns the kernels that are not excluded, by path."""
-    return open_kernels(params, prefixes(params, exclude))
+def compressed_kernels(
+    params: PyTree, exclude: tuple[str, ...] | None, constraint: Any = None
+) -> dict[str, Array]:
+    """Returns the kernels that are not excluded, by path, as far as the constraint knows them."""
+    kernels = getattr(constraint, "kernels", None)
+    return open_kernels(params, prefixes(params, exclude), kernels)
 
 
 def check_settings(kept: Any, every: Any, exclude: Any) -> None:
