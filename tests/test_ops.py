@@ -10,7 +10,7 @@ from jax import lax
 from small_networks import SMALL
 
 from jaxrobust import compilation, models, ops, programs
-from jaxrobust.ops import Pool, Window
+from jaxrobust.ops import Pool, Window, depthwise
 
 ONE, NONE = ((1, 1), (1, 1)), ((0, 0), (0, 0))
 CONVOLUTIONS = {
@@ -343,9 +343,14 @@ DEPTHWISE = {
 }
 
 
-@pytest.mark.parametrize("loop", [lambda f: f, in_scan], ids=["plain", "scan"])
+@pytest.mark.parametrize(
+    ("loop", "large"),
+    [(lambda f: f, depthwise._LARGE), (in_scan, depthwise._LARGE), (in_scan, 0)],
+    ids=["plain", "scan", "rows"],
+)
 @pytest.mark.parametrize("name", DEPTHWISE)
-def test_depthwise_gradients_equal_plain(name, loop):
+def test_depthwise_gradients_equal_plain(name, loop, large, monkeypatch):
+    monkeypatch.setattr(depthwise, "_LARGE", large)
     taps, window, size = DEPTHWISE[name]
     keys = jax.random.split(jax.random.key(0), 3)
     images = jax.random.normal(keys[0], (3, *size, 6))

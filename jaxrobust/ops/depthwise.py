@@ -25,6 +25,8 @@ from jaxrobust.ops.conv import (
 )
 from jaxrobust.types import Array
 
+_LARGE = 2**19  # so many numbers of float32 are 2 MiB, about what a core has close by
+
 
 def depthwise_convolution(
     images: Array,
@@ -131,16 +133,40 @@ def _backward(
 ) -> tuple[Array, Array, Array | None]:
     images, kernel, has_bias, outputs = saved
     cotangent = behind(outputs, activation, cotangent)
-    at, wide = _shifted(_wide(images), kernel, window), _wide(cotangent)
-    by_tap = [jnp.sum(at(i, j) * wide, axis=(0, 1, 2)) for i, j in _taps(kernel)]
+    gradient = _kernel_gradient(_wide(images), kernel, _wide(cotangent), window)
     return (
         _input_gradient(images.shape, kernel, cotangent, window),
-        jnp.stack(by_tap).reshape(kernel.shape).astype(kernel.dtype),
+        gradient.reshape(kernel.shape).astype(kernel.dtype),
         jnp.sum(cotangent, axis=(0, 1, 2)) if has_bias else None,
     )
 
 
 _depthwise.defvjp(_forward, _backward)
+
+
+def _kernel_gradient(images: Array, kernel: Array, cotangent: Array, window: Window) -> Array:
+    """Computes the kernel's gradient: for each tap the sum of what it has met times the cotangent."""
+
+    def sums(images: Array, cotangent: Array, window: Window, axes: tuple[int, ...]) -> Array:
+        at = _shifted(images, kernel, window)
+        return jnp.stack([jnp.sum(at(i, j) * cotangent, axis=axes) for i, j in _taps(kernel)])
+
+    if cotangent.size < _LARGE:
+        return sums(images, cotangent, window, (0, 1, 2))
+    # XLA writes the products of each tap to memory; those of one row stay in the processor's cache.
+    # Images, which devices may share, are added up once, at the end.
+    edges = [(*zeros, 0) for zeros in window.padding]
+    padded = lax.pad(images, jnp.zeros((), images.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
+    height = (kernel.shape[0] - 1) * window.dilation[0] + 1
+    without = window._replace(padding=((0, 0), (0, 0)))
+
+    def add_row(row: Array, total: Array) -> Array:
+        met = lax.dynamic_slice_in_dim(padded, row * window.strides[0], height, 1)
+        return total + sums(met, lax.dynamic_slice_in_dim(cotangent, row, 1, 1), without, (1, 2))
+
+    batch, rows, _, channels = cotangent.shape
+    zeros = jnp.zeros((kernel.shape[0] * kernel.shape[1], batch, channels), cotangent.dtype)
+    return lax.fori_loop(0, rows, add_row, zeros).sum(1)
 
 
 def _input_gradient(
