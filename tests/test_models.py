@@ -108,6 +108,7 @@ def test_create_errors():
         ("mobilenet_v1", {"widths": (8,)}, "`widths` must have 14 entries, the stem and 13"),
         ("mobilenet_v2", {"widths": (8,)}, "`widths` must have 9 entries"),
         ("mobilenet_v2", {"inner_widths": (8,)}, "`inner_widths` must have 17 entries"),
+        ("mobilenet_v2", {"strides": (2,)}, "`strides` must have 8 entries"),
         ("densenet121", {"widths": (8,)}, "`widths` must have 58 entries, one for each layer"),
         ("densenet121", {"transition_widths": (8,)}, "`transition_widths` must have 3 entries"),
         (

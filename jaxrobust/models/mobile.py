@@ -15,10 +15,7 @@ from jaxrobust.models.layers import ConvBlock, DepthwiseBlock, check_count, glob
 from jaxrobust.types import Array
 
 _V1_STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
-# Of the stages: how many blocks, and the stride of the first; the paper's first two strides of 2, and
-# the stem's, are for images of 224 pixels.
-V2_BLOCKS = (1, 2, 3, 4, 3, 3, 1)
-V2_STRIDES = (1, 1, 2, 2, 1, 2, 1)
+V2_BLOCKS = (1, 2, 3, 4, 3, 3, 1)  # of each stage
 _V2_EXPANSION = (1, 6, 6, 6, 6, 6, 6)
 
 
@@ -93,16 +90,20 @@ class MobileNetV2(nn.Module):
       widths: The channels of the stem, of the outputs of the 7 stages, and of the last convolution.
       inner_widths: The channels of the depthwise convolutions of the 17 blocks; None: 6 times the input
         channels, in the first stage as many as the input channels.
+      strides: The strides of the stem and of each stage's first block. For images of 224 pixels the
+        paper has 2 in the stem and in the second stage too.
     """
 
     num_classes: int = 10
     widths: Sequence[int] = (32, 16, 24, 32, 64, 96, 160, 320, 1280)
     inner_widths: Sequence[int] | None = None
+    strides: Sequence[int] = (1, 1, 1, 2, 2, 1, 2, 1)
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
         """Returns logits [B, K] for normalised images [B, H, W, C]."""
         check_count("widths", self.widths, 9, "the stem, 7 stages and the last convolution")
+        check_count("strides", self.strides, 8, "the stem and 7 stages")
         stem, *stages, last = self.widths
         inner_widths = self.inner_widths
         if inner_widths is None:
@@ -115,11 +116,11 @@ class MobileNetV2(nn.Module):
                 for block in range(size)
             ]
         check_count("inner_widths", inner_widths, sum(V2_BLOCKS), "one for each block")
-        features = ConvBlock(stem, name="stem")(images, train)
+        features = ConvBlock(stem, strides=(self.strides[0],) * 2, name="stem")(images, train)
         left = iter(inner_widths)
         for stage, (width, size) in enumerate(zip(stages, V2_BLOCKS, strict=True)):
             for block in range(size):
-                stride = V2_STRIDES[stage] if block == 0 else 1
+                stride = self.strides[1 + stage] if block == 0 else 1
                 name = f"stage_{stage}_block_{block}"
                 inverted = InvertedResidual(width, next(left), stride, block == 0, name=name)
                 features = inverted(features, train)
