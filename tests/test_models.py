@@ -123,6 +123,24 @@ def test_sizes_that_do_not_fit_together(name, sizes, message):
         jax.eval_shape(models.create(name, **sizes).init, jax.random.key(0), IMAGES)
 
 
+def test_strides_of_mobilenet_v2_shrink_the_maps():
+    narrow = {"widths": (4,) * 9, "strides": (2, 1, 1, 2, 2, 1, 2, 1)}
+    network, images = models.create("mobilenet_v2", **narrow), jnp.ones((1, 32, 32, 3))
+
+    def run():
+        variables = network.init(jax.random.key(0), images)
+        return variables | network.apply(variables, images, capture_intermediates=True)[1]
+
+    made = jax.eval_shape(run)
+    maps = made["intermediates"]
+    sides = [maps[name]["__call__"][0].shape[1] for name in ("stem", "stage_2_block_0", "last")]
+    assert sides == [16, 8, 2]
+    whole = jax.eval_shape(
+        models.create("mobilenet_v2", widths=narrow["widths"]).init, jax.random.key(0), IMAGES
+    )
+    assert made["params"] == whole["params"]
+
+
 @pytest.mark.parametrize(
     "name",
     ["resnet_small", "resnet50", "preact_resnet18", "wide_resnet", "mobilenet_v2", "densenet121"],

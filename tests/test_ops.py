@@ -340,6 +340,7 @@ DEPTHWISE = {
     "five": ((5, 4), Window((1, 2), ((2, 2), (1, 2))), (9, 8)),
     "dilated": ((3, 3), Window(padding=((2, 2), (2, 2)), dilation=(2, 2)), (9, 8)),
     "valid": ((3, 2), Window(), (6, 6)),
+    "cropped": ((3, 3), Window(padding=((-1, 0), (1, -1))), (8, 9)),
 }
 
 

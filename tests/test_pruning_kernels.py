@@ -314,6 +314,16 @@ COMBINED = {
         lambda h, v, o: h * v + o * jax.lax.fori_loop(0, 2, lambda _, u: u * 2.0, v),
         False,
     ),
+    "and decides about a branch": (
+        lambda h, v, o: h * v + jax.lax.cond(v.sum() > 0, lambda: o, lambda: o * 2.0),
+        False,
+    ),
+    "and decides about rounds": (
+        lambda h, v, o: (
+            h * v + jax.lax.while_loop(lambda x: x.sum() < v.sum(), lambda x: x + 1.0, o)
+        ),
+        False,
+    ),
     "in a branch, of others too": (
         lambda h, v, o: h * v + o * jax.lax.cond(o.sum() > 0, lambda: v, lambda: v * 2.0),
         False,
@@ -372,6 +382,20 @@ def test_vectors_with_axes_of_length_1_follow_too(shape):
     weights["kernel"] = weights["kernel"].at[:, 0].set(0.0)
     masks = pruning.Redundant(kernels=kernels).masks(weights, 0.75, exclude=("head",))
     assert masks["v"].shape == shape and not masks["v"].ravel()[0] and masks["v"].sum() == 3
+
+
+@pytest.mark.parametrize(
+    "scaled", [lambda g, k: g * k, lambda g, k: k * g, lambda g, k: g * (k / jnp.linalg.norm(k))]
+)
+def test_vectors_follow_a_kernel_that_is_scaled_itself(scaled):
+    def logits(weights, images):
+        made = images.mean((1, 2)) @ scaled(weights["g"], weights["kernel"]) + weights["v"]
+        return jax.nn.relu(made) @ weights["head"]
+
+    shapes = {"g": (4,), "kernel": (3, 4), "v": (4,), "head": (4, 2)}
+    weights = {key: jnp.ones(shape) for key, shape in shapes.items()}
+    kernels = pruning.channel_groups(logits, weights, jnp.ones((2, 4, 4, 3))).kernels
+    assert {kernel.path: kernel.followers for kernel in kernels} == {"kernel": ("v",), "head": ()}
 
 
 def transposed_too(weights, images):

@@ -73,6 +73,24 @@ def test_hydra_ends_with_the_network_that_it_trained():
         same(method.effective(scores, memory), method.finish(scores, memory, 0.5)[0])
 
 
+def test_kernels_and_followers_that_the_constraint_knows():
+    """A kernel of another name is scored and drawn too, and biases of 0 have finite slopes."""
+    known = (pruning.Kernel("a/filters", (0,), (1,), followers=("a/bias",)),)
+    params = {"a": {"filters": jax.random.normal(KEY, (3, 8)), "bias": jnp.zeros(8)}}
+    constraint = pruning.Redundant(kernels=known)
+    hydra = Hydra(constraint, kept=0.5, exclude=())
+    scores, memory = hydra.start(KEY, params, 0.5)
+    ended, masks = hydra.finish(scores, memory, 0.5)
+    assert masks["a"]["filters"].sum() == 12
+    same(ended["a"]["filters"], params["a"]["filters"] * masks["a"]["filters"])
+    same(hydra.effective(scores, memory), ended)
+    admm = ADMM(constraint, kept=0.5, exclude=())
+    _, memory = admm.start(KEY, params, 0.5)
+    assert len(memory.multipliers.dual) == 1 and memory.removed[0].sum() == 4
+    slopes = jax.grad(admm.penalty)(params, memory)["a"]
+    assert not slopes["bias"].any() and slopes["filters"].any()
+
+
 def test_admm_descends_the_augmented_lagrangian():
     method = ADMM(kept=0.3, rho=0.5)
     state = started(method)

@@ -78,7 +78,7 @@ NETWORKS = {
             "widths": (8, 8, 8, 8, 16, 24, 32, 64, 128),
             "strides": (2, 1, 1, 2, 2, 1, 2, 1),
         },
-        words="MobileNetV2, most widths a quarter, and a stem of stride 2",
+        words="MobileNetV2, widths a tenth to a half, and a stem of stride 2",
     ),
     "resnet6_tiny": Network(
         "resnet18",

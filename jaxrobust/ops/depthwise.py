@@ -151,7 +151,8 @@ def _kernel_gradient(images: Array, kernel: Array, cotangent: Array, window: Win
         at = _shifted(images, kernel, window)
         return jnp.stack([jnp.sum(at(i, j) * cotangent, axis=axes) for i, j in _taps(kernel)])
 
-    if cotangent.size < _LARGE:
+    rows, columns = cotangent.shape[1:3]
+    if cotangent.size < _LARGE or columns < 4:  # sums of so few numbers would not pay
         return sums(images, cotangent, window, (0, 1, 2))
     # XLA writes the products of each tap to memory; those of one row stay in the processor's cache.
     # Images, which devices may share, are added up once, at the end.
@@ -160,13 +161,11 @@ def _kernel_gradient(images: Array, kernel: Array, cotangent: Array, window: Win
     height = (kernel.shape[0] - 1) * window.dilation[0] + 1
     without = window._replace(padding=((0, 0), (0, 0)))
 
-    def add_row(row: Array, total: Array) -> Array:
+    def of_row(row: Array | int) -> Array:
         met = lax.dynamic_slice_in_dim(padded, row * window.strides[0], height, 1)
-        return total + sums(met, lax.dynamic_slice_in_dim(cotangent, row, 1, 1), without, (1, 2))
+        return sums(met, lax.dynamic_slice_in_dim(cotangent, row, 1, 1), without, (1, 2))
 
-    batch, rows, _, channels = cotangent.shape
-    zeros = jnp.zeros((kernel.shape[0] * kernel.shape[1], batch, channels), cotangent.dtype)
-    return lax.fori_loop(0, rows, add_row, zeros).sum(1)
+    return lax.fori_loop(1, rows, lambda row, total: total + of_row(row), of_row(0)).sum(1)
 
 
 def _input_gradient(

@@ -311,7 +311,8 @@ class _Found:
             (leaf,), (axis,) = makers, self.roles[makers[0]][1]
             # A kernel that is also used transposed makes channels along its other axis there.
             made = [self.owner[np.concatenate([*units.uses[use].made, [0]])] for use in uses]
-            if not all(self.axes.index((leaf, axis)) in numbers for numbers in made):
+            shown = [{self.axes[n][1] for n in ids if self.axes[n][0] == leaf} for ids in made]
+            if any(axes and axis not in axes for axes in shown):
                 continue
             width = self.shapes[leaf][axis]
             # Its places are those of the kernel's channels, in the same order.

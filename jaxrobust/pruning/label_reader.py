@@ -56,6 +56,7 @@ class Reader:
 
         # Each branch may be the one that is taken: its results are those of all.
         if name == "cond":
+            label_rules.decides(self.units, operands[0])
             chosen = programs.for_the_cpu(params)
             branches = range(len(parts)) if chosen is None else (chosen,)
             results = [inside(branch, operands[1:]) for branch in branches]
@@ -63,7 +64,7 @@ class Reader:
         if name == "while":
             condition, constants, begun, _ = what.rounds(operands)
             carried = self.loop(lambda carry: inside(1, [*constants, *carry]), begun)
-            inside(0, [*condition, *carried])
+            label_rules.decides(self.units, *inside(0, [*condition, *carried]))
             return carried
         # Of the rows that a scan goes through one stands for all.
         if name == "scan":

@@ -108,6 +108,12 @@ def _vanishes(name: str, operands: Sequence[Labelled]) -> bool:
     return False
 
 
+def decides(units: Units, value: Labelled) -> None:
+    """Notes that a branch or the number of rounds depends on a value, so on all its weights."""
+    for weight in value.sources:
+        units.readings.setdefault(weight, set()).add(-1)
+
+
 def either(units: Units, values: Sequence[Labelled]) -> Labelled:
     """A value that is one of several: after a branch, or after a round of a loop."""
     sources = frozenset[int]().union(*(value.sources for value in values))

@@ -107,11 +107,11 @@ class ADMM:
         kernels, followers = self._kernels(params), self._followers(params)
         # Scales and shifts of removed filters have no dual: with one they overshoot, and a network with
         # a tenth of its filters learned less. Those of filters that stay are free.
-        drawn = tuple(
-            jnp.where(gone, vector, 0.0)
+        squares = [
+            jnp.sum(jnp.square(jnp.where(gone, vector, 0.0).astype(jnp.float32)))
             for vector, gone in zip(followers.values(), memory.removed, strict=True)
-        )
-        pull = 0.5 * memory.multipliers.rho * admm.length(drawn) ** 2 if drawn else 0.0
+        ]
+        pull = 0.5 * memory.multipliers.rho * sum(squares, jnp.float32(0.0))
         return admm.penalty(tuple(kernels.values()), memory.multipliers) + pull
 
     def update(

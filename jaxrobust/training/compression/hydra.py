@@ -69,7 +69,7 @@ class Hydra:
     def start(self, key: Array, params: PyTree, kept: Array | float) -> tuple[PyTree, HydraMemory]:
         """Returns scores in place of the kernels, and a memory of the parameters."""
         del key
-        kernels = compressed_kernels(params, self.exclude, self.constraint)
+        kernels = self._kernels(params)
         scores = {path: _initial_scores(kernel) for path, kernel in kernels.items()}
         trained = with_leaves(params, scores)
         kept = jnp.asarray(kept, jnp.float32)
@@ -77,9 +77,9 @@ class Hydra:
 
     def effective(self, params: PyTree, memory: HydraMemory) -> PyTree:
         """Returns the frozen weights under the mask of the scores."""
-        scores = compressed_kernels(params, self.exclude)
+        scores = self._kernels(params)
         masks = dict(named_leaves(self._masks(params, memory.kept)))
-        computed = _frozen_leaves(memory.frozen)
+        computed = self._frozen_leaves(memory.frozen)
         for path, score in scores.items():
             magnitude = jnp.abs(score)
             # The mask's value, exactly, with the gradient of the score's magnitude.
@@ -102,8 +102,8 @@ class Hydra:
     ) -> tuple[PyTree, HydraMemory]:
         """Sets the budget of the next epoch."""
         del gradients, progress
-        ours = compressed_kernels(self._masks(params, kept), self.exclude)
-        plain = compressed_kernels(self._masks(memory.frozen, kept), self.exclude)
+        ours = self._kernels(self._masks(params, kept))
+        plain = self._kernels(self._masks(memory.frozen, kept))
         stays = sum(jnp.sum(mask) for mask in ours.values())
         other = sum(jnp.sum(mask & ~plain[path]) for path, mask in ours.items())
         return params, HydraMemory(
@@ -115,9 +115,19 @@ class Hydra:
     ) -> tuple[PyTree, Masks]:
         """Returns the weights under the mask, with exactly the budget, and the masks."""
         # A score learns for kernels alone, so everything else stays, whatever the constraint removes.
-        chosen = compressed_kernels(self._masks(params, kept), self.exclude)
+        chosen = self._kernels(self._masks(params, kept))
         masks = with_leaves(keep_all(params), chosen)
-        return apply_masks(with_leaves(params, _frozen_leaves(memory.frozen)), masks), masks
+        return apply_masks(with_leaves(params, self._frozen_leaves(memory.frozen)), masks), masks
+
+    def _kernels(self, params: PyTree) -> dict[str, Array]:
+        return compressed_kernels(params, self.exclude, self.constraint)
+
+    def _frozen_leaves(self, params: PyTree) -> dict[str, Array]:
+        """Returns kernels and their biases; the other parameters belong to normalisation layers."""
+        known = getattr(self.constraint, "kernels", None)
+        layers = {path.rpartition("/")[0] for path in kernel_paths(params, known)}
+        leaves = dict(named_leaves(params))
+        return {path: leaf for path, leaf in leaves.items() if path.rpartition("/")[0] in layers}
 
     def _masks(self, params: PyTree, kept: Array | float) -> Masks:
         exclude = prefixes(params, self.exclude)
@@ -128,10 +138,3 @@ def _initial_scores(kernel: Array) -> Array:
     fan_in = math.prod(kernel.shape[:-1])
     largest = jnp.maximum(jnp.max(jnp.abs(kernel)), 1e-12)
     return math.sqrt(6 / fan_in) * kernel.astype(jnp.float32) / largest
-
-
-def _frozen_leaves(params: PyTree) -> dict[str, Array]:
-    """Returns kernels and their biases; the other parameters belong to normalisation layers."""
-    leaves = dict(named_leaves(params))
-    layers = {path.rpartition("/")[0] for path in kernel_paths(params)}
-    return {path: leaf for path, leaf in leaves.items() if path.rpartition("/")[0] in layers}

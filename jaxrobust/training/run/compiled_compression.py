@@ -128,8 +128,7 @@ def results(
         best_variables, best_masks = finished(best_state, kept, plan, given, exact=True)
     # Measured once and kept: a run that is called again tells the same figures.
     if processes.in_any(not (directory / FINAL).is_file()):
-        exclude = getattr(plan.compression, "exclude", None)
-        figures: dict[str, Any] = dict(_kept_weights(masks, exclude))
+        figures: dict[str, Any] = dict(_kept_weights(masks, plan.compression))
         evaluate = compile_evaluation()
         if evaluate is not None:
             projected, _ = finished(state, kept, plan, given, exact=True, anew=False)
@@ -150,9 +149,10 @@ def results(
     }
 
 
-def _kept_weights(masks: Masks, exclude: tuple[str, ...] | None) -> dict[str, int]:
+def _kept_weights(masks: Masks, compression: Any) -> dict[str, int]:
     """Returns the number of weights that stay, and of all weights, in the compressed kernels."""
-    kernels = compressed_kernels(masks, exclude).values()
+    exclude, constraint = (getattr(compression, name, None) for name in ("exclude", "constraint"))
+    kernels = compressed_kernels(masks, exclude, constraint).values()
     counts = jax.device_get([jnp.sum(mask) for mask in kernels])
     return {"kept_weights": int(sum(counts)), "weights": sum(mask.size for mask in kernels)}
 
