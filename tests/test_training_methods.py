@@ -373,7 +373,9 @@ def test_a_schedule_attacks_as_its_stages_say(monkeypatch, tmp_path):
         return programs._replace(train_batches=train_batches)
 
     monkeypatch.setattr(compiled_steps, "compile_programs", stopping)
-    with pytest.raises(KeyboardInterrupt, match="Interrupted in epoch 2"):
+    with pytest.raises(KeyboardInterrupt, match="Interrupted in epoch 2.* nothing is saved"):
+        trained(recipe)
+    with pytest.raises(KeyboardInterrupt, match="Interrupted in epoch 2.* saved in"):
         trained(recipe, run_dir=folder)
     monkeypatch.setattr(compiled_steps, "compile_programs", saved)
     jax.effects_barrier()

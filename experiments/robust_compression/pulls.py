@@ -6,8 +6,8 @@ The first of the networks is trained as in the study, robustly and with the smal
 weights, once for each pair of pulls in `CANDIDATES`. Each network is evaluated on the validation
 images, as they are and under the attack of the training. The pair with the most images right under
 attack is the choice. No network is chosen or evaluated by test images. If it is stopped, the same
-command repeats the unfinished training and goes on. The figures are printed, and kept as stages of the
-run. Time: half an hour on 2 cores, on which other work ran.
+command goes on. The figures are printed, and kept as stages of the run. Time: half an hour on 2 cores,
+on which other work ran.
 
 Result with 1,000 CIFAR-10 images (as JPEG), 30 November 2026, commit 877fd83, jax 0.10.2, two CPU
 cores, one seed; the others are within chance of the best:
@@ -23,6 +23,7 @@ cores, one seed; the others are within chance of the best:
 
 import dataclasses
 import functools
+import shutil
 from typing import Any
 
 from experiments.robust_compression import trainings
@@ -60,6 +61,7 @@ def measured(study: Study, pulls: tuple[float, float], _: Any) -> dict[str, Any]
         settings.networks[0], "irregular", settings.kept[-1], settings.radii[0], settings.seed
     )
     network = study.network(variant.network)
+    folder = study.run.folder / "training" / f"{pulls[0]}-{pulls[1]}"
     fitted = training.fit(
         network,
         training.Data(
@@ -70,8 +72,10 @@ def measured(study: Study, pulls: tuple[float, float], _: Any) -> dict[str, Any]
             seed=10 * variant.seed,
             compression=trainings.compression(study, variant, pulls),
         ),
+        run_dir=folder,
         progress=False,
     )
+    shutil.rmtree(folder)
     classifier = models.Classifier(
         network.apply, fitted.variables, study.dataset.mean, study.dataset.std
     )

@@ -48,10 +48,12 @@ class RunCheckpoints:
 
     Args:
       directory: The directory, which is created if it does not exist.
+      is_kept: Whether the directory outlives the training.
     """
 
-    def __init__(self, directory: str | os.PathLike[str]):
+    def __init__(self, directory: str | os.PathLike[str], *, is_kept: bool = True):
         ocp = _orbax()
+        self.is_kept = is_kept
         keep = ocp.training.preservation_policies
         policy = keep.AnyPreservationPolicy(
             [

@@ -213,7 +213,9 @@ def fit(
     with contextlib.ExitStack() as stack:
         directory = Path(run_dir or stack.enter_context(tempfile.TemporaryDirectory()))
         claim(directory, settings, dataclasses.asdict(host))
-        checkpoints = stack.enter_context(RunCheckpoints(directory / CHECKPOINTS))
+        checkpoints = stack.enter_context(
+            RunCheckpoints(directory / CHECKPOINTS, is_kept=run_dir is not None)
+        )
         if processes.different({"step": checkpoints.latest_step}):
             raise ValueError(
                 f"`run_dir` must be the same folder in all processes, got {directory} in this one."
@@ -240,7 +242,7 @@ def fit(
             programs = _compile(job, len(position.history))
             if recipe.compression is not None and writes:
                 (directory / compiled_compression.FINAL).unlink(missing_ok=True)
-            interrupt = stack.enter_context(catch_interrupt())
+            interrupt = stack.enter_context(catch_interrupt(is_kept=checkpoints.is_kept))
             desk = Desk(checkpoints, host.checkpoint_every, log, display, interrupt)
             position = loop.train(position, recipe, programs, desk)
         return _result(job, position, checkpoints, directory, tuple(log.timings))

@@ -18,12 +18,15 @@ class Interrupt:
 
 
 @contextlib.contextmanager
-def catch_interrupt() -> Iterator[Interrupt]:
+def catch_interrupt(*, is_kept: bool = True) -> Iterator[Interrupt]:
     """Turns the first SIGINT into a flag; the second one raises KeyboardInterrupt at once.
 
     An exception at an arbitrary line could come while the state is donated to a compiled step, when
     there is no complete state to save. Nothing changes outside the main thread, where Python delivers
     no signals, and where SIGINT is ignored (a background job).
+
+    Args:
+      is_kept: Whether the training is saved where the same command finds it.
 
     Raises:
       KeyboardInterrupt: On exit, if the request came too late for the loop to answer it: the script
@@ -48,7 +51,9 @@ def catch_interrupt() -> Iterator[Interrupt]:
     finally:
         signal.signal(signal.SIGINT, previous)
     if interrupt.requested:
-        raise KeyboardInterrupt(
-            "Interrupted as a training ended. The training is finished and saved; run the same command "
-            "again to continue with what comes after it."
+        kept = (
+            "The training is finished and saved; run the same command again to continue with what "
+            "comes after it."
         )
+        lost = "Its result is lost: with `run_dir`, the same command goes on where it was stopped."
+        raise KeyboardInterrupt(f"Interrupted as a training ended. {kept if is_kept else lost}")

@@ -229,7 +229,7 @@ def _check_finite(row: Row, checkpoints: RunCheckpoints) -> None:
     if not broken:
         return
     kept = "no epoch was saved"
-    if checkpoints.latest_step is not None:
+    if checkpoints.is_kept and checkpoints.latest_step is not None:
         kept = f"the checkpoints in {checkpoints.directory} are from earlier epochs"
     raise FloatingPointError(
         f"Training diverged in epoch {row['epoch']}: {', '.join(broken)}; {kept}. Try a lower "
@@ -254,8 +254,6 @@ def _save(checkpoints: RunCheckpoints, monitor: str, position: Position) -> None
 
 def _stop(checkpoints: RunCheckpoints, epoch: int, step: int) -> NoReturn:
     where = f"in epoch {epoch} after {step} of its steps" if step else f"after epoch {epoch - 1}"
-    message = (
-        f"Interrupted {where}; saved in "
-        f"{checkpoints.directory}. To resume, run the same command again."
-    )
-    raise KeyboardInterrupt(message)
+    kept = f"saved in {checkpoints.directory}. To resume, run the same command again."
+    lost = "nothing is saved: with `run_dir`, the same command goes on where it was stopped."
+    raise KeyboardInterrupt(f"Interrupted {where}; {kept if checkpoints.is_kept else lost}")
