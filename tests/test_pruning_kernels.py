@@ -404,6 +404,10 @@ def transposed_too(weights, images):
     return (hidden + jax.nn.relu(hidden @ weights["kernel"].T + weights["v"])) @ weights["head"]
 
 
+def the_last_transposed_too(weights, images):
+    return transposed_too({**weights, "kernel": weights["z"]}, images)
+
+
 def of_two_axes(weights, images):
     made = jnp.einsum("bhwc,cde->bhwde", images, weights["kernel"].reshape(4, 2, 2))
     return jax.nn.relu(made * weights["v"][:2]).mean((1, 2)).reshape(-1, 4) @ weights["head"]
@@ -421,9 +425,9 @@ def grouped(weights, images):
     return jax.nn.relu(made * weights["v"]).mean((1, 2)) @ weights["head"]
 
 
-@pytest.mark.parametrize("logits", [transposed_too, of_two_axes, grouped])
+@pytest.mark.parametrize("logits", [transposed_too, the_last_transposed_too, of_two_axes, grouped])
 def test_what_does_not_follow_every_use_of_a_kernel(logits):
-    shapes = {"first": (4, 4), "kernel": (4, 4), "a": (4,), "v": (4,), "head": (4, 2)}
+    shapes = {"first": (4, 4), "kernel": (4, 4), "a": (4,), "v": (4,), "head": (4, 2), "z": (4, 4)}
     weights = {key: jnp.ones(shape) for key, shape in shapes.items()}
     kernels = pruning.channel_groups(logits, weights, jnp.ones((2, 4, 4, 4))).kernels
     assert kernels and not any("v" in kernel.followers for kernel in kernels)

@@ -75,7 +75,6 @@ def measured(study: Study, pulls: tuple[float, float], _: Any) -> dict[str, Any]
         run_dir=folder,
         progress=False,
     )
-    shutil.rmtree(folder)
     classifier = models.Classifier(
         network.apply, fitted.variables, study.dataset.mean, study.dataset.std
     )
@@ -83,8 +82,10 @@ def measured(study: Study, pulls: tuple[float, float], _: Any) -> dict[str, Any]
     report = evaluation.attack_dataset(
         attack, classifier, held.images, held.labels, key=study.run.key
     )
+    right = right_ones(classifier, held.images, held.labels)
+    shutil.rmtree(folder)
     return {
-        "clean": int(right_ones(classifier, held.images, held.labels).sum()),
+        "clean": int(right.sum()),
         "attacked": int((~report.success).sum()),
         "residual": fitted.history[-1]["residual"],
     }

@@ -103,10 +103,14 @@ def _taps(kernel: Array) -> Iterator[tuple[int, int]]:
     return itertools.product(rows, columns)
 
 
+def _padded(images: Array, window: Window) -> Array:
+    edges = [(*zeros, 0) for zeros in window.padding]
+    return lax.pad(images, jnp.zeros((), images.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
+
+
 def _shifted(images: Array, kernel: Array, window: Window) -> Callable[[int, int], Array]:
     """Returns a function from a tap of the kernel to the pixels that it meets, [B, H', W', C]."""
-    edges = [(*zeros, 0) for zeros in window.padding]
-    padded = lax.pad(images, jnp.zeros((), images.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
+    padded = _padded(images, window)
     size = window.output_shape(images.shape, kernel.shape)[1:3]
 
     def at(*tap: int) -> Array:
@@ -156,8 +160,7 @@ def _kernel_gradient(images: Array, kernel: Array, cotangent: Array, window: Win
         return sums(images, cotangent, window, (0, 1, 2))
     # XLA writes the products of each tap to memory; those of one row stay in the processor's cache.
     # Images, which devices may share, are added up once, at the end.
-    edges = [(*zeros, 0) for zeros in window.padding]
-    padded = lax.pad(images, jnp.zeros((), images.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
+    padded = _padded(images, window)
     height = (kernel.shape[0] - 1) * window.dilation[0] + 1
     without = window._replace(padding=((0, 0), (0, 0)))
 

@@ -310,7 +310,8 @@ class _Found:
                 continue
             (leaf,), (axis,) = makers, self.roles[makers[0]][1]
             # A kernel that is also used transposed makes channels along its other axis there.
-            made = [self.owner[np.concatenate([*units.uses[use].made, [0]])] for use in uses]
+            none = np.zeros(0, np.int64)
+            made = [self.owner[np.concatenate([*units.uses[use].made, none])] for use in uses]
             shown = [{self.axes[n][1] for n in ids if self.axes[n][0] == leaf} for ids in made]
             if any(axes and axis not in axes for axes in shown):
                 continue
