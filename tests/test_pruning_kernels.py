@@ -399,7 +399,7 @@ def test_vectors_follow_a_kernel_that_is_scaled_itself(scaled):
 
 
 def transposed_too(weights, images):
-    hidden = images.mean((1, 2))
+    hidden = images.mean((1, 2)) @ weights["first"]
     hidden = hidden + jax.nn.relu(hidden @ weights["kernel"] + weights["a"])
     return (hidden + jax.nn.relu(hidden @ weights["kernel"].T + weights["v"])) @ weights["head"]
 
