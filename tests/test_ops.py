@@ -336,7 +336,7 @@ DEPTHWISE = {
     "stride 1": ((3, 3), Window(padding=ONE), (8, 7)),
     "stride 2": ((3, 3), Window((2, 2), ONE), (8, 8)),
     "stride 2, odd": ((3, 3), Window((2, 2), ONE), (7, 9)),
-    "stride 2, same": ((3, 3), Window((2, 2), ((0, 1), (0, 1))), (8, 5)),
+    "stride 2, same": ((3, 3), Window((2, 2), ((0, 1), (0, 1))), (8, 9)),
     "five": ((5, 4), Window((1, 2), ((2, 2), (1, 2))), (9, 8)),
     "dilated": ((3, 3), Window(padding=((2, 2), (2, 2)), dilation=(2, 2)), (9, 8)),
     "valid": ((3, 2), Window(), (6, 6)),

@@ -320,9 +320,37 @@ COMBINED = {
     ),
     "and decides about rounds": (
         lambda h, v, o: (
-            h * v + jax.lax.while_loop(lambda x: x.sum() < v.sum(), lambda x: x + 1.0, o)
+            h * v
+            + jax.lax.while_loop(
+                lambda c: c[0] < v.sum(), lambda c: (c[0] + 1.0, c[1] * 0.5), (0.0, o)
+            )[1]
         ),
         False,
+    ),
+    "or stands in a branch": (
+        lambda h, v, o: (
+            h * v + jax.lax.cond(o.sum() > 0, lambda: o, lambda: jnp.broadcast_to(v, o.shape))
+        ),
+        False,
+    ),
+    "and is handed from place to place in a loop": (
+        lambda h, v, o: (
+            h * v
+            + o
+            * jax.lax.fori_loop(
+                0, 3, lambda _, c: (c[1], c[2], c[3], c[3]), (1.0, 1.0, 1.0, v.sum())
+            )[0]
+        ),
+        False,
+    ),
+    "squared": (lambda h, v, o: h * (v * v), False),
+    "along channels and rows": (lambda h, v, o: h * v * v[:, None], False),
+    "along an axis of its own": (lambda h, v, o: (h * v)[..., None] * v, False),
+    "after what is compiled for the platform": (
+        lambda h, v, o: (
+            jax.lax.platform_dependent(h, cpu=lambda x: x * 2.0, default=lambda x: x) * v
+        ),
+        True,
     ),
     "in a branch, of others too": (
         lambda h, v, o: h * v + o * jax.lax.cond(o.sum() > 0, lambda: v, lambda: v * 2.0),
@@ -408,9 +436,16 @@ def the_last_transposed_too(weights, images):
     return transposed_too({**weights, "kernel": weights["z"]}, images)
 
 
+def transposed_and_scaled(weights, images):
+    hidden = images.mean((1, 2)) @ weights["first"]
+    hidden = hidden + jax.nn.relu(hidden @ weights["kernel"] + weights["a"])
+    scaled = (weights["z"][0][:, None] * weights["kernel"]).T
+    return (hidden + jax.nn.relu(hidden @ scaled + weights["v"])) @ weights["head"]
+
+
 def of_two_axes(weights, images):
-    made = jnp.einsum("bhwc,cde->bhwde", images, weights["kernel"].reshape(4, 2, 2))
-    return jax.nn.relu(made * weights["v"][:2]).mean((1, 2)).reshape(-1, 4) @ weights["head"]
+    made = jnp.einsum("bhwc,cde->bhwde", images, weights["cube"])
+    return jax.nn.relu(made * weights["v"]).mean((1, 2)).sum(1) @ weights["head"]
 
 
 def grouped(weights, images):
@@ -425,9 +460,13 @@ def grouped(weights, images):
     return jax.nn.relu(made * weights["v"]).mean((1, 2)) @ weights["head"]
 
 
-@pytest.mark.parametrize("logits", [transposed_too, the_last_transposed_too, of_two_axes, grouped])
+@pytest.mark.parametrize(
+    "logits",
+    [transposed_too, the_last_transposed_too, transposed_and_scaled, of_two_axes, grouped],
+)
 def test_what_does_not_follow_every_use_of_a_kernel(logits):
     shapes = {"first": (4, 4), "kernel": (4, 4), "a": (4,), "v": (4,), "head": (4, 2), "z": (4, 4)}
+    shapes["cube"] = (4, 2, 4)
     weights = {key: jnp.ones(shape) for key, shape in shapes.items()}
     kernels = pruning.channel_groups(logits, weights, jnp.ones((2, 4, 4, 4))).kernels
     assert kernels and not any("v" in kernel.followers for kernel in kernels)

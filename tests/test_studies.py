@@ -56,6 +56,30 @@ def test_a_stage_that_fails_leaves_nothing(tmp_path):
     assert studies.Stages(tmp_path).remember("stage", lambda _: 7) == 7
 
 
+def test_a_stage_deletes_its_scratch_folder_once_its_result_is_saved(tmp_path, monkeypatch):
+    scratch = tmp_path / "training"
+
+    def compute(_):
+        scratch.mkdir(exist_ok=True)
+        (scratch / "checkpoint").touch()
+        return 7
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(studies.stages.files, "write_json", stop)
+        with pytest.raises(KeyboardInterrupt):
+            studies.Stages(tmp_path).remember("stage", compute, scratch=scratch)
+    assert (scratch / "checkpoint").exists()
+    assert studies.Stages(tmp_path).remember("stage", compute, scratch=scratch) == 7
+    assert not scratch.exists()
+    # Stopped in between: the next process deletes it.
+    scratch.mkdir()
+    assert studies.Stages(tmp_path).remember("stage", compute, scratch=scratch) == 7
+    assert not scratch.exists()
+
+
 def test_names_that_differ_only_in_signs_are_different_stages(tmp_path):
     stages = studies.Stages(tmp_path)
     assert stages.remember("at 5 %", lambda _: 1) == 1

@@ -91,6 +91,18 @@ def test_kernels_and_followers_that_the_constraint_knows():
     assert not slopes["bias"].any() and slopes["filters"].any()
 
 
+def test_hydra_trains_no_kernel_that_its_constraint_leaves_out():
+    one = pruning.Irregular(kernels=(pruning.Kernel("block_1/kernel", (0,), (1,)),))
+    params = initial()["params"]
+    scores, memory = Hydra(one, kept=0.5, exclude=()).start(KEY, params, 0.5)
+    trained = jax.tree.map(lambda leaf: leaf + 1.0, scores)
+    ended, masks = Hydra(one, kept=0.5, exclude=()).finish(trained, memory, 0.5)
+    for layer in ("block_0", "block_1", "head"):
+        same(ended[layer], pruning.apply_masks(params, masks)[layer])
+    assert masks["block_0"]["kernel"].all() and masks["block_1"]["kernel"].sum() == 144
+    np.testing.assert_array_equal(ended["bn"]["scale"], params["bn"]["scale"] + 1.0)
+
+
 def test_admm_descends_the_augmented_lagrangian():
     method = ADMM(kept=0.3, rho=0.5)
     state = started(method)

@@ -8,10 +8,12 @@ import warnings
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from compressed_training import (
+    KEY,
     METHODS,
     NUM_WEIGHTS,
     PGD_2,
@@ -27,6 +29,7 @@ from compressed_training import (
 from jaxrobust import compilation, pruning
 from jaxrobust.attacks import PGD
 from jaxrobust.models import Classifier
+from jaxrobust.pruning.masks import named_leaves
 from jaxrobust.training import (
     ADMM,
     EMA,
@@ -302,6 +305,80 @@ def test_a_network_whose_first_and_last_layer_have_no_such_names_is_warned_about
             fit(Unnamed(), Data(TRAIN), changed, progress=False)
         said = [str(one.message) for one in caught if "stem or head" in str(one.message)]
         assert len(said) == (words is not None)
+
+
+class Filters(nn.Module):
+    """Three dense layers whose kernels are called otherwise."""
+
+    names: tuple[str, str, str] = ("stem", "middle", "head")
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        features = images.reshape(len(images), -1)
+        for name, width in zip(self.names, (8, 8, 3), strict=True):
+            shape = (features.shape[-1], width)
+            kernel = self.param(f"{name}/filters", nn.initializers.lecun_normal(), shape)
+            features = nn.relu(features @ kernel)
+        return features
+
+
+@pytest.mark.parametrize("names", [("stem", "middle", "head"), ("a", "b", "c")])
+def test_stem_and_head_are_those_of_the_kernels_that_the_constraint_knows(names):
+    network = Filters(names)
+    images = jnp.ones((1, *TRAIN[0].shape[1:]))
+    groups = pruning.channel_groups(network.apply, network.init(KEY, images), images)
+    recipe = dataclasses.replace(RECIPE, num_epochs=1)
+    for kernels in (groups.kernels, groups.kernels[1:2]):
+        method = ADMM(pruning.Irregular(kernels=kernels), kept=0.5)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = fit(
+                network,
+                Data(TRAIN),
+                dataclasses.replace(recipe, compression=method),
+                progress=False,
+            )
+        stays = {path.split("/")[0]: bool(mask.all()) for path, mask in named_leaves(found.masks)}
+        assert stays == dict(zip(names, (True, False, True), strict=True))
+        assert found.final["weights"] == 64 and found.final["kept_weights"] == 32
+
+
+def test_a_run_with_other_kernels_is_another_run(tmp_path):
+    images = jnp.ones((1, *TRAIN[0].shape[1:]))
+    known = pruning.channel_groups(Net().apply, Net().init(KEY, images), images).kernels
+
+    def method(*kernels):
+        return ADMM(pruning.Irregular(kernels=kernels or None), kept=0.5)
+
+    run(method(known[0]), run_dir=tmp_path)
+    for other in (method(known[1]), method()):
+        with pytest.raises(ValueError, match="kernels"):
+            run(other, run_dir=tmp_path)
+    # What `fit` finds by itself is no setting.
+    run(method(), run_dir=tmp_path / "found")
+    assert "kernels" not in (tmp_path / "found" / "settings.json").read_text()
+
+
+class Scaled(nn.Module):
+    """Filters with a scale that is called a weight, behind a ReLU or not."""
+
+    scale: str
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        ones = nn.initializers.ones
+        made = images @ self.param("conv/weight", nn.initializers.lecun_normal(), (1, 4))
+        made = made * self.param(f"{self.scale}/weight", ones, (1, 1, 4))
+        return nn.Dense(3, name="head")(nn.relu(made).reshape(len(images), -1))
+
+
+@pytest.mark.parametrize("scale", ["a", "z"])
+def test_a_scale_that_is_called_a_weight_goes_with_its_filter(scale):
+    method = ADMM(pruning.Redundant(), kept=0.5, exclude=("head",))
+    recipe = dataclasses.replace(RECIPE, compression=method, num_epochs=1)
+    masks = fit(Scaled(scale), Data(TRAIN), recipe, progress=False).masks
+    assert masks["conv/weight"].sum() == 2
+    np.testing.assert_array_equal(masks["conv/weight"][0], masks[f"{scale}/weight"][0, 0])
 
 
 def test_overfitting_is_looked_for_where_training_and_validation_are_attacked():

@@ -26,6 +26,7 @@ from jaxrobust.training import (
     initial_variables,
     load_run,
 )
+from jaxrobust.training.run import fit as fit_module
 from jaxrobust.training.run import logs, loop
 from jaxrobust.training.run.checkpoints import RunCheckpoints
 
@@ -160,12 +161,31 @@ def test_stops_on_nan_and_keeps_what_was_saved(tmp_path):
 
     # Which epoch meets the first NaN depends on the keys alone; seed 0 has a finite first epoch.
     recipe = dataclasses.replace(RECIPE, num_epochs=30, augmentation=poison)
-    with pytest.raises(FloatingPointError, match=r"diverged in epoch \d+: train_loss is nan"):
-        quick_fit(recipe, run_dir=tmp_path)
+    for run_dir, kept in ((None, "no epoch was saved"), (tmp_path, "are from earlier epochs")):
+        words = rf"diverged in epoch \d+: train_loss is nan.*{kept}"
+        with pytest.raises(FloatingPointError, match=words):
+            quick_fit(recipe, run_dir=run_dir)
     rows = logs.read_rows(tmp_path / "log.jsonl")
     assert rows
     with RunCheckpoints(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.latest_step == rows[-1]["step"]
+
+
+def test_ctrl_c_as_a_training_ends_says_whether_it_is_saved(tmp_path, monkeypatch):
+    result = fit_module._result
+
+    def pressed(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        return result(*arguments)
+
+    monkeypatch.setattr(fit_module, "_result", pressed)
+    for run_dir, words in ((None, "Its result is lost"), (tmp_path, "is finished and saved")):
+        with pytest.raises(KeyboardInterrupt, match=words):
+            quick_fit(RECIPE, run_dir=run_dir)
+    monkeypatch.setattr(fit_module, "_result", result)
+    assert len(quick_fit(RECIPE, run_dir=tmp_path).history) == RECIPE.num_epochs
+    with pytest.raises(ValueError, match="`run_dir` must be the path of a folder or None"):
+        quick_fit(RECIPE, run_dir="")
 
 
 @jax.tree_util.register_dataclass

@@ -16,7 +16,6 @@ Source: 003, "Benchmarking Adversarial Robustness of Compressed Deep Learning Mo
 import dataclasses
 import functools
 import itertools
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -367,7 +366,6 @@ def train(study: Study, variant: Variant, progress: Any) -> dict[str, Any]:
         masked = models.Classifier(network.apply, kept.pop("masked"), **scale)
         logits = [evaluation.logits(c, test.images[:HELD_TOGETHER]) for c in (masked, small)]
         kept["difference"] = float(np.abs(logits[0] - logits[1]).max())
-    shutil.rmtree(folder, ignore_errors=True)
     count = sum(leaf.size for leaf in jax.tree.leaves(weights["params"]))
     right = pack(right_ones(small, test.images, test.labels))
     return {"right": right, "parameters": count, "bytes": size, **kept}
@@ -397,8 +395,10 @@ def measure(study: Study) -> None:
     """Trains every network, or reads its record, and adds the facts of `MEASURES`."""
     for variant in study.variants():
         compute = functools.partial(train, study, variant)
-        study.records[variant] = study.run.stages.remember(f"train {variant.name}", compute)
         path, folder = study.path(variant), study.run.folder
+        study.records[variant] = study.run.stages.remember(
+            f"train {variant.name}", compute, scratch=folder / "training" / path.stem
+        )
         if not path.is_file():
             raise ValueError(f"{path} is missing; delete {folder} to start anew, or put it back.")
         for name, function in MEASURES.items():

@@ -23,7 +23,7 @@ cores, one seed; the others are within chance of the best:
 
 import dataclasses
 import functools
-import shutil
+from pathlib import Path
 from typing import Any
 
 from experiments.robust_compression import trainings
@@ -46,9 +46,18 @@ def main(settings: Settings) -> None:
     num = len(study.validation)
     print(f"{'first':>6} {'last':>6} {'clean':>7} {'attacked':>9} {'residual':>9}, of {num} images")
     for pulls in CANDIDATES:
-        found = run.stages.remember(f"pulls {pulls}", functools.partial(measured, study, pulls))
+        found = run.stages.remember(
+            f"pulls {pulls}",
+            functools.partial(measured, study, pulls),
+            scratch=training_folder(study, pulls),
+        )
         shares = f"{found['clean'] / num:7.1%} {found['attacked'] / num:9.1%}"
         print(f"{pulls[0]:6g} {pulls[1]:6g} {shares} {found['residual']:9.3f}", flush=True)
+
+
+def training_folder(study: Study, pulls: tuple[float, float]) -> Path:
+    """Returns the folder of the training with a pair of pulls."""
+    return study.run.folder / "training" / f"{pulls[0]}-{pulls[1]}"
 
 
 def measured(study: Study, pulls: tuple[float, float], _: Any) -> dict[str, Any]:
@@ -61,7 +70,6 @@ def measured(study: Study, pulls: tuple[float, float], _: Any) -> dict[str, Any]
         settings.networks[0], "irregular", settings.kept[-1], settings.radii[0], settings.seed
     )
     network = study.network(variant.network)
-    folder = study.run.folder / "training" / f"{pulls[0]}-{pulls[1]}"
     fitted = training.fit(
         network,
         training.Data(
@@ -72,7 +80,7 @@ def measured(study: Study, pulls: tuple[float, float], _: Any) -> dict[str, Any]
             seed=10 * variant.seed,
             compression=trainings.compression(study, variant, pulls),
         ),
-        run_dir=folder,
+        run_dir=training_folder(study, pulls),
         progress=False,
     )
     classifier = models.Classifier(
@@ -83,7 +91,6 @@ def measured(study: Study, pulls: tuple[float, float], _: Any) -> dict[str, Any]
         attack, classifier, held.images, held.labels, key=study.run.key
     )
     right = right_ones(classifier, held.images, held.labels)
-    shutil.rmtree(folder)
     return {
         "clean": int(right.sum()),
         "attacked": int((~report.success).sum()),

@@ -14,7 +14,7 @@ higher learning rate. Only the momentum starts anew in a new phase.
 """
 
 import dataclasses
-import shutil
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -62,7 +62,9 @@ def train(study: Study, variant: Variant) -> dict[str, Any]:
         if any(phases(variant.method, study.settings.num_epochs)[1:]):
             train(study, _dense_half(variant))
         study.records[variant] = study.run.stages.remember(
-            f"train {variant.name}", lambda _: _trained(study, variant)
+            f"train {variant.name}",
+            lambda _: _trained(study, variant),
+            scratch=_training_folder(study, variant),
         )
         if not study.path(variant).is_file():
             raise ValueError(
@@ -205,7 +207,7 @@ def _fit(
             seed=10 * variant.seed + phase,
             compression=tie,
         ),
-        run_dir=_checkpoints(study, variant, phase),
+        run_dir=_training_folder(study, variant) / str(phase),
         host=training.Host(checkpoint_every=2 if study.settings.quick else 1),
         variables=variables,
         masks=masks,
@@ -213,14 +215,14 @@ def _fit(
     )
 
 
-def _checkpoints(study: Study, variant: Variant, phase: int) -> Any:
-    return study.run.folder / "training" / f"{variant.stem}-{phase}"
+def _training_folder(study: Study, variant: Variant) -> Path:
+    return study.run.folder / "training" / variant.stem
 
 
 def _finished(
     study: Study, variant: Variant, fits: list[training.FitResult], earlier: Any = ()
 ) -> dict[str, Any]:
-    """Saves a network, deletes its checkpoints, and returns its record."""
+    """Saves a network, and returns its record."""
     network, mean, std = study.network(variant.network), study.dataset.mean, study.dataset.std
     # Estimated for all networks in the same way: a compression returns estimated statistics, but a
     # training without compression returns moving averages.
@@ -250,8 +252,6 @@ def _finished(
     kernels = [np.asarray(leaf) for leaf in open_ones.values()]
     residuals = [row["residual"] for row in history if row.get("residual") is not None]
     finals = [fitted.final for fitted in fits if fitted.final]
-    for phase in range(3):
-        shutil.rmtree(_checkpoints(study, variant, phase), ignore_errors=True)
     return {
         "right": pack(right),
         "right_as_trained": int(before.sum()),

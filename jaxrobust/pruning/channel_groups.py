@@ -283,17 +283,19 @@ class _Found:
             wide = [leaf for leaf in sorted(use.sources) if len(self.shapes[leaf]) > 1]
             for leaf in wide:
                 roles = found.setdefault(leaf, (set(), set()))
-                numbers = self._numbers_of(leaf)
                 for role, arrays in enumerate((use.read, use.made)):
-                    ids = np.concatenate([*arrays, np.zeros(0, np.int64)])
-                    shown = {self.axes[n][1] for n in self.owner[ids].tolist() if n in numbers}
-                    if not shown:
-                        tied = set(self.roots[ids].tolist())
-                        shown = {
-                            self.axes[n][1] for n in numbers if self.roots[self.first[n]] in tied
-                        }
-                    roles[role].update(shown - roles[1 - role])
+                    roles[role].update(self._shown(leaf, arrays) - roles[1 - role])
         return {leaf: roles for leaf, roles in found.items() if roles[0] | roles[1]}
+
+    def _shown(self, leaf: int, arrays: Sequence[np.ndarray]) -> set[int]:
+        """Returns the axes of a weight that labels of a kernel stand for, or else tied labels."""
+        numbers = {number for number, (owner, _) in enumerate(self.axes) if owner == leaf}
+        ids = np.concatenate([*arrays, np.zeros(0, np.int64)])
+        shown = numbers.intersection(self.owner[ids].tolist())
+        if not shown:
+            tied = set(self.roots[ids].tolist())
+            shown = {number for number in numbers if self.roots[self.first[number]] in tied}
+        return {self.axes[number][1] for number in shown}
 
     def _followers(self, units: Units) -> dict[int, list[int]]:
         """Finds the vectors that nothing but the result of one kernel is scaled or shifted by."""
@@ -304,16 +306,15 @@ class _Found:
             long = [axis for axis, length in enumerate(shape) if length > 1]
             if len(long) != 1 or -1 in uses:
                 continue
-            kernels = frozenset[int]().union(*(units.uses[use].sources for use in uses))
-            makers = [leaf for leaf in kernels if leaf in self.roles]
-            if len(makers) != 1 or len(self.roles[makers[0]][1]) != 1:
+            sources = frozenset[int]().union(*(units.uses[use].sources for use in uses))
+            kernels = [leaf for leaf in sources if leaf in self.roles]
+            if len(kernels) != 1 or len(self.roles[kernels[0]][1]) != 1:
                 continue
-            (leaf,), (axis,) = makers, self.roles[makers[0]][1]
+            (leaf,), (axis,) = kernels, self.roles[kernels[0]][1]
             # A kernel that is also used transposed makes channels along its other axis there.
-            none = np.zeros(0, np.int64)
-            made = [self.owner[np.concatenate([*units.uses[use].made, none])] for use in uses]
-            shown = [{self.axes[n][1] for n in ids if self.axes[n][0] == leaf} for ids in made]
-            if any(axes and axis not in axes for axes in shown):
+            is_alone = sum(leaf in use.sources for use in units.uses) == 1
+            made = [self._shown(leaf, units.uses[use].made) for use in uses]
+            if any(axes != {axis} for axes in made) and not is_alone:
                 continue
             width = self.shapes[leaf][axis]
             # Its places are those of the kernel's channels, in the same order.
@@ -324,9 +325,6 @@ class _Found:
             if len(np.unique(ours)) == width and np.array_equal(ours, theirs):
                 found[leaf].append(vector)
         return found
-
-    def _numbers_of(self, leaf: int) -> set[int]:
-        return {number for number, (owner, _) in enumerate(self.axes) if owner == leaf}
 
     def _numbers(self, role: int) -> set[int]:
         """Returns the axes that kernels read (role 0) or make (role 1)."""

@@ -60,6 +60,8 @@ class Reader:
             chosen = programs.for_the_cpu(params)
             branches = range(len(parts)) if chosen is None else (chosen,)
             results = [inside(branch, operands[1:]) for branch in branches]
+            if chosen is not None:
+                return results[0]
             return [label_rules.either(self.units, one) for one in zip(*results, strict=True)]
         if name == "while":
             condition, constants, begun, _ = what.rounds(operands)

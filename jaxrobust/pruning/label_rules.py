@@ -60,8 +60,11 @@ def _maker(units: Units, name: str, operands: Sequence[Labelled], before: int) -
             continue
         # A divisor of 0 makes NaN, and what is subtracted is a running mean, which is no weight.
         silencers = operand.silencers if is_affine and name not in ("div", "sub") else ()
+        # Along the channels themselves, and no other axis.
+        long = [one for one in operand.labels if one.array.size > 1]
+        meets = [any(one.axes & of.axes for of in images[0].labels) for one in long]
         for weight in operand.sources:
-            how = maker if weight in silencers else -1
+            how = maker if weight in silencers and all(meets) else -1
             units.readings.setdefault(weight, set()).add(how)
     return before if len(units.uses) == before + 1 else maker
 

@@ -32,8 +32,9 @@ class Kernel(NamedTuple):
       is_strided: Whether it is a convolution with a stride above 1.
       followers: The paths of the vectors, such as BatchNorm's scale and bias, that scale or shift its
         output channels, one number for each, and nothing else. Other axes of a vector have the length
-        1. A kernel has none whose output is first added to another, joined or pooled, or that makes
-        channels along several axes; nor has a grouped convolution, or a kernel before one.
+        1. A kernel has none whose output is first added to another, joined, split or pooled, or
+        normalised by statistics of the images themselves, as GroupNorm does, or that makes channels
+        along several axes; nor has a grouped convolution, or a kernel before one.
     """
 
     path: str

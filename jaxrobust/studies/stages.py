@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -49,13 +50,16 @@ class Stages:
         for within in self._open:
             within[name] = seconds
 
-    def remember(self, name: str, compute: Callable[[Progress], Any]) -> Any:
+    def remember(
+        self, name: str, compute: Callable[[Progress], Any], *, scratch: Path | None = None
+    ) -> Any:
         """Returns the result of a stage: reads it if an earlier process saved it, else computes it.
 
         Args:
           name: The stage's name, which no other stage of the run has.
           compute: Takes a progress callback (name of the work, done, total) and returns a JSON value;
             NaN and infinities become None.
+          scratch: A folder, such as that of a training, which is deleted once the result is saved.
 
         Returns:
           The result as it is read from JSON: tuples are lists, and keys are strings.
@@ -84,6 +88,8 @@ class Stages:
             facts = {"stage": name, "seconds": self.seconds[name], "within": within}
             facts |= {"commit": commit(), "result": result}
             processes.by_first(lambda: files.write_json(path, facts))
+        if scratch is not None:
+            processes.by_first(lambda: shutil.rmtree(scratch, ignore_errors=True))
         # A new result is read back too, so that a resumed run computes with the same values.
         kept = processes.by_first(lambda: _read(path, name))
         self.seconds |= kept["within"] | {name: kept["seconds"]}

@@ -149,7 +149,8 @@ class ADMM:
         return open_followers(self.constraint, params, tuple(self._kernels(params)))
 
     def _masks(self, params: PyTree, kept: Array | float) -> Masks:
-        return self.constraint.masks(params, kept, exclude=prefixes(params, self.exclude))
+        exclude = prefixes(params, self.exclude, self.constraint)
+        return self.constraint.masks(params, kept, exclude=exclude)
 
     def _with_kernels(self, params: PyTree, weights: tuple[Array, ...]) -> PyTree:
         return with_leaves(params, dict(zip(self._kernels(params), weights, strict=True)))

@@ -27,7 +27,8 @@ def check_compression(recipe: Recipe, params: PyTree) -> None:
     """
     compression, epochs = recipe.compression, range(recipe.num_epochs)
     assert compression is not None
-    spared = prefixes(params, None)
+    constraint = getattr(compression, "constraint", None)
+    spared = {*prefixes(params, None), *prefixes(params, None, constraint)}
     if getattr(compression, "exclude", ()) is None and len(spared) < 2:
         missing = [name.strip("/") for name in STEM_AND_CLASSIFIER if name not in spared]
         warnings.warn(

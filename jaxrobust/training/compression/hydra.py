@@ -125,12 +125,14 @@ class Hydra:
     def _frozen_leaves(self, params: PyTree) -> dict[str, Array]:
         """Returns kernels and their biases; the other parameters belong to normalisation layers."""
         known = getattr(self.constraint, "kernels", None)
-        layers = {path.rpartition("/")[0] for path in kernel_paths(params, known)}
+        # A kernel that the constraint does not know is not pruned, and not trained either.
+        kernels = (*kernel_paths(params), *kernel_paths(params, known))
+        layers = {path.rpartition("/")[0] for path in kernels}
         leaves = dict(named_leaves(params))
         return {path: leaf for path, leaf in leaves.items() if path.rpartition("/")[0] in layers}
 
     def _masks(self, params: PyTree, kept: Array | float) -> Masks:
-        exclude = prefixes(params, self.exclude)
+        exclude = prefixes(params, self.exclude, self.constraint)
         return self.constraint.masks(jax.lax.stop_gradient(params), kept, exclude=exclude)
 
 

@@ -87,11 +87,16 @@ class Compression(Protocol):
         """Returns (the parameters of the compressed network, 0 where a mask is False; the masks)."""
 
 
-def prefixes(params: PyTree, exclude: tuple[str, ...] | None) -> tuple[str, ...]:
-    """Returns `exclude`, or for None those of "stem" and "head" that the network has."""
+def prefixes(
+    params: PyTree, exclude: tuple[str, ...] | None, constraint: Any = None
+) -> tuple[str, ...]:
+    """Returns `exclude`, or for None those of "stem" and "head" that are among the kernels.
+
+    Kernels are those that the constraint knows, or else those that are called so.
+    """
     if exclude is not None:
         return exclude
-    paths = kernel_paths(params)
+    paths = kernel_paths(params, getattr(constraint, "kernels", None))
     return tuple(p for p in STEM_AND_CLASSIFIER if any(f"{path}/".startswith(p) for path in paths))
 
 
@@ -100,7 +105,7 @@ def compressed_kernels(
 ) -> dict[str, Array]:
     """Returns the kernels that are not excluded, by path, as far as the constraint knows them."""
     kernels = getattr(constraint, "kernels", None)
-    return open_kernels(params, prefixes(params, exclude), kernels)
+    return open_kernels(params, prefixes(params, exclude, constraint), kernels)
 
 
 def check_settings(kept: Any, every: Any, exclude: Any) -> None:

@@ -52,7 +52,8 @@ class Job:
     Attributes:
       model: The model as it was given.
       network: The model with the mean and standard deviation of the data.
-      recipe: The recipe.
+      recipe: The recipe, whose compression has learned from the network what it was not given.
+      constraint: The constraint of the compression as it was given; None without one.
       train: The training set.
       validation: The validation set, or None.
       variables: The variables to start from; None: the initial variables of the model.
@@ -65,6 +66,7 @@ class Job:
     model: Any
     network: Network
     recipe: Recipe
+    constraint: Any
     train: DeviceData
     validation: DeviceData | None
     variables: PyTree | None
@@ -194,9 +196,14 @@ class Job:
 
     def settings(self) -> dict[str, Any]:
         """Everything that determines the result, as JSON."""
+        recipe: Recipe = self.recipe
+        method: Any = recipe.compression
+        if method is not None and self.constraint is not None:
+            method = dataclasses.replace(method, constraint=self.constraint)
+            recipe = dataclasses.replace(recipe, compression=method)
         return fingerprint.describe(
             {
-                "recipe": self.recipe,
+                "recipe": recipe,
                 "model": self.model,
                 # In one form: .5, (.5, .5, .5) and an array of it are the same setting.
                 "mean": np.asarray(self.network.mean, np.float32).tolist(),
@@ -249,6 +256,7 @@ def prepared(
         model=model,
         network=Network(model, data.mean, data.std),
         recipe=recipe,
+        constraint=getattr(recipe.compression, "constraint", None),
         train=train,
         validation=validation,
         variables=_given_variables(model, variables),

@@ -60,8 +60,9 @@ def describe(value: Any) -> Any:
         fields = {
             field.name: describe(getattr(value, field.name))
             for field in dataclasses.fields(value)
-            # What is found in the program is no setting; what it does is seen by digests.
-            if field.name not in ignored and not field.metadata.get("found")
+            # What `fit` finds in the program unless it is given is a setting only where it is given.
+            if field.name not in ignored
+            and not (field.metadata.get("found") and getattr(value, field.name) is None)
         }
         return {"type": _qualified(type(value)), **fields}
     if hasattr(value, "func") and hasattr(value, "keywords"):

@@ -140,9 +140,9 @@ def fit(
     XLA_FLAGS=--xla_gpu_deterministic_ops=true: only then are results repeatable, and a resumed run
     equals an uninterrupted one.
 
-    Ctrl-C finishes the step (on a GPU up to a hundred steps), saves a checkpoint and raises
-    KeyboardInterrupt; the same call resumes with the next step. A second Ctrl-C stops at once and loses
-    what came after the last checkpoint.
+    Ctrl-C finishes the step (on a GPU up to a hundred steps), saves a checkpoint in the run directory
+    and raises KeyboardInterrupt; the same call resumes with the next step. A second Ctrl-C stops at
+    once and loses what came after the last checkpoint.
 
     Args:
       model: The network, from normalised images [B, H, W, C] to logits [B, K]. It is one of three:
@@ -158,7 +158,7 @@ def fit(
       recipe: How to train. With a compression, each epoch validates the network compressed to the
         budget of that epoch, with re-estimated statistics, and only epochs with the last budget can be
         the best. `variables` of the result are compressed, `state` is not.
-      run_dir: The directory of the run. None: nothing is written, and the run cannot be resumed.
+      run_dir: The directory of the run. None: nothing is kept, and the run cannot be resumed.
       variables: The variables to start from, for fine-tuning, of any floating type (they are trained in
         float32). For an nnx module also a module or an nnx.State of the same structure. None: the
         initial variables of the model.
@@ -178,7 +178,8 @@ def fit(
     Raises:
       TypeError: An argument has the wrong type.
       ValueError: An argument is out of range, or the run directory has other settings or data.
-      FloatingPointError: The loss or the gradient is no longer finite. Earlier epochs remain saved.
+      FloatingPointError: The loss or the gradient is no longer finite. Earlier epochs remain saved in
+        the run directory.
       KeyboardInterrupt: Ctrl-C was pressed.
       ModuleNotFoundError: `host.tensorboard` is set and tensorboardX is not installed.
 
@@ -197,6 +198,8 @@ def fit(
       >>> fit(Linear(), data, recipe, progress=False).history[-1]["train_accuracy"]
       1.0
     """
+    if run_dir is not None and not os.fspath(run_dir):
+        raise ValueError("`run_dir` must be the path of a folder or None, got an empty path.")
     if run_dir is None and jax.process_count() > 1:
         raise ValueError(
             "`run_dir` must not be None with several processes: give a folder that all of them see."

@@ -55,5 +55,5 @@ def catch_interrupt(*, is_kept: bool = True) -> Iterator[Interrupt]:
             "The training is finished and saved; run the same command again to continue with what "
             "comes after it."
         )
-        lost = "Its result is lost: with `run_dir`, the same command goes on where it was stopped."
+        lost = "Its result is lost, because it was given no `run_dir` to save it in."
         raise KeyboardInterrupt(f"Interrupted as a training ended. {kept if is_kept else lost}")

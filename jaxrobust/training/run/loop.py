@@ -88,7 +88,7 @@ def train(position: Position, recipe: Recipe, programs: Programs, desk: Desk) ->
 
     Raises:
       FloatingPointError: A figure of an epoch is not finite.
-      KeyboardInterrupt: Ctrl-C was pressed; the position is saved.
+      KeyboardInterrupt: Ctrl-C was pressed; the position is saved, if the run has a directory.
     """
     checkpoints, interrupt = desk.checkpoints, desk.interrupt
     monitor, steps_per_epoch = recipe.validation.monitor, programs.steps_per_epoch
