@@ -58,6 +58,15 @@ NETWORKS = {
     "remat": lambda x: dense(jax.checkpoint(lambda y: jax.nn.relu(convolve(y)))(x), 3),
     "constant": lambda x: jnp.ones((len(x), 3)),
     "einsum": lambda x: dense(jax.nn.relu(jnp.einsum("bhwc,hk->bkwc", x, kernel(4, 5))), 3),
+    "gate": lambda x: dense(
+        (f := jax.nn.relu(convolve(x))) * jax.nn.sigmoid(f.mean((1, 2), keepdims=True)), 3
+    ),
+    "above the mean": lambda x: dense(
+        jnp.maximum(f := convolve(x), f.mean((1, 2), keepdims=True)), 3
+    ),
+    "less the mean": lambda x: dense(
+        jax.nn.relu((f := convolve(x)) - f.mean((1, 2), keepdims=True)), 3
+    ),
     "gather": lambda x: dense(jax.nn.relu(dense(x, 6))[:, np.array([0, 0, 5, 2])], 3),
 }
 

@@ -34,6 +34,20 @@ def test_the_examples_make_what_the_text_says(tmp_path, monkeypatch):
     assert kernels["block_0/dense/kernel"]["kept"] == round(0.2 * 768 * 64)
     assert retrained.history[-1]["train_accuracy"] > 0.6
 
+    # Half of the filters have left the network, and it computes the same.
+    keep, channels = scope["keep"], scope["channels"]
+    kept = {name: len(one) / channels.sizes[name] for name, one in keep.items()}
+    assert kept.pop("block_0/conv") == 1 and set(kept.values()) == {0.5} and len(kept) == 3
+    images = scope["digits"].images[:20] / np.float32(255)
+    masked, small = scope["cnn"].apply, scope["smaller"].apply
+    np.testing.assert_allclose(
+        small(pruning.shrink(scope["filters"].variables, channels, keep), images),
+        masked(scope["filters"].variables, images),
+        rtol=0,
+        atol=1e-4,
+    )
+    assert scope["filters"].final["accuracy_after"] > 0.3
+
     # The funnel narrows.
     layers = pruning.layer_sparsity(scope["result"].state.params, scope["masks"])
     first, second = layers["block_0/dense/kernel"], layers["block_1/dense/kernel"]

@@ -548,3 +548,61 @@ def test_funnel_takes_the_order_of_use():
     order = tuple(f"{layer}/kernel" for layer in fires)
     same = pruning.Funnel(order=order).masks(params, 0.4, exclude=("stem", "head"))
     jax.tree.map(np.testing.assert_array_equal, masks, same)
+
+
+class Plain(nn.Module):
+    """Two convolutions with BatchNorm, in which nothing is added."""
+
+    activation: str = "relu"
+    affine: bool = True
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        for name in "ab":
+            images = nn.Conv(8, (3, 3), name=f"conv_{name}")(images)
+            images = nn.BatchNorm(
+                use_running_average=not train,
+                use_scale=self.affine,
+                use_bias=self.affine,
+                name=f"bn_{name}",
+            )(images)
+            images = getattr(nn, self.activation)(images)
+        return nn.Dense(2, name="head")(images.mean((1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("network", "kept"),
+    [(Plain(), 4), (Plain("gelu"), 4), (Plain("sigmoid"), 8), (Plain(affine=False), 8)],
+    ids=["relu", "gelu", "sigmoid", "statistics alone"],
+)
+def test_filters_that_redundant_removes_leave_the_network(network, kept):
+    """Where a removed filter makes zeros; behind a sigmoid or a running mean it does not."""
+    images = jax.random.normal(KEY, (2, 8, 8, 3))
+    variables = network.init(KEY, images)
+    keys = iter(jax.random.split(KEY, 99))
+    variables = jax.tree.map(lambda leaf: jax.random.uniform(next(keys), leaf.shape), variables)
+    groups = pruning.channel_groups(network.apply, variables, images)
+    masks = pruning.Redundant(kernels=groups.kernels).masks(
+        variables["params"], 0.5, exclude=("head",)
+    )
+    keep = pruning.kept_filters(masks, groups)
+    assert {name: len(one) for name, one in keep.items()} == {"conv_a": kept, "conv_b": kept}
+    masked = {**variables, "params": pruning.apply_masks(variables["params"], masks)}
+    small = pruning.shrink(masked, groups, keep)
+
+    def logits(variables):
+        hidden = images
+        for name in "ab":
+            layers, statistics = variables["params"], variables["batch_stats"][f"bn_{name}"]
+            conv, norm = layers[f"conv_{name}"], layers.get(f"bn_{name}", {})
+            hidden = jax.lax.conv_general_dilated(
+                hidden, conv["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+            hidden = hidden + conv["bias"] - statistics["mean"]
+            hidden = hidden * norm.get("scale", 1.0) / jnp.sqrt(statistics["var"] + 1e-5)
+            hidden = getattr(nn, network.activation)(hidden + norm.get("bias", 0.0))
+        head = variables["params"]["head"]
+        return hidden.mean((1, 2)) @ head["kernel"] + head["bias"]
+
+    np.testing.assert_allclose(logits(masked), network.apply(masked, images), rtol=1e-4)
+    np.testing.assert_allclose(logits(small), logits(masked), rtol=1e-4)

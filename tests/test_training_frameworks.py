@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import equinox as eqx
 import flax.linen as nn
@@ -225,6 +226,32 @@ def broken(**changes):
 def test_what_is_no_model_is_refused(pair, error, words):
     with pytest.raises(error, match=words):
         fit(pair, DATA, RECIPE, progress=False)
+
+
+class Weights(NamedTuple):
+    kernel: jax.Array
+    bias: jax.Array
+
+
+def test_parameters_that_are_no_dict_are_trained_under_masks():
+    """As those of equinox; the masks may be of the parameters or of the variables."""
+
+    def init(key, images):
+        return {
+            "params": Weights(jnp.ones((1, 2)), jnp.zeros(2)),
+            "batch_stats": {"n": jnp.ones(2)},
+        }
+
+    def apply(variables, images, train, rngs):
+        params, state = variables["params"], variables["batch_stats"]
+        return images.mean((1, 2)) @ params.kernel + params.bias, state
+
+    masks = Weights(jnp.array([[True, False]]), jnp.ones(2, bool))
+    recipe = dataclasses.replace(RECIPE, num_epochs=1)
+    whole = {"params": masks, "batch_stats": {"n": jnp.ones(2, bool)}}
+    for given in (masks, {"params": masks}, whole):
+        params = fit((init, apply), DATA, recipe, masks=given, progress=False).variables["params"]
+        assert params.kernel[0, 1] == 0 and params.kernel[0, 0] != 1 and params.bias.all()
 
 
 def test_an_edited_pair_is_another_run(tmp_path):

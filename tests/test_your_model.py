@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxrobust import training
+from jaxrobust.training.run.arguments import _given_masks
 
 TEXT = (Path(__file__).resolve().parents[1] / "docs" / "your_model.md").read_text()
 SECTIONS = dict(re.findall(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", TEXT, flags=re.S | re.M))
@@ -38,6 +39,19 @@ def torch_weights(path):
     shapes |= {"head.weight": (10, 16), "head.bias": (10,)}
     drawn = {n: random.normal(size=s).astype(np.float32) / 5 for n, s in shapes.items()}
     np.savez(path, **(drawn | {"norm.running_var": np.ones(16, np.float32)}))
+
+
+def trains_under_masks(scope):
+    """As the last section says, with masks as `pruning` returns them."""
+    network = scope["Net"]() if "Net" in scope else (scope["init"], scope["apply"])
+    for masks in (scope["masks"], scope["sparse"]):
+        params = training.fit(network, scope["data"], scope["recipe"], masks=masks).variables[
+            "params"
+        ]
+        removed = [~mask for mask in jax.tree.leaves(_given_masks(masks))]
+        assert sum(int(one.sum()) for one in removed) > 100
+        for leaf, gone in zip(jax.tree.leaves(params), removed, strict=True):
+            assert not np.asarray(leaf)[np.asarray(gone)].any()
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
@@ -71,6 +85,8 @@ def test_everything_in_every_framework(framework, tmp_path, monkeypatch):
         0.79 < scope["pruning"].sparsity_of(scope["sparse"], kernels=scope["groups"].kernels) < 0.81
     )
     assert np.isfinite(scope["compact"](images)).all()
+    if framework != "Weights from PyTorch":
+        trains_under_masks(scope)
     assert scope["result"].images.shape == images.shape
     assert scope["maps"].shape == scope["smooth"].shape == images.shape[:3]
     assert scope["report"].robust_accuracy["n"] == 64

@@ -91,7 +91,7 @@ def _results(
     if is_known:
         return evaluate(what, operands)
     rule = RULES.get(what.primitive.name)
-    results = None if rule is None else rule(Reading(found, what, operands, layer))
+    results = None if rule is None else rule(Reading(found, what, operands, layer).stretched())
     if results is None:
         raise unsupported(what, layer)
     return results

@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 
 from jaxrobust.certificates.operations import Operand, Operation, Reference
+from jaxrobust.programs.operations import ELEMENTWISE
 from jaxrobust.types import Array
 
 # Less than any value, and finite: times the coefficient 0 that it has in every bound, it is 0.
@@ -78,10 +79,27 @@ class Reading:
         added = Operation(kind, self.unknown, function, result, self.layer, *counts)
         return appended(self.operations, added)
 
-    def make(self, kind: str, function: Callable[..., Array], *operands: Operand) -> Reference:
+    def make(
+        self, kind: str, function: Callable[..., Array], *operands: Operand, num_uses: int = 1
+    ) -> Reference:
         """Adds another operation, whose result has the shape that the function returns."""
         result = jax.eval_shape(function, *map(self.shape, operands))
-        return appended(self.operations, Operation(kind, operands, function, result, self.layer))
+        added = Operation(kind, operands, function, result, self.layer, num_uses=num_uses)
+        return appended(self.operations, added)
+
+    def stretched(self) -> "Reading":
+        """The same operation of operands of one shape: jax repeats those along axes of length 1."""
+        if self.equation.primitive.name not in ELEMENTWISE:
+            return self
+        shape, operands = self.equation.outvars[0].aval.shape, list[Any]()
+        for operand in self.operands:
+            own = self.shape(operand).shape
+            if isinstance(operand, Reference) and own != shape:
+                repeat = functools.partial(jnp.broadcast_to, shape=shape)
+                uses = math.prod(shape) // max(1, math.prod(own))
+                operand = self.make("increasing", repeat, operand, num_uses=uses)
+            operands.append(operand)
+        return dataclasses.replace(self, operands=operands)
 
     def shape(self, value: Operand) -> jax.ShapeDtypeStruct:
         """Returns the shape and type of a value."""

@@ -12,12 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.pruning.channel_groups import ChannelGroups, channel_groups
+from jaxrobust.pruning.channel_groups import STATISTICS, ChannelGroups, channel_groups
 from jaxrobust.pruning.masks import apply_masks, is_array, keep_all, named_leaves, with_leaves
 from jaxrobust.pruning.placing import Keep, On, check_keep, located, stays
 from jaxrobust.types import Masks, PyTree
-
-_STATISTICS = "batch_stats/"  # of linen variables; they are as they are
 
 
 def filter_masks(weights: PyTree, groups: ChannelGroups, keep: Keep) -> Masks:
@@ -47,7 +45,7 @@ def filter_masks(weights: PyTree, groups: ChannelGroups, keep: Keep) -> Masks:
     where, kept = located(groups, weights), check_keep("keep", groups, keep)
     found = {}
     for path, leaf in named_leaves(weights):
-        if path not in where or path.startswith(_STATISTICS):
+        if path not in where or path.startswith(STATISTICS):
             continue
         mask: Any = np.ones(leaf.shape, bool)
         for axis, entries in _by_axis(where[path]).items():
@@ -59,7 +57,9 @@ def filter_masks(weights: PyTree, groups: ChannelGroups, keep: Keep) -> Masks:
 def kept_filters(masks: Masks, groups: ChannelGroups) -> dict[str, np.ndarray]:
     """Returns the channels that masks keep, the inverse of `filter_masks`.
 
-    A channel is kept if the masks keep any of its weights.
+    A channel goes if the masks remove all of its weights. It also goes if they remove all weights that
+    make, scale and shift it, as those of `Redundant` do, unless it is not 0 then (`ChannelGroup`). The
+    weights that read it, which the masks may keep, go with it in `shrink`.
 
     Args:
       masks: Boolean masks with the structure of the weights, or of their "params".
@@ -74,10 +74,14 @@ def kept_filters(masks: Masks, groups: ChannelGroups) -> dict[str, np.ndarray]:
     """
     where, leaves = located(groups, masks), dict(named_leaves(masks))
     alive = {group: np.zeros(size, bool) for group, size in groups.sizes.items()}
+    kernels = {kernel.path.removeprefix("params/") for kernel in groups.kernels}
     for path, entries in where.items():
-        if path.startswith(_STATISTICS):
+        if path.startswith(STATISTICS):
             continue
         for on in entries:
+            is_read = path.removeprefix("params/") in kernels and not on.is_made
+            if is_read and groups[on.group].vanishes:
+                continue  # it reads zeros
             leaf: Any = np.moveaxis(np.asarray(leaves[path]), on.axis, 0)
             alive[on.group] |= leaf.reshape(len(leaf), -1).any(1)[on.indices].any(1)
     keep = {group: np.flatnonzero(kept) for group, kept in alive.items()}

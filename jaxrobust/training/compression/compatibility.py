@@ -31,10 +31,10 @@ def check_compression(recipe: Recipe, params: PyTree) -> None:
     spared = {*prefixes(params, None), *prefixes(params, None, constraint)}
     if getattr(compression, "exclude", ()) is None and len(spared) < 2:
         missing = [name.strip("/") for name in STEM_AND_CLASSIFIER if name not in spared]
+        others = f"all its layers except {spared.pop().strip('/')}" if spared else "all its layers"
         warnings.warn(
-            f"No kernel of the network is called {' or '.join(missing)}, so all its layers are "
-            "compressed: name the layers that must not be in `exclude`, or give exclude=() to compress "
-            "all of them.",
+            f"No kernel of the network is called {' or '.join(missing)}, so {others} are compressed: "
+            "name in `exclude` the layers that must not be, or give exclude=() to compress all of them.",
             stacklevel=4,
         )
     kept = [kept_at(compression, epoch) for epoch in epochs]

@@ -334,10 +334,14 @@ def _given_variables(model: Any, variables: Any) -> PyTree | None:
 
 
 def _given_masks(masks: Any) -> Masks | None:
+    """Returns the masks of the parameters, from those of parameters, of variables or of a module."""
     if masks is None:
         return None
     found = plain(masks)
-    return found["params"] if nnx_modules.is_nnx(masks) or set(found) == {"params"} else found
+    # The parameters need not be a dict: those of equinox are a module.
+    is_variables = isinstance(found, Mapping) and "params" in found
+    is_variables = is_variables and found.keys() <= {"params", "batch_stats"}
+    return found["params"] if is_variables else found
 
 
 def _by_path(tree: PyTree) -> dict[str, Any]:

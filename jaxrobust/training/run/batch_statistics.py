@@ -9,6 +9,7 @@ References:
 """
 
 import functools
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -177,11 +178,12 @@ def warn_of_slow_statistics(
     momentum = max(_momenta(model, image_shape), default=0.0)
     remainder = momentum**num_steps
     if remainder > _LARGEST_REMAINDER:
+        small_enough = math.floor(100 * _LARGEST_REMAINDER ** (1 / num_steps)) / 100
         warnings.warn(
             f"After the {num_steps} steps of this training, {remainder:.0%} of the initial running "
             f"statistics are left in BatchNorm, because its momentum is {momentum:g}. Validation and "
-            "attacks use these statistics, which do not fit the trained weights. Use a smaller "
-            "momentum, such as 0.9, or more steps, or call `training.reestimate_batch_stats` "
+            "attacks use these statistics, which do not fit the trained weights. Use a momentum of at "
+            f"most {small_enough:g}, or more steps, or call `training.reestimate_batch_stats` "
             "afterwards.",
             stacklevel=3,
         )

@@ -162,9 +162,9 @@ def fit(
       variables: The variables to start from, for fine-tuning, of any floating type (they are trained in
         float32). For an nnx module also a module or an nnx.State of the same structure. None: the
         initial variables of the model.
-      masks: A pytree with the structure of the parameters and boolean leaves, for an nnx module also a
-        module or nnx.State of them. Parameters stay at 0 where it is False. Masks cannot be combined
-        with a compression.
+      masks: A pytree with the structure of the parameters, or of the variables, and boolean leaves; for
+        an nnx module also a module or nnx.State of them. Parameters stay at 0 where it is False. Masks
+        cannot be combined with a compression.
       host: The devices, checkpoints and logs of the run.
       progress: Whether to show a progress bar on a terminal, and a line per epoch.
 
