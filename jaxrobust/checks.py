@@ -5,6 +5,7 @@ traced value passes.
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -145,11 +146,34 @@ def value_range(images: Any) -> None:
         raise ValueError(
             f"`images` must be finite and lie in [0, 1], got {np.asarray(images)[index]} at {index}."
         )
+    if low >= 0.0 and high > 2.0:
+        raise ValueError(
+            f"`images` must lie in [0, 1], got values in [{low:.9g}, {high:.9g}]: divide them by the "
+            "largest value that a pixel can have, such as 255, or give bytes as uint8."
+        )
     if not (low >= 0.0 and high <= 1.0):
         raise ValueError(
             f"`images` must lie in [0, 1], got values in [{low:.9g}, {high:.9g}]. Normalisation "
-            "belongs in the classifier (`Classifier(mean=..., std=...)`), so that epsilon is in pixel "
-            "units. If resizing left values slightly outside, use `np.clip(images, 0, 1)`."
+            "belongs in the classifier (`Classifier(mean=..., std=...)`) or `training.Data`, so that "
+            "epsilon is in pixel units. If resizing left values slightly outside, use "
+            "`np.clip(images, 0, 1)`."
+        )
+
+
+_DARK = 16  # of 255
+
+
+def bytes_range(images: Any) -> None:
+    """Warns if bytes are so small that they hardly have the range 0 .. 255, as raw digits have.
+
+    Args:
+      images: uint8, any shape.
+    """
+    if images.size and 0 < (high := _ends(images)[1]) <= _DARK:
+        warnings.warn(
+            f"The largest byte of the images is {high}. Bytes are divided by 255, so that these images "
+            "are almost black: if they have another range, divide them by its end yourself.",
+            stacklevel=4,
         )
 
 

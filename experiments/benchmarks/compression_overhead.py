@@ -2,11 +2,12 @@
 
     python -m experiments.benchmarks.compression_overhead
 
-Expected time: 8 minutes on 2 cores; --quick takes one. Expected numbers: README.md. Plain training
-under PGD, and training with each compression method, run in turns on the same images from the same
-weights. The time of an epoch is compared, including the update of the method at its end; the first
-epoch of a call, in which the machine warms up, is left out, and compilation is never included. Epochs
-have few steps here, so that the update weighs more than in a study.
+Expected time: 8 minutes on 2 cores; --quick takes one. Expected numbers: docs/performance.md.
+
+Plain training under PGD, and training with each compression method, run in turns on the same images
+from the same weights. The time of an epoch is compared, including the update of the method at its end;
+the first epoch of a call, in which the machine warms up, is left out, and compilation is never
+included. Epochs have few steps here, so that the update weighs more than in a study.
 """
 
 import dataclasses

@@ -6,7 +6,7 @@ Both sides take the same SGD steps (Nesterov momentum .9, weight decay 5e-4) fro
 the same batch, in float32. If the network has no random parts, their losses must agree to 1 %
 afterwards. There are clean steps, and steps under PGD with the network in evaluation mode. PyTorch's
 PGD is written in torch_worker.py, with channels last and without the checks of a library. Expected
-time: 5 minutes on 2 cores; --quick takes one. Expected numbers: README.md.
+time: 5 minutes on 2 cores; --quick takes one. Expected numbers: docs/performance.md.
 experiments/benchmarks/README.md says what PEER is.
 """
 

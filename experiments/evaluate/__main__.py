@@ -34,7 +34,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from jaxrobust import checks, evaluation, files, processes, programs, studies, training
+from jaxrobust import evaluation, files, processes, programs, studies, training
 from jaxrobust.evaluation import Execution, Sweep
 from jaxrobust.studies import records, suite_names, suite_run
 from jaxrobust.types import LogitsFn, Stochastic
@@ -153,18 +153,10 @@ def _check(settings: Settings) -> None:
     This is not done in `Settings`, because the command line would draw a frame around the message.
     """
     largest = 1.0 if settings.norm == "linf" else math.inf
-    for name, text in (
-        ("epsilon", settings.epsilon),
-        *(("curve", text) for text in settings.curve),
-    ):
-        epsilon = suite_names.number(name, text)
-        if 1 < epsilon <= 255 and largest == 1:
-            raise ValueError(
-                f"`{name}` must be at most 1 (1 is black to white), got {text}; did you mean "
-                f"{text}/255?"
-            )
-        above = 0.0 if name == "epsilon" else -math.inf
-        checks.number(name, epsilon, minimum=0.0, above=above, maximum=largest)
+    suite_names.epsilon("epsilon", settings.epsilon, largest=largest)
+    for text in settings.curve:  # which may begin at 0
+        if suite_names.number("curve", text):
+            suite_names.epsilon("curve", text, largest=largest)
     if len({f"{epsilon:.9g}" for epsilon in settings.epsilons}) < len(settings.epsilons):
         raise ValueError(f"`curve` must have different epsilons, got {settings.curve}.")
     studies.check_settings(settings, {"num_shown": 0, "seed": 0})

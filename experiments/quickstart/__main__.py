@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxrobust import checks, data, evaluation, models, reports, studies, training
+from jaxrobust import data, evaluation, models, reports, studies, training
 from jaxrobust.attacks import FGSM, PGD
-from jaxrobust.studies import records
+from jaxrobust.studies import records, suite_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Settings:
     """Settings.
 
     Attributes:
-      epsilon: The radius of the linf ball in pixel units (1 is black to white).
+      epsilon: The radius of the linf ball in pixel units (1 is black to white), such as 0.15 or 38/255.
       num_epochs: The number of epochs of each training.
       num_steps: The number of steps of the PGD that attacks the trained networks.
       train_steps: The number of steps of the PGD that makes the training images.
@@ -41,7 +41,7 @@ class Settings:
       quick: Use two epochs and fewer steps, unless others are given, to see that everything runs.
     """
 
-    epsilon: float = 0.15
+    epsilon: str = "0.15"
     num_epochs: int = 8
     num_steps: int = 40
     train_steps: int = 7
@@ -58,16 +58,16 @@ PRESETS = {"quick": {"num_epochs": 2, "num_steps": 10, "train_steps": 3, "num_ch
 
 def main(settings: Settings) -> Path:
     """Runs the study; returns the report's path."""
-    checks.number("epsilon", settings.epsilon, above=0.0, maximum=1.0)
+    epsilon = suite_names.epsilon("epsilon", settings.epsilon)
     studies.check_settings(settings, {"num_shown": 0, "seed": 0})
-    size = 2.5 * settings.epsilon / settings.train_steps
-    teachers = {"standard": None, "robust": PGD(settings.epsilon, size, settings.train_steps)}
+    size = 2.5 * epsilon / settings.train_steps
+    teachers = {"standard": None, "robust": PGD(epsilon, size, settings.train_steps)}
     schedule, seed = training.Cosine(2e-3), settings.seed
     recipes = {
         name: training.Recipe(settings.num_epochs, schedule=schedule, adversary=teacher, seed=seed)
         for name, teacher in teachers.items()
     }
-    pgd = PGD(settings.epsilon, settings.epsilon / 10, settings.num_steps)
+    pgd = PGD(epsilon, epsilon / 10, settings.num_steps)
 
     run = studies.start("quickstart", settings)
     digits = data.load("digits")

@@ -26,7 +26,7 @@ Expected time: it depends on the arithmetic of the network. simple_cnn on 50,000
 about half a minute per epoch on 2 cores, and the first line of each epoch says what yours takes.
 --quick (digits, 2 epochs) takes under a minute. If a run is killed, the same command resumes it.
 
-Expected numbers: README.md.
+Expected numbers: docs/results/index.md.
 """
 
 import dataclasses

@@ -42,12 +42,12 @@ def check_images(images: Any) -> np.ndarray:
       ValueError: Floating-point images are outside [0, 1].
     """
     images = np.asarray(images)
-    if images.dtype != np.uint8:
-        if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise TypeError(
-                f"`images` must be uint8, or floating point in [0, 1], got {images.dtype}."
-            )
+    if images.dtype == np.uint8:
+        checks.bytes_range(images)
+    elif jnp.issubdtype(images.dtype, jnp.floating):
         checks.value_range(images)
+    else:
+        raise TypeError(f"`images` must be uint8, or floating point in [0, 1], got {images.dtype}.")
     return images
 
 

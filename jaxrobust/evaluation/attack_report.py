@@ -50,7 +50,8 @@ class AttackReport:
     remarks: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        fooled = f"{int(self.success.sum())} successes on {len(self.labels)} images"
+        counted = int((self.success & self.attacked).sum()), int(self.attacked.sum())
+        fooled = f"{counted[0]} successes on {counted[1]} of {len(self.labels)} images"
         return f"AttackReport({attack_label(self.attack)}; {fooled})"
 
     @property

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxrobust import checks
-from jaxrobust.attacks import Attack
+from jaxrobust.attacks import Attack, engine
 from jaxrobust.evaluation.answers import answers
 from jaxrobust.evaluation.attack_report import (
     AttackReport,
@@ -105,6 +105,7 @@ def robustness_curve(
     checks.instance("sweep", sweep, Sweep, "an evaluation.Sweep, such as Sweep([0.0, 4 / 255])")
     check_execution(execution)
     execution.refuse("path", "robustness_curve", KEEP_IT)
+    engine.check_attack(attack)
     if attack.targeted:
         raise ValueError(
             "`attack` must be untargeted, got a targeted one, for which robust accuracy is not defined."

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from jaxrobust import checks
-from jaxrobust.attacks import Attack
+from jaxrobust.attacks import Attack, engine
 from jaxrobust.evaluation.answers import answers
 from jaxrobust.evaluation.attack_report import AttackReport
 from jaxrobust.evaluation.execution import Execution, check_execution
@@ -65,6 +65,7 @@ def attack_dataset(
         `execution.path`.
     """
     check_execution(execution)
+    engine.check_attack(attack)  # before the classifier is asked
     prepared = prepare(logits_fn, images, labels)
     if attack.targeted != (targets is not None):
         raise ValueError(

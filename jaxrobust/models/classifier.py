@@ -52,9 +52,14 @@ class Classifier:
         The logits have the type of the images: float32, except where a search uses another precision.
 
         Raises:
-          TypeError: The images are integers: divide uint8 by 255 first.
+          TypeError: `apply_fn` is no function, or the images are integers: divide uint8 by 255 first.
           ValueError: The images are not [B, H, W, C].
         """
+        if not callable(self.apply_fn):
+            raise TypeError(
+                "`apply_fn` must be a function (variables, images) -> logits, as in "
+                f"Classifier(network.apply, variables), got {type(self.apply_fn).__name__}."
+            )
         checks.float_images(images)
         images = jnp.asarray(images)  # numpy's float64 becomes float32, without jax's warning
         # An explicit float32: Python's floats would make another type of leaf than an array does.

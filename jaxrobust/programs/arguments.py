@@ -282,7 +282,10 @@ def _traced(function: Callable[..., Any], *examples: Any) -> Program:
 
 
 def explained(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls a function, and explains errors that mean that the user's function cannot be traced."""
+    """Calls a function, and explains errors that mean that the user's function cannot be traced.
+
+    Other errors get a note with the shape of the images, which are the last of the arguments.
+    """
     try:
         return function(*arguments)
     except jax.errors.TracerArrayConversionError as error:
@@ -307,6 +310,12 @@ def explained(function: Callable[..., Any], *arguments: Any) -> Any:
             raise TypeError(
                 f"`logits_fn` must return an array of logits [B, K]: {error}"
             ) from error
+        # Any other is the network's own, most often about a shape.
+        if hasattr(arguments[-1], "shape"):
+            error.add_note(
+                f"The network was called with images of shape {tuple(arguments[-1].shape)}. Images are "
+                "[N, H, W, C], channels last; a module for single images must be mapped (jax.vmap)."
+            )
         raise
 
 

@@ -218,7 +218,7 @@ def _chosen(
     parser.add_argument("--preset", nargs="?")
     parser.add_argument("--quick", action="store_true")
     known, _ = parser.parse_known_args(list(arguments))
-    if known.quick and known.preset not in (None, "quick"):
+    if known.quick and known.preset in presets and known.preset != "quick":
         raise ValueError(f"--quick and --preset {known.preset} are two presets: give one of them.")
     chosen = "quick" if known.quick else known.preset or getattr(settings_type, "preset", None)
     return presets.get(str(chosen), {})

@@ -44,6 +44,26 @@ def number(name: str, text: str) -> float:
     return value
 
 
+def epsilon(name: str, text: str, *, largest: float = 1.0) -> float:
+    """Reads the radius of a ball, in pixel units, from a command line.
+
+    Args:
+      name: The argument's name, for the message.
+      text: The number or the fraction, above 0.
+      largest: The largest radius: 1, which is black to white, or infinity for other norms than linf.
+
+    Raises:
+      ValueError: It is no number, or out of range.
+    """
+    value = number(name, text)
+    if 1 < value <= 255 and largest == 1:
+        raise ValueError(
+            f"`{name}` must be at most 1 (1 is black to white), got {text}; did you mean {text}/255?"
+        )
+    checks.number(name, value, above=0.0, maximum=largest)
+    return value
+
+
 def make_suite(name: str, epsilon: float, norm: str, num_classes: int) -> dict[str, Attack]:
     """Makes the attacks of a suite, all within one ball.
 

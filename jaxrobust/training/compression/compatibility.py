@@ -34,7 +34,7 @@ def check_compression(recipe: Recipe, params: PyTree) -> None:
         others = f"all its layers except {spared.pop().strip('/')}" if spared else "all its layers"
         warnings.warn(
             f"No kernel of the network is called {' or '.join(missing)}, so {others} are compressed: "
-            "name in `exclude` the layers that must not be, or give exclude=() to compress all of them.",
+            "name in `exclude` the layers that must not be, or give exclude=() to compress all.",
             stacklevel=4,
         )
     kept = [kept_at(compression, epoch) for epoch in epochs]

@@ -126,7 +126,8 @@ class Job:
           ValueError: The shape of what it returns is not [B, K].
         """
         images = jax.ShapeDtypeStruct((2, *self.image_shape), jnp.float32)
-        logits = jax.eval_shape(self.network.logits, self.template.variables, images)
+        variables = self.template.variables
+        logits = programs.explained(jax.eval_shape, self.network.logits, variables, images)
         programs.check_logits(logits, images, "model")
         return logits.shape[-1]
 
@@ -294,7 +295,8 @@ def initial_variables(model: Any, image_shape: tuple[int, ...], seed: int) -> Py
         return plain(model)
     init_key = jax.random.split(as_key(jax.random.key(seed)), 3)[0]
     image = jnp.zeros((1, *image_shape), jnp.float32)
-    return _initial_variables(init_key, image, model=Itself(Network(model).model, None))
+    init = functools.partial(_initial_variables, init_key, model=Itself(Network(model).model, None))
+    return programs.explained(init, image)
 
 
 @functools.partial(compilation.jit, static_argnames="model")

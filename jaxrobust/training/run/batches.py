@@ -66,6 +66,7 @@ def on_device(name: str, examples: tuple[Any, Any], image_shape: Any = None) -> 
     # Bytes stay bytes on the device, where they take a quarter of the memory.
     if images.dtype == jnp.uint8:
         pixels = jnp.asarray(images)
+        checks.bytes_range(pixels)
     elif jnp.issubdtype(images.dtype, jnp.floating):
         pixels = jnp.asarray(images, jnp.float32)
         checks.value_range(pixels)
