@@ -4,11 +4,8 @@ import dataclasses
 import functools
 import importlib
 import json
-import math
 import os
-from typing import Any, NamedTuple
 
-import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -16,148 +13,33 @@ import numpy as np
 import pytest
 from flax import nnx
 from flax.core import freeze
+from saved_networks import (
+    HERE,
+    MEAN,
+    NAMES,
+    STD,
+    Configured,
+    Net,
+    Nnx,
+    bits,
+    call,
+    linear,
+    make_classifier,
+    make_equinox,
+    make_gelu,
+    of,
+    pruned,
+    quantised,
+    shrunk,
+    trained_nnx,
+    zoo,
+)
 
 from jaxrobust import models, pruning, studies
 from jaxrobust.models import storage
 from jaxrobust.models.building import CREATE
 from jaxrobust.models.zoo import arguments_of
 from jaxrobust.types import QuantizedKernel
-
-HERE = "test_models_saving"
-IMAGES = np.random.default_rng(0).uniform(size=(3, 16, 16, 3)).astype(np.float32)
-NAMES = ("é", "b", "", "b")
-MEAN, STD = np.float32([0.1, 0.2, 0.7]), np.float32([0.3, 1 / 3, 0.5])
-
-
-class Net(nn.Module):
-    """A network of a user's own."""
-
-    num_classes: int = 4
-    widths: tuple[int, ...] = (6, 7)
-    activation: Any = nn.relu
-    kind: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, images, train=False):
-        for width in self.widths:
-            images = self.activation(nn.Dense(width, dtype=self.kind)(images.mean((1, 2))))
-            images = images[:, None, None]
-        return nn.Dense(self.num_classes)(images.mean((1, 2)))
-
-
-class Widths(NamedTuple):
-    first: int
-    last: int
-
-
-class Configured(nn.Module):
-    """A network with a field of fields, which it takes apart as it was given."""
-
-    config: Any
-
-    @nn.compact
-    def __call__(self, images, train=False):
-        assert hash(self.config["a"]) and self.config["b"][1]["c"] + () == (3,)
-        return nn.Dense(self.config["a"][1])(images.mean((1, 2)))
-
-
-class Nnx(nnx.Module):
-    def __init__(self, width, rngs):
-        self.conv = nnx.Conv(3, width, (3, 3), rngs=rngs)
-        self.norm = nnx.BatchNorm(width, rngs=rngs)
-        self.drop = nnx.Dropout(0.5, rngs=rngs)
-        self.heads = nnx.List([nnx.Linear(width, 5, rngs=rngs)])
-
-    def __call__(self, images):
-        hidden = nnx.relu(self.norm(self.conv(images))).mean((1, 2))
-        return self.heads[0](self.drop(hidden))
-
-
-class Equinox(eqx.Module):
-    mlp: eqx.nn.MLP
-    drop: eqx.nn.Dropout
-
-    def __call__(self, images):
-        return jax.vmap(lambda image: self.mlp(self.drop(image.mean((0, 1)))))(images)
-
-
-def make_nnx(width=4):
-    return Nnx(width, nnx.Rngs(7))
-
-
-def call(model, images):
-    return model(images)
-
-
-def make_normalised_nnx(width=4):
-    return models.Classifier(call, make_nnx(width))
-
-
-def make_equinox(depth=1, inference=True):
-    mlp = eqx.nn.MLP(3, 4, 6, depth, key=jax.random.key(7))
-    return Equinox(mlp, eqx.nn.Dropout(0.3, inference=inference))
-
-
-def linear(weights, images):
-    return images.mean((1, 2)) @ weights["kernel"]
-
-
-def make_linear():
-    return jax.tree_util.Partial(linear, {"kernel": jnp.zeros((3, 2))})
-
-
-def make_gelu(widths=(6, 7)):
-    return Net(widths=widths, activation=nn.gelu, kind=jnp.bfloat16)
-
-
-def make_function():
-    return lambda images: images.mean((1, 2))
-
-
-def make_raising():
-    return {}["key"]
-
-
-def make_classifier():
-    return models.Classifier(linear, {"kernel": jnp.zeros((3, 2))})
-
-
-def of(network, mean=MEAN, std=STD, seed=0):
-    variables = jax.jit(network.init)(jax.random.key(seed), IMAGES[:1])
-    return models.Classifier(network.apply, variables, mean, std)
-
-
-@functools.cache
-def zoo(**changes):
-    return of(models.create("cnn", 4, widths=(8, 9, 10, 11, 12)), **changes)
-
-
-def pruned(classifier):
-    params = classifier.variables["params"]
-    params = pruning.apply_masks(params, pruning.global_magnitude(params, 0.8))
-    return dataclasses.replace(classifier, variables={**classifier.variables, "params": params})
-
-
-def quantised(classifier):
-    return dataclasses.replace(classifier, variables=pruning.quantize(classifier.variables))
-
-
-def trained_nnx():
-    """In training mode, with weights and statistics of its own."""
-    model = Nnx(4, nnx.Rngs(1))
-    model(IMAGES)
-    return model
-
-
-def shrunk():
-    """A network of the zoo as pruning leaves it, at other sizes than its name says."""
-    network = models.create("resnet_small", 4, widths=(16, 24, 32))
-    return of(network.clone(widths=(8, 12, 16), inner_widths=(4, 8, 8, 12, 12, 16)))
-
-
-def bits(classifier):
-    return np.asarray(jax.jit(lambda images: classifier(images))(IMAGES))
-
 
 CASES = {
     "zoo": (zoo, {}),
@@ -325,109 +207,6 @@ def test_sizes_that_make_no_network_are_named(tmp_path, sizes):
         models.load(tmp_path / "a")
 
 
-def test_masks_come_back_exactly(tmp_path):
-    classifier = pruned(zoo())
-    masks = pruning.global_magnitude(classifier.variables["params"], 0.8)
-    # A weight that is kept although it is zero, and one that is removed although it is not.
-    kernel = np.array(masks["head"]["kernel"])
-    kernel[0], kernel[1] = ~kernel[0], True
-    masks = {**masks, "head": {**masks["head"], "kernel": jnp.asarray(kernel)}}
-    without = models.save(tmp_path / "a", classifier)
-    size = models.save(tmp_path / "a", classifier, masks=freeze(masks))
-    found = models.load(tmp_path / "a").masks
-    assert jax.tree.structure(found) == jax.tree.structure(masks)
-    jax.tree.map(np.testing.assert_array_equal, found, masks)
-    assert all(leaf.dtype == bool for leaf in jax.tree.leaves(found))
-    leaves = jax.tree.leaves(masks)
-    assert size - without < sum(leaf.size / 8 + 180 for leaf in leaves)
-
-
-def make_dict(network=None):
-    """A Classifier with a number, a list and a None among its weights."""
-    weights = {"layers": [jnp.ones((3, 4)), None, jnp.ones((4, 2))], "power": 1.5}
-    return models.Classifier(listed, {"params": weights})
-
-
-def listed(variables, images):
-    first, _, last = variables["params"]["layers"]
-    return (images.mean((1, 2)) @ first) ** variables["params"]["power"] @ last
-
-
-MASKED = {
-    "nnx": (lambda: make_nnx(), "make_nnx", lambda model: model),
-    "normalised nnx": (
-        lambda: make_normalised_nnx(),
-        "make_normalised_nnx",
-        lambda model: model.variables,
-    ),
-    "equinox": (lambda: make_equinox(), "make_equinox", lambda model: model),
-    "partial": (lambda: make_linear(), "make_linear", lambda model: model.args[0]),
-    "whole partial": (lambda: make_linear(), "make_linear", lambda model: model),
-    "zoo": (zoo, None, lambda model: model.variables),
-    "lists": (make_dict, "make_dict", lambda model: model.variables["params"]),
-    "int8": (lambda: quantised(zoo()), None, lambda model: model.variables["params"]),
-}
-
-
-@pytest.mark.parametrize("case", MASKED)
-def test_masks_come_back_in_the_structure_of_the_weights(tmp_path, case):
-    make, build, weights_of = MASKED[case]
-    model, rng = make(), np.random.default_rng(0)
-    weights = weights_of(model)
-    # What is no array has a scalar, True.
-    masks = jax.tree.map(
-        lambda leaf: rng.random(leaf.shape) < 0.7 if leaf.ndim else leaf, pruning.keep_all(weights)
-    )
-    build = None if build is None else f"{HERE}:{build}"
-    models.save(tmp_path / "a", model, masks=masks, build=build)
-    saved = models.load(tmp_path / "a", trust=True)
-    loaded = weights_of(saved.classifier)
-    assert jax.tree.structure(saved.masks) == jax.tree.structure(loaded)
-    jax.tree.map(np.testing.assert_array_equal, *map(jax.tree.leaves, (saved.masks, masks)))
-    pruned = pruning.apply_masks(loaded, saved.masks)
-    for mine, theirs in zip(
-        *map(jax.tree.leaves, (pruned, pruning.apply_masks(weights, masks))), strict=True
-    ):
-        if isinstance(mine, jax.Array) and not jnp.issubdtype(mine.dtype, jax.dtypes.prng_key):
-            np.testing.assert_array_equal(mine, theirs)
-
-
-def test_masks_of_a_modules_channels_or_of_its_parameters(tmp_path):
-    model = make_nnx()
-    model.eval()
-    groups = pruning.channel_groups(call, model, jnp.asarray(IMAGES))
-    (name,) = [name for name, size in groups.sizes.items() if size == 4]
-    masks = pruning.filter_masks(model, groups, {name: [0, 2]})
-    models.save(tmp_path / "a", model, build=f"{HERE}:make_nnx", masks=masks)
-    saved = models.load(tmp_path / "a", trust=True)
-    assert pruning.kept_filters(saved.masks, groups)[name].tolist() == [0, 2]
-    # The state of the parameters lacks the statistics, which are kept.
-    state = nnx.state(masks, nnx.Param)
-    models.save(tmp_path / "b", model, build=f"{HERE}:make_nnx", masks=state)
-    saved = models.load(tmp_path / "b", trust=True)
-    pruning.apply_masks(saved.classifier, saved.masks)
-    np.testing.assert_array_equal(saved.masks.conv.kernel[...], masks.conv.kernel[...])
-    assert saved.masks.norm.mean[...].all()
-
-
-def test_masks_of_the_weights_before_they_were_int8_and_of_some(tmp_path):
-    classifier = quantised(zoo())
-    masks = pruning.keep_all(zoo().variables["params"])
-    models.save(tmp_path / "a", classifier, masks=masks)
-    found = models.load(tmp_path / "a").masks
-    assert jax.tree.structure(found) == jax.tree.structure(masks)
-    some = {"head": {"kernel": masks["head"]["kernel"]}}
-    models.save(tmp_path / "a", classifier, masks=some)
-    found = models.load(tmp_path / "a").masks
-    assert jax.tree.structure(found) == jax.tree.structure(some)
-    np.testing.assert_array_equal(found["head"]["kernel"], some["head"]["kernel"])
-    assert models.load(tmp_path / "a", build=zoo_of_five).masks.keys() == {"head"}
-
-
-def zoo_of_five(**_):
-    return models.create("mlp", 5)
-
-
 def test_fields_within_dicts_come_back_as_tuples(tmp_path):
     classifier = of(Configured({"a": (1, 2), "b": [0, {"c": [3]}]}))
     models.save(tmp_path / "a", classifier)
@@ -517,177 +296,6 @@ def write_version_1(path, variables, metadata):
         storage.write(path, {"metadata": metadata}, variables, None, True)
     finally:
         storage.VERSION = version
-
-
-LOCAL = "must be importable by another program"
-NEITHER = r"of a linen network, or come with `build='module:function'`"
-WRONG = {
-    "no function": (lambda: 3, {}, TypeError, "`model` must be callable"),
-    "no weights": (lambda: Net(), {}, TypeError, "`model` is a Net without its weights"),
-    "closure": (lambda: lambda images: images, {}, TypeError, f"{NEITHER}.* function like it"),
-    "nnx": (trained_nnx, {}, TypeError, f"{NEITHER}.* Nnx like it"),
-    "lambda": (
-        lambda: models.Classifier(lambda v, x: x, {"a": jnp.ones(1)}),
-        {},
-        TypeError,
-        NEITHER,
-    ),
-    "partial apply": (
-        lambda: models.Classifier(functools.partial(Net().apply, train=False), {}),
-        {},
-        TypeError,
-        NEITHER,
-    ),
-    "local class": (
-        lambda: of(type("Local", (Net,), {"__qualname__": "f.<locals>.Local"})()),
-        {},
-        TypeError,
-        LOCAL,
-    ),
-    "array as a field": (
-        lambda: of(Net(widths=np.array([5, 3]))),
-        {},
-        TypeError,
-        r"its widths is array\(\[5, 3\]\), got \(5, 3\). Give `build=",
-    ),
-    "tuple with names": (
-        lambda: of(Net(widths=Widths(5, 3))),
-        {},
-        TypeError,
-        r"its widths is Widths\(first=5, last=3\), got \(5, 3\). Give `build=",
-    ),
-    "single array": (
-        lambda: models.Classifier(linear, jnp.zeros((3, 2))),
-        {"build": f"{HERE}:make_classifier"},
-        TypeError,
-        "`model` must have its weights in a container .*, got a single array",
-    ),
-    "no JSON": (
-        lambda: of(Net(activation=nn.gelu)),
-        {},
-        TypeError,
-        r"that cannot be rebuilt from its fields: .*function as model\['activation'\]. Give `build=",
-    ),
-    "sizes alone": (zoo, {"sizes": {}}, TypeError, "`sizes` must be None without `build`"),
-    "build of a function": (zoo, {"build": zoo}, TypeError, "`build` must be 'module:function'"),
-    "no colon": (make_linear, {"build": "linear"}, ValueError, "must be named 'module:function'"),
-    "no module": (make_linear, {"build": "no_one:f"}, ValueError, "ModuleNotFoundError"),
-    "no name": (make_linear, {"build": f"{HERE}:f"}, ValueError, "has no 'f'"),
-    "raises": (
-        make_linear,
-        {"build": f"{HERE}:make_raising"},
-        ValueError,
-        r"called with {}, raised KeyError: 'key' \(test_models_saving.py, line",
-    ),
-    "no pytree": (make_linear, {"build": "builtins:dict"}, ValueError, "callable pytree, got dict"),
-    "path": (
-        make_equinox,
-        {"build": f"{HERE}:make_equinox", "sizes": {"depth": 2}},
-        ValueError,
-        "has an array, and `model` has none, at mlp/layers/2/bias",
-    ),
-    "fewer": (
-        lambda: make_equinox(3),
-        {"build": f"{HERE}:make_equinox", "sizes": {"depth": 2}},
-        ValueError,
-        "has no array at mlp/layers/3/bias",
-    ),
-    "numbers": (
-        make_equinox,
-        {"build": f"{HERE}:make_equinox", "sizes": {"inference": False}},
-        ValueError,
-        "got False at drop/inference instead of True",
-    ),
-    "another class": (
-        make_classifier,
-        {"build": f"{HERE}:make_linear"},
-        ValueError,
-        "must return a Classifier, like `model`, got a Partial",
-    ),
-    "another module": (
-        lambda: of(Net()),
-        {"build": f"{HERE}:make_gelu"},
-        ValueError,
-        "must return the linen module of `model`: its activation is .*, got <",
-    ),
-    "no linen": (
-        make_classifier,
-        {"build": f"{HERE}:make_gelu"},
-        ValueError,
-        "linen module of `model`: that is nothing of linen, got a Net",
-    ),
-    "no arrays": (
-        make_function,
-        {"build": f"{HERE}:make_function"},
-        TypeError,
-        "`model` must be a pytree with its weights as leaves, got a function without leaves",
-    ),
-    "masks of numbers": (
-        zoo,
-        {"masks": {"a": jnp.ones(1)}},
-        TypeError,
-        "boolean arrays, got float",
-    ),
-    "masks of what": (zoo, {"masks": {"a": {"b": 1}}}, TypeError, "arrays, got int at a/b"),
-    "masks flat": (
-        zoo,
-        {"masks": jnp.ones(1, bool)},
-        TypeError,
-        "`masks` must .*, got a single leaf",
-    ),
-    "masks of others": (
-        zoo,
-        {"masks": {"head": {"kernel": np.ones((12, 4), bool), "scale": np.ones(4, bool)}}},
-        ValueError,
-        "`masks` must have the structure of the weights, which have no array at head/scale",
-    ),
-    "masks of other shapes": (
-        zoo,
-        {"masks": {"params": {"head": {"bias": np.ones(3, bool)}}}},
-        ValueError,
-        r"the shapes of the weights, got \(3,\) for \(4,\) at params/head/bias",
-    ),
-    "number of names": (
-        lambda: shrunk(),
-        {"class_names": ("a", "b")},
-        ValueError,
-        "`class_names` must name the 4 classes of `model`, or none, got 2 names",
-    ),
-    "name": (zoo, {"class_names": "abc"}, TypeError, "`class_names` must be a sequence of strings"),
-    "names": (zoo, {"class_names": (1, 2)}, TypeError, "`class_names` must be a sequence"),
-    "metadata": (zoo, {"metadata": [1]}, TypeError, "`metadata` must be a JSON object"),
-    "function": (zoo, {"metadata": {"f": len}}, TypeError, r"as metadata\['f'\]"),
-    "nan": (zoo, {"metadata": {"a": math.nan}}, ValueError, "`metadata` must be JSON"),
-    "mean": (
-        lambda: zoo(mean=math.nan),
-        {},
-        ValueError,
-        r"cannot hold nan, got it as model\['mean'\]",
-    ),
-    "leaf": (
-        lambda: models.Classifier(Net().apply, {"a": {"b": 1.5}}),
-        {},
-        TypeError,
-        "`model` must hold arrays, got float at a/b",
-    ),
-    "flat": (
-        lambda: models.Classifier(Net().apply, jnp.ones(1)),
-        {},
-        TypeError,
-        "`variables` must be nested dicts",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_what_cannot_be_saved_says_what_to_do_and_leaves_the_old_file(tmp_path, case):
-    make, options, error, message = WRONG[case]
-    path = tmp_path / "model"
-    path.write_bytes(b"old")
-    with pytest.raises(error, match=message) as caught:
-        models.save(path, make(), **options)
-    assert "\n" not in str(caught.value)
-    assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_arrays_in_metadata_are_lists(tmp_path):
