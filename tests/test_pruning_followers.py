@@ -309,7 +309,7 @@ class Plain(nn.Module):
 
 @pytest.mark.parametrize(
     ("network", "kept"),
-    [(Plain(), 4), (Plain("gelu"), 4), (Plain("sigmoid"), 8), (Plain(affine=False), 8)],
+    [(Plain(), 4), (Plain("gelu"), 4), (Plain("sigmoid"), 8), (Plain("gelu", affine=False), 8)],
     ids=["relu", "gelu", "sigmoid", "statistics alone"],
 )
 def test_filters_that_redundant_removes_leave_the_network(network, kept):
@@ -322,7 +322,7 @@ def test_filters_that_redundant_removes_leave_the_network(network, kept):
     masks = pruning.Redundant(kernels=groups.kernels).masks(
         variables["params"], 0.5, exclude=("head",)
     )
-    keep = pruning.kept_filters(masks, groups)
+    keep = pruning.kept_filters(masks, groups, variables)
     assert {name: len(one) for name, one in keep.items()} == {"conv_a": kept, "conv_b": kept}
     masked = {**variables, "params": pruning.apply_masks(variables["params"], masks)}
     small = pruning.shrink(masked, groups, keep)
@@ -343,3 +343,92 @@ def test_filters_that_redundant_removes_leave_the_network(network, kept):
 
     np.testing.assert_allclose(logits(masked), network.apply(masked, images), rtol=1e-4)
     np.testing.assert_allclose(logits(small), logits(masked), rtol=1e-4)
+
+
+def blurred(h):
+    taps = jnp.full((3, 3, 1, 8), 1 / 9)
+    return jax.lax.conv_general_dilated(
+        h, taps, (1, 1), "SAME", dimension_numbers=NHWC, feature_group_count=8
+    )
+
+
+def normalised(h, axes):
+    centred = h - h.mean(axes, keepdims=True)
+    return centred / jnp.sqrt(1e-5 + (centred**2).mean(axes, keepdims=True))
+
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+SILENT = {
+    # What becomes of the output h [B, 4, 4, 8] of a convolution, with other weights w and the images x,
+    # and whether a filter of zeros makes zeros.
+    "relu": (lambda h, w, x: jax.nn.relu(h), True),
+    "relu6": (lambda h, w, x: jax.nn.relu6(h), True),
+    "hard_tanh": (lambda h, w, x: jax.nn.hard_tanh(h), True),
+    "gelu": (lambda h, w, x: jax.nn.gelu(h), True),
+    "prelu": (lambda h, w, x: jnp.where(h > 0, h, w["b"] * h), True),
+    "bias": (lambda h, w, x: jax.nn.relu(h + w["bias"]), True),
+    "over positions": (lambda h, w, x: normalised(h, (1, 2)), True),
+    "pooled": (lambda h, w, x: jax.lax.cumsum(h, 1), True),
+    "sigmoid": (lambda h, w, x: jax.nn.sigmoid(h), False),
+    "softplus": (lambda h, w, x: jax.nn.softplus(h), False),
+    "blurred sigmoid": (lambda h, w, x: blurred(jax.nn.sigmoid(h)), False),
+    "one bias": (lambda h, w, x: jax.nn.relu(h + w["b"]), False),
+    "bias of one": (lambda h, w, x: jax.nn.relu(h + w["b"].reshape(1)), False),
+    "positions": (lambda h, w, x: jax.nn.relu(h + w["positions"]), False),
+    "numbered": (lambda h, w, x: h + jnp.arange(4.0)[:, None, None], False),
+    "images": (lambda h, w, x: h + x[..., :1], False),
+    "chosen": (lambda h, w, x: jnp.where(h > 0.1, h, w["b"]), False),
+    "above": (lambda h, w, x: jnp.maximum(h, 0.1), False),
+    "padded": (
+        lambda h, w, x: jnp.pad(h, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=1.0),
+        False,
+    ),
+    "power": (lambda h, w, x: h**0 + h, False),
+    "logs": (lambda h, w, x: jax.lax.cumlogsumexp(h, 1), False),
+    "over channels": (lambda h, w, x: normalised(h, (3,)), False),
+    "as shift": (lambda h, w, x: h + w["head"].mean(1), False),
+}
+
+
+@pytest.mark.parametrize("name", SILENT)
+def test_only_filters_without_effect_leave_the_network(name):
+    change, silent = SILENT[name]
+
+    def logits(weights, images):
+        made = jax.lax.conv_general_dilated(
+            images, weights["kernel"], (1, 1), "SAME", dimension_numbers=NHWC
+        )
+        return change(made, weights, images).mean((1, 2)) @ weights["head"]
+
+    shapes = {"kernel": (3, 3, 3, 8), "head": (8, 5), "b": (), "bias": (8,), "positions": (4, 4, 1)}
+    keys = jax.random.split(KEY, len(shapes))
+    weights = {n: jax.random.uniform(k, s) for k, (n, s) in zip(keys, shapes.items(), strict=True)}
+    images = jax.random.uniform(KEY, (2, 4, 4, 3))
+    groups = pruning.channel_groups(logits, weights, images)
+    masks = pruning.Redundant(kernels=groups.kernels).masks(weights, 0.5, exclude=("head",))
+    assert len(pruning.kept_filters(masks, groups)["kernel"]) == 8
+    keep = pruning.kept_filters(masks, groups, weights)
+    assert len(keep["kernel"]) == (4 if silent else 8)
+    masked = pruning.apply_masks(weights, masks)
+    without = pruning.apply_masks(masked, pruning.filter_masks(masked, groups, keep))
+    np.testing.assert_allclose(logits(without, images), logits(masked, images), rtol=1e-5)
+    # Masks that remove what reads a channel say all by themselves.
+    both = pruning.filter_masks(weights, groups, {"kernel": [1, 4, 5]})
+    for given in ((), (weights,)):
+        assert pruning.kept_filters(both, groups, *given)["kernel"].tolist() == [1, 4, 5]
+
+
+def test_filters_that_a_kernel_makes_again_transposed_stay():
+    def logits(weights, images):
+        hidden = jax.nn.relu(images.mean((1, 2)) @ weights["a"])
+        hidden = jax.nn.relu(hidden @ weights["kernel"])
+        return hidden @ weights["kernel"].T @ weights["head"]
+
+    shapes = {"a": (3, 8), "kernel": (8, 8), "head": (8, 5)}
+    keys = jax.random.split(KEY, len(shapes))
+    weights = {n: jax.random.uniform(k, s) for k, (n, s) in zip(keys, shapes.items(), strict=True)}
+    groups = pruning.channel_groups(logits, weights, jnp.ones((2, 4, 4, 3)))
+    masks = pruning.keep_all(weights)
+    masks["a"] = masks["a"].at[:, 1].set(False)
+    keep = pruning.kept_filters(masks, groups, weights)
+    assert {name: len(one) for name, one in keep.items()} == groups.sizes

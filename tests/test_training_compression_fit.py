@@ -379,6 +379,10 @@ def test_a_scale_that_is_called_a_weight_goes_with_its_filter(scale):
     masks = fit(Scaled(scale), Data(TRAIN), recipe, progress=False).masks
     assert masks["conv/weight"].sum() == 2
     np.testing.assert_array_equal(masks["conv/weight"][0], masks[f"{scale}/weight"][0, 0])
+    # HYDRA trains it like other scales.
+    recipe = dataclasses.replace(recipe, compression=Hydra(kept=0.5, exclude=("head",)))
+    params = fit(Scaled(scale), Data(TRAIN), recipe, progress=False).variables["params"]
+    assert (params[f"{scale}/weight"] != 1).any()
 
 
 def test_overfitting_is_looked_for_where_training_and_validation_are_attacked():

@@ -154,9 +154,8 @@ def _check(settings: Settings) -> None:
     """
     largest = 1.0 if settings.norm == "linf" else math.inf
     suite_names.epsilon("epsilon", settings.epsilon, largest=largest)
-    for text in settings.curve:  # which may begin at 0
-        if suite_names.number("curve", text):
-            suite_names.epsilon("curve", text, largest=largest)
+    for text in settings.curve:
+        suite_names.epsilon("curve", text, largest=largest, least=0.0)
     if len({f"{epsilon:.9g}" for epsilon in settings.epsilons}) < len(settings.epsilons):
         raise ValueError(f"`curve` must have different epsilons, got {settings.curve}.")
     studies.check_settings(settings, {"num_shown": 0, "seed": 0})

@@ -18,8 +18,6 @@ from jaxrobust.pruning.labels import Labelled, Units, along_axis, fixed_value
 from jaxrobust.pruning.masks import Kernel, is_array, named_leaves
 from jaxrobust.types import PyTree
 
-STATISTICS = "batch_stats/"  # of linen variables; they are as they are
-
 
 class Place(NamedTuple):
     """The indices of the channels of a group on one axis of one weight.
@@ -47,14 +45,11 @@ class ChannelGroup(NamedTuple):
       places: All axes on which the channels are.
       coupled: What is computed from all of them together, for example the mean of LayerNorm. It differs
         between masked channels, which still count, and removed ones. "" if there is no such operation.
-      vanishes: Whether a channel is 0 wherever a kernel reads it, if all weights that make, scale and
-        shift it are 0. Behind a sigmoid, for example, it is not.
     """
 
     size: int
     places: tuple[Place, ...]
     coupled: str
-    vanishes: bool
 
 
 class ChannelGroups(Mapping[str, ChannelGroup]):
@@ -175,8 +170,6 @@ def channel_groups(
     leaves, structure = jax.tree.flatten(weights)
     places = [place for place, leaf in enumerate(leaves) if is_array(leaf)]
     given = [jax.ShapeDtypeStruct(leaves[at].shape, leaves[at].dtype) for at in places]
-    names = named_leaves(weights)
-    paths = [names[place][0] for place in places]
     image = jax.ShapeDtypeStruct(example.shape, example.dtype)
 
     def of_leaves(arrays: Sequence[Any], images: Any) -> Any:
@@ -195,7 +188,6 @@ def channel_groups(
             tuple(along_axis(one, axis, len(axes)) for axis, one in enumerate(axes)),
             sources=frozenset([number]),
             silencers=frozenset([number]),
-            vanishes=not paths[number].startswith(STATISTICS),
         )
         for number, (leaf, axes) in enumerate(zip(given, labels, strict=True))
     ]
@@ -208,6 +200,8 @@ def channel_groups(
         for one in result.labels:
             units.refuse(one.array, "the logits")
     used = [variable in steps.uses for variable in steps.inputs[: len(given)]]
+    names = named_leaves(weights)
+    paths = [names[place][0] for place in places]
     return _Found(units, paths, labels, used).groups(function, image)
 
 
@@ -249,7 +243,6 @@ class _Found:
       first: The first label of each number.
       roots: The unit of each label.
       roles: For each kernel, in the order of use, (the axes that it reads, the axes that it makes).
-      loud: The units that a kernel reads where they are not 0 although their weights are.
       is_first: The weights from which first kernels are computed.
       is_strided: The weights from which kernels of convolutions with a stride are computed.
       followers: For each kernel, the vectors that scale or shift the channels it makes, and no others.
@@ -271,8 +264,6 @@ class _Found:
         self.roots = units.of(np.arange(len(self.owner)))
         self.refused, self.coupled = self._reasons(units.refused), self._reasons(units.coupled)
         self.roles = self._roles(units)
-        loud = [ids for use in units.uses if not use.vanishes for ids in use.read]
-        self.loud = set(self.roots[np.concatenate([*loud, np.zeros(0, np.int64)])].tolist())
         self.is_first = frozenset[int]().union(*(u.sources for u in units.uses if u.is_first))
         self.is_strided = frozenset[int]().union(*(u.sources for u in units.uses if u.is_strided))
         self.followers = self._followers(units)
@@ -367,8 +358,7 @@ class _Found:
                 )
                 for number in (*makers, *(number for number in on if number not in makers))
             )
-            vanishes = self.loud.isdisjoint(self.roots[table[:, 0]].tolist())
-            group = ChannelGroup(len(units), places, why, vanishes)
+            group = ChannelGroup(len(units), places, why)
             found.append((use[self.axes[makers[0]][0]], makers[0], group))
         # They are called after the layers that make them, in the order in which these are used.
         named: dict[str, ChannelGroup] = {}

@@ -134,4 +134,4 @@ def _of_array(array: Any) -> Labelled:
     if np.ndim(array) == 0:
         is_number = not jax.dtypes.issubdtype(getattr(array, "dtype", float), jax.dtypes.extended)
         return Labelled((), vanishes=is_number and not np.any(np.asarray(array)))
-    return fixed_value(array.shape, "an array that the code holds")
+    return fixed_value(array.shape, "an array that the code holds")._replace(vanishes=False)

@@ -181,8 +181,7 @@ def _contraction(units: Units, equation: Any, operands: Sequence[Labelled]) -> L
         start += len(free)
     labels = merged(units, (part.labels for part in parts))
     fixed = all_fixed(part.fixed for part in parts)
-    vanishes = all(part.vanishes or not part.labels for part in parts)
-    return Labelled(shape, labels, fixed, vanishes=vanishes)
+    return Labelled(shape, labels, fixed, vanishes=left.vanishes and right.vanishes)
 
 
 def _check_batch(

@@ -26,7 +26,6 @@ class Use(NamedTuple):
       read: The labels of the axes along which the kernel reads.
       made: The labels of the axes that it makes.
       sources: The weights that the kernel is computed from, by their numbers.
-      vanishes: Whether what it reads is 0 where the weights that its labels stand for are.
       is_first: Whether the images reach it without another kernel on the way.
       is_strided: Whether it is a convolution that skips positions.
     """
@@ -34,7 +33,6 @@ class Use(NamedTuple):
     read: list[np.ndarray]
     made: list[np.ndarray]
     sources: frozenset[int]
-    vanishes: bool
     is_first: bool
     is_strided: bool
 
@@ -111,8 +109,7 @@ class Units:
             [one.array[one.array != 0] for one in kernel.labels if one.axes & set(axes)]
             for axes in (inputs, outputs)
         )
-        use = Use(read, made, kernel.sources, on.vanishes, on.is_raw, is_strided)
-        self.uses.append(use)
+        self.uses.append(Use(read, made, kernel.sources, on.is_raw, is_strided))
 
 
 class Along(NamedTuple):
@@ -190,7 +187,7 @@ def numbered(shape: Sequence[int], axis: int, why: str) -> Along:
 def fixed_value(shape: Sequence[int], why: str, *, has_images: bool = False) -> Labelled:
     """A value of which every axis is as long as something besides the weights says."""
     axes = [numbered(shape, axis, why) for axis, length in enumerate(shape) if length > 1]
-    return Labelled(tuple(shape), (), tuple(axes), has_images, vanishes=False)
+    return Labelled(tuple(shape), (), tuple(axes), has_images)
 
 
 def tied_along(units: Units, one: Along, axes: Collection[int]) -> Along | None:

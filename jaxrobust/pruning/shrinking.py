@@ -5,17 +5,19 @@ scale and bias of BatchNorm, which would otherwise restore it) and wherever it i
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.pruning.channel_groups import STATISTICS, ChannelGroups, channel_groups
+from jaxrobust.pruning.channel_groups import ChannelGroups, channel_groups
 from jaxrobust.pruning.masks import apply_masks, is_array, keep_all, named_leaves, with_leaves
 from jaxrobust.pruning.placing import Keep, On, check_keep, located, stays
 from jaxrobust.types import Masks, PyTree
+
+_STATISTICS = "batch_stats/"  # of linen variables; they are as they are
 
 
 def filter_masks(weights: PyTree, groups: ChannelGroups, keep: Keep) -> Masks:
@@ -45,7 +47,7 @@ def filter_masks(weights: PyTree, groups: ChannelGroups, keep: Keep) -> Masks:
     where, kept = located(groups, weights), check_keep("keep", groups, keep)
     found = {}
     for path, leaf in named_leaves(weights):
-        if path not in where or path.startswith(STATISTICS):
+        if path not in where or path.startswith(_STATISTICS):
             continue
         mask: Any = np.ones(leaf.shape, bool)
         for axis, entries in _by_axis(where[path]).items():
@@ -54,16 +56,22 @@ def filter_masks(weights: PyTree, groups: ChannelGroups, keep: Keep) -> Masks:
     return with_leaves(keep_all(weights), found)
 
 
-def kept_filters(masks: Masks, groups: ChannelGroups) -> dict[str, np.ndarray]:
+def kept_filters(
+    masks: Masks, groups: ChannelGroups, weights: PyTree | None = None
+) -> dict[str, np.ndarray]:
     """Returns the channels that masks keep, the inverse of `filter_masks`.
 
-    A channel goes if the masks remove all of its weights. It also goes if they remove all weights that
-    make, scale and shift it, as those of `Redundant` do, unless it is not 0 then (`ChannelGroup`). The
-    weights that read it, which the masks may keep, go with it in `shrink`.
+    A channel is kept if the masks keep any of its weights. Masks of whole filters, as those of
+    `Redundant`, keep the weights that read a channel. With `weights` a channel goes too if the masks
+    remove all that makes, scales and shifts it, and only zeros are left to read: what the weights that
+    read it are is then without effect on the network, which is tried out on random images. Behind a
+    sigmoid, for example, zeros are no longer 0.
 
     Args:
       masks: Boolean masks with the structure of the weights, or of their "params".
       groups: The result of `channel_groups`.
+      weights: The weights for which the groups were found, whole variables for instance. None: a
+        channel goes only if the masks remove what reads it.
 
     Returns:
       {group: int indices of the kept channels, ascending}.
@@ -73,19 +81,68 @@ def kept_filters(masks: Masks, groups: ChannelGroups) -> dict[str, np.ndarray]:
       ValueError: The groups are of another network, or nothing is kept of a group.
     """
     where, leaves = located(groups, masks), dict(named_leaves(masks))
-    alive = {group: np.zeros(size, bool) for group, size in groups.sizes.items()}
     kernels = {kernel.path.removeprefix("params/") for kernel in groups.kernels}
+    alive = {group: np.zeros(size, bool) for group, size in groups.sizes.items()}
+    read = {group: np.zeros(size, bool) for group, size in groups.sizes.items()}
     for path, entries in where.items():
-        if path.startswith(STATISTICS):
+        if path.startswith(_STATISTICS):
             continue
         for on in entries:
-            is_read = path.removeprefix("params/") in kernels and not on.is_made
-            if is_read and groups[on.group].vanishes:
-                continue  # it reads zeros
             leaf: Any = np.moveaxis(np.asarray(leaves[path]), on.axis, 0)
-            alive[on.group] |= leaf.reshape(len(leaf), -1).any(1)[on.indices].any(1)
+            left = leaf.reshape(len(leaf), -1).any(1)[on.indices].any(1)
+            is_read = path.removeprefix("params/") in kernels and not on.is_made
+            (read if is_read else alive)[on.group] |= left
+    silent = {group: read[group] & ~alive[group] for group in alive}
+    if weights is None or not any(map(np.any, silent.values())):
+        alive = {group: alive[group] | read[group] for group in alive}
+    else:
+        loud = _loud(masks, groups, weights, silent)
+        alive = {group: alive[group] | (silent[group] & (group in loud)) for group in alive}
     keep = {group: np.flatnonzero(kept) for group, kept in alive.items()}
     return check_keep("masks", groups, keep)
+
+
+def _loud(
+    masks: Masks, groups: ChannelGroups, weights: PyTree, silent: Mapping[str, np.ndarray]
+) -> set[str]:
+    """Returns the groups of which channels have an effect although what makes them is removed.
+
+    Args:
+      masks: The masks, of the weights or of their "params".
+      groups: The groups.
+      weights: The weights for which the groups were found.
+      silent: {group: bool [size], the channels in question}.
+    """
+    where, leaves = located(groups, weights), dict(named_leaves(weights))
+    prefix = "" if any(path in leaves for path, _ in named_leaves(masks)) else "params/"
+    masked: dict[str, Any] = {
+        f"{prefix}{path}": jnp.where(mask, leaves[f"{prefix}{path}"], 0)
+        for path, mask in named_leaves(masks)
+        if is_array(leaves[f"{prefix}{path}"]) and jnp.ndim(mask)
+    }
+    random = np.random.default_rng(0)
+    images = jnp.asarray(random.uniform(size=groups.images.shape), groups.images.dtype)
+
+    def logits(changed: dict[str, Any]) -> Any:
+        return groups.function(with_leaves(weights, {**masked, **changed}), images)
+
+    def has_effect(names: Collection[str]) -> bool:
+        changed: dict[str, Any] = {}
+        for path in kernels.intersection(where):
+            for on in where[path]:
+                if on.group in names and not on.is_made:
+                    known = changed.get(path, masked.get(path, leaves[path]))
+                    leaf = np.moveaxis(np.array(known), on.axis, 0)
+                    rows = on.indices[silent[on.group]].reshape(-1)
+                    leaf[rows] = random.normal(size=leaf[rows].shape)
+                    changed[path] = jnp.asarray(np.moveaxis(leaf, 0, on.axis))
+        moved = jnp.abs(logits(changed) - before).max()
+        return not float(moved) <= 1e-6 * float(jnp.abs(before).max())
+
+    kernels, before = {kernel.path for kernel in groups.kernels}, logits({})
+    found = [group for group, channels in silent.items() if channels.any()]
+    # All at once, which is enough where none has an effect; otherwise one by one.
+    return {group for group in found if has_effect([group])} if has_effect(found) else set()
 
 
 def shrink(weights: PyTree, groups: ChannelGroups, keep: Keep, *, check: bool = True) -> PyTree:

@@ -44,13 +44,14 @@ def number(name: str, text: str) -> float:
     return value
 
 
-def epsilon(name: str, text: str, *, largest: float = 1.0) -> float:
+def epsilon(name: str, text: str, *, largest: float = 1.0, least: float | None = None) -> float:
     """Reads the radius of a ball, in pixel units, from a command line.
 
     Args:
       name: The argument's name, for the message.
-      text: The number or the fraction, above 0.
+      text: The number or the fraction.
       largest: The largest radius: 1, which is black to white, or infinity for other norms than linf.
+      least: The smallest radius. None: it must be above 0.
 
     Raises:
       ValueError: It is no number, or out of range.
@@ -60,7 +61,10 @@ def epsilon(name: str, text: str, *, largest: float = 1.0) -> float:
         raise ValueError(
             f"`{name}` must be at most 1 (1 is black to white), got {text}; did you mean {text}/255?"
         )
-    checks.number(name, value, above=0.0, maximum=largest)
+    if least is None:
+        checks.number(name, value, above=0.0, maximum=largest)
+    else:
+        checks.number(name, value, minimum=least, maximum=largest)
     return value
 
 

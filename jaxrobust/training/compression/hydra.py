@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust.pruning import Constraint, Irregular, apply_masks, kernel_paths
-from jaxrobust.pruning.masks import keep_all, named_leaves, with_leaves
+from jaxrobust.pruning.masks import followers_of, keep_all, named_leaves, with_leaves
 from jaxrobust.training.compression.method import check_settings, compressed_kernels, prefixes
 from jaxrobust.types import Array, Masks, PyTree
 
@@ -125,10 +125,11 @@ class Hydra:
     def _frozen_leaves(self, params: PyTree) -> dict[str, Array]:
         """Returns kernels and their biases; the other parameters belong to normalisation layers."""
         known = getattr(self.constraint, "kernels", None)
-        # A kernel that the constraint does not know is not pruned, and not trained either.
-        kernels = (*kernel_paths(params), *kernel_paths(params, known))
-        layers = {path.rpartition("/")[0] for path in kernels}
-        leaves = dict(named_leaves(params))
+        # A kernel that the constraint does not know is not pruned, and not trained either; what it
+        # knows to be the scale of a filter is no kernel, whatever its name.
+        leaves, kernels = dict(named_leaves(params)), kernel_paths(params, known)
+        scales = {scale for path in kernels for scale in followers_of(known, path, leaves)}
+        layers = {path.rpartition("/")[0] for path in {*kernel_paths(params), *kernels} - scales}
         return {path: leaf for path, leaf in leaves.items() if path.rpartition("/")[0] in layers}
 
     def _masks(self, params: PyTree, kept: Array | float) -> Masks:
