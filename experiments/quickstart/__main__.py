@@ -29,7 +29,7 @@ class Settings:
     """Settings.
 
     Attributes:
-      epsilon: The radius of the linf ball in pixel units (1 is black to white), such as 0.15 or 38/255.
+      epsilon: The radius of the linf ball in pixel units (1 is black to white), a decimal number.
       num_epochs: The number of epochs of each training.
       num_steps: The number of steps of the PGD that attacks the trained networks.
       train_steps: The number of steps of the PGD that makes the training images.
@@ -41,7 +41,7 @@ class Settings:
       quick: Use two epochs and fewer steps, unless others are given, to see that everything runs.
     """
 
-    epsilon: str = "0.15"
+    epsilon: float = 0.15
     num_epochs: int = 8
     num_steps: int = 40
     train_steps: int = 7
@@ -58,7 +58,7 @@ PRESETS = {"quick": {"num_epochs": 2, "num_steps": 10, "train_steps": 3, "num_ch
 
 def main(settings: Settings) -> Path:
     """Runs the study; returns the report's path."""
-    epsilon = suite_names.epsilon("epsilon", settings.epsilon)
+    epsilon = suite_names.epsilon("epsilon", f"{settings.epsilon:.9g}")
     studies.check_settings(settings, {"num_shown": 0, "seed": 0})
     size = 2.5 * epsilon / settings.train_steps
     teachers = {"standard": None, "robust": PGD(epsilon, size, settings.train_steps)}
