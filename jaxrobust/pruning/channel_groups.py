@@ -170,7 +170,8 @@ def channel_groups(
     leaves, structure = jax.tree.flatten(weights)
     places = [place for place, leaf in enumerate(leaves) if is_array(leaf)]
     given = [jax.ShapeDtypeStruct(leaves[at].shape, leaves[at].dtype) for at in places]
-    image = jax.ShapeDtypeStruct(example.shape, example.dtype)
+    # numpy's float64 is float32 to jax, without a warning at each use.
+    image = jax.ShapeDtypeStruct(example.shape, jax.dtypes.canonicalize_dtype(example.dtype))
 
     def of_leaves(arrays: Sequence[Any], images: Any) -> Any:
         filled = list(leaves)
