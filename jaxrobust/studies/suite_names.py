@@ -59,7 +59,8 @@ def epsilon(name: str, text: str, *, largest: float = 1.0, least: float | None =
     value = number(name, text)
     if 1 < value <= 255 and largest == 1:
         raise ValueError(
-            f"`{name}` must be at most 1 (1 is black to white), got {text}; did you mean {text}/255?"
+            f"`{name}` must be at most 1 (1 is black to white), got {text}; did you mean {text}/255 "
+            f"({value / 255:.4g})?"
         )
     if least is None:
         checks.number(name, value, above=0.0, maximum=largest)
