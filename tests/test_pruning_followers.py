@@ -322,6 +322,10 @@ def test_filters_that_redundant_removes_leave_the_network(network, kept):
     masks = pruning.Redundant(kernels=groups.kernels).masks(
         variables["params"], 0.5, exclude=("head",)
     )
+    with pytest.raises(
+        ValueError, match="`weights` must be those .* without batch_stats/bn_a/mean"
+    ):
+        pruning.kept_filters(masks, groups, variables["params"])
     keep = pruning.kept_filters(masks, groups, variables)
     assert {name: len(one) for name, one in keep.items()} == {"conv_a": kept, "conv_b": kept}
     masked = {**variables, "params": pruning.apply_masks(variables["params"], masks)}

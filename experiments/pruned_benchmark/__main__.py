@@ -334,6 +334,10 @@ class Study:
         words = variant.name.replace(", ", "-").replace(" %", "").replace(" ", "-")
         return self.run.folder / "models" / f"{words.lower().replace('_', '-')}.jrw"
 
+    def training_folder(self, variant: Variant) -> Path:
+        """The folder of an unfinished training."""
+        return self.run.folder / "training" / self.path(variant).stem
+
     def crafted(self, surrogate: str, setting: str, attack: str) -> Path:
         """The file of the adversarial images that an attack made on a base network."""
         stem = f"{surrogate}-{setting.replace('/', '-of-')}-{attack}".lower().replace("_", "-")
@@ -351,7 +355,7 @@ def train(study: Study, variant: Variant, progress: Any) -> dict[str, Any]:
     scale: dict[str, Any] = {"mean": dataset.mean, "std": dataset.std}
     images = training.Data((study.train.images, study.train.labels), **scale)
     network = NETWORKS[variant.network].create(dataset.num_classes)
-    folder = study.run.folder / "training" / study.path(variant).stem
+    folder = study.training_folder(variant)
     if variant == base:
         made, weights, kept = networks.train(settings, images, network, folder)
     else:
@@ -397,7 +401,7 @@ def measure(study: Study) -> None:
         compute = functools.partial(train, study, variant)
         path, folder = study.path(variant), study.run.folder
         study.records[variant] = study.run.stages.remember(
-            f"train {variant.name}", compute, scratch=folder / "training" / path.stem
+            f"train {variant.name}", compute, scratch=study.training_folder(variant)
         )
         if not path.is_file():
             raise ValueError(f"{path} is missing; delete {folder} to start anew, or put it back.")

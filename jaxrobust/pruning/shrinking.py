@@ -63,9 +63,9 @@ def kept_filters(
 
     A channel is kept if the masks keep any of its weights. Masks of whole filters, as those of
     `Redundant`, keep the weights that read a channel. With `weights` a channel goes too if the masks
-    remove all that makes, scales and shifts it, and only zeros are left to read: what the weights that
-    read it are is then without effect on the network, which is tried out on random images. Behind a
-    sigmoid, for example, zeros are no longer 0.
+    remove all that makes, scales and shifts it, so that zeros are read. This is tried out on random
+    images: other numbers in the weights that read it must not change the logits. Behind a sigmoid, for
+    example, they do, because it makes 0.5 of 0, and the channel stays.
 
     Args:
       masks: Boolean masks with the structure of the weights, or of their "params".
@@ -78,7 +78,8 @@ def kept_filters(
 
     Raises:
       TypeError: `groups` is not a ChannelGroups.
-      ValueError: The groups are of another network, or nothing is kept of a group.
+      ValueError: The groups are of another network, `weights` are not those for which they were found,
+        or nothing is kept of a group.
     """
     where, leaves = located(groups, masks), dict(named_leaves(masks))
     kernels = {kernel.path.removeprefix("params/") for kernel in groups.kernels}
@@ -114,6 +115,12 @@ def _loud(
       silent: {group: bool [size], the channels in question}.
     """
     where, leaves = located(groups, weights), dict(named_leaves(weights))
+    if missing := groups.shapes.keys() - leaves.keys():
+        raise ValueError(
+            "`weights` must be those for which the groups were found, such as whole variables, got "
+            f"some without {min(missing)}."
+        )
+    kernels = {kernel.path for kernel in groups.kernels}
     prefix = "" if any(path in leaves for path, _ in named_leaves(masks)) else "params/"
     masked: dict[str, Any] = {
         f"{prefix}{path}": jnp.where(mask, leaves[f"{prefix}{path}"], 0)
@@ -139,7 +146,7 @@ def _loud(
         moved = jnp.abs(logits(changed) - before).max()
         return not float(moved) <= 1e-6 * float(jnp.abs(before).max())
 
-    kernels, before = {kernel.path for kernel in groups.kernels}, logits({})
+    before = logits({})
     found = [group for group, channels in silent.items() if channels.any()]
     # All at once, which is enough where none has an effect; otherwise one by one.
     return {group for group in found if has_effect([group])} if has_effect(found) else set()
