@@ -2,7 +2,14 @@
 
 from jaxrobust.pruning import admm
 from jaxrobust.pruning.channel_groups import ChannelGroup, ChannelGroups, channel_groups
-from jaxrobust.pruning.constraints import Constraint, Funnel, Irregular, NofM, Redundant
+from jaxrobust.pruning.constraints import (
+    Constraint,
+    Funnel,
+    Irregular,
+    NofM,
+    Redundant,
+    with_followers,
+)
 from jaxrobust.pruning.counts import (
     LayerSparsity,
     ParameterCounts,
@@ -91,4 +98,5 @@ __all__ = [
     "shrink_state",
     "sparsity_of",
     "summed",
+    "with_followers",
 ]

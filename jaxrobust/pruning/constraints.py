@@ -14,8 +14,8 @@ with lower indices are removed first.
 import dataclasses
 import math
 import re
-from collections.abc import Collection, Sequence
-from typing import Any, ClassVar, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -40,8 +40,8 @@ from jaxrobust.types import Array, Masks, PyTree
 class Constraint(Protocol):
     """The interface of a set of compressed networks: a hashable frozen dataclass.
 
-    If it has an attribute `removes_followers` that is True, its masks also remove the `followers` of
-    `Kernel` with a filter, and ADMM draws them to 0 with it. Others remove weights of kernels alone.
+    Its masks should end with `with_followers`, which removes what scales and shifts the filters that
+    lose all their weights; ADMM then draws it to 0 with them.
     """
 
     def masks(self, params: PyTree, kept: Array | float, *, exclude: Sequence[str] = ()) -> Masks:
@@ -56,7 +56,7 @@ class Constraint(Protocol):
 
         Returns:
           Masks with the structure of the parameters, True for weights that stay. Biases and other
-          parameters always stay, except for followers.
+          parameters always stay, except for the followers of filters without weights.
 
         Raises:
           TypeError: `kept` is not a number, or a kernel has integers.
@@ -113,7 +113,7 @@ class Irregular:
                 scores = [_with_floor(score, self.floor) for score in scores]
             everything = [jnp.ones(score.shape, bool) for score in scores]
             found |= zip(paths, keep_largest(scores, everything, sum(sizes) - count), strict=True)
-        return with_leaves(keep_all(params), found)
+        return with_followers(params, found, self.kernels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +179,7 @@ class Funnel:
             everything = [jnp.ones(score.shape, bool) for score in layer]
             size = sum(score.size for score in layer)
             found |= zip(paths, keep_largest(layer, everything, size - count), strict=True)
-        return with_leaves(keep_all(params), found)
+        return with_followers(params, found, self.kernels)
 
     def layers(self, paths: tuple[str, ...]) -> list[list[str]]:
         """Returns the kernels of each layer, in the order of depth.
@@ -226,10 +226,6 @@ class Redundant:
     exact. The greedy result need not be the nearest network of the set, which is a hard problem (a
     maximum independent set).
 
-    With a filter go its scale and shift, `Kernel.followers`, if `kernels` are given: otherwise ADMM
-    could not draw a filter to 0, because BatchNorm restores its size, and the smaller the filter, the
-    larger its steps.
-
     Attributes:
       floor: The smallest number of filters that stay in every kernel (or all, if it has fewer), at
         least 1.
@@ -245,14 +241,12 @@ class Redundant:
     floor: int = 1
     kernels: tuple[Kernel, ...] | None = dataclasses.field(default=None, metadata={"found": True})
 
-    removes_followers: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         checks.integer("floor", self.floor, minimum=1)
 
     def masks(self, params: PyTree, kept: Array | float, *, exclude: Sequence[str] = ()) -> Masks:
         """Returns masks of whole filters; see `Constraint.masks`."""
-        found, names = {}, dict(named_leaves(params))
+        found = {}
         for path, kernel in checked_kernels(params, kept, exclude, self.kernels).items():
             outputs = axes_of(self.kernels, path, kernel.ndim).outputs
             others = [axis for axis in range(kernel.ndim) if axis not in outputs]
@@ -262,9 +256,7 @@ class Redundant:
             stays, _ = redundancy.apart(filters.reshape(-1, width), count)
             mask = jnp.broadcast_to(stays, (filters.size // width, width)).reshape(filters.shape)
             found[path] = mask.transpose(np.argsort([*others, *outputs]))
-            for follower in followers_of(self.kernels, path, names):
-                found[follower] = stays.reshape(names[follower].shape)
-        return with_leaves(keep_all(params), found)
+        return with_followers(params, found, self.kernels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -325,7 +317,7 @@ class NofM:
             mask = _largest_of_groups(rows, self.m, count)
             mask = mask.reshape([kernel.shape[axis] for axis in order])
             found[path] = mask.transpose(np.argsort(order))
-        return with_leaves(keep_all(params), found)
+        return with_followers(params, found, self.kernels)
 
 
 def open_kernels(
@@ -342,14 +334,46 @@ def open_kernels(
     return chosen
 
 
-def open_followers(constraint: Any, params: PyTree, kernels: Collection[str]) -> dict[str, Array]:
-    """Returns the followers that a constraint removes with filters of these kernels, by path."""
-    if not getattr(constraint, "removes_followers", False):
-        return {}
-    leaves = dict(named_leaves(params))
-    known = getattr(constraint, "kernels", None)
-    paths = [path for kernel in kernels for path in followers_of(known, kernel, leaves)]
-    return {path: jnp.asarray(leaves[path]) for path in paths}
+def with_followers(params: PyTree, masks: Mapping[str, Array], kernels: Kernels = None) -> Masks:
+    """Returns masks of all parameters, from masks of kernels.
+
+    With a filter that loses all its weights go its scale and shift, `Kernel.followers`. Otherwise ADMM
+    could not draw the filter to 0, because BatchNorm restores its size, and the smaller the filter, the
+    larger its steps.
+
+    Args:
+      params: Nested dicts of arrays.
+      masks: Boolean masks of kernels, by path, True for weights that stay.
+      kernels: The kernels, `channel_groups(...).kernels`. None: no followers are known, and none is
+        removed.
+
+    Returns:
+      Masks with the structure of `params`; everything that is no follower of an empty filter and has
+      no mask stays.
+
+    Example:
+      >>> from jaxrobust.pruning import Kernel
+      >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+      >>> mask = jnp.array([[True, False, True], [True, False, False]])
+      >>> known = (Kernel("kernel", (0,), (1,), followers=("bias",)),)
+      >>> with_followers(params, {"kernel": mask}, known)["bias"].tolist()
+      [True, False, True]
+    """
+    return with_leaves(keep_all(params), {**masks, **follower_masks(params, masks, kernels)})
+
+
+def follower_masks(
+    params: PyTree, masks: Mapping[str, Array], kernels: Kernels
+) -> dict[str, Array]:
+    """Returns the masks of the followers of these kernels, False where a filter has no weights."""
+    found, leaves = {}, dict(named_leaves(params))
+    for path, mask in masks.items():
+        outputs = axes_of(kernels, path, mask.ndim).outputs
+        others = [axis for axis in range(mask.ndim) if axis not in outputs]
+        stays = jnp.any(mask.transpose([*others, *outputs]), axis=tuple(range(len(others))))
+        for follower in followers_of(kernels, path, leaves):
+            found[follower] = stays.reshape(leaves[follower].shape)
+    return found
 
 
 def checked_kernels(

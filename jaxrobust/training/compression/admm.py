@@ -4,12 +4,11 @@ import dataclasses
 import math
 from typing import ClassVar, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from jaxrobust import checks
 from jaxrobust.pruning import Constraint, Irregular, admm, apply_masks
-from jaxrobust.pruning.constraints import open_followers
+from jaxrobust.pruning.constraints import follower_masks
 from jaxrobust.pruning.masks import named_leaves, with_leaves
 from jaxrobust.training.compression.method import check_settings, compressed_kernels, prefixes
 from jaxrobust.types import Array, Masks, PyTree
@@ -20,12 +19,10 @@ class ADMMMemory(NamedTuple):
 
     Attributes:
       multipliers: Copies and duals of the kernels.
-      removed: For each vector that scales or shifts filters, where theta' has removed the filter.
       figures: What is logged.
     """
 
     multipliers: admm.Multipliers
-    removed: tuple[Array, ...]
     figures: dict[str, Array]
 
 
@@ -35,10 +32,10 @@ class ADMM:
 
     The weights theta are pulled towards a copy theta' that satisfies the constraint: the penalty
     <u, theta - theta'> + rho / 2 ||theta - theta'||^2 is part of the loss in every step. The dual u and
-    theta' are updated after each epoch, or after a fixed number of steps. If the constraint removes
-    whole filters, what scales and shifts them is drawn to 0 with them by rho / 2 ||.||^2. The log has
-    `residual`, the l2 norm of theta - theta' before the update relative to that of theta; `dual_norm`,
-    the l2 norm of u; and `rho`.
+    theta' are updated after each epoch, or after a fixed number of steps. If theta' has no weights of a
+    filter, what scales and shifts it is drawn to 0 with it by rho / 2 ||.||^2. The log has `residual`,
+    the l2 norm of theta - theta' before the update relative to that of theta; `dual_norm`, the l2 norm
+    of u; and `rho`.
 
     Attributes:
       constraint: The set of compressed networks, such as `pruning.Irregular()`.
@@ -95,7 +92,7 @@ class ADMM:
         del key
         weights = tuple(self._kernels(params).values())
         multipliers = admm.started(weights, self._projection(params, kept), self.rho)
-        return params, self._memory(params, multipliers, multipliers, kept)
+        return params, _memory(weights, multipliers, multipliers)
 
     def effective(self, params: PyTree, memory: ADMMMemory) -> PyTree:
         """Returns the parameters unchanged."""
@@ -104,15 +101,18 @@ class ADMM:
 
     def penalty(self, params: PyTree, memory: ADMMMemory) -> Array:
         """Returns the terms that the augmented Lagrangian adds to the loss."""
-        kernels, followers = self._kernels(params), self._followers(params)
+        kernels, leaves = self._kernels(params), dict(named_leaves(params))
+        multipliers = memory.multipliers
+        there = {p: copy != 0 for p, copy in zip(kernels, multipliers.auxiliary, strict=True)}
+        followers = follower_masks(params, there, getattr(self.constraint, "kernels", None))
         # Scales and shifts of removed filters have no dual: with one they overshoot, and a network with
         # a tenth of its filters learned less. Those of filters that stay are free.
         squares = [
-            jnp.sum(jnp.square(jnp.where(gone, vector, 0.0).astype(jnp.float32)))
-            for vector, gone in zip(followers.values(), memory.removed, strict=True)
+            jnp.sum(jnp.square(jnp.where(stays, 0.0, leaves[path]).astype(jnp.float32)))
+            for path, stays in followers.items()
         ]
-        pull = 0.5 * memory.multipliers.rho * sum(squares, jnp.float32(0.0))
-        return admm.penalty(tuple(kernels.values()), memory.multipliers) + pull
+        pull = 0.5 * multipliers.rho * sum(squares, jnp.float32(0.0))
+        return admm.penalty(tuple(kernels.values()), multipliers) + pull
 
     def update(
         self,
@@ -124,15 +124,16 @@ class ADMM:
     ) -> tuple[PyTree, ADMMMemory]:
         """Updates u, then theta' with the new budget; the parameters do not change."""
         del gradients, progress
+        weights = tuple(self._kernels(params).values())
         after = admm.updated(
-            tuple(self._kernels(params).values()),
+            weights,
             memory.multipliers,
             self._projection(params, kept),
             growth=self.rho_growth,
             largest_rho=self.largest_rho,
             rescale=self.rescale,
         )
-        return params, self._memory(params, memory.multipliers, after, kept)
+        return params, _memory(weights, memory.multipliers, after)
 
     def finish(
         self, params: PyTree, memory: ADMMMemory, kept: Array | float
@@ -145,39 +146,28 @@ class ADMM:
     def _kernels(self, params: PyTree) -> dict[str, Array]:
         return compressed_kernels(params, self.exclude, self.constraint)
 
-    def _followers(self, params: PyTree) -> dict[str, Array]:
-        return open_followers(self.constraint, params, tuple(self._kernels(params)))
-
     def _masks(self, params: PyTree, kept: Array | float) -> Masks:
         exclude = prefixes(params, self.exclude, self.constraint)
         return self.constraint.masks(params, kept, exclude=exclude)
 
-    def _with_kernels(self, params: PyTree, weights: tuple[Array, ...]) -> PyTree:
-        return with_leaves(params, dict(zip(self._kernels(params), weights, strict=True)))
-
     def _projection(self, params: PyTree, kept: Array | float) -> admm.Project:
         def project(weights: tuple[Array, ...]) -> tuple[Array, ...]:
-            tree = self._with_kernels(params, weights)
+            tree = with_leaves(params, dict(zip(self._kernels(params), weights, strict=True)))
             return tuple(self._kernels(apply_masks(tree, self._masks(tree, kept))).values())
 
         return project
 
-    def _memory(
-        self, params: PyTree, before: admm.Multipliers, after: admm.Multipliers, kept: Array | float
-    ) -> ADMMMemory:
-        """Returns the memory after an update."""
-        weights, removed = tuple(self._kernels(params).values()), tuple[Array, ...]()
-        if followers := tuple(self._followers(params)):
-            # What was projected, once more: compiled code computes its masks once.
-            projected = jax.tree.map(lambda weight, dual: weight + dual, weights, after.dual)
-            masks = dict(named_leaves(self._masks(self._with_kernels(params, projected), kept)))
-            removed = tuple(~jnp.asarray(masks[path]) for path in followers)
-        figures = {
-            "residual": admm.residual(weights, before),
-            "dual_norm": admm.dual_norm(after),
-            "rho": after.rho,
-        }
-        return ADMMMemory(after, removed, figures)
+
+def _memory(
+    weights: tuple[Array, ...], before: admm.Multipliers, after: admm.Multipliers
+) -> ADMMMemory:
+    """Returns the memory after an update."""
+    figures = {
+        "residual": admm.residual(weights, before),
+        "dual_norm": admm.dual_norm(after),
+        "rho": after.rho,
+    }
+    return ADMMMemory(after, figures)
 
 
 def rho_for_pull(pull: float, learning_rate: float, steps: int, momentum: float = 0.0) -> float:
