@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from report_pages import EVIL, make_result
 
 from jaxrobust import compilation, studies
-from jaxrobust.reports import write_page
+from jaxrobust.reports import write_page, write_report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +157,16 @@ def test_sections_that_a_run_lacks_are_left_out(result, publish, tmp_path, capsy
         publish(tmp_path / "none.md", sections=("left-out",))
     assert "must have one of the sections left-out" in capsys.readouterr().err
     assert not (tmp_path / "none.md").exists()
+
+
+def test_a_page_and_a_report_name_every_commit_of_their_stages(result, tmp_path):
+    of = json.loads(result.read_text())
+    of["environment"] |= {"commit": "c" * 40, "commits_of_stages": ["a" * 40, "b" * 40]}
+    result.write_text(json.dumps(of))
+    text = write_page(result, tmp_path / "tiny.md", ["costs-section"]).read_text("utf-8")
+    assert f"commit {'a' * 40} and {'b' * 40}," in text and "c" * 40 not in text
+    source = write_report(result).read_text("utf-8")
+    assert f"{'a' * 40} and {'b' * 40}" in source and f"commit {'a' * 12} and {'b' * 12}" in source
 
 
 def test_a_run_of_other_settings_is_not_published(result, publish, tmp_path, capsys):

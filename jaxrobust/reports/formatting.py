@@ -118,6 +118,12 @@ def seconds(value: Any) -> str:
     return number(value, 2 if value < 1 else 1 if value < 100 else 0)
 
 
+def commits(environment: Mapping[str, Any], length: int | None = None) -> str:
+    """Returns the commits of the code that computed a run, shortened or not; "" if none is known."""
+    found = environment.get("commits_of_stages") or [environment.get("commit")]
+    return " and ".join(str(commit)[:length] for commit in found if commit)
+
+
 def confidence(value: Any) -> str:
     r"""Formats a probability as a whole percentage; only an exact 0 or 1 becomes 0 % or 100 %.
 

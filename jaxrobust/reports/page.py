@@ -48,7 +48,8 @@ def build_context(result: dict[str, Any]) -> dict[str, Any]:
     meta = [result["experiment"], f"seed {formatting.number(result['seed'], 0)}"]
     meta += [f"jaxrobust {environment['jaxrobust']}"] if environment.get("jaxrobust") else []
     meta += [str(environment["device"])] if environment.get("device") else []
-    meta += [f"commit {str(environment['commit'])[:12]}"] if environment.get("commit") else []
+    found = formatting.commits(environment, 12)
+    meta += [f"commit {found}"] if found else []
     return {
         "result": result,
         "meta": ", ".join(meta),
@@ -80,7 +81,7 @@ def _appendix(result: dict[str, Any]) -> list[Block]:
     run = [
         ["Experiment", result["experiment"]],
         ["Seed", formatting.number(result["seed"], 0)],
-        ["Commit", str(environment.get("commit") or formatting.DASH)],
+        ["Commit", formatting.commits(environment) or formatting.DASH],
     ]
     seconds = [[stage, formatting.seconds(value)] for stage, value in result["timings"].items()]
     found += [blocks.heading("The run", RUN), blocks.table(["", ""], run)]
