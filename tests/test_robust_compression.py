@@ -412,6 +412,7 @@ def test_what_a_training_says(tmp_path):
         "weights not 0": 51,
         "weights too many": 1,
         "zeros": 0.49,
+        "filters without weights": 0.5,
         "times smaller": 1.5,
         "residual": 0.25,
         "largest weight": 0.5,

@@ -12,6 +12,7 @@ import numpy as np
 from experiments.robust_compression import attacks, networks, trainings
 from experiments.robust_compression.networks import EPSILON, NETWORKS, SCHEMES, Study, Variant
 from jaxrobust import evaluation, studies
+from jaxrobust.pruning.constraints import open_kernels
 from jaxrobust.studies import ANY, Fact, comparison, records
 from jaxrobust.studies.outcomes import unpack
 
@@ -64,6 +65,7 @@ def train(study: Study, variant: Variant) -> None:
         "weights not 0": left,
         "share not 0": left / record["weights"],
         "zeros": record["zeros"] / record["weights"],
+        "filters without weights": _empty_filters(study, variant),
         "times smaller": record["dense_bytes"] / record["bytes"],
         "weights too many": None if promised is None or variant.kept == 1 else left - promised,
         "deviation of the weights": found["std"],
@@ -132,6 +134,14 @@ def weights(study: Study) -> None:
 def _histogram(study: Study, variant: Variant, **look: Any) -> dict[str, Any]:
     params = study.classifier(variant).variables["params"]
     return evaluation.weight_histogram(params, NUM_BINS, exclude=variant.exclude, **look)
+
+
+def _empty_filters(study: Study, variant: Variant) -> float:
+    """Returns the share of the filters, of all kernels that may be pruned, that have no weights."""
+    kernels = open_kernels(study.classifier(variant).variables["params"], variant.exclude)
+    # The last axis of a kernel of Flax is that of its filters.
+    filters = [np.asarray(leaf).reshape(-1, leaf.shape[-1]) for leaf in kernels.values()]
+    return 1 - float(np.mean(np.concatenate([one.any(0) for one in filters])))
 
 
 def time(study: Study) -> None:
