@@ -287,6 +287,27 @@ def test_redundant_removes_scale_and_shift_with_a_filter():
     np.testing.assert_array_equal(made.any((0, 1, 2)), np.asarray(masks["bn_b"]["scale"]))
 
 
+def test_followers_of_empty_filters():
+    """Two output axes in any order, the same axis counted from the end, and two kernels for one."""
+    stays = np.array([[False, False, False], [True, True, False]])
+    params = {"a": jnp.ones((4, 2, 3)), "b": jnp.ones((2, 3)), "v": jnp.ones((2, 3))}
+    masks = {"a": jnp.broadcast_to(stays, (4, 2, 3)), "b": jnp.ones((2, 3), bool)}
+    for outputs in ((1, 2), (2, 1), (-1, -2)):
+        known = (pruning.Kernel("a", (0,), outputs, followers=("v",)),)
+        found = pruning.with_followers(params, masks, known)
+        np.testing.assert_array_equal(found["v"], stays)
+        np.testing.assert_array_equal(found["a"], masks["a"])
+    both = (*known, pruning.Kernel("b", (), (0, 1), followers=("v",)))
+    assert pruning.with_followers(params, masks, both)["v"].all()
+    assert pruning.with_followers(params, masks)["v"].all()
+    with pytest.raises(ValueError, match="`masks` must have paths .* such as 'a', got 'c'"):
+        pruning.with_followers(params, {"c": masks["a"]}, known)
+    with pytest.raises(ValueError, match="must have the shapes of the parameters"):
+        pruning.with_followers(params, {"a": masks["b"]}, known)
+    with pytest.raises(TypeError, match="must be boolean"):
+        pruning.with_followers(params, {"a": params["a"]}, known)
+
+
 class Plain(nn.Module):
     """Two convolutions with BatchNorm, in which nothing is added."""
 

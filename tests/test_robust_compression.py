@@ -398,7 +398,8 @@ def test_what_a_training_says(tmp_path):
             for epoch, loss in enumerate(losses, start=1)
         ],
     }
-    kernels = {name: {"kernel": np.array([[0.0, 0.5]])} for name in ("stem", "block", "head")}
+    values = {"stem": [[0.5, 0.5]], "block": [[0.0, 0.5]], "head": [[0.5, 0.5]]}
+    kernels = {name: {"kernel": np.array(value)} for name, value in values.items()}
     study._classifiers[variant] = SimpleNamespace(variables={"params": kernels})
     measures.train(study, variant)
     facts = study.run.facts

@@ -126,6 +126,10 @@ def test_stages_of_one_run_name_all_their_commits(tmp_path, monkeypatch):
     stages.remember("first", lambda _: 1)
     stages.remember("second", lambda _: 2)
     assert stages.commits == ["one", "two"]
+    monkeypatch.setattr("jaxrobust.studies.stages.commit", lambda: "three")
+    with stages("third"):
+        pass
+    assert stages.commits == ["one", "two", "three"]
 
 
 def test_a_table_as_lines_of_a_terminal():

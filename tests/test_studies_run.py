@@ -1,6 +1,7 @@
 """What a run keeps: facts of a stage, trainings, attacks."""
 
 import dataclasses
+import json
 import types
 from pathlib import Path
 
@@ -84,6 +85,22 @@ def test_a_function_without_arrays_is_not_attacked_from_a_file(tmp_path):
     images = np.zeros((1, 2, 2, 1), np.float32)
     with pytest.raises(TypeError, match="`classifier` must be a pytree of arrays"):
         run.attack("FGSM", attacks.FGSM(0.1), lambda x: x.reshape(len(x), -1), images, [0])
+
+
+def test_the_result_names_the_commit_of_stages_that_another_code_made(tmp_path, monkeypatch):
+    settings, template = Settings(results_dir=tmp_path), tmp_path / "report.md.j2"
+    template.write_text("All is well.")
+    part = {"name": "n", "class_names": [], "num_train": None, "num_test": 0, "image_shape": [1]}
+    run = studies.start("any", settings)
+    run.stages.remember("first", lambda _: 1)
+    run.finish("Any", part, template)
+    found = json.loads((run.folder / "result.json").read_text())["environment"]
+    assert "commits_of_stages" not in found
+    monkeypatch.setattr("jaxrobust.studies.stages.commit", lambda: "another")
+    run.stages.remember("second", lambda _: 2)
+    run.finish("Any", part, template)
+    found = json.loads((run.folder / "result.json").read_text())["environment"]
+    assert found["commits_of_stages"] == [found["commit"], "another"]
 
 
 def test_a_result_that_cannot_be_drawn_takes_no_ones_place(tmp_path):

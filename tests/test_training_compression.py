@@ -74,6 +74,15 @@ def test_admm_draws_scale_and_shift_of_removed_filters_to_zero(constraint, kept)
         )
 
 
+def test_admm_leaves_scales_alone_that_its_constraint_keeps():
+    """A filter of zeros, from which a block begins, is not removed where everything stays."""
+    known = (pruning.Kernel("a", (0,), (1,), followers=("bias",)),)
+    params = {"a": jnp.zeros((3, 8)), "bias": jnp.ones(8)}
+    method = ADMM(pruning.Irregular(kernels=known), kept=1.0, exclude=())
+    _, memory = method.start(KEY, params, 1.0)
+    assert not jax.grad(method.penalty)(params, memory)["bias"].any()
+
+
 def test_hydra_ends_with_the_network_that_it_trained():
     images = jnp.ones((1, *TRAIN[0].shape[1:]))
     groups = pruning.channel_groups(Net().apply, Net().init(KEY, images), images)

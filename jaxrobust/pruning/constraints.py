@@ -9,6 +9,10 @@ with lower indices are removed first.
     Funnel      no layer is denser than the one before it; the Euclidean projection up to rounding
     Redundant   whole filters, no two of which are close; greedy
     NofM        n of every m neighbours, for which hardware is fast; the Euclidean projection
+
+These are projections of the kernels. If a constraint knows the kernels of the program (`kernels=`; they
+are found by `training.fit`), what scales and shifts a filter that has lost all its weights is removed
+too (`with_followers`).
 """
 
 import dataclasses
@@ -28,6 +32,7 @@ from jaxrobust.pruning.masks import (
     Kernel,
     Kernels,
     axes_of,
+    check_masks,
     followers_of,
     keep_all,
     kernels_of,
@@ -317,7 +322,7 @@ class NofM:
             mask = _largest_of_groups(rows, self.m, count)
             mask = mask.reshape([kernel.shape[axis] for axis in order])
             found[path] = mask.transpose(np.argsort(order))
-        return with_followers(params, found, self.kernels)
+        return with_leaves(keep_all(params), found)  # no filter loses all its weights
 
 
 def open_kernels(
@@ -339,7 +344,7 @@ def with_followers(params: PyTree, masks: Mapping[str, Array], kernels: Kernels 
 
     With a filter that loses all its weights go its scale and shift, `Kernel.followers`. Otherwise ADMM
     could not draw the filter to 0, because BatchNorm restores its size, and the smaller the filter, the
-    larger its steps.
+    larger its steps. A follower of several kernels goes if they all lose the filter.
 
     Args:
       params: Nested dicts of arrays.
@@ -351,6 +356,10 @@ def with_followers(params: PyTree, masks: Mapping[str, Array], kernels: Kernels 
       Masks with the structure of `params`; everything that is no follower of an empty filter and has
       no mask stays.
 
+    Raises:
+      TypeError: A mask is not boolean.
+      ValueError: A path is not among the parameters, or a mask has another shape.
+
     Example:
       >>> from jaxrobust.pruning import Kernel
       >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
@@ -359,21 +368,22 @@ def with_followers(params: PyTree, masks: Mapping[str, Array], kernels: Kernels 
       >>> with_followers(params, {"kernel": mask}, known)["bias"].tolist()
       [True, False, True]
     """
-    return with_leaves(keep_all(params), {**masks, **follower_masks(params, masks, kernels)})
-
-
-def follower_masks(
-    params: PyTree, masks: Mapping[str, Array], kernels: Kernels
-) -> dict[str, Array]:
-    """Returns the masks of the followers of these kernels, False where a filter has no weights."""
-    found, leaves = {}, dict(named_leaves(params))
+    leaves = dict(named_leaves(params))
+    if unknown := sorted(masks.keys() - leaves.keys()):
+        raise ValueError(
+            f"`masks` must have paths of the parameters, such as {next(iter(leaves), '')!r}, got "
+            f"{unknown[0]!r}."
+        )
+    whole = with_leaves(keep_all(params), masks)
+    check_masks(params, whole)
+    found: dict[str, Array] = {}
     for path, mask in masks.items():
-        outputs = axes_of(kernels, path, mask.ndim).outputs
-        others = [axis for axis in range(mask.ndim) if axis not in outputs]
-        stays = jnp.any(mask.transpose([*others, *outputs]), axis=tuple(range(len(others))))
         for follower in followers_of(kernels, path, leaves):
-            found[follower] = stays.reshape(leaves[follower].shape)
-    return found
+            outputs = {axis % mask.ndim for axis in axes_of(kernels, path, mask.ndim).outputs}
+            others = tuple(axis for axis in range(mask.ndim) if axis not in outputs)
+            stays = jnp.any(mask, axis=others).reshape(leaves[follower].shape)
+            found[follower] = found.get(follower, False) | stays
+    return with_leaves(whole, found)
 
 
 def checked_kernels(

@@ -1,10 +1,10 @@
 """Masks: booleans with the structure of the parameters, True for weights that stay.
 
-Only kernels are pruned; biases and normalisation, for instance, are not, except that `Redundant`
-removes the `followers` of a filter with it. The argument `kernels` says which weights are kernels. None
-goes by the name: arrays of two or more dimensions called "kernel" (flax), "weight" (equinox) or "w"
-(haiku). A function of (path, array) returns whether an array is a kernel. `channel_groups(...).kernels`
-are the weights that the program uses as kernels.
+Only kernels are pruned; biases and normalisation, for instance, are not, except that constraints that
+know the kernels remove the `followers` of a filter that loses all its weights. The argument `kernels`
+says which weights are kernels. None goes by the name: arrays of two or more dimensions called "kernel"
+(flax), "weight" (equinox) or "w" (haiku). A function of (path, array) returns whether an array is a
+kernel. `channel_groups(...).kernels` are the weights that the program uses as kernels.
 """
 
 import collections

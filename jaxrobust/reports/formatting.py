@@ -118,10 +118,10 @@ def seconds(value: Any) -> str:
     return number(value, 2 if value < 1 else 1 if value < 100 else 0)
 
 
-def commits(environment: Mapping[str, Any], length: int | None = None) -> str:
-    """Returns the commits of the code that computed a run, shortened or not; "" if none is known."""
-    found = environment.get("commits_of_stages") or [environment.get("commit")]
-    return " and ".join(str(commit)[:length] for commit in found if commit)
+def commits(environment: Mapping[str, Any]) -> list[str]:
+    """Returns the commits of the code that made a run and its report; [] if none is known."""
+    found = dict.fromkeys([*environment.get("commits_of_stages", ()), environment.get("commit")])
+    return [str(commit or "unknown") for commit in found] if any(found) else []
 
 
 def confidence(value: Any) -> str:

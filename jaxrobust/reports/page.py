@@ -48,8 +48,7 @@ def build_context(result: dict[str, Any]) -> dict[str, Any]:
     meta = [result["experiment"], f"seed {formatting.number(result['seed'], 0)}"]
     meta += [f"jaxrobust {environment['jaxrobust']}"] if environment.get("jaxrobust") else []
     meta += [str(environment["device"])] if environment.get("device") else []
-    found = formatting.commits(environment, 12)
-    meta += [f"commit {found}"] if found else []
+    meta += [f"commit {commit[:12]}" for commit in formatting.commits(environment)]
     return {
         "result": result,
         "meta": ", ".join(meta),
@@ -81,7 +80,7 @@ def _appendix(result: dict[str, Any]) -> list[Block]:
     run = [
         ["Experiment", result["experiment"]],
         ["Seed", formatting.number(result["seed"], 0)],
-        ["Commit", formatting.commits(environment) or formatting.DASH],
+        ["Commit", ", ".join(formatting.commits(environment)) or formatting.DASH],
     ]
     seconds = [[stage, formatting.seconds(value)] for stage, value in result["timings"].items()]
     found += [blocks.heading("The run", RUN), blocks.table(["", ""], run)]

@@ -235,7 +235,7 @@ class Run:
         }
         if recipes is not None:
             result["recipes"] = recipes
-        if len(self.stages.commits) > 1:
+        if set(self.stages.commits) - {commit()}:
             result["environment"]["commits_of_stages"] = self.stages.commits
         # The result is checked before it replaces an earlier one.
         check_result(json.loads(json.dumps(result)))

@@ -45,8 +45,7 @@ class Stages:
     def count_earlier(self, name: str, seconds: float, commit: str | None) -> None:
         """Counts a stage that an earlier process finished and whose result was read back."""
         self.seconds[name] = seconds
-        if commit not in self.commits:
-            self.commits.append(commit)
+        self._computed_by(commit)
         for within in self._open:
             within[name] = seconds
 
@@ -93,8 +92,7 @@ class Stages:
         # A new result is read back too, so that a resumed run computes with the same values.
         kept = processes.by_first(lambda: _read(path, name))
         self.seconds |= kept["within"] | {name: kept["seconds"]}
-        if kept["commit"] not in self.commits:
-            self.commits.append(kept["commit"])
+        self._computed_by(kept["commit"])
         return kept["result"]
 
     @contextlib.contextmanager
@@ -108,10 +106,15 @@ class Stages:
         # The time of the stages within is left out, so that the seconds of all stages add up.
         elapsed, inner = time.perf_counter() - start, self._spent - before
         self.seconds[name] = elapsed - inner
+        self._computed_by(commit())
         self._spent = before + elapsed
         for within in self._open:
             within[name] = self.seconds[name]
         display.close(f"{self.seconds[name]:.1f} s")
+
+    def _computed_by(self, commit: str | None) -> None:
+        if commit not in self.commits:
+            self.commits.append(commit)
 
 
 def _read(path: Path, name: str) -> dict[str, Any]:

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 
 from jaxrobust import checks
 from jaxrobust.pruning import Constraint, Irregular, admm, apply_masks
-from jaxrobust.pruning.constraints import follower_masks
-from jaxrobust.pruning.masks import named_leaves, with_leaves
+from jaxrobust.pruning.masks import followers_of, named_leaves, with_leaves
 from jaxrobust.training.compression.method import check_settings, compressed_kernels, prefixes
 from jaxrobust.types import Array, Masks, PyTree
 
@@ -19,10 +18,12 @@ class ADMMMemory(NamedTuple):
 
     Attributes:
       multipliers: Copies and duals of the kernels.
+      removed: For each vector that scales or shifts filters, where theta' has removed the filter.
       figures: What is logged.
     """
 
     multipliers: admm.Multipliers
+    removed: tuple[Array, ...]
     figures: dict[str, Array]
 
 
@@ -32,10 +33,10 @@ class ADMM:
 
     The weights theta are pulled towards a copy theta' that satisfies the constraint: the penalty
     <u, theta - theta'> + rho / 2 ||theta - theta'||^2 is part of the loss in every step. The dual u and
-    theta' are updated after each epoch, or after a fixed number of steps. If theta' has no weights of a
-    filter, what scales and shifts it is drawn to 0 with it by rho / 2 ||.||^2. The log has `residual`,
-    the l2 norm of theta - theta' before the update relative to that of theta; `dual_norm`, the l2 norm
-    of u; and `rho`.
+    theta' are updated after each epoch, or after a fixed number of steps. If the constraint removes a
+    filter whole, what scales and shifts it is drawn to 0 with it by rho / 2 ||.||^2. The log has
+    `residual`, the l2 norm of theta - theta' before the update relative to that of theta; `dual_norm`,
+    the l2 norm of u; and `rho`.
 
     Attributes:
       constraint: The set of compressed networks, such as `pruning.Irregular()`.
@@ -91,8 +92,9 @@ class ADMM:
         """Returns the parameters unchanged, and a memory in which theta' is their projection."""
         del key
         weights = tuple(self._kernels(params).values())
-        multipliers = admm.started(weights, self._projection(params, kept), self.rho)
-        return params, _memory(weights, multipliers, multipliers)
+        project, removed = self._projection(params, kept)
+        multipliers = admm.started(weights, project, self.rho)
+        return params, _memory(weights, multipliers, multipliers, removed)
 
     def effective(self, params: PyTree, memory: ADMMMemory) -> PyTree:
         """Returns the parameters unchanged."""
@@ -101,18 +103,15 @@ class ADMM:
 
     def penalty(self, params: PyTree, memory: ADMMMemory) -> Array:
         """Returns the terms that the augmented Lagrangian adds to the loss."""
-        kernels, leaves = self._kernels(params), dict(named_leaves(params))
-        multipliers = memory.multipliers
-        there = {p: copy != 0 for p, copy in zip(kernels, multipliers.auxiliary, strict=True)}
-        followers = follower_masks(params, there, getattr(self.constraint, "kernels", None))
+        kernels, followers = self._kernels(params), self._followers(params)
         # Scales and shifts of removed filters have no dual: with one they overshoot, and a network with
         # a tenth of its filters learned less. Those of filters that stay are free.
         squares = [
-            jnp.sum(jnp.square(jnp.where(stays, 0.0, leaves[path]).astype(jnp.float32)))
-            for path, stays in followers.items()
+            jnp.sum(jnp.square(jnp.where(gone, vector, 0.0).astype(jnp.float32)))
+            for vector, gone in zip(followers.values(), memory.removed, strict=True)
         ]
-        pull = 0.5 * multipliers.rho * sum(squares, jnp.float32(0.0))
-        return admm.penalty(tuple(kernels.values()), multipliers) + pull
+        pull = 0.5 * memory.multipliers.rho * sum(squares, jnp.float32(0.0))
+        return admm.penalty(tuple(kernels.values()), memory.multipliers) + pull
 
     def update(
         self,
@@ -125,15 +124,16 @@ class ADMM:
         """Updates u, then theta' with the new budget; the parameters do not change."""
         del gradients, progress
         weights = tuple(self._kernels(params).values())
+        project, removed = self._projection(params, kept)
         after = admm.updated(
             weights,
             memory.multipliers,
-            self._projection(params, kept),
+            project,
             growth=self.rho_growth,
             largest_rho=self.largest_rho,
             rescale=self.rescale,
         )
-        return params, _memory(weights, memory.multipliers, after)
+        return params, _memory(weights, memory.multipliers, after, removed)
 
     def finish(
         self, params: PyTree, memory: ADMMMemory, kept: Array | float
@@ -146,20 +146,35 @@ class ADMM:
     def _kernels(self, params: PyTree) -> dict[str, Array]:
         return compressed_kernels(params, self.exclude, self.constraint)
 
+    def _followers(self, params: PyTree) -> dict[str, Array]:
+        """Returns what scales and shifts filters of the kernels, by path."""
+        known, leaves = getattr(self.constraint, "kernels", None), dict(named_leaves(params))
+        paths = [p for kernel in self._kernels(params) for p in followers_of(known, kernel, leaves)]
+        return {path: jnp.asarray(leaves[path]) for path in paths}
+
     def _masks(self, params: PyTree, kept: Array | float) -> Masks:
         exclude = prefixes(params, self.exclude, self.constraint)
         return self.constraint.masks(params, kept, exclude=exclude)
 
-    def _projection(self, params: PyTree, kept: Array | float) -> admm.Project:
+    def _projection(self, params: PyTree, kept: Array | float) -> tuple[admm.Project, list[Array]]:
+        """Returns the projection, and a list that it fills: where it has removed the followers."""
+        removed: list[Array] = []
+
         def project(weights: tuple[Array, ...]) -> tuple[Array, ...]:
             tree = with_leaves(params, dict(zip(self._kernels(params), weights, strict=True)))
-            return tuple(self._kernels(apply_masks(tree, self._masks(tree, kept))).values())
+            masks = self._masks(tree, kept)
+            of = dict(named_leaves(masks))
+            removed[:] = [~jnp.asarray(of[path]) for path in self._followers(params)]
+            return tuple(self._kernels(apply_masks(tree, masks)).values())
 
-        return project
+        return project, removed
 
 
 def _memory(
-    weights: tuple[Array, ...], before: admm.Multipliers, after: admm.Multipliers
+    weights: tuple[Array, ...],
+    before: admm.Multipliers,
+    after: admm.Multipliers,
+    removed: list[Array],
 ) -> ADMMMemory:
     """Returns the memory after an update."""
     figures = {
@@ -167,7 +182,7 @@ def _memory(
         "dual_norm": admm.dual_norm(after),
         "rho": after.rho,
     }
-    return ADMMMemory(after, figures)
+    return ADMMMemory(after, tuple(removed), figures)
 
 
 def rho_for_pull(pull: float, learning_rate: float, steps: int, momentum: float = 0.0) -> float:

@@ -28,7 +28,7 @@ class Hydra:
     `fit` trains scores in place of each kernel. The network computes with the frozen kernel, masked to
     the scores of largest magnitude; gradients pass through the mask to the scores (a straight-through
     estimator). The initial scores are proportional to the weights. Scales and biases of normalisation
-    layers are trained, also those of filters that `Redundant` removes; all other parameters are frozen.
+    layers are trained, also those of filters without weights; all other parameters are frozen.
     Use it to prune a trained network
     (`variables=`), and fine-tune the result under its masks: `fit(variables=result.variables,
     masks=result.masks)`, or `two_phase`.
