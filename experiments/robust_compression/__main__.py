@@ -18,7 +18,8 @@ unfinished epoch.
 
 Expected time of the cpu preset on 2 free cores: 1.5 hours, of which the trainings take an hour. That
 was measured when curves had 40 steps, transfer 20 and natural networks one seed; it has not been timed
-since. The preset table has not been timed. quick: 140 seconds on one core, mostly for compilation.
+since. The preset table took 8.7 hours of one core, most of them beside other work. quick: 140 seconds
+on one core, mostly for compilation.
 
 Source: 004, "Robust Convolutional Neural Networks with Resource Constraints".
 """
