@@ -45,8 +45,8 @@ from jaxrobust.types import Array, Masks, PyTree
 class Constraint(Protocol):
     """The interface of a set of compressed networks: a hashable frozen dataclass.
 
-    Its masks should end with `with_followers`, which removes what scales and shifts the filters that
-    lose all their weights; ADMM then draws it to 0 with them.
+    Some filters may lose all their weights. If `masks` returns `with_followers(...)`, what scales and
+    shifts such a filter goes with it, and ADMM draws both to 0.
     """
 
     def masks(self, params: PyTree, kept: Array | float, *, exclude: Sequence[str] = ()) -> Masks:
