@@ -28,7 +28,8 @@ if "long" in name and not before:
     try:
         of_its_own = os.getsid(0) == os.getpid()
         pathlib.Path(__file__).with_name("begun").write_text(f"its own session: {of_its_own}")
-        time.sleep(600)
+        for _ in range(6000):  # a signal just before a sleep is only seen after it
+            time.sleep(0.1)
     except KeyboardInterrupt:
         runs.write_text("saved")
         sys.exit(130)
