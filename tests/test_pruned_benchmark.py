@@ -314,7 +314,7 @@ def page(study: pruned.Study, facts: Facts | None = None) -> tuple[list[str], li
     """The words of a study: (summary, blocks)."""
     tile = blocks.tile(np.zeros((2, 2, 3)))
     names = {name: value for name, value in vars(pruned).items() if name.isupper()}
-    names |= {"settings": study.settings, "study": study, "minutes": 1.0, "blocks": blocks}
+    names |= {"settings": study.settings, "study": study, "blocks": blocks}
     names |= {"doubted": study.doubted, "entries": [], "pictured": ("a", [("CW", [tile] * 5)])}
     names |= {"comparisons": comparisons, "evaluations": evaluations}
     return words.render(TEMPLATE, facts or study.facts, names)

@@ -86,6 +86,7 @@ def test_a_page_has_the_chosen_sections_as_plain_markdown(result, tmp_path):
     ]
     assert len(cells) % 6 == 0 and "Latency: Mean, ms" in cells
     assert "3.21 ± 0.12" in cells and "82 % (69–90)" in cells
+    assert "dense" in cells and "**−2.5 (−3.0 to −2.0)**" in cells  # the second row stands out
     # Charts are drawings of their own, whose colours are known without the report.
     images = [child.attrs["src"] for child in children if child.type == "image"]
     assert images == [f"tiny/{number}.svg" for number in range(1, 5)]

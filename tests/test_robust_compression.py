@@ -178,6 +178,22 @@ def test_one_seed_is_compared_over_its_images_several_over_seeds(tmp_path):
     assert three.n == 3 and three.value == one.value == -0.3
 
 
+def test_radii_are_compared_where_both_have_a_figure(tmp_path):
+    study = made_study(tmp_path, seeds=2, radii=(8 / 255, 0.1))
+    facts = study.run.facts
+    for pair in study.settings.pairs():
+        for one in study.settings.seeded(pair[0]):
+            facts.add("accuracy", one, outcomes=np.arange(40) < (20 if one.radius == 0.1 else 30))
+            curve = {"attack": "PGD", "epsilon": study.settings.curve_epsilons[-1]}
+            if one.radius == 0.1 or one.seed == study.settings.seed:
+                facts.add("robust accuracy", one, value=one.radius, **curve)
+    measures.compare_radii(study, "Square")
+    (clean,) = facts.where("accuracy change", network=ANY, method=ANY, kept=ANY, radius=0.1)
+    assert (clean.value, clean.n) == (-0.25, 2)
+    (curve,) = facts.where("robust accuracy change", clean.keys, **curve)
+    assert curve.n == 1 and curve.value == pytest.approx(0.1 - 8 / 255)
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
@@ -480,7 +496,8 @@ def test_pulls_are_compared_by_validation_images(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.slow(90)
 def test_quick_from_end_to_end_resumed_and_refused(tmp_path, capsys):
-    given = {"num_train": 256, "num_attacked": 8, "kept": (0.5,), "results_dir": tmp_path}
+    given = {"num_train": 256, "num_attacked": 8, "kept": (0.5,), "radii": (8 / 255, 0.1)}
+    given |= {"results_dir": tmp_path}
     settings = studies.preset(Settings, PRESETS, "quick", **given)
     report = main(settings)
     folder = tmp_path / "robust_compression" / "default"
@@ -497,7 +514,7 @@ def test_quick_from_end_to_end_resumed_and_refused(tmp_path, capsys):
         assert outcomes[fact.outcomes].mean() == fact.value
 
     smaller = facts[(facts.measure == "times smaller") & (facts.kept == 0.5)]
-    assert len(smaller) == 3 and (smaller.value > 1.3).all()
+    assert len(smaller) == 4 and (smaller.value > 1.3).all()
 
     # What was asked for is in the file, and the file is a model like any other.
     path = folder / "models" / "resnet6-tiny-irregular-50-8of255-seed0.jrw"
@@ -514,6 +531,7 @@ def test_quick_from_end_to_end_resumed_and_refused(tmp_path, capsys):
     for anchor in coverage_page.named("robust_compression"):
         assert f'id="{anchor}"' in text, anchor
     assert "Training images are used as they are" in text  # digits are not flipped
+    assert "trained at 0.1 more robust than those trained at 8/255?" in text
     assert "by looking at test images" in text and "the pull is at most 60\u00a0%" in text
 
     # Killed after some stages: what was finished is read back, the rest made again, the same.

@@ -100,7 +100,7 @@ def test_the_verdicts_say_what_was_found(tmp_path):
     names["judged"] = folds.variants(study, "simple_cnn")
     _, found = words.render(TEMPLATES / "verdicts_c.md.j2", facts, names)
     text = {block["question"]: " ".join(block["text"].replace("\\", "").split()) for block in found}
-    sparsity = text["Which sparsity?"].replace("\N{NO-BREAK SPACE}", " ")
+    sparsity = text["Which sparsity for simple_cnn?"].replace("\N{NO-BREAK SPACE}", " ")
     assert sparsity.startswith("50 %, fine-tuned. ")
     assert "averaged over 3 seeds, and its file is 3.1 times smaller (120 KiB)." in sparsity
     assert "faster at batch 1, no difference shown at batch 16." in sparsity

@@ -49,6 +49,7 @@ def measure(study: Study) -> dict[str, Any]:
     time(study)
     average(study)
     compare_all(study, suite[1], suite[-1])
+    compare_radii(study, suite[-1])
     return {"models": models, "transfer": shown, "panels": pictures, "suite": suite}
 
 
@@ -124,11 +125,11 @@ def weights(study: Study) -> None:
         draw(pair[0], False, limit=limit)
         for variant in pair:
             draw(variant, True)
-    robust = Variant(settings.networks[0], radius=settings.radii[0])
-    sides = [np.log(deviations(one)) for one in (robust, robust.but(radius=0.0))]
-    gap: Any = evaluation.paired_mean_difference(*sides)
-    ratio = {k: None if gap[k] is None else math.exp(gap[k]) for k in ("mean", "low", "high")}
-    facts.add("deviation ratio", robust, value=ratio.pop("mean"), n=gap["n"], **ratio)
+        gap: Any = evaluation.paired_mean_difference(
+            np.log(deviations(pair[0])), np.log(deviations(natural))
+        )
+        ratio = {k: None if gap[k] is None else math.exp(gap[k]) for k in ("mean", "low", "high")}
+        facts.add("deviation ratio", pair[0], value=ratio.pop("mean"), n=gap["n"], **ratio)
 
 
 def _histogram(study: Study, variant: Variant, **look: Any) -> dict[str, Any]:
@@ -236,6 +237,31 @@ def compare_all(study: Study, first: str, last: str) -> None:
     for measure, keys in (("accuracy", {}), ("robust accuracy", {"after": "Square"})):
         found, name = facts.where(measure, **source, **keys), f"{measure} difference"
         facts.extend(comparison.less(facts, found, lambda keys: keys | {"kept": 1}, name))
+
+
+def compare_radii(study: Study, last: str) -> None:
+    """Compares the networks of other radii of training with those of the first radius.
+
+    "<measure> change" has the keys of the network of the other radius. n is the number of seeds for
+    which both networks have a figure: curves can end before the largest epsilon.
+    """
+    facts, settings = study.run.facts, study.settings
+    trained = [one for pair in settings.pairs() for one in pair if one.radius != settings.radii[0]]
+    measured: list[tuple[str, dict[str, Any]]] = [
+        ("accuracy", {}),
+        ("robust accuracy", {"after": last}),
+        ("robust accuracy", {"attack": "PGD", "epsilon": settings.curve_epsilons[-1]}),
+    ]
+    for measure, keys in measured:
+        own = [f for one in trained for f in facts.where(measure, one, seed=ANY, **keys)]
+
+        def control(keys: dict[str, Any], measure: str = measure) -> dict[str, Any] | None:
+            first = keys | {"radius": settings.radii[0]}
+            return first if facts.find(measure, first) else None
+
+        # A curve has no outcomes of single images.
+        over = comparison.over_seeds if "epsilon" in keys else comparison.over_seeds_or_images
+        facts.extend(over(facts, own, control, f"{measure} change"))
 
 
 def compare(

@@ -45,10 +45,19 @@ CONSTANTS = {
     ],
     "ticket rounds": compression.ROUNDS,
 }
-# The sections of the report that --publish writes, as far as a run has them: all but pictures, curves
-# of training and the records of single images.
+# The sections of the report that --publish writes, as far as a run has them: all but pictures and the
+# records of single images.
 PUBLISHED = (
-    *("key-figures", "models", "confusion", "classes", "certainty", "ensembles", "confusions"),
+    *(
+        "key-figures",
+        "models",
+        "training",
+        "confusion",
+        "classes",
+        "certainty",
+        "ensembles",
+        "confusions",
+    ),
     *("attribution", "attacks", "transfer", "epsilons", "transfer-rates", "map-shift", "published"),
     *("defences", "detection", "sparsity", "layers", "latency", "pruned-attacks", "half"),
     *("pruned-transfer", "tickets"),

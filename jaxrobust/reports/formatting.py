@@ -118,6 +118,19 @@ def seconds(value: Any) -> str:
     return number(value, 2 if value < 1 else 1 if value < 100 else 0)
 
 
+def total_time(timings: Mapping[str, Any]) -> str:
+    """Writes the sum of times in seconds, in a unit that fits it.
+
+    Example:
+      >>> total_time({"train": 40.0, "attack": 31.5}), total_time({"train": 31_000.0})
+      ('72 s', '8.6 h')
+    """
+    total = sum(filter(finite, timings.values()))
+    if total < 120:
+        return f"{total:.0f} s"
+    return f"{total / 60:.0f} min" if total < 7200 else f"{total / 3600:.1f} h"
+
+
 def commits(environment: Mapping[str, Any]) -> list[str]:
     """Returns the commits of the code that made a run and its report; [] if none is known."""
     found = dict.fromkeys([*environment.get("commits_of_stages", ()), environment.get("commit")])

@@ -107,12 +107,11 @@ def _head(result: dict[str, Any], commands: Sequence[str]) -> Iterator[str]:
     said += [f"device: {environment['device']}"] if environment.get("device") else []
     said += [f"{environment['num_cpus']} processors"] if environment.get("num_cpus") else []
     said.append(f"seed {formatting.number(result['seed'], 0)}")
-    hours = sum(filter(formatting.finite, result["timings"].values())) / 3600
     images = formatting.number(data["num_test"], 0)
     yield (
         f"The run: {markdown.escape(', '.join(said))}; {markdown.escape(data['name'])} with {images} "
-        f"test images. Its stages took {hours:.1f} hours together. Unless a caption says otherwise, "
-        "brackets are 95 % intervals."
+        f"test images. Its stages took {formatting.total_time(result['timings'])} together. Unless a "
+        "caption says otherwise, brackets are 95 % intervals."
     )
 
 
@@ -177,7 +176,8 @@ def _table(drawn: dict[str, Any]) -> str:
     ]
     numeric = [column["numeric"] for column in drawn["columns"]]
     rows = [[f"{c['text']} {c['detail']}".strip() for c in row["cells"]] for row in drawn["rows"]]
-    return _rows(heads, numeric, rows)
+    bold = [number for number, row in enumerate(drawn["rows"]) if row["highlight"]]
+    return _rows(heads, numeric, rows, bold)
 
 
 def _heat(block: Block) -> str:
@@ -187,15 +187,22 @@ def _heat(block: Block) -> str:
     return _rows(heads, [False, *[True] * len(drawn["columns"])], rows)
 
 
-def _rows(heads: Sequence[str], numeric: Sequence[bool], rows: Sequence[Sequence[str]]) -> str:
-    """Writes a table; an empty cell is one without a number."""
+def _rows(
+    heads: Sequence[str],
+    numeric: Sequence[bool],
+    rows: Sequence[Sequence[str]],
+    bold: Sequence[int] = (),
+) -> str:
+    """Writes a table, with some rows in bold; an empty cell is one without a number."""
 
     def cell(text: str) -> str:
         text = re.sub(r"[|$]", r"\\\g<0>", markdown.escape(text.replace("\n", " ")))
         return "" if text == formatting.DASH else text.replace("\N{NO-BREAK SPACE}", " ")
 
     lines = [[cell(head) for head in heads], ["---:" if one else "---" for one in numeric]]
-    lines += [[cell(text) for text in row] for row in rows]
+    for number, row in enumerate(rows):
+        cells = [cell(text) for text in row]
+        lines.append([f"**{text}**" if text and number in bold else text for text in cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

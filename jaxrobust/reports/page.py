@@ -81,6 +81,7 @@ def _appendix(result: dict[str, Any]) -> list[Block]:
         ["Experiment", result["experiment"]],
         ["Seed", formatting.number(result["seed"], 0)],
         ["Commit", ", ".join(formatting.commits(environment)) or formatting.DASH],
+        ["Time of all stages", formatting.total_time(result["timings"])],
     ]
     seconds = [[stage, formatting.seconds(value)] for stage, value in result["timings"].items()]
     found += [blocks.heading("The run", RUN), blocks.table(["", ""], run)]

@@ -207,8 +207,7 @@ class Run:
           template: The file with the study's words, as `studies.words.render` takes it.
           recipes: How each network was trained, for result.json.
           printed: The ids of sections whose tables are printed above the summary.
-          **names: Values that the template can use, besides `facts`, `settings` and `minutes`, the time
-            of all stages together.
+          **names: Values that the template can use, besides `facts` and `settings`.
 
         Returns:
           The path of the report.
@@ -218,8 +217,7 @@ class Run:
             return path
         # The facts are saved first, so that an error in the template loses nothing.
         self.facts.save(self.folder)
-        minutes = sum(self.stages.seconds.values()) / 60
-        given = {"settings": self.settings, "minutes": minutes} | names
+        given = {"settings": self.settings} | names
         summary, found = words.render(template, self.facts, given)
         result = {
             "format": FORMAT,
