@@ -1,4 +1,4 @@
-"""What scales and shifts the filters of a kernel, and goes with them when `Redundant` removes them."""
+"""What scales and shifts the filters of a kernel and goes with them, and which filters can go."""
 
 import flax.linen as nn
 import jax
@@ -298,8 +298,19 @@ def test_followers_of_empty_filters():
         np.testing.assert_array_equal(found["v"], stays)
         np.testing.assert_array_equal(found["a"], masks["a"])
     both = (*known, pruning.Kernel("b", (), (0, 1), followers=("v",)))
-    assert pruning.with_followers(params, masks, both)["v"].all()
+    alone = {"a": masks["a"]}  # b may have no mask, because it is excluded
+    for given in (masks, alone):
+        for order in (both, both[::-1]):
+            assert pruning.with_followers(params, given, order)["v"].all()
+    lost = {"a": masks["a"], "b": jnp.asarray(stays)}
+    np.testing.assert_array_equal(pruning.with_followers(params, lost, both)["v"], stays)
+    last = {"a": jnp.ones((4, 2, 3), bool), "b": jnp.asarray(stays)}
+    assert pruning.with_followers(params, last, both)["v"].all()
     assert pruning.with_followers(params, masks)["v"].all()
+    for outputs in ((), (5,), (0,)):
+        wrong = (pruning.Kernel("a", (), outputs, followers=("v",)),)
+        with pytest.raises(ValueError, match="`kernels` must give (axes of a|a of shape)"):
+            pruning.with_followers(params, masks, wrong)
     with pytest.raises(ValueError, match="`masks` must have paths .* such as 'a', got 'c'"):
         pruning.with_followers(params, {"c": masks["a"]}, known)
     with pytest.raises(ValueError, match="must have the shapes of the parameters"):
@@ -339,6 +350,9 @@ def test_filters_that_redundant_removes_leave_the_network(network, kept):
     variables = network.init(KEY, images)
     keys = iter(jax.random.split(KEY, 99))
     variables = jax.tree.map(lambda leaf: jax.random.uniform(next(keys), leaf.shape), variables)
+    # Not so small a variance that gelu makes almost 0 of a normalised 0.
+    for norm in variables["batch_stats"].values():
+        norm["var"] = 0.5 + norm["var"]
     groups = pruning.channel_groups(network.apply, variables, images)
     masks = pruning.Redundant(kernels=groups.kernels).masks(
         variables["params"], 0.5, exclude=("head",)
@@ -368,6 +382,66 @@ def test_filters_that_redundant_removes_leave_the_network(network, kept):
 
     np.testing.assert_allclose(logits(masked), network.apply(masked, images), rtol=1e-4)
     np.testing.assert_allclose(logits(small), logits(masked), rtol=1e-4)
+
+
+class Depthwise(nn.Module):
+    """A depthwise convolution, whose channels another convolution makes first."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        for name, groups in {"expand": 1, "depth": 8}.items():
+            images = nn.Conv(8, (3, 3), feature_group_count=groups, use_bias=False, name=name)(
+                images
+            )
+            images = nn.BatchNorm(use_running_average=not train, name=f"bn_{name}")(images)
+            images = nn.relu(images)
+        return nn.Dense(2, name="head")(images.mean((1, 2)))
+
+
+def test_channels_leave_one_by_one_where_a_depthwise_filter_is_empty():
+    images = jnp.zeros((2, 8, 8, 3), jnp.uint8)
+    variables = Depthwise().init(KEY, images)
+    params = variables["params"]
+    groups = pruning.channel_groups(Depthwise().apply, variables, images)
+    mask = jnp.ones((3, 3, 1, 8), bool).at[..., :4].set(False)
+    masks = pruning.with_followers(params, {"depth/kernel": mask}, groups.kernels)
+    assert pruning.kept_filters(masks, groups, variables)["expand"].tolist() == [4, 5, 6, 7]
+    # A shift that stays makes more than 0 of one of them.
+    masks["bn_depth"]["bias"] = masks["bn_depth"]["bias"].at[1].set(True)
+    params["bn_depth"]["bias"] = params["bn_depth"]["bias"].at[1].set(0.1)
+    assert pruning.kept_filters(masks, groups, variables)["expand"].tolist() == [1, 4, 5, 6, 7]
+
+
+def test_one_group_leaves_without_the_other():
+    def logits(weights, images):
+        hidden = jax.nn.relu(images.mean((1, 2)) @ weights["a"])
+        return jax.nn.sigmoid(hidden @ weights["b"]) @ weights["head"]
+
+    shapes = {"a": (3, 8), "b": (8, 8), "head": (8, 5)}
+    keys = jax.random.split(KEY, len(shapes))
+    weights = {n: jax.random.normal(k, s) for k, (n, s) in zip(keys, shapes.items(), strict=True)}
+    groups = pruning.channel_groups(logits, weights, jnp.ones((2, 4, 4, 3)))
+    masks = pruning.keep_all(weights)
+    masks = {**masks, **{name: masks[name].at[:, 1].set(False) for name in "ab"}}
+    keep = pruning.kept_filters(masks, groups, weights)
+    assert [len(keep["a"]), len(keep["b"])] == [7, 8]
+
+
+def test_masks_of_a_whole_module_keep_statistics_and_let_filters_go():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.a = nnx.Conv(3, 8, (3, 3), rngs=rngs)
+            self.bn = nnx.BatchNorm(8, rngs=rngs)
+            self.head = nnx.Linear(8, 2, rngs=rngs)
+
+        def __call__(self, images):
+            return self.head(nnx.relu(self.bn(self.a(images))).mean((1, 2)))
+
+    module = Net(nnx.Rngs(0))
+    module.eval()
+    groups = pruning.channel_groups(lambda net, x: net(x), module, jnp.ones((2, 8, 8, 3)))
+    masks = pruning.Redundant(kernels=groups.kernels).masks(module, 0.5, exclude=("head",))
+    assert len(pruning.kept_filters(masks, groups, module)["a"]) == 4
 
 
 def blurred(h):
@@ -411,6 +485,11 @@ SILENT = {
     "power": (lambda h, w, x: h**0 + h, False),
     "logs": (lambda h, w, x: jax.lax.cumlogsumexp(h, 1), False),
     "over channels": (lambda h, w, x: normalised(h, (3,)), False),
+    # Zeros go in and come out of these, but how many there are counts.
+    "mean": (lambda h, w, x: h * jax.nn.sigmoid(h.mean(-1, keepdims=True)), False),
+    "largest": (lambda h, w, x: h * jax.nn.sigmoid(h.max(-1, keepdims=True)), False),
+    "rms": (lambda h, w, x: h / jnp.sqrt((h**2).mean(-1, keepdims=True) + 1e-5), False),
+    "not a number": (lambda h, w, x: jnp.where(h == 0, jnp.nan, h), False),
     "as shift": (lambda h, w, x: h + w["head"].mean(1), False),
 }
 

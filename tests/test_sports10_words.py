@@ -105,7 +105,8 @@ def test_which_model_is_the_best_on_the_folds(held_out, first, phrases):
                 "jpeg_30": [4, 0],
                 "adversarial": [20, 25],
             },
-            "At epsilon 0.01 JPEG, quality 75 and adversarial training; at epsilon 0.03 adversarial training.",
+            "At epsilon 0.01 JPEG, quality 75 and adversarial training; at epsilon 0.03 adversarial "
+            "training.",
             [
                 "with JPEG, quality 75, and 50.0 % (35.2 to 64.8, n = 40) with adversarial training.",
                 "Not shown to help there: JPEG, quality 30; Gaussian smoothing, sigma 1.",
@@ -116,7 +117,10 @@ def test_which_model_is_the_best_on_the_folds(held_out, first, phrases):
         (  # fewer than without a defence is no help, however sure
             {"none": [30, 30], "jpeg_75": [3, 3], "blur": [31, 30]},
             "None is shown to help against an attacker who knows it.",
-            ["the bare network keeps 75.0 %", "it keeps 77.5 % (62.5 to 87.7, n = 40) with Gaussian"],
+            [
+                "the bare network keeps 75.0 %",
+                "it keeps 77.5 % (62.5 to 87.7, n = 40) with Gaussian",
+            ],
         ),
     ],
 )

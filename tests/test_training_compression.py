@@ -74,6 +74,36 @@ def test_admm_draws_scale_and_shift_of_removed_filters_to_zero(constraint, kept)
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Inside:
+    """A constraint of one's own, without a field for kernels."""
+
+    inner: pruning.Redundant
+    whole: bool = True
+
+    def masks(self, params, kept, *, exclude=()):
+        masks = self.inner.masks(params, kept, exclude=exclude)
+        return masks if self.whole else {"block_0": masks["block_0"]}
+
+
+def test_admm_draws_everything_that_masks_remove_whatever_the_constraint_is():
+    images = jnp.ones((1, *TRAIN[0].shape[1:]))
+    groups = pruning.channel_groups(Net().apply, Net().init(KEY, images), images)
+    inner, params = pruning.Redundant(kernels=groups.kernels), initial()["params"]
+    slopes = []
+    for constraint in (inner, Inside(inner)):
+        method = ADMM(constraint, kept=0.5, rho=0.5)
+        _, memory = method.start(KEY, params, 0.5)
+        slopes.append(jax.grad(method.penalty)(params, memory))
+    same(*slopes)
+    assert slopes[0]["bn"]["scale"].any() and not slopes[0]["bn"]["scale"].all()
+    with pytest.raises(ValueError, match="`masks` must have the structure of the parameters"):
+        ADMM(Inside(inner, whole=False), kept=0.5).start(KEY, params, 0.5)
+    for names in (("block_0/kernel",), lambda path, leaf: True):
+        with pytest.raises(TypeError, match="`kernels` must be the kernels of `channel_groups"):
+            pruning.Irregular(kernels=names).masks(params, 0.5)
+
+
 def test_admm_leaves_scales_alone_that_its_constraint_keeps():
     """A filter of zeros, from which a block begins, is not removed where everything stays."""
     known = (pruning.Kernel("a", (0,), (1,), followers=("bias",)),)

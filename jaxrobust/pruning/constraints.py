@@ -46,7 +46,8 @@ class Constraint(Protocol):
     """The interface of a set of compressed networks: a hashable frozen dataclass.
 
     Some filters may lose all their weights. If `masks` returns `with_followers(...)`, what scales and
-    shifts such a filter goes with it, and ADMM draws both to 0.
+    shifts such a filter goes with it, and ADMM draws both to 0, as everything that `masks` removes.
+    `training.fit` fills a field `kernels` that is None; a constraint inside another needs its own.
     """
 
     def masks(self, params: PyTree, kept: Array | float, *, exclude: Sequence[str] = ()) -> Masks:
@@ -344,7 +345,8 @@ def with_followers(params: PyTree, masks: Mapping[str, Array], kernels: Kernels 
 
     With a filter that loses all its weights go its scale and shift, `Kernel.followers`. Otherwise ADMM
     could not draw the filter to 0, because BatchNorm restores its size, and the smaller the filter, the
-    larger its steps. A follower of several kernels goes if they all lose the filter.
+    larger its steps. A follower of several kernels goes if they all lose the filter; a kernel without a
+    mask keeps everything.
 
     Args:
       params: Nested dicts of arrays.
@@ -358,7 +360,8 @@ def with_followers(params: PyTree, masks: Mapping[str, Array], kernels: Kernels 
 
     Raises:
       TypeError: A mask is not boolean.
-      ValueError: A path is not among the parameters, or a mask has another shape.
+      ValueError: A path is not among the parameters; a mask has another shape; or a kernel has output
+        axes that its mask does not have, or a follower of another length.
 
     Example:
       >>> from jaxrobust.pruning import Kernel
@@ -377,12 +380,18 @@ def with_followers(params: PyTree, masks: Mapping[str, Array], kernels: Kernels 
     whole = with_leaves(keep_all(params), masks)
     check_masks(params, whole)
     found: dict[str, Array] = {}
-    for path, mask in masks.items():
+    for path in leaves:
         for follower in followers_of(kernels, path, leaves):
-            outputs = {axis % mask.ndim for axis in axes_of(kernels, path, mask.ndim).outputs}
-            others = tuple(axis for axis in range(mask.ndim) if axis not in outputs)
-            stays = jnp.any(mask, axis=others).reshape(leaves[follower].shape)
-            found[follower] = found.get(follower, False) | stays
+            mask = masks.get(path, jnp.ones(jnp.shape(leaves[path]), bool))
+            outputs = axes_of(kernels, path, mask.ndim).outputs
+            stays = jnp.any(mask, axis=tuple(set(range(mask.ndim)) - set(outputs)))
+            shape = jnp.shape(leaves[follower])
+            if not outputs or stays.size != math.prod(shape):
+                raise ValueError(
+                    f"`kernels` must give {path} of shape {mask.shape} output axes of as many channels "
+                    f"as its follower {follower} of shape {shape} has, got {outputs}."
+                )
+            found[follower] = found.get(follower, False) | stays.reshape(shape)
     return with_leaves(whole, found)
 
 
@@ -391,6 +400,12 @@ def checked_kernels(
 ) -> dict[str, Array]:
     """Returns `open_kernels` of parameters, after the checks that `Constraint.masks` lists."""
     checks.number("kept", kept, above=0.0, maximum=1.0)
+    if kernels is not None and (
+        callable(kernels) or not all(isinstance(one, Kernel) for one in kernels)
+    ):
+        raise TypeError(
+            f"`kernels` must be the kernels of `channel_groups(...)`, or None, got {kernels!r}."
+        )
     found = open_kernels(params, exclude, kernels)
     for path, kernel in found.items():
         if not jnp.issubdtype(kernel.dtype, jnp.floating):

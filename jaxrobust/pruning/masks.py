@@ -8,6 +8,7 @@ kernel. `channel_groups(...).kernels` are the weights that the program uses as k
 """
 
 import collections
+import itertools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -171,7 +172,14 @@ def axes_of(kernels: Kernels, path: str, rank: int) -> Kernel:
     inputs and outputs.
     """
     if (known := _known(kernels, path)) is not None:
-        return known
+        axes = known.inputs, known.outputs
+        if not all(-rank <= axis < rank for axis in itertools.chain(*axes)):
+            raise ValueError(
+                f"`kernels` must give axes of {path}, which has {rank} axes, got inputs {axes[0]} and "
+                f"outputs {axes[1]}."
+            )
+        inputs, outputs = (tuple(axis % rank for axis in some) for some in axes)
+        return known._replace(inputs=inputs, outputs=outputs)
     if path.split("/")[-1] == "weight":
         return Kernel(path, (1,), (0,))
     return Kernel(path, (rank - 2,), (rank - 1,))

@@ -4,8 +4,9 @@ Both compute the same. A removed channel is masked wherever it is made (in kerne
 scale and bias of BatchNorm, which would otherwise restore it) and wherever it is read.
 """
 
+import functools
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -62,16 +63,17 @@ def kept_filters(
     """Returns the channels that masks keep, the inverse of `filter_masks`.
 
     A channel is kept if the masks keep any of its weights. Masks of whole filters, as those of
-    `Redundant`, keep the weights that read a channel. With `weights` a channel goes too if the masks
-    remove all that makes, scales and shifts it, so that zeros are read. This is tried out on random
-    images: other numbers in the weights that read it must not change the logits. Behind a sigmoid, for
-    example, they do, because it makes 0.5 of 0, and the channel stays.
+    `Redundant`, keep the weights that read a channel. So with `weights` a channel goes too if a kernel
+    that makes it has lost the whole filter, and if the channel has no effect. This is tried out on
+    random images: without the channel, and with other numbers in the kernels that read it, the logits
+    must be the same. Behind a sigmoid, for example, they are not, because it makes 0.5 of 0, and the
+    channel stays. So do all channels of `coupled` groups, in which the number of channels counts.
 
     Args:
       masks: Boolean masks with the structure of the weights, or of their "params".
-      groups: The result of `channel_groups`.
+      groups: The result of `channel_groups`. The network is tried out on as many images as it has.
       weights: The weights for which the groups were found, whole variables for instance. None: a
-        channel goes only if the masks remove what reads it.
+        channel goes only if the masks remove all of its weights.
 
     Returns:
       {group: int indices of the kept channels, ascending}.
@@ -84,72 +86,101 @@ def kept_filters(
     where, leaves = located(groups, masks), dict(named_leaves(masks))
     kernels = {kernel.path.removeprefix("params/") for kernel in groups.kernels}
     alive = {group: np.zeros(size, bool) for group, size in groups.sizes.items()}
-    read = {group: np.zeros(size, bool) for group, size in groups.sizes.items()}
+    emptied = {group: np.zeros(size, bool) for group, size in groups.sizes.items()}
     for path, entries in where.items():
         if path.startswith(_STATISTICS):
             continue
         for on in entries:
             leaf: Any = np.moveaxis(np.asarray(leaves[path]), on.axis, 0)
             left = leaf.reshape(len(leaf), -1).any(1)[on.indices].any(1)
-            is_read = path.removeprefix("params/") in kernels and not on.is_made
-            (read if is_read else alive)[on.group] |= left
-    silent = {group: read[group] & ~alive[group] for group in alive}
-    if weights is None or not any(map(np.any, silent.values())):
-        alive = {group: alive[group] | read[group] for group in alive}
-    else:
-        loud = _loud(masks, groups, weights, silent)
-        alive = {group: alive[group] | (silent[group] & (group in loud)) for group in alive}
+            alive[on.group] |= left
+            if on.is_made and path.removeprefix("params/") in kernels:
+                emptied[on.group] |= ~left
+    if weights is not None:
+        tried = {
+            group: np.flatnonzero(emptied[group] & one)
+            for group, one in alive.items()
+            if not groups[group].coupled
+        }
+        for group, channels in _silent(masks, groups, weights, tried).items():
+            alive[group][channels] = False
     keep = {group: np.flatnonzero(kept) for group, kept in alive.items()}
     return check_keep("masks", groups, keep)
 
 
-def _loud(
-    masks: Masks, groups: ChannelGroups, weights: PyTree, silent: Mapping[str, np.ndarray]
-) -> set[str]:
-    """Returns the groups of which channels have an effect although what makes them is removed.
-
-    Args:
-      masks: The masks, of the weights or of their "params".
-      groups: The groups.
-      weights: The weights for which the groups were found.
-      silent: {group: bool [size], the channels in question}.
-    """
+def _silent(
+    masks: Masks, groups: ChannelGroups, weights: PyTree, tried: Mapping[str, np.ndarray]
+) -> dict[str, list[int]]:
+    """Returns those of the tried channels that have no effect on the masked network, by group."""
     where, leaves = located(groups, weights), dict(named_leaves(weights))
     if missing := groups.shapes.keys() - leaves.keys():
         raise ValueError(
             "`weights` must be those for which the groups were found, such as whole variables, got "
             f"some without {min(missing)}."
         )
-    kernels = {kernel.path for kernel in groups.kernels}
     prefix = "" if any(path in leaves for path, _ in named_leaves(masks)) else "params/"
-    masked: dict[str, Any] = {
-        f"{prefix}{path}": jnp.where(mask, leaves[f"{prefix}{path}"], 0)
-        for path, mask in named_leaves(masks)
-        if is_array(leaves[f"{prefix}{path}"]) and jnp.ndim(mask)
-    }
-    random = np.random.default_rng(0)
-    images = jnp.asarray(random.uniform(size=groups.images.shape), groups.images.dtype)
+    given = {f"{prefix}{path}": mask for path, mask in named_leaves(masks)}
+    masked = {path: jnp.where(given.get(path, True), leaves[path], 0) for path in where}
+    kernels, generator = {kernel.path for kernel in groups.kernels}, np.random.default_rng(0)
+    images = _random_images(groups)
+    logits = jax.jit(lambda some: groups.function(with_leaves(weights, some), images))
+    before = np.asarray(logits(masked))
 
-    def logits(changed: dict[str, Any]) -> Any:
-        return groups.function(with_leaves(weights, {**masked, **changed}), images)
+    def without(channels: Sequence[tuple[str, int]]) -> Iterator[dict[str, Any]]:
+        """Yields the weights without the channels, and with other weights that read them."""
+        numbers: dict[str, list[int]] = {}
+        for group, channel in channels:
+            numbers.setdefault(group, []).append(channel)
+        removed, read_anew = dict(masked), dict(masked)
+        for path, on in ((p, on) for p, entries in where.items() for on in entries):
+            if on.group not in numbers:
+                continue
+            rows = on.indices[numbers[on.group]].reshape(-1)
+            if not path.startswith(_STATISTICS):
+                removed[path] = _with_rows(removed[path], on.axis, rows, lambda shape: 0)
+            if path in kernels and not on.is_made:
+                normal = functools.partial(_normal, generator)
+                read_anew[path] = _with_rows(read_anew[path], on.axis, rows, normal)
+        yield from (removed, read_anew)
 
-    def has_effect(names: Collection[str]) -> bool:
-        changed: dict[str, Any] = {}
-        for path in kernels.intersection(where):
-            for on in where[path]:
-                if on.group in names and not on.is_made:
-                    known = changed.get(path, masked.get(path, leaves[path]))
-                    leaf = np.moveaxis(np.array(known), on.axis, 0)
-                    rows = on.indices[silent[on.group]].reshape(-1)
-                    leaf[rows] = random.normal(size=leaf[rows].shape)
-                    changed[path] = jnp.asarray(np.moveaxis(leaf, 0, on.axis))
-        moved = jnp.abs(logits(changed) - before).max()
-        return not float(moved) <= 1e-6 * float(jnp.abs(before).max())
+    def silent(channels: Sequence[tuple[str, int]]) -> Sequence[tuple[str, int]]:
+        # All at once, which is enough where none has an effect; otherwise in two halves.
+        if not channels or not any(_moved(before, logits(some)) for some in without(channels)):
+            return channels
+        if len(channels) == 1:
+            return ()
+        middle = len(channels) // 2
+        return [*silent(channels[:middle]), *silent(channels[middle:])]
 
-    before = logits({})
-    found = [group for group, channels in silent.items() if channels.any()]
-    # All at once, which is enough where none has an effect; otherwise one by one.
-    return {group for group in found if has_effect([group])} if has_effect(found) else set()
+    found: dict[str, list[int]] = {}
+    for group, channel in silent([(name, int(c)) for name, one in tried.items() for c in one]):
+        found.setdefault(group, []).append(channel)
+    return found
+
+
+def _with_rows(leaf: Any, axis: int, rows: np.ndarray, make: Callable[[Any], Any]) -> Any:
+    """Returns an array with other numbers at some indices of an axis."""
+    changed = np.moveaxis(np.array(leaf), axis, 0)
+    changed[rows] = make(changed[rows].shape)
+    return jnp.asarray(np.moveaxis(changed, 0, axis))
+
+
+def _normal(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return generator.normal(size=shape)
+
+
+def _moved(before: Any, after: Any) -> bool:
+    """Whether logits differ by more than rounding; NaN differs from everything."""
+    moved = np.abs(np.asarray(after) - before).max()
+    return not float(moved) <= 1e-6 * float(np.abs(before).max())
+
+
+def _random_images(groups: ChannelGroups) -> Any:
+    """Returns random images of the shape and type for which the groups were found."""
+    generator, (shape, dtype) = np.random.default_rng(0), (groups.images.shape, groups.images.dtype)
+    if jnp.issubdtype(dtype, jnp.integer):
+        return jnp.asarray(generator.integers(0, 256, shape), dtype)
+    return jnp.asarray(generator.uniform(size=shape), dtype)
 
 
 def shrink(weights: PyTree, groups: ChannelGroups, keep: Keep, *, check: bool = True) -> PyTree:
@@ -260,8 +291,7 @@ def _differs(
     shrunk = [name for name, one in kept.items() if len(one) < groups[name].size]
     if any(groups[name].coupled for name in shrunk):
         return False
-    images = np.random.default_rng(0).uniform(size=groups.images.shape)
-    images = jnp.asarray(images, groups.images.dtype)
+    images = _random_images(groups)
     masked = groups.function(apply_masks(weights, filter_masks(weights, groups, kept)), images)
     difference = jnp.abs(masked - groups.function(small, images)).max()
     return not float(difference) <= 1e-3 * float(jnp.abs(masked).max())

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxrobust import checks
 from jaxrobust.pruning import Constraint, Irregular, admm, apply_masks
-from jaxrobust.pruning.masks import followers_of, named_leaves, with_leaves
+from jaxrobust.pruning.masks import named_leaves, with_leaves
 from jaxrobust.training.compression.method import check_settings, compressed_kernels, prefixes
 from jaxrobust.types import Array, Masks, PyTree
 
@@ -18,12 +18,13 @@ class ADMMMemory(NamedTuple):
 
     Attributes:
       multipliers: Copies and duals of the kernels.
-      removed: For each vector that scales or shifts filters, where theta' has removed the filter.
+      removed: For everything that is no compressed kernel, by path, where the masks of theta' are
+        False: what scales and shifts filters that theta' has removed.
       figures: What is logged.
     """
 
     multipliers: admm.Multipliers
-    removed: tuple[Array, ...]
+    removed: dict[str, Array]
     figures: dict[str, Array]
 
 
@@ -33,8 +34,9 @@ class ADMM:
 
     The weights theta are pulled towards a copy theta' that satisfies the constraint: the penalty
     <u, theta - theta'> + rho / 2 ||theta - theta'||^2 is part of the loss in every step. The dual u and
-    theta' are updated after each epoch, or after a fixed number of steps. If the constraint removes a
-    filter whole, what scales and shifts it is drawn to 0 with it by rho / 2 ||.||^2. The log has
+    theta' are updated after each epoch, or after a fixed number of steps. What the masks of the
+    constraint remove besides weights of kernels, such as what scales and shifts a removed filter, is
+    drawn to 0 by rho / 2 ||.||^2. The log has
     `residual`, the l2 norm of theta - theta' before the update relative to that of theta; `dual_norm`,
     the l2 norm of u; and `rho`.
 
@@ -103,15 +105,15 @@ class ADMM:
 
     def penalty(self, params: PyTree, memory: ADMMMemory) -> Array:
         """Returns the terms that the augmented Lagrangian adds to the loss."""
-        kernels, followers = self._kernels(params), self._followers(params)
+        leaves, kernels = dict(named_leaves(params)), tuple(self._kernels(params).values())
         # Scales and shifts of removed filters have no dual: with one they overshoot, and a network with
         # a tenth of its filters learned less. Those of filters that stay are free.
         squares = [
-            jnp.sum(jnp.square(jnp.where(gone, vector, 0.0).astype(jnp.float32)))
-            for vector, gone in zip(followers.values(), memory.removed, strict=True)
+            jnp.sum(jnp.square(jnp.where(gone, leaves[path], 0.0).astype(jnp.float32)))
+            for path, gone in memory.removed.items()
         ]
         pull = 0.5 * memory.multipliers.rho * sum(squares, jnp.float32(0.0))
-        return admm.penalty(tuple(kernels.values()), memory.multipliers) + pull
+        return admm.penalty(kernels, memory.multipliers) + pull
 
     def update(
         self,
@@ -146,26 +148,23 @@ class ADMM:
     def _kernels(self, params: PyTree) -> dict[str, Array]:
         return compressed_kernels(params, self.exclude, self.constraint)
 
-    def _followers(self, params: PyTree) -> dict[str, Array]:
-        """Returns what scales and shifts filters of the kernels, by path."""
-        known, leaves = getattr(self.constraint, "kernels", None), dict(named_leaves(params))
-        paths = [p for kernel in self._kernels(params) for p in followers_of(known, kernel, leaves)]
-        return {path: jnp.asarray(leaves[path]) for path in paths}
-
     def _masks(self, params: PyTree, kept: Array | float) -> Masks:
         exclude = prefixes(params, self.exclude, self.constraint)
         return self.constraint.masks(params, kept, exclude=exclude)
 
-    def _projection(self, params: PyTree, kept: Array | float) -> tuple[admm.Project, list[Array]]:
-        """Returns the projection, and a list that it fills: where it has removed the followers."""
-        removed: list[Array] = []
+    def _projection(
+        self, params: PyTree, kept: Array | float
+    ) -> tuple[admm.Project, dict[str, Array]]:
+        """Returns the projection, and a dict that it fills: what it removes besides kernels."""
+        removed: dict[str, Array] = {}
 
         def project(weights: tuple[Array, ...]) -> tuple[Array, ...]:
-            tree = with_leaves(params, dict(zip(self._kernels(params), weights, strict=True)))
+            kernels = self._kernels(params)
+            tree = with_leaves(params, dict(zip(kernels, weights, strict=True)))
             masks = self._masks(tree, kept)
-            of = dict(named_leaves(masks))
-            removed[:] = [~jnp.asarray(of[path]) for path in self._followers(params)]
-            return tuple(self._kernels(apply_masks(tree, masks)).values())
+            projected = apply_masks(tree, masks)  # which checks the masks
+            removed.update((p, ~jnp.asarray(m)) for p, m in named_leaves(masks) if p not in kernels)
+            return tuple(self._kernels(projected).values())
 
         return project, removed
 
@@ -174,7 +173,7 @@ def _memory(
     weights: tuple[Array, ...],
     before: admm.Multipliers,
     after: admm.Multipliers,
-    removed: list[Array],
+    removed: dict[str, Array],
 ) -> ADMMMemory:
     """Returns the memory after an update."""
     figures = {
@@ -182,7 +181,7 @@ def _memory(
         "dual_norm": admm.dual_norm(after),
         "rho": after.rho,
     }
-    return ADMMMemory(after, tuple(removed), figures)
+    return ADMMMemory(after, removed, figures)
 
 
 def rho_for_pull(pull: float, learning_rate: float, steps: int, momentum: float = 0.0) -> float:

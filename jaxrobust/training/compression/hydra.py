@@ -27,11 +27,11 @@ class Hydra:
 
     `fit` trains scores in place of each kernel. The network computes with the frozen kernel, masked to
     the scores of largest magnitude; gradients pass through the mask to the scores (a straight-through
-    estimator). The initial scores are proportional to the weights. Scales and biases of normalisation
-    layers are trained, also those of filters without weights; all other parameters are frozen.
-    Use it to prune a trained network
-    (`variables=`), and fine-tune the result under its masks: `fit(variables=result.variables,
-    masks=result.masks)`, or `two_phase`.
+    estimator). The initial scores are proportional to the weights. Parameters that are in no layer with
+    a kernel, such as scales and biases of normalisation, are trained, also those of filters without
+    weights; all others are frozen. A layer is what has one parent among the parameters, so a flat dict
+    is one layer. Use it to prune a trained network (`variables=`), and fine-tune the result under its
+    masks: `fit(variables=result.variables, masks=result.masks)`, or `two_phase`.
 
     Each step sorts the scores. The log has `score_change`, the fraction of the kept weights that
     pruning by magnitude would remove.

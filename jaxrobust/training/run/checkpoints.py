@@ -142,8 +142,10 @@ class RunCheckpoints:
         different = files.differences(_described(saved), _described(expected))
         if different:
             raise ValueError(
-                f"The checkpoint {self._checkpointer.directory / str(step)} does not match the model "
-                "or the optimizer: " + "; ".join(different) + "."
+                f"The checkpoint {self._checkpointer.directory / str(step)} does not match the "
+                f"model, the optimizer or the compression: {'; '.join(different)}. It is of another "
+                "network or recipe, or of another version of jaxrobust: use another folder, or delete "
+                "this one to begin anew."
             )
         restored = self._checkpointer.load(step, _on_this_device(expected))
         treedef = jax.tree.structure(template)
