@@ -162,13 +162,14 @@ def test_sections_that_a_run_lacks_are_left_out(result, publish, tmp_path, capsy
 
 def test_a_page_and_a_report_name_every_commit_of_their_stages(result, tmp_path):
     of = json.loads(result.read_text())
-    first, second, last = ("a" * 40, "b" * 40, "c" * 40)
+    first, second, last = ("a" * 40, "b" * 40, "c" * 40 + "-dirty")
     of["environment"] |= {"commit": last, "commits_of_stages": [first, second]}
     result.write_text(json.dumps(of))
     text = write_page(result, tmp_path / "tiny.md", ["costs-section"]).read_text("utf-8")
-    assert f"commit {first}, commit {second}, commit {last}, jaxrobust" in text
+    shown = f"commits {first[:12]}, {second[:12]}, {last[:12]}-dirty, "
+    assert f"{shown}jaxrobust" in text
     source = write_report(result).read_text("utf-8")
-    assert f"{first}, {second}, {last}" in source and f"commit {second[:12]}, commit" in source
+    assert f"{first}, {second}, {last}" in source and shown.rstrip(", ") in source
 
 
 def test_a_run_of_other_settings_is_not_published(result, publish, tmp_path, capsys):

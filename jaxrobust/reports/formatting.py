@@ -137,6 +137,18 @@ def commits(environment: Mapping[str, Any]) -> list[str]:
     return [str(commit or "unknown") for commit in found] if any(found) else []
 
 
+def short_commits(environment: Mapping[str, Any]) -> list[str]:
+    """Returns the commits in words of twelve digits, such as ["commit 0123456789ab-dirty"].
+
+    Example:
+      >>> short_commits({"commit": "4e71c6785a02c91003cc-dirty"}), short_commits({})
+      (['commit 4e71c6785a02-dirty'], [])
+    """
+    found = [commit.partition("-") for commit in commits(environment)]
+    shown = ", ".join(f"{digits[:12]}{dash}{rest}" for digits, dash, rest in found)
+    return [f"commit{'s' if len(found) > 1 else ''} {shown}"] if found else []
+
+
 def confidence(value: Any) -> str:
     r"""Formats a probability as a whole percentage; only an exact 0 or 1 becomes 0 % or 100 %.
 

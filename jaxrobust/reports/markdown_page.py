@@ -101,7 +101,7 @@ def _head(result: dict[str, Any], commands: Sequence[str]) -> Iterator[str]:
     if commands:
         yield "The last of these commands wrote this page from the finished run of the first:"
         yield "\n".join(f"    {command}" for command in commands)
-    said = [f"commit {commit}" for commit in formatting.commits(environment)]
+    said = formatting.short_commits(environment)
     said += [f"jaxrobust {environment['jaxrobust']}"] if environment.get("jaxrobust") else []
     said += [f"jax {environment['jax']}"] if environment.get("jax") else []
     said += [f"device: {environment['device']}"] if environment.get("device") else []

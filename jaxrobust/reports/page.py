@@ -48,7 +48,7 @@ def build_context(result: dict[str, Any]) -> dict[str, Any]:
     meta = [result["experiment"], f"seed {formatting.number(result['seed'], 0)}"]
     meta += [f"jaxrobust {environment['jaxrobust']}"] if environment.get("jaxrobust") else []
     meta += [str(environment["device"])] if environment.get("device") else []
-    meta += [f"commit {commit[:12]}" for commit in formatting.commits(environment)]
+    meta += formatting.short_commits(environment)
     return {
         "result": result,
         "meta": ", ".join(meta),
