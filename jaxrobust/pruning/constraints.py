@@ -392,7 +392,9 @@ def with_followers(params: PyTree, masks: Mapping[str, Array], kernels: Kernels 
                     f"as its follower {follower} of shape {shape} has, got {outputs}."
                 )
             found[follower] = found.get(follower, False) | stays.reshape(shape)
-    return with_leaves(whole, found)
+    return with_leaves(
+        whole, {path: stays & masks.get(path, True) for path, stays in found.items()}
+    )
 
 
 def checked_kernels(

@@ -163,7 +163,10 @@ class ADMM:
             tree = with_leaves(params, dict(zip(kernels, weights, strict=True)))
             masks = self._masks(tree, kept)
             projected = apply_masks(tree, masks)  # which checks the masks
-            removed.update((p, ~jnp.asarray(m)) for p, m in named_leaves(masks) if p not in kernels)
+            others = {path: leaf for path, leaf in named_leaves(tree) if path not in kernels}
+            for path, mask in named_leaves(masks):
+                if path in others and jnp.issubdtype(others[path].dtype, jnp.floating):
+                    removed[path] = ~jnp.asarray(mask)
             return tuple(self._kernels(projected).values())
 
         return project, removed
