@@ -125,10 +125,14 @@ def total_time(timings: Mapping[str, Any]) -> str:
       >>> total_time({"train": 40.0, "attack": 31.5}), total_time({"train": 31_000.0})
       ('72 s', '8.6 h')
     """
-    total = sum(filter(finite, timings.values()))
-    if total < 120:
-        return f"{total:.0f} s"
-    return f"{total / 60:.0f} min" if total < 7200 else f"{total / 3600:.1f} h"
+    return duration(sum(filter(finite, timings.values())))
+
+
+def duration(seconds: float) -> str:
+    """Writes a duration in seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def commits(environment: Mapping[str, Any]) -> list[str]:

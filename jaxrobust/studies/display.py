@@ -4,6 +4,7 @@ import sys
 import time
 
 from jaxrobust import processes
+from jaxrobust.reports.formatting import duration
 from jaxrobust.studies import ctrl_c
 
 _TERMINAL_PAUSE, _LOG_PAUSE = 0.1, 30.0  # the shortest time between two lines, in seconds
@@ -76,14 +77,7 @@ def describe(done: int, total: int, counted: int, seconds: float) -> str:
     """
     words = f"{done:,}/{total:,}"
     if counted <= 0 or seconds <= 0:
-        return f"{words}, {_span(seconds)} so far" if seconds >= 1 else words
+        return f"{words}, {duration(seconds)} so far" if seconds >= 1 else words
     rate = counted / seconds
     shown = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
-    return f"{words}, {shown}/s, {_span((total - done) / rate)} left"
-
-
-def _span(seconds: float) -> str:
-    """Writes a duration in seconds, minutes or hours."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return f"{words}, {shown}/s, {duration((total - done) / rate)} left"
