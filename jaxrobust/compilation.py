@@ -10,6 +10,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -331,7 +332,8 @@ def jit(
     """Compiles a function as `jax.jit` does, with compiler options for this machine.
 
     The options are chosen at the first call. Only the outermost jit can have options, so while another
-    function is being traced the result behaves as an ordinary nested jit.
+    function is being traced the result behaves as an ordinary nested jit. Calls and `lower` make room
+    for programs (`make_room`).
 
     Args:
       function: The function to compile.
@@ -360,6 +362,7 @@ def jit(
     def call(*args: Any, **kwargs: Any) -> Any:
         if checks.is_traced(args, kwargs):
             return nested(*args, **kwargs)
+        make_room()
         try:
             return outermost()(*args, **kwargs)
         except ValueError as error:
@@ -369,10 +372,44 @@ def jit(
             return nested(*args, **kwargs)
 
     def lower(*args: Any, **kwargs: Any) -> Any:
+        make_room()
         return outermost().lower(*args, **kwargs)
 
     call.lower = lower  # type: ignore[attr-defined]
     return call  # type: ignore[return-value]
+
+
+_SECONDS_BETWEEN_LOOKS = 5.0  # a look takes up to 0.03 s
+_room = {"next look": 0.0, "most": 0.5}  # the share of the limit above which programs are let go
+
+
+def make_room() -> None:
+    """Lets go of all compiled programs when Linux is about to refuse this process more of them.
+
+    On the CPU every program keeps some memory mappings, of which Linux allows a process 65,530
+    (vm.max_map_count). One more is an error, "LLVM compilation error: Cannot allocate memory", or the
+    end of the process, however much memory is free. A study of many networks got there within an hour.
+    So at half of the limit jax forgets its programs, also those of the caller; those that are still
+    needed are traced and compiled again. Programs that someone holds, such as the result of
+    `lower(...).compile()`, stay. It looks every few seconds at most, and does nothing elsewhere.
+    """
+    now = time.monotonic()
+    if now < _room["next look"]:
+        return
+    _room["next look"] = now + _SECONDS_BETWEEN_LOOKS
+    if jax.default_backend() == "cpu" and _share_of_mappings() > _room["most"]:
+        jax.clear_caches()
+        # What stays above half is not programs of jax: it must not be searched for them at every look.
+        _room["most"] = (1 + _share_of_mappings()) / 2
+
+
+def _share_of_mappings() -> float:
+    """Returns this process's memory mappings as a fraction of what Linux allows; elsewhere 0."""
+    try:
+        limit = int(Path("/proc/sys/vm/max_map_count").read_bytes())
+        return Path("/proc/self/maps").read_bytes().count(b"\n") / limit
+    except (OSError, ValueError):
+        return 0.0
 
 
 def as_pytree(function: Callable[..., Any]) -> Any:
