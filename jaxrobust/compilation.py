@@ -379,14 +379,14 @@ def jit(
     return call  # type: ignore[return-value]
 
 
-_SECONDS_BETWEEN_LOOKS = 5.0  # a look takes up to 0.03 s
+_SECONDS_BETWEEN_LOOKS = 5.0  # a look takes some hundredths of a second
 _room = {"next look": 0.0, "most": 0.5}  # the share of the limit above which programs are let go
 
 
 def make_room() -> None:
-    """Lets go of all compiled programs when Linux is about to refuse this process more of them.
+    """Lets go of all compiled programs before Linux refuses this process more of them.
 
-    On the CPU every program keeps some memory mappings, of which Linux allows a process 65,530
+    On the CPU compiled programs keep memory mappings, of which Linux by default allows a process 65,530
     (vm.max_map_count). One more is an error, "LLVM compilation error: Cannot allocate memory", or the
     end of the process, however much memory is free. A study of many networks got there within an hour.
     So at half of the limit jax forgets its programs, also those of the caller; those that are still
@@ -399,7 +399,7 @@ def make_room() -> None:
     _room["next look"] = now + _SECONDS_BETWEEN_LOOKS
     if jax.default_backend() == "cpu" and _share_of_mappings() > _room["most"]:
         jax.clear_caches()
-        # What stays above half is not programs of jax: it must not be searched for them at every look.
+        # What is left cannot be let go, so the next time comes halfway between it and the limit.
         _room["most"] = (1 + _share_of_mappings()) / 2
 
 
