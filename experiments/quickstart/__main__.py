@@ -29,7 +29,7 @@ class Settings:
     """Settings.
 
     Attributes:
-      epsilon: The radius of the linf ball in pixel units (1 is black to white), a decimal number.
+      epsilon: The radius of the linf ball in pixel units (1 is black to white), such as 0.15.
       num_epochs: The number of epochs of each training.
       num_steps: The number of steps of the PGD that attacks the trained networks.
       train_steps: The number of steps of the PGD that makes the training images.

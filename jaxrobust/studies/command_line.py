@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from jaxrobust import checks, compilation, packages, reports
 from jaxrobust.reports import reading
-from jaxrobust.studies import cluster, ctrl_c
+from jaxrobust.studies import cluster, ctrl_c, suite_names
 from jaxrobust.studies.results import configuration
 
 Settings = TypeVar("Settings")
@@ -43,6 +43,8 @@ def run_script(
     An error that the project itself raises (a wrong setting, a missing folder or package) is printed as
     one line on stderr, with exit code 2. Ctrl-C gives exit code 130. Any other error keeps its
     traceback.
+
+    Where a setting is a float, the command line also takes a fraction, such as 8/255.
 
     If the settings have a field `processes: str | None`, and it is set, several processes run the
     script together (docs/scale.md).
@@ -76,6 +78,7 @@ def run_script(
             description=f"{module.__doc__ or ''}{_PUBLISH if published else ''}",
             default=settings_type(**{**needed, **chosen}),
             args=arguments,
+            registry=_with_fractions(),
         )
         if page is not None:
             print(_publish(page, published, name, settings, presets or {}))
@@ -94,6 +97,27 @@ def run_script(
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _with_fractions() -> Any:
+    """Returns rules for tyro by which a float may be written as a fraction, such as 8/255."""
+    from tyro import constructors
+
+    registry = constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def _(kind: constructors.PrimitiveTypeInfo) -> constructors.PrimitiveConstructorSpec[Any] | None:
+        if kind.type is not float:
+            return None
+        return constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="NUMBER",
+            instance_from_str=lambda words: suite_names.number("NUMBER", words[0]),
+            is_instance=lambda value: isinstance(value, float | int),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    return registry
 
 
 def _publishing(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
