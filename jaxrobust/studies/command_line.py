@@ -106,7 +106,9 @@ def _with_fractions() -> Any:
     registry = constructors.ConstructorRegistry()
 
     @registry.primitive_rule
-    def _(kind: constructors.PrimitiveTypeInfo) -> constructors.PrimitiveConstructorSpec[Any] | None:
+    def _(
+        kind: constructors.PrimitiveTypeInfo,
+    ) -> constructors.PrimitiveConstructorSpec[Any] | None:
         if kind.type is not float:
             return None
         return constructors.PrimitiveConstructorSpec(
