@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import ctypes
 import functools
 import hashlib
 import json
@@ -255,6 +256,37 @@ def compiling_anew() -> Iterator[None]:
     finally:
         jax.config.update(name, before)
         compilation_cache.reset_cache()
+
+
+# Settings of glibc: the variable, the parameter of mallopt (malloc.h) and the value.
+_MALLOC = (
+    ("MALLOC_TRIM_THRESHOLD_", -1, -1),
+    ("MALLOC_MMAP_MAX_", -4, 0),
+    ("MALLOC_ARENA_MAX", -8, 1),
+)
+
+
+def keep_memory() -> None:
+    """Lets this process keep the memory of arrays that it frees, for the next arrays.
+
+    By default glibc gives the memory of a large array back to Linux, which fills new pages with zeros
+    for the next one. Every training step on a CPU needs such arrays. The process never shrinks, so its
+    memory stays at the largest amount that it has needed. Call it at the start of a program. It does
+    nothing without glibc, or if the user has chosen how memory is allocated (variables MALLOC_...,
+    GLIBC_TUNABLES, or LD_PRELOAD).
+    """
+    chosen = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
+    if sys.platform != "linux" or any(name.startswith(chosen) for name in os.environ):
+        return
+    with contextlib.suppress(OSError, AttributeError):  # another library than glibc
+        mallopt = ctypes.CDLL(None).mallopt
+        for _, parameter, value in _MALLOC:
+            mallopt(parameter, value)
+
+
+def variables_that_keep_memory() -> dict[str, str]:
+    """Returns the variables with which a process of another program does as `keep_memory` does."""
+    return {name: str(value % 2**64) for name, _, value in _MALLOC}
 
 
 def use_every_core() -> None:

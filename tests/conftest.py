@@ -12,7 +12,7 @@ import nightly
 import numpy as np
 import pytest
 
-from jaxrobust import models
+from jaxrobust import compilation, models
 
 # What one test or one worker has compiled is not compiled again by another, nor by scripts under test.
 # The first process makes the folder and removes it, unless who runs the tests has named one to keep.
@@ -94,6 +94,13 @@ def forget_programs() -> Iterator[None]:
     """
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def unchanged_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`studies.run_script` changes nothing of this process, in which it is to run nothing."""
+    for changed in ("use_every_core", "keep_programs", "keep_memory"):
+        monkeypatch.setattr(compilation, changed, lambda: None)
 
 
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from jaxrobust import compilation, studies
+from jaxrobust import studies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +26,10 @@ class Settings:
 
 
 @pytest.fixture
-def read(monkeypatch):
+def read(monkeypatch, unchanged_process):
     def settings_of(*options):
         found = []
         monkeypatch.setattr(sys, "argv", ["script", *options])
-        for name in ("use_every_core", "keep_programs"):  # nothing is computed
-            monkeypatch.setattr(compilation, name, lambda: None)
         studies.run_script(lambda settings: found.append(settings), Settings)
         return found[0]
 

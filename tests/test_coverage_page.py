@@ -9,7 +9,7 @@ import sys
 import coverage_page
 import pytest
 
-from jaxrobust import compilation, studies
+from jaxrobust import studies
 
 ROWS = coverage_page.rows()
 WORDS = ("same size", "smaller", "not run")
@@ -72,11 +72,9 @@ def test_every_section_is_in_the_studys_templates(study):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_is_one_that_the_study_takes(command, monkeypatch):
+def test_every_command_is_one_that_the_study_takes(command, monkeypatch, unchanged_process):
     name, *options = shlex.split(command)
     study = importlib.import_module(f"{name}.__main__")
-    for changed in ("use_every_core", "keep_programs"):  # of this process, which runs nothing
-        monkeypatch.setattr(compilation, changed, lambda: None)
     monkeypatch.setattr(sys, "argv", [name, *options])
     read = []
     settings = getattr(study, "Settings", None) or study.Config

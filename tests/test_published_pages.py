@@ -13,7 +13,7 @@ import pytest
 from markdown_it import MarkdownIt
 from report_pages import EVIL, make_result
 
-from jaxrobust import compilation, studies
+from jaxrobust import studies
 from jaxrobust.reports import write_page, write_report
 
 
@@ -114,14 +114,12 @@ def test_a_page_is_the_same_twice_and_leaves_no_old_drawing(result, tmp_path):
 
 
 @pytest.fixture
-def publish(tmp_path, monkeypatch):
+def publish(tmp_path, monkeypatch, unchanged_process):
     """Runs a script that publishes the section of costs, with more options."""
 
     def main(settings):
         raise AssertionError("it must not run")
 
-    for changed in ("use_every_core", "keep_programs"):  # of this process, which runs nothing
-        monkeypatch.setattr(compilation, changed, lambda: None)
     module = types.ModuleType("experiments.tiny.__main__")
     module.__spec__ = types.SimpleNamespace(name="experiments.tiny.__main__")
     monkeypatch.setitem(sys.modules, "experiments.tiny.__main__", module)

@@ -102,7 +102,9 @@ def peer(python: Path, module: str = "experiments.benchmarks.torch_worker") -> I
     The yielded function raises RuntimeError if the process has ended instead of answering.
     """
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    environment = {**os.environ, "OMP_PROC_BIND": "close", "PYTHONPATH": str(_ROOT)}
+    # Both sides allocate memory in the same way.
+    environment = compilation.variables_that_keep_memory() | dict(os.environ)
+    environment |= {"OMP_PROC_BIND": "close", "PYTHONPATH": str(_ROOT)}
     command = [_program(python), "-m", module]
     process: Any = subprocess.Popen(command, cwd=_ROOT, env=environment, **pipes)
 

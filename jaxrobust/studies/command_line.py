@@ -66,6 +66,7 @@ def run_script(
         with contextlib.suppress(RuntimeError):  # if jax is in use already, it keeps its devices
             compilation.use_every_core()
         compilation.keep_programs()
+        compilation.keep_memory()
         module = sys.modules[main.__module__]
         name = getattr(module.__spec__, "name", "script").removesuffix(".__main__")
         fields = dataclasses.fields(settings_type)  # type: ignore[arg-type]
