@@ -129,6 +129,7 @@ def pruned(network: Any, variables: Any, count: int) -> list[models.Classifier]:
 
 def measure(work: Work) -> harness.Row:
     """Measures one point in a process that does nothing else."""
+    # Without `keep_memory`: the memory that a point needs is measured, not what the process keeps.
     compilation.use_every_core()
     compiled: list[str] = []
     jax.monitoring.register_event_duration_secs_listener(

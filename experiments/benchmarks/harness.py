@@ -103,7 +103,7 @@ def peer(python: Path, module: str = "experiments.benchmarks.torch_worker") -> I
     """
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     # Both sides allocate memory in the same way.
-    environment = compilation.variables_that_keep_memory() | dict(os.environ)
+    environment = dict(os.environ) | compilation.variables_that_keep_memory()
     environment |= {"OMP_PROC_BIND": "close", "PYTHONPATH": str(_ROOT)}
     command = [_program(python), "-m", module]
     process: Any = subprocess.Popen(command, cwd=_ROOT, env=environment, **pipes)
