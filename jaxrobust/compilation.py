@@ -273,7 +273,7 @@ def keep_memory() -> None:
     for the next one. Every training step on a CPU needs such arrays. The process never shrinks: it
     keeps at least the most that it has needed, and more where freed memory is in pieces. Call it at the
     start of a program. It was measured on two cores. It does nothing without glibc, or if the user has
-    chosen how memory is allocated (variables MALLOC_..., GLIBC_TUNABLES, or LD_PRELOAD).
+    chosen how memory is allocated, by MALLOC_ARENA_MAX and the like, GLIBC_TUNABLES or LD_PRELOAD.
     """
     if sys.platform != "linux" or not variables_that_keep_memory():
         return
