@@ -79,7 +79,7 @@ def run_script(
             description=f"{module.__doc__ or ''}{_PUBLISH if published else ''}",
             default=settings_type(**{**needed, **chosen}),
             args=arguments,
-            registry=_with_fractions(),
+            registry=_with_fractions(tyro.constructors),
         )
         if page is not None:
             print(_publish(page, published, name, settings, presets or {}))
@@ -100,16 +100,16 @@ def run_script(
         sys.exit(2)
 
 
-def _with_fractions() -> Any:
-    """Returns rules for tyro by which a float may be written as a fraction, such as 8/255."""
-    from tyro import constructors
+def _with_fractions(constructors: Any) -> Any:
+    """Returns rules by which a float may be written as a fraction, such as 8/255.
 
+    Args:
+      constructors: The module tyro.constructors.
+    """
     registry = constructors.ConstructorRegistry()
 
     @registry.primitive_rule
-    def _(
-        kind: constructors.PrimitiveTypeInfo,
-    ) -> constructors.PrimitiveConstructorSpec[Any] | None:
+    def _(kind: Any) -> Any:
         if kind.type is not float:
             return None
         return constructors.PrimitiveConstructorSpec(
