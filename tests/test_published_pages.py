@@ -179,3 +179,10 @@ def test_a_run_of_other_settings_is_not_published(result, publish, tmp_path, cap
     said = capsys.readouterr().err
     assert "is of code with other settings (gone, rate)" in said and "Publish it with" in said
     assert not (tmp_path / "page.md").exists()
+
+
+def test_no_published_page_shows_an_escaped_character():
+    pages = sorted((Path(__file__).parent.parent / "docs" / "results").glob("*.md"))
+    assert len(pages) > 5
+    for page in pages:
+        assert not re.findall("&#?[a-z0-9]+;", page.read_text("utf-8")), page.name
